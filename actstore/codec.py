@@ -1,0 +1,75 @@
+"""How values become bytes: one table from name to codec chain, and from dtype to storage."""
+
+from collections.abc import Mapping
+from typing import Final, Literal
+
+import numpy as np
+from crc32c import crc32c as checksum
+from jaxtyping import Shaped
+from numcodecs.blosc import BITSHUFFLE, Blosc
+
+from actstore.errors import StoreError
+
+Codec = Literal["lz4", "zstd", "raw"]
+
+CODECS: Final[Mapping[str, Blosc | None]] = {
+    "lz4": Blosc(cname="lz4", clevel=5, shuffle=BITSHUFFLE),
+    "zstd": Blosc(cname="zstd", clevel=5, shuffle=BITSHUFFLE),
+    "raw": None,
+}
+"""All exact. Bit shuffling gathers what exponents have in common; mantissas are noise."""
+
+STORAGE: Final[Mapping[str, np.dtype]] = {
+    "bfloat16": np.dtype("<u2"),  # its bits: Zarr has no bfloat16 that every reader knows
+    "float16": np.dtype("<f2"),
+    "float32": np.dtype("<f4"),
+}
+
+CRC_BYTES = 4
+
+__all__ = ["CODECS", "CRC_BYTES", "STORAGE", "Codec", "checksum", "decode", "encode", "zarr_codecs"]
+
+
+def encode(values: Shaped[np.ndarray, "..."], codec: str) -> tuple[bytes | memoryview, bytes]:
+    """One chunk as it is stored: its payload, and the payload's crc32c.
+
+    Releases the GIL for nearly all of its time, so it scales over threads.
+    """
+    compressor = CODECS[codec]
+    payload = values.data.cast("B") if compressor is None else compressor.encode(values)
+    return payload, checksum(payload).to_bytes(CRC_BYTES, "little")
+
+
+def decode(data: memoryview, codec: str, out: Shaped[np.ndarray, "..."]) -> None:
+    """Check a stored chunk against its crc32c and decode it into contiguous `out`.
+
+    Raises:
+        StoreError: If the bytes were altered, or decode to another size; says which.
+    """
+    payload, stored = data[:-CRC_BYTES], data[-CRC_BYTES:]
+    if checksum(payload) != int.from_bytes(stored, "little"):
+        raise StoreError("its bytes do not match their checksum")
+    compressor = CODECS[codec]
+    size = len(payload) if compressor is None else int.from_bytes(payload[4:8], "little")
+    if size != out.nbytes:
+        raise StoreError(f"it holds {size} bytes, not {out.nbytes}")
+    if compressor is None:
+        out.reshape(-1).view(np.uint8)[:] = np.frombuffer(payload, np.uint8)
+    else:
+        compressor.decode(payload, out=out)
+
+
+def zarr_codecs(codec: str, dtype: np.dtype) -> list[dict[str, object]]:
+    """The chain that `encode` follows, as Zarr metadata spells it."""
+    chain: list[dict[str, object]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    compressor = CODECS[codec]
+    if compressor is not None:
+        settings: dict[str, object] = {
+            "typesize": dtype.itemsize,
+            "cname": compressor.cname,
+            "clevel": compressor.clevel,
+            "shuffle": "bitshuffle",
+            "blocksize": 0,
+        }
+        chain.append({"name": "blosc", "configuration": settings})
+    return [*chain, {"name": "crc32c"}]

@@ -1,0 +1,98 @@
+"""Files that are either whole or absent: a temporary name, fsync, rename, fsync of the folder."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+PARTIAL = ".partial"
+
+
+def partial_of(path: Path) -> Path:
+    """The temporary name under which `path` is written."""
+    return path.with_name(path.name + PARTIAL)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in `path` survive a power cut."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file(fd: int) -> None:
+    """Make the bytes of a file survive a power cut."""
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write every byte of `data`: one call may write fewer than it is given.
+
+    Raises:
+        OSError: If the disk is full or fails.
+    """
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Put `parts`, one after another, into `path`; whatever it held before stays until the end.
+
+    Raises:
+        OSError: If the disk is full or fails; `path` is as it was and the temporary file is gone.
+    """
+    temporary = partial_of(path)
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            for part in parts:
+                write_all(fd, part)
+            sync_file(fd)
+        finally:
+            os.close(fd)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, document: object) -> None:
+    """Put `document` into `path` as indented JSON."""
+    write_file(path, [json.dumps(document, indent=2, allow_nan=False).encode()])
+
+
+def canonical_json(document: object) -> bytes:
+    """The one spelling of `document` that checksums are taken of."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and its parents, and make their names survive a power cut."""
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all it holds, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of a file; None if it is absent."""
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - asked for every file of a store
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,99 @@
+"""From whatever a store's folder holds to a ledger that can go on: create, resume or extend."""
+
+import json
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+
+from actstore.errors import StoreError
+from actstore.files import PARTIAL, canonical_json, make_folder, remove, write_json
+from actstore.journal import read_journal, rewrite_journal
+from actstore.ledger import MOMENTS, STAGING, Ledger
+from actstore.manifest import Manifest, StoreSpec, differences
+from actstore.root import GROUP, peek, write_root
+from actstore.summary import read_summary, summary_name
+
+
+def open_ledger(path: Path, spec: StoreSpec, *, n_rows: int) -> Ledger:
+    """Find out where a store stands, sweep away what was never committed, and say what is next.
+
+    Raises:
+        StoreError: If it is another store, damaged, or has lost what it needs to go on.
+        OSError: If the disk is full or fails.
+    """
+    n_rows = -(-n_rows // spec.ctx_len) * spec.ctx_len
+    there = peek(path)
+    if there is None:
+        remove(path / GROUP)
+        there = Manifest(spec=spec, n_rows=n_rows, state="writing")
+    _require_same(path, there.spec, spec)
+    ledger = Ledger(path=path, manifest=there, layout=spec.layout(n_rows))
+    _roll_forward(ledger)
+    if ledger.complete:
+        return ledger
+    _replay(ledger)
+    if ledger.manifest.state == "writing":
+        _announce(ledger)
+    _sweep(ledger)
+    return ledger
+
+
+def _require_same(path: Path, there: StoreSpec, now: StoreSpec) -> None:
+    old, new = (json.loads(canonical_json(spec.as_json())) for spec in (there, now))
+    if old != new:
+        told = "; ".join(differences(old, new))
+        raise StoreError(f"{path} holds another store ({told}); choose another path, or remove it")
+
+
+def _roll_forward(ledger: Ledger) -> None:
+    """Complete a generation whose writer died after its summary stood."""
+    folder = ledger.root / summary_name(ledger.manifest.generation + 1)
+    if (folder / "zarr.json").exists():
+        ledger.publish(read_summary(folder, ledger.spec))
+
+
+def _replay(ledger: Ledger) -> None:
+    """Take up the committed shards, less a last one that is shorter than is now wanted."""
+    entries = list(takewhile(ledger.holds, read_journal(ledger.path)))
+    if ledger.manifest.state == "complete":
+        full = ledger.manifest.n_rows // ledger.spec.shard_rows
+        if len(entries) < full:
+            raise StoreError(
+                f"{ledger.path} cannot be extended: shard {len(entries)} or its line in "
+                "the journal is damaged; choose another path, or remove it"
+            )
+    committed = sum(entry.rows for entry in entries)
+    ledger.layout = replace(ledger.layout, n_rows=max(ledger.layout.n_rows, committed))
+    last = len(entries) - 1
+    if entries and entries[last].rows < ledger.layout.rows_in(last):
+        entries.pop()
+    ledger.entries = entries
+    rewrite_journal(ledger.path, entries)
+
+
+def _announce(ledger: Ledger) -> None:
+    """Say in the group what is being written, before the first row of it is."""
+    manifest = replace(ledger.manifest, n_rows=ledger.layout.n_rows)
+    if peek(ledger.path) != manifest:
+        make_folder(ledger.root)
+        write_root(ledger.path, manifest)
+    ledger.manifest = manifest
+    for name in ledger.spec.arrays:
+        make_folder(ledger.root / name / "c")
+        write_json(ledger.root / name / "zarr.json", ledger.document(name, manifest.n_rows))
+
+
+def _sweep(ledger: Ledger) -> None:
+    """Remove what was written and never committed."""
+    n_kept = max(ledger.n_kept, len(ledger.entries))
+    for name in ledger.spec.arrays:
+        (ledger.root / name / f"zarr.json{PARTIAL}").unlink(missing_ok=True)
+        for file in (ledger.root / name / "c").iterdir():
+            if not (file.name.isdecimal() and int(file.name) < n_kept):
+                remove(file)
+    if not any(map(ledger.staged, ledger.entries)):
+        remove(ledger.path / STAGING)
+    remove(ledger.root / summary_name(ledger.manifest.generation + 1))
+    for folder in (ledger.path, ledger.root, ledger.path / MOMENTS):
+        for file in folder.glob(f"*{PARTIAL}"):
+            remove(file)

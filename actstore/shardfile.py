@@ -1,0 +1,76 @@
+"""One shard of one array as a file: chunks one after another, then where each begins and ends."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Shaped, UInt64
+
+from actstore.codec import CRC_BYTES, checksum
+from actstore.errors import StoreError
+
+ABSENT = np.iinfo(np.uint64).max
+ENTRY_BYTES = 16
+
+Parts = tuple[bytes | memoryview, bytes]
+
+
+def padded(values: Shaped[np.ndarray, "n ..."], chunk: int) -> Shaped[np.ndarray, "{chunk} ..."]:
+    """A contiguous chunk: filled up with zeros if there are fewer values, as Zarr wants it."""
+    if len(values) == chunk:
+        return np.ascontiguousarray(values)
+    full = np.zeros((chunk, *values.shape[1:]), values.dtype)
+    full[: len(values)] = values
+    return full
+
+
+@dataclass
+class Tally:
+    """Bytes and crc32c of a file, known once all of it has gone through `count`."""
+
+    size: int = 0
+    crc: int = 0
+
+    def count(self, parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+        """Pass `parts` on."""
+        for part in parts:
+            self.size += len(part)
+            self.crc = checksum(part, self.crc)
+            yield part
+
+
+def shard_parts(chunks: Iterable[Parts], *, slots: int) -> Iterator[bytes | memoryview]:
+    """The bytes of a shard: encoded chunks as they come, then an index of `slots` entries."""
+    index = np.full((slots, 2), ABSENT, "<u8")
+    offset = 0
+    for i, parts in enumerate(chunks):
+        size = sum(map(len, parts))
+        index[i] = offset, size
+        offset += size
+        yield from parts
+    data = index.tobytes()
+    yield data
+    yield checksum(data).to_bytes(CRC_BYTES, "little")
+
+
+def index_bytes(slots: int) -> int:
+    """Size of the index at the end of a shard."""
+    return slots * ENTRY_BYTES + CRC_BYTES
+
+
+def parse_index(
+    data: bytes | memoryview, *, n_chunks: int, file_size: int
+) -> UInt64[np.ndarray, "{n_chunks} 2"]:
+    """Offset and size of each chunk, from the end of a shard file.
+
+    Raises:
+        StoreError: If the index was altered, lacks a chunk, or points outside of the file.
+    """
+    entries, stored = data[:-CRC_BYTES], data[-CRC_BYTES:]
+    if checksum(entries) != int.from_bytes(stored, "little"):
+        raise StoreError("its index does not match its checksum")
+    index = np.frombuffer(entries, "<u8").astype(np.uint64).reshape(-1, 2)[:n_chunks]
+    end = file_size - len(data)
+    if len(index) < n_chunks or any(o + s > end or s < CRC_BYTES for o, s in index.tolist()):
+        raise StoreError("its index points outside of the file")
+    return index

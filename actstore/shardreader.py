@@ -1,0 +1,151 @@
+"""Chunks of a complete store's shards, straight from their files into a caller's memory.
+
+Files are read, not mapped: a file cut short under a mapping kills the process, and every mapping
+would hold a descriptor, of which 10,000 shards need more than a process has.
+"""
+
+import os
+import threading
+import weakref
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped, UInt64
+
+from actstore.codec import decode
+from actstore.errors import StoreError
+from actstore.manifest import StoreSpec
+from actstore.metadata import codec_of, dtype_of, shape_of, shard_and_chunk, shard_key
+from actstore.shardfile import index_bytes, parse_index
+
+
+class ShardReader:
+    """The shards of one array; safe to use from many threads."""
+
+    def __init__(
+        self, root: Path, spec: StoreSpec, name: str, *, n_rows: int, sizes: list[int]
+    ) -> None:
+        self._root = os.fspath(root)
+        self._spec = spec
+        self._name = name
+        self._layout = spec.layout(n_rows)
+        self._sizes = sizes
+        self._codec = codec_of(spec, name)
+        self._dtype = dtype_of(spec, name)
+        self._slot = shard_and_chunk(spec, name)
+        self._indices: dict[int, UInt64[np.ndarray, "chunks 2"]] = {}
+        self._local = threading.local()
+        self._kept: dict[int, int] = {}
+
+    def path(self, shard: int) -> str:
+        """The file of a shard."""
+        return f"{self._root}/{shard_key(self._name, shard)}"
+
+    def check_files(self) -> Iterator[StoreError]:
+        """Every shard that is absent or of another size than the store says."""
+        for shard, size in enumerate(self._sizes):
+            try:
+                found = os.stat(self.path(shard)).st_size  # noqa: PTH116 - thousands of them
+            except OSError as error:
+                yield self._error(shard, f"cannot be read: {error.strerror}")
+            else:
+                if found != size:
+                    yield self._error(shard, f"has {found} bytes, not {size}")
+
+    def keep_last(self) -> None:
+        """Hold the last shard open: an extension of the store may replace its file."""
+        shard = len(self._sizes) - 1
+        with self._opened(shard) as fd:
+            self._kept[shard] = kept = os.dup(fd)
+            weakref.finalize(self, os.close, kept)
+
+    def entries_in(self, shard: int) -> int:
+        """Entries of a shard along the first axis."""
+        return shape_of(self._spec, self._name, self._layout.rows_in(shard))[0]
+
+    def chunks_in(self, shard: int) -> int:
+        """Chunks of a shard."""
+        return -(-self.entries_in(shard) // self._slot[1])
+
+    def read(self, shard: int) -> Shaped[np.ndarray, "..."]:
+        """All values of one shard."""
+        out = np.empty(shape_of(self._spec, self._name, self._layout.rows_in(shard)), self._dtype)
+        for chunk in range(self.chunks_in(shard)):
+            start = chunk * self._slot[1]
+            self.read_chunk(shard, chunk, out[start : start + self._slot[1]])
+        return out
+
+    def read_chunk(self, shard: int, chunk: int, out: Shaped[np.ndarray, "n ..."]) -> None:
+        """Read, check and decode one chunk into contiguous `out`, shorter only if the chunk is.
+
+        Raises:
+            StoreError: If the file is absent, shorter than it was, or altered; names it.
+        """
+        with self._opened(shard) as fd:
+            try:
+                offset, size = self._index(shard, fd)[chunk].tolist()
+                data = self._pread(fd, size, offset)
+                self._decode(data, out)
+            except StoreError as error:
+                raise self._error(shard, f"is damaged in chunk {chunk}: {error}") from error
+
+    def want(self, shard: int, chunk: int) -> None:
+        """Tell the system that a chunk will be read soon."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        with self._opened(shard) as fd:
+            offset, size = self._index(shard, fd)[chunk].tolist()
+            os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
+
+    def _decode(self, data: memoryview, out: Shaped[np.ndarray, "n ..."]) -> None:
+        if len(out) == self._slot[1]:
+            decode(data, self._codec, out)
+        else:
+            full = np.empty((self._slot[1], *out.shape[1:]), out.dtype)
+            decode(data, self._codec, full)
+            out[:] = full[: len(out)]
+
+    @contextmanager
+    def _opened(self, shard: int) -> Generator[int]:
+        if shard in self._kept:
+            yield self._kept[shard]
+            return
+        try:
+            fd = os.open(self.path(shard), os.O_RDONLY)
+        except OSError as error:
+            raise self._error(shard, f"cannot be read: {error.strerror}") from error
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _index(self, shard: int, fd: int) -> UInt64[np.ndarray, "chunks 2"]:
+        """Where the chunks of a shard lie; read once."""
+        index = self._indices.get(shard)
+        if index is None:
+            size, length = self._sizes[shard], index_bytes(self._slot[0] // self._slot[1])
+            data = self._pread(fd, length, size - length)
+            index = parse_index(data, n_chunks=self.chunks_in(shard), file_size=size)
+            self._indices[shard] = index
+        return index
+
+    def _pread(self, fd: int, size: int, offset: int) -> memoryview:
+        """Bytes of a file, in a buffer that this thread uses again."""
+        if len(getattr(self._local, "buffer", b"")) < size:
+            self._local.buffer = bytearray(size + size // 8)
+        data = memoryview(self._local.buffer)[:size]
+        done = 0
+        while done < size:
+            n = os.preadv(fd, [data[done:]], offset + done)
+            if n == 0:
+                raise StoreError("its file is shorter than it was")
+            done += n
+        return data
+
+    def _error(self, shard: int, what: str) -> StoreError:
+        return StoreError(
+            f"{self._name}, shard {shard}: {self.path(shard)} {what}; restore that file, "
+            "or write the store anew"
+        )

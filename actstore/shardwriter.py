@@ -1,0 +1,203 @@
+"""From one finished shard in memory to its files, not yet committed."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32, Int64, Shaped
+
+from actstore.codec import encode
+from actstore.errors import NonFiniteError, StoreError
+from actstore.files import make_folder, partial_of, size_of, sync_file, sync_folder, write_all
+from actstore.ledger import Ledger
+from actstore.manifest import CONTEXT_TOKENS, StoreSpec
+from actstore.metadata import codec_of, shard_and_chunk, shard_key
+from actstore.moments import Moments, as_float
+from actstore.order import row_permutation
+from actstore.shardfile import Parts, Tally, padded, shard_parts
+from actstore.shardreader import ShardReader
+
+Rows = Shaped[np.ndarray, "rows width"]
+Values = Shaped[np.ndarray, "n ..."]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shard:
+    """One finished shard, on its way into a store."""
+
+    index: int
+    acts: Mapping[str, Rows]
+    """Rows by site, in the order `row_permutation` gives; bfloat16 as its bits, uint16."""
+    tokens: Int32[np.ndarray, "contexts ctx_len"]
+    """In the order of contexts, as is `document_id`."""
+    document_id: Int64[np.ndarray, "contexts ctx_len"]
+    cursor: Mapping[str, object]
+    """Where the source stands after this shard, as JSON."""
+
+    def check(self, spec: StoreSpec) -> None:
+        """Hold shapes and dtypes to the store's.
+
+        Raises:
+            StoreError: Naming what does not fit.
+        """
+        wanted = {site.name: (self.n_rows, site.width) for site in spec.sites}
+        if set(self.acts) != set(wanted):
+            raise StoreError(f"expected rows of {', '.join(wanted)}, got {', '.join(self.acts)}")
+        for name, rows in self.acts.items():
+            if rows.shape != wanted[name] or rows.dtype != spec.storage:
+                raise StoreError(
+                    f"{name}: expected {wanted[name]} {spec.storage}, got {rows.shape} {rows.dtype}"
+                )
+        if self.tokens.shape[1] != spec.ctx_len or self.document_id.shape != self.tokens.shape:
+            raise StoreError(
+                f"expected tokens and document ids of (contexts, {spec.ctx_len}), "
+                f"got {self.tokens.shape} and {self.document_id.shape}"
+            )
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of each site."""
+        return self.tokens.size
+
+    def columns(self, spec: StoreSpec) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """The arrays beside the activations, in stored order."""
+        order = row_permutation(self.n_rows, seed=spec.seed, shard=self.index)
+        context, position = np.divmod(order, spec.ctx_len)
+        return {
+            "token_id": self.tokens.reshape(-1)[order].astype("<i4"),
+            "context_id": context + self.index * (spec.shard_rows // spec.ctx_len),
+            "position": position.astype("<i4"),
+            "document_id": self.document_id.reshape(-1)[order].astype("<i8"),
+            CONTEXT_TOKENS: self.tokens.astype("<i4"),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Written:
+    """Files of a shard under their temporary names."""
+
+    shard: Shard
+    open_files: dict[Path, int] = field(default_factory=dict[Path, int])
+    """Descriptors by final path, in the order in which they become final."""
+    tallies: dict[str, Tally] = field(default_factory=dict[str, Tally])
+    moments: dict[str, list[Moments]] = field(default_factory=dict[str, list[Moments]])
+    """Of each chunk, by site."""
+
+    def place(self) -> None:
+        """Sync the files and give them their names.
+
+        Raises:
+            OSError: If the disk is full or fails.
+        """
+        for path, fd in self.open_files.items():
+            sync_file(fd)
+            partial_of(path).replace(path)
+            sync_folder(path.parent)
+        for folder in {path.parent.parent for path in self.open_files}:
+            sync_folder(folder)
+
+    def close(self) -> None:
+        """Let go of the files, removing those that have no name yet."""
+        for path, fd in self.open_files.items():
+            os.close(fd)
+            partial_of(path).unlink(missing_ok=True)
+        self.open_files.clear()
+
+
+def write_files(shard: Shard, ledger: Ledger, pool: ThreadPoolExecutor) -> Written:
+    """Encode a shard in `pool` and write its files under temporary names.
+
+    Raises:
+        NonFiniteError: If a value is NaN or infinite.
+        OSError: If the disk is full or fails. Nothing is left behind in either case.
+    """
+    spec = ledger.spec
+    if shard.index < ledger.n_kept:
+        _require_same_start(shard, ledger)
+    values = {**shard.columns(spec), **shard.acts}
+    jobs = {
+        name: _submit(pool, values[name], codec_of(spec, name), shard_and_chunk(spec, name)[1])
+        for name in spec.arrays
+    }
+    written = Written(shard=shard)
+    try:
+        for name, pieces in jobs.items():
+            _write_file(written, name, ledger, (piece.result() for piece in pieces))
+        _require_finite(written, spec)
+    except BaseException:
+        for pieces in jobs.values():
+            for piece in pieces:
+                piece.cancel()
+        written.close()
+        raise
+    return written
+
+
+def _require_same_start(shard: Shard, ledger: Ledger) -> None:
+    """Hold a last shard that is written again, longer, to the contexts it began with."""
+    spec = ledger.spec
+    name, rows = CONTEXT_TOKENS, ledger.manifest.n_rows
+    sizes = [size_of(ledger.root / shard_key(name, k)) or 0 for k in range(ledger.n_kept)]
+    old = ShardReader(ledger.root, spec, name, n_rows=rows, sizes=sizes).read(shard.index)
+    if not np.array_equal(shard.tokens[: len(old)], old):
+        raise StoreError(
+            f"{ledger.path} cannot be extended: its source no longer gives the tokens it gave "
+            f"for shard {shard.index}; write another store"
+        )
+
+
+def _submit(
+    pool: ThreadPoolExecutor, values: Values, codec: str, chunk: int
+) -> list[Future[tuple[Parts, Moments | None]]]:
+    starts = range(0, len(values), chunk)
+    return [pool.submit(_encode, values[i : i + chunk], codec, chunk) for i in starts]
+
+
+def _encode(rows: Values, codec: str, chunk: int) -> tuple[Parts, Moments | None]:
+    """One chunk encoded, and its moments if it is of activations."""
+    parts = encode(padded(rows, chunk), codec)
+    return parts, Moments.of(rows) if rows.ndim == 2 and rows.dtype != np.int32 else None
+
+
+def _write_file(
+    written: Written,
+    name: str,
+    ledger: Ledger,
+    pieces: Iterable[tuple[Parts, Moments | None]],
+) -> None:
+    index = written.shard.index
+    path = ledger.place(name, index)
+    make_folder(path.parent)
+    fd = os.open(partial_of(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    written.open_files[path] = fd
+    tally = written.tallies[name] = Tally()
+    moments = written.moments[name] = []
+
+    def encoded() -> Iterator[Parts]:
+        for parts, of_chunk in pieces:
+            if of_chunk is not None:
+                moments.append(of_chunk)
+            yield parts
+
+    shard, chunk = shard_and_chunk(ledger.spec, name)
+    for part in tally.count(shard_parts(encoded(), slots=shard // chunk)):
+        write_all(fd, part)
+
+
+def _require_finite(written: Written, spec: StoreSpec) -> None:
+    """Find the first row, in stored order, that is not finite."""
+    for site in spec.sites:
+        if all(moments.finite for moments in written.moments[site.name]):
+            continue
+        shard = written.shard
+        finite = np.isfinite(as_float(shard.acts[site.name])).all(axis=1)
+        columns = shard.columns(spec)
+        row = int(np.argmin(finite))
+        raise NonFiniteError(
+            site=site.name,
+            context_id=int(columns["context_id"][row]),
+            position=int(columns["position"][row]),
+        )

@@ -1,0 +1,148 @@
+"""What a store knows of itself once complete: size and checksum of every shard, mean, variance.
+
+It is a group of plain arrays, `summary-N` for generation N; its zarr.json is written last, and from
+then on the generation will be completed, whoever has to do it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64, Shaped, UInt32
+
+from actstore.codec import decode, encode
+from actstore.errors import StoreError
+from actstore.files import canonical_json, make_folder, write_file, write_json
+from actstore.manifest import StoreSpec
+from actstore.metadata import group_document, summary_document
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Summary:
+    """Facts about the shards of a store; columns follow `StoreSpec.arrays`."""
+
+    source_exhausted: bool
+    shard_rows: Int64[np.ndarray, " shards"]
+    shard_bytes: Int64[np.ndarray, "shards arrays"]
+    shard_crc32c: UInt32[np.ndarray, "shards arrays"]
+    mean: Mapping[str, Float64[np.ndarray, " _"]]
+    var: Mapping[str, Float64[np.ndarray, " _"]]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all shards."""
+        return int(self.shard_rows.sum())
+
+    def fingerprint(self, spec: StoreSpec) -> str:
+        """sha256 over the spec and every row of every array, by way of the shards' checksums."""
+        digest = hashlib.sha256(canonical_json(spec.as_json()))
+        for column in (self.shard_rows, self.shard_bytes, self.shard_crc32c):
+            digest.update(column.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def attributes(self) -> dict[str, Any]:
+        """Of the group."""
+        return {"n_rows": self.n_rows, "source_exhausted": self.source_exhausted}
+
+    def arrays(self) -> Iterator[tuple[str, Shaped[np.ndarray, "..."], list[str]]]:
+        """Name, values and dimensions of each array of the group."""
+        yield "shard_rows", self.shard_rows, ["shard"]
+        yield "shard_bytes", self.shard_bytes, ["shard", "array"]
+        yield "shard_crc32c", self.shard_crc32c, ["shard", "array"]
+        for kind, by_site in (("mean", self.mean), ("var", self.var)):
+            for site, values in by_site.items():
+                yield f"{kind}.{site}", values, [f"d_{len(values)}"]
+
+    def documents(self) -> dict[str, Any]:
+        """The zarr.json of the group and of each array in it, by path from the group."""
+        arrays = {
+            name: summary_document(values.shape, values.dtype, dimensions)
+            for name, values, dimensions in self.arrays()
+        }
+        return {"": group_document(self.attributes()), **arrays}
+
+
+def summary_name(generation: int) -> str:
+    """The group's name."""
+    return f"summary-{generation}"
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Write the group; its own zarr.json last.
+
+    Raises:
+        OSError: If the disk is full or fails.
+    """
+    group, *_ = documents = summary.documents()
+    for name, values, _ in summary.arrays():
+        path = folder / name / _chunk_key(values.ndim)
+        make_folder(path.parent)
+        write_json(folder / name / "zarr.json", documents[name])
+        write_file(path, encode(np.ascontiguousarray(values), "raw"))
+    write_json(folder / "zarr.json", documents[group])
+
+
+def read_summary(folder: Path, spec: StoreSpec) -> Summary:
+    """Read the group at `folder`.
+
+    Raises:
+        StoreError: If a file is absent or altered; names it.
+    """
+    attributes = _read_json(folder / "zarr.json").get("attributes", {})
+    n_arrays = len(spec.arrays)
+    n_shards = -(-int(attributes.get("n_rows", 0)) // spec.shard_rows)
+    summary = Summary(
+        source_exhausted=bool(attributes.get("source_exhausted", False)),
+        shard_rows=_read(folder / "shard_rows", (n_shards,), np.dtype("<i8")),
+        shard_bytes=_read(folder / "shard_bytes", (n_shards, n_arrays), np.dtype("<i8")),
+        shard_crc32c=_read(folder / "shard_crc32c", (n_shards, n_arrays), np.dtype("<u4")),
+        **{
+            kind: {
+                site.name: _read(folder / f"{kind}.{site.name}", (site.width,), np.dtype("<f8"))
+                for site in spec.sites
+            }
+            for kind in ("mean", "var")
+        },
+    )
+    for name, document in summary.documents().items():
+        check_document(folder / name, document)
+    return summary
+
+
+def check_document(folder: Path, expected: Mapping[str, Any]) -> None:
+    """Hold the zarr.json in `folder` to what this version writes.
+
+    Raises:
+        StoreError: If it says anything else.
+    """
+    if _read_json(folder / "zarr.json") != expected:
+        raise StoreError(f"{folder / 'zarr.json'} was altered: it is not what a writer put there")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged: it is not JSON") from error
+
+
+def _read(folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray, "..."]:
+    path = folder / _chunk_key(len(shape))
+    out = np.empty(shape, dtype)
+    try:
+        decode(memoryview(path.read_bytes()), "raw", out)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    except StoreError as error:
+        raise StoreError(f"{path} is damaged: {error}") from error
+    return out
+
+
+def _chunk_key(ndim: int) -> str:
+    return "/".join(["c", *("0" * ndim)])

@@ -1,0 +1,219 @@
+"""Write a store: whole shards, encoded by threads beside the caller, each committed or absent."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from os import cpu_count
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from jaxtyping import Int32, Int64, Shaped
+
+from actstore.conveyor import Conveyor, failed
+from actstore.errors import StoreError
+from actstore.files import make_folder
+from actstore.gather import Gathered
+from actstore.ledger import Ledger
+from actstore.lock import writing
+from actstore.manifest import Manifest, StoreSpec
+from actstore.resume import open_ledger
+from actstore.shardwriter import Shard
+
+__all__ = ["ActWriter", "Shard"]
+
+
+class ActWriter:
+    """A store being written: a context manager that holds the store's lock.
+
+    Leaving it early, by an error or a crash, loses only what was not committed: the next
+    `create_or_resume` goes on at `next_shard`, from `cursor`.
+    """
+
+    def __init__(self, ledger: Ledger, conveyor: Conveyor | None, stack: ExitStack) -> None:
+        self._ledger = ledger
+        self._stack = stack
+        self._next = ledger.layout.n_shards if ledger.complete else len(ledger.entries)
+        self._cursor = ledger.entries[-1].cursor if ledger.entries else None
+        self._gathered = Gathered(ledger.spec)
+        self._short = False
+        self._conveyor = conveyor
+
+    @classmethod
+    def create_or_resume(
+        cls,
+        path: Path,
+        spec: StoreSpec,
+        *,
+        n_rows: int,
+        threads: int | None = None,
+        queue: int = 2,
+    ) -> "ActWriter":
+        """Begin a store, go on with one that was left unfinished, or extend one that is complete.
+
+        Args:
+            path: The store's folder, `NAME.actstore`.
+            spec: What it shall be; what is there must be the same.
+            n_rows: Rows it shall hold, rounded up to whole contexts. If it holds them already there
+                is nothing to write: `next_shard` equals `n_shards`.
+            threads: Of compression; None means one for each core, up to 8.
+            queue: Shards held in memory before `write_shard` blocks.
+
+        Raises:
+            StoreError: If another writer is at it, the spec differs, or the store is damaged.
+        """
+        if n_rows <= 0:
+            raise StoreError(f"n_rows must be positive, got {n_rows}")
+        with ExitStack() as stack:
+            try:
+                make_folder(path)
+                stack.enter_context(writing(path))
+                ledger = open_ledger(path, spec, n_rows=n_rows)
+            except OSError as error:
+                raise failed(path, error) from error
+            threads = threads or min(8, cpu_count() or 1)
+            conveyor = None
+            if not ledger.complete:
+                conveyor = Conveyor(ledger, stack, threads=threads, queue=queue)
+            return cls(ledger, conveyor, stack.pop_all())
+
+    @property
+    def spec(self) -> StoreSpec:
+        """The store's."""
+        return self._ledger.spec
+
+    @property
+    def n_rows(self) -> int:
+        """Rows the store shall hold."""
+        return self._ledger.layout.n_rows
+
+    @property
+    def n_shards(self) -> int:
+        """Shards the store shall hold."""
+        return self._ledger.layout.n_shards
+
+    @property
+    def next_shard(self) -> int:
+        """The shard that `write_shard` takes next."""
+        return self._next
+
+    @property
+    def cursor(self) -> Mapping[str, object] | None:
+        """Where the source stood before `next_shard` on opening; None at its start."""
+        return self._cursor
+
+    @property
+    def n_rows_committed(self) -> int:
+        """Rows that no crash can take away."""
+        if self._ledger.complete:
+            return self._ledger.manifest.n_rows
+        return self._ledger.n_rows
+
+    @property
+    def n_bytes_committed(self) -> int:
+        """Size of the files of those rows; of shards this store was opened with too."""
+        return sum(size for entry in self._ledger.entries for size, _ in entry.files.values())
+
+    def rows_in(self, shard: int) -> int:
+        """Rows that `shard` shall hold."""
+        return self._ledger.layout.rows_in(shard)
+
+    def write_shard(self, shard: Shard) -> None:
+        """Hand over the next shard; blocks while as many as `queue` are in memory.
+
+        The arrays belong to the writer from here on: do not change them. A shard with fewer rows
+        than `rows_in` must be the last, of a source that ended.
+
+        Raises:
+            StoreError: If it does not fit the store, or an earlier shard could not be written.
+            NonFiniteError: If an earlier shard held NaN or infinity.
+        """
+        self._check(shard)
+        assert self._conveyor is not None  # a complete store has no next shard
+        self._conveyor.put(shard)
+        self._next += 1
+        self._short = shard.n_rows < self.rows_in(shard.index)
+
+    def append(
+        self,
+        acts: Mapping[str, Shaped[np.ndarray, "n ctx_len width"]],
+        *,
+        tokens: Int32[np.ndarray, "n ctx_len"],
+        document_id: Int64[np.ndarray, "n ctx_len"] | None = None,
+    ) -> None:
+        """Add contexts; shards are formed, permuted and written as they fill.
+
+        After a resume go on with context `n_rows_committed // ctx_len`. Do not mix with
+        `write_shard`.
+
+        Args:
+            acts: Rows by site, in order; bfloat16 as its bits, uint16.
+            tokens: What the rows stand for, any int32 label.
+            document_id: The document of each row; zeros if left out.
+
+        Raises:
+            StoreError: As `write_shard` does.
+        """
+        if document_id is None:
+            document_id = np.zeros(tokens.shape, np.int64)
+        self._gathered.add(acts, tokens, document_id)
+        while self._next < self.n_shards and self._gathered.n_rows >= self.rows_in(self._next):
+            self.write_shard(self._gathered.take(self._next, self.rows_in(self._next)))
+        if self._next == self.n_shards and self._gathered.n_rows:
+            raise StoreError(f"more rows were given than the {self.n_rows} this store was made for")
+
+    def finish(self, *, source_exhausted: bool = False) -> Manifest:
+        """Wait for every shard, then make the store complete.
+
+        Args:
+            source_exhausted: The source ended; fewer rows than `n_rows` are all there will be.
+
+        Raises:
+            StoreError: If a shard could not be written, or rows are missing.
+            NonFiniteError: If a shard held NaN or infinity.
+        """
+        if source_exhausted and self._gathered.n_rows:
+            self.write_shard(self._gathered.take(self._next, self._gathered.n_rows))
+        ledger = self._ledger
+        if self._conveyor is None or ledger.complete:
+            return ledger.manifest
+        self._conveyor.wait()
+        self._conveyor.check()
+        if not source_exhausted and ledger.n_rows < self.n_rows:
+            raise StoreError(f"{ledger.path} holds {ledger.n_rows} of {self.n_rows} rows; go on")
+        if not ledger.entries and ledger.manifest.state == "writing":
+            raise StoreError(f"{ledger.path} would be empty: the source gave no whole context")
+        try:
+            return ledger.finish(source_exhausted=source_exhausted)
+        except OSError as error:
+            raise failed(ledger.path, error) from error
+
+    def close(self) -> None:
+        """Finish what was handed over, stop the threads and give up the lock."""
+        self._stack.close()
+
+    def __enter__(self) -> "ActWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+        if kind is None and self._conveyor is not None:
+            self._conveyor.check()
+
+    def _check(self, shard: Shard) -> None:
+        if self._short:
+            raise StoreError("a shard with fewer rows than planned must be the last")
+        if shard.index != self._next or self._next >= self.n_shards:
+            raise StoreError(
+                f"expected shard {self._next} of {self.n_shards}, got shard {shard.index}"
+            )
+        if not 0 < shard.n_rows <= self.rows_in(shard.index):
+            raise StoreError(
+                f"shard {shard.index} shall hold {self.rows_in(shard.index)} rows, "
+                f"got {shard.n_rows}"
+            )
+        shard.check(self.spec)

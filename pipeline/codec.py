@@ -1,0 +1,126 @@
+"""Configs as JSON and TOML: strict, small, unions of dataclasses told apart by `kind`.
+
+What `to_json` writes, `from_json` reads back equal. A key nobody knows is an error, never ignored.
+"""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from pipeline.errors import ConfigError
+
+T = TypeVar("T")
+
+SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def to_json(value: object) -> object:
+    """A config, or a part of one, as what `json.dumps` takes."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_json(kind: type[T], value: object, *, where: str = "config") -> T:
+    """The `kind` that `value` describes.
+
+    Args:
+        kind: A frozen dataclass; its type hints say what each setting may be.
+        value: Parsed JSON or TOML.
+        where: What to call `value` in messages.
+
+    Raises:
+        ConfigError: a setting is unknown, missing or of the wrong type, or the dataclass itself
+            refuses the values.
+    """
+    return cast("T", _read(kind, value, where))
+
+
+def load_toml(path: Path) -> dict[str, object]:
+    """The settings of a TOML file, still to be given to `from_json`.
+
+    Raises:
+        ConfigError: the file cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def _read(hint: Any, value: object, where: str) -> object:  # noqa: ANN401 - a type hint is anything
+    """`value` as `hint` asks for it."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return _read_union(args, value, where)
+    if origin is Literal:
+        if value not in args or isinstance(value, bool | float):
+            raise ConfigError(f"{where} must be one of {_listed(args)}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} must be a list, got {value!r}")
+        return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if isinstance(hint, type) and is_dataclass(hint):
+        return _read_dataclass(hint, value, where)
+    if hint is Path:
+        return Path(cast("str", _read(str, value, where)))
+    return _read_scalar(hint, value, where)
+
+
+def _read_scalar(hint: type, value: object, where: str) -> object:
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint or (isinstance(value, float) and not math.isfinite(value)):
+        raise ConfigError(f"{where} must be {SCALARS[hint]}, got {value!r}")
+    return value
+
+
+def _read_union(options: tuple[Any, ...], value: object, where: str) -> object:
+    """`X | None`, or dataclasses told apart by their `kind`."""
+    if value is None and NoneType in options:
+        return None
+    options = tuple(option for option in options if option is not NoneType)
+    if len(options) == 1:
+        return _read(options[0], value, where)
+    by_kind = {option.kind: option for option in options}
+    got = value.get("kind") if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping) or got not in by_kind:
+        hint = _nearest(got, by_kind)
+        raise ConfigError(f"{where}.kind must be one of {_listed(by_kind)}, got {got!r}{hint}")
+    return _read(by_kind[got], value, where)
+
+
+def _read_dataclass(hint: type, value: object, where: str) -> object:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must be a table of settings, got {value!r}")
+    hints = get_type_hints(hint)
+    settings = {f.name: f for f in fields(hint)}
+    for key in value:
+        if key not in settings:
+            raise ConfigError(f"{where} has no setting {key!r}{_nearest(key, settings)}")
+    for name, f in settings.items():
+        if name not in value and f.default is MISSING and f.default_factory is MISSING:
+            raise ConfigError(f"{where} lacks the setting {name!r}")
+    return hint(**{key: _read(hints[key], v, f"{where}.{key}") for key, v in value.items()})
+
+
+def _nearest(got: object, known: Mapping[str, object]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them."""
+    close = get_close_matches(str(got), known, n=1)
+    return f": did you mean {close[0]!r}?" if close else f": it has {_listed(known)}"
+
+
+def _listed(names: object) -> str:
+    return ", ".join(str(name) for name in cast("tuple[object, ...]", names))

@@ -1,0 +1,51 @@
+"""Where tensors live, and in which precision the model runs."""
+
+from typing import assert_never
+
+import torch
+
+from pipeline.config import Device, Precision
+from pipeline.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(device: Device) -> torch.device:
+    """The device asked for; `auto` is cuda, then mps, then cpu, by what is there.
+
+    Raises:
+        ConfigError: the device asked for is not there.
+    """
+    match device:
+        case "auto":
+            if torch.cuda.is_available():
+                return torch.device("cuda")
+            return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        case "cuda":
+            if not torch.cuda.is_available():
+                raise ConfigError(
+                    "device cuda was asked for, but torch sees no GPU: type --device cpu, or "
+                    "install a torch built for your CUDA"
+                )
+        case "mps":
+            if not torch.backends.mps.is_available():
+                raise ConfigError(
+                    "device mps was asked for, but torch sees no Apple GPU: type --device cpu"
+                )
+        case "cpu":
+            pass
+        case _:
+            assert_never(device)
+    return torch.device(device)
+
+
+def pick_precision(precision: Precision, *, device: torch.device) -> Precision:
+    """`auto` resolved: bf16 on a CUDA GPU that computes in it, fp32 elsewhere."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of the model's weights and arithmetic."""
+    return DTYPES[pick_precision(precision, device=device)]

@@ -1,0 +1,147 @@
+"""The files of a model: a local folder, a repository of the hub, or the embedded default."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.builtin import builtin_model_path
+from pipeline.errors import ModelError
+
+_SAMPLE = 1 << 16  # bytes hashed at each end of a weight file: a whole hash would read gigabytes
+BUILTIN = "builtin"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Files by name, downloaded one by one and only when asked for."""
+
+    name: str
+    """Hub id, local folder, or `builtin`."""
+    revision: str = "main"
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """The local folder, or None for a repository of the hub.
+
+        Raises:
+            ModelError: the name looks like a path, and nothing is there.
+        """
+        if self.name == BUILTIN:
+            return builtin_model_path()
+        path = Path(self.name).expanduser()
+        if path.is_dir():
+            return path
+        looks_local = self.name.startswith((".", "/", "~")) or self.name.count("/") != 1
+        if path.exists() or (looks_local and self.name not in _SINGLE_NAMES):
+            raise ModelError(
+                f"model {self.name!r} is neither a folder with config.json nor a hub id like "
+                "EleutherAI/pythia-70m-deduped"
+            )
+        return None
+
+    def find(self, filename: str) -> Path | None:
+        """The local path of a file, downloaded if it must be; None when the model has no such."""
+        if self.folder is not None:
+            path = self.folder / filename
+            return path if path.is_file() else None
+        return self._download(filename)
+
+    def need(self, filename: str) -> Path:
+        """The local path of a file that every model has.
+
+        Raises:
+            ModelError: it is not there.
+        """
+        path = self.find(filename)
+        if path is None:
+            raise ModelError(f"model {self.name} has no {filename}")
+        return path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json."""
+        path = self.need("config.json")
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{path} is not valid JSON: {error}") from error
+
+    def fingerprint(self) -> str:
+        """What identifies the weights: the commit on the hub, a digest of a local folder.
+
+        The digest covers config.json whole, and name, size and both ends of each weight file.
+        """
+        if self.folder is None:  # …/snapshots/<commit>/config.json
+            return f"commit:{self.need('config.json').parent.name}"
+        digest = hashlib.sha256(self.need("config.json").read_bytes())
+        for path in sorted(self.folder.glob("*.safetensors")):
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(_SAMPLE))
+                file.seek(max(0, size - _SAMPLE))
+                digest.update(file.read(_SAMPLE))
+        return f"sha256:{digest.hexdigest()}"
+
+    def _download(self, filename: str) -> Path | None:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        with self._explained():
+            try:
+                return Path(hf_hub_download(self.name, filename, revision=self.revision))
+            except LocalEntryNotFoundError:  # a kind of EntryNotFoundError, but means: offline
+                raise
+            except EntryNotFoundError:
+                return None
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what the hub client raises into one line each."""
+        import httpx
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HFValidationError,
+            HfHubHTTPError,
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        try:
+            yield
+        except GatedRepoError as error:
+            raise ModelError(
+                f"model {self.name} asks for its licence to be accepted on the hub: do so there, "
+                "then type: hf auth login"
+            ) from error
+        except (RepositoryNotFoundError, HFValidationError) as error:
+            raise ModelError(
+                f"the hub has no model {self.name!r} (or it is private: hf auth login)"
+            ) from error
+        except RevisionNotFoundError as error:
+            raise ModelError(f"model {self.name} has no revision {self.revision!r}") from error
+        except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError) as error:
+            raise ModelError(
+                f"the hub could not be reached for {self.name}, and it is not in the local cache: "
+                "check the network, or give a local folder"
+            ) from error
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            raise ModelError(
+                f"the hub answered {status} for {self.name}; try again later"
+            ) from error
+
+
+_SINGLE_NAMES = (
+    "gpt2",
+    "gpt2-medium",
+    "gpt2-large",
+    "gpt2-xl",
+)  # the hub's few names without owner

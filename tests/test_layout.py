@@ -1,0 +1,72 @@
+from math import log2
+
+import pytest
+from hypothesis import given, strategies as st
+
+from actstore.layout import Layout, plan_layout
+
+MIB = 2**20
+
+
+@given(
+    widths=st.lists(st.integers(1, 16384), min_size=1, max_size=4),
+    itemsize=st.sampled_from([2, 4]),
+    ctx_len=st.integers(1, 5000),
+    shard_rows=st.none() | st.integers(1, 300_000),
+)
+def test_shards_hold_whole_chunks_and_whole_contexts(widths, itemsize, ctx_len, shard_rows):
+    chunk, shard = plan_layout(
+        widths=widths, itemsize=itemsize, ctx_len=ctx_len, shard_rows=shard_rows
+    )
+    assert shard % chunk == 0 and shard % ctx_len == 0
+
+
+@given(width=st.integers(128, 8192), ctx_len=st.integers(1, 2048))
+def test_shards_are_near_64_mib_and_chunks_near_1_mib(width, ctx_len):
+    chunk, shard = plan_layout(widths=[8, width], itemsize=2, ctx_len=ctx_len)
+    assert abs(log2(shard * width * 2 / (64 * MIB))) < 0.75
+    # A long context of prime length leaves no choice but chunks of a whole context.
+    assert abs(log2(chunk * width * 2 / MIB)) < 1.1 or chunk == ctx_len
+
+
+@pytest.mark.parametrize(
+    ("width", "ctx_len", "expected"),
+    [
+        (512, 128, (1024, 65536)),
+        (512, 2048, (1024, 65536)),
+        (768, 1024, (512, 32768)),
+        (4096, 256, (128, 8192)),
+        (64, 128, (4096, 262144)),
+    ],
+)
+def test_usual_models_get_round_numbers(width, ctx_len, expected):
+    assert plan_layout(widths=[width], itemsize=2, ctx_len=ctx_len) == expected
+
+
+@given(ctx_len=st.integers(1, 64), n=st.integers(1, 200))
+def test_a_wanted_shard_of_whole_contexts_is_kept_nearly(ctx_len, n):
+    _, shard = plan_layout(widths=[64], itemsize=2, ctx_len=ctx_len, shard_rows=n * ctx_len)
+    assert abs(log2(shard / (n * ctx_len))) < 0.2
+
+
+def test_a_small_shard_is_still_several_chunks():
+    assert plan_layout(widths=[512], itemsize=2, ctx_len=16, shard_rows=512) == (64, 512)
+
+
+layouts = st.builds(
+    lambda n, chunk, per_shard: Layout(n_rows=n, chunk_rows=chunk, shard_rows=chunk * per_shard),
+    st.integers(1, 500),
+    st.integers(1, 20),
+    st.integers(1, 9),
+)
+
+
+@given(layouts)
+def test_every_row_has_its_own_place(layout: Layout):
+    assert sum(map(layout.rows_in, range(layout.n_shards))) == layout.n_rows
+    assert sum(map(layout.rows_of_chunk, range(layout.n_chunks))) == layout.n_rows
+    places = [layout.locate(chunk) for chunk in range(layout.n_chunks)]
+    assert places == [(s, c) for s in range(layout.n_shards) for c in range(layout.chunks_in(s))]
+    assert all(
+        layout.rows_in(s) > 0 and layout.chunks_in(s) <= layout.chunks_per_shard for s, _ in places
+    )
