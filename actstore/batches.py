@@ -46,6 +46,8 @@ class Batches:
         for name in ("batch_size", "window_rows"):
             if getattr(self, name) <= 0:
                 raise StoreError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise StoreError(f"seed must not be negative, got {self.seed}")
         if self.threads is not None and self.threads <= 0:
             raise StoreError(f"threads must be positive, got {self.threads}")
 
@@ -82,6 +84,8 @@ class Batches:
         Raises:
             StoreError: While iterating, if bytes of the store were altered.
         """
+        if step < 0:
+            raise StoreError(f"step must not be negative, got {step}")
         epoch, skip = divmod(step * self.batch_size, self.store.n_rows)
         plans = self._plans(epoch)
         plan = next(plans)

@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PARTIAL = ".partial"
@@ -66,7 +67,28 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 def write_json(path: Path, document: object) -> None:
     """Put `document` into `path` as indented JSON."""
-    write_file(path, [json.dumps(document, indent=2, allow_nan=False).encode()])
+    write_file(path, [readable_json(document)])
+
+
+def write_many(files: Mapping[Path, Iterable[bytes | memoryview]]) -> None:
+    """Write several files, and their folders, side by side: a disk syncs many as fast as one.
+
+    Raises:
+        OSError: If the disk is full or fails.
+    """
+
+    def write(item: tuple[Path, Iterable[bytes | memoryview]]) -> None:
+        make_folder(item[0].parent)
+        write_file(*item)
+
+    with ThreadPoolExecutor(16) as pool:
+        for _ in pool.map(write, files.items()):
+            pass
+
+
+def readable_json(document: object) -> bytes:
+    """`document` as it stands in a zarr.json."""
+    return json.dumps(document, indent=2, allow_nan=False).encode()
 
 
 def canonical_json(document: object) -> bytes:

@@ -7,7 +7,6 @@ the point: after a crash between any two of them, `Ledger.open` finds a state it
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,11 +15,12 @@ from actstore.errors import StoreError
 from actstore.files import (
     PARTIAL,
     make_folder,
+    readable_json,
     remove,
     size_of,
     sync_folder,
     write_file,
-    write_json,
+    write_many,
 )
 from actstore.journal import Entry, append_entry
 from actstore.layout import Layout
@@ -76,9 +76,20 @@ class Ledger:
         folder = self.path / STAGING if shard < self.n_kept else self.root
         return folder / shard_key(array, shard)
 
-    def document(self, array: str, n_rows: int) -> dict[str, Any]:
-        """The zarr.json of an array."""
-        return array_document(self.spec, array, n_rows)
+    def write_documents(self, n_rows: int) -> None:
+        """Write the zarr.json of every array, as of a store of `n_rows` rows.
+
+        Raises:
+            OSError: If the disk is full or fails.
+        """
+        write_many(
+            {
+                self.root / name / "zarr.json": [
+                    readable_json(array_document(self.spec, name, n_rows))
+                ]
+                for name in self.spec.arrays
+            }
+        )
 
     def staged(self, entry: Entry) -> bool:
         """Whether the files of a committed shard wait to replace those that readers may hold."""
@@ -181,8 +192,7 @@ class Ledger:
             fingerprint=summary.fingerprint(self.spec),
         )
         self._move_staged()
-        for name in self.spec.arrays:
-            write_json(self.root / name / "zarr.json", self.document(name, manifest.n_rows))
+        self.write_documents(manifest.n_rows)
         write_root(self.path, manifest, summary)
         self.manifest = manifest
         remove(self.root / summary_name(old.generation))

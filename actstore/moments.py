@@ -28,11 +28,13 @@ class Moments:
     def of(rows: Shaped[np.ndarray, "n width"]) -> "Moments":
         """Those of stored rows; uint16 means bits of bfloat16. Not finite if a value is not."""
         x = as_float(rows).astype(np.float64)
+        first = x[0].copy()
         with np.errstate(invalid="ignore"):  # infinity less infinity: the caller looks for these
+            x -= first  # so that squares keep the digits of a coordinate far from zero
             mean = x.sum(0) / len(x)
             np.square(x, out=x)
             m2 = np.maximum(x.sum(0) - len(x) * np.square(mean), 0.0)
-        return Moments(count=len(rows), mean=mean, m2=m2)
+        return Moments(count=len(rows), mean=first + mean, m2=m2)
 
     def __add__(self, other: "Moments") -> "Moments":
         count = self.count + other.count

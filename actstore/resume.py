@@ -6,7 +6,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from actstore.errors import StoreError
-from actstore.files import PARTIAL, canonical_json, make_folder, remove, write_json
+from actstore.files import PARTIAL, canonical_json, make_folder, remove
 from actstore.journal import read_journal, rewrite_journal
 from actstore.ledger import MOMENTS, STAGING, Ledger
 from actstore.manifest import Manifest, StoreSpec, differences
@@ -78,9 +78,7 @@ def _announce(ledger: Ledger) -> None:
         make_folder(ledger.root)
         write_root(ledger.path, manifest)
     ledger.manifest = manifest
-    for name in ledger.spec.arrays:
-        make_folder(ledger.root / name / "c")
-        write_json(ledger.root / name / "zarr.json", ledger.document(name, manifest.n_rows))
+    ledger.write_documents(manifest.n_rows)
 
 
 def _sweep(ledger: Ledger) -> None:
@@ -88,7 +86,7 @@ def _sweep(ledger: Ledger) -> None:
     n_kept = max(ledger.n_kept, len(ledger.entries))
     for name in ledger.spec.arrays:
         (ledger.root / name / f"zarr.json{PARTIAL}").unlink(missing_ok=True)
-        for file in (ledger.root / name / "c").iterdir():
+        for file in (ledger.root / name).glob("c/*"):
             if not (file.name.isdecimal() and int(file.name) < n_kept):
                 remove(file)
     if not any(map(ledger.staged, ledger.entries)):

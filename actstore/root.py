@@ -28,13 +28,16 @@ def read_root(path: Path) -> dict[str, Any] | None:
     """The root's zarr.json; None if there is none."""
     root = path / GROUP / "zarr.json"
     try:
-        return json.loads(root.read_bytes())
+        document = json.loads(root.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StoreError(f"{root} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise StoreError(f"{root} is damaged: it is not JSON") from error
+    if not isinstance(document, dict):
+        raise StoreError(f"{root} is damaged: it is not a Zarr group")
+    return document
 
 
 def manifest_of(path: Path, document: Mapping[str, Any]) -> Manifest:

@@ -69,9 +69,13 @@ class ShardReader:
         """Chunks of a shard."""
         return -(-self.entries_in(shard) // self._slot[1])
 
+    def empty_chunk(self, shard: int, chunk: int) -> Shaped[np.ndarray, "..."]:
+        """Memory for one chunk."""
+        return self._empty(min(self._slot[1], self.entries_in(shard) - chunk * self._slot[1]))
+
     def read(self, shard: int) -> Shaped[np.ndarray, "..."]:
         """All values of one shard."""
-        out = np.empty(shape_of(self._spec, self._name, self._layout.rows_in(shard)), self._dtype)
+        out = self._empty(self.entries_in(shard))
         for chunk in range(self.chunks_in(shard)):
             start = chunk * self._slot[1]
             self.read_chunk(shard, chunk, out[start : start + self._slot[1]])
@@ -98,6 +102,10 @@ class ShardReader:
         with self._opened(shard) as fd:
             offset, size = self._index(shard, fd)[chunk].tolist()
             os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
+
+    def _empty(self, entries: int) -> Shaped[np.ndarray, "..."]:
+        _, *tail = shape_of(self._spec, self._name, self._layout.n_rows)
+        return np.empty((entries, *tail), self._dtype)
 
     def _decode(self, data: memoryview, out: Shaped[np.ndarray, "n ..."]) -> None:
         if len(out) == self._slot[1]:

@@ -6,7 +6,7 @@ then on the generation will be completed, whoever has to do it.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from jaxtyping import Float64, Int64, Shaped, UInt32
 
 from actstore.codec import decode, encode
 from actstore.errors import StoreError
-from actstore.files import canonical_json, make_folder, write_file, write_json
+from actstore.files import canonical_json, readable_json, write_json, write_many
 from actstore.manifest import StoreSpec
 from actstore.metadata import group_document, summary_document
 
@@ -78,11 +78,11 @@ def write_summary(folder: Path, summary: Summary) -> None:
         OSError: If the disk is full or fails.
     """
     group, *_ = documents = summary.documents()
+    files: dict[Path, Iterable[bytes | memoryview]] = {}
     for name, values, _ in summary.arrays():
-        path = folder / name / _chunk_key(values.ndim)
-        make_folder(path.parent)
-        write_json(folder / name / "zarr.json", documents[name])
-        write_file(path, encode(np.ascontiguousarray(values), "raw"))
+        files[folder / name / "zarr.json"] = [readable_json(documents[name])]
+        files[folder / name / _chunk_key(values.ndim)] = encode(np.ascontiguousarray(values), "raw")
+    write_many(files)
     write_json(folder / "zarr.json", documents[group])
 
 
@@ -125,11 +125,14 @@ def check_document(folder: Path, expected: Mapping[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes())
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise StoreError(f"{path} is damaged: it is not JSON") from error
+    if not isinstance(document, dict):
+        raise StoreError(f"{path} is damaged: it is not a Zarr node")
+    return document
 
 
 def _read(folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray, "..."]:

@@ -34,6 +34,8 @@ log = logging.getLogger("tiny-pythia")
 
 HERE = Path(__file__).resolve().parent
 SEPARATOR = "<|endoftext|>"
+PUBLISHED_NAMES = {"lm_head.weight": "embed_out.weight"}
+"""Of a tensor that newer versions of transformers call otherwise than Pythia's checkpoints do."""
 FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -366,7 +368,7 @@ def save(args: argparse.Namespace, weights: dict[str, Tensor], report: dict[str,
     partial = args.out.with_name(args.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    cpu = {name: value.cpu() for name, value in weights.items()}
+    cpu = {PUBLISHED_NAMES.get(name, name): value.cpu() for name, value in weights.items()}
     save_file(cpu, partial / "model.safetensors", metadata={"format": "pt"})
     write_json(partial / "config.json", model_config(args, n_vocab=report["corpus"]["n_vocab"]))
     for name in FILES:

@@ -10,7 +10,7 @@ below it nothing requires one, so nothing is kept for it.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,22 +20,22 @@ from torch import Tensor
 from pipeline.config import FinetuneConfig
 from pipeline.cross_entropy import backward_cross_entropy, cross_entropy_sum
 from pipeline.device import pick_device, pick_dtype
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.families import Site
 from pipeline.finetune_run import FinetuneReport, FinetuneStep, finished_report, save_run
-from pipeline.heldout import split_contexts
+from pipeline.heldout import Split, split_contexts
 from pipeline.model import LanguageModel, load_model
 from pipeline.run import Run
 from pipeline.shifts import find_shifts
 from pipeline.sites import Edit, splice
 from pipeline.splicing import check_fits, splicer
-from pipeline.tokenizer import load_tokenizer
+from pipeline.tokenizer import Tokenizer, load_tokenizer
 from pipeline.tuned import TunedCoder
 
 OnStep = Callable[[FinetuneStep], None]
 
-N_ENDS = 20
-"""Steps over which the first and the last training loss of a report are averaged."""
+ENDS_SHARE = 20
+"""The first and the last training loss of a report are means over one in so many steps."""
 
 
 def finetune(config: FinetuneConfig, *, on_step: OnStep | None = None) -> FinetuneReport:
@@ -55,11 +55,64 @@ def finetune(config: FinetuneConfig, *, on_step: OnStep | None = None) -> Finetu
     done = finished_report(config, run)
     if done is not None:
         return done
-    device = pick_device(config.device)
+    setup = _load(config, run)
+    through = {setup.site: splicer(setup.coder)}
+    ce_base, ce_spliced = setup.heldout_loss({}), setup.heldout_loss(through)
+    losses = _learn(setup, on_step)
+    report = _report(
+        setup,
+        losses,
+        ce_base=ce_base,
+        ce_spliced=ce_spliced,
+        ce_finetuned=setup.heldout_loss(through),
+    )
+    shifts = find_shifts(
+        setup.lm,
+        setup.site,
+        setup.coder,
+        setup.split.train,
+        setup.tokenizer,
+        batch_size=config.batch_size,
+    )
+    save_run(config, run, setup.coder, report, losses=losses, shifts=shifts)
+    return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Setup:
+    """All that a fine-tuning works with."""
+
+    config: FinetuneConfig
+    run: Run
+    coder: TunedCoder
+    lm: LanguageModel
+    site: Site
+    tokenizer: Tokenizer
+    split: Split
+
+    def heldout_loss(self, edits: dict[Site, Edit]) -> float:
+        """Cross-entropy on the held-out contexts (nats)."""
+        return mean_cross_entropy(
+            self.lm, self.split.heldout, edits, batch_size=self.config.batch_size
+        )
+
+
+def _load(config: FinetuneConfig, run: Run) -> _Setup:
+    """The coder, the model it goes into, its own unless told otherwise, and the texts."""
+    device, source = pick_device(config.device), run.provenance
+    name = source.model if config.model is None else config.model
+    if not name:
+        raise ConfigError(
+            f"{config.run} does not say which model its activations are from: name it with --model"
+        )
     coder = TunedCoder(run.load_coder(device))
-    lm, site = _place(config, run, coder, device)
-    tokenizer = load_tokenizer(lm.name, revision=lm.files.revision)
-    texts = split_contexts(
+    site = Site.parse(config.site or source.site)
+    revision = (source.revision if name == source.model else "") or "main"
+    dtype = pick_dtype(config.precision, device)
+    lm = load_model(name, revision=revision, device=device, dtype=dtype)
+    check_fits(lm, site, d_in=coder.d_in, ctx_len=config.ctx_len, run=config.run)
+    tokenizer = load_tokenizer(name, revision=revision)
+    split = split_contexts(
         config.text,
         tokenizer,
         ctx_len=config.ctx_len,
@@ -67,56 +120,35 @@ def finetune(config: FinetuneConfig, *, on_step: OnStep | None = None) -> Finetu
         n_heldout=config.heldout_contexts,
         column=config.text_column,
     )
+    return _Setup(
+        config=config, run=run, coder=coder, lm=lm, site=site, tokenizer=tokenizer, split=split
+    )
 
-    def heldout_loss(edits: dict[Site, Edit]) -> float:
-        return mean_cross_entropy(lm, texts.heldout, edits, batch_size=config.batch_size)
 
-    through = {site: splicer(coder)}
-    ce_base, ce_spliced = heldout_loss({}), heldout_loss(through)
-    losses = _learn(config, lm, site, coder, texts.train, on_step)
-    shifts = find_shifts(lm, site, coder, texts.train, tokenizer, batch_size=config.batch_size)
-    report = FinetuneReport(
+def _report(
+    setup: _Setup, losses: list[float], *, ce_base: float, ce_spliced: float, ce_finetuned: float
+) -> FinetuneReport:
+    config, source, lm, split = setup.config, setup.run.provenance, setup.lm, setup.split
+    n_ends = max(1, len(losses) // ENDS_SHARE)
+    return FinetuneReport(
         run=config.run,
         out=config.out,
         model=lm.name,
         revision=lm.files.revision,
-        trained_on_model=run.provenance.model,
-        site=str(site),
-        trained_on_site=run.provenance.site,
+        trained_on_model=source.model,
+        site=str(setup.site),
+        trained_on_site=source.site,
         text=config.text,
-        n_train_tokens=texts.train.numel(),
-        n_heldout_tokens=texts.heldout.numel(),
+        n_train_tokens=split.train.numel(),
+        n_heldout_tokens=split.heldout.numel(),
         n_steps=len(losses),
         ce_base=ce_base,
         ce_spliced=ce_spliced,
-        ce_finetuned=heldout_loss(through),
-        loss_first=float(np.mean(losses[:N_ENDS])),
-        loss_last=float(np.mean(losses[-N_ENDS:])),
-        notes=(*_transplant_notes(run, lm, site), *texts.notes),
+        ce_finetuned=ce_finetuned,
+        loss_first=float(np.mean(losses[:n_ends])),
+        loss_last=float(np.mean(losses[-n_ends:])),
+        notes=(*_transplant_notes(setup.run, lm, setup.site), *split.notes),
     )
-    save_run(config, run, coder, report, losses=losses, shifts=shifts)
-    return report
-
-
-def _place(
-    config: FinetuneConfig, run: Run, coder: TunedCoder, device: torch.device
-) -> tuple[LanguageModel, Site]:
-    """The language model and the site to splice the coder into: its own unless told otherwise.
-
-    Raises:
-        ConfigError: the site or the context is not of this model, or the width not the coder's.
-    """
-    source = run.provenance
-    own = config.model is None
-    lm = load_model(
-        source.model if config.model is None else config.model,
-        revision=source.revision if own else "main",
-        device=device,
-        dtype=pick_dtype(config.precision, device),
-    )
-    site = Site.parse(config.site or source.site)
-    check_fits(lm, site, d_in=coder.d_in, ctx_len=config.ctx_len, run=config.run)
-    return lm, site
 
 
 def _transplant_notes(run: Run, lm: LanguageModel, site: Site) -> tuple[str, ...]:
@@ -151,25 +183,19 @@ def mean_cross_entropy(
     return _finite(total / n_predictions, lm)
 
 
-def _learn(
-    config: FinetuneConfig,
-    lm: LanguageModel,
-    site: Site,
-    coder: TunedCoder,
-    contexts: Int32[Tensor, "contexts ctx_len"],
-    on_step: OnStep | None,
-) -> list[float]:
+def _learn(setup: _Setup, on_step: OnStep | None) -> list[float]:
     """Train `c` and `d` in place.
 
     Returns:
         The loss of each step's batch before its update (nats).
     """
+    config, lm, coder, contexts = setup.config, setup.lm, setup.coder, setup.split.train
     optimizer = torch.optim.AdamW(
         [coder.c, coder.d], lr=config.lr, weight_decay=config.weight_decay
     )
     n_steps = config.epochs * -(-len(contexts) // config.batch_size)
     losses: list[float] = []
-    with splice(lm, {site: splicer(coder)}):
+    with splice(lm, {setup.site: splicer(coder)}):
         for chosen in _batches(len(contexts), config):
             tokens = contexts[chosen].to(lm.device)
             optimizer.zero_grad()

@@ -74,9 +74,9 @@ class FinetuneReport:
     ce_finetuned: float
     """The coder spliced in, after learning."""
     loss_first: float
-    """Mean training loss of the first steps."""
+    """Mean training loss of the first 5 % of the steps."""
     loss_last: float
-    """Mean training loss of the last steps."""
+    """Mean training loss of the last 5 % of the steps."""
     notes: tuple[str, ...]
     """What a reader of these numbers must know, one sentence each."""
     reused: bool = False
@@ -135,13 +135,8 @@ class FinetunedRun:
             raise CheckpointError(f"{path / RUN} is damaged: {error}") from error
         coder = document.coder
         run = Run(path=path, config=coder.config, provenance=coder.store, sha256=coder.sha256)
-        return FinetunedRun(
-            path=path,
-            config=document.config,
-            run=run,
-            report=document.report,
-            sha256=document.sha256,
-        )
+        config, report, sha256 = document.config, document.report, document.sha256
+        return FinetunedRun(path=path, config=config, run=run, report=report, sha256=sha256)
 
     def load_coder(self, device: torch.device) -> TunedCoder:
         """The coder with its `c` and `d`, in float32, every byte checked.
@@ -225,21 +220,17 @@ def save_run(
     partial = partial_of(config.out)
     shutil.rmtree(partial, ignore_errors=True)
     make_folder(partial)
-    c, d = coder.c.detach().cpu(), coder.d.detach().cpu()
-    tuned = save({"c": c, "d": d})
+    learned = {"c": coder.c.detach().cpu(), "d": coder.d.detach().cpu()}
+    tuned = save(learned)
     write_file(partial / TUNED, [tuned])
     write_file(partial / CODER, [(run.path / CODER).read_bytes()])
     lines = ({"step": i, "loss": loss} for i, loss in enumerate(losses, start=1))
     write_file(partial / METRICS, [json.dumps(line).encode() + b"\n" for line in lines])
     write_json(partial / FEATURES, to_json(shifts))
-    plots.finetune_loss(
-        losses,
-        partial / LOSS_FIGURE,
-        ce_base=report.ce_base,
-        ce_spliced=report.ce_spliced,
-        ce_finetuned=report.ce_finetuned,
-    )
-    plots.scales_and_biases(c.numpy(), d.numpy(), partial / SCALES_FIGURE)
+    heldout = {name: getattr(report, name) for name in ("ce_base", "ce_spliced", "ce_finetuned")}
+    plots.finetune_loss(losses, partial / LOSS_FIGURE, **heldout)
+    c, d = (learned[name].numpy() for name in ("c", "d"))
+    plots.scales_and_biases(c, d, partial / SCALES_FIGURE)
     document = _Document(
         config=config,
         coder=_CoderDocument(config=run.config, store=run.provenance, sha256=run.sha256),

@@ -11,7 +11,9 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -124,7 +126,8 @@ def batches_of(
         window_rows=config.window_rows,
         threads=config.threads,
     )
-    return device_batches(batches.start_at(start), device=pick_device(config.device))
+    stream = cast("Generator[dict[str, np.ndarray], None, None]", batches.start_at(start))
+    return device_batches(stream, device=pick_device(config.device))
 
 
 def advance_all(

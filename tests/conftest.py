@@ -1,10 +1,22 @@
 """Factories that several test modules use: a test states only what it is about."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.stores import make_spec, write_store
+
+settings.register_profile("saepipe", deadline=None)  # shapes are checked while testing: slow
+settings.load_profile("saepipe")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    """Syncing matters to power cuts only, and takes most of the time of a small store."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    monkeypatch.setattr(os, "fdatasync", lambda fd: None)
 
 
 @pytest.fixture

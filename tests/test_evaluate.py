@@ -14,6 +14,7 @@ from pipeline.config import EvalConfig, TopKConfig
 from pipeline.errors import CheckpointError, ConfigError, DataError, TextError
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.evaluate.fidelity import Prediction, Reconstruction, loss_recovered
+from pipeline.evaluate.figures import save_figures
 from pipeline.evaluate.geometry import dead_cosine
 from pipeline.evaluate.sparsity import Sparsity
 from pipeline.model import LanguageModel
@@ -330,6 +331,12 @@ def test_a_report_is_json_with_the_promised_keys(run_eval):
     )
     assert not promised - document.keys()
     assert document["relative_bias"] is None
+
+
+def test_the_dead_cosine_figure_lies_beside_the_run(run_eval, tmp_path):
+    (report,) = run_eval(make_coder())
+    assert save_figures(report) == (tmp_path / "run0" / "dead_cosine.png",)
+    assert (tmp_path / "run0" / "dead_cosine.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_reconstruction_sums_do_not_depend_on_how_rows_are_grouped():

@@ -150,7 +150,7 @@ def test_empty_documents_keep_their_number_but_give_no_token():
 def test_a_source_without_any_text_is_an_error(documents):
     with (
         ContextStream(Listed(documents), Letters(), ctx_len=2) as stream,
-        pytest.raises(TextError, match="^listed holds no text$"),
+        pytest.raises(TextError, match=r"^listed holds no text$"),
     ):
         stream.take(1)
 

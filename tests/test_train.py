@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,15 @@ def write_store(path: Path, x: np.ndarray, *, dtype: str = "float32", site: str 
     return path
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Steps this small only wait for a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
@@ -50,7 +60,12 @@ def store(tmp_path_factory) -> Path:
 
 
 def config_for(store: Path, out: Path, **changes) -> TrainConfig:
-    settings = {"batch_size": 64, "tokens": 64 * 30, "checkpoint_every": 10, "log_every": 4}
+    settings: dict[str, Any] = {
+        "batch_size": 64,
+        "tokens": 64 * 30,
+        "checkpoint_every": 10,
+        "log_every": 4,
+    }
     return TrainConfig(store=store, out=out, device="cpu", **(settings | changes))
 
 
@@ -149,11 +164,16 @@ def test_silent_rows_survive_a_checkpoint(store, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+
+import torch
+
 from pipeline import checkpoint
 from pipeline.config import TrainConfig
 from pipeline.train import train
 
 store, out, moment, when = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+
+torch.set_num_threads(1)
 
 def die(*args):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -334,7 +354,8 @@ def test_the_stores_dtype_changes_only_the_precision_of_rows(tmp_path):
     assert losses[0] == losses[1]
 
 
-def test_training_finds_planted_directions(tmp_path):
+@pytest.mark.parametrize("arch", [ReluConfig(l1=0.3), TopKConfig(k=2)], ids=lambda arch: arch.kind)
+def test_training_finds_planted_directions(tmp_path, arch):
     """Sparse sums of 24 hidden directions in 16 dimensions: each is some latent's direction."""
     rng = np.random.default_rng(0)
     truth = rng.standard_normal((24, 16))
@@ -343,14 +364,14 @@ def test_training_finds_planted_directions(tmp_path):
     x = (active * rng.uniform(0.5, 1.5, active.shape)) @ truth
     store = write_store(tmp_path / "s.actstore", x.astype(np.float32))
     config = config_for(
-        store, tmp_path / "run", arch=ReluConfig(l1=0.12), lr=3e-3, batch_size=256,
-        tokens=256 * 1500, log_every=500, checkpoint_every=10**6,
+        store, tmp_path / "run", arch=arch, lr=3e-3, batch_size=256, tokens=256 * 1200,
+        log_every=400, checkpoint_every=10**6,
     )  # fmt: skip
     report = train(config)
     W_dec = Run.open(config.out).load_coder(torch.device("cpu")).W_dec.detach().numpy()
     cosine = (truth @ W_dec.T).max(axis=1)
-    assert cosine.mean() > 0.9
-    assert report.explained_variance > 0.7 and report.l0 < 5
+    assert cosine.mean() > 0.95  # the best of 64 random directions gives 0.6
+    assert report.explained_variance > 0.85 and report.l0 < 6
 
 
 def test_training_imports_no_language_model_library():

@@ -9,12 +9,13 @@ text, whether or not the store is still there.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float64, Int32
 from torch import Tensor
 
-from pipeline.config import EvalConfig, Precision
+from pipeline.config import EvalConfig
 from pipeline.device import pick_device, pick_dtype, pick_precision
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.fidelity import Prediction, loss_recovered
@@ -24,7 +25,7 @@ from pipeline.evaluate.report import EvalProgress, EvalReport, Stage
 from pipeline.evaluate.subject import Setting, Subject, load_subject
 from pipeline.heldout import load_contexts
 from pipeline.model import LanguageModel, load_model
-from pipeline.splicing import check_fits
+from pipeline.splicing import Coder, check_fits
 from pipeline.tokenizer import load_tokenizer
 
 OnProgress = Callable[[EvalProgress], None]
@@ -66,23 +67,7 @@ def _evaluate_together(
     on_progress: OnProgress | None,
 ) -> list[EvalReport]:
     """Reports of runs that share a model, a text and a context length."""
-    dtype = pick_dtype(config.precision, device)
-    lm = load_model(setting.model, revision=setting.revision, device=device, dtype=dtype)
-    for subject in subjects:
-        check_fits(
-            lm,
-            subject.site,
-            d_in=subject.coder.d_in,
-            ctx_len=setting.ctx_len,
-            run=subject.path,
-        )
-    contexts = load_contexts(
-        setting.text,
-        load_tokenizer(setting.model, revision=setting.revision),
-        ctx_len=setting.ctx_len,
-        n=-(-config.tokens // setting.ctx_len),
-        column=config.text_column,
-    )
+    lm, contexts = _load(setting, subjects, config, device)
     batches = [batch.to(device) for batch in contexts.split(config.batch_size)]
 
     def told(stage: Stage) -> OnTokens:
@@ -95,70 +80,92 @@ def _evaluate_together(
     sites = sorted({subject.site for subject in subjects})
     means = site_means(lm, batches, sites, told("mean"))
     prediction, measured = measure(lm, batches, subjects, means, told("losses"))
-    precision = pick_precision(config.precision, device=device)
     return [
-        _report(i, subject, sums, prediction, setting=setting, contexts=contexts,
-                precision=precision, notes=_notes(subject, setting, lm, contexts, config))
-        for i, (subject, sums) in enumerate(zip(subjects, measured, strict=True))
-    ]  # fmt: skip
+        EvalReport(
+            run=subject.path,
+            site=str(subject.site),
+            arch=subject.arch,
+            model=setting.model,
+            trained_on_model=subject.provenance.model,
+            text=setting.text,
+            precision=pick_precision(config.precision, device=device),
+            ctx_len=setting.ctx_len,
+            n_tokens=contexts.numel(),
+            notes=_notes(subject, setting, lm, contexts, config),
+            **_loss_numbers(subject, i, prediction),
+            **_coder_numbers(subject.coder, measured[i]),
+        )
+        for i, subject in enumerate(subjects)
+    ]
 
 
-def _report(
-    i: int,
-    subject: Subject,
-    measured: Measured,
-    prediction: Prediction,
-    *,
-    setting: Setting,
-    contexts: Int32[Tensor, "contexts ctx_len"],
-    precision: Precision,
-    notes: tuple[str, ...],
-) -> EvalReport:
-    reconstruction, sparsity = measured.reconstruction, measured.sparsity
+def _load(
+    setting: Setting, subjects: Sequence[Subject], config: EvalConfig, device: torch.device
+) -> tuple[LanguageModel, Int32[Tensor, "contexts ctx_len"]]:
+    """The language model, sure to fit its subjects, and the text."""
+    dtype = pick_dtype(config.precision, device)
+    lm = load_model(setting.model, revision=setting.revision, device=device, dtype=dtype)
+    for subject in subjects:
+        check_fits(
+            lm, subject.site, d_in=subject.coder.d_in, ctx_len=setting.ctx_len, run=subject.path
+        )
+    contexts = load_contexts(
+        setting.text,
+        load_tokenizer(setting.model, revision=setting.revision),
+        ctx_len=setting.ctx_len,
+        n=-(-config.tokens // setting.ctx_len),
+        column=config.text_column,
+    )
+    return lm, contexts
+
+
+def _loss_numbers(subject: Subject, i: int, prediction: Prediction) -> dict[str, Any]:
+    """The fields of a report about the language model's losses.
+
+    Raises:
+        DataError: a loss is not finite.
+    """
     clean, patched = prediction.ce_clean, prediction.ce(f"patched {i}")
     zero, mean = prediction.ce(f"zero {subject.site}"), prediction.ce(f"mean {subject.site}")
     if not all(map(math.isfinite, (clean, patched, zero, mean))):
         raise DataError(
             f"losses of {subject.path} are not finite (clean {clean:.4g}, patched {patched:.4g}): "
-            f"the run's weights or the activations of {setting.model} at {subject.site} overflow "
-            "or hold NaN; try --precision fp32"
+            f"the run's weights or the activations at {subject.site} overflow or hold NaN; "
+            "try --precision fp32"
         )
+    return {
+        "n_predictions": prediction.n,
+        "ce_clean": clean,
+        "ce_patched": patched,
+        "ce_zero": zero,
+        "ce_mean": mean,
+        "loss_recovered": loss_recovered(clean=clean, patched=patched, ablated=zero),
+        "loss_recovered_mean": loss_recovered(clean=clean, patched=patched, ablated=mean),
+        "kl": prediction.kl(f"patched {i}"),
+    }
+
+
+def _coder_numbers(coder: Coder, measured: Measured) -> dict[str, Any]:
+    """The fields of a report about the coder itself."""
+    reconstruction, sparsity = measured.reconstruction, measured.sparsity
     dead = sparsity.dead
-    cosine = dead_cosine(subject.coder.W_dec, dead)
-    return EvalReport(
-        run=subject.path,
-        site=str(subject.site),
-        arch=subject.arch,
-        d_in=subject.coder.d_in,
-        d_sae=subject.coder.d_sae,
-        model=setting.model,
-        trained_on_model=subject.provenance.model,
-        text=setting.text,
-        precision=precision,
-        ctx_len=setting.ctx_len,
-        n_tokens=contexts.numel(),
-        n_predictions=prediction.n,
-        ce_clean=clean,
-        ce_patched=patched,
-        ce_zero=zero,
-        ce_mean=mean,
-        loss_recovered=loss_recovered(clean=clean, patched=patched, ablated=zero),
-        loss_recovered_mean=loss_recovered(clean=clean, patched=patched, ablated=mean),
-        kl=prediction.kl(f"patched {i}"),
-        l0=sparsity.l0,
-        l1=sparsity.l1,
-        explained_variance=reconstruction.explained_variance,
-        mse=reconstruction.mse,
-        cosine=reconstruction.cosine,
-        relative_bias=reconstruction.relative_bias,
-        n_dead=int(dead.sum()),
-        frac_dead=dead.double().mean().item(),
-        dead_cosine_mean=_mean(cosine, dead),
-        alive_cosine_mean=_mean(cosine, ~dead),
-        dead_cosine=None if cosine is None else tuple(cosine.tolist()),
-        density=tuple(sparsity.density.tolist()),
-        notes=notes,
-    )
+    cosine = dead_cosine(coder.W_dec, dead)
+    return {
+        "d_in": coder.d_in,
+        "d_sae": coder.d_sae,
+        "explained_variance": reconstruction.explained_variance,
+        "mse": reconstruction.mse,
+        "cosine": reconstruction.cosine,
+        "relative_bias": reconstruction.relative_bias,
+        "l0": sparsity.l0,
+        "l1": sparsity.l1,
+        "density": tuple(sparsity.density.tolist()),
+        "n_dead": int(dead.sum()),
+        "frac_dead": dead.double().mean().item(),
+        "dead_cosine": None if cosine is None else tuple(cosine.tolist()),
+        "dead_cosine_mean": _mean(cosine, dead),
+        "alive_cosine_mean": _mean(cosine, ~dead),
+    }
 
 
 def _mean(cosine: Float64[Tensor, " d_sae"] | None, chosen: Bool[Tensor, " d_sae"]) -> float | None:

@@ -1,0 +1,150 @@
+import threading
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from actstore.batches import Batches
+from actstore.errors import StoreError
+from actstore.reader import ActStore
+from tests.stores import column, make_spec, write_store
+
+TWO_SITES = {"mlp_out.1": 16, "resid.0": 24}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """200 rows in 4 shards of 8 chunks; the last shard is short, and its last chunk too."""
+    path = tmp_path_factory.mktemp("stores") / "s"
+    spec = make_spec(widths=TWO_SITES, shard_rows=192, ctx_len=12)
+    return ActStore.open(write_store(path, spec, n_rows=468))
+
+
+def batches_of(store, **settings) -> Batches:
+    given = {"sites": ("mlp_out.1",), "batch_size": 20, "seed": 0, "window_rows": 100, **settings}
+    return Batches(store=store, **given)
+
+
+def take(batches: Batches, n: int, step: int = 0) -> np.ndarray:
+    stream = islice(batches.start_at(step), n)
+    return np.stack([batch[batches.sites[0]] for batch in stream])
+
+
+def keys(rows: np.ndarray) -> list[bytes]:
+    return [row.tobytes() for row in rows.reshape(-1, rows.shape[-1])]
+
+
+@pytest.mark.parametrize("window_rows", [1, 60, 100, 10_000])
+def test_resuming_at_any_step_continues_the_same_stream(store, window_rows):
+    batches = batches_of(store, window_rows=window_rows)
+    n = 2 * 468 // 20 + 3  # over two epochs
+    whole = take(batches, n)
+    for step in range(0, n, 1 if window_rows == 100 else 5):
+        np.testing.assert_array_equal(take(batches, n - step, step), whole[step:])
+
+
+@settings(max_examples=25)
+@given(
+    batch_size=st.integers(1, 700),
+    window_rows=st.integers(1, 700),
+    seed=st.integers(0, 9),
+    step=st.integers(0, 12),
+)
+def test_the_stream_is_the_epochs_one_after_another(store, batch_size, window_rows, seed, step):
+    batches = batches_of(store, batch_size=batch_size, window_rows=window_rows, seed=seed)
+    got = keys(take(batches, step + 2))
+    assert len(got) == (step + 2) * batch_size
+    everything = sorted(keys(column(store, "mlp_out.1")))
+    for start in range(0, len(got) - 467, 468):
+        assert sorted(got[start : start + 468]) == everything
+    rest = got[len(got) // 468 * 468 :]
+    assert len(set(rest)) == len(rest)
+    assert keys(take(batches, 1, step)) == got[step * batch_size : (step + 1) * batch_size]
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4])
+def test_the_order_is_the_same_for_any_number_of_threads(store, threads):
+    one = take(batches_of(store, threads=1), 60)
+    np.testing.assert_array_equal(take(batches_of(store, threads=threads), 60), one)
+
+
+def test_seed_and_epoch_change_the_order(store):
+    first, second = np.split(take(batches_of(store, batch_size=468), 2), 2)
+    other = take(batches_of(store, batch_size=468, seed=1), 1)
+    assert len({tuple(keys(rows)) for rows in (first, second, other)}) == 3
+
+
+def test_sites_stay_aligned(store):
+    rows = {site: keys(column(store, site)) for site in TWO_SITES}
+    partner = dict(zip(rows["mlp_out.1"], rows["resid.0"], strict=True))
+    together = batches_of(store, sites=("mlp_out.1", "resid.0"))
+    for batch in islice(together.start_at(0), 50):
+        assert batch["mlp_out.1"].shape == (20, 16) and batch["resid.0"].shape == (20, 24)
+        assert [partner[key] for key in keys(batch["mlp_out.1"])] == keys(batch["resid.0"])
+
+
+def test_rows_of_a_chunk_are_spread_over_their_window(store):
+    """Neighbours of the store are no likelier to be neighbours in the stream than by chance."""
+    place = {key: i for i, key in enumerate(keys(column(store, "mlp_out.1")))}
+    stream = take(batches_of(store, batch_size=468, window_rows=468), 1)
+    steps = np.abs(np.diff([place[key] for key in keys(stream)]))
+    assert 110 < steps.mean() < 200  # 468 / 3 = 156 for a uniform order
+
+
+def test_batches_may_be_kept(store):
+    stream = batches_of(store).start_at(0)
+    first = next(stream)["mlp_out.1"]
+    copy = first.copy()
+    list(islice(stream, 80))
+    np.testing.assert_array_equal(first, copy)
+
+
+def decoding() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("actstore-decode")]
+
+
+def test_closing_the_stream_stops_its_threads(store):
+    stream = batches_of(store, threads=3).start_at(0)
+    assert not decoding()  # nothing runs before the first batch is asked for
+    next(stream)
+    assert decoding()
+    stream.close()
+    assert not decoding()
+
+
+def test_a_damaged_chunk_stops_the_stream_with_its_name(tmp_path):
+    spec = make_spec()
+    path = write_store(tmp_path / "s", spec, n_rows=200)
+    file = path / "data.zarr" / "mlp_out.1" / "c" / "2" / "0"
+    data = bytearray(file.read_bytes())
+    data[40] ^= 1
+    file.write_bytes(data)
+    stream = batches_of(ActStore.open(path), threads=2).start_at(0)
+    with pytest.raises(
+        StoreError, match=r"mlp_out.1, shard 2: .*c/2/0 is damaged in chunk 0: its bytes do not"
+    ):
+        list(islice(stream, 20))
+    assert not decoding()
+
+
+def test_impossible_batches_are_refused(store):
+    for change, told in [
+        ({"sites": ("nothing",)}, "has no site 'nothing'"),
+        ({"sites": ()}, "batches need sites"),
+        ({"sites": ("mlp_out.1", "mlp_out.1")}, "each once"),
+        ({"batch_size": 0}, "batch_size must be positive"),
+        ({"window_rows": 0}, "window_rows must be positive"),
+        ({"threads": 0}, "threads must be positive"),
+        ({"seed": -1}, "seed must not be negative"),
+    ]:
+        with pytest.raises(StoreError, match=told):
+            batches_of(store, **change)
+    with pytest.raises(StoreError, match="step must not be negative"):
+        next(batches_of(store).start_at(-1))
+
+
+def test_a_window_has_at_most_a_gib(store):
+    assert batches_of(store, window_rows=2**40).window_chunks == 2**30 // (32 * 32)
+    both = batches_of(store, window_rows=2**40, sites=("mlp_out.1", "resid.0"))
+    assert both.window_chunks == 2**30 // (80 * 32)
