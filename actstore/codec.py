@@ -27,7 +27,17 @@ STORAGE: Final[Mapping[str, np.dtype]] = {
 
 CRC_BYTES = 4
 
-__all__ = ["CODECS", "CRC_BYTES", "STORAGE", "Codec", "checksum", "decode", "encode", "zarr_codecs"]
+__all__ = [
+    "CODECS",
+    "CRC_BYTES",
+    "STORAGE",
+    "Codec",
+    "checked",
+    "checksum",
+    "decode",
+    "encode",
+    "zarr_codecs",
+]
 
 
 def encode(values: Shaped[np.ndarray, "..."], codec: str) -> tuple[bytes | memoryview, bytes]:
@@ -40,15 +50,26 @@ def encode(values: Shaped[np.ndarray, "..."], codec: str) -> tuple[bytes | memor
     return payload, checksum(payload).to_bytes(CRC_BYTES, "little")
 
 
+def checked(data: memoryview) -> bytes:
+    """The crc32c that a stored chunk ends with.
+
+    Raises:
+        StoreError: If its payload has another.
+    """
+    stored = bytes(data[-CRC_BYTES:])
+    if checksum(data[:-CRC_BYTES]).to_bytes(CRC_BYTES, "little") != stored:
+        raise StoreError("its bytes do not match their checksum")
+    return stored
+
+
 def decode(data: memoryview, codec: str, out: Shaped[np.ndarray, "..."]) -> None:
     """Check a stored chunk against its crc32c and decode it into contiguous `out`.
 
     Raises:
         StoreError: If the bytes were altered, or decode to another size; says which.
     """
-    payload, stored = data[:-CRC_BYTES], data[-CRC_BYTES:]
-    if checksum(payload) != int.from_bytes(stored, "little"):
-        raise StoreError("its bytes do not match their checksum")
+    checked(data)
+    payload = data[:-CRC_BYTES]
     compressor = CODECS[codec]
     size = len(payload) if compressor is None else int.from_bytes(payload[4:8], "little")
     if size != out.nbytes:

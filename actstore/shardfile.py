@@ -26,20 +26,19 @@ def padded(values: Shaped[np.ndarray, "n ..."], chunk: int) -> Shaped[np.ndarray
 
 @dataclass
 class Tally:
-    """Bytes and crc32c of a file, known once all of it has gone through `count`."""
+    """Size of a file, and crc32c of its chunks' crc32c, once `shard_parts` is through.
+
+    The crc32c of the file itself would say nothing: what is followed by its own crc32c leaves the
+    same remainder whatever it is, so equal sizes would give equal checksums.
+    """
 
     size: int = 0
     crc: int = 0
 
-    def count(self, parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-        """Pass `parts` on."""
-        for part in parts:
-            self.size += len(part)
-            self.crc = checksum(part, self.crc)
-            yield part
 
-
-def shard_parts(chunks: Iterable[Parts], *, slots: int) -> Iterator[bytes | memoryview]:
+def shard_parts(
+    chunks: Iterable[Parts], *, slots: int, tally: Tally
+) -> Iterator[bytes | memoryview]:
     """The bytes of a shard: encoded chunks as they come, then an index of `slots` entries."""
     index = np.full((slots, 2), ABSENT, "<u8")
     offset = 0
@@ -47,8 +46,10 @@ def shard_parts(chunks: Iterable[Parts], *, slots: int) -> Iterator[bytes | memo
         size = sum(map(len, parts))
         index[i] = offset, size
         offset += size
+        tally.crc = checksum(parts[1], tally.crc)
         yield from parts
     data = index.tobytes()
+    tally.size = offset + index_bytes(slots)
     yield data
     yield checksum(data).to_bytes(CRC_BYTES, "little")
 
@@ -70,7 +71,7 @@ def parse_index(
     if checksum(entries) != int.from_bytes(stored, "little"):
         raise StoreError("its index does not match its checksum")
     index = np.frombuffer(entries, "<u8").astype(np.uint64).reshape(-1, 2)[:n_chunks]
-    end = file_size - len(data)
-    if len(index) < n_chunks or any(o + s > end or s < CRC_BYTES for o, s in index.tolist()):
-        raise StoreError("its index points outside of the file")
+    ends = index.sum(axis=1).tolist()
+    if index[:, 0].tolist() != [0, *ends[:-1]] or ends[-1] != file_size - len(data):
+        raise StoreError("its index does not fit the file")
     return index

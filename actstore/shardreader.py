@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped, UInt64
 
-from actstore.codec import decode
+from actstore.codec import checked, decode
 from actstore.errors import StoreError
 from actstore.manifest import StoreSpec
 from actstore.metadata import codec_of, dtype_of, shape_of, shard_and_chunk, shard_key
@@ -69,10 +69,6 @@ class ShardReader:
         """Chunks of a shard."""
         return -(-self.entries_in(shard) // self._slot[1])
 
-    def empty_chunk(self, shard: int, chunk: int) -> Shaped[np.ndarray, "..."]:
-        """Memory for one chunk."""
-        return self._empty(min(self._slot[1], self.entries_in(shard) - chunk * self._slot[1]))
-
     def read(self, shard: int) -> Shaped[np.ndarray, "..."]:
         """All values of one shard."""
         out = self._empty(self.entries_in(shard))
@@ -87,13 +83,17 @@ class ShardReader:
         Raises:
             StoreError: If the file is absent, shorter than it was, or altered; names it.
         """
-        with self._opened(shard) as fd:
-            try:
-                offset, size = self._index(shard, fd)[chunk].tolist()
-                data = self._pread(fd, size, offset)
-                self._decode(data, out)
-            except StoreError as error:
-                raise self._error(shard, f"is damaged in chunk {chunk}: {error}") from error
+        with self._stored(shard, chunk) as data:
+            self._decode(data, out)
+
+    def check_chunk(self, shard: int, chunk: int) -> bytes:
+        """Read and check one chunk without decoding it; its crc32c.
+
+        Raises:
+            StoreError: As `read_chunk` does.
+        """
+        with self._stored(shard, chunk) as data:
+            return checked(data)
 
     def want(self, shard: int, chunk: int) -> None:
         """Tell the system that a chunk will be read soon."""
@@ -114,6 +114,16 @@ class ShardReader:
             full = np.empty((self._slot[1], *out.shape[1:]), out.dtype)
             decode(data, self._codec, full)
             out[:] = full[: len(out)]
+
+    @contextmanager
+    def _stored(self, shard: int, chunk: int) -> Generator[memoryview]:
+        """A chunk as it is stored; whatever is wrong with it is told with its place."""
+        with self._opened(shard) as fd:
+            try:
+                offset, size = self._index(shard, fd)[chunk].tolist()
+                yield self._pread(fd, size, offset)
+            except StoreError as error:
+                raise self._error(shard, f"is damaged in chunk {chunk}: {error}") from error
 
     @contextmanager
     def _opened(self, shard: int) -> Generator[int]:

@@ -183,7 +183,7 @@ def _write_file(
             yield parts
 
     shard, chunk = shard_and_chunk(ledger.spec, name)
-    for part in tally.count(shard_parts(encoded(), slots=shard // chunk)):
+    for part in shard_parts(encoded(), slots=shard // chunk, tally=tally):
         write_all(fd, part)
 
 

@@ -4,17 +4,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from actstore.codec import checksum
 from actstore.errors import StoreError
+from actstore.files import size_of
 from actstore.manifest import Manifest
 from actstore.reader import load_summary
 from actstore.root import GROUP, manifest_of, read_root
 from actstore.shardreader import ShardReader
 from actstore.summary import Summary
-
-READ_BYTES = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,36 +73,16 @@ def _check_shard(
     def found(what: str, chunk: int | None = None) -> Finding:
         return Finding(path=file, what=what, array=name, shard=shard, chunk=chunk)
 
-    try:
-        got_size, got_crc = _read_through(file)
-    except OSError as error:
-        yield found(f"it cannot be read: {error.strerror}")
+    got = size_of(file)
+    if got != size:
+        yield found("it is missing" if got is None else f"it has {got} bytes, not {size}")
         return
-    if (got_size, got_crc) == (size, crc):
-        return
-    if got_size != size:
-        yield found(f"it has {got_size} bytes, not {size}")
-        return
-    bad = [i for i in range(reader.chunks_in(shard)) if not _reads(reader, shard, i)]
-    yield from (found("the chunk does not match its checksum", i) for i in bad)
-    if not bad:
-        yield found("the file does not match its checksum, though each chunk does")
-
-
-def _reads(reader: ShardReader, shard: int, chunk: int) -> bool:
-    try:
-        reader.read_chunk(shard, chunk, reader.empty_chunk(shard, chunk))
-    except StoreError:
-        return False
-    return True
-
-
-def _read_through(file: Path) -> tuple[int, int]:
-    """Size and crc32c of a file."""
-    size = crc = 0
-    buffer = np.empty(READ_BYTES, np.uint8).data
-    with file.open("rb", buffering=0) as stream:
-        while n := stream.readinto(buffer):
-            size += n
-            crc = checksum(buffer[:n], crc)
-    return size, crc
+    told, whole = 0, True
+    for chunk in range(reader.chunks_in(shard)):
+        try:
+            told = checksum(reader.check_chunk(shard, chunk), told)
+        except StoreError as error:
+            whole = False
+            yield found(str(error), chunk)
+    if whole and told != crc:
+        yield found("it is not the file that was written, though each of its chunks is whole")

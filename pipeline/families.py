@@ -58,6 +58,8 @@ class Stage:
     """Whether the site is the first input of that module or its output."""
     needs: tuple[str, ...] = ()
     """Modules that run between the stage before and this one."""
+    shared: bool = False
+    """The layer reads this input once more by another way, so that an edit must be in place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,7 @@ FAMILIES: dict[str, Family] = {
         stages={
             "resid_pre": Stage("", "in"),
             "attn_out": Stage("attention.dense", "out", ("input_layernorm", "attention")),
-            "resid_mid": Stage("post_attention_layernorm", "in"),
+            "resid_mid": Stage("post_attention_layernorm", "in", shared=True),
             "mlp_pre": Stage(
                 "mlp.dense_h_to_4h", "out", ("post_attention_layernorm", "mlp.dense_h_to_4h")
             ),
@@ -110,7 +112,7 @@ FAMILIES: dict[str, Family] = {
         stages={
             "resid_pre": Stage("", "in"),
             "attn_out": Stage("attn.c_proj", "out", ("ln_1", "attn")),
-            "resid_mid": Stage("ln_2", "in"),
+            "resid_mid": Stage("ln_2", "in", shared=True),
             "mlp_pre": Stage("mlp.c_fc", "out", ("ln_2", "mlp.c_fc")),
             "mlp_act": Stage("mlp.c_proj", "in"),
             "mlp_out": Stage("mlp", "out", ("mlp.c_proj",)),
@@ -126,7 +128,7 @@ FAMILIES: dict[str, Family] = {
         stages={
             "resid_pre": Stage("", "in"),
             "attn_out": Stage("self_attn.o_proj", "out", ("input_layernorm", "self_attn")),
-            "resid_mid": Stage("post_attention_layernorm", "in"),
+            "resid_mid": Stage("post_attention_layernorm", "in", shared=True),
             "mlp_pre": Stage("mlp.gate_proj", "out", ("post_attention_layernorm", "mlp.gate_proj")),
             "mlp_act": Stage("mlp.down_proj", "in", ("mlp.up_proj",)),
             "mlp_out": Stage("mlp", "out", ("mlp.down_proj",)),

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +9,11 @@ from typing import Any
 
 from pipeline.builtin import builtin_model_path
 from pipeline.errors import ModelError
+from pipeline.hub_errors import explained
 
+# The few names on the hub without an owner.
+_SINGLE_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+_TIMEOUT = 10.0  # seconds until the hub counts as unreachable
 _SAMPLE = 1 << 16  # bytes hashed at each end of a weight file: a whole hash would read gigabytes
 BUILTIN = "builtin"
 
@@ -89,59 +91,46 @@ class ModelFiles:
         return f"sha256:{digest.hexdigest()}"
 
     def _download(self, filename: str) -> Path | None:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub import errors, hf_hub_download
 
-        with self._explained():
+        with explained(self._what, raises=ModelError):
             try:
-                return Path(hf_hub_download(self.name, filename, revision=self.revision))
-            except LocalEntryNotFoundError:  # a kind of EntryNotFoundError, but means: offline
+                path = hf_hub_download(
+                    self.name, filename, revision=self.revision, local_files_only=self._offline
+                )
+            except errors.LocalEntryNotFoundError:
+                if self._offline and filename != "config.json" and self._is_cached:
+                    return None  # what a cached model lacks, it lacked when it was fetched
                 raise
-            except EntryNotFoundError:
+            except errors.EntryNotFoundError:
                 return None
+        return Path(path)
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn what the hub client raises into one line each."""
-        import httpx
-        from huggingface_hub.errors import (
-            GatedRepoError,
-            HFValidationError,
-            HfHubHTTPError,
-            LocalEntryNotFoundError,
-            OfflineModeIsEnabled,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
+    @property
+    def _what(self) -> str:
+        return f"model {self.name} (revision {self.revision})"
 
-        try:
-            yield
-        except GatedRepoError as error:
-            raise ModelError(
-                f"model {self.name} asks for its licence to be accepted on the hub: do so there, "
-                "then type: hf auth login"
-            ) from error
-        except (RepositoryNotFoundError, HFValidationError) as error:
-            raise ModelError(
-                f"the hub has no model {self.name!r} (or it is private: hf auth login)"
-            ) from error
-        except RevisionNotFoundError as error:
-            raise ModelError(f"model {self.name} has no revision {self.revision!r}") from error
-        except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError) as error:
-            raise ModelError(
-                f"the hub could not be reached for {self.name}, and it is not in the local cache: "
-                "check the network, or give a local folder"
-            ) from error
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            raise ModelError(
-                f"the hub answered {status} for {self.name}; try again later"
-            ) from error
+    @cached_property
+    def _is_cached(self) -> bool:
+        from huggingface_hub import try_to_load_from_cache
 
+        cached = try_to_load_from_cache(self.name, "config.json", revision=self.revision)
+        return isinstance(cached, str)
 
-_SINGLE_NAMES = (
-    "gpt2",
-    "gpt2-medium",
-    "gpt2-large",
-    "gpt2-xl",
-)  # the hub's few names without owner
+    @cached_property
+    def _offline(self) -> bool:
+        """Asked once, without retries: who has no network should know at once."""
+        from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
+
+        if constants.HF_HUB_OFFLINE:
+            return True
+        url = hf_hub_url(self.name, "config.json", revision=self.revision)
+        network_error = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]
+        with explained(self._what, raises=ModelError):
+            try:
+                get_hf_file_metadata(url, timeout=_TIMEOUT)
+            except errors.HfHubHTTPError:
+                raise
+            except network_error:
+                return True
+        return False

@@ -22,10 +22,13 @@ def _hook(model: LanguageModel, site: Site, seen: Seen) -> RemovableHandle:
     """Call `seen` with the tensor at this site; what it returns, if anything, replaces it."""
     model.shape.check(site, name=model.name)
     module = model.body.get_submodule(model.shape.family.module_path(site))
+    stage = model.shape.family.stage(site)
 
     def at_input(_: object, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         new = seen(args[0])
-        return None if new is None else (new, *args[1:])
+        if new is None:
+            return None
+        return (args[0].copy_(new) if stage.shared else new, *args[1:])
 
     def at_output(_: object, __: object, out: Tensor | tuple[Any, ...]) -> object:
         if isinstance(out, tuple):
@@ -33,7 +36,7 @@ def _hook(model: LanguageModel, site: Site, seen: Seen) -> RemovableHandle:
             return None if new is None else (new, *out[1:])
         return seen(out)
 
-    if model.shape.family.stage(site).side == "in":
+    if stage.side == "in":
         return module.register_forward_pre_hook(at_input)
     return module.register_forward_hook(at_output)
 

@@ -143,8 +143,9 @@ class SavedText(TextSource):
         """The documents from number `start` on; those before are not read."""
         dataset = self._chosen()
         columns = text_columns(dataset.column_names, self._column, where=self.name)
-        kept = range(min(start, len(dataset)), len(dataset))
-        for record in dataset.select_columns(list(columns)).select(kept):
+        if start >= len(dataset):
+            return
+        for record in dataset.select_columns(list(columns)).skip(start):
             yield text_of(record, self._column, where=self.name)
 
     def _chosen(self) -> Any:  # noqa: ANN401 its class is imported late

@@ -194,7 +194,7 @@ def test_a_shard_replaced_by_another_is_found(make_store):
     shards[0].write_bytes(shards[1].read_bytes())
     (found,) = verify(path)
     assert (found.shard, found.chunk) == (0, None)
-    assert found.what == "the file does not match its checksum, though each chunk does"
+    assert found.what == "it is not the file that was written, though each of its chunks is whole"
 
 
 def test_a_file_cut_short_while_the_store_is_open_is_an_error(make_store):

@@ -227,3 +227,21 @@ def test_reading_needs_neither_torch_nor_zarr():
 
     code = "import actstore.batches, sys; sys.exit('torch' in sys.modules or 'zarr' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_fingerprint_tells_rows_of_equal_size_apart(tmp_path):
+    """Raw shards are all of one size: only what they hold differs."""
+    from dataclasses import replace
+
+    from actstore.writer import ActWriter
+    from tests.stores import shard_of
+
+    spec = make_spec(codec="raw")
+    prints: list[str] = []
+    for change in (0, 1):
+        with ActWriter.create_or_resume(tmp_path / str(change), spec, n_rows=64) as writer:
+            shard = shard_of(spec, 0, 64)
+            shard = replace(shard, acts={"mlp_out.1": shard.acts["mlp_out.1"] ^ np.uint16(change)})
+            writer.write_shard(shard)
+            prints.append(writer.finish().fingerprint)
+    assert prints[0] != prints[1]

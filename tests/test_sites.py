@@ -145,6 +145,21 @@ def test_splice_with_the_same_values_changes_nothing_and_with_zeros_does(folder)
     assert torch.equal(model.hidden(TOKENS), before)
 
 
+@torch.no_grad()
+def test_an_edit_reaches_everything_that_reads_the_site(folder):
+    """With the stream zeroed at a site, only what is added after it arrives at the layer's end."""
+    model = load_model(str(folder), device=CPU, dtype=FP32)
+    starts = {"resid_pre.1": ("attn_out.1", "mlp_out.1"), "resid_mid.1": ("mlp_out.1",)}
+    if model.shape.parallel:
+        del starts["resid_mid.1"]
+    for start, added in starts.items():
+        sites = [Site.parse(name) for name in (*added, "resid_post.1")]
+        with splice(model, {Site.parse(start): torch.zeros_like}), capture(model, sites) as acts:
+            model.hidden(TOKENS)
+        *parts, end = (acts[site] for site in sites)
+        torch.testing.assert_close(end, torch.stack(parts).sum(0), msg=start)
+
+
 def hooks_on(model: LanguageModel) -> int:
     modules = list(model.body.modules())
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)

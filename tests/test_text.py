@@ -312,7 +312,8 @@ class StandIn(BaseHTTPRequestHandler):
             else:
                 self.answer(200, content, ETag=f'"{len(content)}"', X_Repo_Commit=COMMIT)
 
-    do_HEAD = do_GET
+    def do_HEAD(self):
+        self.do_GET()
 
     def do_POST(self):
         asked = self.rfile.read(int(self.headers["Content-Length"])).decode()

@@ -187,7 +187,7 @@ def _notes(
         notes.append(
             f"trained on activations of {subject.provenance.model}, evaluated in {setting.model}"
         )
-    elif lm.fingerprint() != subject.provenance.model_fingerprint:
+    elif subject.provenance.model_fingerprint not in ("", lm.fingerprint()):
         notes.append(f"the weights of {setting.model} have changed since its store was harvested")
     if setting.text == subject.provenance.text:
         notes.append(f"evaluated on {setting.text}, the text it was trained on: not held out")

@@ -12,7 +12,7 @@ import numpy as np
 from actstore.reader import ActStore
 from tests.stores import column, make_spec, write_store
 
-GOLDEN = Path(__file__).parent / "v1.actstore"
+GOLDEN = Path(__file__).parent / "v1"
 CONTENT = GOLDEN.with_suffix(".json")
 N_ROWS = 88
 SPEC = make_spec(
