@@ -33,7 +33,7 @@ def explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         raise raises(f"the hub answered {status} for {what}: try again later") from error
-    except network_error as error:
+    except (network_error, ConnectionError, TimeoutError) as error:
         raise raises(_out_of_reach(what)) from error
 
 

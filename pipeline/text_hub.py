@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, final
 
 from pipeline.errors import TextError
+from pipeline.hub_errors import explained
 from pipeline.records import text_columns, text_of
 from pipeline.source import TextSource
 from pipeline.text_files import files_fingerprint
@@ -93,35 +94,15 @@ class HubText(TextSource):
         """Turn what the hub's clients raise into one line each."""
         from huggingface_hub import errors
 
-        # The base of what the hub's HTTP library raises, whichever library that is.
-        network_error = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]
-        try:
-            yield
-        except errors.GatedRepoError as error:
-            raise TextError(
-                f"dataset {self._id} asks for its licence to be accepted on the hub: do so there, "
-                "then type: hf auth login"
-            ) from error
-        except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-            raise TextError(
-                f"the hub has no dataset {self._id!r} (or it is private: hf auth login)"
-            ) from error
-        except errors.HfHubHTTPError as error:
-            raise TextError(
-                f"the hub answered {error.response.status_code} for dataset {self._id}: "
-                "try again later"
-            ) from error
-        except FileNotFoundError as error:
-            raise TextError(
-                f"dataset {self.name} has no files that can be read: {_first_line(error)}"
-            ) from error
-        except (network_error, OSError) as error:
-            raise TextError(
-                f"the hub could not be reached for dataset {self._id} ({_first_line(error)}): "
-                "check the network, or give --text a local path"
-            ) from error
-        except (ValueError, RuntimeError) as error:
-            raise TextError(f"dataset {self.name} cannot be read: {_first_line(error)}") from error
+        with explained(f"dataset {self._id}", raises=TextError):
+            try:
+                yield
+            except (errors.HFValidationError, errors.LocalEntryNotFoundError):
+                raise
+            except (FileNotFoundError, ValueError, RuntimeError) as error:
+                raise TextError(
+                    f"dataset {self.name} cannot be read: {_first_line(error)}"
+                ) from error
 
 
 @final
