@@ -59,9 +59,9 @@ Source = "builtin, a hub dataset (name[:config][@split]), or a local file or fol
 def harvest(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="The store to make, NAME.actstore.")],
-    site: Annotated[list[str], typer.Option(help="KIND.LAYER, as mlp_out.1; repeatable.")] = list(
-        HarvestConfig.sites
-    ),
+    site: Annotated[
+        list[str] | None, typer.Option(help="KIND.LAYER, as mlp_out.1; repeatable.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Hub id, local folder, or builtin.")] = "builtin",
     revision: Annotated[str, typer.Option(help="Of the model.")] = HarvestConfig.revision,
     text: Annotated[str, typer.Option(help=Source)] = HarvestConfig.text,
@@ -79,7 +79,7 @@ def harvest(
 ) -> None:
     """Run a language model over a text, once, and store its activations."""
     settings = _settings(
-        ctx, config, out=out, sites=site, model=model, revision=revision, text=text,
+        ctx, config, out=out, sites=site or [], model=model, revision=revision, text=text,
         tokens=_count(tokens), ctx_len=ctx_len, batch_size=batch_size, device=device,
         precision=precision, dtype=dtype, codec=codec,
     )  # fmt: skip
@@ -137,7 +137,8 @@ def evaluate(
         ctx, config, runs=runs, text=text, tokens=_count(tokens), model=model,
         batch_size=batch_size, device=device, precision=precision,
     )  # fmt: skip
-    reports = run_eval(from_json(EvalConfig, settings), screen=_screen(json))
+    reports = run_eval(from_json(EvalConfig, settings))
+    _show_reports(_screen(json), reports)
     _emit(json, [to_json(report) for report in reports])
 
 
@@ -164,7 +165,10 @@ def finetune(
         steps_per_epoch=steps_per_epoch, batch_size=batch_size, seed=seed, device=device,
         precision=precision,
     )  # fmt: skip
-    report = run_finetune(from_json(FinetuneConfig, settings), screen=_screen(json))
+    screen = _screen(json)
+    report = run_finetune(from_json(FinetuneConfig, settings), screen=screen)
+    rows = {words: getattr(report, key) for key, words in TUNED_ROWS.items()}
+    _show(screen, f"loss on held-out {report.text}, nats a token", rows, notes=report.notes)
     _emit(json, to_json(report))
 
 
@@ -181,10 +185,14 @@ def demo(
     configs, screen = demo_configs(out), _screen(json)
     run_harvest(configs.harvest, screen=screen)
     run_train(configs.train, resume=True, screen=screen)
-    (report,) = run_eval(configs.evaluate, screen=screen)
+    (report,) = run_eval(configs.evaluate)
     tuned = run_finetune(configs.finetune, screen=screen)
+    rows = {words: getattr(report, key) for key, words in EVAL_ROWS.items()}
+    learned = {f"on arithmetic: {words}": getattr(tuned, key) for key, words in TUNED_ROWS.items()}
+    title = f"{report.arch} SAE at {report.site}, {report.d_sae:,} features"
+    _show(screen, f"{title}; losses in nats a token", {**rows, **learned})
     for figure in sorted(out.glob("*/*.png")):
-        screen.print(f"figure: {figure}")
+        screen.print(f"figure: {figure}", soft_wrap=True)
     _emit(json, {"eval": to_json(report), "finetune": to_json(tuned)})
 
 
@@ -245,7 +253,10 @@ def run_harvest(config: HarvestConfig, *, screen: "Console") -> "HarvestSummary 
 
     plan = make_plan(config)
     if plan.state == "complete":
-        screen.print(f"harvest   complete, reused: {plan.n_rows:,} rows a site in {config.out}")
+        screen.print(
+            f"harvest   complete, reused: {plan.n_rows:,} rows a site in {config.out}",
+            soft_wrap=True,
+        )
         return None
     from pipeline.harvest import harvest as run
 
@@ -253,7 +264,8 @@ def run_harvest(config: HarvestConfig, *, screen: "Console") -> "HarvestSummary 
         screen.print(
             f"harvest   {', '.join(config.sites)} of {config.model} on {config.text}: "
             f"{plan.n_rows:,} rows a site ({plan.state}), {_bytes(plan.bytes_to_write)} to write, "
-            f"{_bytes(plan.bytes_free)} free, about {_duration(seconds)}"
+            f"{_bytes(plan.bytes_free)} free, about {_duration(seconds)}",
+            soft_wrap=True,
         )
 
     with _progress("harvest", "tokens") as show:
@@ -265,13 +277,15 @@ def run_harvest(config: HarvestConfig, *, screen: "Console") -> "HarvestSummary 
     screen.print(
         f"harvest   {summary.n_rows:,} rows a site, {_bytes(summary.n_bytes)} in {config.out}, "
         f"{summary.tokens_per_s:,.0f} tokens/s"
-        + ("; the text ended there" if summary.source_exhausted else "")
+        + ("; the text ended there" if summary.source_exhausted else ""),
+        soft_wrap=True,
     )
     return summary
 
 
 def run_train(config: TrainConfig, *, resume: bool, screen: "Console") -> "TrainReport":
-    """Train, unless that run is complete already."""
+    """Train, unless that run is complete already, and draw its curves."""
+    from pipeline.plots import training_curves
     from pipeline.train import train as run
 
     def told(r: "TrainReport") -> str:
@@ -283,18 +297,21 @@ def run_train(config: TrainConfig, *, resume: bool, screen: "Console") -> "Train
             resume=resume,
             on_step=lambda r: show(r.rows, r.n_steps * config.batch_size, told(r)),
         )
+    training_curves(config.out / "metrics.jsonl", config.out / "curves.png")
     what = "complete, reused" if report.reused else f"{report.rows:,} rows"
-    screen.print(f"train     {what}: {config.out} ({told(report)})")
+    screen.print(f"train     {what}: {config.out} ({told(report)})", soft_wrap=True)
     return report
 
 
-def run_eval(config: EvalConfig, *, screen: "Console") -> "tuple[EvalReport, ...]":
-    """Evaluate and show one table for all runs."""
+def run_eval(config: EvalConfig) -> "tuple[EvalReport, ...]":
+    """Evaluate, and draw the figures into the folders of the runs."""
     from pipeline.evaluate.evaluation import evaluate as run
+    from pipeline.evaluate.figures import save_figures
 
     with _progress("eval", "tokens") as show:
         reports = run(config, on_progress=lambda p: show(p.n_done, p.n_tokens, p.stage))
-    _show_reports(screen, reports)
+    for report in reports:
+        save_figures(report)
     return reports
 
 
@@ -305,13 +322,7 @@ def run_finetune(config: FinetuneConfig, *, screen: "Console") -> "FinetuneRepor
     with _progress("finetune", "steps") as show:
         report = run(config, on_step=lambda s: show(s.step, s.n_steps, f"loss {s.loss:.4f}"))
     what = "complete, reused" if report.reused else f"{report.n_steps} steps"
-    screen.print(f"finetune  {what}: {config.out}")
-    losses = {
-        "the model alone": report.ce_base,
-        "with the SAE spliced in": report.ce_spliced,
-        "after learning c and d": report.ce_finetuned,
-    }
-    _show(screen, f"loss on held-out {report.text}, nats a token", losses, notes=report.notes)
+    screen.print(f"finetune  {what}: {config.out}", soft_wrap=True)
     return report
 
 
@@ -417,6 +428,11 @@ EVAL_ROWS = {
     "dead_cosine_mean": "dead-feature cosine, dead",
     "alive_cosine_mean": "dead-feature cosine, alive",
 }
+TUNED_ROWS = {
+    "ce_base": "loss, the model alone",
+    "ce_spliced": "loss, SAE spliced in",
+    "ce_finetuned": "loss, after learning c and d",
+}
 
 
 def _show_reports(screen: "Console", reports: "Sequence[EvalReport]") -> None:
@@ -482,8 +498,8 @@ def main() -> None:
     """Run the command line; turn what the user can fix into one line on stderr."""
     try:
         sys.exit(app(standalone_mode=False))
-    except typer.exceptions.TyperException as error:
-        error.show()
+    except typer.TyperException as error:
+        typer.secho(f"error: {error.format_message()}", fg="red", err=True)
         sys.exit(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         typer.secho("stopped; the same command goes on", err=True)

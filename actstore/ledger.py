@@ -195,7 +195,11 @@ class Ledger:
         self.write_documents(manifest.n_rows)
         write_root(self.path, manifest, summary)
         self.manifest = manifest
-        remove(self.root / summary_name(old.generation))
+        self.remove_old()
+
+    def remove_old(self) -> None:
+        """Remove what the generation before this one leaves behind; may be repeated."""
+        remove(self.root / summary_name(self.manifest.generation - 1))
         remove(self.path / STAGING)
 
     def _move_staged(self) -> None:

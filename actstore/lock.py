@@ -10,6 +10,8 @@ from pathlib import Path
 
 from actstore.errors import StoreError
 
+LOCK = "LOCK"
+
 
 @contextmanager
 def writing(path: Path) -> Generator[None]:
@@ -18,7 +20,7 @@ def writing(path: Path) -> Generator[None]:
     Raises:
         StoreError: If another writer holds it; names its process and host.
     """
-    fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT, 0o666)
+    fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -56,7 +56,10 @@ class ActStore:
             raise StoreError(
                 f"{path} is not finished; go on with it: the same saepipe harvest that began it"
             )
-        summary = load_summary(path, manifest, document)
+        try:
+            summary = load_summary(path, manifest, document)
+        except StoreError as problem:
+            raise _explained(path, manifest, problem) from None
         arrays = {
             name: ShardReader(
                 path / GROUP,

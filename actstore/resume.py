@@ -7,8 +7,9 @@ from pathlib import Path
 
 from actstore.errors import StoreError
 from actstore.files import PARTIAL, canonical_json, make_folder, remove
-from actstore.journal import read_journal, rewrite_journal
+from actstore.journal import JOURNAL, read_journal, rewrite_journal
 from actstore.ledger import MOMENTS, STAGING, Ledger
+from actstore.lock import LOCK
 from actstore.manifest import Manifest, StoreSpec, differences
 from actstore.root import GROUP, peek, write_root
 from actstore.summary import read_summary, summary_name
@@ -24,18 +25,28 @@ def open_ledger(path: Path, spec: StoreSpec, *, n_rows: int) -> Ledger:
     n_rows = -(-n_rows // spec.ctx_len) * spec.ctx_len
     there = peek(path)
     if there is None:
+        _refuse_foreign(path)
         remove(path / GROUP)
         there = Manifest(spec=spec, n_rows=n_rows, state="writing")
     _require_same(path, there.spec, spec)
     ledger = Ledger(path=path, manifest=there, layout=spec.layout(n_rows))
     _roll_forward(ledger)
     if ledger.complete:
+        ledger.remove_old()
         return ledger
     _replay(ledger)
     if ledger.manifest.state == "writing":
         _announce(ledger)
     _sweep(ledger)
     return ledger
+
+
+def _refuse_foreign(path: Path) -> None:
+    """A folder that holds something else is not begun as a store, nor anything in it removed."""
+    names = {file.name.removesuffix(PARTIAL) for file in path.iterdir()}
+    foreign = sorted(names - {GROUP, JOURNAL, LOCK})
+    if foreign:
+        raise StoreError(f"{path} is a folder with {foreign[0]} in it, and no store: choose another")
 
 
 def _require_same(path: Path, there: StoreSpec, now: StoreSpec) -> None:

@@ -32,6 +32,7 @@ def demo_configs(out: Path) -> DemoConfigs:
             tokens=1_000_000,
             batch_size=2048,
             dead_window=200_000,
+            log_every=10,
         ),
         evaluate=EvalConfig(runs=(sae,), tokens=40_000),
         finetune=FinetuneConfig(

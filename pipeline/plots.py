@@ -34,6 +34,9 @@ CURVES = (
 _LOG_KEYS, _LOG_FROM = frozenset({"recon", "loss"}), 10.0
 """Curves drawn on a logarithmic axis once they span more than this factor."""
 
+_COUNTS = frozenset({"l0", "n_dead"})
+"""Curves whose axis starts at zero."""
+
 
 def training_curves(metrics: Path, out: Path) -> None:
     """L0, losses, explained variance and dead latents of a run over the rows it has seen.
@@ -54,6 +57,8 @@ def training_curves(metrics: Path, out: Path) -> None:
         axes.plot(*_smoothed(rows, values), color=BLUE, lw=1.6)
         axes.set_xlabel("tokens seen")
         axes.margins(x=0)
+        if key in _COUNTS:
+            axes.set_ylim(bottom=0, top=max(1.0, 1.1 * max(values)))
         if key in _LOG_KEYS and 0 < _LOG_FROM * min(values) < max(values):
             axes.set_yscale("log")
         axes.yaxis.set_major_formatter(_short)
@@ -114,7 +119,7 @@ def finetune_loss(
         axes.axhline(loss, color=color, ls=style, lw=1.3, label=f"held out, {name}: {loss:.3f}")
     axes.set_xlabel("step")
     axes.margins(x=0)
-    axes.legend(**_LEGEND)
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.94), **_LEGEND)
     _save(figure, out)
 
 
