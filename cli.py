@@ -225,8 +225,12 @@ def store_list(
     from actstore.catalog import find_stores
 
     screen = _screen(None)
-    for found in find_stores(folder):
-        screen.print(str(found), soft_wrap=True)
+    for path, told in find_stores(folder):
+        if not isinstance(told, str):
+            sites = ", ".join(site.name for site in told.spec.sites)
+            model = told.spec.source.get("model", "unknown")
+            told = f"{told.state}, {told.n_rows:,} rows a site, {sites} of {model}"
+        screen.print(f"{path}: {told}", soft_wrap=True, markup=False)
 
 
 @store_app.command("verify")
@@ -238,9 +242,12 @@ def store_verify(path: Annotated[Path, typer.Argument(help="NAME.actstore.")]) -
     with _progress("verify", "B") as show:
         findings = verify(path, on_progress=lambda done, total: show(done, total, ""))
     for finding in findings:
-        screen.print(str(finding), soft_wrap=True, markup=False)
+        place = {"shard": finding.shard, "chunk": finding.chunk}
+        where = [f"{name} {i}" for name, i in place.items() if i is not None]
+        what = ", ".join([finding.array or "store", *where])
+        screen.print(f"{finding.path}: {what}: {finding.what}", soft_wrap=True, markup=False)
     if findings:
-        raise StoreError(f"{path} is damaged in {len(findings)} places")
+        raise StoreError(f"{path} is damaged, {len(findings)} findings: harvest it anew")
     screen.print(f"{path}: every byte is as it was written")
 
 
@@ -376,9 +383,9 @@ def _progress(title: str, unit: str) -> Generator[Callable[[int, int, str], None
 
     rate, words = TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[words]}")
     name, bar = TextColumn(f"{title:<9}"), BarColumn(bar_width=24)
-    with Progress(
-        name, bar, rate, TimeRemainingColumn(), words, console=_screen("-"), transient=True
-    ) as bars:
+    screen = _screen("-")
+    columns = (name, bar, rate, TimeRemainingColumn(), words)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
         task = bars.add_task(title, total=None, rate="", words="")
 
         def show(done: int, total: int, words: str) -> None:

@@ -17,10 +17,10 @@ from pipeline.errors import TextError
 from pipeline.read_ahead import ReadAhead
 from pipeline.source import TextSource
 
-GROUP_CHARACTERS = 1 << 20
+GROUP_CHARACTERS = 1 << 18
 """Text tokenised in one call; the first calls take less, so that work can start."""
 
-_FIRST_GROUP = GROUP_CHARACTERS >> 4
+_FIRST_GROUP = GROUP_CHARACTERS >> 2
 _GROUPS_AHEAD = 2
 
 
@@ -105,14 +105,17 @@ class ContextStream:
         Raises:
             TextError: the source cannot be read, or has no text at all.
         """
-        wanted = n * self._ctx_len
-        parts, have = [self._rest], len(self._rest)
-        while have < wanted and (run := self._ahead.get()) is not None:
-            parts.append(run)
-            have += len(run)
-        joined = _join(parts)
-        used = min(wanted, have) // self._ctx_len * self._ctx_len
-        taken, self._rest = joined[:used], joined[used:]
+        wanted, have = n * self._ctx_len, 0
+        parts: list[_Run] = []
+        while have < wanted and (len(self._rest) or self._fetch()):
+            part, self._rest = self._rest[: wanted - have], self._rest[wanted - have :]
+            parts.append(part)
+            have += len(part)
+        joined = _join(parts) if parts else self._rest
+        used = have // self._ctx_len * self._ctx_len
+        taken = joined[:used]
+        if used < have:
+            self._rest = joined[used:]  # the text ends in the middle of a context
         if used:
             ends = not taken.after[-1]
             self.cursor = Cursor(
@@ -123,6 +126,14 @@ class ContextStream:
         return Contexts(
             tokens=taken.tokens.reshape(shape), document_id=taken.document.reshape(shape)
         )
+
+    def _fetch(self) -> bool:
+        """Take up the next group; False after the last."""
+        run = self._ahead.get()
+        if run is None:
+            return False
+        self._rest = run
+        return True
 
     def close(self) -> None:
         """Stop reading; what was read ahead is lost."""

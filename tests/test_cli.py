@@ -1,0 +1,249 @@
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import cli
+from actstore.reader import ActStore
+from pipeline.config import (
+    ARCHS,
+    Arch,
+    ArchConfig,
+    EvalConfig,
+    FinetuneConfig,
+    HarvestConfig,
+    ReluConfig,
+    TopKConfig,
+    TrainConfig,
+)
+from tests.tiny import CTX_LEN, make_model, make_text
+
+COMMANDS = {
+    cli.harvest: HarvestConfig,
+    cli.train: TrainConfig,
+    cli.evaluate: EvalConfig,
+    cli.finetune: FinetuneConfig,
+}
+
+
+@pytest.fixture
+def saepipe(monkeypatch, capsys):
+    """Run the command line in this process: its exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["saepipe", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def harvested(saepipe, tmp_path) -> list[object]:
+    """Arguments of a harvest that was carried out."""
+    model = make_model(tmp_path / "model")
+    text = make_text(tmp_path / "text.txt", n_contexts=60)
+    command = [
+        "harvest", "--model", model, "--text", text, "--site", "mlp_out.1", "--tokens", "600",
+        "--ctx-len", CTX_LEN, "--device", "cpu", "--out", tmp_path / "acts.actstore",
+    ]  # fmt: skip
+    code, _, err = saepipe(*command)
+    assert code == 0, err
+    return command
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.__name__)
+def test_options_have_the_defaults_of_the_config(command):
+    defaults = {f.name: f.default for f in fields(COMMANDS[command])}
+    defaults |= {"l1": ReluConfig.l1, "k": TopKConfig.k, "arch": "relu", "site": None}
+    elsewhere = {"ctx", "config", "json", "resume"}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in elsewhere:
+            continue
+        assert name in defaults, name
+        if parameter.default is inspect.Parameter.empty or name == "site":
+            continue
+        default = parameter.default
+        if name == "tokens" and default is not None:
+            default = cli._count(default)
+        assert default == defaults[name], name
+    assert TrainConfig(store=Path(), out=Path()).arch.kind == "relu"
+
+
+def test_every_architecture_can_be_chosen():
+    assert set(get_args(Arch)) == set(ARCHS)
+    assert set(ARCHS.values()) == set(get_args(ArchConfig))
+    assert all(config().kind == arch for arch, config in ARCHS.items())
+
+
+def test_help_waits_for_nothing_heavy():
+    code = "import cli, sys; sys.exit(bool({'torch', 'zarr', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_all_four_commands_in_a_row(saepipe, harvested, tmp_path):
+    store, sae, tuned = (tmp_path / name for name in ("acts.actstore", "sae", "tuned"))
+    code, _, err = saepipe(
+        "train", store, "--arch", "topk", "--k", 4, "--batch-size", 64, "--device", "cpu",
+        "--out", sae,
+    )  # fmt: skip
+    assert code == 0, err
+    text = make_text(tmp_path / "other.txt", n_contexts=60, seed=1)
+    code, out, err = saepipe("eval", sae, "--text", text, "--tokens", 240, "--json", "-")
+    assert code == 0, err
+    (report,) = json.loads(out)  # stdout is JSON and nothing else
+    assert report["l0"] == 4
+    assert report["n_tokens"] == 240
+    assert "loss recovered" in err
+    code, out, err = saepipe(
+        "finetune", sae, "--text", text, "--epochs", 1, "--steps-per-epoch", 2, "--batch-size", 2,
+        "--out", tuned, "--config", settings(tmp_path, ctx_len=CTX_LEN, heldout_contexts=4),
+    )  # fmt: skip
+    assert code == 0, err
+    assert "after learning c and d" in out
+    figures = {path.name for path in tmp_path.glob("*/*.png")}
+    assert figures == {"curves.png", "dead_cosine.png", "loss.png", "scales_biases.png"}
+    assert saepipe("eval", sae, tuned, "--text", text, "--tokens", 240)[0] == 0
+
+
+def settings(folder: Path, **values: object) -> Path:
+    path = folder / "settings.toml"
+    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
+    return path
+
+
+def test_the_same_harvest_again_is_reused_without_torch(saepipe, harvested):
+    code, out, _ = saepipe(*harvested)
+    assert code == 0
+    assert "complete, reused: 600 rows" in out
+    script = f"""
+import sys, cli
+sys.argv = {["saepipe", *map(str, harvested)]!r}
+try: cli.main()
+except SystemExit as stop: code = stop.code or 0
+sys.exit(code or ("torch" in sys.modules))
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_flags_go_before_the_file_and_the_file_before_defaults(saepipe, harvested, tmp_path):
+    file = settings(tmp_path, lr=0.5, batch_size=32, checkpoint_every=7)
+    store, run = tmp_path / "acts.actstore", tmp_path / "run"
+    code, _, err = saepipe(
+        "train", store, "--lr", 0.25, "--tokens", 64, "--device", "cpu", "--config", file,
+        "--out", run,
+    )  # fmt: skip
+    assert code == 0, err
+    config = json.loads((run / "run.json").read_text())["config"]
+    assert (config["lr"], config["batch_size"], config["checkpoint_every"]) == (0.25, 32, 7)
+    assert config["expansion"] == TrainConfig.expansion
+
+
+def test_the_file_can_describe_an_architecture(saepipe, harvested, tmp_path):
+    file = tmp_path / "arch.toml"
+    file.write_text('tokens = 64\nbatch_size = 32\n[arch]\nkind = "topk"\nk = 3\n')
+    store, run = tmp_path / "acts.actstore", tmp_path / "run"
+    assert saepipe("train", store, "--config", file, "--out", run)[0] == 0
+    arch = json.loads((run / "run.json").read_text())["config"]["arch"]
+    assert arch == {"kind": "topk", "k": 3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "absent.actstore", "--out", "r"], "there is no activation store"),
+        (["train", "s", "--out", "r", "--k", "8"], "--k means nothing to --arch relu"),
+        (["train", "s", "--out", "r", "--tokens", "many"], "a number like 500k"),
+        (["train", "s", "--out", "r", "--lr", "-1"], "lr must be positive"),
+        (["eval", "absent"], "absent"),
+        (["finetune", "absent", "--out", "r"], "absent"),
+        (["harvest", "--out", "s"], "no site to harvest"),
+        (["harvest", "--site", "mlp_out.9", "--out", "s"], "has layers 0 to 3"),
+        (["store", "info", "absent"], "there is no activation store"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_the_user_can_mend_is_one_line(saepipe, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = saepipe(*arguments)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_setting_suggests_the_nearest(saepipe, tmp_path):
+    file = settings(tmp_path, expanson=8)
+    code, _, err = saepipe("train", "s", "--out", "r", "--config", file)
+    assert code == 1
+    assert "expanson" in err
+    assert "did you mean 'expansion'" in err or "did you mean expansion" in err
+
+
+def test_wrong_usage_exits_with_2(saepipe):
+    code, _, err = saepipe("train", "--no-such-option")
+    assert code == 2
+    assert "--no-such-option" in err
+
+
+def test_a_path_that_cannot_be_written_is_one_line(saepipe, harvested, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = saepipe(*harvested[:-1], tmp_path / "file" / "acts.actstore")
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_is_clean_and_the_same_command_goes_on(saepipe, harvested, tmp_path):
+    out = tmp_path / "stopped.actstore"
+    file = settings(tmp_path, shard_rows=5 * CTX_LEN, batch_size=1)
+    command = [*harvested[:-1], out, "--config", file]
+    program = "import sys, cli; sys.argv[0] = 'saepipe'; cli.main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, command)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()  # the plan: the work begins
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode in (130, 0)  # 0 if it was done before the signal came
+    assert "Traceback" not in err
+    assert saepipe(*command)[0] == 0
+    assert ActStore.open(out).n_rows == 600
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("7", 7), ("500k", 500_000), ("20M", 20_000_000), ("1.5B", 1_500_000_000)]
+)
+def test_counts_read_as_people_write_them(text, count):
+    assert cli._count(text) == count
+
+
+def test_store_commands(saepipe, harvested, tmp_path):
+    code, out, _ = saepipe("store", "info", tmp_path / "acts.actstore", "--json", "-")
+    assert code == 0
+    assert json.loads(out)["sites"] == {"mlp_out.1": 16}
+    code, out, _ = saepipe("store", "list", tmp_path)
+    assert code == 0
+    assert "acts.actstore" in out
+    assert saepipe("store", "verify", tmp_path / "acts.actstore")[0] == 0
+    shard = next((tmp_path / "acts.actstore/data.zarr/mlp_out.1/c").rglob("0"))
+    shard = shard if shard.is_file() else shard / "0"
+    data = bytearray(shard.read_bytes())
+    data[50] ^= 1
+    shard.write_bytes(data)
+    code, out, err = saepipe("store", "verify", tmp_path / "acts.actstore")
+    assert code == 1
+    assert "mlp_out.1" in out
+    assert "is damaged, 1 findings" in err
