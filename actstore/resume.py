@@ -46,7 +46,9 @@ def _refuse_foreign(path: Path) -> None:
     names = {file.name.removesuffix(PARTIAL) for file in path.iterdir()}
     foreign = sorted(names - {GROUP, JOURNAL, LOCK})
     if foreign:
-        raise StoreError(f"{path} is a folder with {foreign[0]} in it, and no store: choose another")
+        raise StoreError(
+            f"{path} is a folder with {foreign[0]} in it, and no store: choose another"
+        )
 
 
 def _require_same(path: Path, there: StoreSpec, now: StoreSpec) -> None:

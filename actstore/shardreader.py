@@ -1,12 +1,13 @@
-"""Chunks of a complete store's shards, straight from their files into a caller's memory.
+"""Chunks of a complete store's shards, decoded straight from mapped files into a caller's memory.
 
-Files are read, not mapped: a file cut short under a mapping kills the process, and every mapping
-would hold a descriptor, of which 10,000 shards need more than a process has.
+A file cut short under its mapping would kill the process that touches it, so its size is looked at
+before each chunk. A mapping holds a descriptor: an array keeps a few, so that 10,000 shards need no
+more than a process has.
 """
 
+import mmap
 import os
 import threading
-import weakref
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from actstore.errors import StoreError
 from actstore.manifest import StoreSpec
 from actstore.metadata import codec_of, dtype_of, shape_of, shard_and_chunk, shard_key
 from actstore.shardfile import index_bytes, parse_index
+
+MAX_MAPPED = 64  # shards of one array; more are mapped again when their turn comes
 
 
 class ShardReader:
@@ -36,8 +39,9 @@ class ShardReader:
         self._dtype = dtype_of(spec, name)
         self._slot = shard_and_chunk(spec, name)
         self._indices: dict[int, UInt64[np.ndarray, "chunks 2"]] = {}
-        self._local = threading.local()
-        self._kept: dict[int, int] = {}
+        self._mapped: dict[int, mmap.mmap] = {}
+        self._kept: dict[int, mmap.mmap] = {}
+        self._lock = threading.Lock()
 
     def path(self, shard: int) -> str:
         """The file of a shard."""
@@ -55,11 +59,9 @@ class ShardReader:
                     yield self._error(shard, f"has {found} bytes, not {size}")
 
     def keep_last(self) -> None:
-        """Hold the last shard open: an extension of the store may replace its file."""
+        """Hold on to the last shard: an extension of the store may replace its file."""
         shard = len(self._sizes) - 1
-        with self._opened(shard) as fd:
-            self._kept[shard] = kept = os.dup(fd)
-            weakref.finalize(self, os.close, kept)
+        self._kept[shard] = self._map(shard)
 
     def entries_in(self, shard: int) -> int:
         """Entries of a shard along the first axis."""
@@ -97,11 +99,11 @@ class ShardReader:
 
     def want(self, shard: int, chunk: int) -> None:
         """Tell the system that a chunk will be read soon."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        with self._opened(shard) as fd:
-            offset, size = self._index(shard, fd)[chunk].tolist()
-            os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
+        if hasattr(mmap, "MADV_WILLNEED"):
+            mapped = self._map(shard)
+            offset, size = self._index(shard, mapped)[chunk].tolist()
+            start = offset - offset % mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, start, offset + size - start)
 
     def _empty(self, entries: int) -> Shaped[np.ndarray, "..."]:
         _, *tail = shape_of(self._spec, self._name, self._layout.n_rows)
@@ -118,49 +120,51 @@ class ShardReader:
     @contextmanager
     def _stored(self, shard: int, chunk: int) -> Generator[memoryview]:
         """A chunk as it is stored; whatever is wrong with it is told with its place."""
-        with self._opened(shard) as fd:
-            try:
-                offset, size = self._index(shard, fd)[chunk].tolist()
-                yield self._pread(fd, size, offset)
-            except StoreError as error:
-                raise self._error(shard, f"is damaged in chunk {chunk}: {error}") from error
+        mapped = self._map(shard)
+        try:
+            offset, size = self._index(shard, mapped)[chunk].tolist()
+            yield memoryview(mapped)[offset : offset + size]
+        except StoreError as error:
+            raise self._error(shard, f"is damaged in chunk {chunk}: {error}") from error
 
-    @contextmanager
-    def _opened(self, shard: int) -> Generator[int]:
-        if shard in self._kept:
-            yield self._kept[shard]
-            return
+    def _map(self, shard: int) -> mmap.mmap:
+        """The shard's file, at least as long as the store says at this moment."""
+        mapped = self._kept.get(shard) or self._mapped.get(shard)
         try:
-            fd = os.open(self.path(shard), os.O_RDONLY)
-        except OSError as error:
-            raise self._error(shard, f"cannot be read: {error.strerror}") from error
+            if mapped is None:
+                mapped = self._mapped_anew(shard)
+            long_enough = mapped.size() >= self._sizes[shard]
+        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+            what = getattr(error, "strerror", None) or "it is shorter than it was"
+            raise self._error(shard, f"cannot be read: {what}") from error
+        if not long_enough:
+            raise self._error(shard, "is shorter than it was")
+        return mapped
+
+    def _mapped_anew(self, shard: int) -> mmap.mmap:
+        fd = os.open(self.path(shard), os.O_RDONLY)
         try:
-            yield fd
+            mapped = mmap.mmap(fd, self._sizes[shard], access=mmap.ACCESS_READ)
         finally:
             os.close(fd)
+        with self._lock:
+            while len(self._mapped) >= MAX_MAPPED:  # whoever reads it holds on to it
+                self._mapped.pop(next(iter(self._mapped)))
+            self._mapped[shard] = mapped
+        return mapped
 
-    def _index(self, shard: int, fd: int) -> UInt64[np.ndarray, "chunks 2"]:
+    def _index(self, shard: int, mapped: mmap.mmap) -> UInt64[np.ndarray, "chunks 2"]:
         """Where the chunks of a shard lie; read once."""
         index = self._indices.get(shard)
         if index is None:
             size, length = self._sizes[shard], index_bytes(self._slot[0] // self._slot[1])
-            data = self._pread(fd, length, size - length)
-            index = parse_index(data, n_chunks=self.chunks_in(shard), file_size=size)
+            index = parse_index(
+                memoryview(mapped[size - length : size]),
+                n_chunks=self.chunks_in(shard),
+                file_size=size,
+            )
             self._indices[shard] = index
         return index
-
-    def _pread(self, fd: int, size: int, offset: int) -> memoryview:
-        """Bytes of a file, in a buffer that this thread uses again."""
-        if len(getattr(self._local, "buffer", b"")) < size:
-            self._local.buffer = bytearray(size + size // 8)
-        data = memoryview(self._local.buffer)[:size]
-        done = 0
-        while done < size:
-            n = os.preadv(fd, [data[done:]], offset + done)
-            if n == 0:
-                raise StoreError("its file is shorter than it was")
-            done += n
-        return data
 
     def _error(self, shard: int, what: str) -> StoreError:
         return StoreError(

@@ -92,7 +92,7 @@ class TrainConfig:
     """`d_sae / d_in`."""
     lr: float = 1e-4
     tokens: int | None = None
-    """Rows to train on; None means one pass over the store, more than the store holds repeats it."""
+    """Rows to train on; None means one pass over the store; more than it holds repeats it."""
     batch_size: int = 1024
     """Rows per step."""
     seed: int = 0

@@ -17,7 +17,7 @@ _HEAD = "lm_head.weight"
 class LanguageModel:
     """A frozen causal language model: tokens to hidden states, hidden states to logits."""
 
-    def __init__(self, module: Any, *, files: ModelFiles, shape: Shape) -> None:
+    def __init__(self, module: Any, *, files: ModelFiles, shape: Shape) -> None:  # noqa: ANN401
         self.module = module
         self.body: nn.Module = module.base_model
         self.files = files

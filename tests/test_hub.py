@@ -70,7 +70,7 @@ class Hub:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def log_message(self, format, *args):  # noqa: A002 - the name is http.server's
+            def log_message(self, format, *args):
                 pass
 
         return Handler

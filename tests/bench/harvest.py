@@ -201,7 +201,7 @@ def main() -> None:
     """Print the table that the arguments ask for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=65_536 * 2)
+    parser.add_argument("--tokens", type=int, default=65_536 * 3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--saelens", help="Python of an environment that has sae-lens.")
     args = parser.parse_args()
