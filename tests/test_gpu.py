@@ -54,7 +54,7 @@ def test_training_on_the_gpu_learns(config, tmp_path):
             tokens=200_000,
             batch_size=256,
             device="cuda",
-        )  # fmt: skip
+        )
     )
     assert report.explained_variance > 0.5
 

@@ -121,8 +121,9 @@ def test_only_the_files_a_site_needs_are_downloaded(hub, tmp_path):
     needed = {
         file
         for tensor, file in index.items()
-        if tensor.startswith(("gpt_neox.embed_in", "gpt_neox.layers.0.mlp"))
-        or tensor.startswith("gpt_neox.layers.0.post_attention_layernorm")
+        if tensor.removeprefix("gpt_neox.").startswith(
+            ("embed_in", "layers.0.mlp", "layers.0.post_attention_layernorm")
+        )
     }
     weights = [name for name in hub.fetched if name.endswith(".safetensors")]
     assert set(weights) == needed

@@ -63,7 +63,7 @@ def test_the_shape_of_pythia_70m_goes_through_all_four_stages(pythia_70m, tmp_pa
             device="cpu",
             text=str(data("arithmetic/single_digit_three_ops.jsonl")),
             heldout_contexts=8,
-        )  # fmt: skip
+        )
     )
     assert tuned.n_steps == 2
 
@@ -84,7 +84,7 @@ def test_a_trained_llama_keeps_its_loss_through_an_sae(tmp_path):
             lr=2e-3,
             tokens=300_000,
             device="cpu",
-        )  # fmt: skip
+        )
     )
     (report,) = evaluate(EvalConfig(runs=(sae,), text=text, tokens=10_000, device="cpu"))
     assert report.ce_clean < 2.0  # its authors' figure is about 1.8; a uniform guess is 6.24

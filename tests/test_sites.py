@@ -196,5 +196,6 @@ def test_another_architecture_names_those_supported(tmp_path):
 def test_sites_sort_in_the_order_of_the_forward_pass():
     names = ["mlp_out.0", "resid_pre.1", "attn_out.1", "mlp_pre.1", "resid_post.1", "resid_pre.2"]
     sites = [Site.parse(name) for name in names]
-    assert sorted(reversed(sites)) == sites
+    backwards = sites[::-1]
+    assert sorted(backwards) == sites
     assert [str(site) for site in sites] == names

@@ -107,15 +107,12 @@ def main() -> None:
         summary = harvest(make_plan(config))
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(
-            f"checkpoint {sum(p.stat().st_size for p in files) / 1e9:.2f} GB in {len(files)} files"
-        )
+        total = sum(path.stat().st_size for path in files)
+        print(f"checkpoint {total / 1e9:.2f} GB in {len(files)} files")
         print(f"needed by {SITE}: {needed / 1e9:.3f} GB")
         print(subprocess.run(["fincore", "-b", *files], capture_output=True, text=True).stdout)
         print(f"peak memory {peak:,.0f} MiB ({before:,.0f} before the harvest)")
-        print(
-            f"{seconds:.1f} s, of which harvest {summary.seconds:.1f} s for {summary.n_rows} rows"
-        )
+        print(f"{seconds:.1f} s, the harvest {summary.seconds:.1f} s for {summary.n_rows} rows")
 
 
 if __name__ == "__main__":
