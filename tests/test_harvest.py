@@ -201,12 +201,14 @@ def test_a_text_that_ends_early_gives_what_it_has_once(config):
     assert plan.source_exhausted
 
 
-def test_rows_of_a_text_that_ends_inside_a_shard_are_still_shuffled_and_right(config, model):
+def test_rows_of_a_text_that_ends_inside_a_shard_are_still_shuffled_and_right(config, tmp_path):
     """Equal to a harvest that asked for no more than the text has."""
-    exact = replace(config, tokens=40 * CTX_LEN, out=config.out.with_name("exact.actstore"))
-    run(exact)
-    run(replace(config, tokens=10_000))
-    assert content(ActStore.open(exact.out)) == content(ActStore.open(config.out))
+    text = make_text(tmp_path / "short.txt", n_contexts=37)
+    exact = replace(config, text=text, tokens=37 * CTX_LEN, out=tmp_path / "exact.actstore")
+    endless = replace(config, text=text, tokens=10_000)
+    assert not run(exact).source_exhausted
+    assert run(endless).source_exhausted
+    assert content(ActStore.open(exact.out)) == content(ActStore.open(endless.out))
 
 
 @pytest.mark.parametrize(
