@@ -490,12 +490,10 @@ def _duration(seconds: float) -> str:
 
 def _emit(path: str | None, result: object) -> None:
     """Write a result as JSON, whole or not at all."""
-    if path is None:
-        return
-    text = jsonlib.dumps(result, indent=1)
+    text = jsonlib.dumps(result, indent=1) + "\n"
     if path == "-":
-        sys.stdout.write(text + "\n")
-    else:
+        sys.stdout.write(text)
+    elif path is not None:
         from actstore.files import write_file
 
         write_file(Path(path), [text.encode()])
@@ -504,16 +502,18 @@ def _emit(path: str | None, result: object) -> None:
 def main() -> None:
     """Run the command line; turn what the user can fix into one line on stderr."""
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)  # it, too, answers 130 to Ctrl-C
     except typer.TyperException as error:
         typer.secho(f"error: {error.format_message()}", fg="red", err=True)
         sys.exit(error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        typer.secho("stopped; the same command goes on", err=True)
-        sys.exit(130)
     except (PipelineError, StoreError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
     except OSError as error:
         typer.secho(f"error: {error.filename or ''}: {error.strerror or error}", fg="red", err=True)
         sys.exit(1)
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    if code == 130:
+        typer.secho("stopped; the same command goes on", err=True)
+    sys.exit(code)

@@ -113,9 +113,7 @@ class ContextStream:
             have += len(part)
         joined = _join(parts) if parts else self._rest
         used = have // self._ctx_len * self._ctx_len
-        taken = joined[:used]
-        if used < have:
-            self._rest = joined[used:]  # the text ends in the middle of a context
+        taken = joined[:used]  # what is left over, at the end of the text, is no whole context
         if used:
             ends = not taken.after[-1]
             self.cursor = Cursor(
