@@ -1,33 +1,18 @@
 """Stage one: run the model over a text, once, and fill an activation store."""
 
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from jaxtyping import Int32
-from torch import Tensor
-
 from actstore.writer import ActWriter
-from pipeline.config import HarvestConfig
-from pipeline.device import DTYPES, pick_device, pick_precision
-from pipeline.families import Site
-from pipeline.model import LanguageModel, load_for_sites
+from pipeline.device import pick_device, pick_precision
+from pipeline.fill import fill_shard
+from pipeline.forward import Forward, forward_of
 from pipeline.plan import HarvestPlan, with_precision
-from pipeline.shard_buffer import FilledShard, ShardBuffer
-from pipeline.sites import reading
+from pipeline.shard_buffer import FilledShard
 from pipeline.text import open_text
 from pipeline.tokenizer import load_tokenizer
 from pipeline.tokens import ContextStream, Cursor
-
-log = logging.getLogger(__name__)
-
-CPU_BATCH_TOKENS = 1024  # more leaves the caches, and is slower
-GPU_BATCH_TOKENS = 65_536  # halved until it fits
-
-Acts = dict[Site, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,31 +68,19 @@ def harvest(
             finite. What was safe stays safe; the same command goes on.
     """
     config = plan.config
-    device = pick_device(config.device)
-    precision = plan.spec.source["model_precision"]
-    if precision == "auto":
-        precision = pick_precision("auto", device=device)
-        plan = with_precision(plan, precision)
+    if plan.spec.source["model_precision"] == "auto":
+        plan = with_precision(plan, pick_precision("auto", device=pick_device(config.device)))
     tokenizer = load_tokenizer(config.model, revision=config.revision)
     text = open_text(config.text, column=config.text_column)
-    model = load_for_sites(
-        config.model,
-        plan.sites,
-        revision=config.revision,
-        device=device,
-        dtype=DTYPES[str(precision)],
-    )
     with (
-        torch.inference_mode(),
-        reading(model, plan.sites) as read,
+        forward_of(plan) as forward,
         ActWriter.create_or_resume(config.out, plan.spec, n_rows=plan.n_rows) as writer,
         ContextStream(text, tokenizer, ctx_len=config.ctx_len, start=_cursor(writer)) as stream,
     ):
-        reader = _Reader(read, batch_size=_batch_size(config, device), device=device)
         if on_plan is not None:
             to_come = (plan.n_rows - writer.n_rows_committed) / config.ctx_len
-            on_plan(plan, to_come * reader.seconds_per_context(config.ctx_len))
-        run = _Run(plan=plan, model=model, reader=reader, writer=writer, stream=stream)
+            on_plan(plan, to_come * forward.seconds_per_context(config.ctx_len))
+        run = _Run(plan=plan, forward=forward, writer=writer, stream=stream)
         return run.to_the_end(on_progress)
 
 
@@ -116,64 +89,12 @@ def _cursor(writer: ActWriter) -> Cursor | None:
     return None if writer.cursor is None else Cursor.from_json(writer.cursor)
 
 
-def _batch_size(config: HarvestConfig, device: torch.device) -> int:
-    """Contexts per forward pass."""
-    tokens = CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
-    return config.batch_size or max(1, tokens // config.ctx_len)
-
-
-class _Reader:
-    """Runs batches through the model; on a GPU, batches that do not fit are halved for good."""
-
-    def __init__(
-        self, read: Callable[[Tensor], Acts], *, batch_size: int, device: torch.device
-    ) -> None:
-        self.batch_size = batch_size
-        self.device = device
-        self._read = read
-
-    def __call__(self, tokens: Int32[np.ndarray, "contexts position"]) -> Iterator[Acts]:
-        """Activations of these contexts, in order, in as few parts as fit."""
-        done = 0
-        while done < len(tokens):
-            part = torch.from_numpy(tokens[done : done + self.batch_size])
-            try:
-                acts = self._read(self._to_device(part))
-            except torch.OutOfMemoryError:
-                if self.batch_size == 1:
-                    raise
-                self.batch_size //= 2
-                torch.cuda.empty_cache()
-                log.info("out of memory: %d contexts a batch from here on", self.batch_size)
-                continue
-            done += len(part)
-            yield acts
-
-    def seconds_per_context(self, ctx_len: int) -> float:
-        """Timed on one batch, after one that warms up."""
-        tokens = np.zeros((self.batch_size, ctx_len), dtype=np.int32)
-        self._run_through(tokens)
-        start = time.perf_counter()
-        self._run_through(tokens)
-        return (time.perf_counter() - start) / len(tokens)
-
-    def _run_through(self, tokens: Int32[np.ndarray, "contexts position"]) -> None:
-        for acts in self(tokens):
-            next(iter(acts.values()))[-1, -1, -1].item()  # waits for the device
-
-    def _to_device(self, tokens: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            tokens = tokens.pin_memory()
-        return tokens.to(self.device, non_blocking=True).long()
-
-
 @dataclass(kw_only=True)
 class _Run:
     """One harvest under way."""
 
     plan: HarvestPlan
-    model: LanguageModel
-    reader: _Reader
+    forward: Forward
     writer: ActWriter
     stream: ContextStream
     filled: FilledShard | None = None
@@ -201,24 +122,22 @@ class _Run:
 
     def _fill(self, index: int, tell: OnProgress | None) -> bool:
         """Compute one shard; True when the text ended inside it."""
-        n_contexts = self.writer.rows_in(index) // self.plan.spec.ctx_len
-        buffer = ShardBuffer(
-            self.plan, index=index, n_contexts=n_contexts, device=self.reader.device
-        )
-        while buffer.n_filled < n_contexts:
-            wanted = min(self.reader.batch_size, n_contexts - buffer.n_filled)
-            contexts = self.stream.take(wanted)
-            for acts in self.reader(contexts.tokens):
-                buffer.add(acts)
-            buffer.note(contexts)
+        n_rows = self.writer.rows_in(index)
+
+        def on_filled(n_contexts: int) -> None:
             self._hand_over()
             if tell is not None:
-                tell(self._progress(index, buffer.n_filled))
-            if len(contexts.tokens) < wanted:
-                break
-        if buffer.n_filled:
-            self.filled = buffer.finish(cursor=self.stream.cursor)
-        return buffer.n_filled < n_contexts
+                tell(self._progress(index, n_contexts))
+
+        self.filled = fill_shard(
+            self.plan,
+            index,
+            n_rows // self.plan.spec.ctx_len,
+            forward=self.forward,
+            stream=self.stream,
+            on_filled=on_filled,
+        )
+        return self.filled is None or self.filled.shard.n_rows < n_rows
 
     def _hand_over(self) -> None:
         """Give the shard before this one to the writer, once it has arrived from the device."""
