@@ -1,9 +1,8 @@
 """The command line. Each command makes a config, calls one function, and shows what it returns."""
 
-import json as jsonlib
+import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +14,6 @@ from pipeline.codec import from_json, load_toml, to_json
 from pipeline.config import (
     ARCHS,
     Arch,
-    Codec,
     Device,
     EvalConfig,
     FinetuneConfig,
@@ -27,15 +25,15 @@ from pipeline.config import (
     TrainConfig,
 )
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.terminal.words import count, size
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help must not wait for it
-    from rich.console import Console
-
+    from actstore.verify import Finding
     from pipeline.curves import TrainReport
     from pipeline.evaluate.report import EvalReport
     from pipeline.finetune_run import FinetuneReport
     from pipeline.harvest import HarvestSummary
-    from pipeline.plan import HarvestPlan
+    from pipeline.terminal.screen import Screen
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Sparse autoencoders on cached activations: harvest once, train many times.",
 )
-store_app = typer.Typer(no_args_is_help=True, help="Look at activation stores.")
+store_app = typer.Typer(no_args_is_help=True, help="Look at, check, repair and remove stores.")
 app.add_typer(store_app, name="store")
 
 ConfigFile = Annotated[
@@ -52,6 +50,7 @@ ConfigFile = Annotated[
 JsonOut = Annotated[
     str | None, typer.Option("--json", help="Write the result as JSON there; - is stdout.")
 ]
+Store = Annotated[Path, typer.Argument(help="NAME.actstore.")]
 Source = "builtin, a hub dataset (name[:config][@split]), or a local file or folder."
 
 
@@ -73,18 +72,18 @@ def harvest(
     device: Annotated[Device, typer.Option()] = HarvestConfig.device,
     precision: Annotated[Precision, typer.Option(help="Of the model.")] = HarvestConfig.precision,
     dtype: Annotated[StoreDtype, typer.Option(help="Of the store.")] = HarvestConfig.dtype,
-    codec: Annotated[Codec, typer.Option(help="Of the store.")] = HarvestConfig.codec,
+    codec: Annotated[str, typer.Option(help="lz4, zstd, raw or bitround:N.")] = HarvestConfig.codec,
     config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
     """Run a language model over a text, once, and store its activations."""
     settings = _settings(
         ctx, config, out=out, sites=site or [], model=model, revision=revision, text=text,
-        tokens=_count(tokens), ctx_len=ctx_len, batch_size=batch_size, device=device,
+        tokens=count(tokens), ctx_len=ctx_len, batch_size=batch_size, device=device,
         precision=precision, dtype=dtype, codec=codec,
     )  # fmt: skip
-    summary = run_harvest(from_json(HarvestConfig, settings), screen=_screen(json))
-    _emit(json, to_json(summary))
+    screen = _screen(json)
+    screen.emit(run_harvest(from_json(HarvestConfig, settings), screen=screen))
 
 
 @app.command()
@@ -109,12 +108,12 @@ def train(
     """Train a sparse autoencoder from a store; no language model is loaded."""
     settings = _settings(
         ctx, config, store=store, out=out, site=site, expansion=expansion, lr=lr,
-        tokens=None if tokens is None else _count(tokens), batch_size=batch_size, seed=seed,
+        tokens=None if tokens is None else count(tokens), batch_size=batch_size, seed=seed,
         device=device, arch=arch,
     )  # fmt: skip
     settings["arch"] = _arch(ctx, settings["arch"], l1=l1, k=k)
-    report = run_train(from_json(TrainConfig, settings), resume=resume, screen=_screen(json))
-    _emit(json, to_json(report))
+    screen = _screen(json)
+    screen.emit(run_train(from_json(TrainConfig, settings), resume=resume, screen=screen))
 
 
 @app.command("eval")
@@ -134,12 +133,16 @@ def evaluate(
 ) -> None:
     """Put trained SAEs back into the model: loss recovered, L0, dead features and more."""
     settings = _settings(
-        ctx, config, runs=runs, text=text, tokens=_count(tokens), model=model,
+        ctx, config, runs=runs, text=text, tokens=count(tokens), model=model,
         batch_size=batch_size, device=device, precision=precision,
     )  # fmt: skip
-    reports = run_eval(from_json(EvalConfig, settings))
-    _show_reports(_screen(json), reports)
-    _emit(json, [to_json(report) for report in reports])
+    from pipeline.terminal.tables import reports_table
+
+    screen = _screen(json)
+    reports = run_eval(from_json(EvalConfig, settings), screen=screen)
+    screen.draw(reports_table(reports))
+    screen.note(note for report in reports for note in report.notes)
+    screen.emit(reports)
 
 
 @app.command()
@@ -165,11 +168,13 @@ def finetune(
         steps_per_epoch=steps_per_epoch, batch_size=batch_size, seed=seed, device=device,
         precision=precision,
     )  # fmt: skip
+    from pipeline.terminal.tables import TUNED_ROWS, named
+
     screen = _screen(json)
     report = run_finetune(from_json(FinetuneConfig, settings), screen=screen)
-    rows = {words: getattr(report, key) for key, words in TUNED_ROWS.items()}
-    _show(screen, f"loss on held-out {report.text}, nats a token", rows, notes=report.notes)
-    _emit(json, to_json(report))
+    screen.show(f"loss on held-out {report.text}, nats a token", named(report, TUNED_ROWS))
+    screen.note(report.notes)
+    screen.emit(report)
 
 
 @app.command()
@@ -181,156 +186,196 @@ def demo(
 ) -> None:
     """All of it on the embedded model and text, on a CPU, in under 3 minutes."""
     from pipeline.demo import demo_configs
+    from pipeline.terminal.tables import EVAL_ROWS, TUNED_ROWS, named
 
     configs, screen = demo_configs(out), _screen(json)
     run_harvest(configs.harvest, screen=screen)
     run_train(configs.train, resume=True, screen=screen)
-    (report,) = run_eval(configs.evaluate)
+    (report,) = run_eval(configs.evaluate, screen=screen)
     tuned = run_finetune(configs.finetune, screen=screen)
-    rows = {words: getattr(report, key) for key, words in EVAL_ROWS.items()}
-    learned = {f"on arithmetic: {words}": getattr(tuned, key) for key, words in TUNED_ROWS.items()}
+    learned = {f"on arithmetic: {key}": x for key, x in named(tuned, TUNED_ROWS).items()}
     title = f"{report.arch} SAE at {report.site}, {report.d_sae:,} features"
-    _show(screen, f"{title}; losses in nats a token", {**rows, **learned})
+    screen.show(f"{title}; losses in nats a token", {**named(report, EVAL_ROWS), **learned})
     for figure in sorted(out.glob("*/*.png")):
-        screen.print(f"figure: {figure}", soft_wrap=True)
-    _emit(json, {"eval": to_json(report), "finetune": to_json(tuned)})
+        screen.say(f"figure: {figure}")
+    screen.emit({"eval": report, "finetune": tuned})
 
 
 @store_app.command("info")
-def store_info(
-    path: Annotated[Path, typer.Argument(help="NAME.actstore.")], json: JsonOut = None
-) -> None:
-    """What is in a store."""
-    from actstore.reader import ActStore
+def store_info(path: Store, json: JsonOut = None) -> None:
+    """What is in a store: where from, how much, how well kept."""
+    from pipeline.terminal.store_facts import store_facts
+    from pipeline.terminal.store_tables import store_tables
 
-    store = ActStore.open(path)
-    spec = store.spec.as_json()
-    facts = {
-        "rows a site": store.n_rows,
-        "shards": store.n_shards,
-        "sites": ", ".join(f"{site['name']} ({site['width']})" for site in spec.pop("sites")),
-        **spec.pop("source"),
-        **spec,
-        "fingerprint": store.fingerprint,
-    }
-    _show(_screen(json), path.name, facts)
-    _emit(json, {**facts, "sites": {site.name: site.width for site in store.spec.sites}})
+    screen, facts = _screen(json), store_facts(path)
+    for table in store_tables(facts):
+        screen.draw(table)
+    screen.emit(facts)
 
 
 @store_app.command("list")
 def store_list(
-    folder: Annotated[Path, typer.Argument(help="Searched with all its folders.")] = Path(),
+    folder: Annotated[
+        Path | None, typer.Argument(help="Default: those in $SAEPIPE_STORES, or else this one.")
+    ] = None,
+    json: JsonOut = None,
 ) -> None:
-    """Which stores are here."""
+    """Which stores are in a folder and in all its folders."""
     from actstore.catalog import find_stores
+    from pipeline.reuse import STORES
+    from pipeline.terminal.store_facts import listed
+    from pipeline.terminal.store_tables import stores_table
 
-    screen = _screen(None)
-    for path, told in find_stores(folder):
-        if not isinstance(told, str):
-            sites = ", ".join(site.name for site in told.spec.sites)
-            model = told.spec.source.get("model", "unknown")
-            told = f"{told.state}, {told.n_rows:,} rows a site, {sites} of {model}"
-        screen.print(f"{path}: {told}", soft_wrap=True, markup=False)
+    screen, result = _screen(json), list[object]()
+    known = [Path(name) for name in os.environ.get(STORES, "").split(os.pathsep) if name]
+    for place in [folder] if folder else known or [Path()]:
+        found = find_stores(place)
+        if found:
+            screen.draw(stores_table(place, found))
+        else:
+            screen.say(f"no store in {place}")
+        for path, told in found:
+            if isinstance(told, str):
+                screen.say(f"{path}: {told}")
+            result.append(listed(path, told))
+    screen.emit(result)
 
 
 @store_app.command("verify")
-def store_verify(path: Annotated[Path, typer.Argument(help="NAME.actstore.")]) -> None:
-    """Check every byte of a store."""
-    from actstore.verify import verify
+def store_verify(
+    path: Store,
+    repair: Annotated[bool, typer.Option("--repair", help="Get back what is damaged.")] = False,
+    device: Annotated[Device, typer.Option(help="Of a repair.")] = HarvestConfig.device,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Of a repair: contexts a forward pass.")
+    ] = HarvestConfig.batch_size,
+    json: JsonOut = None,
+) -> None:
+    """Check every byte of a store, and with --repair harvest again what is damaged."""
+    from pipeline.terminal.damage import damage_words
+    from pipeline.terminal.lines import repair_line
 
-    screen = _screen(None)
-    with _progress("verify", "B") as show:
-        findings = verify(path, on_progress=lambda done, total: show(done, total, ""))
-    for finding in findings:
-        place = {"shard": finding.shard, "chunk": finding.chunk}
-        where = [f"{name} {i}" for name, i in place.items() if i is not None]
-        what = ", ".join([finding.array or "store", *where])
-        screen.print(f"{finding.path}: {what}: {finding.what}", soft_wrap=True, markup=False)
+    screen, repaired = _screen(json), None
+    findings = run_verify(path, screen=screen)
+    if findings and repair:
+        from pipeline.repair import repair as run
+
+        with screen.progress("repair", "rows") as show:
+            repaired = run(
+                path, findings, device=device, batch_size=batch_size,
+                on_progress=lambda done, total: show(done, total, ""),
+            )  # fmt: skip
+        screen.say(repair_line(repaired, path))
+        findings = run_verify(path, screen=screen)
+    screen.emit({"path": path, "findings": findings, "repaired": repaired})
     if findings:
-        raise StoreError(f"{path} is damaged, {len(findings)} findings: harvest it anew")
-    screen.print(f"{path}: every byte is as it was written")
+        raise StoreError(
+            f"{path} is damaged ({damage_words(findings)}); "
+            f"get it back: saepipe store verify {path} --repair"
+        )
+    screen.say(f"verify    every byte of {path} is as it was written")
+
+
+@store_app.command("rm")
+def store_remove(
+    path: Store, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False
+) -> None:
+    """Remove a store; never what is none."""
+    from actstore.removal import removable, remove_store
+    from pipeline.terminal.lines import removal_line
+
+    screen = _screen()
+    screen.say(removal_line(removable(path)))
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError(f"there is nobody to ask: saepipe store rm {path} --yes")
+        if not typer.confirm("remove it?"):
+            raise typer.Exit(1)
+    remove_store(path)
+    screen.say(f"removed   {path}")
 
 
 # --- one stage each, with its progress; the demo is made of them -----------------------------
 
 
-def run_harvest(config: HarvestConfig, *, screen: "Console") -> "HarvestSummary | None":
-    """Plan, harvest what is missing, say what was done; None when nothing was missing."""
+def run_harvest(config: HarvestConfig, *, screen: "Screen") -> "HarvestSummary | None":
+    """Harvest what is missing, in as many plans as it takes; None when nothing was."""
     from pipeline.plan import make_plan
+    from pipeline.terminal.lines import harvest_lines, plan_line, reused_line
 
-    plan = make_plan(config)
-    if plan.state == "complete":
-        screen.print(
-            f"harvest   complete, reused: {plan.n_rows:,} rows a site in {config.out}",
-            soft_wrap=True,
-        )
-        return None
-    from pipeline.harvest import harvest as run
+    summary = None
+    while (plan := make_plan(config)).state != "complete":
+        from pipeline.harvest import harvest as run  # it brings torch
 
-    def announce(plan: "HarvestPlan", seconds: float) -> None:
-        screen.print(
-            f"harvest   {', '.join(config.sites)} of {config.model} on {config.text}: "
-            f"{plan.n_rows:,} rows a site ({plan.state}), {_bytes(plan.bytes_to_write)} to write, "
-            f"{_bytes(plan.bytes_free)} free, about {_duration(seconds)}",
-            soft_wrap=True,
-        )
+        with screen.progress("harvest", "tokens") as show:
+            summary = run(
+                plan,
+                on_plan=lambda plan, seconds: screen.say(plan_line(plan, seconds)),
+                on_progress=lambda p: show(p.rows, p.n_rows, f"{size(p.n_bytes)} on disk"),
+            )
+        for line in harvest_lines(summary, config.out):
+            screen.say(line)
+    if plan.found is not None:
+        from pipeline.reuse import link
 
-    with _progress("harvest", "tokens") as show:
-        summary = run(
-            plan,
-            on_plan=announce,
-            on_progress=lambda p: show(p.rows, p.n_rows, f"{_bytes(p.n_bytes)} on disk"),
-        )
-    screen.print(
-        f"harvest   {summary.n_rows:,} rows a site, {_bytes(summary.n_bytes)} in {config.out}, "
-        f"{summary.tokens_per_s:,.0f} tokens/s"
-        + ("; the text ended there" if summary.source_exhausted else ""),
-        soft_wrap=True,
-    )
+        link(plan.found, config.out)
+    if summary is None:
+        screen.say(reused_line(plan))
     return summary
 
 
-def run_train(config: TrainConfig, *, resume: bool, screen: "Console") -> "TrainReport":
+def run_train(config: TrainConfig, *, resume: bool, screen: "Screen") -> "TrainReport":
     """Train, unless that run is complete already, and draw its curves."""
     from pipeline.plots import training_curves
+    from pipeline.terminal.lines import curve_words, train_line
     from pipeline.train import train as run
 
-    def told(r: "TrainReport") -> str:
-        return f"loss {r.loss:.4g}  L0 {r.l0:.1f}  EV {r.explained_variance:.3f}  dead {r.n_dead}"
-
-    with _progress("train", "rows") as show:
+    with screen.progress("train", "rows") as show:
         report = run(
             config,
             resume=resume,
-            on_step=lambda r: show(r.rows, r.n_steps * config.batch_size, told(r)),
+            on_step=lambda r: show(r.rows, r.n_steps * config.batch_size, curve_words(r)),
         )
     training_curves(config.out / "metrics.jsonl", config.out / "curves.png")
-    what = "complete, reused" if report.reused else f"{report.rows:,} rows"
-    screen.print(f"train     {what}: {config.out} ({told(report)})", soft_wrap=True)
+    screen.say(train_line(report, config.out))
     return report
 
 
-def run_eval(config: EvalConfig) -> "tuple[EvalReport, ...]":
+def run_eval(config: EvalConfig, *, screen: "Screen") -> "tuple[EvalReport, ...]":
     """Evaluate, and draw the figures into the folders of the runs."""
     from pipeline.evaluate.evaluation import evaluate as run
     from pipeline.evaluate.figures import save_figures
 
-    with _progress("eval", "tokens") as show:
+    with screen.progress("eval", "tokens") as show:
         reports = run(config, on_progress=lambda p: show(p.n_done, p.n_tokens, p.stage))
     for report in reports:
         save_figures(report)
     return reports
 
 
-def run_finetune(config: FinetuneConfig, *, screen: "Console") -> "FinetuneReport":
+def run_finetune(config: FinetuneConfig, *, screen: "Screen") -> "FinetuneReport":
     """Fine-tune, unless that run is complete already."""
     from pipeline.finetune import finetune as run
+    from pipeline.terminal.lines import finetune_line
 
-    with _progress("finetune", "steps") as show:
+    with screen.progress("finetune", "steps") as show:
         report = run(config, on_step=lambda s: show(s.step, s.n_steps, f"loss {s.loss:.4f}"))
-    what = "complete, reused" if report.reused else f"{report.n_steps} steps"
-    screen.print(f"finetune  {what}: {config.out}", soft_wrap=True)
+    screen.say(finetune_line(report, config.out))
     return report
+
+
+def run_verify(path: Path, *, screen: "Screen") -> "list[Finding]":
+    """Check every byte, and say what is wrong, a line a finding."""
+    from actstore.verify import verify
+    from pipeline.terminal.damage import finding_line
+
+    with screen.progress("verify", "B") as show:
+        findings = verify(path, on_progress=lambda done, total: show(done, total, ""))
+    for finding in findings:
+        if finding.path == path:
+            raise StoreError(finding.what)  # there is no whole store to check
+        screen.say(finding_line(finding))
+    return findings
 
 
 # --- settings --------------------------------------------------------------------------------
@@ -363,140 +408,14 @@ def _arch(ctx: typer.Context, arch: object, **knobs: float) -> dict[str, object]
     return table
 
 
-def _count(text: str) -> int:
-    """Read `500k`, `20M`, `1.5B` or a plain number."""
-    factor = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower(), 1)
-    digits = text[:-1] if factor > 1 else text
-    try:
-        return round(float(digits.replace("_", "")) * factor)
-    except ValueError:
-        raise ConfigError(f"expected a number like 500k, 20M or 1B, got {text!r}") from None
+# --- results and errors ----------------------------------------------------------------------
 
 
-# --- showing ---------------------------------------------------------------------------------
+def _screen(json: str | None = None) -> "Screen":
+    """Where results go; made inside of commands, since it brings rich."""
+    from pipeline.terminal.screen import Screen
 
-
-@contextmanager
-def _progress(title: str, unit: str) -> Generator[Callable[[int, int, str], None], None, None]:
-    """A bar on stderr with rate and time left; yields `show(done, total, words)`."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    rate, words = TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[words]}")
-    name, bar = TextColumn(f"{title:<9}"), BarColumn(bar_width=24)
-    screen = _screen("-")
-    columns = (name, bar, rate, TimeRemainingColumn(), words)
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
-        task = bars.add_task(title, total=None, rate="", words="")
-
-        def show(done: int, total: int, words: str) -> None:
-            speed = bars.tasks[0].speed
-            rate = f"{_short(speed)} {unit}/s" if speed else ""
-            bars.update(task, completed=done, total=total, rate=rate, words=words)
-
-        yield show
-
-
-def _screen(json: str | None) -> "Console":
-    """Where people read: stdout, or stderr where stdout is for JSON."""
-    from rich.console import Console
-
-    return Console(stderr=json == "-", highlight=False)
-
-
-def _show(
-    screen: "Console", title: str, rows: Mapping[str, object], *, notes: Iterable[str] = ()
-) -> None:
-    """Names and values in two columns."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, _text(value))
-    screen.print(table)
-    for note in notes:
-        screen.print(f"note: {note}", markup=False)
-
-
-EVAL_ROWS = {
-    "ce_clean": "loss, the model alone",
-    "ce_patched": "loss, SAE spliced in",
-    "ce_zero": "loss, site zeroed",
-    "ce_mean": "loss, site at its mean",
-    "loss_recovered": "loss recovered (zero)",
-    "loss_recovered_mean": "loss recovered (mean)",
-    "kl": "KL(model || spliced)",
-    "l0": "L0",
-    "explained_variance": "explained variance",
-    "mse": "mean squared error",
-    "cosine": "cosine(x, x_hat)",
-    "n_dead": "dead features",
-    "dead_cosine_mean": "dead-feature cosine, dead",
-    "alive_cosine_mean": "dead-feature cosine, alive",
-}
-TUNED_ROWS = {
-    "ce_base": "loss, the model alone",
-    "ce_spliced": "loss, SAE spliced in",
-    "ce_finetuned": "loss, after learning c and d",
-}
-
-
-def _show_reports(screen: "Console", reports: "Sequence[EvalReport]") -> None:
-    """One column a run."""
-    from rich.table import Table
-
-    first = reports[0]
-    title = f"{first.model} on {first.text}, {first.n_tokens:,} tokens; losses in nats a token"
-    table = Table("", title=title, title_justify="left")
-    for report in reports:
-        table.add_column(f"{report.run.name}\n{report.arch} {report.site}", justify="right")
-    for key, words in EVAL_ROWS.items():
-        table.add_row(words, *(_text(getattr(report, key)) for report in reports))
-    screen.print(table)
-    for note in dict.fromkeys(note for report in reports for note in report.notes):
-        screen.print(f"note: {note}", markup=False)
-
-
-def _text(value: object) -> str:
-    match value:
-        case None:
-            return "-"
-        case float():
-            return f"{value:.4f}"
-        case int():
-            return f"{value:,}"
-        case _:
-            return str(value)
-
-
-def _short(value: float) -> str:
-    """1234567 as 1.23M."""
-    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def _bytes(n: float) -> str:
-    return f"{_short(n)}B"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _emit(path: str | None, result: object) -> None:
-    """Write a result as JSON, whole or not at all."""
-    text = jsonlib.dumps(result, indent=1) + "\n"
-    if path == "-":
-        sys.stdout.write(text)
-    elif path is not None:
-        from actstore.files import write_file
-
-        write_file(Path(path), [text.encode()])
+    return Screen(json=json)
 
 
 def main() -> None:

@@ -1,125 +1,161 @@
 """Shuffled batches whose whole state is one integer.
 
 An epoch reads the chunks of a store in random order and cuts that order into windows. The rows of a
-window are mixed; batches are cut from the stream of windows, across windows and epochs. While one
-window is handed out, the next is decoded by threads into the memory of the one before.
+window are mixed in short runs: rows were mixed over their whole shard when they were written, so
+that neighbours have nothing in common but their shard. Batches are cut from the stream of windows,
+across windows and epochs. While one window is handed out, the next is decoded by threads into the
+memory of the one before.
+
+Several processes share an epoch by *lanes*: each lane has its own share of the chunks, its own
+windows and its own rows of every batch, whoever reads it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain, count, pairwise
+from math import gcd
 from os import cpu_count
 
 import numpy as np
 from jaxtyping import Shaped
 
+from actstore.epochs import Epochs
 from actstore.errors import StoreError
-from actstore.order import chunk_order
 from actstore.reader import ActStore
-from actstore.windows import Plan, Window, Windows
+from actstore.windows import Window, Windows
 
 MAX_WINDOW_BYTES = 2**30
+RUN_BYTES = 2**13
+MAX_RUN = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batches:
-    """An endless stream of batches, the same for every number of threads.
+    """An endless stream of batches, the same for every number of threads and processes.
 
     Every row comes once an epoch, at the same place in every site. The order depends on the store's
-    layout, on `seed` and on `window_rows`, and on nothing else.
+    layout, on `seed`, `window_rows` and `lanes`, and on nothing else.
     """
 
     store: ActStore
     sites: tuple[str, ...]
     batch_size: int
+    """Rows of a batch, over all processes."""
     seed: int
     window_rows: int = 2**18
-    """Rows that are mixed at a time, of which two windows are held; capped at 1 GiB a window."""
+    """Rows that are mixed at a time, over all lanes; two windows are held. At most 1 GiB each."""
     threads: int | None = None
     """That decode; None means one less than there are cores, from 1 to 8."""
+    lanes: int = 1
+    """Equal shares of an epoch: a divisor of `batch_size` and of the rows there are."""
+    rank: int = 0
+    """Which process this is; the batch is its ranks' batches, one after another."""
+    world_size: int = 1
+    """How many processes share the batches: a divisor of `lanes`."""
 
     def __post_init__(self) -> None:
         for site in self.sites:
             self.store.width(site)
         if not self.sites or len(set(self.sites)) < len(self.sites):
             raise StoreError(f"batches need sites, each once, got {self.sites}")
-        for name in ("batch_size", "window_rows"):
+        for name in ("batch_size", "window_rows", "lanes", "world_size"):
             if getattr(self, name) <= 0:
                 raise StoreError(f"{name} must be positive, got {getattr(self, name)}")
         if self.seed < 0:
             raise StoreError(f"seed must not be negative, got {self.seed}")
         if self.threads is not None and self.threads <= 0:
             raise StoreError(f"threads must be positive, got {self.threads}")
+        common = gcd(self.batch_size, self.store.n_rows)
+        if common % self.lanes:
+            raise StoreError(
+                f"{self.lanes} lanes cannot share {self.store.n_rows} rows in batches of "
+                f"{self.batch_size} equally: choose lanes that divide {common}"
+            )
+        if self.lanes % self.world_size or not 0 <= self.rank < self.world_size:
+            raise StoreError(
+                f"{self.lanes} lanes cannot be shared by rank {self.rank} of {self.world_size} "
+                "processes: choose a world_size that divides lanes, and ranks from 0"
+            )
 
     @property
-    def window_chunks(self) -> int:
-        """Chunks of a window, at most; at least one."""
+    def run(self) -> int:
+        """Rows that stay together in every window: some KiB of them."""
+        row_bytes = self._row_bytes(max(self.sites, key=self.store.width))
+        wanted = min(MAX_RUN, max(1, RUN_BYTES // row_bytes))
+        return 1 << (wanted.bit_length() - 1)
+
+    @property
+    def epochs(self) -> Epochs:
+        """Which rows come when."""
         spec = self.store.spec
-        row_bytes = sum(map(self.store.width, self.sites)) * spec.storage.itemsize
-        rows = min(self.window_rows, MAX_WINDOW_BYTES // row_bytes)
-        return max(1, rows // spec.chunk_rows)
+        rows = min(self.window_rows, MAX_WINDOW_BYTES // sum(map(self._row_bytes, self.sites)))
+        return Epochs(
+            layout=self.store.layout,
+            seed=self.seed,
+            n_lanes=self.lanes,
+            window_chunks=max(1, rows // (self.lanes * spec.chunk_rows)),
+        )
 
-    def epoch(self, epoch: int) -> list[Plan]:
-        """The windows of an epoch, of nearly equal size."""
-        layout = self.store.layout
-        order = chunk_order(layout.n_chunks, seed=self.seed, epoch=epoch).tolist()
-        n_windows = -(-len(order) // self.window_chunks)
-        cuts = [len(order) * i // n_windows for i in range(n_windows + 1)]
-        return [
-            Plan(
-                chunks=order[start:stop],
-                n_rows=sum(map(layout.rows_of_chunk, order[start:stop])),
-                seed=self.seed,
-                epoch=epoch,
-                window=i,
-            )
-            for i, (start, stop) in enumerate(pairwise(cuts))
-        ]
-
-    def start_at(self, step: int) -> Iterator[dict[str, Shaped[np.ndarray, "batch width"]]]:
+    def start_at(self, step: int) -> Generator[dict[str, Shaped[np.ndarray, "batch width"]]]:
         """The stream from batch `step` on, by site; windows before it are skipped, not read.
 
-        Batches are the caller's to keep. Closing the iterator stops its threads.
+        Batches are the caller's to keep: of `batch_size / world_size` rows. Closing the generator
+        stops its threads.
 
         Raises:
             StoreError: While iterating, if bytes of the store were altered.
         """
         if step < 0:
             raise StoreError(f"step must not be negative, got {step}")
-        epoch, skip = divmod(step * self.batch_size, self.store.n_rows)
-        plans = self._plans(epoch)
+        epochs = self.epochs
+        epoch, skip = divmod(step * (self.batch_size // self.lanes), epochs.lane_rows)
+        mine = self.lanes // self.world_size
+        lanes = range(mine * self.rank, mine * (self.rank + 1))
+        plans = chain.from_iterable(epochs.windows(e, lanes) for e in count(epoch))
         plan = next(plans)
-        while skip >= plan.n_rows:
-            skip -= plan.n_rows
+        while skip >= plan[0].n_rows:
+            skip -= plan[0].n_rows
             plan = next(plans)
-        threads = self.threads or min(8, max(1, (cpu_count() or 1) - 1))
-        n_rows = min(self.store.n_rows, self.window_chunks * self.store.spec.chunk_rows)
-        with Windows(self.store, self.sites, n_rows=n_rows, threads=threads) as windows:
+        with self._windows(epochs, mine) as windows:
             yield from self._cut(windows.of(chain([plan], plans)), skip)
 
-    def _plans(self, epoch: int) -> Iterator[Plan]:
-        return chain.from_iterable(map(self.epoch, count(epoch)))
+    def _windows(self, epochs: Epochs, n_lanes: int) -> Windows:
+        cuts = epochs.cuts
+        return Windows(
+            self.store,
+            self.sites,
+            n_lanes=n_lanes,
+            n_rows=max(b - a for a, b in pairwise(cuts)),
+            run=self.run,
+            threads=self.threads or min(8, max(1, (cpu_count() or 1) - 1)),
+        )
 
     def _cut(
-        self, windows: Iterator[Window], skip: int
+        self, windows: Iterator[list[Window]], skip: int
     ) -> Iterator[dict[str, Shaped[np.ndarray, "batch width"]]]:
-        """Batches of the rows that follow the first `skip`."""
+        """Batches of the rows that follow the first `skip` of each lane."""
+        lane_batch = self.batch_size // self.lanes
         batch, filled = self._empty(), 0
-        for window in windows:
-            order = window.order[skip:]
-            skip = 0
-            while len(order):
-                here, order = np.split(order, [self.batch_size - filled])
-                for site, rows in window.rows.items():
-                    out = batch[site][filled : filled + len(here)]
-                    np.take(rows, here, axis=0, out=out, mode="clip")
-                filled += len(here)
-                if filled == self.batch_size:
+        for parts in windows:
+            start, skip = skip, 0
+            while start < parts[0].n_rows:
+                n = min(lane_batch - filled, parts[0].n_rows - start)
+                for lane, part in enumerate(parts):
+                    begin = lane * lane_batch + filled
+                    for site in self.sites:
+                        part.take(site, start, batch[site][begin : begin + n])
+                start += n
+                filled += n
+                if filled == lane_batch:
                     yield batch
                     batch, filled = self._empty(), 0
 
     def _empty(self) -> dict[str, Shaped[np.ndarray, "batch width"]]:
+        n_rows = self.batch_size // self.world_size
         return {
-            site: np.empty((self.batch_size, self.store.width(site)), self.store.spec.storage)
+            site: np.empty((n_rows, self.store.width(site)), self.store.spec.storage)
             for site in self.sites
         }
+
+    def _row_bytes(self, site: str) -> int:
+        return self.store.width(site) * self.store.spec.storage.itemsize

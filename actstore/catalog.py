@@ -1,5 +1,6 @@
 """Find stores by where they lie."""
 
+import os
 from pathlib import Path
 
 from actstore.errors import StoreError
@@ -10,7 +11,8 @@ from actstore.root import GROUP, peek
 def find_stores(folder: Path) -> list[tuple[Path, Manifest | str]]:
     """Every store in `folder` and below it, sorted by path, the shallow first.
 
-    Each comes with what it says of itself, or with the reason why it cannot.
+    Each comes with what it says of itself, or with the reason why it cannot. Folders that may not
+    be looked into are passed over.
 
     Raises:
         StoreError: If `folder` is not one.
@@ -20,11 +22,20 @@ def find_stores(folder: Path) -> list[tuple[Path, Manifest | str]]:
     found: list[tuple[Path, Manifest | str]] = []
     waiting = [folder]
     for path in waiting:
-        if (path / GROUP).is_dir():
+        if os.path.isdir(path / GROUP):  # noqa: PTH112 - Path.is_dir may raise where one may not look
             found.append((path, _told(path)))
         else:
-            waiting += sorted(p for p in path.iterdir() if p.is_dir() and not p.is_symlink())
+            waiting += _folders_in(path)
     return found
+
+
+def _folders_in(path: Path) -> list[Path]:
+    try:
+        with os.scandir(path) as entries:
+            names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+    return [path / name for name in names]
 
 
 def _told(path: Path) -> Manifest | str:

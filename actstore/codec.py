@@ -1,7 +1,8 @@
 """How values become bytes: one table from name to codec chain, and from dtype to storage."""
 
+import re
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from crc32c import crc32c as checksum
@@ -9,8 +10,7 @@ from jaxtyping import Shaped
 from numcodecs.blosc import BITSHUFFLE, Blosc
 
 from actstore.errors import StoreError
-
-Codec = Literal["lz4", "zstd", "raw"]
+from actstore.rounding import mantissa_bits
 
 CODECS: Final[Mapping[str, Blosc | None]] = {
     "lz4": Blosc(cname="lz4", clevel=5, shuffle=BITSHUFFLE),
@@ -25,19 +25,48 @@ STORAGE: Final[Mapping[str, np.dtype]] = {
     "float32": np.dtype("<f4"),
 }
 
+ROUNDING = "bitround:"
+"""`bitround:N` keeps N bits of mantissa, then goes on as `lz4`."""
+
 CRC_BYTES = 4
 
 __all__ = [
     "CODECS",
     "CRC_BYTES",
     "STORAGE",
-    "Codec",
+    "check_codec",
     "checked",
     "checksum",
     "decode",
     "encode",
+    "kept_bits",
     "zarr_codecs",
 ]
+
+
+def check_codec(codec: str, dtype: str) -> None:
+    """Hold a codec to those there are for a dtype.
+
+    Raises:
+        StoreError: If it is none of them; lists them.
+    """
+    most = mantissa_bits(STORAGE[dtype]) - 1
+    if codec in CODECS:
+        return
+    if not re.fullmatch(rf"{ROUNDING}[1-9]\d?", codec) or int(codec[len(ROUNDING) :]) > most:
+        raise StoreError(
+            f"unknown codec {codec!r} of {dtype}; "
+            f"known are {', '.join(CODECS)} and, lossy, {ROUNDING}1 to {ROUNDING}{most}"
+        )
+
+
+def kept_bits(codec: str) -> int | None:
+    """Bits of mantissa that a lossy codec keeps; None if it is exact."""
+    return int(codec[len(ROUNDING) :]) if codec.startswith(ROUNDING) else None
+
+
+def _compressor(codec: str) -> Blosc | None:  # pyright: ignore[reportUnknownParameterType]
+    return CODECS["lz4" if kept_bits(codec) else codec]
 
 
 def encode(values: Shaped[np.ndarray, "..."], codec: str) -> tuple[bytes | memoryview, bytes]:
@@ -45,7 +74,7 @@ def encode(values: Shaped[np.ndarray, "..."], codec: str) -> tuple[bytes | memor
 
     Releases the GIL for nearly all of its time, so it scales over threads.
     """
-    compressor = CODECS[codec]
+    compressor = _compressor(codec)
     payload = values.data.cast("B") if compressor is None else compressor.encode(values)
     return payload, checksum(payload).to_bytes(CRC_BYTES, "little")
 
@@ -70,7 +99,7 @@ def decode(data: memoryview, codec: str, out: Shaped[np.ndarray, "..."]) -> None
     """
     checked(data)
     payload = data[:-CRC_BYTES]
-    compressor = CODECS[codec]
+    compressor = _compressor(codec)
     size = len(payload) if compressor is None else int.from_bytes(payload[4:8], "little")
     if size != out.nbytes:
         raise StoreError(f"it holds {size} bytes, not {out.nbytes}")
@@ -83,7 +112,7 @@ def decode(data: memoryview, codec: str, out: Shaped[np.ndarray, "..."]) -> None
 def zarr_codecs(codec: str, dtype: np.dtype) -> list[dict[str, object]]:
     """The chain that `encode` follows, as Zarr metadata spells it."""
     chain: list[dict[str, object]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
-    compressor = CODECS[codec]
+    compressor = _compressor(codec)
     if compressor is not None:
         settings: dict[str, object] = {
             "typesize": dtype.itemsize,

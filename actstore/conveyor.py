@@ -5,9 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
+
 from actstore.errors import StoreError
+from actstore.files import size_of
 from actstore.ledger import Ledger
+from actstore.manifest import CONTEXT_TOKENS
+from actstore.metadata import shard_key
 from actstore.moments import merged
+from actstore.shardreader import ShardReader
 from actstore.shardwriter import Shard, Written, write_files
 
 
@@ -60,7 +66,10 @@ class Conveyor:
         """On the writing thread: one shard to its files, while the one before it is committed."""
         try:
             if self._failure is None:
-                written = write_files(shard, self._ledger, self._pool)
+                ledger = self._ledger
+                if shard.index < ledger.n_kept:
+                    _require_same_start(shard, ledger)
+                written = write_files(shard, ledger.spec, ledger.place, self._pool)
                 self._unplaced.acquire()
                 self._placing.submit(self._commit, written)
         except (OSError, StoreError) as error:
@@ -98,6 +107,19 @@ class Conveyor:
             self._failure = (
                 error if isinstance(error, StoreError) else failed(self._ledger.path, error)
             )
+
+
+def _require_same_start(shard: Shard, ledger: Ledger) -> None:
+    """Hold a last shard that is written again, longer, to the contexts it began with."""
+    spec = ledger.spec
+    name, rows = CONTEXT_TOKENS, ledger.manifest.n_rows
+    sizes = [size_of(ledger.root / shard_key(name, k)) or 0 for k in range(ledger.n_kept)]
+    old = ShardReader(ledger.root, spec, name, n_rows=rows, sizes=sizes).read(shard.index)
+    if not np.array_equal(shard.tokens[: len(old)], old):
+        raise StoreError(
+            f"{ledger.path} cannot be extended: its source no longer gives the tokens it gave "
+            f"for shard {shard.index}; write another store"
+        )
 
 
 def failed(path: Path, error: OSError) -> StoreError:

@@ -4,7 +4,7 @@ Everything here runs on one thread at a time and under the writer's lock. The or
 the point: after a crash between any two of them, `Ledger.open` finds a state it can go on from.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from actstore.manifest import Manifest, StoreSpec
 from actstore.metadata import array_document, shard_key
 from actstore.moments import Moments
 from actstore.root import GROUP, write_root
-from actstore.summary import Summary, summary_name, write_summary
+from actstore.summary import Summary, read_summary, summary_name, write_summary
+from actstore.twin import Twin
 
 STAGING = "staging"
 MOMENTS = "moments"
@@ -43,6 +44,8 @@ class Ledger:
     layout: Layout
     """Of the rows that are wanted."""
     entries: list[Entry] = field(default_factory=list[Entry])
+    beside: Twin | None = None
+    """The store whose tokens these rows must stand for too."""
 
     @property
     def spec(self) -> StoreSpec:
@@ -73,8 +76,10 @@ class Ledger:
 
     def place(self, array: str, shard: int) -> Path:
         """Where the file of a shard is written."""
-        folder = self.path / STAGING if shard < self.n_kept else self.root
-        return folder / shard_key(array, shard)
+        return self._group(shard) / shard_key(array, shard)
+
+    def _group(self, shard: int) -> Path:
+        return self.path / STAGING if shard < self.n_kept else self.root
 
     def write_documents(self, n_rows: int) -> None:
         """Write the zarr.json of every array, as of a store of `n_rows` rows.
@@ -110,7 +115,10 @@ class Ledger:
             StoreError: If their file was lost.
         """
         if not self.entries:
-            return {site.name: Moments.empty(site.width) for site in self.spec.sites}
+            return {
+                site.name: Moments.empty(site.width, lossy=self.spec.lossy)
+                for site in self.spec.sites
+            }
         last = self.entries[-1]
         path = self.path / MOMENTS / str(last.shard)
         data = path.read_bytes() if path.exists() else b""
@@ -118,8 +126,9 @@ class Ledger:
             raise StoreError(f"{path} is lost or damaged, so the store cannot go on; write it anew")
         found: dict[str, Moments] = {}
         for site in self.spec.sites:
-            size = 8 + 16 * site.width
-            found[site.name], data = Moments.from_bytes(data[:size]), data[size:]
+            size = 8 + (24 if self.spec.lossy else 16) * site.width
+            found[site.name] = Moments.from_bytes(data[:size], width=site.width)
+            data = data[size:]
         return found
 
     def commit(
@@ -134,8 +143,11 @@ class Ledger:
         """Make one more shard, whose files are in place, part of the store.
 
         Raises:
+            StoreError: If it holds other tokens than the store that this one stands beside.
             OSError: If the disk is full or fails; the shard is then not part of it.
         """
+        if self.beside is not None:
+            self.beside.require_same(shard, rows=rows, files=files, group=self._group(shard))
         data = b"".join(moments[site.name].to_bytes() for site in self.spec.sites)
         make_folder(self.path / MOMENTS)
         write_file(self.path / MOMENTS / str(shard), [data])
@@ -158,7 +170,7 @@ class Ledger:
             OSError: If the disk is full or fails; the store can be resumed.
         """
         if self.manifest.state == "complete" and self.n_rows < self.manifest.n_rows:
-            return self.manifest  # the source had nothing new: the old last shard stays
+            return self._found_nothing_new(source_exhausted=source_exhausted)
         moments = self.moments()
         arrays = self.spec.arrays
         numbers = [[entry.files[name] for name in arrays] for entry in self.entries]
@@ -169,12 +181,31 @@ class Ledger:
             shard_crc32c=np.array(numbers, "<i8")[:, :, 1].astype("<u4"),
             mean={name: m.mean for name, m in moments.items()},
             var={name: m.var for name, m in moments.items()},
+            rounding={n: m.rounding for n, m in moments.items() if m.rounding is not None},
         )
+        self.announce(summary)
+        self.publish(summary)
+        return self.manifest
+
+    def _found_nothing_new(self, *, source_exhausted: bool) -> Manifest:
+        """The old last shard stays; that the source has ended is told: nobody need ask again."""
+        old = self.manifest
+        if source_exhausted and not old.source_exhausted:
+            summary = read_summary(self.root / summary_name(old.generation), self.spec)
+            summary = replace(summary, source_exhausted=True)
+            self.announce(summary)
+            self.publish(summary)
+        return self.manifest
+
+    def announce(self, summary: Summary) -> None:
+        """Write the summary of the next generation: from here on it will be completed.
+
+        Raises:
+            OSError: If the disk is full or fails; the store can be resumed.
+        """
         folder = self.root / summary_name(self.manifest.generation + 1)
         remove(folder)
         write_summary(folder, summary)
-        self.publish(summary)
-        return self.manifest
 
     def publish(self, summary: Summary) -> None:
         """Everything after the summary of a new generation stands; may be repeated after a crash.
@@ -200,12 +231,17 @@ class Ledger:
     def remove_old(self) -> None:
         """Remove what the generation before this one leaves behind; may be repeated."""
         remove(self.root / summary_name(self.manifest.generation - 1))
-        remove(self.path / STAGING)
+        if not any(self._staged_files()):  # of an extension that is to go on
+            remove(self.path / STAGING)
 
     def _move_staged(self) -> None:
         """Replace the short last shard of the old generation by its longer self."""
+        for file in list(self._staged_files()):
+            target = self.root / file.relative_to(self.path / STAGING)
+            file.replace(target)
+            sync_folder(target.parent)
+
+    def _staged_files(self) -> Iterator[Path]:
         for file in (self.path / STAGING).rglob("*"):
             if file.is_file() and not file.name.endswith(PARTIAL):
-                target = self.root / file.relative_to(self.path / STAGING)
-                file.replace(target)
-                sync_folder(target.parent)
+                yield file

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from actstore.codec import CODECS, STORAGE, checksum
+from actstore.codec import STORAGE, check_codec, checksum, kept_bits
 from actstore.errors import StoreError
 from actstore.files import canonical_json
 from actstore.layout import Layout, plan_layout
@@ -60,7 +60,7 @@ class StoreSpec:
             raise StoreError(f"a store needs sites, each once, got {[s.name for s in self.sites]}")
         _positive(ctx_len=self.ctx_len, chunk_rows=self.chunk_rows, shard_rows=self.shard_rows)
         _known("dtype", self.dtype, STORAGE)
-        _known("codec", self.codec, CODECS)
+        check_codec(self.codec, self.dtype)
         if self.seed < 0:
             raise StoreError(f"seed must not be negative, got {self.seed}")
         for name in ("chunk_rows", "ctx_len"):
@@ -105,6 +105,11 @@ class StoreSpec:
     def storage(self) -> np.dtype:
         """The numpy dtype of stored values; bfloat16 is kept as its bits, uint16."""
         return STORAGE[self.dtype]
+
+    @property
+    def lossy(self) -> bool:
+        """Whether activations are rounded before they are stored."""
+        return kept_bits(self.codec) is not None
 
     @property
     def arrays(self) -> tuple[str, ...]:

@@ -10,6 +10,9 @@ from functools import reduce
 import numpy as np
 from jaxtyping import Float64, Shaped
 
+# Where mean^2 / variance is beyond this, sums of squares lose too many digits of the variance.
+FAR_FROM_ZERO = 2.0**10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
@@ -18,33 +21,49 @@ class Moments:
     count: int
     mean: Float64[np.ndarray, " width"]
     m2: Float64[np.ndarray, " width"]
+    lost: Float64[np.ndarray, " width"] | None = None
+    """Summed squared difference to what the rows were before rounding; None if they are exact."""
 
     @staticmethod
-    def empty(width: int) -> "Moments":
+    def empty(width: int, *, lossy: bool = False) -> "Moments":
         """Those of no rows."""
-        return Moments(count=0, mean=np.zeros(width), m2=np.zeros(width))
+        lost = np.zeros(width) if lossy else None
+        return Moments(count=0, mean=np.zeros(width), m2=np.zeros(width), lost=lost)
 
     @staticmethod
-    def of(rows: Shaped[np.ndarray, "n width"]) -> "Moments":
-        """Those of stored rows; uint16 means bits of bfloat16. Not finite if a value is not."""
-        x = as_float(rows).astype(np.float64)
-        first = x[0].copy()
+    def of(
+        rows: Shaped[np.ndarray, "n width"], before: Shaped[np.ndarray, "n width"] | None = None
+    ) -> "Moments":
+        """Those of stored rows; uint16 means bits of bfloat16. Not finite if a value is not.
+
+        Args:
+            rows: As stored.
+            before: What they were before rounding, if they were rounded.
+        """
+        n = len(rows)
         with np.errstate(invalid="ignore"):  # infinity less infinity: the caller looks for these
-            x -= first  # so that squares keep the digits of a coordinate far from zero
-            mean = x.sum(0) / len(x)
-            np.square(x, out=x)
-            m2 = np.maximum(x.sum(0) - len(x) * np.square(mean), 0.0)
-        return Moments(count=len(rows), mean=first + mean, m2=m2)
+            x = _as_float64(rows)
+            lost = None if before is None else _squares(_as_float64(before) - x)
+            shift = np.zeros(x.shape[1])
+            mean = x.sum(0) / n
+            m2 = _squares(x) - n * np.square(mean)
+            if np.any(n * np.square(mean) > FAR_FROM_ZERO * m2):
+                shift = x[0].copy()
+                x -= shift
+                mean = x.sum(0) / n
+                m2 = _squares(x) - n * np.square(mean)
+        return Moments(count=n, mean=shift + mean, m2=np.maximum(m2, 0.0), lost=lost)
 
     def __add__(self, other: "Moments") -> "Moments":
         count = self.count + other.count
         if not self.count or not other.count:
             return other if other.count else self
+        lost = None if self.lost is None or other.lost is None else self.lost + other.lost
         with np.errstate(invalid="ignore"):
             delta = other.mean - self.mean
             mean = self.mean + delta * (other.count / count)
             m2 = self.m2 + other.m2 + np.square(delta) * (self.count * other.count / count)
-        return Moments(count=count, mean=mean, m2=m2)
+        return Moments(count=count, mean=mean, m2=m2, lost=lost)
 
     @property
     def var(self) -> Float64[np.ndarray, " width"]:
@@ -52,21 +71,28 @@ class Moments:
         return self.m2 / max(self.count, 1)
 
     @property
+    def rounding(self) -> Float64[np.ndarray, " width"] | None:
+        """Mean squared difference that rounding made; None if there was none."""
+        return None if self.lost is None else self.lost / max(self.count, 1)
+
+    @property
     def finite(self) -> bool:
         """Whether every row was finite."""
-        return bool(np.isfinite(self.m2).all())
+        return bool(
+            np.isfinite(self.m2).all() and (self.lost is None or np.isfinite(self.lost).all())
+        )
 
     def to_bytes(self) -> bytes:
-        """Count, mean, m2; little-endian, eight bytes a number."""
-        head = self.count.to_bytes(8, "little")
-        return head + self.mean.astype("<f8").tobytes() + self.m2.astype("<f8").tobytes()
+        """Count, mean, m2 and, if rows were rounded, lost; little-endian, eight bytes a number."""
+        columns = [self.mean, self.m2, *([] if self.lost is None else [self.lost])]
+        return self.count.to_bytes(8, "little") + np.stack(columns).astype("<f8").tobytes()
 
     @staticmethod
-    def from_bytes(data: bytes) -> "Moments":
+    def from_bytes(data: bytes, *, width: int) -> "Moments":
         """Inverse of `to_bytes`."""
-        values = np.frombuffer(data[8:], "<f8").astype(np.float64)
-        mean, m2 = np.split(values, 2)
-        return Moments(count=int.from_bytes(data[:8], "little"), mean=mean, m2=m2)
+        mean, m2, *lost = np.frombuffer(data[8:], "<f8").astype(np.float64).reshape(-1, width)
+        count = int.from_bytes(data[:8], "little")
+        return Moments(count=count, mean=mean, m2=m2, lost=lost[0] if lost else None)
 
 
 def merged(parts: Iterable[Moments], start: Moments) -> Moments:
@@ -81,3 +107,11 @@ def as_float(rows: Shaped[np.ndarray, "n width"]) -> Shaped[np.ndarray, "n width
     bits = rows.astype(np.uint32)
     bits <<= 16
     return bits.view(np.float32)
+
+
+def _as_float64(rows: Shaped[np.ndarray, "n width"]) -> Float64[np.ndarray, "n width"]:
+    return as_float(rows).astype(np.float64)
+
+
+def _squares(x: Float64[np.ndarray, "n width"]) -> Float64[np.ndarray, " width"]:
+    return np.einsum("ij,ij->j", x, x)

@@ -7,7 +7,7 @@ stay as it is; the low bits of each output are replaced by its place, so that no
 import numpy as np
 from jaxtyping import Int64
 
-ROWS_OF_SHARD, CHUNKS_OF_EPOCH, ROWS_OF_WINDOW = range(3)
+ROWS_OF_SHARD, CHUNKS_OF_EPOCH, RUNS_OF_WINDOW = range(3)
 
 
 def row_permutation(n_rows: int, *, seed: int, shard: int) -> Int64[np.ndarray, " {n_rows}"]:
@@ -20,9 +20,11 @@ def chunk_order(n_chunks: int, *, seed: int, epoch: int) -> Int64[np.ndarray, " 
     return _permutation(n_chunks, CHUNKS_OF_EPOCH, seed, epoch)
 
 
-def window_permutation(n: int, *, seed: int, epoch: int, window: int) -> Int64[np.ndarray, " {n}"]:
-    """Which row of a window, counted as its chunks were read, comes at each place of the stream."""
-    return _permutation(n, ROWS_OF_WINDOW, seed, epoch, window)
+def window_permutation(
+    n: int, *, seed: int, epoch: int, window: int, lane: int
+) -> Int64[np.ndarray, " {n}"]:
+    """Which run of a lane's window, counted as its chunks were read, comes at each place."""
+    return _permutation(n, RUNS_OF_WINDOW, seed, epoch, window, lane)
 
 
 def _permutation(n: int, *key: int) -> Int64[np.ndarray, " {n}"]:

@@ -1,6 +1,6 @@
 """Read a complete store."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from jaxtyping import Float64, Int, Int32, Shaped
 
 from actstore.errors import StoreError
 from actstore.layout import Layout
-from actstore.manifest import CONTEXT_TOKENS, Manifest, StoreSpec
-from actstore.root import GROUP, documents_of, manifest_of, peek, read_root
+from actstore.lookup import Context, read_contexts, read_rows, read_tokens
+from actstore.manifest import Manifest, StoreSpec
+from actstore.metadata import root_document
+from actstore.root import GROUP, being_extended, documents_of, manifest_of, peek, read_root
 from actstore.shardreader import ShardReader
 from actstore.summary import Summary, check_document, read_summary, summary_name
 
@@ -59,7 +61,7 @@ class ActStore:
         try:
             summary = load_summary(path, manifest, document)
         except StoreError as problem:
-            raise _explained(path, manifest, problem) from None
+            raise being_extended(path, manifest) or problem from None
         arrays = {
             name: ShardReader(
                 path / GROUP,
@@ -72,7 +74,7 @@ class ActStore:
         }
         for array in arrays.values():
             for problem in array.check_files():
-                raise _explained(path, manifest, problem)
+                raise being_extended(path, manifest) or problem
             array.keep_last()
         return cls(path=path, manifest=manifest, _summary=summary, _arrays=arrays)
 
@@ -90,6 +92,11 @@ class ActStore:
     def n_rows(self) -> int:
         """Rows of each site."""
         return self.manifest.n_rows
+
+    @property
+    def n_contexts(self) -> int:
+        """Contexts of `spec.ctx_len` rows."""
+        return self.n_rows // self.spec.ctx_len
 
     @property
     def n_shards(self) -> int:
@@ -119,23 +126,30 @@ class ActStore:
         """Variance of each coordinate over all rows."""
         return self._summary.var[self._site(site)]
 
+    def rounding(self, site: str) -> Float64[np.ndarray, " width"] | None:
+        """Mean squared difference that a lossy codec made to each coordinate; None if exact."""
+        return self._summary.rounding.get(self._site(site))
+
     def width(self, site: str) -> int:
         """Values of one row at a site."""
         return self.spec.width(self._site(site))
 
-    def read_chunk_into(self, site: str, chunk: int, out: Shaped[np.ndarray, "rows width"]) -> None:
-        """Decode a chunk, numbered through the whole store, into contiguous `out`.
+    def read_chunk_into(
+        self, site: str, chunk: int, out: Shaped[np.ndarray, "rows width"], *, skip: int = 0
+    ) -> None:
+        """Decode rows of a chunk, numbered through the whole store, into contiguous `out`.
 
         Args:
             site: Which site.
             chunk: Below `layout.n_chunks`.
-            out: Of the stored dtype, with `layout.rows_of_chunk(chunk)` rows.
+            out: Of the stored dtype, with as many rows as are wanted.
+            skip: Rows of the chunk that come before them.
 
         Raises:
             StoreError: If its bytes were altered; names site, shard, chunk and file.
         """
         shard, inner = self.layout.locate(chunk)
-        self._arrays[site].read_chunk(shard, inner, out)
+        self._arrays[site].read_chunk(shard, inner, out, skip=skip)
 
     def want_chunk(self, site: str, chunk: int) -> None:
         """Tell the system that `read_chunk_into` will ask for a chunk soon."""
@@ -147,11 +161,19 @@ class ActStore:
         Raises:
             StoreError: If there is no such array, or its bytes were altered.
         """
-        if name not in self._arrays:
-            raise StoreError(f"{self.path} has no {name!r}; it has {', '.join(self._arrays)}")
+        array = self._array(name)
         if not 0 <= index < self.n_shards:
             raise StoreError(f"{self.path} has no shard {index}; it has {self.n_shards}")
-        return self._arrays[name].read(index)
+        return array.read(index)
+
+    def rows(self, name: str, indices: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n ..."]:
+        """Rows of a site, or values of `token_id` and so on, by number, in the order asked for.
+
+        Raises:
+            StoreError: If there is no such array or row, or its bytes were altered.
+        """
+        self._require_within("rows", indices, self.n_rows)
+        return read_rows(self._array(name), indices)
 
     def tokens(self, context_ids: Int[np.ndarray, " n"]) -> Int32[np.ndarray, "n ctx_len"]:
         """The tokens of whole contexts, in the order asked for; each shard is read once.
@@ -159,15 +181,43 @@ class ActStore:
         Raises:
             StoreError: If there is no such context, or its bytes were altered.
         """
-        n_contexts = self.n_rows // self.spec.ctx_len
-        if len(context_ids) and not 0 <= context_ids.min() <= context_ids.max() < n_contexts:
-            raise StoreError(f"{self.path} has contexts 0 to {n_contexts - 1}, not all of these")
-        shards, inner = np.divmod(context_ids, self.spec.shard_rows // self.spec.ctx_len)
-        out = np.empty((len(context_ids), self.spec.ctx_len), np.int32)
-        for shard in np.unique(shards).tolist():
-            here = shards == shard
-            out[here] = self._arrays[CONTEXT_TOKENS].read(shard)[inner[here]]
-        return out
+        self._require_within("contexts", context_ids, self.n_contexts)
+        return read_tokens(self._arrays, self.spec, context_ids)
+
+    def contexts(
+        self, context_ids: Int[np.ndarray, " n"], *, sites: Sequence[str] | None = None
+    ) -> list[Context]:
+        """Whole contexts with their activations, in the order asked for: ask for many at once.
+
+        Args:
+            context_ids: Which ones; a shard is decoded once for all of its own.
+            sites: None means all.
+
+        Raises:
+            StoreError: If there is no such context or site, or its bytes were altered.
+        """
+        self._require_within("contexts", context_ids, self.n_contexts)
+        wanted = self.sites if sites is None else [self._site(site) for site in sites]
+        return read_contexts(self._arrays, self.spec, context_ids, wanted)
+
+    def context(self, context_id: int) -> Context:
+        """One context with its activations.
+
+        Raises:
+            StoreError: As `contexts` does.
+        """
+        return self.contexts(np.array([context_id]))[0]
+
+    def _array(self, name: str) -> ShardReader:
+        if name not in self._arrays:
+            raise StoreError(f"{self.path} has no {name!r}; it has {', '.join(self._arrays)}")
+        return self._arrays[name]
+
+    def _require_within(self, what: str, numbers: Int[np.ndarray, " n"], n: int) -> None:
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < n:
+            raise StoreError(
+                f"{self.path} has {what} 0 to {n - 1}, got {numbers.min()} to {numbers.max()}"
+            )
 
     def _site(self, site: str) -> str:
         if site not in self.sites:
@@ -183,19 +233,9 @@ def load_summary(path: Path, manifest: Manifest, document: Mapping[str, Any]) ->
     """
     summary = read_summary(path / GROUP / summary_name(manifest.generation), manifest.spec)
     nodes = documents_of(manifest, summary)
-    told = document.get("consolidated_metadata", {}).get("metadata")
-    if told != nodes or summary.fingerprint(manifest.spec) != manifest.fingerprint:
+    fits = summary.fingerprint(manifest.spec) == manifest.fingerprint
+    if not fits or document != root_document(manifest, nodes):
         raise StoreError(f"{path / GROUP / 'zarr.json'} was altered: it does not fit the summary")
     for name in manifest.spec.arrays:
         check_document(path / GROUP / name, nodes[name])
     return summary
-
-
-def _explained(path: Path, manifest: Manifest, problem: StoreError) -> StoreError:
-    """Whether it is an extension, between its first and its last step, that is met."""
-    if (path / GROUP / summary_name(manifest.generation + 1) / "zarr.json").exists():
-        return StoreError(
-            f"{path} is just being extended; try again in a moment, or if its writer died, "
-            "go on with the extension"
-        )
-    return problem

@@ -11,11 +11,13 @@ from actstore.journal import JOURNAL, read_journal, rewrite_journal
 from actstore.ledger import MOMENTS, STAGING, Ledger
 from actstore.lock import LOCK
 from actstore.manifest import Manifest, StoreSpec, differences
+from actstore.merge import settle
 from actstore.root import GROUP, peek, write_root
 from actstore.summary import read_summary, summary_name
+from actstore.twin import Twin
 
 
-def open_ledger(path: Path, spec: StoreSpec, *, n_rows: int) -> Ledger:
+def open_ledger(path: Path, spec: StoreSpec, *, n_rows: int, beside: Twin | None = None) -> Ledger:
     """Find out where a store stands, sweep away what was never committed, and say what is next.
 
     Raises:
@@ -23,16 +25,16 @@ def open_ledger(path: Path, spec: StoreSpec, *, n_rows: int) -> Ledger:
         OSError: If the disk is full or fails.
     """
     n_rows = -(-n_rows // spec.ctx_len) * spec.ctx_len
-    there = peek(path)
+    there = settle(path)
     if there is None:
         _refuse_foreign(path)
         remove(path / GROUP)
         there = Manifest(spec=spec, n_rows=n_rows, state="writing")
     _require_same(path, there.spec, spec)
-    ledger = Ledger(path=path, manifest=there, layout=spec.layout(n_rows))
+    ledger = Ledger(path=path, manifest=there, layout=spec.layout(n_rows), beside=beside)
     _roll_forward(ledger)
+    ledger.remove_old()
     if ledger.complete:
-        ledger.remove_old()
         return ledger
     _replay(ledger)
     if ledger.manifest.state == "writing":

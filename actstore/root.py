@@ -49,10 +49,20 @@ def manifest_of(path: Path, document: Mapping[str, Any]) -> Manifest:
     root = path / GROUP / "zarr.json"
     try:
         return Manifest.from_attributes(document["attributes"])
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise StoreError(f"{root} is damaged: {error}") from error
     except StoreError as error:
         raise StoreError(f"{path} cannot be used: {error}") from error
+
+
+def being_extended(path: Path, manifest: Manifest) -> StoreError | None:
+    """What to tell of a store that is between the first and the last step of an extension."""
+    if not (path / GROUP / summary_name(manifest.generation + 1) / "zarr.json").exists():
+        return None
+    return StoreError(
+        f"{path} is just being extended; try again in a moment, or if its writer died, "
+        "go on with the extension"
+    )
 
 
 def write_root(path: Path, manifest: Manifest, summary: Summary | None = None) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from jaxtyping import Shaped, UInt64
@@ -63,6 +64,21 @@ class ShardReader:
         shard = len(self._sizes) - 1
         self._kept[shard] = self._map(shard)
 
+    @property
+    def chunk_entries(self) -> int:
+        """Entries of a chunk along the first axis; the last one may have fewer."""
+        return self._slot[1]
+
+    @property
+    def chunks_per_shard(self) -> int:
+        """Chunks of every shard but the last."""
+        return self._slot[0] // self._slot[1]
+
+    def empty(self, entries: int) -> Shaped[np.ndarray, "..."]:
+        """Memory for that many entries."""
+        _, *tail = shape_of(self._spec, self._name, self._layout.n_rows)
+        return np.empty((entries, *tail), self._dtype)
+
     def entries_in(self, shard: int) -> int:
         """Entries of a shard along the first axis."""
         return shape_of(self._spec, self._name, self._layout.rows_in(shard))[0]
@@ -73,20 +89,22 @@ class ShardReader:
 
     def read(self, shard: int) -> Shaped[np.ndarray, "..."]:
         """All values of one shard."""
-        out = self._empty(self.entries_in(shard))
+        out = self.empty(self.entries_in(shard))
         for chunk in range(self.chunks_in(shard)):
             start = chunk * self._slot[1]
             self.read_chunk(shard, chunk, out[start : start + self._slot[1]])
         return out
 
-    def read_chunk(self, shard: int, chunk: int, out: Shaped[np.ndarray, "n ..."]) -> None:
-        """Read, check and decode one chunk into contiguous `out`, shorter only if the chunk is.
+    def read_chunk(
+        self, shard: int, chunk: int, out: Shaped[np.ndarray, "n ..."], *, skip: int = 0
+    ) -> None:
+        """Read, check and decode one chunk: its entries from `skip` on, into contiguous `out`.
 
         Raises:
             StoreError: If the file is absent, shorter than it was, or altered; names it.
         """
         with self._stored(shard, chunk) as data:
-            self._decode(data, out)
+            self._decode(data, out, skip)
 
     def check_chunk(self, shard: int, chunk: int) -> bytes:
         """Read and check one chunk without decoding it; its crc32c.
@@ -105,17 +123,13 @@ class ShardReader:
             start = offset - offset % mmap.PAGESIZE
             mapped.madvise(mmap.MADV_WILLNEED, start, offset + size - start)
 
-    def _empty(self, entries: int) -> Shaped[np.ndarray, "..."]:
-        _, *tail = shape_of(self._spec, self._name, self._layout.n_rows)
-        return np.empty((entries, *tail), self._dtype)
-
-    def _decode(self, data: memoryview, out: Shaped[np.ndarray, "n ..."]) -> None:
+    def _decode(self, data: memoryview, out: Shaped[np.ndarray, "n ..."], skip: int) -> None:
         if len(out) == self._slot[1]:
             decode(data, self._codec, out)
         else:
             full = np.empty((self._slot[1], *out.shape[1:]), out.dtype)
             decode(data, self._codec, full)
-            out[:] = full[: len(out)]
+            out[:] = full[skip : skip + len(out)]
 
     @contextmanager
     def _stored(self, shard: int, chunk: int) -> Generator[memoryview]:
@@ -167,7 +181,8 @@ class ShardReader:
         return index
 
     def _error(self, shard: int, what: str) -> StoreError:
+        store = quote(os.path.dirname(self._root))  # noqa: PTH120 - kept as text for its speed
         return StoreError(
-            f"{self._name}, shard {shard}: {self.path(shard)} {what}; restore that file, "
-            "or write the store anew"
+            f"{self._name}, shard {shard}: {self.path(shard)} {what}; "
+            f"get it back: saepipe store verify {store} --repair"
         )

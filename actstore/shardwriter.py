@@ -1,7 +1,7 @@
 """From one finished shard in memory to its files, not yet committed."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,16 +9,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped
 
-from actstore.codec import encode
+from actstore.codec import encode, kept_bits
 from actstore.errors import NonFiniteError, StoreError
-from actstore.files import make_folder, partial_of, size_of, sync_file, sync_folder, write_all
-from actstore.ledger import Ledger
+from actstore.files import make_folder, partial_of, sync_file, sync_folder, write_all
 from actstore.manifest import CONTEXT_TOKENS, StoreSpec
-from actstore.metadata import codec_of, shard_and_chunk, shard_key
+from actstore.metadata import codec_of, shard_and_chunk
 from actstore.moments import Moments, as_float
 from actstore.order import row_permutation
+from actstore.rounding import rounded
 from actstore.shardfile import Parts, Tally, padded, shard_parts
-from actstore.shardreader import ShardReader
 
 Rows = Shaped[np.ndarray, "rows width"]
 Values = Shaped[np.ndarray, "n ..."]
@@ -99,24 +98,32 @@ class Written:
         for folder in {path.parent.parent for path in self.open_files}:
             sync_folder(folder)
 
+    def discard(self, path: Path) -> None:
+        """Let go of one file, removing it if it has no name yet."""
+        os.close(self.open_files.pop(path))
+        partial_of(path).unlink(missing_ok=True)
+
     def close(self) -> None:
-        """Let go of the files, removing those that have no name yet."""
-        for path, fd in self.open_files.items():
-            os.close(fd)
-            partial_of(path).unlink(missing_ok=True)
-        self.open_files.clear()
+        """Let go of all of them."""
+        for path in tuple(self.open_files):
+            self.discard(path)
 
 
-def write_files(shard: Shard, ledger: Ledger, pool: ThreadPoolExecutor) -> Written:
+def write_files(
+    shard: Shard, spec: StoreSpec, place: Callable[[str, int], Path], pool: ThreadPoolExecutor
+) -> Written:
     """Encode a shard in `pool` and write its files under temporary names.
+
+    Args:
+        shard: All of its arrays.
+        spec: The store's.
+        place: The final path of an array's shard.
+        pool: Of threads.
 
     Raises:
         NonFiniteError: If a value is NaN or infinite.
         OSError: If the disk is full or fails. Nothing is left behind in either case.
     """
-    spec = ledger.spec
-    if shard.index < ledger.n_kept:
-        _require_same_start(shard, ledger)
     values = {**shard.columns(spec), **shard.acts}
     jobs = {
         name: _submit(pool, values[name], codec_of(spec, name), shard_and_chunk(spec, name)[1])
@@ -125,7 +132,9 @@ def write_files(shard: Shard, ledger: Ledger, pool: ThreadPoolExecutor) -> Writt
     written = Written(shard=shard)
     try:
         for name, pieces in jobs.items():
-            _write_file(written, name, ledger, (piece.result() for piece in pieces))
+            rows, chunk = shard_and_chunk(spec, name)
+            encoded = (piece.result() for piece in pieces)
+            _write_file(written, name, place(name, shard.index), encoded, slots=rows // chunk)
         _require_finite(written, spec)
     except BaseException:
         for pieces in jobs.values():
@@ -134,19 +143,6 @@ def write_files(shard: Shard, ledger: Ledger, pool: ThreadPoolExecutor) -> Writt
         written.close()
         raise
     return written
-
-
-def _require_same_start(shard: Shard, ledger: Ledger) -> None:
-    """Hold a last shard that is written again, longer, to the contexts it began with."""
-    spec = ledger.spec
-    name, rows = CONTEXT_TOKENS, ledger.manifest.n_rows
-    sizes = [size_of(ledger.root / shard_key(name, k)) or 0 for k in range(ledger.n_kept)]
-    old = ShardReader(ledger.root, spec, name, n_rows=rows, sizes=sizes).read(shard.index)
-    if not np.array_equal(shard.tokens[: len(old)], old):
-        raise StoreError(
-            f"{ledger.path} cannot be extended: its source no longer gives the tokens it gave "
-            f"for shard {shard.index}; write another store"
-        )
 
 
 def _submit(
@@ -158,18 +154,22 @@ def _submit(
 
 def _encode(rows: Values, codec: str, chunk: int) -> tuple[Parts, Moments | None]:
     """One chunk encoded, and its moments if it is of activations."""
-    parts = encode(padded(rows, chunk), codec)
-    return parts, Moments.of(rows) if rows.ndim == 2 and rows.dtype != np.int32 else None
+    if rows.ndim == 1 or rows.dtype == np.int32:
+        return encode(padded(rows, chunk), codec), None
+    keep = kept_bits(codec)
+    stored = rows if keep is None else rounded(rows, keep=keep)
+    moments = Moments.of(stored, before=None if keep is None else rows)
+    return encode(padded(stored, chunk), codec), moments
 
 
 def _write_file(
     written: Written,
     name: str,
-    ledger: Ledger,
+    path: Path,
     pieces: Iterable[tuple[Parts, Moments | None]],
+    *,
+    slots: int,
 ) -> None:
-    index = written.shard.index
-    path = ledger.place(name, index)
     make_folder(path.parent)
     fd = os.open(partial_of(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     written.open_files[path] = fd
@@ -182,8 +182,7 @@ def _write_file(
                 moments.append(of_chunk)
             yield parts
 
-    shard, chunk = shard_and_chunk(ledger.spec, name)
-    for part in shard_parts(encoded(), slots=shard // chunk, tally=tally):
+    for part in shard_parts(encoded(), slots=slots, tally=tally):
         write_all(fd, part)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int64, Shaped, UInt32
 from actstore.codec import decode, encode
 from actstore.errors import StoreError
 from actstore.files import canonical_json, readable_json, write_json, write_many
-from actstore.manifest import StoreSpec
+from actstore.manifest import SiteSpec, StoreSpec
 from actstore.metadata import group_document, summary_document
 
 
@@ -31,6 +31,8 @@ class Summary:
     shard_crc32c: UInt32[np.ndarray, "shards arrays"]
     mean: Mapping[str, Float64[np.ndarray, " _"]]
     var: Mapping[str, Float64[np.ndarray, " _"]]
+    rounding: Mapping[str, Float64[np.ndarray, " _"]]
+    """Mean squared difference that rounding made; empty if rows are exact."""
 
     @property
     def n_rows(self) -> int:
@@ -53,8 +55,8 @@ class Summary:
         yield "shard_rows", self.shard_rows, ["shard"]
         yield "shard_bytes", self.shard_bytes, ["shard", "array"]
         yield "shard_crc32c", self.shard_crc32c, ["shard", "array"]
-        for kind, by_site in (("mean", self.mean), ("var", self.var)):
-            for site, values in by_site.items():
+        for kind in ("mean", "var", "rounding"):
+            for site, values in getattr(self, kind).items():
                 yield f"{kind}.{site}", values, [f"d_{len(values)}"]
 
     def documents(self) -> dict[str, Any]:
@@ -100,13 +102,9 @@ def read_summary(folder: Path, spec: StoreSpec) -> Summary:
         shard_rows=_read(folder / "shard_rows", (n_shards,), np.dtype("<i8")),
         shard_bytes=_read(folder / "shard_bytes", (n_shards, n_arrays), np.dtype("<i8")),
         shard_crc32c=_read(folder / "shard_crc32c", (n_shards, n_arrays), np.dtype("<u4")),
-        **{
-            kind: {
-                site.name: _read(folder / f"{kind}.{site.name}", (site.width,), np.dtype("<f8"))
-                for site in spec.sites
-            }
-            for kind in ("mean", "var")
-        },
+        mean=_read_by_site(folder, "mean", spec.sites),
+        var=_read_by_site(folder, "var", spec.sites),
+        rounding=_read_by_site(folder, "rounding", spec.sites if spec.lossy else ()),
     )
     for name, document in summary.documents().items():
         check_document(folder / name, document)
@@ -133,6 +131,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise StoreError(f"{path} is damaged: it is not a Zarr node")
     return document
+
+
+def _read_by_site(
+    folder: Path, kind: str, sites: Iterable[SiteSpec]
+) -> dict[str, Float64[np.ndarray, " _"]]:
+    f8 = np.dtype("<f8")
+    return {site.name: _read(folder / f"{kind}.{site.name}", (site.width,), f8) for site in sites}
 
 
 def _read(folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray, "..."]:

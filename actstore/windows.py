@@ -11,43 +11,76 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from actstore.order import window_permutation
+from actstore.epochs import LaneWindow, Piece
 from actstore.reader import ActStore
 
 LOOK_AHEAD = 16  # chunks asked of the disk before they are read
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
-    """One window to be: which chunks it holds, and the key of its order."""
-
-    chunks: Sequence[int]
-    n_rows: int
-    seed: int
-    epoch: int
-    window: int
-
-    def order(self) -> Int64[np.ndarray, " n"]:
-        """The order in which its rows are handed out."""
-        return window_permutation(self.n_rows, seed=self.seed, epoch=self.epoch, window=self.window)
+Rows = Shaped[np.ndarray, "n width"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Window:
     """Rows of each site as their chunks were read, and the order to hand them out in."""
 
-    rows: Mapping[str, Shaped[np.ndarray, "n width"]]
-    order: Int64[np.ndarray, " n"]
+    rows: Mapping[str, Rows]
+    runs: Int64[np.ndarray, " runs"]
+    run: int
+    """Rows that stay together; those left over at the end come last."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows at each site."""
+        return len(next(iter(self.rows.values())))
+
+    def take(self, site: str, start: int, out: Rows) -> None:
+        """Copy the rows that come from place `start` on into contiguous `out`.
+
+        Whole runs are copied as one: a copy of some KiB costs half of as many copies of a row.
+        """
+        rows, run = self.rows[site], self.run
+        ordered = len(self.runs) * run
+        first, last = -(-start // run), min(start + len(out), ordered) // run
+        if first >= last:  # too few for a whole run
+            out[:] = rows[self._places(start, start + len(out))]
+            return
+        head, tail = first * run - start, last * run - start
+        blocks = rows[:ordered].reshape(len(self.runs), -1)
+        whole = out[head:tail].reshape(last - first, -1)
+        np.take(blocks, self.runs[first:last], axis=0, out=whole, mode="clip")
+        out[:head] = rows[self._places(start, first * run)]
+        out[tail:] = rows[self._places(last * run, start + len(out))]
+
+    def _places(self, start: int, stop: int) -> Int64[np.ndarray, " n"]:
+        """Where the rows of these places of the order lie."""
+        place = np.arange(start, stop)
+        here = place[place < len(self.runs) * self.run]
+        return np.concatenate(
+            [self.runs[here // self.run] * self.run + here % self.run, place[len(here) :]]
+        )
 
 
 class Windows:
-    """Memory for two windows and the threads that fill it; a context manager."""
+    """Memory for two windows of each lane, and the threads that fill it; a context manager."""
 
-    def __init__(self, store: ActStore, sites: Sequence[str], *, n_rows: int, threads: int) -> None:
+    def __init__(
+        self,
+        store: ActStore,
+        sites: Sequence[str],
+        *,
+        n_lanes: int,
+        n_rows: int,
+        run: int,
+        threads: int,
+    ) -> None:
         self._store = store
         self._sites = sites
+        self._run = run
         self._memory = [
-            {site: np.empty((n_rows, store.width(site)), store.spec.storage) for site in sites}
+            [
+                {site: np.empty((n_rows, store.width(site)), store.spec.storage) for site in sites}
+                for _ in range(n_lanes)
+            ]
             for _ in range(2)
         ]
         self._threads = threads
@@ -66,8 +99,8 @@ class Windows:
         self._stopped = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def of(self, plans: Iterable[Plan]) -> Iterator[Window]:
-        """Each planned window, in order; valid until the next is asked for.
+    def of(self, plans: Iterable[Sequence[LaneWindow]]) -> Iterator[list[Window]]:
+        """Each planned window, as its parts by lane; valid until the next is asked for.
 
         Raises:
             StoreError: If bytes of the store were altered.
@@ -78,53 +111,59 @@ class Windows:
             if len(pending) == 2:
                 yield pending.popleft().wait()
 
-    def _start(self, plan: Plan, memory: Mapping[str, Shaped[np.ndarray, "n width"]]) -> "_Pending":
-        rows = {site: values[: plan.n_rows] for site, values in memory.items()}
-        starts = np.cumsum([0, *map(self._store.layout.rows_of_chunk, plan.chunks)]).tolist()
-        places = zip(plan.chunks, starts, starts[1:], strict=False)
-        work = [_Piece(site, chunk, a, b) for chunk, a, b in places for site in self._sites]
+    def _start(
+        self, plan: Sequence[LaneWindow], memory: Sequence[Mapping[str, Rows]]
+    ) -> "_Pending":
+        rows = [
+            {site: values[: lane.n_rows] for site, values in here.items()}
+            for lane, here in zip(plan, memory, strict=True)
+        ]
+        work = [
+            _Job(site, piece, here[site][piece.start : piece.stop])
+            for lane, here in zip(plan, rows, strict=True)
+            for piece in lane.pieces
+            for site in self._sites
+        ]
         turn = count()  # taking a number is atomic: whoever is free takes the next piece
         return _Pending(
             rows=rows,
-            order=self._pool.submit(plan.order),
-            jobs=[self._pool.submit(self._fill, rows, work, turn) for _ in range(self._threads)],
+            orders=[self._pool.submit(lane.order, self._run) for lane in plan],
+            jobs=[self._pool.submit(self._fill, work, turn) for _ in range(self._threads)],
+            run=self._run,
         )
 
-    def _fill(
-        self,
-        rows: Mapping[str, Shaped[np.ndarray, "n width"]],
-        work: Sequence["_Piece"],
-        turn: Iterator[int],
-    ) -> None:
+    def _fill(self, work: Sequence["_Job"], turn: Iterator[int]) -> None:
         for i in turn:
             if i >= len(work) or self._stopped:
                 return
             if i + LOOK_AHEAD < len(work):
                 ahead = work[i + LOOK_AHEAD]
-                self._store.want_chunk(ahead.site, ahead.chunk)
-            piece = work[i]
-            out = rows[piece.site][piece.start : piece.stop]
-            self._store.read_chunk_into(piece.site, piece.chunk, out)
+                self._store.want_chunk(ahead.site, ahead.piece.chunk)
+            job = work[i]
+            self._store.read_chunk_into(job.site, job.piece.chunk, job.out, skip=job.piece.skip)
 
 
-class _Piece(NamedTuple):
-    """A chunk of a site, and the rows of the window it fills."""
+class _Job(NamedTuple):
+    """Rows of a site to be read into a window."""
 
     site: str
-    chunk: int
-    start: int
-    stop: int
+    piece: Piece
+    out: Rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Pending:
     """A window on its way."""
 
-    rows: Mapping[str, Shaped[np.ndarray, "n width"]]
-    order: Future[Int64[np.ndarray, " n"]]
+    rows: Sequence[Mapping[str, Rows]]
+    orders: Sequence[Future[Int64[np.ndarray, " runs"]]]
     jobs: Sequence[Future[None]]
+    run: int
 
-    def wait(self) -> Window:
+    def wait(self) -> list[Window]:
         for job in self.jobs:
             job.result()
-        return Window(rows=self.rows, order=self.order.result())
+        return [
+            Window(rows=rows, runs=order.result(), run=self.run)
+            for rows, order in zip(self.rows, self.orders, strict=True)
+        ]

@@ -18,6 +18,7 @@ from actstore.lock import writing
 from actstore.manifest import Manifest, StoreSpec
 from actstore.resume import open_ledger
 from actstore.shardwriter import Shard
+from actstore.twin import Twin
 
 __all__ = ["ActWriter", "Shard"]
 
@@ -47,6 +48,7 @@ class ActWriter:
         n_rows: int,
         threads: int | None = None,
         queue: int = 2,
+        beside: Twin | None = None,
     ) -> "ActWriter":
         """Begin a store, go on with one that was left unfinished, or extend one that is complete.
 
@@ -55,8 +57,9 @@ class ActWriter:
             spec: What it shall be; what is there must be the same.
             n_rows: Rows it shall hold, rounded up to whole contexts. If it holds them already there
                 is nothing to write: `next_shard` equals `n_shards`.
-            threads: Of compression; None means one for each core, up to 8.
+            threads: Of compression; None means one less than there are cores, from 1 to 8.
             queue: Shards held in memory before `write_shard` blocks.
+            beside: A complete store whose tokens every shard must have.
 
         Raises:
             StoreError: If another writer is at it, the spec differs, or the store is damaged.
@@ -67,10 +70,10 @@ class ActWriter:
             try:
                 make_folder(path)
                 stack.enter_context(writing(path))
-                ledger = open_ledger(path, spec, n_rows=n_rows)
+                ledger = open_ledger(path, spec, n_rows=n_rows, beside=beside)
             except OSError as error:
                 raise failed(path, error) from error
-            threads = threads or min(8, cpu_count() or 1)
+            threads = threads or min(8, max(1, (cpu_count() or 1) - 1))
             conveyor = None
             if not ledger.complete:
                 conveyor = Conveyor(ledger, stack, threads=threads, queue=queue)

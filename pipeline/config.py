@@ -9,7 +9,6 @@ from pipeline.errors import ConfigError
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 StoreDtype = Literal["bf16", "fp16", "fp32"]
-Codec = Literal["lz4", "zstd", "raw"]
 
 
 def _positive(config: object, *names: str) -> None:
@@ -39,7 +38,8 @@ class HarvestConfig:
     precision: Precision = "auto"
     """Of the model's weights and arithmetic; auto is fp32 on a CPU, bf16 on a GPU that has it."""
     dtype: StoreDtype = "bf16"
-    codec: Codec = "lz4"
+    codec: str = "lz4"
+    """lz4, zstd, raw, or the lossy bitround:N, which keeps N bits of mantissa."""
     seed: int = 0
     """Of the order of rows inside a shard."""
     shard_rows: int | None = None

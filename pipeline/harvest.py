@@ -2,8 +2,11 @@
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from actstore.addition import adding
+from actstore.reader import ActStore
 from actstore.writer import ActWriter
 from pipeline.device import pick_device, pick_precision
 from pipeline.fill import fill_shard
@@ -74,14 +77,32 @@ def harvest(
     text = open_text(config.text, column=config.text_column)
     with (
         forward_of(plan) as forward,
-        ActWriter.create_or_resume(config.out, plan.spec, n_rows=plan.n_rows) as writer,
+        _writer_of(plan) as writer,
         ContextStream(text, tokenizer, ctx_len=config.ctx_len, start=_cursor(writer)) as stream,
     ):
         if on_plan is not None:
-            to_come = (plan.n_rows - writer.n_rows_committed) / config.ctx_len
+            to_come = (writer.n_rows - writer.n_rows_committed) / config.ctx_len
             on_plan(plan, to_come * forward.seconds_per_context(config.ctx_len))
+        start, rows_before = time.perf_counter(), writer.n_rows_committed
         run = _Run(plan=plan, forward=forward, writer=writer, stream=stream)
-        return run.to_the_end(on_progress)
+        run.to_the_end(on_progress)
+        rows_written = writer.n_rows_committed - rows_before
+    store = ActStore.open(config.out)
+    return HarvestSummary(
+        n_rows=store.n_rows,
+        rows_written=rows_written,
+        n_bytes=store.n_bytes,
+        seconds=time.perf_counter() - start,
+        source_exhausted=store.manifest.source_exhausted,
+        fingerprint=store.fingerprint,
+    )
+
+
+def _writer_of(plan: HarvestPlan) -> AbstractContextManager[ActWriter]:
+    """Of a whole store, or of the sites that join one."""
+    if plan.state == "add":
+        return adding(plan.config.out, {site.name: site.width for site in plan.spec.sites})
+    return ActWriter.create_or_resume(plan.config.out, plan.spec, n_rows=plan.n_rows)
 
 
 def _cursor(writer: ActWriter) -> Cursor | None:
@@ -100,25 +121,15 @@ class _Run:
     filled: FilledShard | None = None
     """On its way from the device, while the next shard's first batch is computed."""
 
-    def to_the_end(self, tell: OnProgress | None) -> HarvestSummary:
+    def to_the_end(self, tell: OnProgress | None) -> None:
         """Fill every shard that is missing."""
-        start, rows_before = time.perf_counter(), self.writer.n_rows_committed
-        n_shards = self.plan.spec.layout(self.plan.n_rows).n_shards
         exhausted = False
-        for index in range(self.writer.next_shard, n_shards):
+        for index in range(self.writer.next_shard, self.writer.n_shards):
             exhausted = self._fill(index, tell)
             if exhausted:
                 break
         self._hand_over()
-        manifest = self.writer.finish(source_exhausted=exhausted)
-        return HarvestSummary(
-            n_rows=manifest.n_rows,
-            rows_written=manifest.n_rows - rows_before,
-            n_bytes=self.writer.n_bytes_committed,
-            seconds=time.perf_counter() - start,
-            source_exhausted=exhausted,
-            fingerprint=manifest.fingerprint,
-        )
+        self.writer.finish(source_exhausted=exhausted)
 
     def _fill(self, index: int, tell: OnProgress | None) -> bool:
         """Compute one shard; True when the text ended inside it."""
@@ -149,7 +160,7 @@ class _Run:
         spec = self.plan.spec
         return HarvestProgress(
             rows=index * spec.shard_rows + n_contexts * spec.ctx_len,
-            n_rows=self.plan.n_rows,
+            n_rows=self.writer.n_rows,
             rows_safe=self.writer.n_rows_committed,
             n_bytes=self.writer.n_bytes_committed,
         )

@@ -11,9 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
-from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,8 +124,7 @@ def batches_of(
         window_rows=config.window_rows,
         threads=config.threads,
     )
-    stream = cast("Generator[dict[str, np.ndarray], None, None]", batches.start_at(start))
-    return device_batches(stream, device=pick_device(config.device))
+    return device_batches(batches.start_at(start), device=pick_device(config.device))
 
 
 def advance_all(

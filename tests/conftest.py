@@ -1,6 +1,7 @@
 """Factories that several test modules use: a test states only what it is about."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from tests.stores import make_spec, write_store
 
 settings.register_profile("saepipe", deadline=None)  # shapes are checked while testing: slow
 settings.load_profile("saepipe")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=20, help="kill -9 of a writer, so many times")
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +32,18 @@ def make_store(tmp_path: Path):
         return write_store(tmp_path / f"{name}.actstore", make_spec(**spec), n_rows=n_rows)
 
     return make
+
+
+@pytest.fixture
+def saepipe(monkeypatch, capsys):
+    """Run the command line in this process: its exit code, stdout and stderr."""
+    import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["saepipe", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return run

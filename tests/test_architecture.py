@@ -13,7 +13,7 @@ SOURCES = [ROOT / "cli.py", *ROOT.glob("actstore/**/*.py"), *ROOT.glob("pipeline
 # Seen from the left, the right is out of bounds.
 FORBIDDEN = {
     "actstore": {"pipeline", "cli", "torch", "transformers", "typer", "rich"},
-    "pipeline": {"cli", "zarr", "numcodecs", "typer", "rich"},
+    "pipeline": {"cli", "zarr", "numcodecs", "typer"},
     "pipeline/sae": {"actstore", "transformers"},
     "pipeline/harvest.py": {"pipeline.sae", "pipeline.train", "actstore.batches"},
     "pipeline/train.py": {"pipeline.harvest", "pipeline.sites", "pipeline.model", "transformers"},
@@ -21,7 +21,14 @@ FORBIDDEN = {
     "cli.py": {"zarr", "numcodecs", "torch", "transformers"},
 }
 
-ONLY_IN = {"transformers": "pipeline/model.py", "typer": "cli.py", "zarr": "actstore/"}
+# The left is imported in these places alone; "rich" is a library, "pipeline.terminal" is ours.
+ONLY_IN = {
+    "transformers": ("pipeline/model.py",),
+    "typer": ("cli.py",),
+    "rich": ("pipeline/terminal/",),
+    "pipeline.terminal": ("pipeline/terminal/", "cli.py"),
+    "zarr": ("actstore/",),
+}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -41,17 +48,17 @@ def test_imports_point_downwards(path: Path):
         if where == prefix or where.startswith(f"{prefix}/"):
             hits = {i for i in imports_of(path) if any(f"{i}.".startswith(f"{b}.") for b in banned)}
             assert not hits, f"{where} must not import {sorted(hits)}"
-    for library, home in ONLY_IN.items():
-        if library in {name.split(".")[0] for name in imports_of(path)}:
-            assert where.startswith(home), (
-                f"{where} must not import {library}: it belongs in {home}"
+    for module, homes in ONLY_IN.items():
+        if any(f"{name}.".startswith(f"{module}.") for name in imports_of(path)):
+            assert where.startswith(homes), (
+                f"{where} must not import {module}: it belongs in {' and '.join(homes)}"
             )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_stay_small(path: Path):
     tree = ast.parse(path.read_text())
-    limit = 520 if path.name == "cli.py" else 250  # the command line is one file by decree
+    limit = 450 if path.name == "cli.py" else 250  # the command line is one file by decree
     assert len(path.read_text().splitlines()) <= limit
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):

@@ -84,12 +84,26 @@ def test_sites_stay_aligned(store):
         assert [partner[key] for key in keys(batch["mlp_out.1"])] == keys(batch["resid.0"])
 
 
-def test_rows_of_a_chunk_are_spread_over_their_window(store):
+def test_runs_of_a_chunk_are_spread_over_their_window(store):
     """Neighbours of the store are no likelier to be neighbours in the stream than by chance."""
+    batches = batches_of(store, batch_size=468, window_rows=468)
     place = {key: i for i, key in enumerate(keys(column(store, "mlp_out.1")))}
-    stream = take(batches_of(store, batch_size=468, window_rows=468), 1)
-    steps = np.abs(np.diff([place[key] for key in keys(stream)]))
-    assert 110 < steps.mean() < 200  # 468 / 3 = 156 for a uniform order
+    order = np.array([place[key] for key in keys(take(batches, 1))])
+    assert batches.run == 8
+    steps = np.diff(order)
+    within = steps == 1
+    assert within.mean() > 0.8  # rows were mixed when they were written: they stay in runs
+    assert 110 < np.abs(steps[~within]).mean() < 200  # 468 / 3 = 156 for a uniform order
+
+
+@pytest.mark.parametrize(
+    ("width", "run"), [(16, 8), (512, 8), (513, 4), (768, 4), (2048, 2), (4096, 1), (50_000, 1)]
+)
+def test_runs_are_some_kib(tmp_path, width, run):
+    spec = make_spec(widths={"mlp_out.1": width, "x": 8})
+    store = ActStore.open(write_store(tmp_path / "s", spec, n_rows=8))
+    assert batches_of(store, sites=("mlp_out.1", "x"), batch_size=8).run == run
+    assert batches_of(store, sites=("x",), batch_size=8).run == 8
 
 
 def test_batches_may_be_kept(store):
@@ -145,6 +159,61 @@ def test_impossible_batches_are_refused(store):
 
 
 def test_a_window_has_at_most_a_gib(store):
-    assert batches_of(store, window_rows=2**40).window_chunks == 2**30 // (32 * 32)
-    both = batches_of(store, window_rows=2**40, sites=("mlp_out.1", "resid.0"))
-    assert both.window_chunks == 2**30 // (80 * 32)
+    chunks = batches_of(store, window_rows=2**40).epochs.window_chunks
+    assert chunks == 2**30 // (32 * store.spec.chunk_rows)
+    both = batches_of(store, window_rows=2**40, sites=("mlp_out.1", "resid.0"), batch_size=36)
+    assert both.epochs.window_chunks == 2**30 // (80 * store.spec.chunk_rows)
+    shared = batches_of(store, window_rows=2**40, lanes=4)
+    assert shared.epochs.window_chunks == chunks // 4
+
+
+@settings(max_examples=40)
+@given(
+    lanes=st.sampled_from([1, 2, 3, 4, 6, 12, 36]),
+    share=st.integers(1, 5),
+    window_rows=st.integers(1, 700),
+    seed=st.integers(0, 3),
+    step=st.integers(0, 30),
+)
+def test_ranks_together_give_the_batch_of_one_process(store, lanes, share, window_rows, seed, step):
+    """For every world size that divides the lanes, from every step, across epochs."""
+    given = {"batch_size": 36 * share, "window_rows": window_rows, "seed": seed, "lanes": lanes}
+    whole = take(batches_of(store, **given), 3, step)
+    for world_size in (n for n in range(1, lanes + 1) if lanes % n == 0):
+        ranks = [
+            take(batches_of(store, **given, world_size=world_size, rank=rank), 3, step)
+            for rank in range(world_size)
+        ]
+        np.testing.assert_array_equal(np.concatenate(ranks, axis=1), whole)
+
+
+@settings(max_examples=40)
+@given(
+    lanes=st.sampled_from([1, 2, 3, 4, 6, 12]),
+    window_rows=st.integers(1, 700),
+    seed=st.integers(0, 9),
+    threads=st.integers(1, 4),
+    step=st.integers(0, 40),
+)
+def test_every_lane_count_has_every_row_once_an_epoch(
+    store, lanes, window_rows, seed, threads, step
+):
+    given = {"window_rows": window_rows, "seed": seed, "lanes": lanes, "batch_size": 12}
+    whole = take(batches_of(store, **given, threads=threads), 2 * 39)
+    everything = sorted(keys(column(store, "mlp_out.1")))
+    for epoch in np.split(whole, 2):  # 39 batches of 12 are the 468 rows
+        assert sorted(keys(epoch)) == everything
+    np.testing.assert_array_equal(take(batches_of(store, **given), 78 - step, step), whole[step:])
+
+
+def test_lanes_and_processes_that_cannot_share_are_refused(store):
+    for change, told in [
+        ({"lanes": 8}, "8 lanes cannot share 468 rows in batches of 20 .*: choose lanes that di"),
+        ({"lanes": 3}, "choose lanes that divide 4"),
+        ({"lanes": 0}, "lanes must be positive"),
+        ({"lanes": 4, "world_size": 3}, "choose a world_size that divides lanes"),
+        ({"lanes": 4, "world_size": 2, "rank": 2}, "shared by rank 2 of 2"),
+        ({"world_size": 2}, "1 lanes cannot be shared by rank 0 of 2"),
+    ]:
+        with pytest.raises(StoreError, match=told):
+            batches_of(store, **change)

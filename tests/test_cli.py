@@ -23,6 +23,7 @@ from pipeline.config import (
     TopKConfig,
     TrainConfig,
 )
+from pipeline.terminal.words import count
 from tests.tiny import CTX_LEN, make_model, make_text
 
 COMMANDS = {
@@ -31,20 +32,6 @@ COMMANDS = {
     cli.evaluate: EvalConfig,
     cli.finetune: FinetuneConfig,
 }
-
-
-@pytest.fixture
-def saepipe(monkeypatch, capsys):
-    """Run the command line in this process: its exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["saepipe", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture
@@ -74,7 +61,7 @@ def test_options_have_the_defaults_of_the_config(command):
             continue
         default = parameter.default
         if name == "tokens" and default is not None:
-            default = cli._count(default)
+            default = count(default)
         assert default == defaults[name], name
     assert TrainConfig(store=Path(), out=Path()).arch.kind == "relu"
 
@@ -86,7 +73,8 @@ def test_every_architecture_can_be_chosen():
 
 
 def test_help_waits_for_nothing_heavy():
-    code = "import cli, sys; sys.exit(bool({'torch', 'zarr', 'transformers'} & set(sys.modules)))"
+    heavy = {"torch", "zarr", "transformers", "rich", "numpy", "numcodecs"}
+    code = f"import cli, sys; sys.exit(bool({heavy!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -168,6 +156,7 @@ def test_the_file_can_describe_an_architecture(saepipe, harvested, tmp_path):
         (["finetune", "absent", "--out", "r"], "absent"),
         (["harvest", "--out", "s"], "no site to harvest"),
         (["harvest", "--site", "mlp_out.9", "--out", "s"], "has layers 0 to 3"),
+        (["harvest", "--site", "mlp_out.1", "--out", "s", "--codec", "gzip"], "gzip"),
         (["store", "info", "absent"], "there is no activation store"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -229,26 +218,43 @@ def test_ctrl_c_is_clean_and_the_same_command_goes_on(saepipe, harvested, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("7", 7), ("500k", 500_000), ("20M", 20_000_000), ("1.5B", 1_500_000_000)]
+    ("text", "number"), [("7", 7), ("500k", 500_000), ("20M", 20_000_000), ("1.5B", 1_500_000_000)]
 )
-def test_counts_read_as_people_write_them(text, count):
-    assert cli._count(text) == count
+def test_counts_read_as_people_write_them(text, number):
+    assert count(text) == number
 
 
-def test_store_commands(saepipe, harvested, tmp_path):
-    code, out, _ = saepipe("store", "info", tmp_path / "acts.actstore", "--json", "-")
-    assert code == 0
-    assert json.loads(out)["sites"] == {"mlp_out.1": 16}
-    code, out, _ = saepipe("store", "list", tmp_path)
-    assert code == 0
-    assert "acts.actstore" in out
-    assert saepipe("store", "verify", tmp_path / "acts.actstore")[0] == 0
-    shard = next((tmp_path / "acts.actstore/data.zarr/mlp_out.1/c").rglob("0"))
-    shard = shard if shard.is_file() else shard / "0"
-    data = bytearray(shard.read_bytes())
-    data[50] ^= 1
-    shard.write_bytes(data)
-    code, out, err = saepipe("store", "verify", tmp_path / "acts.actstore")
-    assert code == 1
-    assert "mlp_out.1" in out
-    assert "is damaged, 1 findings" in err
+def test_more_sites_and_more_rows_are_two_harvests_of_one_command(saepipe, harvested, tmp_path):
+    more = [708 if value == "600" else value for value in harvested]
+    code, out, err = saepipe(*more, "--site", "resid_post.0", "--json", tmp_path / "summary.json")
+    assert code == 0, err
+    assert "resid_post.0 of" in out and "600 rows a site (add)" in out
+    assert "708 rows a site (extend)" in out
+    store = ActStore.open(tmp_path / "acts.actstore")
+    assert (store.sites, store.n_rows) == (("mlp_out.1", "resid_post.0"), 708)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["n_rows"], summary["fingerprint"]) == (708, store.fingerprint)
+
+
+def test_what_another_store_holds_is_linked_and_not_harvested(saepipe, harvested, tmp_path):
+    found, out = tmp_path / "acts.actstore", tmp_path / "again" / "other.actstore"
+    out.parent.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAEPIPE_STORES", str(tmp_path))
+        code, told, err = saepipe(*harvested[:-1], out)
+    assert code == 0, err
+    assert f"complete, reused: 600 rows a site in {found}, linked as {out}" in told
+    assert out.resolve() == found
+    assert ActStore.open(out).n_rows == 600
+    assert "complete, reused: 600 rows" in saepipe(*harvested[:-1], out)[1]
+
+
+def test_a_lossy_codec_tells_what_it_cost(saepipe, harvested, tmp_path):
+    out = tmp_path / "rounded.actstore"
+    code, told, err = saepipe(*harvested[:-1], out, "--codec", "bitround:2")
+    assert code == 0, err
+    (line,) = [line for line in told.splitlines() if "bitround:2" in line]
+    store = ActStore.open(out)
+    error = store.rounding("mlp_out.1").sum() / store.var("mlp_out.1").sum()
+    assert f"mlp_out.1: bitround:2 cost {error:.2e} of the variance" in line
+    assert "bitround" not in saepipe(*harvested[:-1], tmp_path / "exact.actstore")[1]

@@ -69,7 +69,7 @@ def content(store: ActStore) -> dict[str, bytes]:
 
 @pytest.fixture
 def uninterrupted(config) -> dict[str, bytes]:
-    config = replace(config, out=config.out.with_name("whole.actstore"))
+    config = replace(config, out=config.out.parent / "whole" / "acts.actstore")
     run(config)
     return content(ActStore.open(config.out))
 
@@ -134,11 +134,8 @@ def test_fewer_tokens_than_there_are_is_complete_too(config):
 
 
 def test_a_stop_between_any_two_shards_changes_nothing(config, uninterrupted):
-    class StopError(Exception):
-        pass
-
     for stop_at in range(2, 34, 5):
-        out = config.out.with_name(f"{stop_at}.actstore")
+        out = config.out.parent / str(stop_at) / "acts.actstore"
         stopped = replace(config, out=out)
 
         def stop(progress, stop_at=stop_at):
@@ -158,14 +155,14 @@ def test_killed_at_random_moments_then_resumed_gives_the_same_bytes(config, unin
     """20 kills, each at a random moment of one harvest that is resumed until it is done."""
     rng = random.Random(0)
     config = replace(config, batch_size=1)
-    whole = replace(config, out=config.out.with_name("one.actstore"))
+    whole = replace(config, out=config.out.parent / "one" / "acts.actstore")
     run(whole)
     expected = content(ActStore.open(whole.out))
     kills, stores = 0, 0
     while kills < 20:
         stores += 1
         assert stores < 40, "the harvest is over before it can be killed"
-        part = replace(config, out=config.out.with_name(f"killed-{stores}.actstore"))
+        part = replace(config, out=config.out.parent / f"killed-{stores}" / "acts.actstore")
         for _ in range(4):
             kills += killed(part, after_batches=rng.randrange(20), delay=rng.random() * 0.01)
         plan = make_plan(part)
@@ -186,8 +183,139 @@ def test_more_tokens_extend_to_what_one_harvest_would_have_stored(config, uninte
     assert content(ActStore.open(config.out)) == uninterrupted
 
 
+def states_until_complete(config: HarvestConfig) -> list[str]:
+    """Plan and carry out, until nothing is missing."""
+    states = []
+    while (plan := make_plan(config)).state != "complete":
+        states.append(plan.state)
+        assert len(states) < 5
+        harvest(plan)
+    return states
+
+
+def test_a_site_that_is_added_gives_what_one_harvest_of_all_would_have_stored(
+    config, uninterrupted
+):
+    one = replace(config, sites=SITES[:1])
+    run(one)
+    asked = replace(config, sites=SITES[1:])
+    plan = make_plan(asked)
+    assert plan.state == "add"
+    assert tuple(map(str, plan.sites)) == SITES[1:]
+    assert (plan.n_rows, plan.rows_to_write) == (33 * CTX_LEN, 33 * CTX_LEN)
+    whole = make_plan(replace(config, out=config.out.with_name("new.actstore"), seed=1))
+    assert plan.bytes_to_write < whole.bytes_to_write
+    summary = harvest(plan)
+    store = ActStore.open(config.out)
+    assert content(store) == uninterrupted
+    assert summary.n_rows == summary.rows_written == 33 * CTX_LEN
+    assert (summary.n_bytes, summary.fingerprint) == (store.n_bytes, store.fingerprint)
+    for sites in (SITES, SITES[:1], SITES[1:], SITES[::-1]):
+        assert make_plan(replace(config, sites=sites)).state == "complete"
+
+
+def test_more_sites_and_more_rows_take_two_plans(config, uninterrupted):
+    run(replace(config, sites=SITES[:2], tokens=13 * CTX_LEN))
+    assert states_until_complete(config) == ["add", "extend"]
+    assert content(ActStore.open(config.out)) == uninterrupted
+
+
+def test_an_extension_is_of_all_the_sites_there_are(config, uninterrupted):
+    run(replace(config, tokens=13 * CTX_LEN))
+    assert states_until_complete(replace(config, sites=SITES[1:2])) == ["extend"]
+    assert content(ActStore.open(config.out)) == uninterrupted
+
+
+def test_more_of_a_text_that_has_no_more_ends(config):
+    """Whether the text ended in a full shard or inside one, known before or found out now."""
+    for n_contexts in (30, 33):
+        text = make_text(config.out.parent / f"{n_contexts}.txt", n_contexts=n_contexts)
+        out = config.out.parent / str(n_contexts) / "acts.actstore"
+        exact = replace(config, text=text, out=out, tokens=n_contexts * CTX_LEN, sites=SITES[:1])
+        run(exact)
+        more = replace(exact, tokens=10_000)
+        assert states_until_complete(more) == ["extend"]
+        assert make_plan(more).source_exhausted
+        assert states_until_complete(replace(more, sites=SITES)) == ["add"]
+        assert ActStore.open(out).n_rows == n_contexts * CTX_LEN
+        assert ActStore.open(out).manifest.source_exhausted
+        assert not verify(out)
+
+
+def test_an_addition_that_is_killed_goes_on(config, uninterrupted):
+    rng = random.Random(0)
+    config = replace(config, batch_size=4)
+    run(replace(config, sites=SITES[:1]))
+    kills = [
+        killed(config, after_batches=rng.randrange(9), delay=rng.random() * 0.01) for _ in range(4)
+    ]
+    assert any(kills)
+    assert states_until_complete(config) in ([], ["add"])
+    assert content(ActStore.open(config.out)) == uninterrupted
+    assert not verify(config.out)
+
+
+class StopError(Exception):
+    pass
+
+
+def stop(_progress) -> None:
+    raise StopError
+
+
+def test_a_store_that_is_being_written_is_finished_with_the_sites_it_has(config):
+    with pytest.raises(StopError):
+        run(replace(config, sites=SITES[:2]), on_progress=stop)
+    with pytest.raises(
+        ConfigError,
+        match=r"is being written with mlp_out\.1, resid_pre\.0: finish that first "
+        r"\(--site mlp_out\.1 --site resid_pre\.0\), then ask for mlp_act\.1",
+    ):
+        make_plan(config)
+    fewer = replace(config, sites=SITES[1:2])
+    assert make_plan(fewer).state == "resume"
+    assert states_until_complete(fewer) == ["resume"]
+    assert ActStore.open(config.out).sites == SITES[:2]
+
+
+def test_an_addition_that_was_begun_is_finished_with_the_sites_it_has(config, uninterrupted):
+    run(replace(config, sites=SITES[:1]))
+    with pytest.raises(StopError):
+        run(replace(config, sites=SITES[:2]), on_progress=stop)
+    with pytest.raises(ConfigError, match=r"is just being given resid_pre\.0: finish that first"):
+        make_plan(replace(config, sites=SITES[2:]))
+    assert make_plan(replace(config, sites=SITES[:1])).state == "complete"
+    assert states_until_complete(config) == ["add", "add"]
+    assert content(ActStore.open(config.out)) == uninterrupted
+
+
+def test_an_addition_that_only_has_to_join_joins_before_the_store_grows(config, monkeypatch):
+    small = replace(config, sites=SITES[:1], tokens=13 * CTX_LEN)
+    run(small)
+
+    def crash(*_args):
+        raise StopError
+
+    with monkeypatch.context() as m, pytest.raises(StopError):
+        m.setattr("actstore.addition.merge", crash)
+        run(replace(small, sites=SITES[:2]))
+    assert make_plan(small).state == "complete"
+    more = replace(config, sites=SITES[:1])
+    assert make_plan(more).rows_to_write == 0
+    assert states_until_complete(more) == ["add", "extend"]
+    store = ActStore.open(config.out)
+    assert (store.sites, store.n_rows) == (SITES[:2], 33 * CTX_LEN)
+
+
+def test_the_layout_is_that_of_the_store(config):
+    run(replace(config, sites=SITES[:1], shard_rows=20 * CTX_LEN))
+    assert make_plan(replace(config, sites=SITES[:1], shard_rows=None)).state == "complete"
+    plan = make_plan(replace(config, shard_rows=None))
+    assert (plan.state, plan.spec.shard_rows) == ("add", 20 * CTX_LEN)
+
+
 def test_a_text_that_ends_early_gives_what_it_has_once(config):
-    run(replace(config, tokens=41 * CTX_LEN, out=config.out.with_name("more.actstore")))
+    run(replace(config, tokens=41 * CTX_LEN, out=config.out.parent / "more" / "acts.actstore"))
     endless = replace(config, tokens=10_000)
     summary = run(endless)
     store = ActStore.open(config.out)
@@ -217,7 +345,8 @@ def test_rows_of_a_text_that_ends_inside_a_shard_are_still_shuffled_and_right(co
         ({"ctx_len": 24}, "ctx_len: 12 there, 24 now"),
         ({"seed": 1}, "seed: 0 there, 1 now"),
         ({"dtype": "bf16"}, "dtype: float32 there, bfloat16 now"),
-        ({"sites": ("mlp_out.0",)}, "mlp_out.0"),
+        ({"codec": "raw"}, "codec: lz4 there, raw now"),
+        ({"shard_rows": 20 * CTX_LEN}, "shard_rows: 120 there, 240 now"),
         ({"precision": "bf16"}, "model_precision: fp32 there, bf16 now"),
     ],
 )
@@ -281,6 +410,17 @@ def test_what_cannot_be_harvested_is_said_in_one_line(config, change, error, mes
         make_plan(replace(config, **change))
     assert "\n" not in str(caught.value)
     assert not config.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "codec", "bytes_per_value"),
+    [("bf16", "lz4", 1.5), ("bf16", "bitround:3", 0.94), ("fp16", "bitround:9", 1.5)],
+)
+def test_a_plan_knows_what_rounding_saves(config, dtype, codec, bytes_per_value):
+    plan = make_plan(replace(config, dtype=dtype, codec=codec))
+    assert plan.bytes_to_write == pytest.approx(
+        plan.n_rows * ((16 + 16 + 48) * bytes_per_value + 8), rel=0.01
+    )
 
 
 def test_a_plan_counts_whole_contexts_and_bytes(config):

@@ -19,10 +19,11 @@ def test_every_part_of_the_key_changes_the_order():
         chunk_order(64, seed=0, epoch=0),
         chunk_order(64, seed=1, epoch=0),
         chunk_order(64, seed=0, epoch=1),
-        window_permutation(64, seed=0, epoch=0, window=0),
-        window_permutation(64, seed=1, epoch=0, window=0),
-        window_permutation(64, seed=0, epoch=1, window=0),
-        window_permutation(64, seed=0, epoch=0, window=1),
+        window_permutation(64, seed=0, epoch=0, window=0, lane=0),
+        window_permutation(64, seed=1, epoch=0, window=0, lane=0),
+        window_permutation(64, seed=0, epoch=1, window=0, lane=0),
+        window_permutation(64, seed=0, epoch=0, window=1, lane=0),
+        window_permutation(64, seed=0, epoch=0, window=0, lane=1),
     ]
     assert len({tuple(order.tolist()) for order in orders}) == len(orders)
 
@@ -41,9 +42,9 @@ def test_orders_stay_what_they_were():
     """A harvest that is resumed, and a run that is resumed, rely on these numbers."""
     assert row_permutation(10, seed=0, shard=0).tolist() == GOLDEN_ROWS
     assert chunk_order(10, seed=0, epoch=0).tolist() == GOLDEN_CHUNKS
-    assert window_permutation(10, seed=5, epoch=2, window=1).tolist() == GOLDEN_WINDOW
+    assert window_permutation(10, seed=5, epoch=2, window=1, lane=3).tolist() == GOLDEN_WINDOW
 
 
 GOLDEN_ROWS = [0, 8, 9, 3, 7, 5, 1, 2, 6, 4]
 GOLDEN_CHUNKS = [2, 0, 1, 4, 5, 6, 7, 8, 3, 9]
-GOLDEN_WINDOW = [9, 8, 2, 5, 3, 6, 4, 7, 0, 1]
+GOLDEN_WINDOW = [1, 5, 6, 2, 9, 3, 4, 7, 0, 8]

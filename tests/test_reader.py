@@ -170,7 +170,7 @@ def test_impossible_specs_are_refused():
         ({"sites": ()}, "a store needs sites"),
         ({"sites": (site, site)}, "each once"),
         ({"dtype": "int8"}, "unknown dtype 'int8'; known are bfloat16, float16, float32"),
-        ({"codec": "gzip"}, "unknown codec 'gzip'; known are lz4, zstd, raw"),
+        ({"codec": "gzip"}, "unknown codec 'gzip' of float32; known are lz4, zstd, raw and, lossy"),
         ({"ctx_len": 0}, "ctx_len must be positive"),
         ({"ctx_len": 7}, "shard_rows 64 is not a multiple of ctx_len 7"),
         ({"chunk_rows": 24}, "shard_rows 64 is not a multiple of chunk_rows 24"),

@@ -169,12 +169,18 @@ def test_a_source_that_ends_early_makes_a_shorter_store(tmp_path):
     assert ActStore.open(whole).fingerprint == manifest.fingerprint
 
 
-def test_an_extension_that_finds_nothing_new_leaves_the_store_as_it_was(tmp_path):
+def test_an_extension_that_finds_nothing_new_leaves_the_rows_as_they_were(tmp_path):
+    """And says that there is no more, so that nobody has to look again."""
     spec = make_spec()
     path = write_store(tmp_path / "s", spec, n_rows=200)
-    with ActWriter.create_or_resume(path, spec, n_rows=400) as writer:
-        assert writer.finish(source_exhausted=True).n_rows == 200
-    assert ActStore.open(path).n_rows == 200
+    before = files_of(path)["mlp_out.1/c/3/0"]
+    for _ in range(2):
+        with ActWriter.create_or_resume(path, spec, n_rows=400) as writer:
+            assert writer.finish(source_exhausted=True).n_rows == 200
+        store = ActStore.open(path)
+        assert (store.n_rows, store.manifest.source_exhausted) == (200, True)
+        assert store.manifest.generation == 2
+        assert files_of(path)["mlp_out.1/c/3/0"] == before
     assert ActStore.open(write_store(path, spec, n_rows=400)).n_rows == 400
 
 

@@ -1,0 +1,142 @@
+"""Remove a store: all of it and nothing else, and never so that half of it reads as a whole."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from actstore.errors import StoreError
+from actstore.files import PARTIAL, remove, sync_folder
+from actstore.journal import JOURNAL, read_journal
+from actstore.ledger import MOMENTS, STAGING
+from actstore.lock import LOCK, writing
+from actstore.manifest import CONTEXT_TOKENS, ROW_ARRAYS, Manifest
+from actstore.merge import ADDING
+from actstore.root import GROUP, peek
+from actstore.summary import summary_name
+
+OWN = (GROUP, MOMENTS, STAGING, ADDING, JOURNAL, LOCK)
+"""What a store's folder may hold, in the order in which it goes."""
+SUMMARIES = f"{summary_name(0)[:-1]}*"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removable:
+    """A store that can be removed, and what would go."""
+
+    path: Path
+    target: Path | None
+    """Where `path` leads if it is a link: then the link goes, and the store stays."""
+    manifest: Manifest | None
+    """None if its root is damaged, or gone already."""
+    n_bytes: int
+    """Of all files."""
+
+
+def removable(path: Path) -> Removable:
+    """Recognise what may be removed: a store, whole, unfinished, damaged or half removed.
+
+    Raises:
+        StoreError: If it is none, or holds a file that no store has.
+    """
+    names = _names(path)
+    foreign = sorted(name for name in names if name.removesuffix(PARTIAL) not in OWN)
+    if foreign:
+        raise StoreError(f"{path} holds {foreign[0]}, which no store does: nothing was removed")
+    try:
+        manifest, problem = peek(path), "there is nothing of one"
+    except StoreError as error:
+        manifest, problem = None, str(error)
+    arrays = _arrays(path, manifest)
+    if not arrays and (_holds_files(path) or LOCK not in names):
+        raise StoreError(f"{path} is no activation store ({problem}): nothing was removed")
+    for name in sorted(_names(path / GROUP)):
+        if not (name in arrays or name == "zarr.json" or name.endswith(PARTIAL)):
+            raise StoreError(
+                f"{path / GROUP} holds {name}, which is not the store's: move it away first; "
+                "nothing was removed"
+            )
+    return Removable(
+        path=path,
+        target=path.readlink() if path.is_symlink() else None,
+        manifest=manifest,
+        n_bytes=0 if path.is_symlink() else sum(map(_size, _files(path))),
+    )
+
+
+def remove_store(path: Path) -> None:
+    """Remove a store, its root first; or, where `path` is a link to one, the link alone.
+
+    Whoever has the store open goes on reading it. Stopped half way, the next call goes on.
+
+    Raises:
+        StoreError: If it is no store, or a writer is at work on it.
+        OSError: If the system refuses.
+    """
+    path = path.absolute()  # a folder cannot be removed as "."
+    if removable(path).target is not None:
+        path.unlink()
+        return
+    with writing(path):
+        removable(path)
+        group = path / GROUP
+        if group.is_symlink():
+            group.unlink()
+        else:
+            (group / "zarr.json").unlink(missing_ok=True)
+            if group.exists():
+                sync_folder(group)
+            summaries = set(group.glob(SUMMARIES))  # last: they tell which arrays are the store's
+            for name in _names(group):
+                if group / name not in summaries:
+                    _remove(group / name)
+        for name in OWN:
+            for file in (path / f"{name}{PARTIAL}", path / name):
+                _remove(file)
+        path.rmdir()
+    sync_folder(path.parent)
+
+
+def _arrays(path: Path, manifest: Manifest | None) -> set[str]:
+    """The arrays that a store owns up to, by its root, its journal or its summaries; or none."""
+    roots = [manifest, _root(path / ADDING)]
+    told = {name for root in roots if root is not None for name in root.spec.arrays}
+    for entry in read_journal(path):
+        told.update(entry.files)
+    for summary in (path / GROUP).glob(SUMMARIES):
+        told.add(summary.name)
+        told.update(file.name.removeprefix("mean.") for file in summary.glob("mean.*"))
+    return told | {*ROW_ARRAYS, CONTEXT_TOKENS} if told else told
+
+
+def _root(path: Path) -> Manifest | None:
+    try:
+        return peek(path)
+    except StoreError:
+        return None
+
+
+def _names(folder: Path) -> list[str]:
+    return [file.name for file in folder.iterdir()] if folder.is_dir() else []
+
+
+def _files(path: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(path):
+        yield from (Path(folder, name) for name in names)
+
+
+def _holds_files(path: Path) -> bool:
+    """Whether there is anything but the lock and empty folders."""
+    return any(file != path / LOCK for file in _files(path))
+
+
+def _size(file: Path) -> int:
+    return file.lstat().st_size
+
+
+def _remove(path: Path) -> None:
+    """Remove what is there; of a link, the link."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        remove(path)

@@ -1,0 +1,224 @@
+"""Put back what was damaged of a complete store: only ever the very bytes that were lost.
+
+Whoever can compute rows again hands over whole shards; they are encoded beside the damaged files
+and take their place only if every array of the shard comes out as the summary says.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from os import cpu_count
+from pathlib import Path
+
+from actstore.conveyor import failed
+from actstore.errors import NonFiniteError, StoreError
+from actstore.evidence import CONSEQUENCE, rebuilt_summary, told_shards
+from actstore.files import readable_json, write_many
+from actstore.journal import JOURNAL, Entry
+from actstore.ledger import MOMENTS
+from actstore.lock import writing
+from actstore.manifest import Manifest, StoreSpec
+from actstore.metadata import array_document, shard_key
+from actstore.root import GROUP, being_extended, peek, write_root
+from actstore.shardwriter import Shard, Written, write_files
+from actstore.summary import Summary, read_summary, summary_name, write_summary
+from actstore.verify import Finding
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Repair:
+    """A store under repair, held by the writer's lock; what is wrong in no shard is put right."""
+
+    path: Path
+    manifest: Manifest
+    lost: Mapping[int, frozenset[str]]
+    """Arrays that are damaged, by shard."""
+    files: tuple[Path, ...]
+    """Put back so far: zarr.json files, and the folder of the summary."""
+    _summary: Summary
+    _told: Mapping[int, Entry]
+
+    @property
+    def spec(self) -> StoreSpec:
+        """The store's."""
+        return self.manifest.spec
+
+    def rows_in(self, shard: int) -> int:
+        """Rows of a shard."""
+        return int(self._summary.shard_rows[shard])
+
+    def cursor(self, shard: int) -> Mapping[str, object] | None:
+        """Where the source stood before a shard; None at its start.
+
+        Raises:
+            StoreError: If the journal no longer tells.
+        """
+        if shard == 0:
+            return None
+        before = self._told.get(shard - 1)
+        if before is None:
+            raise StoreError(
+                f"shard {shard} of {self.path} cannot be found again: {JOURNAL} is missing or "
+                "damaged, which tells where in its text it begins; copy it from where the store "
+                "was written, or harvest anew"
+            )
+        return before.cursor
+
+    def restore(self, shard: Shard) -> tuple[Path, ...]:
+        """Replace the damaged files of a shard by those of `shard`, once they prove to be the same.
+
+        Returns:
+            The files that were replaced.
+
+        Raises:
+            StoreError: If the shard differs from what was stored in any array, or the disk is full
+                or fails; nothing is replaced then, and nothing left behind.
+        """
+        shard.check(self.spec)
+        try:
+            with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
+                written = write_files(shard, self.spec, self._place, pool)
+        except NonFiniteError as error:
+            raise self._other(shard, [error.site]) from error
+        except OSError as error:
+            raise failed(self.path, error) from error
+        try:
+            self._require_same(written)
+            damaged = {self._place(name, shard.index) for name in self.lost[shard.index]}
+            for path in set(written.open_files) - damaged:
+                written.discard(path)
+            written.place()
+            return tuple(written.open_files)
+        except OSError as error:
+            raise failed(self.path, error) from error
+        finally:
+            written.close()
+
+    def _place(self, array: str, shard: int) -> Path:
+        return self.path / GROUP / shard_key(array, shard)
+
+    def _require_same(self, written: Written) -> None:
+        shard = written.shard.index
+        wanted = zip(
+            self._summary.shard_bytes[shard], self._summary.shard_crc32c[shard], strict=True
+        )
+        differing = [
+            name
+            for name, (size, crc) in zip(self.spec.arrays, wanted, strict=True)
+            if (written.tallies[name].size, written.tallies[name].crc) != (size, crc)
+        ]
+        if differing:
+            raise self._other(written.shard, differing)
+
+    def _other(self, shard: Shard, arrays: Sequence[str]) -> StoreError:
+        return StoreError(
+            f"shard {shard.index} of {self.path} came out different from what was stored, in "
+            f"{', '.join(arrays)}, so it was left as it is: other hardware, another library or "
+            "batch size rounds otherwise; repair it on the kind of machine that harvested it, "
+            "with the same --batch-size, or harvest anew"
+        )
+
+
+@contextmanager
+def repairing(path: Path, findings: Sequence[Finding]) -> Generator[Repair]:
+    """Take up a store for repair: what lies outside of shards is put back at once.
+
+    Args:
+        path: The store.
+        findings: What `verify` found.
+
+    Raises:
+        StoreError: If a writer is at work, or what is damaged cannot be put back by anyone.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(writing(path))
+            repair = _begin(path, findings)
+        except OSError as error:
+            raise failed(path, error) from error
+        yield repair
+
+
+def _begin(path: Path, findings: Sequence[Finding]) -> Repair:
+    manifest = _manifest(path)
+    lost: dict[int, frozenset[str]] = {}
+    for finding in findings:
+        if finding.shard is not None and finding.array is not None:
+            lost[finding.shard] = lost.get(finding.shard, frozenset()) | {finding.array}
+    summary = _summary(path, manifest)
+    return Repair(
+        path=path,
+        manifest=manifest,
+        lost=dict(sorted(lost.items())),
+        files=_put_back_documents(path, manifest, summary, findings),
+        _summary=summary,
+        _told=told_shards(path, generation=manifest.generation),
+    )
+
+
+def _manifest(path: Path) -> Manifest:
+    """What the root says, which nothing else in the store could say again."""
+    root = path / GROUP / "zarr.json"
+    try:
+        manifest, problem = peek(path), f"{root} is missing"
+    except StoreError as error:
+        manifest, problem = None, str(error)
+    if manifest is None:
+        raise StoreError(
+            f"{problem}; nothing else says what {root} said: restore it from a backup, "
+            "or harvest anew"
+        )
+    if manifest.state != "complete":
+        raise StoreError(f"{path} is not finished: there is nothing to repair it by")
+    midway = being_extended(path, manifest)
+    if midway is not None:
+        raise midway
+    return manifest
+
+
+def _summary(path: Path, manifest: Manifest) -> Summary:
+    """The summary as it stands, or as journal and moments tell it again."""
+    folder = path / GROUP / summary_name(manifest.generation)
+    try:
+        summary = read_summary(folder, manifest.spec)
+    except StoreError:
+        summary = None
+    if summary is None or summary.fingerprint(manifest.spec) != manifest.fingerprint:
+        summary = rebuilt_summary(path, manifest)
+    if summary is None:
+        raise StoreError(
+            f"{folder} is damaged, and {JOURNAL} and {MOMENTS} do not tell all that stood in it: "
+            "restore it from a backup, or harvest anew"
+        )
+    return summary
+
+
+def _put_back_documents(
+    path: Path, manifest: Manifest, summary: Summary, findings: Sequence[Finding]
+) -> tuple[Path, ...]:
+    """Write what follows from the root's spec, and the summary; the files that were damaged."""
+    root, folder = path / GROUP, path / GROUP / summary_name(manifest.generation)
+    put_back: list[Path] = []
+    for finding in findings:
+        if finding.shard is not None or finding.path in put_back:
+            continue
+        if finding.path == folder:
+            write_summary(folder, summary)
+        elif finding.path == root / "zarr.json":
+            write_root(path, manifest, summary)
+        elif finding.array is not None:
+            document = array_document(manifest.spec, finding.array, manifest.n_rows)
+            write_many({finding.path: [readable_json(document)]})
+        else:
+            continue
+        put_back.append(finding.path)
+    return tuple(put_back)
+
+
+def beyond_repair(path: Path, findings: Sequence[Finding]) -> str | None:
+    """What to tell of damage to the writer's own files, which nothing else can replace."""
+    own = [f.path for f in findings if f.path == path / JOURNAL or f.path.parent == path / MOMENTS]
+    if not own:
+        return None
+    return f"{own[0]} cannot be put back: {CONSEQUENCE}; restore it from a backup"

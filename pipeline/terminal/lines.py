@@ -1,0 +1,86 @@
+"""What a stage says in one line, before it and after."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from actstore.reader import ActStore
+from actstore.removal import Removable
+from pipeline.terminal.store_facts import fidelity_of
+from pipeline.terminal.words import duration, many, size
+
+if TYPE_CHECKING:  # they bring torch
+    from pipeline.curves import TrainReport
+    from pipeline.finetune_run import FinetuneReport
+    from pipeline.harvest import HarvestSummary
+    from pipeline.plan import HarvestPlan
+    from pipeline.repair import RepairReport
+
+
+def plan_line(plan: "HarvestPlan", seconds: float) -> str:
+    """What a harvest is going to do, and how long it will take."""
+    config = plan.config
+    return (
+        f"harvest   {', '.join(map(str, plan.sites))} of {config.model} on {config.text}: "
+        f"{plan.n_rows:,} rows a site ({plan.state}), {size(plan.bytes_to_write)} to write, "
+        f"{size(plan.bytes_free)} free, about {duration(seconds)}"
+    )
+
+
+def harvest_lines(summary: "HarvestSummary", path: Path) -> Iterator[str]:
+    """What a harvest did, and what a lossy codec cost each site."""
+    ended = "; the text ended there" if summary.source_exhausted else ""
+    yield (
+        f"harvest   {summary.n_rows:,} rows a site, {size(summary.n_bytes)} in {path}, "
+        f"{summary.tokens_per_s:,.0f} tokens/s{ended}"
+    )
+    store = ActStore.open(path)
+    for site, told in fidelity_of(store).items():
+        yield (
+            f"harvest   {site}: {store.spec.codec} cost {told.relative_error:.2e} of the variance, "
+            f"{told.worst_coordinate:.2e} at the worst coordinate"
+        )
+
+
+def reused_line(plan: "HarvestPlan") -> str:
+    """Which store makes a harvest unnecessary."""
+    told, out = f"harvest   complete, reused: {plan.n_rows:,} rows a site in ", plan.config.out
+    return f"{told}{out}" if plan.found is None else f"{told}{plan.found}, linked as {out}"
+
+
+def curve_words(report: "TrainReport") -> str:
+    """Where a training stands."""
+    return (
+        f"loss {report.loss:.4g}  L0 {report.l0:.1f}  EV {report.explained_variance:.3f}  "
+        f"dead {report.n_dead}"
+    )
+
+
+def train_line(report: "TrainReport", path: Path) -> str:
+    """What a training did."""
+    what = "complete, reused" if report.reused else f"{report.rows:,} rows"
+    return f"train     {what}: {path} ({curve_words(report)})"
+
+
+def finetune_line(report: "FinetuneReport", path: Path) -> str:
+    """What a fine-tuning did."""
+    what = "complete, reused" if report.reused else f"{report.n_steps} steps"
+    return f"finetune  {what}: {path}"
+
+
+def repair_line(report: "RepairReport", path: Path) -> str:
+    """What a repair got back."""
+    shards, files = many(len(report.shards), "shard"), many(len(report.files), "file")
+    return f"repair    {shards}, {many(report.rows, 'row')}, {files} of {path}"
+
+
+def removal_line(what: Removable) -> str:
+    """What will go."""
+    if what.target is not None:
+        return f"{what.path} is a link to {what.target}: the link will go, the store stays"
+    if what.manifest is None:
+        return f"{what.path}: what is left of a damaged store, {size(what.n_bytes)}"
+    manifest = what.manifest
+    sites = ", ".join(site.name for site in manifest.spec.sites)
+    rows = f"{manifest.n_rows:,} rows{'' if manifest.state == 'complete' else ' wanted'} a site"
+    return f"{what.path}: {manifest.state}, {rows} of {sites}, {size(what.n_bytes)}"

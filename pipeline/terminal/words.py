@@ -1,0 +1,55 @@
+"""Numbers as people write and read them."""
+
+from pipeline.errors import ConfigError
+
+
+def count(text: str) -> int:
+    """Read `500k`, `20M`, `1.5B` or a plain number.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    factor = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower(), 1)
+    digits = text[:-1] if factor > 1 else text
+    try:
+        return round(float(digits.replace("_", "")) * factor)
+    except ValueError:
+        raise ConfigError(f"expected a number like 500k, 20M or 1B, got {text!r}") from None
+
+
+def cell(value: object) -> str:
+    """A value as it stands in a table."""
+    match value:
+        case None:
+            return "-"
+        case float():
+            return f"{value:.4f}"
+        case int():
+            return f"{value:,}"
+        case _:
+            return str(value)
+
+
+def many(n: int, what: str) -> str:
+    """`1 shard`, `1,000 shards`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def short(value: int | float) -> str:
+    """1234567 as 1.23M."""
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def size(n_bytes: int | float) -> str:
+    """1234567 as 1.23MB."""
+    return f"{short(n_bytes)}B"
+
+
+def duration(seconds: int | float) -> str:
+    """The unit that leaves few digits."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,210 @@
+"""What the store takes on disk and in memory, how well it mixes, how fast it opens.
+
+python tests/bench/store_size.py
+
+disk     bytes of a site's chunks / the order-0 entropy of its 16-bit values: what no coder that
+         treats each value by itself can beat; on the embedded model's sites and on normal rows
+mixing   other rows of a row's own context in a batch of 4096, contexts of 256, against rows
+         drawn at random from the whole store
+memory   peak of a process that reads an epoch, less that of one that only opened the store
+opening  a store of 10,000 shards
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import store_cells
+from store_cells import CTX_LEN, SITE, WIDTH
+
+from actstore.batches import Batches
+from actstore.codec import encode, kept_bits
+from actstore.epochs import Epochs, LaneWindow
+from actstore.layout import Layout
+from actstore.ledger import Ledger
+from actstore.manifest import StoreSpec
+from actstore.metadata import shard_key
+from actstore.order import row_permutation
+from actstore.reader import ActStore, peek
+from actstore.root import GROUP
+from actstore.rounding import rounded
+from actstore.summary import read_summary, write_summary
+from actstore.writer import ActWriter, Shard
+
+CODECS = ("lz4", "zstd", "bitround:4", "bitround:3")
+
+
+def entropy_bits(values: np.ndarray) -> float:
+    """Order-0 entropy of 16-bit values, in bits."""
+    counts = np.bincount(values.reshape(-1), minlength=2**16)
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log2(p)).sum())
+
+
+def chunk_bytes(rows: np.ndarray, codec: str, chunk: int) -> int:
+    keep = kept_bits(codec)
+    stored = rows if keep is None else rounded(rows, keep=keep)
+    parts = (encode(stored[i : i + chunk], codec) for i in range(0, len(rows), chunk))
+    return sum(len(payload) + len(crc) for payload, crc in parts)
+
+
+def print_disk(name: str, rows: np.ndarray, chunk: int) -> None:
+    bits, told = entropy_bits(rows), []
+    for codec in CODECS:
+        size = chunk_bytes(rows, codec, chunk)
+        bound = (
+            "" if codec.startswith("bitround") else f" ({size * 8 / rows.size / bits:.3f} of bound)"
+        )
+        told.append(f"{codec} {rows.nbytes / size:.3f}x{bound}")
+    spread = ((rows.astype(np.uint32) << 16).view(np.float32)).std()
+    print(f"{name:14s} std {spread:6.3f}  entropy {bits:.2f} bits  " + "  ".join(told))
+
+
+def disk(folder: Path) -> None:
+    from pipeline.config import HarvestConfig
+    from pipeline.harvest import harvest
+    from pipeline.plan import make_plan
+
+    sites = ("mlp_out.0", "mlp_out.1", "mlp_out.2", "mlp_out.3", "attn_out.2", "resid_pre.2")
+    config = HarvestConfig(out=folder / "tiny.actstore", sites=sites, tokens=131_072, codec="raw")
+    harvest(make_plan(config))
+    store = ActStore.open(config.out)
+    for site in sites:
+        rows = np.concatenate([store.shard(site, k) for k in range(store.n_shards)])
+        print_disk(site, rows, store.spec.chunk_rows)
+    rows = store_cells.activations(65_536, seed=0)
+    numbers = (rows.astype(np.uint32) << 16).view(np.float32)
+    for scale in (0.25, 0.5, 1, 2, 4, 16):
+        print_disk(
+            f"normal x {scale}", ((numbers * np.float32(scale)).view("u4") >> 16).astype("u2"), 1024
+        )
+
+
+def linked(folder: Path, *, n_shards: int, width: int, shard_rows: int | None) -> Path:
+    """A store that holds its one shard over and over, as hard links."""
+    path = folder / f"linked-{n_shards}-{width}.actstore"
+    spec = StoreSpec.of(
+        widths={SITE: width}, ctx_len=CTX_LEN, dtype="bfloat16", shard_rows=shard_rows
+    )
+    n_rows, n_contexts = spec.shard_rows, spec.shard_rows // CTX_LEN
+    rows = store_cells.activations(n_rows, seed=0)[:, :width].copy()
+    tokens = np.zeros((n_contexts, CTX_LEN), np.int32)
+    with ActWriter.create_or_resume(path, spec, n_rows=n_rows) as writer:
+        document = np.zeros(tokens.shape, np.int64)
+        writer.write_shard(
+            Shard(index=0, acts={SITE: rows}, tokens=tokens, document_id=document, cursor={})
+        )
+        writer.finish()
+    root, old = path / GROUP, peek(path)
+    assert old is not None
+    for name in spec.arrays:
+        for k in range(1, n_shards):
+            link = root / shard_key(name, k)
+            link.parent.mkdir(exist_ok=True)
+            link.hardlink_to(root / shard_key(name, 0))
+    one = read_summary(root / "summary-1", spec)
+    summary = replace(
+        one,
+        shard_rows=np.repeat(one.shard_rows, n_shards),
+        shard_bytes=np.repeat(one.shard_bytes, n_shards, 0),
+        shard_crc32c=np.repeat(one.shard_crc32c, n_shards, 0),
+    )
+    write_summary(root / "summary-2", summary)
+    Ledger(path=path, manifest=old, layout=spec.layout(n_rows * n_shards)).publish(summary)
+    return path
+
+
+def mixing(folder: Path) -> None:
+    """Of a store of 64 Mi rows, by the reader's own order: its rows need not exist for that."""
+    n_rows, shard_rows, chunk_rows = 2**26, store_cells.SHARD, store_cells.CHUNK
+    layout = Layout(n_rows=n_rows, shard_rows=shard_rows, chunk_rows=chunk_rows)
+    print(f"drawn at random: {4095 * (CTX_LEN - 1) / (n_rows - 1):.4f} others of a row's context")
+    for window_rows in (2**14, 2**16, 2**18, 2**20):
+        chunks = window_rows // chunk_rows
+        epochs = Epochs(layout=layout, seed=0, n_lanes=1, window_chunks=chunks)
+        others = [
+            _others(batch)
+            for (window,) in islice(epochs.windows(0, range(1)), 2**20 // window_rows)
+            for batch in _contexts(window, layout).reshape(-1, store_cells.BATCH)
+        ]
+        print(f"window of {window_rows:9,}: {np.mean(others):.4f}")
+
+
+def _contexts(window: LaneWindow, layout: Layout) -> np.ndarray:
+    """The context of each row, in the order in which a window hands them out."""
+    context = np.empty(window.n_rows, np.int64)
+    for piece in window.pieces:
+        shard, chunk = layout.locate(piece.chunk)
+        start = chunk * layout.chunk_rows + piece.skip
+        order = row_permutation(layout.rows_in(shard), seed=0, shard=shard)
+        here = order[start : start + piece.stop - piece.start]
+        context[piece.start : piece.stop] = (here + shard * layout.shard_rows) // CTX_LEN
+    run = 8  # of `Batches` for rows of 1 KiB
+    return context.reshape(-1, run)[window.order(run)].reshape(-1)
+
+
+def _others(context: np.ndarray) -> float:
+    counts = np.unique(context, return_counts=True)[1]
+    return float((counts * (counts - 1)).sum() / len(context))
+
+
+def memory(folder: Path) -> None:
+    """The window is 65,536 rows, 64 MiB, and two are held."""
+    for n_shards in (4, 16, 64):
+        path = linked(folder, n_shards=n_shards, width=WIDTH, shard_rows=None)
+        command = [sys.executable, __file__, str(path)]
+        peaks = [int(subprocess.check_output([*command, read])) for read in ("0", "1")]
+        size = ActStore.open(path).n_rows * WIDTH * 2 / 2**20
+        print(f"store of {size:7,.0f} MiB: {(peaks[1] - peaks[0]) / 1024:.0f} MiB more than opened")
+
+
+def peak(path: Path, *, read: bool) -> int:
+    """KiB of anonymous memory at most: mapped files are the system's to take back."""
+    store = ActStore.open(path)
+    if read:
+        stream = Batches(
+            store=store, sites=(SITE,), batch_size=4096, seed=0, threads=2, window_rows=2**16
+        ).start_at(0)
+        most = 0
+        for i, _ in enumerate(islice(stream, store.n_rows // 4096)):
+            if i % 16 == 0:
+                most = max(most, _anonymous())
+        return most
+    return _anonymous()
+
+
+def _anonymous() -> int:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+
+def opening(folder: Path) -> None:
+    path = linked(folder, n_shards=10_000, width=8, shard_rows=CTX_LEN)
+    for _ in range(3):
+        start, cpu = time.perf_counter(), time.process_time()
+        ActStore.open(path)
+        wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+        print(f"opened in {wall:.2f} s, {cpu:.2f} s of CPU")
+
+
+def main() -> None:
+    for part in (disk, mixing, memory, opening):
+        with tempfile.TemporaryDirectory() as name:
+            print(f"--- {part.__name__}")
+            part(Path(name))
+    print(
+        f"peak of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(peak(Path(sys.argv[1]), read=sys.argv[2] == "1"))
+    else:
+        main()
