@@ -5,7 +5,7 @@ Start at `actstore.writer.ActWriter` to write, at `actstore.reader.ActStore` to 
 `actstore.batches.Batches` to train; the bytes are specified in FORMAT.md. The package stands alone:
 it knows numpy, zarr's format and numcodecs, and nothing of models.
 
-Ten lines that write labelled vectors and read them back shuffled:
+Ten lines write labelled vectors and read them back shuffled:
 
     spec = StoreSpec.of(widths={"image": 64}, ctx_len=1, dtype="float32")
     with ActWriter.create_or_resume(Path("images.actstore"), spec, n_rows=len(x)) as writer:

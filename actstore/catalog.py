@@ -32,10 +32,16 @@ def find_stores(folder: Path) -> list[tuple[Path, Manifest | str]]:
 def _folders_in(path: Path) -> list[Path]:
     try:
         with os.scandir(path) as entries:
-            names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+            return sorted(path / entry.name for entry in entries if _may_lead_to_one(entry))
     except OSError:
         return []
-    return [path / name for name in names]
+
+
+def _may_lead_to_one(entry: "os.DirEntry[str]") -> bool:
+    """A folder; or a link to a store itself, since links to folders may go in circles."""
+    return entry.is_dir(follow_symlinks=False) or (
+        entry.is_symlink() and os.path.isdir(os.path.join(entry.path, GROUP))  # noqa: PTH112, PTH118
+    )
 
 
 def _told(path: Path) -> Manifest | str:

@@ -6,8 +6,6 @@ They are held to its summary; and where the summary was lost, they tell it again
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from actstore.codec import checksum
 from actstore.errors import StoreError
 from actstore.journal import JOURNAL, Entry
@@ -33,23 +31,14 @@ def told_shards(path: Path, *, generation: int) -> dict[int, Entry]:
 
 def rebuilt_summary(path: Path, manifest: Manifest) -> Summary | None:
     """The summary of a store out of journal and moments; None if they do not tell all of it."""
-    layout, arrays = manifest.spec.layout(manifest.n_rows), manifest.spec.arrays
+    layout = manifest.spec.layout(manifest.n_rows)
     try:
         told = told_shards(path, generation=manifest.generation)
         entries = [told[shard] for shard in range(layout.n_shards)]
-        numbers = np.array([[entry.files[name] for name in arrays] for entry in entries], "<i8")
-        moments = Ledger(path=path, manifest=manifest, layout=layout, entries=entries).moments()
+        ledger = Ledger(path=path, manifest=manifest, layout=layout, entries=entries)
+        summary = ledger.summary(source_exhausted=manifest.source_exhausted)
     except (OSError, StoreError, KeyError):  # KeyError: of a shard, or of a site just added
         return None
-    summary = Summary(
-        source_exhausted=manifest.source_exhausted,
-        shard_rows=np.array([entry.rows for entry in entries], "<i8"),
-        shard_bytes=numbers[:, :, 0],
-        shard_crc32c=numbers[:, :, 1].astype("<u4"),
-        mean={name: m.mean for name, m in moments.items()},
-        var={name: m.var for name, m in moments.items()},
-        rounding={n: m.rounding for n, m in moments.items() if m.rounding is not None},
-    )
     return summary if summary.fingerprint(manifest.spec) == manifest.fingerprint else None
 
 

@@ -171,21 +171,29 @@ class Ledger:
         """
         if self.manifest.state == "complete" and self.n_rows < self.manifest.n_rows:
             return self._found_nothing_new(source_exhausted=source_exhausted)
+        summary = self.summary(source_exhausted=source_exhausted)
+        self.announce(summary)
+        self.publish(summary)
+        return self.manifest
+
+    def summary(self, *, source_exhausted: bool) -> Summary:
+        """What the committed shards come to.
+
+        Raises:
+            StoreError: If the file of their moments was lost.
+        """
         moments = self.moments()
         arrays = self.spec.arrays
-        numbers = [[entry.files[name] for name in arrays] for entry in self.entries]
-        summary = Summary(
+        numbers = np.array([[entry.files[name] for name in arrays] for entry in self.entries])
+        return Summary(
             source_exhausted=source_exhausted,
             shard_rows=np.array([entry.rows for entry in self.entries], "<i8"),
-            shard_bytes=np.array(numbers, "<i8")[:, :, 0],
-            shard_crc32c=np.array(numbers, "<i8")[:, :, 1].astype("<u4"),
+            shard_bytes=numbers[:, :, 0].astype("<i8"),
+            shard_crc32c=numbers[:, :, 1].astype("<u4"),
             mean={name: m.mean for name, m in moments.items()},
             var={name: m.var for name, m in moments.items()},
             rounding={n: m.rounding for n, m in moments.items() if m.rounding is not None},
         )
-        self.announce(summary)
-        self.publish(summary)
-        return self.manifest
 
     def _found_nothing_new(self, *, source_exhausted: bool) -> Manifest:
         """The old last shard stays; that the source has ended is told: nobody need ask again."""

@@ -16,7 +16,7 @@ from shlex import quote
 import numpy as np
 from jaxtyping import Shaped, UInt64
 
-from actstore.codec import checked, decode
+from actstore.codec import decode
 from actstore.errors import StoreError
 from actstore.manifest import StoreSpec
 from actstore.metadata import codec_of, dtype_of, shape_of, shard_and_chunk, shard_key
@@ -105,15 +105,6 @@ class ShardReader:
         """
         with self._stored(shard, chunk) as data:
             self._decode(data, out, skip)
-
-    def check_chunk(self, shard: int, chunk: int) -> bytes:
-        """Read and check one chunk without decoding it; its crc32c.
-
-        Raises:
-            StoreError: As `read_chunk` does.
-        """
-        with self._stored(shard, chunk) as data:
-            return checked(data)
 
     def want(self, shard: int, chunk: int) -> None:
         """Tell the system that a chunk will be read soon."""

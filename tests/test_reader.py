@@ -150,6 +150,10 @@ def test_stores_below_a_folder_are_found(tmp_path):
     assert isinstance(whole, Manifest) and whole.state == "complete"
     assert isinstance(unfinished, Manifest) and unfinished.state == "writing"
     assert "is damaged: it is not JSON" in damaged
+    (tmp_path / "link.actstore").symlink_to("b.actstore")
+    (tmp_path / "deep" / "circle").symlink_to("..")
+    names = [path.name for path, _ in find_stores(tmp_path)]
+    assert names == ["b.actstore", "c.actstore", "link.actstore", "a.actstore"]
     with pytest.raises(StoreError, match="is not a folder"):
         find_stores(tmp_path / "b.actstore" / "LOCK")
 
