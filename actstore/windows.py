@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice, pairwise
 from types import TracebackType
 from typing import NamedTuple
 
@@ -100,19 +100,22 @@ class Windows:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def of(self, plans: Iterable[Sequence[LaneWindow]]) -> Iterator[list[Window]]:
-        """Each planned window, as its parts by lane; valid until the next is asked for.
+        """Each planned window but the last, as its parts by lane; valid until the next is asked for.
 
         Raises:
             StoreError: If bytes of the store were altered.
         """
         pending: deque[_Pending] = deque()
-        for i, plan in enumerate(plans):
-            pending.append(self._start(plan, self._memory[i % 2]))
+        for i, (plan, after) in enumerate(pairwise(plans)):
+            pending.append(self._start(plan, after, self._memory[i % 2]))
             if len(pending) == 2:
                 yield pending.popleft().wait()
 
     def _start(
-        self, plan: Sequence[LaneWindow], memory: Sequence[Mapping[str, Rows]]
+        self,
+        plan: Sequence[LaneWindow],
+        after: Sequence[LaneWindow],
+        memory: Sequence[Mapping[str, Rows]],
     ) -> "_Pending":
         rows = [
             {site: values[: lane.n_rows] for site, values in here.items()}
@@ -124,21 +127,28 @@ class Windows:
             for piece in lane.pieces
             for site in self._sites
         ]
+        wanted = [*((job.site, job.piece.chunk) for job in work), *self._first_of(after)]
         turn = count()  # taking a number is atomic: whoever is free takes the next piece
         return _Pending(
             rows=rows,
             orders=[self._pool.submit(lane.order, self._run) for lane in plan],
-            jobs=[self._pool.submit(self._fill, work, turn) for _ in range(self._threads)],
+            jobs=[self._pool.submit(self._fill, work, wanted, turn) for _ in range(self._threads)],
             run=self._run,
         )
 
-    def _fill(self, work: Sequence["_Job"], turn: Iterator[int]) -> None:
+    def _first_of(self, plan: Sequence[LaneWindow]) -> list[tuple[str, int]]:
+        """The chunks with which a window will begin."""
+        chunks = (piece.chunk for lane in plan for piece in lane.pieces)
+        return list(islice(((site, chunk) for chunk in chunks for site in self._sites), LOOK_AHEAD))
+
+    def _fill(
+        self, work: Sequence["_Job"], wanted: Sequence[tuple[str, int]], turn: Iterator[int]
+    ) -> None:
         for i in turn:
             if i >= len(work) or self._stopped:
                 return
-            if i + LOOK_AHEAD < len(work):
-                ahead = work[i + LOOK_AHEAD]
-                self._store.want_chunk(ahead.site, ahead.piece.chunk)
+            if i + LOOK_AHEAD < len(wanted):
+                self._store.want_chunk(*wanted[i + LOOK_AHEAD])
             job = work[i]
             self._store.read_chunk_into(job.site, job.piece.chunk, job.out, skip=job.piece.skip)
 
