@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PARTIAL = ".partial"
+MAX_PARTS = 16  # of one call: every system allows as many
 
 
 def partial_of(path: Path) -> Path:
@@ -32,15 +33,19 @@ def sync_file(fd: int) -> None:
         os.fsync(fd)
 
 
-def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write every byte of `data`: one call may write fewer than it is given.
+def write_all(fd: int, parts: Iterable[bytes | memoryview]) -> None:
+    """Write every byte of `parts`: one call may write fewer than it is given.
 
     Raises:
         OSError: If the disk is full or fails.
     """
-    view = memoryview(data).cast("B")
-    while view:
-        view = view[os.write(fd, view) :]
+    waiting = [memoryview(part).cast("B") for part in parts if len(part)]
+    while waiting:
+        done = os.writev(fd, waiting[:MAX_PARTS])
+        while waiting and done >= len(waiting[0]):
+            done -= len(waiting.pop(0))
+        if waiting:
+            waiting[0] = waiting[0][done:]
 
 
 def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
@@ -53,8 +58,7 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
-            for part in parts:
-                write_all(fd, part)
+            write_all(fd, parts)
             sync_file(fd)
         finally:
             os.close(fd)

@@ -69,7 +69,7 @@ def append_entry(folder: Path, entry: Entry) -> None:
     try:
         size = os.fstat(fd).st_size
         try:
-            write_all(fd, entry.as_line())
+            write_all(fd, [entry.as_line()])
             sync_file(fd)
         except OSError:
             os.ftruncate(fd, size)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float64, Int64, Shaped
 
+BLOCK = 2**19  # values that are looked at together: their float64 stay in the cache
 # Where mean^2 / variance is beyond this, sums of squares lose too many digits of the variance.
 FAR_FROM_ZERO = 2.0**10
 
@@ -40,19 +41,28 @@ class Moments:
             rows: As stored.
             before: What they were before rounding, if they were rounded.
         """
-        n = len(rows)
+        n, width = rows.shape
+        size = max(1, min(n, BLOCK // width))
+        x, starts = np.empty((size, width)), range(0, n, size)
+        sums, squares = np.empty((2, len(starts), width))
+        lost = None if before is None else np.zeros(width)
         with np.errstate(invalid="ignore"):  # infinity less infinity: the caller looks for these
-            x = _as_float64(rows)
-            lost = None if before is None else _squares(_as_float64(before) - x)
-            shift = np.zeros(x.shape[1])
-            mean = x.sum(0) / n
-            m2 = _squares(x) - n * np.square(mean)
-            if np.any(n * np.square(mean) > FAR_FROM_ZERO * m2):
-                shift = x[0].copy()
-                x -= shift
-                mean = x.sum(0) / n
-                m2 = _squares(x) - n * np.square(mean)
-        return Moments(count=n, mean=shift + mean, m2=np.maximum(m2, 0.0), lost=lost)
+            for i, start in enumerate(starts):
+                block = x[: min(size, n - start)]
+                block[:] = as_float(rows[start : start + size])
+                np.add.reduce(block, 0, out=sums[i])
+                np.einsum("ij,ij->j", block, block, out=squares[i])
+                if lost is not None and before is not None:
+                    block -= as_float(before[start : start + size])
+                    lost += np.einsum("ij,ij->j", block, block)
+            counts = np.minimum(size, n - np.array(starts))[:, None]
+            means = sums / counts
+            m2 = squares - counts * np.square(means)
+            far = (counts * np.square(means) > FAR_FROM_ZERO * m2).any(axis=1)
+            for i in np.flatnonzero(far).tolist():
+                part = as_float(rows[starts[i] : starts[i] + size]).astype(np.float64)
+                means[i], m2[i] = _about_first(part)
+            return _joined(counts, means, np.maximum(m2, 0.0), lost)
 
     def __add__(self, other: "Moments") -> "Moments":
         count = self.count + other.count
@@ -109,9 +119,24 @@ def as_float(rows: Shaped[np.ndarray, "n width"]) -> Shaped[np.ndarray, "n width
     return bits.view(np.float32)
 
 
-def _as_float64(rows: Shaped[np.ndarray, "n width"]) -> Float64[np.ndarray, "n width"]:
-    return as_float(rows).astype(np.float64)
+def _about_first(
+    x: Float64[np.ndarray, "n width"],
+) -> tuple[Float64[np.ndarray, " width"], Float64[np.ndarray, " width"]]:
+    """Mean and summed squared deviation of rows that lie far from zero."""
+    first = x[0].copy()
+    x -= first
+    mean = x.sum(0) / len(x)
+    return first + mean, np.einsum("ij,ij->j", x, x) - len(x) * np.square(mean)
 
 
-def _squares(x: Float64[np.ndarray, "n width"]) -> Float64[np.ndarray, " width"]:
-    return np.einsum("ij,ij->j", x, x)
+def _joined(
+    counts: Int64[np.ndarray, "blocks 1"],
+    means: Float64[np.ndarray, "blocks width"],
+    m2: Float64[np.ndarray, "blocks width"],
+    lost: Float64[np.ndarray, " width"] | None,
+) -> Moments:
+    """Those of all blocks together."""
+    count = int(counts.sum())
+    mean = means[0] + (counts * (means - means[0])).sum(0) / count
+    m2 = m2.sum(0) + (counts * np.square(means - mean)).sum(0)
+    return Moments(count=count, mean=mean, m2=m2, lost=lost)

@@ -37,21 +37,21 @@ class Tally:
 
 
 def shard_parts(
-    chunks: Iterable[Parts], *, slots: int, tally: Tally
-) -> Iterator[bytes | memoryview]:
+    chunks: Iterable[list[Parts]], *, slots: int, tally: Tally
+) -> Iterator[list[bytes | memoryview]]:
     """The bytes of a shard: encoded chunks as they come, then an index of `slots` entries."""
     index = np.full((slots, 2), ABSENT, "<u8")
-    offset = 0
-    for i, parts in enumerate(chunks):
-        size = sum(map(len, parts))
-        index[i] = offset, size
-        offset += size
-        tally.crc = checksum(parts[1], tally.crc)
-        yield from parts
+    offset = i = 0
+    for some in chunks:
+        for payload, crc in some:
+            index[i] = offset, len(payload) + len(crc)
+            offset += len(payload) + len(crc)
+            tally.crc = checksum(crc, tally.crc)
+            i += 1
+        yield [part for parts in some for part in parts]
     data = index.tobytes()
     tally.size = offset + index_bytes(slots)
-    yield data
-    yield checksum(data).to_bytes(CRC_BYTES, "little")
+    yield [data, checksum(data).to_bytes(CRC_BYTES, "little")]
 
 
 def index_bytes(slots: int) -> int:

@@ -21,6 +21,9 @@ from actstore.shardfile import Parts, Tally, padded, shard_parts
 
 Rows = Shaped[np.ndarray, "rows width"]
 Values = Shaped[np.ndarray, "n ..."]
+Encoded = tuple[list[Parts], Moments | None]
+
+JOB_CHUNKS = 8  # that a thread encodes at a time: each turn of the interpreter delays the caller's
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +86,7 @@ class Written:
     """Descriptors by final path, in the order in which they become final."""
     tallies: dict[str, Tally] = field(default_factory=dict[str, Tally])
     moments: dict[str, list[Moments]] = field(default_factory=dict[str, list[Moments]])
-    """Of each chunk, by site."""
+    """Of some chunks each, in order, by site."""
 
     def place(self) -> None:
         """Sync the files and give them their names.
@@ -147,26 +150,27 @@ def write_files(
 
 def _submit(
     pool: ThreadPoolExecutor, values: Values, codec: str, chunk: int
-) -> list[Future[tuple[Parts, Moments | None]]]:
-    starts = range(0, len(values), chunk)
-    return [pool.submit(_encode, values[i : i + chunk], codec, chunk) for i in starts]
+) -> list[Future[Encoded]]:
+    starts = range(0, len(values), JOB_CHUNKS * chunk)
+    return [pool.submit(_encode, values[i : i + JOB_CHUNKS * chunk], codec, chunk) for i in starts]
 
 
-def _encode(rows: Values, codec: str, chunk: int) -> tuple[Parts, Moments | None]:
-    """One chunk encoded, and its moments if it is of activations."""
-    if rows.ndim == 1 or rows.dtype == np.int32:
-        return encode(padded(rows, chunk), codec), None
-    keep = kept_bits(codec)
-    stored = rows if keep is None else rounded(rows, keep=keep)
-    moments = Moments.of(stored, before=None if keep is None else rows)
-    return encode(padded(stored, chunk), codec), moments
+def _encode(rows: Values, codec: str, chunk: int) -> Encoded:
+    """Chunks encoded, and their moments if they are of activations."""
+    moments, stored = None, rows
+    if rows.ndim == 2 and rows.dtype != np.int32:
+        keep = kept_bits(codec)
+        stored = rows if keep is None else rounded(rows, keep=keep)
+        moments = Moments.of(stored, before=None if keep is None else rows)
+    parts = [stored[i : i + chunk] for i in range(0, len(stored), chunk)]
+    return [encode(padded(part, chunk), codec) for part in parts], moments
 
 
 def _write_file(
     written: Written,
     name: str,
     path: Path,
-    pieces: Iterable[tuple[Parts, Moments | None]],
+    pieces: Iterable[Encoded],
     *,
     slots: int,
 ) -> None:
@@ -176,14 +180,14 @@ def _write_file(
     tally = written.tallies[name] = Tally()
     moments = written.moments[name] = []
 
-    def encoded() -> Iterator[Parts]:
-        for parts, of_chunk in pieces:
-            if of_chunk is not None:
-                moments.append(of_chunk)
-            yield parts
+    def encoded() -> Iterator[list[Parts]]:
+        for chunks, of_chunks in pieces:
+            if of_chunks is not None:
+                moments.append(of_chunks)
+            yield chunks
 
-    for part in shard_parts(encoded(), slots=slots, tally=tally):
-        write_all(fd, part)
+    for parts in shard_parts(encoded(), slots=slots, tally=tally):
+        write_all(fd, parts)
 
 
 def _require_finite(written: Written, spec: StoreSpec) -> None:

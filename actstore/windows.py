@@ -100,7 +100,7 @@ class Windows:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def of(self, plans: Iterable[Sequence[LaneWindow]]) -> Iterator[list[Window]]:
-        """Each planned window but the last, as its parts by lane; valid until the next is asked for.
+        """Each planned window but the last, by lane; valid until the next is asked for.
 
         Raises:
             StoreError: If bytes of the store were altered.

@@ -16,8 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:  # cells of peers run where the store is not installed
+    from actstore.manifest import StoreSpec
+    from actstore.writer import Shard
 
 WIDTH, CTX_LEN, N_ROWS = 512, 256, 2**20
 CHUNK, SHARD = 1024, 65_536
@@ -36,31 +41,40 @@ def activations(n_rows: int, *, seed: int) -> np.ndarray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def write(path: Path, shards: Sequence[np.ndarray], *, threads: int) -> None:
-    """A store whose shards hold these rows, every file synced."""
+def spec_of_rows() -> "StoreSpec":
     from actstore.manifest import StoreSpec
-    from actstore.writer import ActWriter, Shard
 
     spec = StoreSpec.of(widths={SITE: WIDTH}, ctx_len=CTX_LEN, dtype="bfloat16")
     assert (spec.chunk_rows, spec.shard_rows) == (CHUNK, SHARD)
+    return spec
+
+
+def shard(index: int, rows: np.ndarray) -> "Shard":
+    """Rows of a site, with tokens and documents."""
+    from actstore.writer import Shard
+
     tokens = np.random.default_rng(0).integers(0, 50_000, (SHARD // CTX_LEN, CTX_LEN), np.int32)
     documents = np.repeat(np.arange(len(tokens)), CTX_LEN).reshape(tokens.shape)
-    n_rows = sum(map(len, shards))
-    with ActWriter.create_or_resume(path, spec, n_rows=n_rows, threads=threads) as writer:
-        for k, rows in enumerate(shards):
-            acts = {SITE: rows}
-            writer.write_shard(
-                Shard(index=k, acts=acts, tokens=tokens, document_id=documents, cursor={})
-            )
+    return Shard(index=index, acts={SITE: rows}, tokens=tokens, document_id=documents, cursor={})
+
+
+def write(path: Path, blocks: Sequence[np.ndarray], *, threads: int) -> None:
+    """A store whose shards hold these rows, every file synced."""
+    from actstore.writer import ActWriter
+
+    n_rows = sum(map(len, blocks))
+    with ActWriter.create_or_resume(path, spec_of_rows(), n_rows=n_rows, threads=threads) as writer:
+        for k, rows in enumerate(blocks):
+            writer.write_shard(shard(k, rows))
         writer.finish()
 
 
 def make_data(folder: Path) -> None:
     """The store, and its rows uncompressed."""
-    shards = [activations(SHARD, seed=k) for k in range(N_ROWS // SHARD)]
-    write(folder / "acts.actstore", shards, threads=THREADS)
+    blocks = [activations(SHARD, seed=k) for k in range(N_ROWS // SHARD)]
+    write(folder / "acts.actstore", blocks, threads=THREADS)
     with (folder / "rows.bin").open("wb") as file:
-        for rows in shards:
+        for rows in blocks:
             file.write(rows.data)
 
 
@@ -318,42 +332,44 @@ def mixing_buffer(folder: Path) -> float:
 # --- writing -------------------------------------------------------------------------------------
 
 
-def _shards(folder: Path) -> list[np.ndarray]:
-    rows = np.fromfile(folder / "rows.bin", np.uint16, 4 * SHARD * WIDTH)
-    return np.split(rows.reshape(-1, WIDTH), 4)
+def _shards(folder: Path, n: int) -> list[np.ndarray]:
+    rows = np.fromfile(folder / "rows.bin", np.uint16, n * SHARD * WIDTH)
+    return np.split(rows.reshape(-1, WIDTH), n)
 
 
 def writer(folder: Path) -> float:
-    """Four shards, each file synced; tokens, statistics, journal and finish included."""
-    shards, path = _shards(folder), folder / "written.actstore"
+    """Eight shards, each file synced; tokens, statistics, journal and finish included."""
+    blocks, path = _shards(folder, 8), folder / "written.actstore"
     shutil.rmtree(path, ignore_errors=True)
     os.sync()
-    return rate(lambda: write(path, shards, threads=THREADS), 4 * SHARD)
+    return rate(lambda: write(path, blocks, threads=THREADS), 8 * SHARD)
 
 
 def zarr_writer(folder: Path) -> float:
-    """zarr-python, the same four shards of the one site, whole, with crc32c, not synced."""
+    """zarr-python, the same eight shards of the one site, whole, with crc32c, not synced."""
     import zarr
 
-    shards, path = _shards(folder), folder / "written.zarr"
+    blocks, path = _shards(folder, 8), folder / "written.zarr"
     shutil.rmtree(path, ignore_errors=True)
     blosc = zarr.codecs.BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=2)
     array = zarr.create_array(
-        path, shape=(4 * SHARD, WIDTH), dtype="u2", chunks=(CHUNK, WIDTH), shards=(SHARD, WIDTH),
+        path, shape=(8 * SHARD, WIDTH), dtype="u2", chunks=(CHUNK, WIDTH), shards=(SHARD, WIDTH),
         compressors=[blosc, zarr.codecs.Crc32cCodec()],
     )  # fmt: skip
     os.sync()
 
     def run() -> None:
-        for k, rows in enumerate(shards):
+        for k, rows in enumerate(blocks):
             array[k * SHARD : (k + 1) * SHARD] = rows
 
-    return rate(run, 4 * SHARD)
+    return rate(run, 8 * SHARD)
 
 
 def launch_bound_loop(folder: Path) -> float:
     """Share of its speed that a loop of tiny torch operations keeps beside the writer."""
     import torch
+
+    from actstore.writer import ActWriter
 
     torch.set_num_threads(1)
     x = torch.randn(32, 32)
@@ -366,17 +382,20 @@ def launch_bound_loop(folder: Path) -> float:
             done += 400
         return done / (time.perf_counter() - start)
 
-    shards, stop = _shards(folder), threading.Event()
+    blocks, stop, path = _shards(folder, 4), threading.Event(), folder / "beside.actstore"
+    shutil.rmtree(path, ignore_errors=True)
 
     def write_on() -> None:
-        while not stop.is_set():
-            shutil.rmtree(folder / "beside.actstore", ignore_errors=True)
-            write(folder / "beside.actstore", shards, threads=1)
+        with ActWriter.create_or_resume(
+            path, spec_of_rows(), n_rows=1000 * SHARD, threads=1
+        ) as writer:
+            while not stop.is_set():
+                writer.write_shard(shard(writer.next_shard, blocks[writer.next_shard % 4]))
 
     alone = speed(1.5)
     thread = threading.Thread(target=write_on)
     thread.start()
-    time.sleep(0.3)
+    time.sleep(0.5)
     beside = speed(3)
     stop.set()
     thread.join()
