@@ -26,7 +26,7 @@ from actstore.journal import Entry, append_entry
 from actstore.layout import Layout
 from actstore.manifest import Manifest, StoreSpec
 from actstore.metadata import array_document, shard_key
-from actstore.moments import Moments
+from actstore.moments import Moments, unpacked
 from actstore.root import GROUP, write_root
 from actstore.summary import Summary, read_summary, summary_name, write_summary
 from actstore.twin import Twin
@@ -114,22 +114,15 @@ class Ledger:
         Raises:
             StoreError: If their file was lost.
         """
+        widths, lossy = {s.name: s.width for s in self.spec.sites}, self.spec.lossy
         if not self.entries:
-            return {
-                site.name: Moments.empty(site.width, lossy=self.spec.lossy)
-                for site in self.spec.sites
-            }
+            return {site: Moments.empty(width, lossy=lossy) for site, width in widths.items()}
         last = self.entries[-1]
         path = self.path / MOMENTS / str(last.shard)
         data = path.read_bytes() if path.exists() else b""
         if checksum(data) != last.moments:
             raise StoreError(f"{path} is lost or damaged, so the store cannot go on; write it anew")
-        found: dict[str, Moments] = {}
-        for site in self.spec.sites:
-            size = 8 + (24 if self.spec.lossy else 16) * site.width
-            found[site.name] = Moments.from_bytes(data[:size], width=site.width)
-            data = data[size:]
-        return found
+        return unpacked(data, widths, lossy=lossy)
 
     def commit(
         self,

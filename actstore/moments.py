@@ -3,7 +3,7 @@
 Parts are merged in the order of the rows (Chan, Golub and LeVeque 1983), never as threads finish.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -108,6 +108,15 @@ class Moments:
 def merged(parts: Iterable[Moments], start: Moments) -> Moments:
     """`start`, with the parts added one after another."""
     return reduce(Moments.__add__, parts, start)
+
+
+def unpacked(data: bytes, widths: Mapping[str, int], *, lossy: bool) -> dict[str, Moments]:
+    """The moments of several sites, whose bytes follow one another."""
+    found: dict[str, Moments] = {}
+    for site, width in widths.items():
+        size = 8 + (24 if lossy else 16) * width
+        found[site], data = Moments.from_bytes(data[:size], width=width), data[size:]
+    return found
 
 
 def as_float(rows: Shaped[np.ndarray, "n width"]) -> Shaped[np.ndarray, "n width"]:
