@@ -209,6 +209,7 @@ def test_every_lane_count_has_every_row_once_an_epoch(
 def test_lanes_and_processes_that_cannot_share_are_refused(store):
     for change, told in [
         ({"lanes": 8}, "8 lanes cannot share 468 rows in batches of 20 .*: choose lanes that di"),
+        ({"lanes": 8, "batch_size": 40}, "choose lanes that divide 4"),
         ({"lanes": 3}, "choose lanes that divide 4"),
         ({"lanes": 0}, "lanes must be positive"),
         ({"lanes": 4, "world_size": 3}, "choose a world_size that divides lanes"),
@@ -217,3 +218,12 @@ def test_lanes_and_processes_that_cannot_share_are_refused(store):
     ]:
         with pytest.raises(StoreError, match=told):
             batches_of(store, **change)
+
+
+def test_lanes_and_windows_are_mixed_each_in_its_own_order(store):
+    epochs = batches_of(store, lanes=2, window_rows=200, batch_size=20).epochs
+    for first, second in epochs.windows(0, range(2)):
+        assert first.n_rows == second.n_rows > 60
+        assert first.order(1).tolist() != second.order(1).tolist()
+    orders = [tuple(lane.order(1)[:40]) for w in epochs.windows(0, range(2)) for lane in w]
+    assert len(set(orders)) == 6

@@ -4,7 +4,7 @@ from hypothesis import given, strategies as st
 
 from actstore.codec import CODECS, STORAGE, checksum, decode, encode
 from actstore.errors import StoreError
-from actstore.moments import Moments, merged
+from actstore.moments import BLOCK, Moments, merged
 from tests.stores import as_numbers
 
 
@@ -68,6 +68,15 @@ def test_moments_of_parts_are_those_of_the_whole(cuts, dtype):
 def test_variance_of_a_large_mean_keeps_its_digits():
     rows = (chunk(np.dtype("<f4"), rows=4096) + np.float32(1000)).astype("<f4")
     np.testing.assert_allclose(Moments.of(rows).var, as_numbers(rows).var(0), rtol=1e-8)
+
+
+def test_moments_of_more_rows_than_are_looked_at_together():
+    rows = chunk(np.dtype("<f4"), rows=40_000)
+    rows += np.linspace(0, 3, len(rows), dtype=np.float32)[:, None]  # blocks differ in their mean
+    got = Moments.of(rows)
+    assert rows.size > 2 * BLOCK
+    np.testing.assert_allclose(got.mean, as_numbers(rows).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(got.var, as_numbers(rows).var(0), rtol=1e-12)
 
 
 def test_huge_but_finite_values_are_finite():

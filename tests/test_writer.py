@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -330,3 +331,14 @@ def test_the_root_tells_what_is_being_written(tmp_path):
     assert (told.state, told.n_rows, told.spec, told.fingerprint) == ("writing", 200, spec, "")
     root = json.loads((tmp_path / "s" / "data.zarr" / "zarr.json").read_text())
     assert root["attributes"]["actstore"]["format_version"] == 1
+
+
+def test_a_system_that_writes_less_than_it_is_given_is_asked_again(tmp_path, monkeypatch):
+    real = os.writev
+
+    def some(fd, parts):
+        return real(fd, [bytes(parts[0])[:7]]) if len(parts) % 2 else real(fd, parts[:2])
+
+    whole = files_of(write_store(tmp_path / "whole", make_spec(), n_rows=200))
+    monkeypatch.setattr(os, "writev", some)
+    assert files_of(write_store(tmp_path / "s", make_spec(), n_rows=200)) == whole
