@@ -209,16 +209,20 @@ def test_the_golden_store_reads_as_the_package_reads_it():
     assert_same(mine, path)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_a_store_of_rounded_values_tells_what_rounding_cost(make_store, dtype):
-    path = make_store(n_rows=200, widths=WIDTHS, dtype=dtype, codec="lz4")
-    name_as_bitround(path, "bitround:6")
+    exact = read_store(make_store(n_rows=200, widths=WIDTHS, dtype=dtype))
+    path = make_store(n_rows=200, widths=WIDTHS, dtype=dtype, codec="bitround:3", name="rounded")
 
     mine = read_store(path)
 
-    assert mine.spec["codec"] == "bitround:6"
-    for site, width in WIDTHS.items():
-        np.testing.assert_array_equal(mine.rounding[site], np.arange(width))
+    assert mine.spec["codec"] == "bitround:3"
+    assert_same(mine, path)
+    for site in WIDTHS:
+        before, after = (x.sites_as_float(site).astype("f8") for x in (exact, mine))
+        lost = np.square(before - after).mean(0)
+        assert lost.min() > 0
+        np.testing.assert_allclose(mine.rounding[site], lost, rtol=1e-12)
 
 
 @pytest.mark.parametrize("bits", ["7", "0", "06", "-1", ""])
