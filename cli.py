@@ -1,6 +1,5 @@
 """The command line. Each command makes a config, calls one function, and shows what it returns."""
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
@@ -222,13 +221,12 @@ def store_list(
 ) -> None:
     """Which stores are in a folder and in all its folders."""
     from actstore.catalog import find_stores
-    from pipeline.reuse import STORES
+    from pipeline.reuse import known_folders
     from pipeline.terminal.store_facts import listed
     from pipeline.terminal.store_tables import stores_table
 
     screen, result = _screen(json), list[object]()
-    known = [Path(name) for name in os.environ.get(STORES, "").split(os.pathsep) if name]
-    for place in [folder] if folder else known or [Path()]:
+    for place in [folder] if folder else known_folders() or [Path()]:
         found = find_stores(place)
         if found:
             screen.draw(stores_table(place, found))
@@ -315,6 +313,8 @@ def run_harvest(config: HarvestConfig, *, screen: "Screen") -> "HarvestSummary |
             )
         for line in harvest_lines(summary, config.out):
             screen.say(line)
+        if plan.state != "add":
+            break  # only an addition of sites may leave rows to write: do not ask the hub again
     if plan.found is not None:
         from pipeline.reuse import link
 

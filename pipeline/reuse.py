@@ -50,6 +50,11 @@ def link(found: Path, out: Path) -> None:
         ) from error
 
 
+def known_folders() -> list[Path]:
+    """Those that SAEPIPE_STORES names."""
+    return [Path(name) for name in os.environ.get(STORES, "").split(os.pathsep) if name]
+
+
 def _beside(out: Path) -> Iterator[tuple[Path, Manifest]]:
     try:
         folders = sorted(out.parent.iterdir())
@@ -65,9 +70,9 @@ def _beside(out: Path) -> Iterator[tuple[Path, Manifest]]:
 
 
 def _below_known_folders() -> Iterator[tuple[Path, Manifest]]:
-    for folder in filter(None, os.environ.get(STORES, "").split(os.pathsep)):
+    for folder in known_folders():
         try:
-            found = find_stores(Path(folder))
+            found = find_stores(folder)
         except StoreError:
             continue
         yield from ((path, told) for path, told in found if isinstance(told, Manifest))
