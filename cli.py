@@ -1,37 +1,29 @@
 """The command line. Each command makes a config, calls one function, and shows what it returns."""
 
 import sys
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from actstore.errors import StoreError
-from pipeline.codec import from_json, load_toml, to_json
+from pipeline.archs import ARCHS
+from pipeline.codec import from_json
 from pipeline.config import (
-    ARCHS,
-    Arch,
     Device,
     EvalConfig,
     FinetuneConfig,
     HarvestConfig,
     Precision,
-    ReluConfig,
     StoreDtype,
-    TopKConfig,
     TrainConfig,
 )
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.terminal.words import count, size
+from pipeline.settings import arch_table, merged
+from pipeline.terminal.words import count
 
-if TYPE_CHECKING:  # torch takes seconds to import, and --help must not wait for it
-    from actstore.verify import Finding
-    from pipeline.curves import TrainReport
-    from pipeline.evaluate.report import EvalReport
-    from pipeline.finetune_run import FinetuneReport
-    from pipeline.harvest import HarvestSummary
+if TYPE_CHECKING:  # it brings rich, and --help must not wait for that
     from pipeline.terminal.screen import Screen
 
 app = typer.Typer(
@@ -81,6 +73,8 @@ def harvest(
         tokens=count(tokens), ctx_len=ctx_len, batch_size=batch_size, device=device,
         precision=precision, dtype=dtype, codec=codec,
     )  # fmt: skip
+    from pipeline.terminal.stages import run_harvest
+
     screen = _screen(json)
     screen.emit(run_harvest(from_json(HarvestConfig, settings), screen=screen))
 
@@ -89,30 +83,52 @@ def harvest(
 def train(
     ctx: typer.Context,
     store: Annotated[Path, typer.Argument(help="Activation store, from `saepipe harvest`.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    site: Annotated[str | None, typer.Option(help="Default: the store's only site.")] = None,
-    arch: Annotated[Arch, typer.Option(help="How latents are made sparse.")] = "relu",
-    expansion: Annotated[int, typer.Option(help="Latents per input.")] = TrainConfig.expansion,
-    l1: Annotated[float, typer.Option(help="L1 coefficient of relu.")] = ReluConfig.l1,
-    k: Annotated[int, typer.Option(help="Active latents of topk.")] = TopKConfig.k,
-    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = TrainConfig.lr,
+    out: Annotated[Path, typer.Option(help="Folder of the run, or of the sweep.")],
+    site: Annotated[
+        list[str] | None, typer.Option(help="Default: the store's only site; repeatable.")
+    ] = None,
+    arch: Annotated[str, typer.Option(help=f"{', '.join(ARCHS)}.")] = "relu",
+    expansion: Annotated[str, typer.Option(help="Latents per input.")] = str(TrainConfig.expansion),
+    l1: Annotated[str, typer.Option(help="L1 coefficient, of those that have one.")] = "0.001",
+    target: Annotated[
+        str | None, typer.Option(help="Share of latents to be active; adjusts l1 to that.")
+    ] = None,
+    k: Annotated[str, typer.Option(help="Active latents of topk and its kin.")] = "32",
+    lr: Annotated[str, typer.Option(help="Learning rate of Adam.")] = str(TrainConfig.lr),
     tokens: Annotated[str | None, typer.Option(help="Rows; default: one pass.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows a step.")] = TrainConfig.batch_size,
-    seed: Annotated[int, typer.Option(help="Of weights and order.")] = TrainConfig.seed,
+    seed: Annotated[str, typer.Option(help="Of the weights.")] = str(TrainConfig.seed),
     device: Annotated[Device, typer.Option()] = TrainConfig.device,
+    precision: Annotated[Precision, typer.Option()] = TrainConfig.precision,
+    log: Annotated[str, typer.Option(help="Live: tensorboard, wandb, trackio.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
     config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
-    """Train a sparse autoencoder from a store; no language model is loaded."""
-    settings = _settings(
-        ctx, config, store=store, out=out, site=site, expansion=expansion, lr=lr,
-        tokens=None if tokens is None else count(tokens), batch_size=batch_size, seed=seed,
-        device=device, arch=arch,
-    )  # fmt: skip
-    settings["arch"] = _arch(ctx, settings["arch"], l1=l1, k=k)
-    screen = _screen(json)
-    screen.emit(run_train(from_json(TrainConfig, settings), resume=resume, screen=screen))
+    """Train sparse autoencoders from a store; several values, with commas, make a sweep.
+
+    Every combination is trained in one pass over the store; no language model is loaded.
+    """
+    options: dict[str, Any] = {
+        "store": store, "site": _single(site), "expansion": _values("expansion", expansion, int),
+        "lr": _values("lr", lr, float), "tokens": None if tokens is None else count(tokens),
+        "batch_size": batch_size, "seed": _values("seed", seed, int), "device": device,
+        "precision": precision, "arch": _values("arch", arch, str),
+    }  # fmt: skip
+    knobs = {
+        "l1": _values("l1", l1, float), "k": _values("k", k, int),
+        "target": None if target is None else _values("target", target, float),
+    }  # fmt: skip
+    given = _given(ctx)
+    settings = merged(config, options, given=given)
+    settings["arch"] = arch_table(settings["arch"], knobs, given=given)
+    from pipeline.grid import expand
+    from pipeline.terminal.stages import run_train
+
+    screen, loggers = _screen(json), log.split(",") if log else []
+    points = expand(settings, out=out)
+    reports = run_train(points, out=out, resume=resume, log=loggers, screen=screen)
+    screen.emit(reports if len(points) > 1 else reports[0])
 
 
 @app.command("eval")
@@ -135,6 +151,7 @@ def evaluate(
         ctx, config, runs=runs, text=text, tokens=count(tokens), model=model,
         batch_size=batch_size, device=device, precision=precision,
     )  # fmt: skip
+    from pipeline.terminal.stages import run_eval
     from pipeline.terminal.tables import reports_table
 
     screen = _screen(json)
@@ -167,6 +184,7 @@ def finetune(
         steps_per_epoch=steps_per_epoch, batch_size=batch_size, seed=seed, device=device,
         precision=precision,
     )  # fmt: skip
+    from pipeline.terminal.stages import run_finetune
     from pipeline.terminal.tables import TUNED_ROWS, named
 
     screen = _screen(json)
@@ -185,11 +203,13 @@ def demo(
 ) -> None:
     """All of it on the embedded model and text, on a CPU, in under 3 minutes."""
     from pipeline.demo import demo_configs
+    from pipeline.grid import single
+    from pipeline.terminal.stages import run_eval, run_finetune, run_harvest, run_train
     from pipeline.terminal.tables import EVAL_ROWS, TUNED_ROWS, named
 
     configs, screen = demo_configs(out), _screen(json)
     run_harvest(configs.harvest, screen=screen)
-    run_train(configs.train, resume=True, screen=screen)
+    run_train([single(configs.train)], out=configs.train.out, resume=True, screen=screen)
     (report,) = run_eval(configs.evaluate, screen=screen)
     tuned = run_finetune(configs.finetune, screen=screen)
     learned = {f"on arithmetic: {key}": x for key, x in named(tuned, TUNED_ROWS).items()}
@@ -252,6 +272,7 @@ def store_verify(
     """Check every byte of a store, and with --repair harvest again what is damaged."""
     from pipeline.terminal.damage import damage_words
     from pipeline.terminal.lines import repair_line
+    from pipeline.terminal.stages import run_verify
 
     screen, repaired = _screen(json), None
     findings = run_verify(path, screen=screen)
@@ -293,119 +314,30 @@ def store_remove(
     screen.say(f"removed   {path}")
 
 
-# --- one stage each, with its progress; the demo is made of them -----------------------------
-
-
-def run_harvest(config: HarvestConfig, *, screen: "Screen") -> "HarvestSummary | None":
-    """Harvest what is missing, in as many plans as it takes; None when nothing was."""
-    from pipeline.plan import make_plan
-    from pipeline.terminal.lines import harvest_lines, plan_line, reused_line
-
-    summary = None
-    while (plan := make_plan(config)).state != "complete":
-        from pipeline.harvest import harvest as run  # it brings torch
-
-        with screen.progress("harvest", "tokens") as show:
-            summary = run(
-                plan,
-                on_plan=lambda plan, seconds: screen.say(plan_line(plan, seconds)),
-                on_progress=lambda p: show(p.rows, p.n_rows, f"{size(p.n_bytes)} on disk"),
-            )
-        for line in harvest_lines(summary, config.out):
-            screen.say(line)
-        if plan.state != "add":
-            break  # only an addition of sites may leave rows to write: do not ask the hub again
-    if plan.found is not None:
-        from pipeline.reuse import link
-
-        link(plan.found, config.out)
-    if summary is None:
-        screen.say(reused_line(plan))
-    return summary
-
-
-def run_train(config: TrainConfig, *, resume: bool, screen: "Screen") -> "TrainReport":
-    """Train, unless that run is complete already, and draw its curves."""
-    from pipeline.plots import training_curves
-    from pipeline.terminal.lines import curve_words, train_line
-    from pipeline.train import train as run
-
-    with screen.progress("train", "rows") as show:
-        report = run(
-            config,
-            resume=resume,
-            on_step=lambda r: show(r.rows, r.n_steps * config.batch_size, curve_words(r)),
-        )
-    training_curves(config.out / "metrics.jsonl", config.out / "curves.png")
-    screen.say(train_line(report, config.out))
-    return report
-
-
-def run_eval(config: EvalConfig, *, screen: "Screen") -> "tuple[EvalReport, ...]":
-    """Evaluate, and draw the figures into the folders of the runs."""
-    from pipeline.evaluate.evaluation import evaluate as run
-    from pipeline.evaluate.figures import save_figures
-
-    with screen.progress("eval", "tokens") as show:
-        reports = run(config, on_progress=lambda p: show(p.n_done, p.n_tokens, p.stage))
-    for report in reports:
-        save_figures(report)
-    return reports
-
-
-def run_finetune(config: FinetuneConfig, *, screen: "Screen") -> "FinetuneReport":
-    """Fine-tune, unless that run is complete already."""
-    from pipeline.finetune import finetune as run
-    from pipeline.terminal.lines import finetune_line
-
-    with screen.progress("finetune", "steps") as show:
-        report = run(config, on_step=lambda s: show(s.step, s.n_steps, f"loss {s.loss:.4f}"))
-    screen.say(finetune_line(report, config.out))
-    return report
-
-
-def run_verify(path: Path, *, screen: "Screen") -> "list[Finding]":
-    """Check every byte, and say what is wrong, a line a finding."""
-    from actstore.verify import verify
-    from pipeline.terminal.damage import finding_line
-
-    with screen.progress("verify", "B") as show:
-        findings = verify(path, on_progress=lambda done, total: show(done, total, ""))
-    for finding in findings:
-        if finding.path == path:
-            raise StoreError(finding.what)  # there is no whole store to check
-        screen.say(finding_line(finding))
-    return findings
-
-
 # --- settings --------------------------------------------------------------------------------
 
 
+def _given(ctx: typer.Context) -> frozenset[str]:
+    """The settings whose options were typed."""
+    sources = {name: getattr(ctx.get_parameter_source(name), "name", None) for name in ctx.params}
+    typed = {name for name, source in sources.items() if source == "COMMANDLINE"}
+    return frozenset(typed | ({"sites"} if "site" in typed else set()))
+
+
 def _settings(ctx: typer.Context, file: Path | None, **options: object) -> dict[str, Any]:
-    """Flag before file before default."""
-    settings: dict[str, Any] = dict(load_toml(file)) if file is not None else {}
-    for name, value in options.items():
-        option = "site" if name == "sites" else name
-        given = getattr(ctx.get_parameter_source(option), "name", None) == "COMMANDLINE"
-        if given or name not in settings:
-            settings[name] = to_json(value)
-    return settings
+    return merged(file, options, given=_given(ctx))
 
 
-def _arch(ctx: typer.Context, arch: object, **knobs: float) -> dict[str, object]:
-    """The table that describes an architecture, from its name and the options that shape it."""
-    table: dict[str, object] = (
-        {str(k): v for k, v in arch.items()} if isinstance(arch, Mapping) else {"kind": arch}
-    )
-    kind = ARCHS.get(table.get("kind"))  # pyright: ignore[reportArgumentType]
-    known = {f.name for f in fields(kind)} if kind is not None else set[str]()
-    for name, value in knobs.items():
-        given = getattr(ctx.get_parameter_source(name), "name", None) == "COMMANDLINE"
-        if given and name not in known:
-            raise ConfigError(f"--{name} means nothing to --arch {table.get('kind')}")
-        if name in known and (given or name not in table):
-            table[name] = value
-    return table
+def _values(option: str, text: str, kind: Callable[[str], Any]) -> object:
+    """What an option was given: a value, or a list where there are commas."""
+    from pipeline.grid import comma_list
+
+    return _single(comma_list(text, kind, option=f"--{option}"))
+
+
+def _single(values: list[Any] | None) -> object:
+    """A list of one as that one."""
+    return values[0] if values and len(values) == 1 else values or None
 
 
 # --- results and errors ----------------------------------------------------------------------

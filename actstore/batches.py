@@ -16,13 +16,11 @@ from itertools import chain, count, pairwise
 from math import gcd
 from os import cpu_count
 
-import numpy as np
-from jaxtyping import Shaped
-
 from actstore.epochs import Epochs
 from actstore.errors import StoreError
+from actstore.manifest import ROW_ARRAYS
 from actstore.reader import ActStore
-from actstore.windows import Window, Windows
+from actstore.windows import Rows, Window, Windows, empty_rows
 
 MAX_WINDOW_BYTES = 2**30
 RUN_BYTES = 2**13
@@ -43,7 +41,7 @@ class Batches:
     """Rows of a batch, over all processes."""
     seed: int
     window_rows: int = 2**18
-    """Rows that are mixed at a time, over all lanes; two windows are held. At most 1 GiB each."""
+    """Rows that are mixed at a time, over all lanes; two windows are held. At most 1 GiB a site."""
     threads: int | None = None
     """That decode; None means one less than there are cores, from 1 to 8."""
     lanes: int = 1
@@ -52,12 +50,18 @@ class Batches:
     """Which process this is; the batch is its ranks' batches, one after another."""
     world_size: int = 1
     """How many processes share the batches: a divisor of `lanes`."""
+    metadata: tuple[str, ...] = ()
+    """What to deliver beside the sites: `token_id`, `position`, ...; the order stays as it is."""
 
     def __post_init__(self) -> None:
         for site in self.sites:
             self.store.width(site)
         if not self.sites or len(set(self.sites)) < len(self.sites):
             raise StoreError(f"batches need sites, each once, got {self.sites}")
+        if not set(self.metadata) <= set(ROW_ARRAYS) or len(set(self.metadata)) < len(
+            self.metadata
+        ):
+            raise StoreError(f"metadata is {', '.join(ROW_ARRAYS)}, each once, got {self.metadata}")
         for name in ("batch_size", "window_rows", "lanes", "world_size"):
             if getattr(self, name) <= 0:
                 raise StoreError(f"{name} must be positive, got {getattr(self, name)}")
@@ -80,7 +84,7 @@ class Batches:
     @property
     def run(self) -> int:
         """Rows that stay together in every window: some KiB of them."""
-        row_bytes = self._row_bytes(max(self.sites, key=self.store.width))
+        row_bytes = self._widest_row
         wanted = min(MAX_RUN, max(1, RUN_BYTES // row_bytes))
         return 1 << (wanted.bit_length() - 1)
 
@@ -88,7 +92,7 @@ class Batches:
     def epochs(self) -> Epochs:
         """Which rows come when."""
         spec = self.store.spec
-        rows = min(self.window_rows, MAX_WINDOW_BYTES // sum(map(self._row_bytes, self.sites)))
+        rows = min(self.window_rows, MAX_WINDOW_BYTES // self._widest_row)
         return Epochs(
             layout=self.store.layout,
             seed=self.seed,
@@ -96,8 +100,10 @@ class Batches:
             window_chunks=max(1, rows // (self.lanes * spec.chunk_rows)),
         )
 
-    def start_at(self, step: int) -> Generator[dict[str, Shaped[np.ndarray, "batch width"]]]:
-        """The stream from batch `step` on, by site; windows before it are skipped, not read.
+    def start_at(self, step: int) -> Generator[dict[str, Rows]]:
+        """The stream from batch `step` on, by site, and what was asked for beside the sites.
+
+        Windows before it are skipped, not read.
 
         Batches are the caller's to keep: of `batch_size / world_size` rows. Closing the generator
         stops its threads.
@@ -124,15 +130,14 @@ class Batches:
         return Windows(
             self.store,
             self.sites,
+            metadata=self.metadata,
             n_lanes=n_lanes,
             n_rows=max(b - a for a, b in pairwise(cuts)),
             run=self.run,
             threads=self.threads or min(8, max(1, (cpu_count() or 1) - 1)),
         )
 
-    def _cut(
-        self, windows: Iterator[list[Window]], skip: int
-    ) -> Iterator[dict[str, Shaped[np.ndarray, "batch width"]]]:
+    def _cut(self, windows: Iterator[list[Window]], skip: int) -> Iterator[dict[str, Rows]]:
         """Batches of the rows that follow the first `skip` of each lane."""
         lane_batch = self.batch_size // self.lanes
         batch, filled = self._empty(), 0
@@ -142,20 +147,20 @@ class Batches:
                 n = min(lane_batch - filled, parts[0].n_rows - start)
                 for lane, part in enumerate(parts):
                     begin = lane * lane_batch + filled
-                    for site in self.sites:
-                        part.take(site, start, batch[site][begin : begin + n])
+                    for name, out in batch.items():
+                        part.take(name, start, out[begin : begin + n])
                 start += n
                 filled += n
                 if filled == lane_batch:
                     yield batch
                     batch, filled = self._empty(), 0
 
-    def _empty(self) -> dict[str, Shaped[np.ndarray, "batch width"]]:
+    def _empty(self) -> dict[str, Rows]:
         n_rows = self.batch_size // self.world_size
-        return {
-            site: np.empty((n_rows, self.store.width(site)), self.store.spec.storage)
-            for site in self.sites
-        }
+        names = (*self.sites, *self.metadata)
+        return {name: empty_rows(self.store, name, n_rows) for name in names}
 
-    def _row_bytes(self, site: str) -> int:
-        return self.store.width(site) * self.store.spec.storage.itemsize
+    @property
+    def _widest_row(self) -> int:
+        """Bytes of a row of the store's widest site: the order is the same for every choice."""
+        return max(map(self.store.width, self.store.sites)) * self.store.spec.storage.itemsize

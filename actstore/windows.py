@@ -1,6 +1,6 @@
 """Windows of rows, decoded by threads one ahead of whoever reads them."""
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,16 +12,25 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from actstore.epochs import LaneWindow, Piece
+from actstore.manifest import ROW_ARRAYS
 from actstore.reader import ActStore
 
 LOOK_AHEAD = 16  # chunks asked of the disk before they are read
 
-Rows = Shaped[np.ndarray, "n width"]
+Rows = Shaped[np.ndarray, "n *width"]
+"""Of a site, or of one of ROW_ARRAYS: one value a row."""
+
+
+def empty_rows(store: ActStore, name: str, n_rows: int) -> Rows:
+    """Memory for rows of a site or of one of ROW_ARRAYS."""
+    if name in ROW_ARRAYS:
+        return np.empty(n_rows, ROW_ARRAYS[name])
+    return np.empty((n_rows, store.width(name)), store.spec.storage)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Window:
-    """Rows of each site as their chunks were read, and the order to hand them out in."""
+    """Rows of each array as their chunks were read, and the order to hand them out in."""
 
     rows: Mapping[str, Rows]
     runs: Int64[np.ndarray, " runs"]
@@ -30,15 +39,15 @@ class Window:
 
     @property
     def n_rows(self) -> int:
-        """Rows at each site."""
+        """Rows of each array."""
         return len(next(iter(self.rows.values())))
 
-    def take(self, site: str, start: int, out: Rows) -> None:
+    def take(self, name: str, start: int, out: Rows) -> None:
         """Copy the rows that come from place `start` on into contiguous `out`.
 
         Whole runs are copied as one: a copy of some KiB costs half of as many copies of a row.
         """
-        rows, run = self.rows[site], self.run
+        rows, run = self.rows[name], self.run
         ordered = len(self.runs) * run
         first, last = -(-start // run), min(start + len(out), ordered) // run
         if first >= last:  # too few for a whole run
@@ -68,6 +77,7 @@ class Windows:
         store: ActStore,
         sites: Sequence[str],
         *,
+        metadata: Sequence[str] = (),
         n_lanes: int,
         n_rows: int,
         run: int,
@@ -75,12 +85,11 @@ class Windows:
     ) -> None:
         self._store = store
         self._sites = sites
+        self._metadata = metadata
         self._run = run
+        names = (*sites, *metadata)
         self._memory = [
-            [
-                {site: np.empty((n_rows, store.width(site)), store.spec.storage) for site in sites}
-                for _ in range(n_lanes)
-            ]
+            [{name: empty_rows(store, name, n_rows) for name in names} for _ in range(n_lanes)]
             for _ in range(2)
         ]
         self._threads = threads
@@ -118,16 +127,17 @@ class Windows:
         memory: Sequence[Mapping[str, Rows]],
     ) -> "_Pending":
         rows = [
-            {site: values[: lane.n_rows] for site, values in here.items()}
+            {name: values[: lane.n_rows] for name, values in here.items()}
             for lane, here in zip(plan, memory, strict=True)
         ]
-        work = [
-            _Job(site, piece, here[site][piece.start : piece.stop])
+        chunks = [
+            _Chunk(site, piece, here[site][piece.start : piece.stop])
             for lane, here in zip(plan, rows, strict=True)
             for piece in lane.pieces
             for site in self._sites
         ]
-        wanted = [*((job.site, job.piece.chunk) for job in work), *self._first_of(after)]
+        wanted = [*((job.site, job.piece.chunk) for job in chunks), *self._first_of(after)]
+        work = [*chunks, *self._values(plan, rows)]
         turn = count()  # taking a number is atomic: whoever is free takes the next piece
         return _Pending(
             rows=rows,
@@ -136,29 +146,61 @@ class Windows:
             run=self._run,
         )
 
+    def _values(
+        self, plan: Sequence[LaneWindow], rows: Sequence[Mapping[str, Rows]]
+    ) -> list["_Values"]:
+        """What is to be read of the metadata: a shard of it is one chunk, decoded once a window."""
+        layout = self._store.layout
+        parts: dict[tuple[str, int], list[tuple[int, Rows]]] = defaultdict(list)
+        for lane, here in zip(plan, rows, strict=True):
+            for piece in lane.pieces if self._metadata else ():
+                shard, inner = layout.locate(piece.chunk)
+                start = inner * layout.chunk_rows + piece.skip
+                for name in self._metadata:
+                    parts[name, shard].append((start, here[name][piece.start : piece.stop]))
+        return [_Values(name, shard, wanted) for (name, shard), wanted in parts.items()]
+
     def _first_of(self, plan: Sequence[LaneWindow]) -> list[tuple[str, int]]:
         """The chunks with which a window will begin."""
         chunks = (piece.chunk for lane in plan for piece in lane.pieces)
         return list(islice(((site, chunk) for chunk in chunks for site in self._sites), LOOK_AHEAD))
 
     def _fill(
-        self, work: Sequence["_Job"], wanted: Sequence[tuple[str, int]], turn: Iterator[int]
+        self,
+        work: Sequence["_Chunk | _Values"],
+        wanted: Sequence[tuple[str, int]],
+        turn: Iterator[int],
     ) -> None:
         for i in turn:
             if i >= len(work) or self._stopped:
                 return
             if i + LOOK_AHEAD < len(wanted):
                 self._store.want_chunk(*wanted[i + LOOK_AHEAD])
-            job = work[i]
-            self._store.read_chunk_into(job.site, job.piece.chunk, job.out, skip=job.piece.skip)
+            work[i].read(self._store)
 
 
-class _Job(NamedTuple):
+class _Chunk(NamedTuple):
     """Rows of a site to be read into a window."""
 
     site: str
     piece: Piece
     out: Rows
+
+    def read(self, store: ActStore) -> None:
+        store.read_chunk_into(self.site, self.piece.chunk, self.out, skip=self.piece.skip)
+
+
+class _Values(NamedTuple):
+    """Values of a shard's rows to be read into a window: from which row of it on, into what."""
+
+    name: str
+    shard: int
+    parts: Sequence[tuple[int, Rows]]
+
+    def read(self, store: ActStore) -> None:
+        values = store.shard(self.name, self.shard)
+        for start, out in self.parts:
+            out[:] = values[start : start + len(out)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

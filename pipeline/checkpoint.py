@@ -83,10 +83,10 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
     return folder
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The folder of the newest whole checkpoint; what a kill left half written is not one."""
+def checkpoints_of(run: Path) -> dict[int, Path]:
+    """The folders of whole checkpoints by step; what a kill left half written is not one."""
     folders = (run / FOLDER).glob("step-*")
-    return max((f for f in folders if f.suffix != PARTIAL), default=None)
+    return {int(f.name.removeprefix("step-")): f for f in folders if f.suffix != PARTIAL}
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

@@ -95,8 +95,12 @@ def _read_union(options: tuple[Any, ...], value: object, where: str) -> object:
     if len(options) == 1:
         return _read(options[0], value, where)
     by_kind = {option.kind: option for option in options}
-    got = value.get("kind") if isinstance(value, Mapping) else value
-    if not isinstance(value, Mapping) or got not in by_kind:
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{where} must be a table with a kind, got {value!r}: type {{kind = {value!r}}}"
+        )
+    got = value.get("kind")
+    if got not in by_kind:
         hint = _nearest(got, by_kind)
         raise ConfigError(f"{where}.kind must be one of {_listed(by_kind)}, got {got!r}{hint}")
     return _read(by_kind[got], value, where)

@@ -4,18 +4,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pipeline.archs import ArchConfig, ReluConfig
+from pipeline.checks import require_fraction, require_positive
 from pipeline.errors import ConfigError
+from pipeline.span import parse_span
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 StoreDtype = Literal["bf16", "fp16", "fp32"]
+Switch = Literal["auto", "on", "off"]
+Resample = Literal["none", "random", "worst"]
+Normalize = Literal["none", "rms"]
+BDecStart = Literal["mean", "median", "zero"]
 
-
-def _positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value <= 0:
-            raise ConfigError(f"{name} must be positive, got {value}")
+SPANS = ("lr_warmup", "lr_decay", "l1_warmup", "hold", "dead_window", "resample_every",
+         "resample_window")  # fmt: skip
+"""Settings of TrainConfig that are lengths of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,42 +50,14 @@ class HarvestConfig:
     """Rows per shard; None means about 64 MiB of the widest site."""
 
     def __post_init__(self) -> None:
-        _positive(self, "tokens", "ctx_len", "batch_size", "shard_rows")
+        require_positive(self, "tokens", "ctx_len", "batch_size", "shard_rows")
         if len(set(self.sites)) < len(self.sites):
             raise ConfigError(f"a site is named twice in {', '.join(self.sites)}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReluConfig:
-    """ReLU latents under an L1 penalty: `||x - x_hat||^2 + l1 * ||z||_1`."""
-
-    kind: Literal["relu"] = "relu"
-    l1: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if self.l1 < 0:
-            raise ConfigError(f"l1 must not be negative, got {self.l1}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TopKConfig:
-    """Keep the `k` largest latents of each row (Gao et al. 2024, arXiv 2406.04093)."""
-
-    kind: Literal["topk"] = "topk"
-    k: int = 32
-
-    def __post_init__(self) -> None:
-        _positive(self, "k")
-
-
-ArchConfig = ReluConfig | TopKConfig
-Arch = Literal["relu", "topk"]
-ARCHS: dict[Arch, type[ArchConfig]] = {"relu": ReluConfig, "topk": TopKConfig}
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run."""
+    """One training run. Lengths are spans: `10k steps`, `5M` (tokens) or `20%` of the run."""
 
     store: Path
     out: Path
@@ -90,14 +66,60 @@ class TrainConfig:
     arch: ArchConfig = field(default_factory=ReluConfig)
     expansion: int = 4
     """`d_sae / d_in`."""
-    lr: float = 1e-4
     tokens: int | None = None
     """Rows to train on; None means one pass over the store; more than it holds repeats it."""
     batch_size: int = 1024
     """Rows per step."""
     seed: int = 0
-    """Of the weights and of the order of rows."""
+    """Of the weights, and of what resampling draws."""
+    order_seed: int = 0
+    """Of the order of rows."""
+
+    lr: float = 1e-4
+    lr_warmup: str = "0"
+    """The learning rate rises linearly for so long."""
+    lr_decay: str = "0"
+    """And falls linearly to zero over so long at the end."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip: float | None = None
+    """Largest norm of the gradient of all weights; None does not clip."""
+    project: bool = False
+    """Also take out of the gradient what is parallel to each row of a unit-norm dictionary."""
+    ema: float | None = None
+    """Decay of the moving average of the weights that is saved in their place; None saves them."""
+    l1_warmup: str = "0"
+    """The sparsity penalty rises linearly for so long."""
+    hold: str = "5M"
+    """With a target, l1 stays as it is for so long, and is then adjusted."""
+
+    dead_window: str = "1M"
+    """A latent silent for so long counts as dead."""
+    resample: Resample = "none"
+    """Give dead latents new weights: random ones, or towards the worst reconstructed rows."""
+    resample_every: str = "10k steps"
+    resample_window: str = "5k steps"
+    """Those silent for so long are resampled."""
+
+    normalize: Normalize = "none"
+    """rms scales activations to a mean square of 1; the coder that is saved takes them as they are.
+    """
+    b_dec_start: BDecStart = "mean"
+    exclude_positions: tuple[int, ...] = ()
+    """Rows at these positions of their contexts are not trained on; 0 is where BOS would be."""
+    exclude_tokens: tuple[int, ...] = ()
+    """Nor rows of these token ids."""
+    exclude_norms: float | None = None
+    """Nor rows whose norm is above so many times the median."""
+
     device: Device = "auto"
+    precision: Precision = "auto"
+    """Of the large products; weights stay fp32. auto is fp32 on a CPU, bf16 on a GPU that has it.
+    """
+    sparse: Switch = "auto"
+    """Compute only what active latents need; auto does where it is faster."""
+    stack: Switch = "auto"
+    """Compute equally shaped members of a sweep at once; auto measures which is faster."""
     window_rows: int = 2**18
     """Rows in memory that batches are drawn from; two windows are held at a time."""
     threads: int | None = None
@@ -106,14 +128,19 @@ class TrainConfig:
     """Steps between checkpoints."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl."""
-    dead_window: int = 1_000_000
-    """A latent silent for this many rows counts as dead."""
 
     def __post_init__(self) -> None:
-        _positive(
-            self, "expansion", "lr", "tokens", "batch_size", "window_rows", "threads",
-            "checkpoint_every", "log_every", "dead_window",
+        require_positive(
+            self, "expansion", "lr", "tokens", "batch_size", "window_rows", "threads", "clip",
+            "exclude_norms", "checkpoint_every", "log_every",
         )  # fmt: skip
+        require_fraction(self, "ema", "beta2")
+        if not 0 <= self.beta1 < 1:
+            raise ConfigError(f"beta1 must be at least 0 and below 1, got {self.beta1}")
+        for name in SPANS:
+            parse_span(getattr(self, name))
+        if self.precision == "fp16":
+            raise ConfigError("precision fp16 overflows in training: type --precision bf16 or fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +159,7 @@ class EvalConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        _positive(self, "tokens", "batch_size")
+        require_positive(self, "tokens", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +188,6 @@ class FinetuneConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        _positive(
+        require_positive(
             self, "lr", "batch_size", "epochs", "steps_per_epoch", "ctx_len", "heldout_contexts"
         )

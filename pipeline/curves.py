@@ -13,35 +13,45 @@ from pipeline.errors import CheckpointError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """Where training stands. All but `n_steps` and `reused` make a line of metrics.jsonl."""
+    """Where training stands. All but `run`, `n_steps` and `reused` make a line of metrics.jsonl."""
 
+    run: Path
     step: int
     """Steps done; `n_steps - step` are left."""
     n_steps: int
     rows: int
     """Rows seen, `step` times the batch size."""
     loss: float
-    """`recon + sparsity`, of this step's batch before its update, as all that follows."""
+    """`recon + sparsity + aux`, of this step's batch before its update, as all that follows."""
     recon: float
     """Mean over rows of `||x - x_hat||^2`."""
     sparsity: float
     """The penalty with its coefficient."""
+    aux: float
+    """AuxK, the gate's own reconstruction, or what nested dictionaries add to `recon`."""
     l0: float
     """Mean number of active latents of a row."""
     l1: float
     """Mean of `||z||_1`."""
     explained_variance: float
     """Over the batch, around the batch's mean."""
+    beta: float
+    """Coefficient of the penalty."""
     n_dead: int
-    """Latents silent for at least the config's `dead_window` rows."""
+    """Latents silent for at least the config's `dead_window`."""
+    n_resampled: int
+    """Latents resampled so far."""
     lr: float
+    sparse: bool
+    """Whether only active latents are computed."""
     rows_per_s: float
     """Since the line before; the one figure that two equal runs do not share."""
     reused: bool = False
     """The run was already complete: nothing was trained."""
 
 
-NOT_IN_LINES = {"n_steps", "reused"}
+METRICS = "metrics.jsonl"
+NOT_IN_LINES = {"run", "n_steps", "reused"}
 
 
 class Curves:
@@ -96,14 +106,15 @@ def read_curves(path: Path) -> Iterator[dict[str, float]]:
         raise CheckpointError(f"cannot read the curves in {path}: {error}") from error
 
 
-def last_report(path: Path, *, n_steps: int, reused: bool = True) -> TrainReport:
-    """How the complete run that wrote `path` ended.
+def last_report(run: Path, *, n_steps: int, reused: bool = True) -> TrainReport:
+    """How a complete run ended.
 
     Raises:
         CheckpointError: the file is missing, empty or damaged.
     """
+    path = run / METRICS
     lines = list(read_curves(path))
     try:
-        return TrainReport(**lines[-1], n_steps=n_steps, reused=reused)  # pyright: ignore[reportArgumentType]
+        return TrainReport(run=run, **lines[-1], n_steps=n_steps, reused=reused)  # pyright: ignore[reportArgumentType]
     except (IndexError, TypeError) as error:
         raise CheckpointError(f"{path} does not end in a line of curves: {error}") from error

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import EvalConfig, FinetuneConfig, HarvestConfig, TopKConfig, TrainConfig
+from pipeline.archs import TopKConfig
+from pipeline.config import EvalConfig, FinetuneConfig, HarvestConfig, TrainConfig
 
 SITE = "mlp_out.2"
 
@@ -31,7 +32,7 @@ def demo_configs(out: Path) -> DemoConfigs:
             lr=1e-3,
             tokens=1_000_000,
             batch_size=2048,
-            dead_window=200_000,
+            dead_window="200k",
             log_every=10,
         ),
         evaluate=EvalConfig(runs=(sae,), tokens=40_000),

@@ -26,8 +26,10 @@ from actstore.files import make_folder, partial_of, sync_folder, write_file, wri
 from pipeline import plots
 from pipeline.codec import from_json, to_json
 from pipeline.config import FinetuneConfig, TrainConfig
+from pipeline.curves import METRICS
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.run import CODER, FORMAT, METRICS, RUN, Provenance, Run, saepipe_version
+from pipeline.provenance import Provenance
+from pipeline.run import CODER, FORMAT, RUN, Run, saepipe_version
 from pipeline.shifts import Shifts
 from pipeline.tuned import TunedCoder
 

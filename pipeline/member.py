@@ -1,84 +1,111 @@
-"""One coder being trained: everything about it that changes from step to step."""
+"""One run of a training: its schedule, its curves and its checkpoints."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.checkpoint import FOLDER, Checkpoint, save_checkpoint
+from pipeline.controller import Controller
 from pipeline.curves import Curves, TrainReport
 from pipeline.errors import CheckpointError, DataError
+from pipeline.learner import Learner
 from pipeline.run import Run
 from pipeline.sae.coder import SparseCoder
-from pipeline.sae.dead import SilentRows
-from pipeline.sae.loss import Coded, code, measure
+from pipeline.sae.fold import fold
+from pipeline.sae.stack import to_state
+from pipeline.schedule import Schedule
 
-BETAS = (0.9, 0.999)
-SILENT = "silent"
+CONTROLLER = "controller."
 
 
 class Member:
-    """A coder with its optimiser, counters, curves and checkpoints.
+    """What one run keeps from step to step.
 
     Args:
         run: Where it is kept, and its config.
-        coder: On its device; trained in place.
         curves: Open at the end of what is to be kept.
         n_steps: When it is done.
+        coefficient: Of the sparsity penalty, before warm-up and control.
     """
 
-    def __init__(self, run: Run, coder: SparseCoder, *, curves: Curves, n_steps: int) -> None:
+    learner: Learner
+    """Given by the group it is trained in."""
+
+    def __init__(self, run: Run, *, curves: Curves, n_steps: int, coefficient: float) -> None:
         self.run = run
-        self.coder = coder
         self.n_steps = n_steps
+        self.schedule = Schedule.of(run.config, n_steps=n_steps)
+        self.controller = Controller.of(run.config, coefficient, hold=self.schedule.hold)
         self.step = 0
-        device = coder.b_dec.device
+        self.n_resampled = 0
+        self._coefficient = coefficient
         self._curves = curves
-        self._silent = SilentRows(coder.d_sae, device=device)
-        self._optimizer = torch.optim.Adam(
-            coder.parameters(), lr=run.config.lr, betas=BETAS, fused=device.type in {"cpu", "cuda"}
-        )
         self._unchecked: list[Tensor] = []
         self._saved = 0
         self._logged = (0, time.perf_counter())
-
-    @property
-    def site(self) -> str:
-        """The site whose rows it learns from."""
-        return self.run.provenance.site
 
     @property
     def done(self) -> bool:
         """Whether every step was made."""
         return self.step >= self.n_steps
 
-    def advance(self, x: Float[Tensor, "batch d_in"]) -> TrainReport | None:
-        """One step on a batch, with its line of curves and its checkpoint where they are due.
+    @property
+    def coefficient(self) -> float:
+        """Of the sparsity penalty, for the step to come."""
+        base = self._coefficient if self.controller is None else self.controller.l1
+        return base * self.schedule.penalty(self.step + 1)
 
-        Returns:
-            What was written to the curves, if anything was.
+    @property
+    def lr(self) -> float:
+        """The learning rate for the step to come."""
+        return self.schedule.lr(self.step + 1)
+
+    @property
+    def reports_next(self) -> bool:
+        """Whether the step to come has a line in the curves."""
+        step = self.step + 1
+        return step == 1 or step % self.run.config.log_every == 0 or step == self.n_steps
+
+    def count(self, loss: Tensor) -> None:
+        """Note that a step was made, with this loss, still to be checked."""
+        self._unchecked.append(loss)
+        self.step += 1
+
+    def report(self, measured: Mapping[str, float], *, n_dead: int, sparse: bool) -> TrainReport:
+        """Write a line of the curves.
 
         Raises:
             DataError: a loss since the last check was not finite; earlier checkpoints are kept.
             CheckpointError: the disk is full or fails.
         """
-        config = self.run.config
-        coded = self._learn(x)
-        report = None
-        if self.step == 1 or self.step % config.log_every == 0 or self.done:
-            report = self._report(coded)
-            with _writing(self.run.path):
-                self._curves.append(report)
-        if self.step % config.checkpoint_every == 0 or self.done:
-            self.save()
+        self.require_finite()
+        before, since = self._logged
+        self._logged = (self.step, time.perf_counter())
+        batch_size = self.run.config.batch_size
+        report = TrainReport(
+            run=self.run.path,
+            step=self.step,
+            n_steps=self.n_steps,
+            rows=self.step * batch_size,
+            **measured,  # pyright: ignore[reportArgumentType] - of the right names
+            n_dead=n_dead,
+            n_resampled=self.n_resampled,
+            sparse=sparse,
+            rows_per_s=(self.step - before) * batch_size / (self._logged[1] - since),
+        )
+        with writing(self.run.path):
+            self._curves.append(report)
         return report
 
-    def save(self) -> None:
+    def save(self, extra: Mapping[str, Tensor]) -> None:
         """Write a checkpoint of this step, unless there is nothing new.
+
+        Args:
+            extra: What the group keeps for this member.
 
         Raises:
             DataError: the coder is no longer finite, so nothing was written.
@@ -86,72 +113,67 @@ class Member:
         """
         if self.step == self._saved:
             return
-        self._require_finite()
-        with _writing(self.run.path):
+        self.require_finite()
+        learner = self.learner
+        own = {"n_resampled": torch.tensor(self.n_resampled)}
+        if self.controller is not None:
+            for name, value in self.controller.state().items():
+                own[CONTROLLER + name] = torch.tensor(value, dtype=torch.float64)
+        if "log_threshold" in learner.params:  # its exponential, in the coder, is not all its bits
+            own["log_threshold"] = learner.params["log_threshold"]
+        with writing(self.run.path):
             checkpoint = Checkpoint(
                 step=self.step,
                 metrics_bytes=self._curves.sync(),
-                coder=_on_cpu(self.coder.state_dict()),
-                optimizer=_on_cpu(self._moments() | {SILENT: self._silent.silent}),
+                coder=_on_cpu(to_state(learner.params)),
+                optimizer=_on_cpu(learner.state() | own | dict(extra)),
             )
             save_checkpoint(self.run.path, checkpoint)
         self._saved = self.step
 
-    def finish(self) -> None:
+    def make_coder(self, params: Mapping[str, Tensor], *, scale: float = 1.0) -> SparseCoder:
+        """The coder of these parameters, for activations `scale` times those it was fed."""
+        coder = self.run.blank_coder()
+        coder.load_state_dict(fold(to_state(params), scale=scale))
+        return coder.to(params["W_dec"].device)
+
+    def finish(self, *, scale: float) -> None:
         """Leave the finished coder behind and call the run complete.
 
         Raises:
             CheckpointError: the disk is full or fails.
         """
-        with _writing(self.run.path):
-            self.run.finish(self.coder)
+        with writing(self.run.path):
+            self.run.finish(self.make_coder(self.learner.result, scale=scale))
+
+    def fail(self, error: DataError) -> None:
+        """Leave word that the run diverged, so that it is not gone on with.
+
+        Raises:
+            CheckpointError: the disk is full or fails.
+        """
+        with writing(self.run.path):
+            self.run.fail(str(error))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Become what the checkpoint's member was, to the bit."""
+        """Become what the checkpoint's member was, to the bit, but for what its group keeps."""
         self.step = self._saved = checkpoint.step
         self._logged = (self.step, time.perf_counter())
-        self.coder.load_state_dict(checkpoint.coder)
-        self._silent.silent.copy_(checkpoint.optimizer[SILENT])
-        state: dict[int, dict[str, Tensor]] = {}
-        for i, (name, _) in enumerate(self.coder.named_parameters()):
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            state[i] = {key: checkpoint.optimizer[f"{name}.{key}"] for key in keys}
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        state = checkpoint.optimizer
+        self.n_resampled = int(state["n_resampled"])
+        self.learner.load(state)
+        if self.controller is not None:
+            names = [name for name in state if name.startswith(CONTROLLER)]
+            self.controller.restore(
+                {name.removeprefix(CONTROLLER): float(state[name]) for name in names}
+            )
 
-    def _learn(self, x: Float[Tensor, "batch d_in"]) -> Coded:
-        coded = code(self.coder, x)
-        loss = coded.losses.total
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self._optimizer.step()
-        self.coder.renormalise()
-        self._silent.update(coded.z.detach())
-        self._unchecked.append(loss.detach())
-        self.step += 1
-        return coded
+    def require_finite(self) -> None:
+        """Check losses and weights.
 
-    def _report(self, coded: Coded) -> TrainReport:
-        """The one place where the host waits for the device."""
-        self._require_finite()
-        measured = measure(coded)
-        n_dead = self._silent.n_dead(self.run.config.dead_window)
-        values = torch.stack([*measured.values()]).tolist()
-        before, since = self._logged
-        self._logged = (self.step, time.perf_counter())
-        rows = (self.step - before) * len(coded.x)
-        return TrainReport(
-            step=self.step,
-            n_steps=self.n_steps,
-            rows=self.step * len(coded.x),
-            **dict(zip(measured, values, strict=True)),
-            n_dead=int(n_dead),
-            lr=self.run.config.lr,
-            rows_per_s=rows / (self._logged[1] - since),
-        )
-
-    def _require_finite(self) -> None:
-        """Raise DataError naming the first step since the last check whose loss is not finite."""
+        Raises:
+            DataError: names the first step since the last check whose loss is not finite.
+        """
         if self._unchecked:
             losses = torch.stack(self._unchecked).tolist()
             first = self.step - len(losses) + 1
@@ -159,7 +181,7 @@ class Member:
             for step, loss in enumerate(losses, start=first):
                 if not abs(loss) < float("inf"):
                     raise self._diverged(step, f"the loss is {loss}")
-        if not all(bool(p.isfinite().all()) for p in self.coder.parameters()):
+        if not all(bool(p.isfinite().all()) for p in self.learner.params.values()):
             raise self._diverged(self.step, "a weight is not finite")
 
     def _diverged(self, step: int, what: str) -> DataError:
@@ -169,21 +191,13 @@ class Member:
             "with a lower --lr into another --out"
         )
 
-    def _moments(self) -> dict[str, Tensor]:
-        state = self._optimizer.state
-        return {
-            f"{name}.{key}": value
-            for name, parameter in self.coder.named_parameters()
-            for key, value in state[parameter].items()
-        }
 
-
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 @contextmanager
-def _writing(path: Path) -> Generator[None, None, None]:
+def writing(path: Path) -> Generator[None, None, None]:
     """Within the block, a disk that fails is one line that says how to go on."""
     try:
         yield

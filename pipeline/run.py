@@ -20,18 +20,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from actstore.files import make_folder, write_file, write_json
-from actstore.reader import ActStore
 from pipeline.codec import from_json, to_json
 from pipeline.config import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.provenance import Provenance
 from pipeline.sae.activation import make_activation
 from pipeline.sae.coder import SparseCoder
 
 FORMAT = 1
-RUN, METRICS, CODER = "run.json", "metrics.jsonl", "sae.safetensors"
+RUN, CODER = "run.json", "sae.safetensors"
 
 # What may differ between a run and its continuation: where things lie and who computes, not what.
-FREE = {"store", "out", "device", "threads", "checkpoint_every"}
+FREE = {"store", "out", "device", "threads", "stack", "checkpoint_every"}
 
 
 def saepipe_version() -> str:
@@ -40,42 +40,6 @@ def saepipe_version() -> str:
         return version("saepipe")
     except PackageNotFoundError:
         return "unknown"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """Which activations a coder was trained on. Texts are empty where the store does not say."""
-
-    path: Path
-    fingerprint: str
-    model: str
-    revision: str
-    model_fingerprint: str
-    text: str
-    site: str
-    d_in: int
-    ctx_len: int
-    n_rows: int
-    dtype: str
-
-    @staticmethod
-    def of(store: ActStore, *, site: str) -> "Provenance":
-        """The provenance of one site of an open store."""
-        spec = store.spec
-        source = {name: value for name, value in spec.source.items() if isinstance(value, str)}
-        return Provenance(
-            path=store.path.resolve(),
-            fingerprint=store.fingerprint,
-            model=source.get("model", ""),
-            revision=source.get("revision", ""),
-            model_fingerprint=source.get("model_fingerprint", ""),
-            text=source.get("text", ""),
-            site=site,
-            d_in=store.width(site),
-            ctx_len=spec.ctx_len,
-            n_rows=store.n_rows,
-            dtype=spec.dtype,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +53,8 @@ class _Document:
     store: Provenance
     sha256: str = ""
     """Of sae.safetensors; empty until the run is complete."""
+    failure: str = ""
+    """Why training stopped for good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +66,8 @@ class Run:
     """As it ran: the site named, the paths absolute."""
     provenance: Provenance
     sha256: str = ""
+    failure: str = ""
+    """Why it will never be complete."""
 
     @staticmethod
     def open(path: Path) -> "Run":
@@ -109,6 +77,8 @@ class Run:
             CheckpointError: there is no run at `path`, or it is unfinished or damaged.
         """
         run = _read(path)
+        if run.failure:
+            raise CheckpointError(f"{path} was never finished: {run.failure}")
         if not run.finished:
             raise CheckpointError(
                 f"{path} is an unfinished run: finish it with saepipe train "
@@ -142,9 +112,14 @@ class Run:
             raise CheckpointError(
                 f"{path} is missing or damaged ({error}): train again into another --out"
             ) from error
-        coder = SparseCoder(self.provenance.d_in, self.d_sae, make_activation(self.config.arch))
+        coder = self.blank_coder()
         coder.load_state_dict(tensors)
         return coder.to(device)
+
+    def blank_coder(self) -> SparseCoder:
+        """A coder of this run's shape and architecture, its parameters still to be loaded."""
+        activation = make_activation(self.config.arch, d_sae=self.d_sae)
+        return SparseCoder(self.provenance.d_in, self.d_sae, activation)
 
     def finish(self, coder: SparseCoder) -> "Run":
         """Write the finished coder, and only then call the run complete.
@@ -157,6 +132,14 @@ class Run:
         run = replace(self, sha256=hashlib.sha256(data).hexdigest())
         _write(run)
         return run
+
+    def fail(self, why: str) -> None:
+        """Keep word that training diverged: going on would only lead there again.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        _write(replace(self, failure=why))
 
 
 def enter_run(config: TrainConfig, provenance: Provenance, *, resume: bool) -> Run:
@@ -178,7 +161,7 @@ def enter_run(config: TrainConfig, provenance: Provenance, *, resume: bool) -> R
         return run
     found = _read(config.out)
     _require_same(found, run)
-    if not found.finished and not resume:
+    if not found.finished and not found.failure and not resume:
         raise ConfigError(
             f"{config.out} holds an unfinished run of this configuration: add --resume to go on "
             "with it, or choose another --out"
@@ -216,7 +199,9 @@ def _flat(value: object, prefix: str = "") -> dict[str, object]:
 
 
 def _write(run: Run) -> None:
-    document = _Document(config=run.config, store=run.provenance, sha256=run.sha256)
+    document = _Document(
+        config=run.config, store=run.provenance, sha256=run.sha256, failure=run.failure
+    )
     write_json(run.path / RUN, to_json(document))
 
 
@@ -237,4 +222,10 @@ def _read(path: Path) -> Run:
         raise CheckpointError(
             f"{path} is a run of format {document.format}, this saepipe reads format {FORMAT}"
         )
-    return Run(path=path, config=document.config, provenance=document.store, sha256=document.sha256)
+    return Run(
+        path=path,
+        config=document.config,
+        provenance=document.store,
+        sha256=document.sha256,
+        failure=document.failure,
+    )

@@ -5,10 +5,15 @@ from contextlib import closing
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32, UInt16
+from jaxtyping import Float16, Float32, Int32, Shaped, UInt16
 from torch import Tensor
 
-Rows = UInt16[np.ndarray, "*rows"] | Float16[np.ndarray, "*rows"] | Float32[np.ndarray, "*rows"]
+Rows = (
+    UInt16[np.ndarray, "*rows"]
+    | Float16[np.ndarray, "*rows"]
+    | Float32[np.ndarray, "*rows"]
+    | Int32[np.ndarray, "*rows"]
+)
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -22,7 +27,7 @@ def as_tensor(rows: Rows) -> Tensor:
 def device_batches(
     batches: Generator[Arrays, None, None], *, device: torch.device
 ) -> Generator[dict[str, Tensor], None, None]:
-    """Each batch as float32 tensors of their own on `device`.
+    """Each batch as tensors of its own on `device`: sites as float32, metadata as it is.
 
     On CUDA the next batch crosses, in its narrow dtype and through pinned memory, while the caller
     computes on this one. Elsewhere there is nothing to overlap: a batch is converted when it is
@@ -36,10 +41,12 @@ def device_batches(
                 yield {site: _converted(rows, device=device) for site, rows in batch.items()}
 
 
-def _converted(rows: Rows, *, device: torch.device) -> Float32[Tensor, "*rows"]:
+def _converted(rows: Rows, *, device: torch.device) -> Shaped[Tensor, "*rows"]:
     # Always a copy: the reader may reuse its buffer, and torch's own memory is aligned, without
     # which a matrix product need not give the same bits twice.
-    return as_tensor(rows).to(torch.float32, copy=True).to(device)
+    tensor = as_tensor(rows)
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.to(dtype, copy=True).to(device)
 
 
 def _overlapped(
@@ -59,7 +66,9 @@ def _overlapped(
         here.wait_stream(side)
         for rows in sent.values():
             rows.record_stream(here)
-        return {site: rows.float() for site, rows in sent.items()}
+        return {
+            name: rows.float() if rows.is_floating_point() else rows for name, rows in sent.items()
+        }
 
     ahead: dict[str, Tensor] | None = None
     for batch in batches:

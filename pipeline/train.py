@@ -1,36 +1,36 @@
-"""Stage two: train a sparse coder from an activation store; no language model is needed.
+"""Stage two: train sparse coders from an activation store; no language model is needed.
 
-One loop feeds each batch of one stream to every member; a plain run has one member. The order of
-rows is a function of the seed and the step, so a run resumed from a checkpoint sees the rows it
-would have seen, and on a CPU ends with the same bits.
+Any number of runs learn in one pass: each batch is read, moved and normalised once. The order of
+rows is a function of the seed and the step, so that a run resumed from a checkpoint sees the rows
+it would have seen, and on a CPU ends with the same bits.
 """
 
-import logging
-import math
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
-from itertools import islice
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from actstore.batches import Batches
 from actstore.reader import ActStore
-from pipeline.checkpoint import load_checkpoint, newest_checkpoint
+from pipeline.assemble import Entry, assemble
 from pipeline.config import TrainConfig
-from pipeline.curves import Curves, TrainReport, last_report
+from pipeline.curves import TrainReport, last_report
 from pipeline.device import pick_device
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
+from pipeline.feed import Feeder
+from pipeline.group import Group
 from pipeline.interrupt import deferred_interrupt
-from pipeline.member import Member
-from pipeline.run import METRICS, Provenance, Run, enter_run
-from pipeline.sae.coder import SparseCoder, make_coder, require_possible
+from pipeline.provenance import Provenance
+from pipeline.run import Run, enter_run
+from pipeline.sae.coder import require_possible
 from pipeline.stream import device_batches
 
-log = logging.getLogger(__name__)
-
 OnStep = Callable[[TrainReport], None]
+Outcome = TrainReport | DataError
+"""How a run ended: complete, or no longer finite."""
+OnEnd = Callable[[Path, Outcome], None]
 
 
 def train(
@@ -48,32 +48,83 @@ def train(
             and at the last.
 
     Raises:
-        ConfigError: the site is not in the store, `k` is impossible, or `out` holds something else.
+        ConfigError: the site is not in the store, a setting is impossible, or `out` holds something
+            else.
         CheckpointError: the run in `out` is damaged, or the disk fails.
         DataError: the loss stopped being finite.
         StoreError: the store is missing, unfinished or damaged.
     """
-    store = ActStore.open(config.store)
-    site = only_site(store, config.site)
-    config = replace(config, store=store.path.resolve(), out=config.out.resolve(), site=site)
-    provenance = Provenance.of(store, site=site)
-    d_in = provenance.d_in
-    require_possible(config.arch, d_in=d_in, d_sae=config.expansion * d_in)
-    n_steps = count_steps(config, n_rows=store.n_rows)
-    run = enter_run(config, provenance, resume=resume)
-    if run.finished:
-        return last_report(run.path / METRICS, n_steps=n_steps)
-    folder = newest_checkpoint(run.path)
-    checkpoint = load_checkpoint(folder) if folder else None
-    log.info("%s: from step %d of %d", run.path, checkpoint.step if checkpoint else 0, n_steps)
-    run = replace(run, config=config)
-    with Curves(run.path / METRICS, keep=checkpoint.metrics_bytes if checkpoint else 0) as curves:
-        member = Member(run, start_coder(run, store), curves=curves, n_steps=n_steps)
-        if checkpoint:
-            member.restore(checkpoint)
-        advance_all([member], batches_of(store, config, start=member.step), on_step=on_step)
-        member.finish()
-    return last_report(run.path / METRICS, n_steps=n_steps, reused=False)
+    (outcome,) = train_all([config], resume=resume, on_step=on_step)
+    if isinstance(outcome, DataError):
+        raise outcome
+    return outcome
+
+
+def train_all(
+    configs: Sequence[TrainConfig],
+    *,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+    on_end: OnEnd | None = None,
+) -> list[Outcome]:
+    """Train several coders in one pass over one store, each into its own `out`.
+
+    One that diverges stops alone.
+
+    Args:
+        configs: Equal in what `pipeline.grid.ONE_PASS` names.
+        resume: Go on with what is unfinished.
+        on_step: Called with each line of each run's curves.
+        on_end: Called as each run ends, with its folder.
+
+    Returns:
+        How each ended, in their order.
+
+    Raises:
+        ConfigError: as `train`.
+        CheckpointError: as `train`.
+        StoreError: as `train`.
+    """
+    store = ActStore.open(configs[0].store)
+    runs = [_enter(store, config, resume=resume) for config in configs]
+    outcomes: dict[Path, Outcome] = {}
+
+    def end(run: Run, outcome: Outcome) -> None:
+        outcomes[run.path] = outcome
+        if on_end is not None:
+            on_end(run.path, outcome)
+
+    unfinished = list[Run]()
+    for run in runs:
+        if run.finished:
+            end(run, last_report(run.path, n_steps=count_steps(run.config, n_rows=store.n_rows)))
+        elif run.failure:
+            end(run, DataError(run.failure))
+        else:
+            unfinished.append(run)
+    if unfinished:
+        _train_unfinished(store, unfinished, on_step=on_step, on_end=end)
+    return [outcomes[run.path] for run in runs]
+
+
+def _train_unfinished(
+    store: ActStore,
+    runs: Sequence[Run],
+    *,
+    on_step: OnStep | None,
+    on_end: Callable[[Run, Outcome], None],
+) -> None:
+    entries = [Entry(run=run, n_steps=count_steps(run.config, n_rows=store.n_rows)) for run in runs]
+    config = runs[0].config
+    feeder = Feeder(store, [e.feed for e in entries], device=pick_device(config.device))
+    with ExitStack() as files:
+        groups = assemble(feeder, entries, files=files)
+        for group in groups:
+            _end(group, on_end)  # a kill may have come between the last checkpoint and the end
+        left = [group for group in groups if not group.done]
+        if left:
+            stream = _stream(feeder, config, start=min(group.step for group in left))
+            _advance_all(left, feeder, stream, on_step=on_step, on_end=on_end)
 
 
 def only_site(store: ActStore, site: str | None) -> str:
@@ -95,62 +146,88 @@ def count_steps(config: TrainConfig, *, n_rows: int) -> int:
     """Steps that see `config.tokens` rows, rounded up; None is one pass in whole batches."""
     if config.tokens is None:
         return max(1, n_rows // config.batch_size)
-    return math.ceil(config.tokens / config.batch_size)
+    return -(-config.tokens // config.batch_size)
 
 
-def start_coder(run: Run, store: ActStore) -> SparseCoder:
-    """A new coder on its device: weights of the seed, `b_dec` at the mean of the store's site.
-
-    From the mean, the first reconstruction is already centred: the latents need not spend the
-    first steps on the offset that all rows share.
-    """
-    config, provenance = run.config, run.provenance
-    coder = make_coder(config.arch, d_in=provenance.d_in, d_sae=run.d_sae, seed=config.seed)
-    with torch.no_grad():
-        coder.b_dec.copy_(torch.from_numpy(store.mean(provenance.site)))
-    return coder.to(pick_device(config.device))
+def _enter(store: ActStore, config: TrainConfig, *, resume: bool) -> Run:
+    """The run of a config, whose site and paths are settled."""
+    site = only_site(store, config.site)
+    config = replace(config, store=store.path.resolve(), out=config.out.resolve(), site=site)
+    provenance = Provenance.of(store, site=site)
+    d_in = provenance.d_in
+    require_possible(config.arch, d_in=d_in, d_sae=config.expansion * d_in)
+    run = enter_run(config, provenance, resume=resume)
+    return run if run.finished else replace(run, config=config)
 
 
-def batches_of(
-    store: ActStore, config: TrainConfig, *, start: int
+def _stream(
+    feeder: Feeder, config: TrainConfig, *, start: int
 ) -> Generator[dict[str, Tensor], None, None]:
-    """The endless stream of a run's batches, from the one for step `start + 1` on."""
-    assert config.site is not None
+    """The endless stream of batches, from the one for step `start + 1` on."""
     batches = Batches(
-        store=store,
-        sites=(config.site,),
+        store=feeder.store,
+        sites=feeder.sites,
+        metadata=feeder.metadata,
         batch_size=config.batch_size,
-        seed=config.seed,
+        seed=config.order_seed,
         window_rows=config.window_rows,
         threads=config.threads,
     )
     return device_batches(batches.start_at(start), device=pick_device(config.device))
 
 
-def advance_all(
-    members: Sequence[Member],
+def _advance_all(
+    groups: Sequence[Group],
+    feeder: Feeder,
     stream: Generator[dict[str, Tensor], None, None],
     *,
-    on_step: OnStep | None = None,
+    on_step: OnStep | None,
+    on_end: Callable[[Run, Outcome], None],
 ) -> None:
-    """Give every member each batch of the stream until all are done.
+    """Give every group the batches of its steps until all are done.
+
+    Args:
+        groups: To train.
+        feeder: Makes of a batch what each of them is fed.
+        stream: From the first batch that any of them needs.
+        on_step: Called with each line of the curves.
+        on_end: Called as each run ends.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; each member has written a checkpoint, unless it was
             pressed twice.
     """
+    active = list(groups)
+    first = min(group.step for group in active)
     with deferred_interrupt() as interrupt, closing(stream):
         try:
-            left = max(member.n_steps - member.step for member in members)
-            for batch in islice(stream, left):
-                for member in members:
-                    report = member.advance(batch[member.site])
-                    if report is not None and on_step is not None:
-                        on_step(report)
+            for step, batch in enumerate(stream, start=first):
+                fed = feeder.fed(batch)
+                for group in [group for group in active if group.step == step]:
+                    reports = group.advance(fed[group.feed])
+                    if on_step is not None:
+                        for report in reports:
+                            on_step(report)
+                    _end(group, on_end)
+                active = [group for group in active if group.members and not group.done]
+                if not active:
+                    return
                 if interrupt.asked:
                     raise KeyboardInterrupt  # noqa: TRY301 - the place where it is safe
         except KeyboardInterrupt:
             if not interrupt.forced:
-                for member in members:
-                    member.save()
+                for group in active:
+                    group.save()
             raise
+
+
+def _end(group: Group, on_end: Callable[[Run, Outcome], None]) -> None:
+    """Part with members that diverged, and finish the others when they are done."""
+    for member, error in group.part_with_failures():
+        member.fail(error)
+        on_end(member.run, error)
+    if group.members and group.done:
+        group.finish()
+        for member in group.members:
+            report = last_report(member.run.path, n_steps=member.n_steps, reused=False)
+            on_end(member.run, report)

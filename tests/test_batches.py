@@ -103,7 +103,9 @@ def test_runs_are_some_kib(tmp_path, width, run):
     spec = make_spec(widths={"mlp_out.1": width, "x": 8})
     store = ActStore.open(write_store(tmp_path / "s", spec, n_rows=8))
     assert batches_of(store, sites=("mlp_out.1", "x"), batch_size=8).run == run
-    assert batches_of(store, sites=("x",), batch_size=8).run == 8
+    assert batches_of(store, sites=("x",), batch_size=8).run == run, (
+        "the order is that of any sites"
+    )
 
 
 def test_batches_may_be_kept(store):
@@ -147,6 +149,8 @@ def test_impossible_batches_are_refused(store):
         ({"sites": ("nothing",)}, "has no site 'nothing'"),
         ({"sites": ()}, "batches need sites"),
         ({"sites": ("mlp_out.1", "mlp_out.1")}, "each once"),
+        ({"metadata": ("mlp_out.1",)}, "metadata is token_id, context_id, position, document_id"),
+        ({"metadata": ("position", "position")}, "each once, got"),
         ({"batch_size": 0}, "batch_size must be positive"),
         ({"window_rows": 0}, "window_rows must be positive"),
         ({"threads": 0}, "threads must be positive"),
@@ -160,9 +164,9 @@ def test_impossible_batches_are_refused(store):
 
 def test_a_window_has_at_most_a_gib(store):
     chunks = batches_of(store, window_rows=2**40).epochs.window_chunks
-    assert chunks == 2**30 // (32 * store.spec.chunk_rows)
+    assert chunks == 2**30 // (48 * store.spec.chunk_rows)  # of the widest site
     both = batches_of(store, window_rows=2**40, sites=("mlp_out.1", "resid.0"), batch_size=36)
-    assert both.epochs.window_chunks == 2**30 // (80 * store.spec.chunk_rows)
+    assert both.epochs.window_chunks == chunks
     shared = batches_of(store, window_rows=2**40, lanes=4)
     assert shared.epochs.window_chunks == chunks // 4
 
@@ -227,3 +231,62 @@ def test_lanes_and_windows_are_mixed_each_in_its_own_order(store):
         assert first.order(1).tolist() != second.order(1).tolist()
     orders = [tuple(lane.order(1)[:40]) for w in epochs.windows(0, range(2)) for lane in w]
     assert len(set(orders)) == 6
+
+
+def test_metadata_stays_aligned_with_its_rows_and_leaves_their_order_alone(store):
+    names = ("token_id", "context_id", "position", "document_id")
+    told = {name: column(store, name) for name in names}
+    place = {key: i for i, key in enumerate(keys(column(store, "mlp_out.1")))}
+    given = {"batch_size": 36, "threads": 3, "lanes": 2, "sites": tuple(TWO_SITES)}
+    stream = batches_of(store, **given, metadata=names).start_at(3)
+    for batch, plain in zip(
+        islice(stream, 40), batches_of(store, **given).start_at(3), strict=False
+    ):
+        assert list(batch) == [*TWO_SITES, *names]
+        rows = [place[key] for key in keys(batch["mlp_out.1"])]
+        for name in names:
+            assert batch[name].dtype == told[name].dtype
+            np.testing.assert_array_equal(batch[name], told[name][rows])
+        for site in TWO_SITES:
+            np.testing.assert_array_equal(batch[site], plain[site])
+
+
+@settings(max_examples=25)
+@given(
+    lanes=st.sampled_from([1, 2, 3, 12]),
+    window_rows=st.integers(1, 700),
+    threads=st.integers(1, 4),
+    step=st.integers(0, 40),
+)
+def test_metadata_is_aligned_from_every_step_in_every_lane(
+    store, lanes, window_rows, threads, step
+):
+    # Contexts and positions name a row: rows of the two are compared as numbers of the store.
+    place = {key: i for i, key in enumerate(keys(column(store, "resid.0")))}
+    number = column(store, "context_id") * store.spec.ctx_len + column(store, "position")
+    batches = batches_of(
+        store, sites=("resid.0",), batch_size=12, lanes=lanes, window_rows=window_rows,
+        threads=threads, metadata=("position", "context_id"),
+    )  # fmt: skip
+    for batch in islice(batches.start_at(step), 5):
+        rows = [place[key] for key in keys(batch["resid.0"])]
+        got = batch["context_id"] * store.spec.ctx_len + batch["position"]
+        np.testing.assert_array_equal(got, number[rows])
+
+
+def test_metadata_does_not_shrink_windows_that_are_at_their_limit(store):
+    plain = batches_of(store, window_rows=2**40).epochs
+    assert batches_of(store, window_rows=2**40, metadata=("document_id",)).epochs == plain
+
+
+def test_damaged_metadata_stops_the_stream_with_its_name(tmp_path):
+    path = write_store(tmp_path / "s", make_spec(), n_rows=200)
+    file = path / "data.zarr" / "token_id" / "c" / "1"
+    data = bytearray(file.read_bytes())
+    data[20] ^= 1
+    file.write_bytes(data)
+    store = ActStore.open(path)
+    list(islice(batches_of(store, metadata=("position",)).start_at(0), 20))
+    with pytest.raises(StoreError, match=r"token_id, shard 1: .*c/1 is damaged in chunk 0"):
+        list(islice(batches_of(store, metadata=("position", "token_id")).start_at(0), 20))
+    assert not decoding()

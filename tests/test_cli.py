@@ -12,17 +12,8 @@ import pytest
 
 import cli
 from actstore.reader import ActStore
-from pipeline.config import (
-    ARCHS,
-    Arch,
-    ArchConfig,
-    EvalConfig,
-    FinetuneConfig,
-    HarvestConfig,
-    ReluConfig,
-    TopKConfig,
-    TrainConfig,
-)
+from pipeline.archs import ARCHS, Arch, ArchConfig, ReluConfig, TopKConfig
+from pipeline.config import EvalConfig, FinetuneConfig, HarvestConfig, TrainConfig
 from pipeline.terminal.words import count
 from tests.tiny import CTX_LEN, make_model, make_text
 
@@ -52,7 +43,8 @@ def harvested(saepipe, tmp_path) -> list[object]:
 def test_options_have_the_defaults_of_the_config(command):
     defaults = {f.name: f.default for f in fields(COMMANDS[command])}
     defaults |= {"l1": ReluConfig.l1, "k": TopKConfig.k, "arch": "relu", "site": None}
-    elsewhere = {"ctx", "config", "json", "resume"}
+    defaults |= {"target": ReluConfig.target}
+    elsewhere = {"ctx", "config", "json", "resume", "log"}
     for name, parameter in inspect.signature(command).parameters.items():
         if name in elsewhere:
             continue
@@ -62,6 +54,8 @@ def test_options_have_the_defaults_of_the_config(command):
         default = parameter.default
         if name == "tokens" and default is not None:
             default = count(default)
+        elif isinstance(default, str) and isinstance(defaults[name], int | float):
+            default = type(defaults[name])(default)  # text, since it may be several with commas
         assert default == defaults[name], name
     assert TrainConfig(store=Path(), out=Path()).arch.kind == "relu"
 
@@ -142,7 +136,7 @@ def test_the_file_can_describe_an_architecture(saepipe, harvested, tmp_path):
     store, run = tmp_path / "acts.actstore", tmp_path / "run"
     assert saepipe("train", store, "--config", file, "--out", run)[0] == 0
     arch = json.loads((run / "run.json").read_text())["config"]["arch"]
-    assert arch == {"kind": "topk", "k": 3}
+    assert arch == {"kind": "topk", "k": 3, "k_aux": None, "aux_coefficient": 1 / 32}
 
 
 @pytest.mark.parametrize(

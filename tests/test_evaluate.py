@@ -9,8 +9,9 @@ import transformers
 from torch.nn import functional as F
 
 from pipeline import cross_entropy
+from pipeline.archs import TopKConfig
 from pipeline.codec import to_json
-from pipeline.config import EvalConfig, TopKConfig
+from pipeline.config import EvalConfig
 from pipeline.errors import CheckpointError, ConfigError, DataError, TextError
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.evaluate.fidelity import Prediction, Reconstruction, loss_recovered

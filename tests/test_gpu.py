@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from actstore.reader import ActStore
-from pipeline.config import HarvestConfig, TopKConfig, TrainConfig
+from pipeline.archs import TopKConfig
+from pipeline.config import HarvestConfig, TrainConfig
 from pipeline.device import pick_precision
 from pipeline.harvest import harvest
 from pipeline.plan import make_plan

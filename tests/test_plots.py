@@ -1,35 +1,24 @@
-import json
-
 import matplotlib
 import numpy as np
 import pytest
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
 
-from pipeline import plots
-from pipeline.errors import CheckpointError
+from pipeline import canvas, plots
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that were saved, to look inside."""
     figures: list[Figure] = []
-    save = plots._save
+    save = plots.save
 
     def keep(figure, out):
         figures.append(figure)
         save(figure, out)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save", keep)
     return figures
-
-
-def write_metrics(path, *, n: int = 50, **constant: float):
-    lines = (
-        {"rows": i * 1024, "l0": 100 / (i + 1), "recon": 10.0 ** (-i / 10), "n_dead": i} | constant
-        for i in range(n)
-    )
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def texts_of(figure: Figure) -> str:
@@ -38,53 +27,15 @@ def texts_of(figure: Figure) -> str:
     return " | ".join(text.get_text() for text in parts)
 
 
-def test_training_curves_show_each_metric_there_is_against_the_rows(tmp_path, drawn):
-    write_metrics(tmp_path / "metrics.jsonl")
-    plots.training_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == [
-        "L0",
-        "Reconstruction loss",
-        "Dead features",
-    ]
-    raw = drawn[0].axes[0].lines[0]
-    assert raw.get_xdata()[3] == 3 * 1024
-    assert raw.get_ydata()[3] == 25
-
-
-def test_only_a_loss_that_spans_a_decade_is_drawn_on_a_log_axis(tmp_path, drawn):
-    write_metrics(tmp_path / "metrics.jsonl")
-    plots.training_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    write_metrics(tmp_path / "metrics.jsonl", recon=0.0)
-    plots.training_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    assert [figure.axes[1].get_yscale() for figure in drawn] == ["log", "linear"]
-
-
-def test_a_run_of_one_step_still_has_curves(tmp_path):
-    write_metrics(tmp_path / "metrics.jsonl", n=1)
-    plots.training_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 1000
-
-
-@pytest.mark.parametrize("content", [None, "", '{"rows": 1}\n'])
-def test_metrics_that_hold_no_curve_are_one_line(tmp_path, content):
-    path = tmp_path / "metrics.jsonl"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl") as caught:
-        plots.training_curves(path, tmp_path / "curves.png")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "curves.png").exists()
-
-
 def test_the_smoothed_line_of_a_straight_line_is_that_line_until_it_ends():
     x = np.arange(200)
-    _, y = plots._smoothed(x, 3.0 * x)
+    _, y = canvas.smoothed(x, 3.0 * x)
     np.testing.assert_allclose(y[:-3], 3.0 * x[:-3])
 
 
 def test_the_smoothed_line_is_a_mean_of_neighbours():
     values = np.random.default_rng(0).normal(size=300)
-    _, y = plots._smoothed(np.arange(300), values)
+    _, y = canvas.smoothed(np.arange(300), values)
     half = round(0.03 * 300 / 2)
     assert y[100] == pytest.approx(values[100 - half : 100 + half + 1].mean())
     assert y[0] == values[0]

@@ -9,7 +9,8 @@ import torch
 import transformers
 
 from actstore.reader import ActStore
-from pipeline.config import EvalConfig, FinetuneConfig, HarvestConfig, TopKConfig, TrainConfig
+from pipeline.archs import TopKConfig
+from pipeline.config import EvalConfig, FinetuneConfig, HarvestConfig, TrainConfig
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.finetune import finetune
 from pipeline.harvest import harvest

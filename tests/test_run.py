@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import ReluConfig, TopKConfig, TrainConfig
+from pipeline.archs import TopKConfig
+from pipeline.config import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.run import Provenance, Run, enter_run
+from pipeline.provenance import Provenance
+from pipeline.run import Run, enter_run
 from pipeline.sae.coder import make_coder
 
 PROVENANCE = Provenance(
@@ -56,7 +58,7 @@ def test_run_json_says_what_a_stranger_needs(config):
     finished(config)
     document = json.loads((config.out / "run.json").read_text())
     assert (document["format"], document["kind"]) == (1, "sae")
-    assert document["config"]["arch"] == {"kind": "relu", "l1": ReluConfig.l1}
+    assert document["config"]["arch"] == {"kind": "relu", "l1": 1e-3, "target": None}
     assert document["store"]["model"] == "EleutherAI/pythia-70m"
     assert document["store"]["d_in"] == 6
 

@@ -16,7 +16,8 @@ from actstore.errors import StoreError
 from actstore.manifest import StoreSpec
 from actstore.reader import ActStore
 from actstore.writer import ActWriter
-from pipeline.config import ReluConfig, TopKConfig, TrainConfig
+from pipeline.archs import ReluConfig, TopKConfig
+from pipeline.config import TrainConfig
 from pipeline.curves import TrainReport
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.run import Run
@@ -99,8 +100,8 @@ def test_a_run_leaves_checkpoints_curves_and_a_coder(store, tmp_path):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == [r.loss for r in seen]
     assert set(lines[0]) == {
-        "step", "rows", "loss", "recon", "sparsity", "l0", "l1", "explained_variance", "n_dead",
-        "lr", "rows_per_s",
+        "step", "rows", "loss", "recon", "sparsity", "aux", "l0", "l1", "explained_variance",
+        "beta", "n_dead", "n_resampled", "lr", "sparse", "rows_per_s",
     }  # fmt: skip
     run = Run.open(out)
     assert (run.config.site, run.provenance.model, run.provenance.d_in) == (
@@ -153,7 +154,7 @@ def test_from_every_checkpoint_the_rest_is_the_same_to_the_bit(store, tmp_path, 
 
 def test_silent_rows_survive_a_checkpoint(store, tmp_path):
     config = config_for(
-        store, tmp_path / "a", arch=TopKConfig(k=1), expansion=16, dead_window=64 * 12
+        store, tmp_path / "a", arch=TopKConfig(k=1), expansion=16, dead_window="12 steps"
     )
     report = train(config)
     unfinish(config.out, keep=lambda s: s == 20)

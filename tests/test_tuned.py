@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.config import ReluConfig, TopKConfig
+from pipeline.archs import ReluConfig, TopKConfig
 from pipeline.tuned import TunedCoder
 from tests.tiny import WIDTH, make_coder
 

@@ -7,8 +7,10 @@ import torch
 import transformers
 from tokenizers import decoders, models, pre_tokenizers
 
-from pipeline.config import ArchConfig, ReluConfig, TrainConfig
-from pipeline.run import Provenance, Run
+from pipeline.archs import ArchConfig, ReluConfig
+from pipeline.config import TrainConfig
+from pipeline.provenance import Provenance
+from pipeline.run import Run
 from pipeline.sae.activation import make_activation
 from pipeline.sae.coder import SparseCoder
 
@@ -55,8 +57,9 @@ def make_coder(
 ) -> SparseCoder:
     """A random coder whose biases are not zero and some of whose latents never fire."""
     generator = torch.Generator().manual_seed(seed)
-    activation = make_activation(arch or ReluConfig())
-    coder = SparseCoder(d_in, expansion * d_in, activation, generator=generator)
+    d_sae = expansion * d_in
+    activation = make_activation(arch or ReluConfig(), d_sae=d_sae)
+    coder = SparseCoder(d_in, d_sae, activation, generator=generator)
     with torch.no_grad():
         coder.b_enc.normal_(std=0.3, generator=generator)
         coder.b_enc[::5] = -1e4

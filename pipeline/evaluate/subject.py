@@ -10,7 +10,8 @@ from pipeline.errors import ConfigError
 from pipeline.families import Site
 from pipeline.finetune_run import FinetunedRun, is_finetuned
 from pipeline.heldout import heldout_text
-from pipeline.run import Provenance, Run
+from pipeline.provenance import Provenance
+from pipeline.run import Run
 from pipeline.splicing import Coder
 
 

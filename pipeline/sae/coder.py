@@ -5,9 +5,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import ArchConfig, TopKConfig
+from pipeline.archs import (
+    ArchConfig,
+    BatchTopKConfig,
+    JumpReluConfig,
+    MatryoshkaConfig,
+    ReluAprilConfig,
+    TopKConfig,
+)
 from pipeline.errors import ConfigError
 from pipeline.sae.activation import Activation, make_activation
+
+APRIL_NORM = 0.1
+"""Of the rows of `W_dec` at the start of relu-april (Anthropic, April 2024)."""
 
 
 class SparseCoder(nn.Module):
@@ -59,32 +69,47 @@ class SparseCoder(nn.Module):
         """Reconstruction of each row."""
         return self.decode(self.encode(x))
 
-    @torch.no_grad()
-    def renormalise(self) -> None:
-        """Bring every row of `W_dec` back to unit norm."""
-        norm = torch.linalg.vector_norm(self.W_dec, dim=-1, keepdim=True)
-        self.W_dec.div_(norm.clamp_min(torch.finfo(norm.dtype).tiny))
-
 
 def require_possible(config: ArchConfig, *, d_in: int, d_sae: int) -> None:
     """Check that a coder of these widths can have this architecture.
 
     Raises:
-        ConfigError: `k` is above `d_sae`.
+        ConfigError: more latents would have to be active, or more prefixes nested, than there are.
     """
-    if isinstance(config, TopKConfig) and config.k > d_sae:
-        raise ConfigError(
-            f"k = {config.k} is above the number of latents, {d_sae} (the site's width is "
-            f"{d_in}): lower --k or raise --expansion"
-        )
+    width = f"(the site's width is {d_in}): lower --{{}} or raise --expansion"
+    match config:
+        case TopKConfig() | BatchTopKConfig() | MatryoshkaConfig() if config.k > d_sae:
+            few = f"k = {config.k} is above the number of latents, {d_sae} {width.format('k')}"
+        case JumpReluConfig() if config.l0 > d_sae:
+            few = f"l0 = {config.l0:g} is above the number of latents, {d_sae} {width.format('l0')}"
+        case MatryoshkaConfig() if d_sae >> (config.prefixes - 1) == 0:
+            few = f"{d_sae} latents cannot be halved {config.prefixes - 1} times: lower prefixes"
+        case _:
+            return
+    raise ConfigError(few)
 
 
-def make_coder(config: ArchConfig, *, d_in: int, d_sae: int, seed: int = 0) -> SparseCoder:
+def make_coder(
+    config: ArchConfig, *, d_in: int, d_sae: int, seed: int = 0, rms: float = 1.0
+) -> SparseCoder:
     """A coder at its random start, on the CPU: one seed gives the same bits for every device.
 
+    Args:
+        config: Its architecture.
+        d_in: Width of the activations.
+        d_sae: Number of latents.
+        seed: Of the dictionary's random directions.
+        rms: Root mean square of the activations, the unit of JumpReLU's thresholds.
+
     Raises:
-        ConfigError: `k` is above `d_sae`.
+        ConfigError: `k` is above `d_sae`, or the like.
     """
     require_possible(config, d_in=d_in, d_sae=d_sae)
     generator = torch.Generator().manual_seed(seed)
-    return SparseCoder(d_in, d_sae, make_activation(config), generator=generator)
+    activation = make_activation(config, d_sae=d_sae, rms=rms)
+    coder = SparseCoder(d_in, d_sae, activation, generator=generator)
+    if isinstance(config, ReluAprilConfig):
+        with torch.no_grad():
+            coder.W_dec.mul_(APRIL_NORM)
+            coder.W_enc.mul_(APRIL_NORM)
+    return coder

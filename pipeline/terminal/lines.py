@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from actstore.reader import ActStore
 from actstore.removal import Removable
+from pipeline.errors import PipelineError
 from pipeline.terminal.store_facts import fidelity_of
 from pipeline.terminal.words import duration, many, size
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # they bring torch
     from pipeline.harvest import HarvestSummary
     from pipeline.plan import HarvestPlan
     from pipeline.repair import RepairReport
+    from pipeline.train import Outcome
 
 
 def plan_line(plan: "HarvestPlan", seconds: float) -> str:
@@ -56,10 +58,12 @@ def curve_words(report: "TrainReport") -> str:
     )
 
 
-def train_line(report: "TrainReport", path: Path) -> str:
-    """What a training did."""
-    what = "complete, reused" if report.reused else f"{report.rows:,} rows"
-    return f"train     {what}: {path} ({curve_words(report)})"
+def outcome_line(outcome: "Outcome", path: Path) -> str:
+    """How a training ended."""
+    if isinstance(outcome, PipelineError):
+        return f"train     {outcome}"
+    what = "complete, reused" if outcome.reused else f"{outcome.rows:,} rows"
+    return f"train     {what}: {path} ({curve_words(outcome)})"
 
 
 def finetune_line(report: "FinetuneReport", path: Path) -> str:

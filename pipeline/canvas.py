@@ -1,0 +1,88 @@
+"""What all figures share. They are drawn off screen, and nothing global is touched."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Real
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from actstore.files import write_file
+
+BLUE, RED, INK, GRAY, GRID = "#2b6cb0", "#d1495b", "#24292f", "#6e7781", "#e6e9ed"
+_DPI = 160
+_SMOOTHING = 0.03
+"""Share of a curve that one point of its smoothed line is the mean of."""
+
+LEGEND: dict[str, Any] = {
+    "frameon": False, "fontsize": 8, "title_fontsize": 8, "labelcolor": INK,
+}  # fmt: skip
+
+
+def make_figure(*, width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def axes_in(figure: Figure, place: tuple[int, int, int], *, title: str, y: str) -> Axes:
+    """Axes in this house's style: `place` is rows, columns and index, `y` what the ordinate is."""
+    axes = figure.add_subplot(*place)
+    axes.set_title(title, fontsize=10, color=INK, loc="left", fontweight="bold")
+    axes.set_ylabel(y, fontsize=8.5, color=INK)
+    axes.xaxis.label.set(fontsize=8.5, color=INK)
+    axes.tick_params(labelsize=8, colors=GRAY, length=3)
+    axes.grid(color=GRID, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GRAY)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(short)
+    return axes
+
+
+def few_ticks(axis: Axis) -> None:
+    """Short numbers at 1, 2 and 5 of each decade of a logarithmic axis, and no others."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(short)
+    axis.set_minor_formatter(NullFormatter())
+
+
+def say(axes: Axes, text: str) -> None:
+    """Words where there is nothing to draw."""
+    axes.annotate(text, (0.5, 0.5), xycoords="axes fraction", ha="center", color=GRAY, fontsize=9)
+    axes.set_axis_off()
+
+
+def short(value: float, _: object = None) -> str:
+    """A tick in few characters: 1500000 as 1.5M, 1500 as it is."""
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= max(unit, 1e4):
+            return f"{value / unit:g}{letter}"
+    return f"{value:g}"
+
+
+def smoothed(
+    x: Sequence[float] | Real[np.ndarray, " n"], y: Sequence[float] | Real[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Means over a sliding window: symmetric, shrunk where it starts, cut off where it ends."""
+    values, at = np.asarray(y, dtype=np.float64), np.arange(len(y))
+    left = np.minimum(at, round(_SMOOTHING * values.size / 2))
+    right = np.minimum(left, values.size - 1 - at)
+    totals = np.concatenate([[0.0], values.cumsum()])
+    means = (totals[at + right + 1] - totals[at - left]) / (left + right + 1)
+    return np.asarray(x, dtype=np.float64), means
+
+
+def save(figure: Figure, out: Path) -> None:
+    """Write a figure, in the format that its name ends with, under a temporary name first."""
+    data = BytesIO()
+    figure.savefig(data, format=out.suffix[1:])
+    write_file(out, [data.getbuffer()])

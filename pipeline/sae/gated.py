@@ -1,0 +1,67 @@
+"""Gated SAEs (Rajamanoharan et al. 2024, arXiv 2404.16014): which and how much, apart.
+
+With `a = (x - b_dec) W_enc`, shared by both paths:
+
+    gate = relu(a + b_gate)            mag = relu(exp(r_mag) a + b_mag)
+    z = mag where gate > 0, else 0
+    L = mean ||x - x_hat(z)||^2 + l1 mean ||gate||_1 + mean ||x - x_hat_frozen(gate)||^2
+
+The last part, through a frozen dictionary, teaches the gate to detect what reconstructs; only
+it and the penalty reach `b_gate`.
+"""
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.sae.latents import Latents
+from pipeline.sae.objective import Objective, Params, Parts, Problem, reconstruct
+from pipeline.sae.select import Picked, above
+
+
+@final
+class GatedObjective(Objective):
+    """Of `gated`."""
+
+    unit_norm = True
+    share = None
+    trained = ("E", "b_gate", "r_mag", "b_mag", "W_dec", "b_dec")
+
+    def pick(self, pre: Float[Tensor, "M B F"], params: Params) -> Picked:
+        """Those whose gate is open."""
+        return above(pre, -params["b_gate"])
+
+    def learn(self, latents: Latents, problem: Problem) -> Parts:
+        """Loss and gradient."""
+        params, grads, n_rows = problem.params, problem.grads, len(problem.x)
+        a, scale = latents.pre, latents.spread(params["r_mag"].exp())
+        gate = (a + latents.spread(params["b_gate"])).relu_()
+        z = (a * scale + latents.spread(params["b_mag"])).relu_() * (gate > 0)
+        counts, sums, gate_sums = latents.counts(z), latents.by_latent(z), latents.by_latent(gate)
+        residual, recon = reconstruct(latents, z, problem)
+        gate_residual, gate_recon = reconstruct(latents, gate, problem)
+
+        r = residual * (2 / n_rows)
+        latents.outer(z, r, grads["W_dec"])
+        torch.sum(r, 1, out=grads["b_dec"])
+        d_mag = latents.pull(r, params["W_dec"]) * (z > 0)
+        price = (problem.coefficient / n_rows)[:, None].expand_as(sums)
+        gate_r = gate_residual * (2 / n_rows)
+        d_gate = latents.pull(gate_r, params["W_dec"], base=price) * (gate > 0)
+        grads["b_mag"].copy_(latents.by_latent(d_mag))
+        d_mag = d_mag * scale
+        grads["r_mag"].copy_(latents.by_latent(d_mag * a))
+        grads["b_gate"].copy_(latents.by_latent(d_gate))
+        d_a = d_mag.add_(d_gate)
+        latents.outer(d_a, problem.centred, grads["E"])
+        grads["b_enc"].copy_(latents.by_latent(d_a))
+        return Parts(
+            recon=recon,
+            sparsity=problem.coefficient * gate_sums.sum(-1) / n_rows,
+            aux=gate_recon,
+            l1=sums.sum(-1) / n_rows,
+            counts=counts,
+            residual=residual,
+        )

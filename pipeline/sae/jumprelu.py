@@ -1,0 +1,69 @@
+"""JumpReLU (Rajamanoharan et al. 2024, arXiv 2407.14435) towards a number of active latents.
+
+    z = pre where pre > theta, else 0          theta = exp(log_threshold)
+    L = mean ||x - x_hat||^2 + coefficient (L0 / l0 - 1)^2
+
+A threshold moves no output but by a jump. Its gradient is therefore estimated (their eq. 11 and
+12) from the latents within half a bandwidth `e` of it, with `K = 1` there and 0 elsewhere:
+
+    dz/dtheta  = -theta / e K((pre - theta) / e)        dL0/dtheta = -1 / e K((pre - theta) / e)
+"""
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.sae.latents import Latents
+from pipeline.sae.objective import Objective, Params, Parts, Problem, reconstruct
+from pipeline.sae.select import Picked, above
+
+
+@final
+class JumpReluObjective(Objective):
+    """Of `jumprelu`; `bandwidth` is in the unit of `x`."""
+
+    unit_norm = True
+    share = None
+    trained = ("E", "b_enc", "W_dec", "b_dec", "log_threshold")
+
+    def __init__(self, *, l0: float, bandwidth: float) -> None:
+        self.l0 = l0
+        self.bandwidth = bandwidth
+
+    def pick(self, pre: Float[Tensor, "M B F"], params: Params) -> Picked:
+        """The active ones, and those a little below their threshold."""
+        return above(pre, params["log_threshold"].exp() - self.bandwidth / 2)
+
+    def learn(self, latents: Latents, problem: Problem) -> Parts:
+        """Loss and gradient."""
+        params, grads, n_rows = problem.params, problem.grads, len(problem.x)
+        threshold = params["log_threshold"].exp()
+        pre, theta = latents.pre, latents.spread(threshold)
+        on = pre > theta
+        z = pre * on
+        counts, sums = latents.counts(z), latents.by_latent(z)
+        residual, recon = reconstruct(latents, z, problem)
+        excess = counts.sum(-1) / n_rows / self.l0 - 1
+
+        r = residual * (2 / n_rows)
+        latents.outer(z, r, grads["W_dec"])
+        d_z = latents.pull(r, params["W_dec"])
+        near = ((pre - theta).abs() < self.bandwidth / 2).to(pre.dtype)
+        per_active = 2 * problem.coefficient * excess / self.l0 / n_rows
+        jump = latents.by_latent(near) * per_active[:, None]
+        jump += latents.by_latent(near * d_z) * threshold
+        grads["log_threshold"].copy_(jump * (-threshold / self.bandwidth))
+        d_pre = d_z * on
+        latents.outer(d_pre, problem.centred, grads["E"])
+        grads["b_enc"].copy_(latents.by_latent(d_pre))
+        torch.sum(r, 1, out=grads["b_dec"])
+        return Parts(
+            recon=recon,
+            sparsity=problem.coefficient * excess.square(),
+            aux=torch.zeros_like(recon),
+            l1=sums.sum(-1) / n_rows,
+            counts=counts,
+            residual=residual,
+        )

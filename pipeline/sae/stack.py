@@ -1,0 +1,220 @@
+"""M coders of one shape, stacked: their parameters, and the gradients of a step.
+
+Every product of a step is made for all members at once, of whole matrices or, where few latents
+are active, of the active pairs alone. Both give the same numbers to float tolerance.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pipeline.config import Switch
+from pipeline.errors import ConfigError
+from pipeline.sae.auxk import AuxK
+from pipeline.sae.coder import SparseCoder
+from pipeline.sae.dense import Dense, product
+from pipeline.sae.kernels import kernels_for
+from pipeline.sae.latents import Latents
+from pipeline.sae.objective import Objective, Parts, Problem
+from pipeline.sae.pairs import Pairs
+from pipeline.sae.scratch import Scratch
+
+ACTIVATION = "activation."
+GO_SPARSE, GO_DENSE = 0.06, 0.1
+"""Share of active pairs below which the sparse path is taken, and above which it is left."""
+
+
+class Stack:
+    """Coders that learn together.
+
+    Args:
+        params: Theirs, the members first, on their device; see `stacked`.
+        objective: What they minimise.
+        aux: How their dead latents are revived.
+        dtype: Of the large products; None means that of the parameters.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        objective: Objective,
+        *,
+        aux: AuxK | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.objective = objective
+        self.aux = aux
+        self.params = dict(params)
+        if "E" not in objective.trained:  # tied: one memory for both
+            self.params["E"] = self.params["W_dec"]
+        self.grads = {name: torch.zeros_like(p) for name, p in self.params.items()}
+        self.dtype = dtype or self.params["W_dec"].dtype
+        self.kernels = kernels_for(self.params["W_dec"].device)
+        self._scratch = Scratch()
+
+    def subset(self, members: Sequence[int]) -> "Stack":
+        """Some of the members, in memory of their own."""
+        params = {name: p[list(members)] for name, p in self.params.items()}
+        return Stack(params, self.objective, aux=self.aux, dtype=self.dtype)
+
+    @property
+    def n_members(self) -> int:
+        """How many coders there are."""
+        return len(self.params["W_dec"])
+
+    def starts_sparse(self, wanted: Switch) -> bool:
+        """Whether to begin with the active pairs alone: where it is known how many those are.
+
+        Raises:
+            ConfigError: that was asked for, and there are no kernels for it.
+        """
+        if wanted == "on" and self.kernels is None:
+            device = self.params["W_dec"].device.type
+            raise ConfigError(
+                f"sparse on was asked for, but there are no sparse kernels for {device} here "
+                "(torch with MKL on a CPU, triton on CUDA): type --sparse auto"
+            )
+        if wanted == "auto" and self.objective.share is not None:
+            return self.prefers_sparse(self.objective.share, now=False)
+        return wanted == "on"
+
+    def prefers_sparse(self, density: float, *, now: bool) -> bool:
+        """Whether computing this share of all pairs alone is the faster way."""
+        return self.kernels is not None and density < (GO_DENSE if now else GO_SPARSE)
+
+    def learn(
+        self,
+        x: Float[Tensor, "B d"],
+        *,
+        coefficient: Float[Tensor, " M"],
+        dead: Bool[Tensor, "M F"] | None = None,
+        sparse: bool = False,
+    ) -> Parts:
+        """The loss of a batch; its gradient is in `grads` until the next call.
+
+        Args:
+            x: Rows, at least one.
+            coefficient: Of each member's sparsity penalty.
+            dead: Latents that AuxK revives.
+            sparse: Compute the active pairs alone; only where there are kernels.
+        """
+        centred = x - self.params["b_dec"][:, None]
+        pre = self._pre(centred)
+        revived = self._pre_of_dead(pre, dead)
+        problem = Problem(
+            x=x, centred=centred, params=self.params, grads=self.grads, coefficient=coefficient
+        )
+        parts = self.objective.learn(self._latents(pre, centred, sparse=sparse), problem)
+        if self.aux is not None:
+            for m, (latents, pre_of_dead) in revived.items():
+                parts.aux[m] += self.aux.learn(
+                    pre_of_dead,
+                    latents,
+                    residual=parts.residual[m],
+                    centred=centred[m],
+                    params=member_of(self.params, m),
+                    grads=member_of(self.grads, m),
+                )
+        self._finish_gradients()
+        return parts
+
+    def project(self) -> None:
+        """Take out of the gradient what would only change the norm of dictionary rows."""
+        W_dec, grad = self.params["W_dec"], self.grads["W_dec"]
+        grad.addcmul_((grad * W_dec).sum(-1, keepdim=True), W_dec, value=-1)
+
+    def clip(self, largest: float) -> None:
+        """Shrink the gradient of each member whose norm is above `largest` to that norm."""
+        norms = [
+            torch.linalg.vector_norm(self.grads[name].flatten(1), dim=1)
+            for name in self.objective.trained
+        ]
+        norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        shrink = (largest / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
+        if norm.device.type == "cpu" and bool((shrink == 1).all()):
+            return  # on a GPU, waiting to know costs more than multiplying by one
+        for name in self.objective.trained:
+            grad = self.grads[name]
+            grad.mul_(shrink.view(-1, *[1] * (grad.ndim - 1)))
+
+    def renormalise(self) -> None:
+        """Bring dictionary rows back to unit norm, where the architecture wants it."""
+        if self.objective.unit_norm:
+            W_dec = self.params["W_dec"]
+            norm = torch.linalg.vector_norm(W_dec, dim=-1, keepdim=True)
+            W_dec.div_(norm.clamp_min(torch.finfo(norm.dtype).tiny))
+
+    def _pre(self, centred: Float[Tensor, "M B d"]) -> Float[Tensor, "M B F"]:
+        """Pre-activations of all pairs, in the dtype of the products."""
+        E, b_enc = self.params["E"], self.params["b_enc"]
+        shape = (*centred.shape[:2], E.shape[1])
+        out = self._scratch.take("pre", shape, dtype=self.dtype, device=E.device)
+        return product(centred.to(self.dtype), E.to(self.dtype).mT, base=b_enc, out=out)
+
+    def _pre_of_dead(
+        self, pre: Float[Tensor, "M B F"], dead: Bool[Tensor, "M F"] | None
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """For members with dead latents to revive: which, and their pre-activations."""
+        if self.aux is None or dead is None:
+            return {}
+        found = {m: dead[m].nonzero()[:, 0] for m in range(len(dead))}
+        dtype = self.params["W_dec"].dtype
+        return {m: (d, pre[m][:, d].to(dtype)) for m, d in found.items() if len(d)}
+
+    def _latents(
+        self, pre: Float[Tensor, "M B F"], centred: Float[Tensor, "M B d"], *, sparse: bool
+    ) -> Latents:
+        params = self.params
+        if not sparse:
+            if self.objective.share is not None:
+                pre.mul_(self.objective.pick(pre, params).mask())
+            return Dense(pre, scratch=self._scratch)
+        assert self.kernels is not None
+        picked = self.objective.pick(pre, params)
+        if pre.dtype == params["E"].dtype:
+            return Pairs(picked, picked.values(pre), kernels=self.kernels)
+        # A narrow product only says which; the values come from exact ones, which are few.
+        return Pairs.exact(picked, centred, params["E"], params["b_enc"], kernels=self.kernels)
+
+    def _finish_gradients(self) -> None:
+        """What centring means to `b_dec`, and one gradient for a tied encoder."""
+        grads = self.grads
+        if "b_dec" in self.objective.trained:
+            grads["b_dec"].sub_(product(grads["b_enc"][:, None], self.params["E"])[:, 0])
+        if "E" not in self.objective.trained:
+            grads["W_dec"].add_(grads["E"])
+
+
+def stacked(coders: Sequence[SparseCoder], objective: Objective) -> dict[str, Tensor]:
+    """The parameters of coders of one shape, copied, the members first."""
+    every = [to_params(coder.state_dict(), objective) for coder in coders]
+    return {name: torch.stack([params[name] for params in every]) for name in every[0]}
+
+
+def member_of(tensors: Mapping[str, Tensor], m: int) -> dict[str, Tensor]:
+    """What belongs to one member, in the same memory."""
+    return {name: tensor[m] for name, tensor in tensors.items()}
+
+
+def to_params(state: Mapping[str, Tensor], objective: Objective) -> dict[str, Tensor]:
+    """A coder's state as the parameters that training works on, without the members' axis."""
+    params = {name.removeprefix(ACTIVATION): p.detach().clone() for name, p in state.items()}
+    params["E"] = params.pop("W_enc").T.contiguous()
+    if "log_threshold" in objective.trained:
+        params["log_threshold"] = params.pop("threshold").log()
+    return params
+
+
+def to_state(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One member's parameters as the state of a coder."""
+    state = {
+        name if name in {"b_enc", "W_dec", "b_dec"} else ACTIVATION + name: p
+        for name, p in params.items()
+        if name not in {"E", "log_threshold"}
+    }
+    state["W_enc"] = params["E"].T
+    if "log_threshold" in params:
+        state[f"{ACTIVATION}threshold"] = params["log_threshold"].exp()
+    return state

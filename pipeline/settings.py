@@ -1,0 +1,56 @@
+"""What was asked for on the command line and in a file, as settings of a config."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pipeline.archs import ARCHS
+from pipeline.codec import load_toml, to_json
+from pipeline.errors import ConfigError
+
+
+def merged(
+    file: Path | None, options: Mapping[str, object], *, given: frozenset[str]
+) -> dict[str, Any]:
+    """Flag before file before default.
+
+    Args:
+        file: TOML, or None.
+        options: Values of options, defaults included, by the name of their setting.
+        given: Settings whose options were typed.
+
+    Raises:
+        ConfigError: the file cannot be read or is not TOML.
+    """
+    settings: dict[str, Any] = dict(load_toml(file)) if file is not None else {}
+    for name, value in options.items():
+        if name in given or name not in settings:
+            settings[name] = to_json(value)
+    return settings
+
+
+def arch_table(
+    arch: object, knobs: Mapping[str, object], *, given: frozenset[str]
+) -> dict[str, object]:
+    """The table that describes an architecture, or a grid of them.
+
+    Args:
+        arch: Its name, several names, or the table that a file has.
+        knobs: Options that shape an architecture, defaults included.
+        given: Those that were typed.
+
+    Raises:
+        ConfigError: an option was typed that means nothing to any architecture named.
+    """
+    table = {str(k): v for k, v in arch.items()} if isinstance(arch, Mapping) else {"kind": arch}
+    named = table.get("kind")
+    kinds = [str(kind) for kind in named] if isinstance(named, list | tuple) else [str(named)]
+    every = {str(name): config for name, config in ARCHS.items()}
+    known = {f.name for kind in kinds if kind in every for f in fields(every[kind])}
+    for name, value in knobs.items():
+        if name in given and name not in known:
+            raise ConfigError(f"--{name} means nothing to --arch {', '.join(kinds)}")
+        if name in known and (name in given or (name not in table and value is not None)):
+            table[name] = value
+    return table

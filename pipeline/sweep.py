@@ -1,0 +1,61 @@
+"""Train a grid of settings in one pass, into one folder with a table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.curves import TrainReport
+from pipeline.errors import DataError
+from pipeline.grid import Point
+from pipeline.member import writing
+from pipeline.sweep_table import enter_sweep, write_table
+from pipeline.train import OnStep, Outcome, train_all
+
+
+def train_sweep(
+    points: Sequence[Point], *, out: Path, resume: bool = False, on_step: OnStep | None = None
+) -> list[Outcome]:
+    """Train every point; `out/sweep.csv` says at any time how each of them stands.
+
+    One point alone is a plain run. A point that diverges stops alone; its run and the table keep
+    the reason.
+
+    Args:
+        points: What `pipeline.grid.expand` made of the settings.
+        out: Folder of the sweep.
+        resume: Go on with what is unfinished.
+        on_step: Called with each line of each run's curves.
+
+    Returns:
+        How each ended, in their order.
+
+    Raises:
+        ConfigError: `out` holds another sweep or something else, or a setting is impossible.
+        CheckpointError: a run in it is damaged, or the disk fails.
+        StoreError: the store is missing, unfinished or damaged.
+    """
+    configs = [point.config for point in points]
+    if len(points) == 1:
+        return train_all(configs, resume=resume, on_step=on_step)
+    enter_sweep(out, points)
+    names = {point.config.out.resolve(): point.name for point in points}
+    states = {point.name: "running" for point in points}
+
+    def end(path: Path, outcome: Outcome) -> None:
+        diverged = isinstance(outcome, DataError)
+        states[names[path]] = f"diverged: {outcome}" if diverged else "complete"
+        with writing(out):
+            write_table(out, points, states=states)
+
+    return train_all(configs, resume=resume, on_step=on_step, on_end=end)
+
+
+def complete(outcomes: Sequence[Outcome]) -> list[TrainReport]:
+    """Those that reached their end.
+
+    Raises:
+        DataError: none did; the reason of the first.
+    """
+    reports = [outcome for outcome in outcomes if isinstance(outcome, TrainReport)]
+    if not reports:
+        raise next(outcome for outcome in outcomes if isinstance(outcome, DataError))
+    return reports

@@ -1,0 +1,173 @@
+"""What the training scripts of the peers share: same rows, same order, one clock, one judge.
+
+Each peer has an environment of its own (torch first, and held: they would replace it):
+
+    for peer in sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0; do
+        python3.11 -m venv ENVS/${peer%%==*}
+        ENVS/${peer%%==*}/bin/pip install torch==2.13.0
+        echo torch==2.13.0 > torch.txt
+        ENVS/${peer%%==*}/bin/pip install -c torch.txt $peer
+    done
+    ENVS/dictionary-learning/bin/pip uninstall -y torchvision    # or its import dies
+
+Transformers is 5.23.0 and numpy 2.4.6 in all, transformer-lens 3.9.0, nnsight 0.3.7. Of this file,
+a peer's environment runs what needs numpy and torch. A script prints one JSON line per trained SAE:
+
+    rows_per_s          from the 4th step to the end of training; several at once: all of theirs
+    seconds             since the process began: imports, start-up and members before it included
+    explained_variance  1 - sum ||x - x_hat||^2 / sum ||x - mean||^2 over the held-out rows
+    l0, dead            active latents per held-out row; latents active in none of them
+
+BatchTopK is judged twice: with the largest of each held-out batch (as it was trained), and, as
+`explained_variance_by_threshold` and `l0_by_threshold`, with the threshold it has learned.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+WARM = 3  # steps before the clock starts
+Weights = Mapping[str, Tensor]
+"""W_enc [d, F], b_enc [F], W_dec [F, d], b_dec [d], and BatchTopK's threshold []."""
+
+
+def seconds() -> float:
+    """Since this process began."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def arguments(description: str | None, archs: tuple[str, ...]) -> argparse.ArgumentParser:
+    """What every script can be told; lists are trained one after another in the one process."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", type=Path, help="A .npy file of float32 [n, d].")
+    parser.add_argument("arch", choices=archs)
+    parser.add_argument("d_sae", type=int)
+    parser.add_argument("batch", type=int)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("--l1", type=numbers, default=[1.0], help="One or more: 0.5,1,2,4.")
+    parser.add_argument("--k", type=numbers, default=[32], help="One or more: 16,32,64,128.")
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--warmup", type=int, default=0, help="Steps the learning rate rises.")
+    parser.add_argument("--decay", type=int, default=0, help="Last steps, in which it falls to 0.")
+    parser.add_argument("--l1-warmup", type=int, default=0, help="Steps the penalty rises.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--held-out", type=int, default=8192, help="Last rows, not trained on.")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save", type=Path, help="Write the weights here: name.npz, by member.")
+    return parser
+
+
+def swept(args: argparse.Namespace) -> list[float]:
+    """The values that the members differ in."""
+    return args.l1 if args.arch.startswith("relu") else [int(k) for k in args.k]
+
+
+class Feed:
+    """Batches of a file in its own order, again from its start when it ends.
+
+    The held-out rows and what is left of the last batch are left out. Each batch is copied from the
+    mapped file, so that reading costs every peer the same.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.rows = np.load(args.rows, mmap_mode="r")
+        self.batch = args.batch
+        self.n_batches = (len(self.rows) - args.held_out) // args.batch
+        self.asked: list[float] = []
+        if self.n_batches < 1:
+            raise SystemExit(f"{args.rows} has {len(self.rows)} rows: too few for one batch")
+
+    @property
+    def width(self) -> int:
+        return self.rows.shape[1]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.asked = []
+        for i in count():
+            self.asked.append(time.perf_counter())
+            start = i % self.n_batches * self.batch
+            yield torch.from_numpy(self.rows[start : start + self.batch].copy())
+
+    def rate(self, steps: int) -> float:
+        """Rows a second from the first step that counts until now."""
+        if steps <= WARM:
+            return float("nan")
+        return (steps - WARM) * self.batch / (time.perf_counter() - self.asked[WARM])
+
+    def held_out(self, n_rows: int) -> Tensor:
+        return torch.from_numpy(self.rows[len(self.rows) - n_rows :].copy())
+
+
+def reconstruct(weights: Weights, x: Tensor, arch: str, k: int | None) -> tuple[Tensor, Tensor]:
+    """`x_hat` and `z`; without `k`, a BatchTopK coder uses its threshold."""
+    z = ((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]).relu_()
+    if arch == "topk":
+        values, places = z.topk(k, dim=-1)
+        z = torch.zeros_like(z).scatter_(-1, places, values)
+    elif arch == "batchtopk":
+        least = weights["threshold"] if k is None else z.flatten().topk(k * len(z)).values[-1]
+        z = z * (z >= least if k is not None else z > least)
+    return z @ weights["W_dec"] + weights["b_dec"], z
+
+
+@torch.no_grad()
+def judge(
+    weights: Weights, held: Tensor, args: argparse.Namespace, k: int | None
+) -> dict[str, float]:
+    """Explained variance, L0 and dead latents over held-out rows, a batch at a time."""
+    error, active, fired = 0.0, 0.0, torch.zeros(args.d_sae, dtype=torch.bool)
+    for x in held.split(args.batch):
+        x_hat, z = reconstruct(weights, x, args.arch, k)
+        error += float((x - x_hat).double().square().sum())
+        active += float((z > 0).sum())
+        fired |= (z > 0).any(0)
+    spread = float((held.double() - held.double().mean(0)).square().sum())
+    return {
+        "explained_variance": 1 - error / spread,
+        "l0": active / len(held),
+        "dead": int((~fired).sum()),
+    }
+
+
+def report(
+    feed: Feed, args: argparse.Namespace, value: float, weights: Weights, rate: float
+) -> None:
+    """Print what came of one member, and write its weights where that is asked for."""
+    told: dict[str, object] = {"arch": args.arch, "seconds": round(seconds(), 3)}
+    weights = {name: tensor.detach().float() for name, tensor in weights.items()}
+    relu = args.arch.startswith("relu")
+    told |= {"l1" if relu else "k": value, "rows_per_s": round(rate, 1)}
+    if args.held_out:
+        held = feed.held_out(args.held_out)
+        told |= judge(weights, held, args, None if relu else int(value))
+        if "threshold" in weights:
+            by_threshold = judge(weights, held, args, None)
+            told |= {f"{name}_by_threshold": by_threshold[name] for name in list(by_threshold)[:2]}
+    print(json.dumps(told), flush=True)
+    if args.save:
+        many = f"-{value:g}" if len(swept(args)) > 1 else ""
+        arrays = {name: tensor.contiguous().numpy() for name, tensor in weights.items()}
+        np.savez(args.save.with_name(f"{args.save.stem}{many}.npz"), **arrays)
+
+
+def agrees(weights: Weights, theirs: Tensor, x: Tensor, arch: str, k: int | None) -> None:
+    """Stop if these weights do not reconstruct what the peer itself does."""
+    ours, _ = reconstruct({n: t.detach().float() for n, t in weights.items()}, x, arch, k)
+    off = float((ours - theirs).norm() / theirs.norm())
+    if off > 1e-3:  # a tie at the k-th place moves a row; a wrong weight moves them all
+        raise SystemExit(f"exported weights reconstruct otherwise than the peer: off by {off:.2g}")
