@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.checks import require_fraction, require_not_negative, require_positive
+from pipeline.checks import require_not_negative, require_penalty, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +16,7 @@ class ReluConfig:
     """Share of latents to be active; l1 is then adjusted until it is. None leaves l1 alone."""
 
     def __post_init__(self) -> None:
-        require_not_negative(self, "l1")
-        require_fraction(self, "target")
+        require_penalty(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +32,7 @@ class ReluAprilConfig:
     """As of relu."""
 
     def __post_init__(self) -> None:
-        require_not_negative(self, "l1")
-        require_fraction(self, "target")
+        require_penalty(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +48,7 @@ class TiedConfig:
     """As of relu."""
 
     def __post_init__(self) -> None:
-        require_not_negative(self, "l1")
-        require_fraction(self, "target")
+        require_penalty(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +65,7 @@ class GatedConfig:
     """As of relu."""
 
     def __post_init__(self) -> None:
-        require_not_negative(self, "l1")
-        require_fraction(self, "target")
+        require_penalty(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,15 +4,19 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from pipeline.config import TrainConfig
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 EMA = "ema."
+FIRST, SECOND, COUNT = "exp_avg", "exp_avg_sq", "step"
 
 
 class Learner:
     """Moves parameters against their gradients.
+
+    The step is torch's, by its function: the optimiser class first loads the compiler, which takes
+    as long as half of a short run.
 
     Args:
         params: One member's share of a stack, by name; changed in place.
@@ -33,25 +37,39 @@ class Learner:
     ) -> None:
         self.params = dict(params)
         self.unit_norm = unit_norm
-        self.trained = trained
+        self._betas = config.beta1, config.beta2
+        self._trained = trained
+        self._grads = [grads[name] for name in trained]
         device = params["W_dec"].device
-        learned = [params[name] for name in trained]
-        for name in trained:
-            params[name].grad = grads[name]
-        self._optimizer = torch.optim.Adam(
-            learned,
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            fused=device.type in {"cpu", "cuda"},
-        )
+        self._fused = device.type in {"cpu", "cuda"}
+        self._state = {
+            FIRST: {name: torch.zeros_like(params[name]) for name in trained},
+            SECOND: {name: torch.zeros_like(params[name]) for name in trained},
+            COUNT: {name: torch.zeros((), device=device) for name in trained},
+        }
         self._decay = config.ema
         self._average = {} if config.ema is None else {n: params[n].clone() for n in trained}
 
     def step(self, lr: float) -> None:
         """One step of Adam."""
-        (group,) = self._optimizer.param_groups
-        group["lr"] = lr
-        self._optimizer.step()
+        beta1, beta2 = self._betas
+        adam(
+            [self.params[name] for name in self._trained],
+            self._grads,
+            [*self._state[FIRST].values()],
+            [*self._state[SECOND].values()],
+            [],
+            [*self._state[COUNT].values()],
+            foreach=not self._fused,
+            fused=self._fused,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=lr,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
 
     def track(self) -> None:
         """Take the parameters, as the step left them, into their average."""
@@ -64,30 +82,21 @@ class Learner:
         """The parameters to keep: averaged ones where an average is kept."""
         return self.params | self._average
 
+    @property
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """Adam's two moments by name, then parameter; empty before the first step."""
-        state = self._optimizer.state
-        return {
-            key: {n: state[self.params[n]][key] for n in self.trained if self.params[n] in state}
-            for key in MOMENTS[1:]
-        }
+        """Adam's two moments by name, then parameter."""
+        return {name: self._state[name] for name in (FIRST, SECOND)}
 
     def state(self) -> dict[str, Tensor]:
         """What is needed, beside the parameters, to go on to the same bits."""
-        state = {f"{EMA}{name}": average for name, average in self._average.items()}
-        for name in self.trained:
-            kept = self._optimizer.state.get(self.params[name], {})
-            state |= {f"{name}.{key}": value for key, value in kept.items()}
-        return state
+        averages = {f"{EMA}{name}": average for name, average in self._average.items()}
+        return averages | {
+            f"{name}.{key}": value
+            for key, values in self._state.items()
+            for name, value in values.items()
+        }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""
-        for name, average in self._average.items():
-            average.copy_(state[f"{EMA}{name}"])
-        kept = {
-            i: {key: state[f"{name}.{key}"] for key in MOMENTS}
-            for i, name in enumerate(self.trained)
-            if f"{name}.step" in state
-        }
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])

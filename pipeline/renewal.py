@@ -48,7 +48,7 @@ class Renewal:
             return
         coder = Resampling(
             params=learner.params,
-            moments=learner.moments(),
+            moments=learner.moments,
             unit_norm=learner.unit_norm,
             starts=starts_of(config.arch, rms=self.rms),
         )

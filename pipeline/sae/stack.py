@@ -22,8 +22,13 @@ from pipeline.sae.pairs import Pairs
 from pipeline.sae.scratch import Scratch
 
 ACTIVATION = "activation."
-GO_SPARSE, GO_DENSE = 0.06, 0.1
-"""Share of active pairs below which the sparse path is taken, and above which it is left."""
+BREAK_EVEN = {"cpu": (0.12, 0.18), "cuda": (0.01, 0.02)}
+"""Share of active pairs below which the sparse path is taken, and above which it is left.
+
+On CPUs both cost the same near 0.19 (2 cores, d 512, F 2048 and 8192, `tests/bench/train.py`). On
+GPUs that is not measured but estimated: dense products are some 50 times cheaper there for every
+byte that is gathered.
+"""
 
 
 class Stack:
@@ -82,7 +87,10 @@ class Stack:
 
     def prefers_sparse(self, density: float, *, now: bool) -> bool:
         """Whether computing this share of all pairs alone is the faster way."""
-        return self.kernels is not None and density < (GO_DENSE if now else GO_SPARSE)
+        if self.kernels is None:
+            return False
+        enter, leave = BREAK_EVEN[self.params["W_dec"].device.type]
+        return density < (leave if now else enter)
 
     def learn(
         self,
