@@ -7,10 +7,9 @@ from pipeline.checks import require_not_negative, require_penalty, require_posit
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReluConfig:
-    """ReLU latents, dictionary rows of unit norm, `||x - x_hat||^2 + l1 * ||z||_1`."""
+class _Penalised:
+    """What kinds with an L1 penalty share."""
 
-    kind: Literal["relu"] = "relu"
     l1: float = 1e-3
     target: float | None = None
     """Share of latents to be active; l1 is then adjusted until it is. None leaves l1 alone."""
@@ -20,60 +19,11 @@ class ReluConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReluAprilConfig:
-    """`||x - x_hat||^2 + l1 * sum_i z_i ||W_dec_i||`, rows of any norm.
+class _Competing:
+    """What kinds share whose latents compete."""
 
-    Anthropic, "Update on how we train SAEs", April 2024.
-    """
-
-    kind: Literal["relu-april"] = "relu-april"
-    l1: float = 1e-3
-    target: float | None = None
-    """As of relu."""
-
-    def __post_init__(self) -> None:
-        require_penalty(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TiedConfig:
-    """`relu` whose encoder is its dictionary transposed, without `b_dec`.
-
-    Cunningham et al. 2023, arXiv 2309.08600.
-    """
-
-    kind: Literal["tied"] = "tied"
-    l1: float = 1e-3
-    target: float | None = None
-    """As of relu."""
-
-    def __post_init__(self) -> None:
-        require_penalty(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GatedConfig:
-    """One path decides which latents are active, another how much.
-
-    Rajamanoharan et al. 2024, arXiv 2404.16014.
-    """
-
-    kind: Literal["gated"] = "gated"
-    l1: float = 1e-3
-    """Of the gate's pre-activations."""
-    target: float | None = None
-    """As of relu."""
-
-    def __post_init__(self) -> None:
-        require_penalty(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TopKConfig:
-    """Keep the `k` largest latents of each row (Gao et al. 2024, arXiv 2406.04093)."""
-
-    kind: Literal["topk"] = "topk"
     k: int = 32
+    """Active latents of a row; on average over the rows for all kinds but topk."""
     k_aux: int | None = None
     """Dead latents that AuxK revives per row; None means half the input width, 0 none."""
     aux_coefficient: float = 1 / 32
@@ -84,7 +34,51 @@ class TopKConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchTopKConfig:
+class ReluConfig(_Penalised):
+    """ReLU latents, dictionary rows of unit norm, `||x - x_hat||^2 + l1 * ||z||_1`."""
+
+    kind: Literal["relu"] = "relu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReluAprilConfig(_Penalised):
+    """`||x - x_hat||^2 + l1 * sum_i z_i ||W_dec_i||`, rows of any norm.
+
+    Anthropic, "Update on how we train SAEs", April 2024.
+    """
+
+    kind: Literal["relu-april"] = "relu-april"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiedConfig(_Penalised):
+    """`relu` whose encoder is its dictionary transposed, without `b_dec`.
+
+    Cunningham et al. 2023, arXiv 2309.08600.
+    """
+
+    kind: Literal["tied"] = "tied"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedConfig(_Penalised):
+    """One path decides which latents are active, another how much; l1 is that of the first.
+
+    Rajamanoharan et al. 2024, arXiv 2404.16014.
+    """
+
+    kind: Literal["gated"] = "gated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKConfig(_Competing):
+    """Keep the `k` largest latents of each row (Gao et al. 2024, arXiv 2406.04093)."""
+
+    kind: Literal["topk"] = "topk"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTopKConfig(_Competing):
     """Keep the `k * rows` largest latents of each batch (Bussmann et al. 2024, arXiv 2412.06410).
 
     The smallest kept value, averaged over batches, is the threshold that takes the batch's place
@@ -92,33 +86,19 @@ class BatchTopKConfig:
     """
 
     kind: Literal["batchtopk"] = "batchtopk"
-    k: int = 32
-    """On average over the rows."""
-    k_aux: int | None = None
-    """As of topk."""
-    aux_coefficient: float = 1 / 32
-
-    def __post_init__(self) -> None:
-        require_positive(self, "k")
-        require_not_negative(self, "k_aux", "aux_coefficient")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatryoshkaConfig:
+class MatryoshkaConfig(_Competing):
     """BatchTopK whose first latents must reconstruct alone (Bussmann et al. 2025, 2503.17547)."""
 
     kind: Literal["matryoshka"] = "matryoshka"
-    k: int = 32
-    """On average over the rows, of all latents."""
     prefixes: int = 5
     """Nested dictionaries, each half of the next."""
-    k_aux: int | None = None
-    """As of topk."""
-    aux_coefficient: float = 1 / 32
 
     def __post_init__(self) -> None:
-        require_positive(self, "k", "prefixes")
-        require_not_negative(self, "k_aux", "aux_coefficient")
+        super().__post_init__()
+        require_positive(self, "prefixes")
 
 
 @dataclass(frozen=True, kw_only=True)

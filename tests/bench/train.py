@@ -1,0 +1,172 @@
+"""How fast training is, against a minimal loop and against the peers.
+
+    python tests/bench/train.py                       # steps, store and sweep, about 15 minutes
+    python tests/bench/train.py --parts steps         # one of steps, wide, store, sweep, peers
+    python tests/bench/train.py --parts peers --saelens PY --dictionary-learning PY --sparsify PY
+
+Every shape and every whole run is a process of its own; what is compared is interleaved, ratios are
+taken round by round: median [lowest..highest]. Rows are normal, each coordinate with its own
+spread, and 2 threads compute. The cells are in `train_cells.py`; how the peers' environments are
+made stands in `peer_train_common.py`. A step of ours is all that `saepipe train` does in it: norm
+constraint, clipping where it is said, dead counts, curves every 50 steps. `relu_1%` and the like
+start with biases that let so many latents through, and stay there.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+SHAPES = [(512, F, B) for F in (2048, 8192, 16384) for B in (1024, 4096)]
+WIDE = [(4096, F, 1024) for F in (8192, 16384)]
+BASE = {"topk": "minimal_relu", "topk_bf16": "minimal_relu", "batchtopk": "minimal_relu"}
+GOALS = {  # of d 512, by cell and F
+    ("relu", 0): 1.2, ("topk", 2048): 3.2, ("topk", 8192): 4.2, ("relu_1%", 0): 3.0,
+    ("relu_2%", 0): 3.0,
+}  # fmt: skip
+D, F, BATCH, STEPS = 512, 2048, 4096, 25
+L1S, KS = "0.5,1,2,4", "16,32,64,128"
+
+
+def spread(values: Sequence[float], pattern: str = "{:.2f}") -> str:
+    middle, *ends = (
+        pattern.format(v) for v in (statistics.median(values), min(values), max(values))
+    )
+    return f"{middle} [{'..'.join(ends)}]"
+
+
+def run_cell(*args: object) -> object:
+    """What a cell prints last."""
+    command = [sys.executable, str(HERE / "train_cells.py"), *map(str, args)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_steps(shapes: Sequence[tuple[int, int, int]], rounds: int) -> None:
+    print("\n| d, F, batch | cell | rows/s | / minimal_relu | goal |\n|---|---|---|---|---|")
+    for d, d_sae, batch in shapes:
+        told: dict[str, list[float]] = run_cell("steps", d, d_sae, batch, rounds)  # pyright: ignore[reportAssignmentType]
+        for cell, seconds in told.items():
+            base = told[BASE.get(cell, "minimal_relu")]
+            ratios = [b / s for b, s in zip(base, seconds, strict=True)]
+            goal = GOALS.get((cell, d_sae), GOALS.get((cell, 0), "")) if d == D else ""
+            rate = batch / statistics.median(seconds)
+            where = f"{d}, {d_sae}, {batch}"
+            print(f"| {where} | {cell} | {rate:,.0f} | {spread(ratios)} | {goal} |", flush=True)
+
+
+def print_store(folder: Path) -> None:
+    print("\n| from the store / the same rows in memory | goal 0.95 |\n|---|---|")
+    for arch in ("relu", "topk"):
+        told: dict[str, list[float]] = run_cell("store", folder, arch, F, 40)  # pyright: ignore[reportAssignmentType]
+        ratios = [a / b for a, b in zip(told["store"], told["memory"], strict=True)]
+        print(f"| {arch}, F {F}, batch 4096 | {spread(ratios, '{:.3f}')} |", flush=True)
+
+
+def wall(command: Sequence[object]) -> float:
+    """Seconds of a whole process."""
+    start = time.perf_counter()
+    subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+    return time.perf_counter() - start
+
+
+def train(store: Path, out: Path, *options: object) -> list[object]:
+    """The command of a run of ours."""
+    return [
+        sys.executable, "-c", "import cli; cli.main()", "train", store, "--out", out,
+        "--batch-size", BATCH, "--tokens", STEPS * BATCH, "--lr", "3e-4", *options,
+    ]  # fmt: skip
+
+
+def print_sweep(store: Path, folder: Path, rounds: int) -> None:
+    """Eight members at once against eight runs, whole processes and start-up included."""
+    print("\n| 8 runs / a sweep of 8 (F 2048, 102,400 rows each) | goal 1 |\n|---|---|")
+    for arch, option, values in (
+        ("topk", "--seed", [str(i) for i in range(8)]),
+        ("relu", "--l1", [f"{0.1 * 2**i:g}" for i in range(8)]),
+    ):
+        ratios = list[float]()
+        for i in range(rounds):
+            at_once = train(store, folder / f"{arch}{i}", "--arch", arch, option, ",".join(values))
+            together = wall(at_once)
+            apart = sum(
+                wall(train(store, folder / f"{arch}{i}-{v}", "--arch", arch, option, v))
+                for v in values
+            )
+            ratios.append(apart / together)
+        print(f"| {arch}, {option} | {spread(ratios)} |", flush=True)
+
+
+def peer(python: str, script: str, rows: Path, arch: str, *options: object) -> list[object]:
+    """The command of a peer's run."""
+    return [
+        python, HERE / f"peer_train_{script}.py", rows, arch, F, BATCH, STEPS, *options,
+        "--lr", "3e-4",
+    ]  # fmt: skip
+
+
+def print_peers(store: Path, folder: Path, rounds: int, pythons: Mapping[str, str | None]) -> None:
+    """Whole runs: start-up, training, what is written at the end."""
+    rows = Path(str(run_cell("export", store, folder / "rows.npy")))
+    print(
+        "\nWhole processes, F 2048, batch 4096, 102,400 rows a member: seconds of the peer / ours."
+    )
+    print("| peer | what | ours, s | peer / ours |\n|---|---|---|---|")
+    cases: list[tuple[str, str, str, list[object]]] = [
+        ("relu, dense", "relu", "relu-april", ["--l1", "1"]),
+        ("topk", "topk", "topk", ["--k", "32"]),
+        ("4 L1 values", "relu", "relu-april", ["--l1", L1S]),
+        ("4 k values", "topk", "topk", ["--k", KS]),
+    ]
+    for words, kind, arch, options in cases:
+        dense = ["--config", folder / "dense.toml"] if kind == "relu" else []
+        (folder / "dense.toml").write_text('sparse = "off"\n')
+        ours = list[float]()
+        theirs: dict[str, list[float]] = {}
+        for i in range(rounds):
+            out = folder / f"{words.replace(' ', '-')}{i}"
+            ours.append(wall(train(store, out, "--arch", arch, *options, *dense)))
+            for name, python in pythons.items():
+                if python and not (name == "sparsify" and kind == "relu"):
+                    seconds = wall(peer(python, name, rows, arch, *options))
+                    theirs.setdefault(name, []).append(seconds)
+        for name, seconds in theirs.items():
+            ratios = [a / b for a, b in zip(seconds, ours, strict=True)]
+            middle = f"{statistics.median(ours):.1f}"
+            print(f"| {name} | {words} | {middle} | {spread(ratios)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--parts", nargs="*", default=["steps", "store", "sweep"])
+    parser.add_argument("--rounds", type=int, default=5)
+    for name in ("saelens", "dictionary-learning", "sparsify"):
+        parser.add_argument(f"--{name}", help="A Python that has it.")
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    from train_cells import write_store
+
+    pythons = {name: getattr(args, name) for name in ("saelens", "dictionary_learning", "sparsify")}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store = write_store(folder / "rows.actstore", n_rows=2**18, width=D)
+        parts: dict[str, Callable[[], None]] = {
+            "steps": lambda: print_steps(SHAPES, args.rounds),
+            "wide": lambda: print_steps(WIDE, args.rounds),
+            "store": lambda: print_store(store),
+            "sweep": lambda: print_sweep(store, folder, args.rounds),
+            "peers": lambda: print_peers(store, folder, args.rounds, pythons),
+        }
+        for part in args.parts:
+            parts[part]()
+
+
+if __name__ == "__main__":
+    main()
