@@ -20,7 +20,7 @@ from pipeline.config import (
     TrainConfig,
 )
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.settings import arch_table, merged
+from pipeline.settings import arch_table, assigned, merged
 from pipeline.terminal.words import count
 
 if TYPE_CHECKING:  # it brings rich, and --help must not wait for that
@@ -100,6 +100,9 @@ def train(
     seed: Annotated[str, typer.Option(help="Of the weights.")] = str(TrainConfig.seed),
     device: Annotated[Device, typer.Option()] = TrainConfig.device,
     precision: Annotated[Precision, typer.Option()] = TrainConfig.precision,
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE, any setting; repeatable.")
+    ] = None,
     log: Annotated[str, typer.Option(help="Live: tensorboard, wandb, trackio.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
     config: ConfigFile = None,
@@ -122,6 +125,7 @@ def train(
     given = _given(ctx)
     settings = merged(config, options, given=given)
     settings["arch"] = arch_table(settings["arch"], knobs, given=given)
+    settings = assigned(settings, assign or [])
     from pipeline.grid import expand
     from pipeline.terminal.stages import run_train
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import Checkpoint, checkpoints_of, load_checkpoint
+from pipeline.checkpoint import Checkpoint, checkpoints_of, drop_checkpoint, load_checkpoint
 from pipeline.config import TrainConfig
 from pipeline.curves import METRICS, Curves
 from pipeline.device import DTYPES, pick_device, pick_precision
 from pipeline.feed import Feed, Feeder
 from pipeline.group import STACKED, Group
-from pipeline.member import Member
+from pipeline.member import Member, writing
 from pipeline.run import Run
 from pipeline.sae.coder import SparseCoder, make_coder
 from pipeline.sae.objectives import coefficient_of, make_aux, make_objective
@@ -74,12 +74,19 @@ def _shape(config: TrainConfig) -> TrainConfig:
 
 
 def _common(entries: Sequence[Entry]) -> list[Checkpoint | None]:
-    """The newest checkpoint of each whose step all have: members of a stack keep step."""
+    """The newest checkpoint of each whose step all have: members of a stack keep step.
+
+    A kill may have left some members a newer one. It is dropped: the curves are written again from
+    the common step on, and its word of how long they were would no longer be true.
+    """
     found = [checkpoints_of(entry.run.path) for entry in entries]
-    shared = set(found[0]).intersection(*found)
-    if not shared:
-        return [None] * len(entries)
-    return [load_checkpoint(folders[max(shared)]) for folders in found]
+    newest = max(set(found[0]).intersection(*found), default=0)
+    for entry, folders in zip(entries, found, strict=True):
+        with writing(entry.run.path):
+            for step in folders:
+                if step > newest:
+                    drop_checkpoint(folders[step])
+    return [load_checkpoint(folders[newest]) if newest else None for folders in found]
 
 
 def _at_once(

@@ -89,6 +89,18 @@ def checkpoints_of(run: Path) -> dict[int, Path]:
     return {int(f.name.removeprefix("step-")): f for f in folders if f.suffix != PARTIAL}
 
 
+def drop_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; a kill on the way leaves it whole or absent.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    partial = partial_of(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    folder.rename(partial)
+    shutil.rmtree(partial)
+
+
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint, every byte checked.
 

@@ -172,7 +172,7 @@ class Feeder:
             square = float(left.double().square().mean()) / self.store.width(feed.site)
         if square == 0 and feed.normalize == "rms":
             raise ConfigError(
-                f"{feed.site} is zero in every row, which cannot be scaled: type --normalize none"
+                f"{feed.site} is zero in every row and cannot be scaled: type --set normalize=none"
             )
         return _Rule(feed=feed, rms=square**0.5, limit=limit, excluded=excluded)
 

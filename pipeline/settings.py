@@ -1,6 +1,7 @@
 """What was asked for on the command line and in a file, as settings of a config."""
 
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,34 @@ def merged(
         if name in given or name not in settings:
             settings[name] = to_json(value)
     return settings
+
+
+def assigned(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Settings with `--set NAME=VALUE` carried out.
+
+    A name may be that of a setting of the architecture, `arch.k_aux`. Values are read as TOML's,
+    else as text; several, with commas between them, make a list.
+
+    Raises:
+        ConfigError: one is not NAME=VALUE.
+    """
+    changed = {**settings, "arch": dict(settings["arch"])}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set takes NAME=VALUE, got {assignment!r}")
+        values = [_value(word) for word in text.split(",")]
+        table, _, knob = name.strip().rpartition(".")
+        target = changed["arch"] if table == "arch" else changed
+        target[knob if table == "arch" else name.strip()] = values if len(values) > 1 else values[0]
+    return changed
+
+
+def _value(word: str) -> object:
+    try:
+        return tomllib.loads(f"value = {word.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return word.strip()
 
 
 def arch_table(

@@ -8,7 +8,7 @@ from pipeline.errors import DataError
 from pipeline.grid import Point
 from pipeline.member import writing
 from pipeline.sweep_table import enter_sweep, write_table
-from pipeline.train import OnStep, Outcome, train_all
+from pipeline.train import OnStep, Outcome, require_trainable, train_all
 
 
 def train_sweep(
@@ -36,6 +36,7 @@ def train_sweep(
     configs = [point.config for point in points]
     if len(points) == 1:
         return train_all(configs, resume=resume, on_step=on_step)
+    require_trainable(configs)  # before there is a folder that other points could not have
     enter_sweep(out, points)
     names = {point.config.out.resolve(): point.name for point in points}
     states = {point.name: "running" for point in points}
@@ -43,9 +44,13 @@ def train_sweep(
     def end(path: Path, outcome: Outcome) -> None:
         diverged = isinstance(outcome, DataError)
         states[names[path]] = f"diverged: {outcome}" if diverged else "complete"
+        tell()
+
+    def tell() -> None:
         with writing(out):
             write_table(out, points, states=states)
 
+    tell()
     return train_all(configs, resume=resume, on_step=on_step, on_end=end)
 
 

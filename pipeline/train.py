@@ -86,7 +86,8 @@ def train_all(
         StoreError: as `train`.
     """
     store = ActStore.open(configs[0].store)
-    runs = [_enter(store, config, resume=resume) for config in configs]
+    settled = [_settled(store, config) for config in configs]  # nothing is written before all are
+    runs = [_enter(config, provenance, resume=resume) for config, provenance in settled]
     outcomes: dict[Path, Outcome] = {}
 
     def end(run: Run, outcome: Outcome) -> None:
@@ -149,13 +150,29 @@ def count_steps(config: TrainConfig, *, n_rows: int) -> int:
     return -(-config.tokens // config.batch_size)
 
 
-def _enter(store: ActStore, config: TrainConfig, *, resume: bool) -> Run:
-    """The run of a config, whose site and paths are settled."""
+def require_trainable(configs: Sequence[TrainConfig]) -> None:
+    """Check that the store, the same for all, has what these runs need; nothing is written.
+
+    Raises:
+        ConfigError: it lacks a site, or coders of its widths cannot have an architecture.
+        StoreError: it is missing, unfinished or damaged.
+    """
+    store = ActStore.open(configs[0].store)
+    for config in configs:
+        _settled(store, config)
+
+
+def _settled(store: ActStore, config: TrainConfig) -> tuple[TrainConfig, Provenance]:
+    """A config with its site named and its paths absolute, and what it is trained on."""
     site = only_site(store, config.site)
     config = replace(config, store=store.path.resolve(), out=config.out.resolve(), site=site)
-    provenance = Provenance.of(store, site=site)
-    d_in = provenance.d_in
+    d_in = store.width(site)
     require_possible(config.arch, d_in=d_in, d_sae=config.expansion * d_in)
+    return config, Provenance.of(store, site=site)
+
+
+def _enter(config: TrainConfig, provenance: Provenance, *, resume: bool) -> Run:
+    """The run of a config; one that is gone on with, by what may be changed now."""
     run = enter_run(config, provenance, resume=resume)
     return run if run.finished else replace(run, config=config)
 

@@ -44,7 +44,7 @@ def test_options_have_the_defaults_of_the_config(command):
     defaults = {f.name: f.default for f in fields(COMMANDS[command])}
     defaults |= {"l1": ReluConfig.l1, "k": TopKConfig.k, "arch": "relu", "site": None}
     defaults |= {"target": ReluConfig.target}
-    elsewhere = {"ctx", "config", "json", "resume", "log"}
+    elsewhere = {"ctx", "config", "json", "resume", "log", "assign"}
     for name, parameter in inspect.signature(command).parameters.items():
         if name in elsewhere:
             continue
@@ -137,6 +137,22 @@ def test_the_file_can_describe_an_architecture(saepipe, harvested, tmp_path):
     assert saepipe("train", store, "--config", file, "--out", run)[0] == 0
     arch = json.loads((run / "run.json").read_text())["config"]["arch"]
     assert arch == {"kind": "topk", "k": 3, "k_aux": None, "aux_coefficient": 1 / 32}
+
+
+def test_any_setting_can_be_set_on_the_command_line(saepipe, harvested, tmp_path):
+    run = tmp_path / "run"
+    code, _, err = saepipe(
+        "train", tmp_path / "acts.actstore", "--arch", "jumprelu", "--out", run, "--tokens", "64",
+        "--batch-size", 32, "--set", "arch.l0=5", "--set", "hold=10 steps", "--set", "ema=0.9",
+        "--set", "normalize=rms", "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0, err
+    config = json.loads((run / "run.json").read_text())["config"]
+    assert config["arch"]["l0"] == 5
+    assert (config["hold"], config["ema"], config["normalize"]) == ("10 steps", 0.9, "rms")
+    for wrong in ("ema", "=3"):
+        code, _, err = saepipe("train", "x.actstore", "--out", run, "--set", wrong)
+        assert (code, err) == (1, f"error: --set takes NAME=VALUE, got '{wrong}'\n")
 
 
 @pytest.mark.parametrize(

@@ -127,8 +127,11 @@ def test_the_seed_is_the_whole_randomness_of_the_start():
     [
         (TopKConfig(k=13), r"k = 13 is above the number of latents, 12 .*--k"),
         (BatchTopKConfig(k=13), r"k = 13 is above"),
-        (JumpReluConfig(l0=13.0), r"l0 = 13 is above the number of latents, 12 .*--l0"),
-        (MatryoshkaConfig(k=3, prefixes=5), r"12 latents cannot be halved 4 times: lower prefixes"),
+        (JumpReluConfig(l0=13.0), r"l0 = 13 is above the number of latents, 12 .*--set arch.l0"),
+        (
+            MatryoshkaConfig(k=3, prefixes=5),
+            r"2\^4 for the prefixes is above .*, 12 .*arch.prefixes",
+        ),
     ],
 )
 def test_more_latents_than_there_are_is_refused(arch, message):

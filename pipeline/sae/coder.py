@@ -76,17 +76,19 @@ def require_possible(config: ArchConfig, *, d_in: int, d_sae: int) -> None:
     Raises:
         ConfigError: more latents would have to be active, or more prefixes nested, than there are.
     """
-    width = f"(the site's width is {d_in}): lower --{{}} or raise --expansion"
     match config:
         case TopKConfig() | BatchTopKConfig() | MatryoshkaConfig() if config.k > d_sae:
-            few = f"k = {config.k} is above the number of latents, {d_sae} {width.format('k')}"
+            wanted, option = f"k = {config.k} is", "--k"
         case JumpReluConfig() if config.l0 > d_sae:
-            few = f"l0 = {config.l0:g} is above the number of latents, {d_sae} {width.format('l0')}"
+            wanted, option = f"l0 = {config.l0:g} is", "--set arch.l0"
         case MatryoshkaConfig() if d_sae >> (config.prefixes - 1) == 0:
-            few = f"{d_sae} latents cannot be halved {config.prefixes - 1} times: lower prefixes"
+            wanted, option = f"2^{config.prefixes - 1} for the prefixes is", "--set arch.prefixes"
         case _:
             return
-    raise ConfigError(few)
+    raise ConfigError(
+        f"{wanted} above the number of latents, {d_sae} (the site's width is {d_in}): lower "
+        f"{option} or raise --expansion"
+    )
 
 
 def make_coder(

@@ -79,7 +79,7 @@ class Stack:
             device = self.params["W_dec"].device.type
             raise ConfigError(
                 f"sparse on was asked for, but there are no sparse kernels for {device} here "
-                "(torch with MKL on a CPU, triton on CUDA): type --sparse auto"
+                "(torch with MKL on a CPU, triton on CUDA): type --set sparse=auto"
             )
         if wanted == "auto" and self.objective.share is not None:
             return self.prefers_sparse(self.objective.share, now=False)
