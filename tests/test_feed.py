@@ -221,7 +221,7 @@ def test_zeros_cannot_be_scaled(tmp_path):
     store = ActStore.open(tmp_path / "s")
     for change in ({}, {"exclude_positions": (0,)}):
         assert feeder_of(store, Feed(site=A, **change)).scale(Feed(site=A, **change)) == 1
-        with pytest.raises(ConfigError, match="^mlp_out.1 is zero in every row, which cannot be"):
+        with pytest.raises(ConfigError, match="^mlp_out.1 is zero in every row and cannot be"):
             feeder_of(store, Feed(site=A, normalize="rms", **change))
 
 
