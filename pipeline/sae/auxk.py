@@ -46,7 +46,8 @@ class AuxK:
         error = (z @ W_dead).add_(residual)
         r = error * (2 * self.coefficient / n_rows)
         d_pre = (r @ W_dead.T) * (z > 0)
-        grads["W_dec"].index_add_(0, dead, z.T @ r)
-        grads["E"].index_add_(0, dead, d_pre.T @ centred)
-        grads["b_enc"].index_add_(0, dead, d_pre.sum(0))
+        # Not index_add_, which on CUDA adds in any order: each latent is in `dead` once.
+        grads["W_dec"][dead] += z.T @ r
+        grads["E"][dead] += d_pre.T @ centred
+        grads["b_enc"][dead] += d_pre.sum(0)
         return error.square().sum() * (self.coefficient / n_rows)
