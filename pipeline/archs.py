@@ -113,10 +113,11 @@ class JumpReluConfig:
     """Active latents to aim at."""
     coefficient: float = 1.0
     """In units of the mean squared norm of a row, so that it suits activations of any scale."""
-    bandwidth: float = 0.05
+    bandwidth: float = 0.5
     """Of the kernel that lets the threshold feel its neighbourhood, in root mean squares of x."""
-    threshold: float = 0.05
-    """Where every threshold starts, in the same unit."""
+    threshold: float = 0.7
+    """Where every threshold starts, in the same unit: it can only move by about `lr` of itself a
+    step, so that where it starts is where a short run ends."""
 
     def __post_init__(self) -> None:
         require_positive(self, "l0", "bandwidth", "threshold")

@@ -103,13 +103,15 @@ class Group:
         return gone
 
     def save(self) -> None:
-        """Write a checkpoint of every member, unless there is nothing new.
+        """Write a checkpoint of every member that did not diverge, unless there is nothing new.
 
         Raises:
             CheckpointError: the disk is full or fails.
         """
         own = {SPARSE: torch.tensor(self._sparse), STACKED: torch.tensor(len(self.members) > 1)}
         for m, member in enumerate(self.members):
+            if self._failed(member):
+                continue
             with self._failing(member):
                 member.save({SILENT: self._silent.silent[m]} | own)
 
@@ -214,5 +216,9 @@ class Group:
         try:
             yield
         except DataError as error:
-            if all(member is not other for other, _ in self._failures):
+            if not self._failed(member):
                 self._failures.append((member, error))
+
+    def _failed(self, member: Member) -> bool:
+        """Whether it diverged, and is still to be parted with."""
+        return any(member is other for other, _ in self._failures)

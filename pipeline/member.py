@@ -185,10 +185,12 @@ class Member:
             raise self._diverged(self.step, "a weight is not finite")
 
     def _diverged(self, step: int, what: str) -> DataError:
+        kept = f"its checkpoints up to step {self._saved} are kept"
+        if not self._saved:
+            kept = "there was no checkpoint yet"
         return DataError(
             f"training diverged: {what} at step {step} of {self.run.path} with lr "
-            f"{self.run.config.lr:g}; its checkpoints up to step {self._saved} are kept; train "
-            "with a lower --lr into another --out"
+            f"{self.run.config.lr:g}; {kept}; train with a lower --lr into another --out"
         )
 
 

@@ -1,8 +1,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +21,6 @@ from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.run import Run
 from pipeline.train import count_steps, train
 
-ROOT = Path(__file__).parent.parent
 D_IN, CTX = 8, 16
 
 
@@ -143,9 +140,9 @@ def unfinish(out: Path, *, keep: Callable[[int], bool]) -> None:
 
 @pytest.mark.parametrize("arch", [ReluConfig(), TopKConfig(k=4)], ids=lambda arch: arch.kind)
 def test_from_every_checkpoint_the_rest_is_the_same_to_the_bit(store, tmp_path, arch):
-    config = config_for(store, tmp_path / "whole", arch=arch, checkpoint_every=3, tokens=64 * 40)
+    config = config_for(store, tmp_path / "whole", arch=arch, checkpoint_every=5, tokens=64 * 40)
     train(config)  # longer than an epoch, with dead latents counted across the cuts
-    for step in range(0, 41, 6):
+    for step in range(0, 41, 10):
         out = shutil.copytree(config.out, tmp_path / f"from-{step}")
         unfinish(out, keep=lambda s, step=step: s <= step)
         train(replace(config, out=out), resume=True)
@@ -160,59 +157,6 @@ def test_silent_rows_survive_a_checkpoint(store, tmp_path):
     unfinish(config.out, keep=lambda s: s == 20)
     resumed = train(config, resume=True)
     assert report.n_dead == resumed.n_dead > 0
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-
-import torch
-
-from pipeline import checkpoint
-from pipeline.config import TrainConfig
-from pipeline.train import train
-
-store, out, moment, when = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-
-torch.set_num_threads(1)
-
-def die(*args):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def at_step(report):
-    if moment == "step" and report.step >= when:
-        die()
-
-if moment == "file":  # in the middle of a checkpoint, after its n-th file
-    write, count = checkpoint.write_file, [0]
-
-    def write_then_die(path, parts):
-        write(path, parts)
-        count[0] += 1
-        if count[0] == when:
-            die()
-
-    checkpoint.write_file = write_then_die
-
-config = TrainConfig(store=store, out=out, device="cpu", batch_size=64, tokens=64 * 30,
-                     checkpoint_every=10, log_every=4)
-train(config, on_step=at_step)
-"""
-
-
-@pytest.mark.parametrize(
-    ("moment", "when", "left"), [("step", 8, []), ("step", 16, [10]), ("file", 3, [10])]
-)
-def test_killed_and_resumed_is_the_same_to_the_bit(store, tmp_path, whole, moment, when, left):
-    out = tmp_path / "killed"
-    args = [sys.executable, "-c", KILLED, str(store), str(out), moment, str(when)]
-    killed = subprocess.run(args, cwd=ROOT, check=False, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    found = [p for p in out.glob("checkpoints/step-*") if p.suffix != ".partial"]
-    assert [int(p.name.split("-")[1]) for p in found] == left
-    train(config_for(store, out), resume=True)
-    assert result(out) == result(whole)
-    assert steps_kept(out) == [10, 20, 30]
 
 
 @pytest.mark.parametrize("how", ["signal", "exception"])
@@ -365,16 +309,11 @@ def test_training_finds_planted_directions(tmp_path, arch):
     x = (active * rng.uniform(0.5, 1.5, active.shape)) @ truth
     store = write_store(tmp_path / "s.actstore", x.astype(np.float32))
     config = config_for(
-        store, tmp_path / "run", arch=arch, lr=3e-3, batch_size=256, tokens=256 * 1200,
-        log_every=400, checkpoint_every=10**6,
+        store, tmp_path / "run", arch=arch, lr=1e-2, lr_decay="30%", batch_size=256,
+        tokens=256 * 400, log_every=400, checkpoint_every=10**6,
     )  # fmt: skip
     report = train(config)
     W_dec = Run.open(config.out).load_coder(torch.device("cpu")).W_dec.detach().numpy()
     cosine = (truth @ W_dec.T).max(axis=1)
     assert cosine.mean() > 0.95  # the best of 64 random directions gives 0.6
     assert report.explained_variance > 0.85 and report.l0 < 6
-
-
-def test_training_imports_no_language_model_library():
-    code = "import pipeline.train, sys; sys.exit('transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

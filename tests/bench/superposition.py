@@ -1,0 +1,197 @@
+"""Features that are known, in superposition: does the dictionary find them?
+
+    python tests/bench/superposition.py [--rows 500000] [--tokens 1000000] [--figure FILE.png]
+
+The setting of Sharkey, Braun and Millidge (2022), "Taking features out of superposition with
+sparse autoencoders": 512 features in 256 dimensions, 5 of them active in a row on average. Feature
+`i` is active with a probability that falls as `0.99^i` (the rarest 170 times as rarely as the
+commonest), whether it is depends on which others are, and its size is uniform on [0, 1].
+
+The rows are written into a store and learned from by one sweep. Of each member: the mean over true
+features of the largest cosine with a row of `W_dec` (mean max cosine similarity, MMCS), which
+shares of the features have one above 0.9, L0 where the truth has 5, and dead latents.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actstore.manifest import StoreSpec
+from actstore.writer import ActWriter
+from pipeline.canvas import BLUE, GRAY, LEGEND, RED, axes_in, few_ticks, make_figure, save
+from pipeline.curves import TrainReport
+from pipeline.grid import Point, expand
+from pipeline.run import Run
+from pipeline.sweep import train_sweep
+
+SITE, CTX_LEN, BLOCK = "mlp_out.0", 16, 2**14
+N_FACTORS = 32  # hidden causes through which features are active together
+L1S = (0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2)
+KS = (3, 5, 8, 12)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """What rows are made of."""
+
+    features: Tensor
+    """[n, d], unit rows."""
+    probability: Tensor
+    """[n]: of each to be active."""
+    factors: Tensor
+    """[n, N_FACTORS]: how each depends on the hidden causes; unit rows."""
+
+    @staticmethod
+    def make(*, n_features: int, d: int, active: float, decay: float = 0.99, seed: int) -> "Truth":
+        """Random directions, `active` of them in a row on average."""
+        generator = torch.Generator().manual_seed(seed)
+        falling = decay ** torch.arange(n_features)
+
+        def directions(width: int) -> Tensor:
+            x = torch.randn(n_features, width, generator=generator)
+            return x / x.norm(dim=-1, keepdim=True)
+
+        return Truth(
+            features=directions(d),
+            probability=falling * (active / falling.sum()),
+            factors=directions(N_FACTORS),
+        )
+
+    def rows(self, n_rows: int, *, seed: int) -> Tensor:
+        """[n_rows, d]. A feature is active where its standard normal variable is among the largest
+        of its probability; these variables share causes, which explain half of their variance."""
+        generator = torch.Generator().manual_seed(seed)
+        causes = torch.randn(n_rows, N_FACTORS, generator=generator)
+        own = torch.randn(n_rows, len(self.features), generator=generator)
+        normal = (causes @ self.factors.T + own) / math.sqrt(2)
+        bound = torch.special.ndtri(1 - self.probability.double()).float()
+        size = torch.rand(own.shape, generator=generator)
+        return torch.where(normal > bound, size, 0.0) @ self.features
+
+
+def write_rows(path: Path, truth: Truth, *, n_rows: int, seed: int = 1) -> Path:
+    """A store of rows made of these features, in float16."""
+    spec = StoreSpec.of(
+        widths={SITE: truth.features.shape[1]},
+        ctx_len=CTX_LEN,
+        dtype="float16",
+        source={"model": "superposition", "revision": "main", "text": "superposition"},
+    )
+    with ActWriter.create_or_resume(path, spec, n_rows=n_rows) as writer:
+        for start in range(0, n_rows, BLOCK):
+            rows = truth.rows(min(BLOCK, n_rows - start), seed=seed + start)
+            acts = rows.numpy().astype(np.float16).reshape(-1, CTX_LEN, rows.shape[1])
+            tokens = np.zeros(acts.shape[:2], np.int32)
+            writer.append({SITE: acts}, tokens=tokens)
+        writer.finish()
+    return path
+
+
+def best_cosines(truth: Tensor, dictionary: Tensor) -> Tensor:
+    """Of each true feature, the largest cosine with a row of the dictionary."""
+    directions = dictionary / dictionary.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return (truth / truth.norm(dim=-1, keepdim=True) @ directions.T).amax(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a member of the sweep came to."""
+
+    point: Point
+    cosines: Tensor
+    report: TrainReport
+
+    @property
+    def mmcs(self) -> float:
+        return float(self.cosines.mean())
+
+
+def sweep(store: Path, truth: Truth, settings: dict[str, object], *, out: Path) -> list[Found]:
+    """Train the members of a grid and compare each dictionary with the truth."""
+    points = expand({"store": str(store), "device": "cpu"} | settings, out=out)
+    reports = train_sweep(points, out=out)
+    found = []
+    for point, report in zip(points, reports, strict=True):
+        coder = Run.open(point.config.out).load_coder(torch.device("cpu"))
+        cosines = best_cosines(truth.features, coder.W_dec.detach())
+        found.append(Found(point=point, cosines=cosines, report=report))
+    return found
+
+
+def draw(found: list[Found], out: Path) -> None:
+    """MMCS over l1, with what the other kinds reached, and L0 below it."""
+    figure = make_figure(width=9.4, height=3.6)
+    relu = [f for f in found if "l1" in f.point.varies]
+    topk = [f for f in found if "k" in f.point.varies]
+    l1s = [f.point.varies["l1"] for f in relu]
+    left = axes_in(figure, (1, 2, 1), title="Known features that are found", y="mean max cosine")
+    left.plot(l1s, [f.mmcs for f in relu], "o-", color=BLUE, ms=4, label="relu")
+    left.axhline(0.95, color=GRAY, lw=0.8, ls="--")
+    left.set_xscale("log")
+    few_ticks(left.xaxis)
+    left.set_xlabel("l1")
+    left.set_ylim(top=1.01)
+    right = axes_in(figure, (1, 2, 2), title="The same over L0", y="mean max cosine")
+    for group, color, name in ((relu, BLUE, "relu"), (topk, RED, "topk")):
+        right.plot(
+            [f.report.l0 for f in group],
+            [f.mmcs for f in group],
+            "o-",
+            color=color,
+            ms=4,
+            label=name,
+        )
+    right.axvline(5, color=GRAY, lw=0.8, ls="--", label="of the truth")
+    right.set_xscale("log")
+    few_ticks(right.xaxis)
+    right.set_xlabel("L0: latents active per row")
+    right.set_ylim(left.get_ylim())
+    right.legend(**LEGEND)
+    save(figure, out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=500_000, help="Of the store.")
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="Rows to train on.")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--expansion", type=int, default=2)
+    parser.add_argument("--l1", type=lambda t: [float(p) for p in t.split(",")], default=[*L1S])
+    parser.add_argument("--k", type=lambda t: [int(p) for p in t.split(",")], default=[*KS])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--figure", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    truth = Truth.make(n_features=512, d=256, active=5, seed=args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        store = write_rows(Path(folder) / "known.actstore", truth, n_rows=args.rows)
+        settings = {
+            "expansion": args.expansion, "tokens": args.tokens, "batch_size": args.batch,
+            "lr": args.lr, "lr_decay": "20%", "seed": args.seed, "dead_window": "100k",
+            "arch": {"kind": ["relu", "topk"], "l1": args.l1, "k": args.k},
+        }  # fmt: skip
+        start = time.perf_counter()
+        found = sweep(store, truth, settings, out=Path(folder) / "sweep")
+        print(f"{len(found)} members in {time.perf_counter() - start:.0f} s")
+    print(f"{'':28s}{'MMCS':>8s}{'> 0.9':>8s}{'L0':>8s}{'dead':>6s}")
+    for f in found:
+        near = float((f.cosines > 0.9).float().mean())
+        told = f"{f.mmcs:8.4f}{near:8.3f}{f.report.l0:8.2f}{f.report.n_dead:6d}"
+        print(f"{f.point.name:28s}{told}")
+    if args.figure:
+        draw(found, args.figure)
+
+
+if __name__ == "__main__":
+    main()

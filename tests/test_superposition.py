@@ -1,0 +1,108 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actstore.reader import ActStore
+from tests.bench.superposition import SITE, Found, Truth, best_cosines, sweep, write_rows
+from tests.stores import column
+
+N, D, ACTIVE = 32, 20, 2.0
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Steps this small only wait for a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def truth() -> Truth:
+    return Truth.make(n_features=N, d=D, active=ACTIVE, decay=0.98, seed=0)
+
+
+@pytest.fixture(scope="module")
+def store(truth, tmp_path_factory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("known") / "a.actstore", truth, n_rows=2**15)
+
+
+def learn(store: Path, truth: Truth, arch: dict[str, object], out: Path) -> list[Found]:
+    settings = {
+        "arch": arch, "expansion": 2, "batch_size": 256, "tokens": 256 * 200, "lr": 1e-2,
+        "lr_decay": "30%", "stack": "off", "log_every": 200,
+    }  # fmt: skip
+    return sweep(store, truth, settings, out=out)
+
+
+def codes(truth: Truth, n_rows: int) -> np.ndarray:
+    """The sizes that rows are made of: more features than dimensions, so features are made axes."""
+    axes = Truth(features=torch.eye(N), probability=truth.probability, factors=truth.factors)
+    return axes.rows(n_rows, seed=5).numpy().astype(np.float64)
+
+
+def test_the_known_features_are_found_out_of_superposition(store, truth, tmp_path):
+    """32 features in 20 dimensions; a random dictionary as large comes to 0.6."""
+    grid = {"kind": ["relu", "topk"], "l1": [0.003, 0.1], "k": 3}
+    barely, sparse, competing = learn(store, truth, grid, tmp_path / "sweep")
+    assert sparse.mmcs > 0.97
+    assert competing.mmcs > 0.98
+    assert barely.mmcs < sparse.mmcs - 0.02, "nothing asks for features if activity has no price"
+    assert float(sparse.cosines.min()) > 0.9, "even the rarest"
+
+
+def test_a_random_dictionary_is_not_taken_for_the_truth(truth):
+    generator = torch.Generator().manual_seed(1)
+    random = best_cosines(truth.features, torch.randn(2 * N, D, generator=generator))
+    assert 0.4 < float(random.mean()) < 0.7
+
+
+def test_cosines_are_those_of_every_pair_compared_one_by_one(truth):
+    rng = np.random.default_rng(0)
+    dictionary = rng.standard_normal((7, D)) * rng.uniform(0.1, 9, (7, 1))
+    found = best_cosines(truth.features.double(), torch.from_numpy(dictionary))
+    for feature, cosine in zip(truth.features.double().numpy(), found.tolist(), strict=True):
+        each = [d @ feature / math.sqrt((d @ d) * (feature @ feature)) for d in dictionary]
+        assert math.isclose(cosine, max(each), rel_tol=1e-9)
+
+
+def test_features_are_as_often_active_as_they_are_said_to_be_and_uniform_in_size(truth):
+    z = codes(truth, 40_000)
+    assert math.isclose(float(truth.probability.sum()), ACTIVE, rel_tol=1e-6)
+    often = (z > 0).mean(0)
+    error = np.sqrt(truth.probability.numpy() / 40_000)
+    assert (np.abs(often - truth.probability.numpy()) < 5 * error).all()
+    sizes = z[z > 0]
+    assert sizes.max() <= 1
+    assert abs(sizes.mean() - 1 / 2) < 0.01
+    assert abs(sizes.var() - 1 / 12) < 0.002
+
+
+def test_which_features_are_active_depends_on_the_others(truth):
+    active = codes(truth, 40_000) > 0
+    shared = (truth.factors @ truth.factors.T).numpy()
+    together = np.corrcoef(active.T.astype(np.float64))
+    pairs = ~np.eye(N, dtype=bool)
+    related = np.corrcoef(shared[pairs], together[pairs])[0, 1]
+    assert related > 0.9
+    assert together[pairs].max() > 0.1
+
+
+def test_rows_of_the_store_are_sums_of_features(truth, store):
+    z, rows = codes(truth, 64), truth.rows(64, seed=5)
+    expected = z @ truth.features.double().numpy()
+    np.testing.assert_allclose(rows.double().numpy(), expected, atol=1e-6)
+    stored = ActStore.open(store)
+    assert (stored.n_rows, stored.width(SITE)) == (2**15, D)
+    mean = truth.probability.numpy() / 2 @ truth.features.numpy()
+    assert np.abs(stored.mean(SITE) - mean).max() < 0.01
+
+
+def test_no_row_of_the_store_comes_twice_but_the_empty_one(store):
+    rows = column(ActStore.open(store), SITE)
+    rows = rows[rows.any(-1)]
+    assert len(np.unique(rows, axis=0)) > 0.99 * len(rows)
