@@ -20,8 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from actstore.files import make_folder, write_file, write_json
+from pipeline.checkpoint import FOLDER
 from pipeline.codec import from_json, to_json
 from pipeline.config import TrainConfig
+from pipeline.curves import METRICS
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.provenance import Provenance
 from pipeline.sae.activation import make_activation
@@ -160,6 +162,9 @@ def enter_run(config: TrainConfig, provenance: Provenance, *, resume: bool) -> R
         _write(run)
         return run
     found = _read(config.out)
+    if not found.finished and not found.failure and not _began(config.out):
+        _write(run)  # what was asked for before never made a step
+        return run
     _require_same(found, run)
     if not found.finished and not found.failure and not resume:
         raise ConfigError(
@@ -167,6 +172,13 @@ def enter_run(config: TrainConfig, provenance: Provenance, *, resume: bool) -> R
             "with it, or choose another --out"
         )
     return found
+
+
+def _began(path: Path) -> bool:
+    """Whether training left anything behind."""
+    metrics = path / METRICS
+    lines = metrics.exists() and metrics.stat().st_size > 0
+    return lines or any((path / FOLDER).glob("step-*"))
 
 
 def _require_same(found: Run, now: Run) -> None:

@@ -118,15 +118,31 @@ def test_a_damaged_coder_is_refused(config, damage):
         run.load_coder(torch.device("cpu"))
 
 
-def test_an_unfinished_run_is_only_entered_on_purpose(config):
+def begun(config) -> Run:
+    """A run that made a step."""
     run = enter_run(config, PROVENANCE, resume=False)
+    (config.out / "metrics.jsonl").write_text("{}\n")
+    return run
+
+
+def test_an_unfinished_run_is_only_entered_on_purpose(config):
+    run = begun(config)
     with pytest.raises(ConfigError, match="add --resume"):
         enter_run(config, PROVENANCE, resume=False)
     assert enter_run(config, PROVENANCE, resume=True) == run
 
 
-def test_another_configuration_is_named_setting_by_setting(config):
+def test_a_run_that_never_made_a_step_gives_way(config):
     enter_run(config, PROVENANCE, resume=False)
+    other = replace(config, lr=1e-3)
+    assert enter_run(other, PROVENANCE, resume=False).config == other
+    begun(other)
+    with pytest.raises(ConfigError, match="lr"):
+        enter_run(config, PROVENANCE, resume=False)
+
+
+def test_another_configuration_is_named_setting_by_setting(config):
+    begun(config)
     other = replace(config, lr=1e-3, arch=TopKConfig(k=8))
     with pytest.raises(ConfigError) as caught:
         enter_run(other, PROVENANCE, resume=True)
@@ -138,7 +154,7 @@ def test_another_configuration_is_named_setting_by_setting(config):
 
 
 def test_where_it_lies_and_who_computes_may_change(config):
-    run = enter_run(config, PROVENANCE, resume=False)
+    run = begun(config)
     moved = config.out.rename(config.out.with_name("b"))
     other = replace(config, out=moved, store=Path("/mnt/a.actstore"), device="cpu", threads=3)
     found = enter_run(other, replace(PROVENANCE, path=Path("/mnt/a.actstore")), resume=True)
@@ -146,7 +162,7 @@ def test_where_it_lies_and_who_computes_may_change(config):
 
 
 def test_another_store_is_refused(config):
-    enter_run(config, PROVENANCE, resume=False)
+    begun(config)
     with pytest.raises(ConfigError, match=r"another store.*ffffffffffff there, eeeeeeeeeeee now"):
         enter_run(config, replace(PROVENANCE, fingerprint="e" * 64), resume=True)
 

@@ -72,14 +72,16 @@ def run_train(
             show(report.rows, report.n_steps * configs[0].batch_size, curve_words(report))
 
         outcomes = train_sweep(points, out=out, resume=resume, on_step=on_step)
-    for config, outcome in zip(configs, outcomes, strict=True):
-        training_curves(config.out / "metrics.jsonl", config.out / "curves.png")
-        screen.say(outcome_line(outcome, config.out))
+    reports = complete(outcomes)
+    curves = {point.name: point.config.out / "metrics.jsonl" for point in points}
+    for path in curves.values():
+        if path.stat().st_size:  # one may have diverged before its first line
+            training_curves(path, path.with_name("curves.png"))
     if len(points) > 1:
-        sweep_figure(
-            {point.name: point.config.out / "metrics.jsonl" for point in points}, out / "sweep.png"
-        )
-    return complete(outcomes)
+        sweep_figure(curves, out / "sweep.png")
+    for config, outcome in zip(configs, outcomes, strict=True):
+        screen.say(outcome_line(outcome, config.out))
+    return reports
 
 
 def run_eval(config: EvalConfig, *, screen: Screen) -> "tuple[EvalReport, ...]":
