@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.archs import ArchConfig, ReluConfig
-from pipeline.checks import require_fraction, require_positive
+from pipeline.checks import require_fraction, require_not_negative, require_positive
 from pipeline.errors import ConfigError
 from pipeline.span import parse_span
 
@@ -82,8 +82,12 @@ class TrainConfig:
     """And falls linearly to zero over so long at the end."""
     beta1: float = 0.9
     beta2: float = 0.999
-    clip: float | None = None
-    """Largest norm of the gradient of all weights; None does not clip."""
+    clip: float = 1.0
+    """Largest norm of the gradient of all weights; 0 does not clip.
+
+    The first gradients are hundreds of times as long as later ones. Unclipped they stay in Adam's
+    second moment for a thousand steps, in which little is learned.
+    """
     project: bool = False
     """Also take out of the gradient what is parallel to each row of a unit-norm dictionary."""
     ema: float | None = None
@@ -131,9 +135,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_positive(
-            self, "expansion", "lr", "tokens", "batch_size", "window_rows", "threads", "clip",
+            self, "expansion", "lr", "tokens", "batch_size", "window_rows", "threads",
             "exclude_norms", "checkpoint_every", "log_every",
         )  # fmt: skip
+        require_not_negative(self, "clip")
         require_fraction(self, "ema", "beta2")
         if not 0 <= self.beta1 < 1:
             raise ConfigError(f"beta1 must be at least 0 and below 1, got {self.beta1}")

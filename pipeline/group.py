@@ -155,7 +155,7 @@ class Group:
         parts = stack.learn(x, coefficient=coefficient, dead=self._dead(), sparse=self._sparse)
         if config.project and stack.objective.unit_norm:
             stack.project()
-        if config.clip is not None:
+        if config.clip:
             stack.clip(config.clip)
         for member, (_, lr) in zip(self.members, used, strict=True):
             member.learner.step(lr)

@@ -124,10 +124,10 @@ def test_the_table_has_a_line_a_member_with_what_varies_and_its_last_curves(tmp_
 
 
 def test_lists_and_what_is_left_open_have_cells_too(tmp_path):
-    points = make_points(tmp_path, clip=[1.0, None], exclude_positions=[[], [0, 1]])
+    points = make_points(tmp_path, ema=[0.5, None], exclude_positions=[[], [0, 1]])
     write_table(tmp_path, points, states=states_of(points))
-    cells = [(row["clip"], row["exclude_positions"]) for row in read_table(tmp_path)]
-    assert cells == [("1.0", ""), ("1.0", "0 1"), ("none", ""), ("none", "0 1")]
+    cells = [(row["ema"], row["exclude_positions"]) for row in read_table(tmp_path)]
+    assert cells == [("0.5", ""), ("1.0", "0 1"), ("none", ""), ("none", "0 1")]
 
 
 def test_only_the_end_of_long_curves_is_read(tmp_path):

@@ -51,11 +51,11 @@ class Truth:
     @staticmethod
     def make(*, n_features: int, d: int, active: float, decay: float = 0.99, seed: int) -> "Truth":
         """Random directions, `active` of them in a row on average."""
-        generator = torch.Generator().manual_seed(seed)
+        rng = np.random.default_rng(seed)  # not torch's: a coder of this seed starts with its draws
         falling = decay ** torch.arange(n_features)
 
         def directions(width: int) -> Tensor:
-            x = torch.randn(n_features, width, generator=generator)
+            x = torch.from_numpy(rng.standard_normal((n_features, width), np.float32))
             return x / x.norm(dim=-1, keepdim=True)
 
         return Truth(

@@ -8,7 +8,7 @@ Every shape and every whole run is a process of its own; what is compared is int
 taken round by round: median [lowest..highest]. Rows are normal, each coordinate with its own
 spread, and 2 threads compute. The cells are in `train_cells.py`; how the peers' environments are
 made stands in `peer_train_common.py`. A step of ours is all that `saepipe train` does in it: norm
-constraint, clipping where it is said, dead counts, curves every 50 steps. `relu_1%` and the like
+constraint, clipping, dead counts, curves every 50 steps. `relu_1%` and the like
 start with biases that let so many latents through, and stay there.
 """
 

@@ -40,12 +40,12 @@ WARM, STEPS = 2, 3
 
 # Every cell: the config's changes, and the share of latents that the biases let through.
 CELLS: dict[str, tuple[dict[str, Any], float | None]] = {
-    "relu": ({"arch": ReluConfig(), "sparse": "off", "clip": 1.0}, None),
+    "relu": ({"arch": ReluConfig(), "sparse": "off"}, None),
     "relu_bf16": ({"arch": ReluConfig(), "sparse": "off", "precision": "bf16"}, None),
     "relu_5%": ({"arch": ReluConfig(), "sparse": "on"}, 0.05),
     "relu_2%": ({"arch": ReluConfig(), "sparse": "on"}, 0.02),
     "relu_1%": ({"arch": ReluConfig(), "sparse": "on"}, 0.01),
-    "topk": ({"arch": TopKConfig(k=K), "clip": 1.0}, None),
+    "topk": ({"arch": TopKConfig(k=K)}, None),
     "topk_dense": ({"arch": TopKConfig(k=K), "sparse": "off"}, None),
     "topk_bf16": ({"arch": TopKConfig(k=K), "precision": "bf16"}, None),
     "batchtopk": ({"arch": BatchTopKConfig(k=K)}, None),
