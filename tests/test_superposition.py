@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from actstore.reader import ActStore
+from pipeline.archs import ReluConfig
+from pipeline.sae.coder import make_coder
 from tests.bench.superposition import SITE, Found, Truth, best_cosines, sweep, write_rows
 from tests.stores import column
 
@@ -33,8 +35,8 @@ def store(truth, tmp_path_factory) -> Path:
 
 def learn(store: Path, truth: Truth, arch: dict[str, object], out: Path) -> list[Found]:
     settings = {
-        "arch": arch, "expansion": 2, "batch_size": 256, "tokens": 256 * 200, "lr": 1e-2,
-        "lr_decay": "30%", "stack": "off", "log_every": 200,
+        "arch": arch, "expansion": 4, "batch_size": 256, "tokens": 256 * 300, "lr": 1e-2,
+        "lr_decay": "30%", "stack": "off", "log_every": 300,
     }  # fmt: skip
     return sweep(store, truth, settings, out=out)
 
@@ -47,18 +49,19 @@ def codes(truth: Truth, n_rows: int) -> np.ndarray:
 
 def test_the_known_features_are_found_out_of_superposition(store, truth, tmp_path):
     """32 features in 20 dimensions; a random dictionary as large comes to 0.6."""
-    grid = {"kind": ["relu", "topk"], "l1": [0.003, 0.1], "k": 3}
+    grid = {"kind": ["relu", "topk"], "l1": [0.003, 0.15], "k": 3}
     barely, sparse, competing = learn(store, truth, grid, tmp_path / "sweep")
     assert sparse.mmcs > 0.97
     assert competing.mmcs > 0.98
-    assert barely.mmcs < sparse.mmcs - 0.02, "nothing asks for features if activity has no price"
-    assert float(sparse.cosines.min()) > 0.9, "even the rarest"
+    assert barely.mmcs < 0.75, "nothing asks for features if activity has no price"
+    assert float(sparse.cosines.min()) > 0.85, "even the rarest"
 
 
-def test_a_random_dictionary_is_not_taken_for_the_truth(truth):
-    generator = torch.Generator().manual_seed(1)
-    random = best_cosines(truth.features, torch.randn(2 * N, D, generator=generator))
-    assert 0.4 < float(random.mean()) < 0.7
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_coder_that_has_learned_nothing_knows_nothing_of_the_truth(truth, seed):
+    """Also of the truth's own seed: else it would begin with the features it is to find."""
+    coder = make_coder(ReluConfig(), d_in=D, d_sae=4 * D, seed=seed)
+    assert 0.4 < float(best_cosines(truth.features, coder.W_dec.detach()).mean()) < 0.7
 
 
 def test_cosines_are_those_of_every_pair_compared_one_by_one(truth):

@@ -33,7 +33,7 @@ from pipeline.sweep import train_sweep
 
 SITE, CTX_LEN, BLOCK = "mlp_out.0", 16, 2**14
 N_FACTORS = 32  # hidden causes through which features are active together
-L1S = (0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2)
+L1S = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.4, 0.8)
 KS = (3, 5, 8, 12)
 
 
@@ -163,9 +163,9 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=500_000, help="Of the store.")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="Rows to train on.")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--expansion", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--expansion", type=int, default=4)
     parser.add_argument("--l1", type=lambda t: [float(p) for p in t.split(",")], default=[*L1S])
     parser.add_argument("--k", type=lambda t: [int(p) for p in t.split(",")], default=[*KS])
     parser.add_argument("--seed", type=int, default=0)
