@@ -126,8 +126,8 @@ def train(
     settings = merged(config, options, given=given)
     settings["arch"] = arch_table(settings["arch"], knobs, given=given)
     settings = assigned(settings, assign or [])
-    from pipeline.grid import expand
     from pipeline.terminal.stages import run_train
+    from pipeline.training.grid import expand
 
     screen, loggers = _screen(json), log.split(",") if log else []
     points = expand(settings, out=out)
@@ -207,9 +207,9 @@ def demo(
 ) -> None:
     """All of it on the embedded model and text, on a CPU, in under 3 minutes."""
     from pipeline.demo import demo_configs
-    from pipeline.grid import single
     from pipeline.terminal.stages import run_eval, run_finetune, run_harvest, run_train
     from pipeline.terminal.tables import EVAL_ROWS, TUNED_ROWS, named
+    from pipeline.training.grid import single
 
     configs, screen = demo_configs(out), _screen(json)
     run_harvest(configs.harvest, screen=screen)
@@ -334,7 +334,7 @@ def _settings(ctx: typer.Context, file: Path | None, **options: object) -> dict[
 
 def _values(option: str, text: str, kind: Callable[[str], Any]) -> object:
     """What an option was given: a value, or a list where there are commas."""
-    from pipeline.grid import comma_list
+    from pipeline.training.grid import comma_list
 
     return _single(comma_list(text, kind, option=f"--{option}"))
 

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from actstore.batches import Batches
 from actstore.reader import ActStore
-from pipeline.assemble import Entry, assemble
 from pipeline.config import TrainConfig
 from pipeline.curves import TrainReport, last_report
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, DataError
-from pipeline.feed import Feeder
-from pipeline.group import Group
 from pipeline.interrupt import deferred_interrupt
 from pipeline.provenance import Provenance
 from pipeline.run import Run, enter_run
 from pipeline.sae.coder import require_possible
 from pipeline.stream import device_batches
+from pipeline.training.assemble import Entry, assemble
+from pipeline.training.feed import Feeder
+from pipeline.training.group import Group
 
 OnStep = Callable[[TrainReport], None]
 Outcome = TrainReport | DataError
@@ -72,7 +72,7 @@ def train_all(
     One that diverges stops alone.
 
     Args:
-        configs: Equal in what `pipeline.grid.ONE_PASS` names.
+        configs: Equal in what `pipeline.training.grid.ONE_PASS` names.
         resume: Go on with what is unfinished.
         on_step: Called with each line of each run's curves.
         on_end: Called as each run ends, with its folder.

@@ -17,6 +17,7 @@ FORBIDDEN = {
     "pipeline/sae": {"actstore", "transformers"},
     "pipeline/harvest.py": {"pipeline.sae", "pipeline.train", "actstore.batches"},
     "pipeline/train.py": {"pipeline.harvest", "pipeline.sites", "pipeline.model", "transformers"},
+    "pipeline/training": {"pipeline.harvest", "pipeline.sites", "pipeline.model", "transformers"},
     "pipeline/plan.py": {"torch"},
     "cli.py": {"zarr", "numcodecs", "torch", "transformers"},
 }

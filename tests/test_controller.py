@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from pipeline.archs import GatedConfig, JumpReluConfig, ReluAprilConfig, ReluConfig, TiedConfig
 from pipeline.config import TrainConfig
-from pipeline.controller import HORIZON_LR, LEAST_HORIZON, Controller
 from pipeline.errors import ConfigError
+from pipeline.training.controller import HORIZON_LR, LEAST_HORIZON, Controller
 
 TARGET = 0.01
 RIGHT = 3e-3

@@ -14,11 +14,11 @@ from actstore.reader import ActStore
 from actstore.writer import ActWriter
 from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.feed import Feed, Feeder, mean_square
 from pipeline.sae.fold import fold
-from pipeline.sample import sample_rows
-from pipeline.start import b_dec_start, geometric_median
 from pipeline.stream import as_tensor
+from pipeline.training.feed import Feed, Feeder, mean_square
+from pipeline.training.sample import sample_rows
+from pipeline.training.start import b_dec_start, geometric_median
 from tests.stores import as_numbers, column, make_spec, shard_of, write_store
 
 CPU = torch.device("cpu")
@@ -190,7 +190,7 @@ def test_nor_does_what_is_looked_up_in_a_sample(tmp_path, monkeypatch):
     """Batches of a wide site come in another order, which no other member may notice."""
     spec = make_spec(widths={A: 16, "wide": 1024})
     store = ActStore.open(write_store(tmp_path / "s", spec, n_rows=N_ROWS))
-    monkeypatch.setattr("pipeline.feed.sample_rows", partial(sample_rows, n_rows=64))
+    monkeypatch.setattr("pipeline.training.feed.sample_rows", partial(sample_rows, n_rows=64))
     feed, wide = (Feed(site=site, normalize="rms", exclude_norms=1.1) for site in (A, "wide"))
     alone, together = feeder_of(store, feed), feeder_of(store, wide, feed)
     assert alone.scale(feed) == together.scale(feed)
@@ -241,7 +241,7 @@ def test_a_sample_is_seeded_and_never_has_a_row_twice(store):
 
 
 def test_a_sample_larger_than_a_block_is_whole(store, monkeypatch):
-    monkeypatch.setattr("pipeline.sample.BLOCK_ROWS", 64)
+    monkeypatch.setattr("pipeline.training.sample.BLOCK_ROWS", 64)
     assert as_set(rows_of(store)) == as_set(numbers(store, A))
     assert len({*as_set(rows_of(store, n_rows=150))}) == 150
 

@@ -10,8 +10,8 @@ from pipeline.archs import ARCHS, ReluConfig, TopKConfig
 from pipeline.codec import from_json, load_toml, to_json
 from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.grid import ONE_PASS, comma_list, expand
 from pipeline.terminal.words import count
+from pipeline.training.grid import ONE_PASS, comma_list, expand
 
 OUT = Path("runs/sweep")
 

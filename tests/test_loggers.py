@@ -10,12 +10,12 @@ from typing import ClassVar
 
 import pytest
 
-from pipeline import loggers as module
 from pipeline.config import TrainConfig
 from pipeline.curves import METRICS, Curves, TrainReport
 from pipeline.errors import ConfigError
-from pipeline.loggers import Loggers, make_loggers
-from pipeline.trackers import TOOLS
+from pipeline.training import loggers as module
+from pipeline.training.loggers import Loggers, make_loggers
+from pipeline.training.trackers import TOOLS
 
 ROOT = Path(__file__).parent.parent
 

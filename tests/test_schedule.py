@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from pipeline.config import TrainConfig
-from pipeline.schedule import Schedule
+from pipeline.training.schedule import Schedule
 
 
 def make_schedule(n_steps: int, **settings) -> Schedule:

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file
 from actstore.reader import ActStore
 from pipeline.curves import TrainReport
 from pipeline.errors import ConfigError, DataError
-from pipeline.grid import expand
-from pipeline.sweep import complete, train_sweep
-from pipeline.sweep_table import read_table
 from pipeline.train import train_all
+from pipeline.training.grid import expand
+from pipeline.training.sweep import complete, train_sweep
+from pipeline.training.sweep_table import read_table
 from tests.training import (
     assert_alike,
     killed,
@@ -268,9 +268,9 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(
 ):
     settings = settings_for(store, steps=STEPS, seed=[0, 1], sparse="on")
     with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
-        patch.setattr("pipeline.assemble.stack_is_faster", lambda *_, **__: faster)
+        patch.setattr("pipeline.training.assemble.stack_is_faster", lambda *_, **__: faster)
         train_until(settings, tmp_path / "auto", step=8)
-    monkeypatch.setattr("pipeline.assemble.stack_is_faster", lambda *_, **__: not faster)
+    monkeypatch.setattr("pipeline.training.assemble.stack_is_faster", lambda *_, **__: not faster)
     train_settings(settings, tmp_path / "auto", resume=True)
     train_settings(settings | {"stack": "on" if faster else "off"}, tmp_path / "told")
     for name in ("seed=0", "seed=1"):
@@ -281,7 +281,7 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(
 
 
 def test_members_are_timed_both_ways_and_learn_the_same_in_either(store, tmp_path, caplog):
-    caplog.set_level("INFO", logger="pipeline.stacking")
+    caplog.set_level("INFO", logger="pipeline.training.stacking")
     settings = settings_for(store, steps=STEPS, seed=[0, 1, 2], arch={"kind": "batchtopk", "k": 2})
     train_settings(settings, tmp_path / "sweep")
     assert "3 members at once take" in caplog.text

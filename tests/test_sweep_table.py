@@ -8,8 +8,8 @@ import pytest
 from actstore import files
 from pipeline.curves import NOT_IN_LINES, Curves, TrainReport
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.grid import Point, expand
-from pipeline.sweep_table import Sweep, enter_sweep, read_table, write_table
+from pipeline.training.grid import Point, expand
+from pipeline.training.sweep_table import Sweep, enter_sweep, read_table, write_table
 
 
 def make_points(out: Path, **settings: object) -> tuple[Point, ...]:

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 from actstore.manifest import StoreSpec
 from actstore.writer import ActWriter
-from pipeline.grid import expand
-from pipeline.sweep import train_sweep
+from pipeline.training.grid import expand
+from pipeline.training.sweep import train_sweep
 
 CTX = 16
 WIDTHS = {"mlp_out.0": 8, "resid_post.0": 8}

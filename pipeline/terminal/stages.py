@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pipeline.curves import TrainReport
     from pipeline.evaluate.report import EvalReport
     from pipeline.finetune_run import FinetuneReport
-    from pipeline.grid import Point
     from pipeline.harvest import HarvestSummary
+    from pipeline.training.grid import Point
 
 
 def run_harvest(config: HarvestConfig, *, screen: Screen) -> "HarvestSummary | None":
@@ -59,10 +59,10 @@ def run_train(
     log: Sequence[str] = (),
 ) -> "list[TrainReport]":
     """Train what is not complete already, and draw the curves."""
-    from pipeline.loggers import make_loggers
     from pipeline.plots_training import sweep_figure, training_curves
-    from pipeline.sweep import complete, train_sweep
     from pipeline.terminal.lines import curve_words, outcome_line
+    from pipeline.training.loggers import make_loggers
+    from pipeline.training.sweep import complete, train_sweep
 
     configs = [point.config for point in points]
     with screen.progress("train", "rows") as show, closing(make_loggers(log, configs)) as loggers:

@@ -31,8 +31,8 @@ def main() -> None:
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     from pipeline.curves import METRICS, read_curves
-    from pipeline.grid import expand
-    from pipeline.sweep import train_sweep
+    from pipeline.training.grid import expand
+    from pipeline.training.sweep import train_sweep
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

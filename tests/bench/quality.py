@@ -37,12 +37,12 @@ from actstore.manifest import StoreSpec
 from actstore.reader import ActStore
 from actstore.writer import ActWriter
 from pipeline.config import HarvestConfig
-from pipeline.grid import expand
 from pipeline.harvest import harvest
 from pipeline.plan import make_plan
 from pipeline.run import Run
 from pipeline.sae.coder import SparseCoder
-from pipeline.sweep import train_sweep
+from pipeline.training.grid import expand
+from pipeline.training.sweep import train_sweep
 
 SITE, CTX_LEN, HELD = "mlp_out.2", 16, 2**14
 L1S = {

@@ -27,9 +27,9 @@ from actstore.manifest import StoreSpec
 from actstore.writer import ActWriter
 from pipeline.canvas import BLUE, GRAY, LEGEND, RED, axes_in, few_ticks, make_figure, save
 from pipeline.curves import TrainReport
-from pipeline.grid import Point, expand
 from pipeline.run import Run
-from pipeline.sweep import train_sweep
+from pipeline.training.grid import Point, expand
+from pipeline.training.sweep import train_sweep
 
 SITE, CTX_LEN, BLOCK = "mlp_out.0", 16, 2**14
 N_FACTORS = 32  # hidden causes through which features are active together

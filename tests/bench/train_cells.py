@@ -26,13 +26,13 @@ from actstore.manifest import StoreSpec
 from actstore.reader import ActStore
 from actstore.writer import ActWriter
 from pipeline.archs import BatchTopKConfig, ReluConfig, TopKConfig
-from pipeline.assemble import Entry, assemble
 from pipeline.config import TrainConfig
-from pipeline.feed import Feeder
-from pipeline.group import Group
 from pipeline.provenance import Provenance
 from pipeline.run import enter_run
 from pipeline.stream import device_batches
+from pipeline.training.assemble import Entry, assemble
+from pipeline.training.feed import Feeder
+from pipeline.training.group import Group
 
 SITE, CTX_LEN, K = "mlp_out.1", 128, 32
 WARM, STEPS = 2, 3

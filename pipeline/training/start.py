@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from pipeline.config import BDecStart
-from pipeline.feed import Feed, Feeder
+from pipeline.training.feed import Feed, Feeder
 
 START_ROWS = 2**14
 """Of the sample, where one is needed: its middle is off by less than a hundredth of a deviation."""

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from pipeline.curves import TrainReport
 from pipeline.errors import DataError
-from pipeline.grid import Point
-from pipeline.member import writing
-from pipeline.sweep_table import enter_sweep, write_table
 from pipeline.train import OnStep, Outcome, require_trainable, train_all
+from pipeline.training.grid import Point
+from pipeline.training.member import writing
+from pipeline.training.sweep_table import enter_sweep, write_table
 
 
 def train_sweep(
@@ -20,7 +20,7 @@ def train_sweep(
     the reason.
 
     Args:
-        points: What `pipeline.grid.expand` made of the settings.
+        points: What `pipeline.training.grid.expand` made of the settings.
         out: Folder of the sweep.
         resume: Go on with what is unfinished.
         on_step: Called with each line of each run's curves.

@@ -10,15 +10,15 @@ from torch import Tensor
 from pipeline.checkpoint import Checkpoint
 from pipeline.curves import TrainReport
 from pipeline.errors import DataError
-from pipeline.feed import Feed, Feeder
-from pipeline.learner import Learner
-from pipeline.member import Member
-from pipeline.renewal import Renewal
 from pipeline.sae.dead import SilentRows
 from pipeline.sae.measures import measure
 from pipeline.sae.objective import Parts
 from pipeline.sae.stack import Stack, member_of, to_params
 from pipeline.span import steps_of
+from pipeline.training.feed import Feed, Feeder
+from pipeline.training.learner import Learner
+from pipeline.training.member import Member
+from pipeline.training.renewal import Renewal
 
 SILENT, SPARSE, STACKED = "silent", "sparse", "stacked"
 CHOOSE_EVERY = 16

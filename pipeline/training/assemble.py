@@ -11,15 +11,15 @@ from pipeline.checkpoint import Checkpoint, checkpoints_of, drop_checkpoint, loa
 from pipeline.config import TrainConfig
 from pipeline.curves import METRICS, Curves
 from pipeline.device import DTYPES, pick_device, pick_precision
-from pipeline.feed import Feed, Feeder
-from pipeline.group import STACKED, Group
-from pipeline.member import Member, writing
 from pipeline.run import Run
 from pipeline.sae.coder import SparseCoder, make_coder
 from pipeline.sae.objectives import coefficient_of, make_aux, make_objective
 from pipeline.sae.stack import Stack, stacked
-from pipeline.stacking import stack_is_faster
-from pipeline.start import b_dec_start
+from pipeline.training.feed import Feed, Feeder
+from pipeline.training.group import STACKED, Group
+from pipeline.training.member import Member, writing
+from pipeline.training.stacking import stack_is_faster
+from pipeline.training.start import b_dec_start
 
 OWN = {"out": None, "seed": 0, "lr": 1.0, "lr_warmup": "0", "lr_decay": "0", "l1_warmup": "0"}
 """Settings that members of one stack may differ in, beside the penalty's."""

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint import FOLDER, Checkpoint, save_checkpoint
-from pipeline.controller import Controller
 from pipeline.curves import Curves, TrainReport
 from pipeline.errors import CheckpointError, DataError
-from pipeline.learner import Learner
 from pipeline.run import Run
 from pipeline.sae.coder import SparseCoder
 from pipeline.sae.fold import fold
 from pipeline.sae.stack import to_state
-from pipeline.schedule import Schedule
+from pipeline.training.controller import Controller
+from pipeline.training.learner import Learner
+from pipeline.training.schedule import Schedule
 
 CONTROLLER = "controller."
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from pipeline.config import TrainConfig
 from pipeline.curves import METRICS, NOT_IN_LINES, TrainReport, read_curves
 from pipeline.errors import ConfigError
-from pipeline.trackers import FAILURES, TOOLS, Track
+from pipeline.training.trackers import FAILURES, TOOLS, Track
 
 log = logging.getLogger(__name__)
 

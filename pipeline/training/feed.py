@@ -18,7 +18,7 @@ from torch import Tensor
 from actstore.reader import ActStore
 from pipeline.config import Normalize, TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.sample import sample_rows
+from pipeline.training.sample import sample_rows
 
 POSITION, TOKEN = "position", "token_id"
 
