@@ -35,6 +35,7 @@ CURVES = (
 """Key in metrics.jsonl, title, label of the axis."""
 
 CHANGING = (
+    ("sparsity", "Sparsity loss", "penalty with its coefficient"),
     ("beta", r"Sparsity coefficient $\beta$", "weight of the penalty"),
     ("n_resampled", "Resampled features", "features, so far"),
     ("lr", "Learning rate", "of Adam"),
@@ -42,7 +43,7 @@ CHANGING = (
 )
 """As CURVES, but drawn only where there is a change to see."""
 
-_LOG_KEYS, _LOG_FROM = frozenset({"recon", "loss", "beta"}), 10.0
+_LOG_KEYS, _LOG_FROM = frozenset({"recon", "loss", "sparsity", "beta"}), 10.0
 """Curves drawn on a logarithmic axis once they span more than this factor."""
 
 _COUNTS = frozenset({"l0", "n_dead", "n_resampled", "lr", "rows_per_s"})

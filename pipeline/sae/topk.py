@@ -15,7 +15,7 @@ from pipeline.sae.objective import Objective, Params, Parts, Problem, reconstruc
 from pipeline.sae.relu import backward
 from pipeline.sae.select import Picked, batch_top_k, top_k
 
-THRESHOLD_RATE = 0.01
+THRESHOLD_RATE = 0.1
 """Weight of the newest batch in the running threshold of BatchTopK."""
 HINT = 0.9
 """The largest values of a batch are looked for above this share of the running threshold."""

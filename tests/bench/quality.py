@@ -224,7 +224,7 @@ def compare(mine: list[Result], theirs: list[Result], who: str) -> None:
         for value, found in sorted(by_value.items()):
             spread = max(spreads[value]) - min(spreads[value])
             told = " ".join(f"{d:+.4f}" for d in found)
-            print(f"ours - {who:18s}{arch:12s}{value:8g}  {told}   (its seeds: {spread:.4f})")
+            print(f"ours - {who:20s}{arch:12s}{value:8g}  {told}   (its seeds: {spread:.4f})")
 
 
 def main() -> None:
