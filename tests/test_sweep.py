@@ -280,13 +280,22 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(
         )
 
 
-def test_members_are_timed_both_ways_and_learn_the_same_in_either(store, tmp_path, caplog):
+def test_members_are_timed_both_ways_and_learn_the_same_in_either(
+    store, tmp_path, caplog, monkeypatch
+):
     caplog.set_level("INFO", logger="pipeline.training.stacking")
+    monkeypatch.setattr("pipeline.training.stacking.SHARE", 1.0)
     settings = settings_for(store, steps=STEPS, seed=[0, 1, 2], arch={"kind": "batchtopk", "k": 2})
     train_settings(settings, tmp_path / "sweep")
     assert "3 members at once take" in caplog.text
     for name, run in alone(settings, tmp_path / "sweep", tmp_path).items():
         assert_alike(tmp_path / "sweep" / name, run)
+
+
+def test_a_run_that_would_be_over_before_the_timing_is_trained_in_turn(store, tmp_path, caplog):
+    caplog.set_level("INFO", logger="pipeline.training.stacking")
+    train_settings(settings_for(store, steps=3, seed=[0, 1]), tmp_path / "sweep")
+    assert not caplog.text
 
 
 def test_a_checkpoint_that_only_some_members_have_is_dropped_with_its_word_of_the_curves(

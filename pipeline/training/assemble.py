@@ -103,7 +103,9 @@ def _at_once(
         return True
     stack = _stack(feeder, entries)
     sparse = stack.starts_sparse(config.sparse)
-    return stack_is_faster(stack, n_rows=config.batch_size, sparse=sparse)
+    return stack_is_faster(
+        stack, n_rows=config.batch_size, n_steps=entries[0].n_steps, sparse=sparse
+    )
 
 
 def _group(

@@ -10,18 +10,29 @@ from pipeline.sae.stack import Stack
 
 log = logging.getLogger(__name__)
 
-TRIALS = 3
+TRIALS, TRIAL_ROWS = 2, 1024
+SHARE = 0.02
+"""Of a run that may go into finding out; a shorter run is trained in turn."""
 WORTH = 0.95
 """A stack must take less than this share of the time: its memory is the larger one."""
 
 
-def stack_is_faster(stack: Stack, *, n_rows: int, sparse: bool) -> bool:
-    """Time both ways of computing the gradients of a batch of random rows, in turns.
+def stack_is_faster(stack: Stack, *, n_rows: int, n_steps: int, sparse: bool) -> bool:
+    """Time both ways of computing the gradients of random rows, in turns.
 
     What is learned from does not matter to the time, and nothing is learned here.
+
+    Args:
+        stack: Of all members.
+        n_rows: Of a batch; no more than TRIAL_ROWS are tried.
+        n_steps: How many are to be made.
+        sparse: Whether active pairs alone are computed.
     """
+    tried = min(n_rows, TRIAL_ROWS)
+    if 2 * (TRIALS + 1) * tried > SHARE * n_rows * n_steps:
+        return False
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(n_rows, stack.params["W_dec"].shape[-1], generator=generator)
+    x = torch.randn(tried, stack.params["W_dec"].shape[-1], generator=generator)
     whole = stack.subset(range(stack.n_members))  # running thresholds move: not those of `stack`
     alone = [stack.subset([m]) for m in range(stack.n_members)]
     at_once, in_turn = list[float](), list[float]()
