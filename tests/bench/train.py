@@ -35,6 +35,15 @@ D, F, BATCH, STEPS = 512, 2048, 4096, 25
 L1S, KS = "0.5,1,2,4", "16,32,64,128"
 
 
+CASES: dict[str, tuple[str, str, list[object]]] = {
+    "relu, dense": ("relu", "relu-april", ["--l1", "1"]),
+    "topk": ("topk", "topk", ["--k", "32"]),
+    "4 L1 values": ("relu", "relu-april", ["--l1", L1S]),
+    "4 k values": ("topk", "topk", ["--k", KS]),
+}
+"""Whole runs to compare with peers: kind, architecture, what it is told."""
+
+
 def spread(values: Sequence[float], pattern: str = "{:.2f}") -> str:
     middle, *ends = (
         pattern.format(v) for v in (statistics.median(values), min(values), max(values))
@@ -112,20 +121,21 @@ def peer(python: str, script: str, rows: Path, arch: str, *options: object) -> l
     ]  # fmt: skip
 
 
-def print_peers(store: Path, folder: Path, rounds: int, pythons: Mapping[str, str | None]) -> None:
+def print_peers(
+    store: Path,
+    folder: Path,
+    rounds: int,
+    pythons: Mapping[str, str | None],
+    cases: Sequence[str],
+) -> None:
     """Whole runs: start-up, training, what is written at the end."""
     rows = Path(str(run_cell("export", store, folder / "rows.npy")))
     print(
         "\nWhole processes, F 2048, batch 4096, 102,400 rows a member: seconds of the peer / ours."
     )
     print("| peer | what | ours, s | peer / ours |\n|---|---|---|---|")
-    cases: list[tuple[str, str, str, list[object]]] = [
-        ("relu, dense", "relu", "relu-april", ["--l1", "1"]),
-        ("topk", "topk", "topk", ["--k", "32"]),
-        ("4 L1 values", "relu", "relu-april", ["--l1", L1S]),
-        ("4 k values", "topk", "topk", ["--k", KS]),
-    ]
-    for words, kind, arch, options in cases:
+    for words in cases:
+        kind, arch, options = CASES[words]
         dense = ["--config", folder / "dense.toml"] if kind == "relu" else []
         (folder / "dense.toml").write_text('sparse = "off"\n')
         ours = list[float]()
@@ -147,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--parts", nargs="*", default=["steps", "store", "sweep"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cases", nargs="*", default=[*CASES], help="Of the peers: only these.")
     for name in ("saelens", "dictionary-learning", "sparsify"):
         parser.add_argument(f"--{name}", help="A Python that has it.")
     args = parser.parse_args()
@@ -162,7 +173,7 @@ def main() -> None:
             "wide": lambda: print_steps(WIDE, args.rounds),
             "store": lambda: print_store(store),
             "sweep": lambda: print_sweep(store, folder, args.rounds),
-            "peers": lambda: print_peers(store, folder, args.rounds, pythons),
+            "peers": lambda: print_peers(store, folder, args.rounds, pythons, args.cases),
         }
         for part in args.parts:
             parts[part]()
