@@ -169,7 +169,7 @@ def test_a_member_that_diverges_stops_alone_and_for_good(store, tmp_path, kind, 
     settings = settings_for(
         store, steps=STEPS, arch={"kind": kind, "k": 2} if kind == "batchtopk" else {"kind": kind},
         lr=[1e-3, DIVERGES, 2e-3], stack=stack, sparse=sparse, checkpoint_every=1, log_every=3,
-        ema=0.9, dead_window="2 steps",
+        ema=0.9, dead_window="2 steps", clip=0.0,
     )  # fmt: skip
     out = tmp_path / "sweep"
     bad = out / f"lr={DIVERGES}"
