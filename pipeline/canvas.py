@@ -81,8 +81,10 @@ def smoothed(
     return np.asarray(x, dtype=np.float64), means
 
 
-def save(figure: Figure, out: Path) -> None:
-    """Write a figure, in the format that its name ends with, under a temporary name first."""
-    data = BytesIO()
-    figure.savefig(data, format=out.suffix[1:])
-    write_file(out, [data.getbuffer()])
+def save(figure: Figure, *outs: Path) -> None:
+    """Write a figure, in the format that each name ends with, under a temporary name first."""
+    for out in outs:
+        data = BytesIO()
+        figure.savefig(data, format=out.suffix[1:])
+        write_file(out, [data.getbuffer()])
+        figure.set_layout_engine("none")  # it is laid out now, which takes as long as drawing it

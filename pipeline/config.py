@@ -159,12 +159,61 @@ class EvalConfig:
     """None means held-out text: the embedded one for the embedded text, WikiText-103 otherwise."""
     text_column: str = "text"
     tokens: int = 100_000
+    as_trained: bool = False
+    """Leave as they are, and do not count, the rows that training left out."""
+    layers: tuple[int, ...] = ()
+    """Also splice each coder, alone, into these layers."""
+    n_worst: int = 10
+    """Contexts to name whose loss a coder raises most."""
+    n_bootstrap: int = 1000
+    """Resamplings of the contexts that intervals are made of; 0 makes none."""
+    seed: int = 0
+    """Of the resampling."""
     batch_size: int = 8
     device: Device = "auto"
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         require_positive(self, "tokens", "batch_size")
+        require_not_negative(self, "n_worst", "n_bootstrap")
+        if any(layer < 0 for layer in self.layers):
+            raise ConfigError(f"layers start at 0, got {min(self.layers)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """What every feature of a run fires on: one pass over the store it was trained from."""
+
+    run: Path
+    store: Path | None = None
+    """None means the one it was trained from."""
+    tokens: int | None = None
+    """Rows to read, in whole contexts from the store's first; None means all."""
+    n_top: int = 12
+    """Contexts with the largest activations, a feature."""
+    n_spread: int = 16
+    """Contexts drawn at random from all in which it is active, a feature."""
+    n_values: int = 128
+    """Tokens drawn at random from all on which it is active, a feature."""
+    seed: int = 0
+    """Of what is drawn."""
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        require_positive(self, "tokens", "n_top", "n_spread", "n_values")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """A page about one or more runs."""
+
+    runs: tuple[Path, ...]
+    out: Path
+    n_features: int = 200
+    """Features a run to show, evenly by frequency among those that are alive."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "n_features")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,8 +74,7 @@ def training_curves(metrics: Path, out: Path) -> None:
     for i, (key, title, label) in enumerate(curves):
         axes = axes_in(figure, (n_lines, n_columns, i + 1), title=title, y=label)
         _draw(axes, _column(lines, "rows", where=key), _column(lines, key, where=key), key=key)
-    for path in (out, out.with_suffix(".svg")):
-        save(figure, path)
+    save(figure, out, out.with_suffix(".svg"))
 
 
 def sweep_figure(members: Mapping[str, Path], out: Path) -> None:
@@ -107,8 +106,7 @@ def sweep_figure(members: Mapping[str, Path], out: Path) -> None:
         axes.set_xscale("log")
         few_ticks(axes.xaxis)
     axes.margins(x=0.18, y=0.12)
-    for path in (out, out.with_suffix(".svg")):
-        save(figure, path)
+    save(figure, out, out.with_suffix(".svg"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ def drawn(monkeypatch):
     """The figures that would be saved, to look inside: rendering them all takes long."""
     figures: list[Figure] = []
 
-    def keep(figure, out):
-        if out.suffix == ".png":
-            figures.append(figure)
+    def keep(figure, *outs):
+        assert [out.suffix for out in outs] == [".png", ".svg"]
+        figures.append(figure)
 
     monkeypatch.setattr(plots_training, "save", keep)
     return figures

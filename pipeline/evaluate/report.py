@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Stage = Literal["mean", "losses"]
+Stage = Literal["mean", "losses", "layers"]
+
+EVAL_FILE = "eval.json"
+"""In the folder of a run, its latest report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +21,53 @@ class EvalProgress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Between what bounds 95 of 100 resamplings of the contexts put a metric."""
+
+    metric: str
+    """The field of `EvalReport` that it belongs to."""
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inserted:
+    """The one coder, spliced in at another layer."""
+
+    site: str
+    ce_patched: float
+    added: float
+    """`ce_patched - ce_clean`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstContext:
+    """A context whose loss the coder raises most."""
+
+    context: int
+    """Its number in the text."""
+    ce_clean: float
+    ce_patched: float
+    perplexity_difference: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """How much of a run's dictionary another run has found too."""
+
+    run: Path
+    """The other run."""
+    mmcs: float
+    """Mean, over this run's features, of the largest cosine with one of the other's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalReport:
-    """One run, evaluated inside one language model on one text. Losses are nats per prediction."""
+    """One run, evaluated inside one language model on one text. Losses are nats per prediction.
+
+    Ratios are None where they would divide by nothing.
+    """
 
     run: Path
     site: str
@@ -35,35 +83,70 @@ class EvalReport:
     """Of the language model; the coder always computes in float32."""
     ctx_len: int
     n_tokens: int
-    """Tokens whose activations were read: whole contexts, every position."""
+    """Tokens whose activations were read and counted: whole contexts, less what is excluded."""
     n_predictions: int
-    """Predictions whose losses were summed: `ctx_len - 1` of each context."""
+    """Predictions whose losses were summed: at every counted token but the last of a context."""
+    excluded: tuple[str, ...]
+    """What was left as it is and not counted, as training left it out; empty for nothing."""
+
     ce_clean: float
     ce_patched: float
     ce_zero: float
     ce_mean: float
     """With the site replaced by its mean over this same text."""
     loss_recovered: float | None
-    """Against zero ablation; None where that costs nothing, as for every ratio here."""
+    """Against zero ablation."""
     loss_recovered_mean: float | None
     """Against mean ablation."""
     kl: float
-    l0: float
-    l1: float
+    kl_zero: float
+    """KL from the clean pass to the zero-ablated one."""
+    kl_recovered: float | None
+    """`1 - kl / kl_zero`."""
+    perplexity_clean: float
+    perplexity_patched: float
+    perplexity_difference: float
+
     explained_variance: float | None
     mse: float
     cosine: float
     relative_bias: float | None
+    l2_ratio: float
+    """Mean over tokens of `||x_hat|| / ||x||`."""
+
+    l0: float
+    l0_quantiles: tuple[float, ...]
+    """Over tokens, at `pipeline.evaluate.sparsity.QUANTILES`."""
+    l1: float
+    density: tuple[float, ...]
+    """Per latent, the fraction of the `n_tokens` on which it is above zero."""
     n_dead: int
     """Latents above zero on none of the `n_tokens`."""
     frac_dead: float
+    n_rare: int
+    """Latents above zero on fewer than one in a million tokens, the dead included."""
+    n_frequent: int
+    """Latents above zero on more than a tenth of the tokens."""
+
     dead_cosine_mean: float | None
     """Mean over dead latents of the cosine with the mean dead row; None without dead."""
     alive_cosine_mean: float | None
     """The same over living latents; None without dead or without living ones."""
     dead_cosine: tuple[float, ...] | None
     """Per latent, what the two means are taken over."""
-    density: tuple[float, ...]
-    """Per latent, the fraction of the `n_tokens` on which it is above zero."""
+    encoder_decoder_cosine: tuple[float, ...]
+    """Per latent, between what it reads and what it writes."""
+    encoder_decoder_cosine_median: float
+    max_cosine: tuple[float, ...]
+    """Per latent, the largest cosine of its dictionary row with that of another."""
+    max_cosine_mean: float
+    overlaps: tuple[Overlap, ...]
+    """With each other run of this evaluation that is as wide."""
+
+    intervals: tuple[Interval, ...]
+    inserted: tuple[Inserted, ...]
+    """One for each layer that was asked for."""
+    worst: tuple[WorstContext, ...]
+    """In descending order of their added loss."""
     notes: tuple[str, ...]
     """What a reader of these numbers must know, one sentence each."""

@@ -18,6 +18,9 @@ from pipeline.sae.activation import Activation, make_activation
 
 APRIL_NORM = 0.1
 """Of the rows of `W_dec` at the start of relu-april (Anthropic, April 2024)."""
+COMPETING_NORM = 0.2
+"""Of the columns of `W_enc` at the start of the TopK kinds: many latents of length 1 would together
+overshoot. From 0.1 to 0.3 they end 0.01 higher in explained variance; at 0.1 more of them die."""
 
 
 class SparseCoder(nn.Module):
@@ -110,8 +113,13 @@ def make_coder(
     generator = torch.Generator().manual_seed(seed)
     activation = make_activation(config, d_sae=d_sae, rms=rms)
     coder = SparseCoder(d_in, d_sae, activation, generator=generator)
-    if isinstance(config, ReluAprilConfig):
-        with torch.no_grad():
-            coder.W_dec.mul_(APRIL_NORM)
-            coder.W_enc.mul_(APRIL_NORM)
+    with torch.no_grad():
+        match config:
+            case ReluAprilConfig():
+                coder.W_dec.mul_(APRIL_NORM)
+                coder.W_enc.mul_(APRIL_NORM)
+            case TopKConfig() | BatchTopKConfig() | MatryoshkaConfig():
+                coder.W_enc.mul_(COMPETING_NORM)
+            case _:
+                pass
     return coder

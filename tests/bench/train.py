@@ -31,7 +31,7 @@ GOALS = {  # of d 512, by cell and F
     ("relu", 0): 1.2, ("topk", 2048): 3.2, ("topk", 8192): 4.2, ("relu_1%", 0): 3.0,
     ("relu_2%", 0): 3.0,
 }  # fmt: skip
-D, F, BATCH, STEPS = 512, 2048, 4096, 25
+D, F, BATCH, STEPS = 512, 2048, 4096, 50
 L1S, KS = "0.5,1,2,4", "16,32,64,128"
 
 
@@ -96,7 +96,7 @@ def train(store: Path, out: Path, *options: object) -> list[object]:
 
 def print_sweep(store: Path, folder: Path, rounds: int) -> None:
     """Eight members at once against eight runs, whole processes and start-up included."""
-    print("\n| 8 runs / a sweep of 8 (F 2048, 102,400 rows each) | goal 1 |\n|---|---|")
+    print(f"\n| 8 runs / a sweep of 8 (F 2048, {STEPS * BATCH:,} rows each) | goal 1 |\n|---|---|")
     for arch, option, values in (
         ("topk", "--seed", [str(i) for i in range(8)]),
         ("relu", "--l1", [f"{0.1 * 2**i:g}" for i in range(8)]),
@@ -131,7 +131,8 @@ def print_peers(
     """Whole runs: start-up, training, what is written at the end."""
     rows = Path(str(run_cell("export", store, folder / "rows.npy")))
     print(
-        "\nWhole processes, F 2048, batch 4096, 102,400 rows a member: seconds of the peer / ours."
+        f"\nWhole processes, F {F}, batch {BATCH}, {STEPS * BATCH:,} rows a member: "
+        "seconds of the peer / ours."
     )
     print("| peer | what | ours, s | peer / ours |\n|---|---|---|---|")
     for words in cases:

@@ -1,0 +1,1 @@
+"""One page about a run or several, that opens anywhere: no network, no server."""
