@@ -110,6 +110,10 @@ def test_the_start_is_random_unit_rows_with_the_transpose_as_encoder():
     april = make_coder(ReluAprilConfig(), d_in=D_IN, d_sae=D_SAE)
     torch.testing.assert_close(april.W_dec.norm(dim=-1), torch.full((D_SAE,), 0.1))
     assert torch.equal(april.W_enc, april.W_dec.T)
+    for competing in (TopKConfig(k=4), BatchTopKConfig(k=4), MatryoshkaConfig(k=4, prefixes=2)):
+        coder = make_coder(competing, d_in=D_IN, d_sae=D_SAE)
+        torch.testing.assert_close(coder.W_dec.norm(dim=-1), torch.ones(D_SAE))
+        torch.testing.assert_close(coder.W_enc, 0.2 * coder.W_dec.T)
 
 
 def test_the_seed_is_the_whole_randomness_of_the_start():
