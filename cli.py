@@ -13,15 +13,18 @@ from pipeline.codec import from_json
 from pipeline.config import (
     Device,
     EvalConfig,
+    FeatureOrder,
+    FeaturesConfig,
     FinetuneConfig,
     HarvestConfig,
     Precision,
+    ReportConfig,
     StoreDtype,
     TrainConfig,
 )
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.settings import arch_table, assigned, merged
-from pipeline.terminal.words import count
+from pipeline.terminal.words import count, layers_of
 
 if TYPE_CHECKING:  # it brings rich, and --help must not wait for that
     from pipeline.terminal.screen import Screen
@@ -143,6 +146,18 @@ def evaluate(
         str | None, typer.Option(help=f"Default: held-out text. Else {Source}")
     ] = EvalConfig.text,
     tokens: Annotated[str, typer.Option(help="Of the text.")] = "100k",
+    layers: Annotated[
+        str | None, typer.Option(help="Also splice each into these: 0-5, or 1,3.")
+    ] = None,
+    worst: Annotated[
+        int, typer.Option(help="Contexts to show whose loss rises most.")
+    ] = EvalConfig.n_worst,
+    as_trained: Annotated[
+        bool, typer.Option("--as-trained", help="Leave out the rows that training left out.")
+    ] = EvalConfig.as_trained,
+    out: Annotated[
+        Path | None, typer.Option(help="Of several runs' table and frontier; default: beside them.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Default: the run's.")] = EvalConfig.model,
     batch_size: Annotated[int, typer.Option(help="Contexts a pass.")] = EvalConfig.batch_size,
     device: Annotated[Device, typer.Option()] = EvalConfig.device,
@@ -152,17 +167,66 @@ def evaluate(
 ) -> None:
     """Put trained SAEs back into the model: loss recovered, L0, dead features and more."""
     settings = _settings(
-        ctx, config, runs=runs, text=text, tokens=count(tokens), model=model,
-        batch_size=batch_size, device=device, precision=precision,
+        ctx, config, runs=runs, text=text, tokens=count(tokens), layers=layers_of(layers),
+        as_trained=as_trained, n_worst=worst, model=model, batch_size=batch_size, device=device,
+        precision=precision,
     )  # fmt: skip
     from pipeline.terminal.stages import run_eval
-    from pipeline.terminal.tables import reports_table
+    from pipeline.terminal.tables import eval_tables
 
     screen = _screen(json)
-    reports = run_eval(from_json(EvalConfig, settings), screen=screen)
-    screen.draw(reports_table(reports))
+    reports = run_eval(from_json(EvalConfig, settings), out=out, screen=screen)
+    for table in eval_tables(reports):
+        screen.draw(table)
     screen.note(note for report in reports for note in report.notes)
     screen.emit(reports)
+
+
+@app.command()
+def features(
+    ctx: typer.Context,
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    feature: Annotated[
+        list[int] | None, typer.Option(help="Look at this one closely; repeatable.")
+    ] = None,
+    sort: Annotated[FeatureOrder, typer.Option(help="Of the table.")] = "frequency",
+    rows: Annotated[int, typer.Option(help="Of the table.")] = 20,
+    store: Annotated[
+        Path | None, typer.Option(help="Default: the one it was trained from.")
+    ] = FeaturesConfig.store,
+    tokens: Annotated[str | None, typer.Option(help="Rows to read; default: all.")] = None,
+    device: Annotated[Device, typer.Option()] = FeaturesConfig.device,
+    config: ConfigFile = None,
+    json: JsonOut = None,
+) -> None:
+    """What features fire on, from one pass over the store; kept as Parquet beside the run."""
+    settings = _settings(
+        ctx, config, run=run, store=store, tokens=None if tokens is None else count(tokens),
+        device=device,
+    )  # fmt: skip
+    from pipeline.terminal.stages import run_features, show_features
+
+    screen = _screen(json)
+    found = run_features(from_json(FeaturesConfig, settings), screen=screen)
+    screen.emit(show_features(found, feature or [], order=sort, rows=rows, screen=screen))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; default: report.html beside them.")
+    ] = None,
+    n_features: Annotated[
+        int, typer.Option("--features", help="To show of each run.")
+    ] = ReportConfig.n_features,
+    json: JsonOut = None,
+) -> None:
+    """One HTML page about runs, that opens anywhere; what is missing for it is made first."""
+    from pipeline.terminal.stages import run_report
+
+    screen = _screen(json)
+    screen.emit({"report": run_report(runs, out=out, n_features=n_features, screen=screen)})
 
 
 @app.command()
@@ -207,7 +271,14 @@ def demo(
 ) -> None:
     """All of it on the embedded model and text, on a CPU, in under 3 minutes."""
     from pipeline.demo import demo_configs
-    from pipeline.terminal.stages import run_eval, run_finetune, run_harvest, run_train
+    from pipeline.terminal.stages import (
+        run_eval,
+        run_features,
+        run_finetune,
+        run_harvest,
+        run_report,
+        run_train,
+    )
     from pipeline.terminal.tables import EVAL_ROWS, TUNED_ROWS, named
     from pipeline.training.grid import single
 
@@ -215,13 +286,13 @@ def demo(
     run_harvest(configs.harvest, screen=screen)
     run_train([single(configs.train)], out=configs.train.out, resume=True, screen=screen)
     (report,) = run_eval(configs.evaluate, screen=screen)
+    run_features(configs.features, screen=screen)
     tuned = run_finetune(configs.finetune, screen=screen)
     learned = {f"on arithmetic: {key}": x for key, x in named(tuned, TUNED_ROWS).items()}
     title = f"{report.arch} SAE at {report.site}, {report.d_sae:,} features"
     screen.show(f"{title}; losses in nats a token", {**named(report, EVAL_ROWS), **learned})
-    for figure in sorted(out.glob("*/*.png")):
-        screen.say(f"figure: {figure}")
-    screen.emit({"eval": report, "finetune": tuned})
+    page = run_report([configs.train.out], out=out / "report.html", screen=screen)
+    screen.emit({"eval": report, "finetune": tuned, "report": page})
 
 
 @store_app.command("info")

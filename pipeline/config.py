@@ -180,6 +180,9 @@ class EvalConfig:
             raise ConfigError(f"layers start at 0, got {min(self.layers)}")
 
 
+FeatureOrder = Literal["frequency", "max", "index", "random"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig:
     """What every feature of a run fires on: one pass over the store it was trained from."""

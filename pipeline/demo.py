@@ -1,21 +1,22 @@
-"""What `saepipe demo` runs: the four stages on the embedded model and text."""
+"""What `saepipe demo` runs: every stage on the embedded model and text."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.archs import TopKConfig
-from pipeline.config import EvalConfig, FinetuneConfig, HarvestConfig, TrainConfig
+from pipeline.config import EvalConfig, FeaturesConfig, FinetuneConfig, HarvestConfig, TrainConfig
 
 SITE = "mlp_out.2"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfigs:
-    """The four configs, in the order in which they run."""
+    """The configs, in the order in which they run."""
 
     harvest: HarvestConfig
     train: TrainConfig
     evaluate: EvalConfig
+    features: FeaturesConfig
     finetune: FinetuneConfig
 
 
@@ -35,7 +36,8 @@ def demo_configs(out: Path) -> DemoConfigs:
             dead_window="200k",
             log_every=10,
         ),
-        evaluate=EvalConfig(runs=(sae,), tokens=40_000),
+        evaluate=EvalConfig(runs=(sae,), tokens=40_000, layers=(0, 1, 2, 3)),
+        features=FeaturesConfig(run=sae),
         finetune=FinetuneConfig(
             run=sae, out=out / "finetuned", epochs=4, steps_per_epoch=50, ctx_len=64
         ),

@@ -73,6 +73,15 @@ class Family:
     attention: tuple[str, str]
     """The layer norm before the attention, and the attention itself."""
     stages: Mapping[str, Stage]
+    prefix: str
+    """Of the base model's tensors in a checkpoint."""
+    final_norm: str
+    centered: bool
+    """The norms subtract the mean: LayerNorm, not RMSNorm."""
+    transposed: bool = False
+    """Matrices of the MLP are kept as `[in, out]`."""
+    ties: bool = False
+    """The unembedding is the embedding where config.json does not say."""
 
     def stage(self, site: Site) -> Stage:
         """Where this site lies inside its layer."""
@@ -102,6 +111,9 @@ FAMILIES: dict[str, Family] = {
             "mlp_out": Stage("mlp", "out", ("mlp.dense_4h_to_h",)),
             "resid_post": Stage("", "out"),
         },
+        prefix="gpt_neox",
+        final_norm="final_layer_norm",
+        centered=True,
     ),
     "gpt2": Family(
         config_class="GPT2Config",
@@ -118,6 +130,11 @@ FAMILIES: dict[str, Family] = {
             "mlp_out": Stage("mlp", "out", ("mlp.c_proj",)),
             "resid_post": Stage("", "out"),
         },
+        prefix="transformer",
+        final_norm="ln_f",
+        centered=True,
+        transposed=True,
+        ties=True,
     ),
     "llama": Family(
         config_class="LlamaConfig",
@@ -134,6 +151,9 @@ FAMILIES: dict[str, Family] = {
             "mlp_out": Stage("mlp", "out", ("mlp.down_proj",)),
             "resid_post": Stage("", "out"),
         },
+        prefix="model",
+        final_norm="norm",
+        centered=False,
     ),
 }
 

@@ -1,51 +1,14 @@
-"""The figures of an evaluation and of a fine-tuning."""
+"""The figures of a fine-tuning."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from pipeline.canvas import BLUE, GRAY, INK, LEGEND, RED, axes_in, make_figure, save, say, smoothed
-
-
-def dead_cosine(
-    cosine: Float[np.ndarray, " d_sae"] | None,
-    dead: Bool[np.ndarray, " d_sae"],
-    out: Path,
-    *,
-    n_tokens: int,
-) -> None:
-    """Histograms of each latent's cosine with the mean dead row: the dead against the living.
-
-    Without dead latents there is no such direction; the figure then says so.
-    """
-    figure = make_figure(width=6.0, height=3.4)
-    axes = axes_in(
-        figure, (1, 1, 1), title="Do dead features point the same way?", y="% of each group"
-    )
-    axes.set_xlabel("cosine of a feature's decoder row with the mean dead row")
-    if cosine is None:
-        say(
-            axes, f"none is dead: each of {dead.size:,} features fired on these {n_tokens:,} tokens"
-        )
-        save(figure, out)
-        return
-    low = min(-0.25, float(cosine.min()))
-    bins = np.linspace(low, 1, 81).tolist()
-    for chosen, color, name in ((~dead, BLUE, "alive"), (dead, RED, "dead")):
-        if not chosen.any():
-            continue
-        mean = float(cosine[chosen].mean())
-        label = f"{name}: {int(chosen.sum()):,} features, mean {mean:.2f}"
-        share = np.full(int(chosen.sum()), 100 / chosen.sum())
-        axes.hist(cosine[chosen], bins, weights=share, color=color, alpha=0.55, label=label)
-        axes.axvline(mean, color=color, lw=1.2, ls="--")
-    axes.set_xlim(low, 1)
-    axes.legend(title=f"dead: never active on {n_tokens:,} tokens", **LEGEND)
-    save(figure, out)
+from pipeline.canvas import BLUE, GRAY, INK, LEGEND, RED, axes_in, make_figure, save, smoothed
 
 
 def finetune_loss(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from pipeline.canvas import (
@@ -66,15 +67,27 @@ def training_curves(metrics: Path, out: Path) -> None:
         CheckpointError: `metrics` is missing, empty or damaged.
     """
     lines = _read_lines(metrics)
-    curves = [curve for curve in CURVES if any(curve[0] in line for line in lines)]
-    curves += [curve for curve in CHANGING if _changes(lines, curve[0])]
+    curves = _curves_of(lines)
     n_columns = min(len(curves), 4 if len(curves) in (7, 8, 10) else 3)
     n_lines = -(-len(curves) // n_columns)
     figure = make_figure(width=3.6 * n_columns, height=2.7 * n_lines)
-    for i, (key, title, label) in enumerate(curves):
-        axes = axes_in(figure, (n_lines, n_columns, i + 1), title=title, y=label)
-        _draw(axes, _column(lines, "rows", where=key), _column(lines, key, where=key), key=key)
+    for i, curve in enumerate(curves):
+        _draw(figure, (n_lines, n_columns, i + 1), lines, curve)
     save(figure, out, out.with_suffix(".svg"))
+
+
+def curve_figures(metrics: Path) -> dict[str, Figure]:
+    """The same, each curve a figure of its own, by its key: for a page that arranges them itself.
+
+    Raises:
+        CheckpointError: `metrics` is missing, empty or damaged.
+    """
+    lines = _read_lines(metrics)
+    figures: dict[str, Figure] = {}
+    for curve in _curves_of(lines):
+        figure = figures[curve[0]] = make_figure(width=3.6, height=2.7)
+        _draw(figure, (1, 1, 1), lines, curve)
+    return figures
 
 
 def sweep_figure(members: Mapping[str, Path], out: Path) -> None:
@@ -163,8 +176,22 @@ def _end_of(name: str, metrics: Path) -> _End | None:
     )
 
 
-def _draw(axes: Axes, rows: Sequence[float], values: Sequence[float], *, key: str) -> None:
+def _curves_of(lines: Sequence[Mapping[str, float]]) -> list[tuple[str, str, str]]:
+    """Key, title and label of each curve that there is something to see of."""
+    there = [curve for curve in CURVES if any(curve[0] in line for line in lines)]
+    return there + [curve for curve in CHANGING if _changes(lines, curve[0])]
+
+
+def _draw(
+    figure: Figure,
+    place: tuple[int, int, int],
+    lines: Sequence[Mapping[str, float]],
+    curve: tuple[str, str, str],
+) -> None:
     """One curve: each line of the file in pale, a smoothed line over it."""
+    key, title, label = curve
+    axes = axes_in(figure, place, title=title, y=label)
+    rows, values = (_column(lines, name, where=key) for name in ("rows", key))
     axes.plot(rows, values, color=BLUE, alpha=0.3, lw=0.8)
     axes.plot(*smoothed(rows, values), color=BLUE, lw=1.6)
     axes.set_xlabel("tokens seen")

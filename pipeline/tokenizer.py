@@ -2,13 +2,31 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
 from pipeline.errors import ModelError
 from pipeline.hub import ModelFiles
+
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_letters() -> dict[str, bytes]:
+    """What each letter of a byte-level vocabulary stands for (Radford et al. 2019, GPT-2).
+
+    Bytes that Latin-1 shows stand for themselves, the others for the letters from U+0100 on.
+    """
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    codes = {**{byte: byte for byte in shown}, **{byte: 256 + i for i, byte in enumerate(hidden)}}
+    return {chr(code): bytes([byte]) for byte, code in codes.items()}
+
+
+_BYTE_OF = _byte_letters()
 
 
 class Tokenizer:
@@ -44,6 +62,31 @@ class Tokenizer:
         """Text of one token as it stands in a text, its leading space kept."""
         anchor = self._fast.encode(":", add_special_tokens=False).ids  # some decoders strip a start
         return self.decode([*anchor, token])[len(self.decode(anchor)) :]
+
+    def token_bytes(self, token: int) -> bytes | None:
+        """Bytes that one token stands for, be they half of a character; None if there is no such.
+
+        Special tokens are spelled out.
+        """
+        name = self._fast.id_to_token(token)
+        if name is None:
+            return None
+        if token in self._added:
+            return name.encode()
+        if self._byte_level:
+            return b"".join(_BYTE_OF.get(letter, letter.encode()) for letter in name)
+        fallback = _BYTE_TOKEN.fullmatch(name)  # of a vocabulary of characters
+        return bytes.fromhex(fallback[1]) if fallback else self.token_text(token).encode()
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self._fast.get_added_tokens_decoder())
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        """Whether the letters of its vocabulary stand for bytes."""
+        decoder: Any = self._fast.decoder
+        return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
 
 
 def load_tokenizer(name: str, *, revision: str = "main") -> Tokenizer:

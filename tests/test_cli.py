@@ -13,14 +13,24 @@ import pytest
 import cli
 from actstore.reader import ActStore
 from pipeline.archs import ARCHS, Arch, ArchConfig, ReluConfig, TopKConfig
-from pipeline.config import EvalConfig, FinetuneConfig, HarvestConfig, TrainConfig
-from pipeline.terminal.words import count
+from pipeline.config import (
+    EvalConfig,
+    FeaturesConfig,
+    FinetuneConfig,
+    HarvestConfig,
+    ReportConfig,
+    TrainConfig,
+)
+from pipeline.errors import ConfigError
+from pipeline.terminal.words import count, layers_of
 from tests.tiny import CTX_LEN, make_model, make_text
 
 COMMANDS = {
     cli.harvest: HarvestConfig,
     cli.train: TrainConfig,
     cli.evaluate: EvalConfig,
+    cli.features: FeaturesConfig,
+    cli.report: ReportConfig,
     cli.finetune: FinetuneConfig,
 }
 
@@ -44,7 +54,11 @@ def test_options_have_the_defaults_of_the_config(command):
     defaults = {f.name: f.default for f in fields(COMMANDS[command])}
     defaults |= {"l1": ReluConfig.l1, "k": TopKConfig.k, "arch": "relu", "site": None}
     defaults |= {"target": ReluConfig.target}
-    elsewhere = {"ctx", "config", "json", "resume", "log", "assign"}
+    defaults |= {"worst": EvalConfig.n_worst}
+    elsewhere = {"ctx", "config", "json", "resume", "log", "assign", "layers"}
+    elsewhere |= {"feature", "sort", "rows"}  # what of the result is shown
+    if command in (cli.evaluate, cli.report):
+        elsewhere.add("out")  # depends on the runs
     for name, parameter in inspect.signature(command).parameters.items():
         if name in elsewhere:
             continue
@@ -72,7 +86,7 @@ def test_help_waits_for_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_all_four_commands_in_a_row(saepipe, harvested, tmp_path):
+def test_all_commands_in_a_row(saepipe, harvested, tmp_path):
     store, sae, tuned = (tmp_path / name for name in ("acts.actstore", "sae", "tuned"))
     code, _, err = saepipe(
         "train", store, "--arch", "topk", "--k", 4, "--batch-size", 64, "--device", "cpu",
@@ -93,8 +107,42 @@ def test_all_four_commands_in_a_row(saepipe, harvested, tmp_path):
     assert code == 0, err
     assert "after learning c and d" in out
     figures = {path.name for path in tmp_path.glob("*/*.png")}
-    assert figures == {"curves.png", "dead_cosine.png", "loss.png", "scales_biases.png"}
-    assert saepipe("eval", sae, tuned, "--text", text, "--tokens", 240)[0] == 0
+    assert figures == {
+        "curves.png", "dead_cosine.png", "density.png", "encoder_decoder.png", "loss.png",
+        "scales_biases.png",
+    }  # fmt: skip
+    looked_at(saepipe, sae, tuned, text=text)
+
+
+def looked_at(saepipe, sae: Path, tuned: Path, *, text: str) -> None:
+    """Compare, browse and report the two runs."""
+    code, out, err = saepipe(
+        "eval", sae, tuned, "--text", text, "--tokens", 240, "--layers", "0-1", "--as-trained"
+    )
+    assert code == 0, err
+    assert {"eval.csv", "frontier.png", "frontier.svg"} <= {p.name for p in sae.parent.iterdir()}
+    assert [line["site"] for line in json.loads((sae / "eval.json").read_text())["inserted"]] == [
+        "mlp_out.0", "mlp_out.1",
+    ]  # fmt: skip
+    code, out, err = saepipe("features", sae, "--json", "-", "--rows", 3, "--sort", "max")
+    assert code == 0, err
+    listed = json.loads(out)
+    assert len(listed) == 3
+    assert listed[0]["max"] >= listed[1]["max"] >= listed[2]["max"]
+    code, out, err = saepipe("features", sae, "--feature", listed[0]["index"])
+    assert code == 0, err
+    assert "complete, reused" in out
+    assert "lost without it" in out
+    assert saepipe("features", sae, "--feature", 10**6)[0] == 1
+    page = sae.parent / "report.html"
+    code, out, err = saepipe("report", sae, tuned)
+    assert code == 0, err
+    assert f"report    {page}" in out
+    assert "features" in out  # those of the tuned run were missing, and were made
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    code, _, err = saepipe("report", sae, "--out", sae)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "is a folder" in err
 
 
 def settings(folder: Path, **values: object) -> Path:
@@ -232,6 +280,20 @@ def test_ctrl_c_is_clean_and_the_same_command_goes_on(saepipe, harvested, tmp_pa
 )
 def test_counts_read_as_people_write_them(text, number):
     assert count(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [(None, []), ("3", [3]), ("0-2", [0, 1, 2]), ("1,3", [1, 3]), ("0-2, 5,1", [0, 1, 2, 5])],
+)
+def test_layers_read_as_people_write_them(text, layers):
+    assert layers_of(text) == layers
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "0..3", "1,,2"])
+def test_what_is_no_layers_is_refused(text):
+    with pytest.raises(ConfigError, match="--layers takes layers as in 0-5"):
+        layers_of(text)
 
 
 def test_more_sites_and_more_rows_are_two_harvests_of_one_command(saepipe, harvested, tmp_path):

@@ -1,12 +1,11 @@
 import json
 import math
 import re
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
 import transformers
-from torch.nn import functional as F
 
 from pipeline import cross_entropy
 from pipeline.archs import TopKConfig
@@ -14,16 +13,11 @@ from pipeline.codec import to_json
 from pipeline.config import EvalConfig
 from pipeline.errors import CheckpointError, ConfigError, DataError, TextError
 from pipeline.evaluate.evaluation import evaluate
-from pipeline.evaluate.fidelity import Prediction, Reconstruction, loss_recovered
-from pipeline.evaluate.figures import save_figures
-from pipeline.evaluate.geometry import dead_cosine
-from pipeline.evaluate.sparsity import Sparsity
 from pipeline.model import LanguageModel
 from pipeline.sae.coder import SparseCoder
-from pipeline.tokenizer import load_tokenizer
+from tests.plain_eval import contexts_of, plain_eval
 from tests.tiny import CTX_LEN, WIDTH, make_coder, make_model, make_text, save_coder
 
-CPU = torch.device("cpu")
 N_CONTEXTS = 14
 
 
@@ -72,73 +66,21 @@ def constant_coder(value: torch.Tensor) -> SparseCoder:
     return coder
 
 
-def contexts_of(model, text) -> torch.Tensor:
-    ids = load_tokenizer(str(model)).encode([Path(text).read_text()])[0]
-    return torch.tensor(ids)[: N_CONTEXTS * CTX_LEN].view(-1, CTX_LEN)
-
-
-def brute_force(model, text, coder: SparseCoder) -> dict[str, float]:
-    """All the keys, in float64, all tokens at once, by hooks and formulas of its own."""
-    lm = transformers.GPTNeoXForCausalLM.from_pretrained(model).double().eval()
-    mlp = lm.gpt_neox.layers[1].mlp
-    tokens = contexts_of(model, text)
-    seen: list[torch.Tensor] = []
-
-    def logp(edit=None):
-        def hook(module, args, out):
-            seen.append(out)
-            return edit(out) if edit else None
-
-        handle = mlp.register_forward_hook(hook)
-        with torch.no_grad():
-            logits = lm(tokens).logits[:, :-1].flatten(0, 1)
-        handle.remove()
-        return logits - logits.logsumexp(-1, keepdim=True)
-
-    def ce(logp):
-        return -logp[torch.arange(len(logp)), tokens[:, 1:].flatten()].mean().item()
-
-    clean = logp()
-    x = seen[0].flatten(0, 1)
-    w = {name: p.detach().double() for name, p in coder.named_parameters()}
-    z = ((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]).clamp_min(0)
-    x_hat = z @ w["W_dec"] + w["b_dec"]
-    patched = logp(lambda out: x_hat.view_as(out))
-    zero, mean = ce(logp(torch.zeros_like)), ce(logp(lambda out: x.mean(0).expand_as(out)))
-    dead = ~(z > 0).any(0)
-    centre = w["W_dec"][dead].mean(0)
-    cos = (w["W_dec"] @ centre) / (w["W_dec"].norm(dim=1) * centre.norm())
-    return {
-        "ce_clean": ce(clean),
-        "ce_patched": ce(patched),
-        "ce_zero": zero,
-        "ce_mean": mean,
-        "loss_recovered": (zero - ce(patched)) / (zero - ce(clean)),
-        "loss_recovered_mean": (mean - ce(patched)) / (mean - ce(clean)),
-        "kl": (clean.exp() * (clean - patched)).sum(1).mean().item(),
-        "l0": (z > 0).double().sum(1).mean().item(),
-        "l1": z.abs().sum(1).mean().item(),
-        "explained_variance": (1 - (x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item(),
-        "mse": (x - x_hat).pow(2).sum(1).mean().item(),
-        "cosine": ((x * x_hat).sum(1) / x.norm(dim=1) / x_hat.norm(dim=1)).mean().item(),
-        "relative_bias": (x_hat.pow(2).sum() / (x * x_hat).sum()).item(),
-        "n_dead": int(dead.sum()),
-        "frac_dead": dead.double().mean().item(),
-        "dead_cosine_mean": cos[dead].mean().item(),
-        "alive_cosine_mean": cos[~dead].mean().item(),
-    }
-
-
 def test_every_number_agrees_with_a_plain_float64_computation(run_eval, model, text):
     coder = make_coder()
     (report,) = run_eval(coder, batch_size=3)
-    for key, value in brute_force(model, text, coder).items():
-        assert getattr(report, key) == pytest.approx(value, rel=1e-5), key
+    plain = plain_eval(model, contexts_of(model, text, n=N_CONTEXTS), coder)
+    numbers = {name: value for name, value in plain.items() if hasattr(report, name)}
+    for key in numbers.keys() - {"inserted"}:
+        assert getattr(report, key) == pytest.approx(plain[key], rel=1e-5), key
+    assert len(numbers) == 34
     assert 10 < report.n_dead < coder.d_sae / 2
+    assert 0 < report.n_frequent < coder.d_sae - report.n_dead
     assert report.n_tokens == N_CONTEXTS * CTX_LEN
     assert report.n_predictions == N_CONTEXTS * (CTX_LEN - 1)
     assert (report.site, report.arch, report.d_in) == ("mlp_out.1", "relu", WIDTH)
     assert report.d_sae == len(report.density) == 4 * WIDTH
+    assert report.excluded == report.inserted == report.overlaps == ()
 
 
 def test_a_perfect_coder_recovers_everything(run_eval):
@@ -164,7 +106,7 @@ def test_a_coder_that_says_the_mean_is_mean_ablation(run_eval, model, text):
     seen: list[torch.Tensor] = []
     lm.gpt_neox.layers[1].mlp.register_forward_hook(lambda m, a, out: seen.append(out))
     with torch.no_grad():
-        lm(contexts_of(model, text))
+        lm(contexts_of(model, text, n=N_CONTEXTS))
     (report,) = run_eval(constant_coder(seen[0].double().mean((0, 1)).float()))
     assert report.ce_patched == pytest.approx(report.ce_mean, rel=1e-6)
     assert report.explained_variance == pytest.approx(0, abs=1e-6)
@@ -202,7 +144,23 @@ def test_runs_together_give_the_reports_they_give_alone(run_eval, tmp_path):
         config = EvalConfig(
             runs=(tmp_path / f"run{i}",), text=report.text, tokens=report.n_tokens, device="cpu"
         )
-        assert evaluate(config) == (report,)
+        assert evaluate(config) == (replace(report, overlaps=()),)
+
+
+def test_each_run_says_how_much_of_it_every_other_as_wide_has_found(run_eval, tmp_path):
+    coders = make_coder(seed=1), make_coder(seed=2, expansion=2)
+    other_model = make_model(tmp_path / "wide", width=2 * WIDTH)
+    wide = make_coder(seed=3, d_in=2 * WIDTH)
+    runs = [save_coder(tmp_path / "wide_run", wide, model=other_model, text="other")]
+    one, two = run_eval(*coders)
+    (first,), (second,) = one.overlaps, two.overlaps
+    assert (first.run, second.run) == (two.run, one.run)
+    a, b = (coder.W_dec.detach().double() for coder in coders)
+    cosines = (a / a.norm(dim=1, keepdim=True)) @ (b / b.norm(dim=1, keepdim=True)).T
+    assert first.mmcs == pytest.approx(cosines.max(1).values.mean().item(), rel=1e-6)
+    assert second.mmcs == pytest.approx(cosines.max(0).values.mean().item(), rel=1e-6)
+    config = EvalConfig(runs=(one.run, *runs), text=one.text, tokens=50, device="cpu")
+    assert [report.overlaps for report in evaluate(config)] == [(), ()]
 
 
 def test_runs_of_one_site_share_every_pass_but_their_own(run_eval, monkeypatch):
@@ -327,98 +285,15 @@ def test_a_report_is_json_with_the_promised_keys(run_eval):
             r"\w+",
             """run site arch d_in d_sae n_tokens ce_clean ce_patched ce_zero ce_mean loss_recovered
             loss_recovered_mean kl l0 l1 explained_variance mse cosine relative_bias n_dead
-            frac_dead dead_cosine_mean alive_cosine_mean density model text notes""",
+            frac_dead dead_cosine_mean alive_cosine_mean density model text notes intervals
+            worst inserted overlaps excluded""",
         )
     )
     assert not promised - document.keys()
     assert document["relative_bias"] is None
 
 
-def test_the_dead_cosine_figure_lies_beside_the_run(run_eval, tmp_path):
-    (report,) = run_eval(make_coder())
-    assert save_figures(report) == (tmp_path / "run0" / "dead_cosine.png",)
-    assert (tmp_path / "run0" / "dead_cosine.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_reconstruction_sums_do_not_depend_on_how_rows_are_grouped():
-    torch.manual_seed(0)
-    x, x_hat = torch.randn(30, 5) + 100, torch.randn(30, 5) + 100
-    mean = x.double().mean(0)
-    grouped = Reconstruction(mean, device=CPU)
-    for part in (slice(0, 1), slice(1, 20), slice(20, 30)):
-        grouped.add(x[part], x_hat[part])
-    xd, xd_hat = x.double(), x_hat.double()
-    error, spread = (xd - xd_hat).square().sum(), (xd - mean).square().sum()
-    assert grouped.explained_variance == pytest.approx(float(1 - error / spread), rel=1e-6)
-    assert grouped.mse == pytest.approx(float(error / 30), rel=1e-6)
-    assert grouped.relative_bias == pytest.approx(
-        float((xd_hat * xd_hat).sum() / (xd * xd_hat).sum()), rel=1e-6
-    )
-    expected = F.cosine_similarity(xd, xd_hat).mean().item()
-    assert grouped.cosine == pytest.approx(expected, rel=1e-6)
-
-
-def test_shrinkage_shows_as_a_bias_below_one():
-    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
-    shrunk = Reconstruction(x.double().mean(0), device=CPU)
-    shrunk.add(x, 0.8 * x)
-    assert shrunk.relative_bias == pytest.approx(0.8, rel=1e-6)
-
-
-def test_ratios_over_nothing_are_none():
-    still = Reconstruction(torch.ones(3, dtype=torch.float64), device=CPU)
-    still.add(torch.ones(4, 3), torch.zeros(4, 3))
-    assert still.explained_variance is None
-    assert still.relative_bias is None
-    assert loss_recovered(clean=2.0, patched=2.5, ablated=2.0) is None
-
-
-def test_loss_recovered_is_one_when_clean_and_zero_when_ablated():
-    assert loss_recovered(clean=2.0, patched=2.0, ablated=4.0) == 1
-    assert loss_recovered(clean=2.0, patched=4.0, ablated=4.0) == 0
-    assert loss_recovered(clean=2.0, patched=2.5, ablated=4.0) == 0.75
-    assert loss_recovered(clean=2.0, patched=5.0, ablated=4.0) == -0.5
-
-
-def test_a_token_weighs_the_same_in_every_batch():
-    class Head:
-        def logits(self, hidden, /):
-            return hidden
-
-    torch.manual_seed(0)
-    clean, edited = torch.randn(5, 8, 9), torch.randn(5, 8, 9)
-    tokens = torch.randint(9, (5, 8))
-    sums = Prediction(["edit", "other"], diverging=["edit"], device=CPU)
-    for part in (slice(0, 1), slice(1, 5)):
-        named = {"edit": edited[part], "other": clean[part]}
-        sums.add(Head(), clean[part], named, tokens[part])
-    p, q = clean.double().log_softmax(-1)[:, :-1], edited.double().log_softmax(-1)[:, :-1]
-    targets = tokens[:, 1:, None]
-    assert sums.n == 35
-    assert sums.ce_clean == sums.ce("other") == pytest.approx(-p.gather(2, targets).mean().item())
-    assert sums.ce("edit") == pytest.approx(-q.gather(2, targets).mean().item())
-    assert sums.kl("edit") == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-6)
-
-
-def test_sparsity_counts_what_is_above_zero():
-    sums = Sparsity(4, device=CPU)
-    sums.add(torch.tensor([[1.0, 0.0, 2.0, 0.0]]))
-    sums.add(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.5, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
-    assert sums.l0 == 1.0
-    assert sums.l1 == pytest.approx(4.5 / 4)
-    assert sums.density.tolist() == [0.75, 0.0, 0.25, 0.0]
-    assert sums.dead.tolist() == [False, True, False, True]
-
-
-def test_dead_cosine_is_against_the_mean_of_the_dead_rows():
-    W_dec = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0], [3.0, 0.0]])
-    cosine = dead_cosine(W_dec, torch.tensor([True, True, False, False]))
-    half = math.sqrt(0.5)
-    torch.testing.assert_close(cosine, torch.tensor([half, half, -1.0, half]).double())
-
-
 def test_without_dead_latents_there_is_no_dead_cosine(run_eval):
-    assert dead_cosine(torch.randn(4, 3), torch.zeros(4, dtype=torch.bool)) is None
     coder = make_coder()
     with torch.no_grad():
         coder.b_enc.fill_(100.0)
@@ -436,3 +311,7 @@ def test_with_all_latents_dead_there_are_no_living_ones(run_eval):
     assert report.l0 == report.l1 == 0
     assert report.alive_cosine_mean is None
     assert report.dead_cosine_mean is not None
+    assert report.l0_quantiles == (0, 0, 0, 0, 0)
+    assert report.n_rare == report.n_dead == len(report.density)
+    assert report.n_frequent == 0
+    json.dumps(to_json(report), allow_nan=False)

@@ -41,27 +41,6 @@ def test_the_smoothed_line_is_a_mean_of_neighbours():
     assert y[0] == values[0]
 
 
-def test_dead_and_living_features_are_counted_and_averaged_apart(tmp_path, drawn):
-    cosine = np.array([0.9, 0.7, 0.1, -0.1, 0.3])
-    dead = np.array([True, True, False, False, False])
-    plots.dead_cosine(cosine, dead, tmp_path / "dead.png", n_tokens=1000)
-    labels = texts_of(drawn[0])
-    assert "alive: 3 features, mean 0.10" in labels
-    assert "dead: 2 features, mean 0.80" in labels
-    heights = [patch.get_height() for patch in drawn[0].axes[0].patches]
-    assert sum(heights) == pytest.approx(200)  # each group is 100 %
-
-
-@pytest.mark.parametrize("n_dead", [0, 4])
-def test_none_dead_and_all_dead_are_drawn_too(tmp_path, drawn, n_dead):
-    dead = np.arange(4) < n_dead
-    cosine = np.linspace(-0.9, 1, 4) if n_dead else None
-    plots.dead_cosine(cosine, dead, tmp_path / "dead.png", n_tokens=1234)
-    said = texts_of(drawn[0])
-    assert ("none is dead" in said and "1,234 tokens" in said) == (n_dead == 0)
-    assert (tmp_path / "dead.png").stat().st_size > 1000
-
-
 def test_scales_and_biases_ascend_and_their_shares_are_told(tmp_path, drawn):
     c, d = np.array([1.2, 0.5, 0.9, 1.0]), np.array([0.1, 0.3, -0.2, 0.0])
     plots.scales_and_biases(c, d, tmp_path / "scales.png")

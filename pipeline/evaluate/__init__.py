@@ -1,5 +1,5 @@
-"""What a coder is worth: one file per family of metrics.
+"""What a coder is worth.
 
-Start at `pipeline.evaluate.evaluation`. A family is a class that takes in batches and holds sums;
-a new metric is one more sum, one property, and one field of `EvalReport`.
+Start at `pipeline.evaluate.evaluation`. A new metric is one more sum, in `fidelity.py` or
+`sparsity.py`, one formula in `metrics.py`, and one field of `EvalReport`.
 """

@@ -1,17 +1,26 @@
-"""The figure of an evaluation, beside its run."""
+"""The figures of evaluations: of one beside its run, of several in a folder of their own."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from pipeline import plots
+from pipeline.canvas import save
 from pipeline.evaluate.report import EvalReport
+from pipeline.plots_evaluation import (
+    dead_cosine_figure,
+    density_figure,
+    encoder_decoder_figure,
+    frontier_figure,
+    inserted_figure,
+)
 
-DEAD_COSINE = "dead_cosine.png"
+_FORMATS = (".png", ".svg")
 
 
 def save_figures(report: EvalReport) -> tuple[Path, ...]:
-    """Draw a report's figures into its run directory.
+    """Draw a report's figures into its run directory, each as a picture and as vectors.
 
     Returns:
         The files written.
@@ -19,7 +28,33 @@ def save_figures(report: EvalReport) -> tuple[Path, ...]:
     Raises:
         OSError: the directory cannot be written to.
     """
+    density, n_tokens = np.array(report.density), report.n_tokens
     cosine = None if report.dead_cosine is None else np.array(report.dead_cosine)
-    out = report.run / DEAD_COSINE
-    plots.dead_cosine(cosine, np.array(report.density) == 0, out, n_tokens=report.n_tokens)
-    return (out,)
+    figures = {
+        "dead_cosine": dead_cosine_figure(cosine, density == 0, n_tokens=n_tokens),
+        "density": density_figure(density, n_tokens=n_tokens),
+        "encoder_decoder": encoder_decoder_figure(np.array(report.encoder_decoder_cosine)),
+    }
+    if report.inserted:
+        figures["inserted"] = inserted_figure(report)
+    return tuple(
+        path for name, figure in figures.items() for path in _save(figure, report.run / name)
+    )
+
+
+def save_frontier(reports: Sequence[EvalReport], folder: Path) -> tuple[Path, ...]:
+    """Draw what several runs recover, against the features they need, as `frontier` in a folder.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    return _save(frontier_figure(reports), folder / "frontier")
+
+
+def _save(figure: Figure, stem: Path) -> tuple[Path, ...]:
+    paths = tuple(stem.with_name(stem.name + ending) for ending in _FORMATS)
+    save(figure, *paths)
+    return paths

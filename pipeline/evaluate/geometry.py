@@ -1,8 +1,19 @@
-"""Where the dictionary's directions lie."""
+"""Where the directions of a dictionary lie: to each other, to the encoder, to another dictionary.
 
+A row of zeros has no direction: it is taken to be at right angles to everything.
+"""
+
+import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 from torch.nn import functional as F
+
+from pipeline.sae.coder import SparseCoder
+from pipeline.splicing import Coder
+from pipeline.tuned import TunedCoder
+
+_CELLS = 2**25
+"""Cosines held at once: 128 MiB of float32, a block of 256 rows against 131,072."""
 
 
 def dead_cosine(
@@ -16,3 +27,86 @@ def dead_cosine(
         return None
     rows = W_dec.detach().cpu().double()
     return F.cosine_similarity(rows, rows[dead.cpu()].mean(0, keepdim=True), dim=-1)
+
+
+@torch.no_grad()
+def encoder_decoder_cosine(coder: Coder) -> Float64[Tensor, " d_sae"]:
+    """Cosine of what each latent reads, its encoder column, with what it writes, its decoder row.
+
+    It is 1 where they are tied. A scale `c` of a tuned coder scales the column: where `c` is
+    negative the latent reads the opposite direction, and the sign changes.
+    """
+    match coder:
+        case SparseCoder():
+            columns = coder.W_enc.T
+        case TunedCoder():
+            columns = (coder.coder.W_enc * coder.c).T
+    n = _block(coder.d_in)
+    pairs = zip(columns.split(n), coder.W_dec.split(n), strict=True)
+    parts = [
+        F.cosine_similarity(column.cpu().double(), row.cpu().double(), dim=-1)
+        for column, row in pairs
+    ]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def max_cosine(W_dec: Float[Tensor, "d_sae d_in"]) -> Float64[Tensor, " d_sae"]:
+    """Largest cosine of each latent's dictionary row with the row of any other latent.
+
+    A lone latent has no other: it gets 0. Products are float32, made in blocks of rows; each pair
+    is made once, for both of its latents.
+    """
+    rows = _unit(W_dec)
+    if len(rows) == 1:
+        return torch.zeros(1, dtype=torch.float64)
+    best = torch.full_like(rows[:, 0], -1.0)
+    n = _block(len(rows))
+    for start in range(0, len(rows), n):
+        cosines = rows[start : start + n] @ rows[start:].T  # with earlier rows it is done
+        cosines.fill_diagonal_(-1.0)
+        mine = best[start : start + n]
+        torch.maximum(mine, cosines.amax(1), out=mine)
+        torch.maximum(best[start:], cosines.amax(0), out=best[start:])
+    return best.clamp(max=1).cpu().double()
+
+
+def mmcs(W_dec: Float[Tensor, "d_sae d_in"], other: Float[Tensor, "d_other d_in"]) -> float:
+    """Mean, over the rows of `W_dec`, of the largest cosine with a row of `other`.
+
+    The mean max cosine similarity of Sharkey, Braun and Millidge, "Taking features out of
+    superposition with sparse autoencoders", 2022. It counts every row, the dead too, and is not
+    symmetric: how much of this dictionary the other one holds.
+    """
+    return mutual_mmcs(W_dec, other)[0]
+
+
+@torch.no_grad()
+def mutual_mmcs(
+    W_dec: Float[Tensor, "d_sae d_in"], other: Float[Tensor, "d_other d_in"]
+) -> tuple[float, float]:
+    """`mmcs` of the first in the second and of the second in the first, from one product.
+
+    Products are float32, made in blocks of rows.
+    """
+    rows, others = _unit(W_dec), _unit(other).to(W_dec.device)
+    to_others, to_rows = list[Tensor](), torch.full_like(others[:, 0], -1.0)
+    for block in rows.split(_block(len(others))):
+        cosines = block @ others.T
+        to_others.append(cosines.amax(1))
+        torch.maximum(to_rows, cosines.amax(0), out=to_rows)
+    return _mean(torch.cat(to_others)), _mean(to_rows)
+
+
+def _mean(cosines: Float[Tensor, " n"]) -> float:
+    return cosines.clamp(max=1).cpu().double().mean().item()
+
+
+def _unit(rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+    """Rows of length 1; those of zeros stay as they are."""
+    return F.normalize(rows.detach().float(), dim=-1)
+
+
+def _block(n_columns: int) -> int:
+    """Rows of a block, so that it holds no more than `_CELLS` values."""
+    return max(1, _CELLS // n_columns)

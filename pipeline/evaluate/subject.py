@@ -7,6 +7,7 @@ import torch
 
 from pipeline.config import EvalConfig
 from pipeline.errors import ConfigError
+from pipeline.evaluate.place import Exclusion, Place
 from pipeline.families import Site
 from pipeline.finetune_run import FinetunedRun, is_finetuned
 from pipeline.heldout import heldout_text
@@ -27,7 +28,13 @@ class Subject:
     revision: str
     site: Site
     provenance: Provenance
+    left_out: Exclusion
+    """Rows of its site that it was not trained on."""
     notes: tuple[str, ...] = ()
+
+    def place(self, *, as_trained: bool) -> Place:
+        """Its site, and whether what training left out is left out here, too."""
+        return Place(site=self.site, excluded=self.left_out if as_trained else Exclusion())
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ def load_subject(path: Path, *, device: torch.device) -> Subject:
             revision=run.provenance.revision,
             site=Site.parse(run.provenance.site),
             provenance=run.provenance,
+            left_out=Exclusion.of(run.config),
         )
     tuned = FinetunedRun.open(path)
     return Subject(
@@ -87,5 +95,6 @@ def load_subject(path: Path, *, device: torch.device) -> Subject:
         revision=tuned.report.revision,
         site=Site.parse(tuned.report.site),
         provenance=tuned.run.provenance,
+        left_out=Exclusion.of(tuned.run.config),
         notes=(f"fine-tuned on {tuned.report.text} through a scale and a bias per feature",),
     )

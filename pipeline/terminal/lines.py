@@ -12,6 +12,7 @@ from pipeline.terminal.words import duration, many, size
 
 if TYPE_CHECKING:  # they bring torch
     from pipeline.curves import TrainReport
+    from pipeline.features.files import FeatureSet
     from pipeline.finetune_run import FinetuneReport
     from pipeline.harvest import HarvestSummary
     from pipeline.plan import HarvestPlan
@@ -55,6 +56,16 @@ def curve_words(report: "TrainReport") -> str:
     return (
         f"loss {report.loss:.4g}  L0 {report.l0:.1f}  EV {report.explained_variance:.3f}  "
         f"dead {report.n_dead}"
+    )
+
+
+def features_line(found: "FeatureSet") -> str:
+    """What was read to find features, and where they are kept."""
+    what = "complete, reused" if found.reused else f"{len(found):,} features"
+    n_alive = int((found.n_active > 0).sum())
+    return (
+        f"features  {what}: {n_alive:,} active on {found.facts.n_tokens:,} tokens of "
+        f"{found.facts.text}, in {found.run / 'features'}"
     )
 
 

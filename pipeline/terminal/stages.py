@@ -5,11 +5,22 @@ What brings torch is imported inside of them: a harvest that is complete needs n
 
 from collections.abc import Sequence
 from contextlib import closing
+from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actstore.errors import StoreError
-from pipeline.config import EvalConfig, FinetuneConfig, HarvestConfig
+from actstore.files import make_folder
+from pipeline.codec import to_json
+from pipeline.config import (
+    EvalConfig,
+    FeatureOrder,
+    FeaturesConfig,
+    FinetuneConfig,
+    HarvestConfig,
+    ReportConfig,
+)
+from pipeline.errors import ConfigError
 from pipeline.terminal.screen import Screen
 from pipeline.terminal.words import size
 
@@ -17,6 +28,7 @@ if TYPE_CHECKING:
     from actstore.verify import Finding
     from pipeline.curves import TrainReport
     from pipeline.evaluate.report import EvalReport
+    from pipeline.features.files import FeatureSet
     from pipeline.finetune_run import FinetuneReport
     from pipeline.harvest import HarvestSummary
     from pipeline.training.grid import Point
@@ -84,16 +96,95 @@ def run_train(
     return reports
 
 
-def run_eval(config: EvalConfig, *, screen: Screen) -> "tuple[EvalReport, ...]":
-    """Evaluate, and draw the figures into the folders of the runs."""
+def run_eval(
+    config: EvalConfig, *, screen: Screen, out: Path | None = None
+) -> "tuple[EvalReport, ...]":
+    """Evaluate; reports and figures go into the folders of the runs, a comparison beside them."""
     from pipeline.evaluate.evaluation import evaluate as run
-    from pipeline.evaluate.figures import save_figures
+    from pipeline.evaluate.figures import save_figures, save_frontier
+    from pipeline.evaluate.files import save_report
+    from pipeline.evaluate.table import write_table
 
     with screen.progress("eval", "tokens") as show:
         reports = run(config, on_progress=lambda p: show(p.n_done, p.n_tokens, p.stage))
     for report in reports:
+        save_report(report)
         save_figures(report)
+    if len(reports) > 1:
+        folder = out or _beside(config.runs)
+        make_folder(folder)
+        write_table(reports, folder / "eval.csv")
+        save_frontier(reports, folder)
+        screen.say(f"eval      {len(reports)} runs: {folder}/eval.csv, frontier.png, frontier.svg")
     return reports
+
+
+def run_features(config: FeaturesConfig, *, screen: Screen) -> "FeatureSet":
+    """Find what every feature fires on, unless that is known already."""
+    from pipeline.features.collect import collect
+    from pipeline.terminal.lines import features_line
+
+    with screen.progress("features", "rows") as show:
+        found = collect(config, on_progress=lambda p: show(p.n_done, p.n_tokens, ""))
+    screen.say(features_line(found))
+    return found
+
+
+def show_features(
+    found: "FeatureSet", chosen: Sequence[int], *, order: FeatureOrder, rows: int, screen: Screen
+) -> list[dict[str, object]]:
+    """The features asked for, each closely, or else a table; gives what JSON is to hold."""
+    from pipeline.features.document import feature_document
+    from pipeline.features.effects import ablation_effects
+    from pipeline.features.order import ordered
+    from pipeline.terminal.feature_tables import feature_tables, features_table
+
+    indices = ordered(found, order)[:rows]
+    effects = ablation_effects(found, chosen)
+    if not chosen:
+        screen.draw(features_table(found, indices))
+    for index in chosen:
+        for table in feature_tables(found, index, effect=effects[index]):
+            screen.draw(table)
+    screen.note(found.facts.notes)
+    return [
+        feature_document(found.feature(index), found.texts)
+        | ({"ablation": to_json(effects[index])} if chosen else {})
+        for index in chosen or indices.tolist()
+    ]
+
+
+def run_report(
+    runs: Sequence[Path], *, screen: Screen, out: Path | None = None, n_features: int = 200
+) -> Path:
+    """Write the page, having made what is missing for it."""
+    from pipeline.evaluate.files import load_report
+    from pipeline.features.files import has_features
+    from pipeline.report.page import require_file, write_page
+
+    config = ReportConfig(
+        runs=tuple(runs), out=out or _beside(runs) / "report.html", n_features=n_features
+    )
+    require_file(config.out)  # before hours of work
+    missing = tuple(run for run in runs if load_report(run) is None)
+    if missing:
+        run_eval(EvalConfig(runs=missing), screen=screen)
+    for run in runs:
+        if not has_features(run):
+            try:
+                run_features(FeaturesConfig(run=run), screen=screen)
+            except (ConfigError, StoreError) as error:
+                screen.say(f"features  {error}")  # the page says how to make them
+    path = write_page(config)
+    screen.say(f"report    {path} ({size(path.stat().st_size)})")
+    return path
+
+
+def _beside(runs: Sequence[Path]) -> Path:
+    """The folder of the only run; the one that several have in common."""
+    if len(runs) == 1:
+        return runs[0]
+    return Path(commonpath([run.resolve().parent for run in runs]))
 
 
 def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":

@@ -17,6 +17,21 @@ def count(text: str) -> int:
         raise ConfigError(f"expected a number like 500k, 20M or 1B, got {text!r}") from None
 
 
+def layers_of(text: str | None) -> list[int]:
+    """Read `0-5`, `1,3` or `0-2,5`: layers, each once, in this order; none of None.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    layers = list[int]()
+    for word in text.split(",") if text is not None else ():
+        first, dash, last = word.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise ConfigError(f"--layers takes layers as in 0-5 or 1,3, got {text!r}")
+        layers += range(int(first), int(last or first) + 1)
+    return list(dict.fromkeys(layers))
+
+
 def cell(value: object) -> str:
     """A value as it stands in a table."""
     match value:

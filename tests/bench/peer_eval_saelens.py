@@ -21,6 +21,30 @@ HOOKS = {
 }
 
 
+def make_model(class_name: str, path: str, hook: str):
+    """The local checkpoint; TransformerLens knows no way to load one by its path."""
+    import transformers
+    from sae_lens.load_model import load_model
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens.loading_from_pretrained import convert_hf_model_config
+    from transformer_lens.pretrained.weight_conversions import convert_neox_weights
+
+    if class_name == "AutoModelForCausalLM":
+        return load_model(class_name, path, device="cpu", hook_names=[hook])
+    config = convert_hf_model_config(path) | {"device": "cpu", "original_architecture": class_name}
+    config = HookedTransformerConfig.from_dict(config)
+    model = HookedTransformer(config, transformers.AutoTokenizer.from_pretrained(path))
+    theirs = transformers.GPTNeoXForCausalLM.from_pretrained(path)
+    model.load_and_process_state_dict(
+        convert_neox_weights(theirs, config),
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
+    return model.eval()
+
+
 def make_sae(path: str, hook: str, ctx_len: int):
     """A ReLU SAE of these weights."""
     import sae_lens
@@ -44,13 +68,11 @@ def main() -> None:
     from datasets import Dataset
     from sae_lens import ActivationsStore
     from sae_lens.evals import get_eval_everything_config, run_evals
-    from sae_lens.load_model import load_model
     from sae_lens.training.activation_scaler import ActivationScaler
 
     tokens = np.load(tokens_path)
     hook, batch = HOOKS[class_name].format(layer), int(batch_size)
-    extra = {"hook_names": [hook]} if class_name == "AutoModelForCausalLM" else {}
-    model = load_model(class_name, model_path, device="cpu", **extra)
+    model = make_model(class_name, model_path, hook)
     saes = [make_sae(path, hook, tokens.shape[1]) for path in saes_paths]
     dataset = Dataset.from_dict({"input_ids": tokens.tolist()})
     n_batches = len(tokens) // batch

@@ -1,0 +1,129 @@
+"""What ablating a site costs. It says nothing of any coder, so it is measured once and kept.
+
+Beside the activation store of a run, `NAME.losses/KEY.safetensors` holds the sums of one site: its
+mean, and per context the losses of its zero- and mean-ablated passes. KEY names all that they
+depend on, down to the batch size, so that the bits are those a new measurement would give. A file
+that is damaged is measured again; where there is no store, or no right to write, none is kept.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int32
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from actstore.files import canonical_json, make_folder, write_file
+from pipeline.evaluate.grounds import Ground
+from pipeline.evaluate.place import Place
+from pipeline.evaluate.sums import Columns
+
+FORMAT = 1
+ABLATED = ("nll_zero", "nll_mean", "kl_zero")
+"""Sums of each context, in nats."""
+
+_STORE, _KEPT, _DIGEST = ".actstore", ".losses", "sha256"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ablations:
+    """What ablating a place costs on one text."""
+
+    ground: Ground
+    sums: Columns
+    """`ABLATED`, of each context."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """Where what ablating one place costs on one text is kept."""
+
+    folders: tuple[Path, ...]
+    key: str
+
+    def load(self) -> Ablations | None:
+        """What is kept, if it is there and every bit of it is as it was written."""
+        for folder in self.folders:
+            with suppress(OSError, SafetensorError, KeyError):
+                tensors = load((folder / f"{self.key}.safetensors").read_bytes())
+                if _bytes(tensors.pop(_DIGEST)) == self._digest(tensors):
+                    limit = tensors.get("limit")
+                    ground = Ground(
+                        mean=tensors["mean"], limit=None if limit is None else float(limit)
+                    )
+                    return Ablations(
+                        ground=ground, sums={name: tensors[name].numpy() for name in ABLATED}
+                    )
+        return None
+
+    def keep(self, found: Ablations) -> None:
+        """Keep these in the first folder that can be written to, if there is one."""
+        tensors = {name: torch.from_numpy(found.sums[name]) for name in ABLATED}
+        tensors["mean"] = found.ground.mean
+        if found.ground.limit is not None:
+            tensors["limit"] = torch.tensor(found.ground.limit, dtype=torch.float64)
+        digest = torch.frombuffer(bytearray(self._digest(tensors)), dtype=torch.uint8)
+        data = save(tensors | {_DIGEST: digest})
+        for folder in self.folders:
+            with suppress(OSError):
+                make_folder(folder)
+                write_file(folder / f"{self.key}.safetensors", [data])
+                return
+
+    def _digest(self, tensors: Mapping[str, Tensor]) -> bytes:
+        digest = hashlib.sha256(self.key.encode())
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(_bytes(tensor))
+        return digest.digest()
+
+
+def slot_of(
+    place: Place,
+    contexts: Int32[Tensor, "contexts ctx_len"],
+    *,
+    beside: Iterable[Path],
+    fingerprint: str,
+    precision: str,
+    device: str,
+    batch_size: int,
+) -> Slot:
+    """Where what ablating a place costs on these contexts is kept.
+
+    Args:
+        place: Ablated.
+        contexts: The text.
+        beside: Stores; those that are gone have nothing beside them.
+        fingerprint: Of the language model.
+        precision: Of its arithmetic.
+        device: Its kind.
+        batch_size: Contexts a pass: another one rounds differently.
+    """
+    told = {
+        "format": FORMAT,
+        "site": str(place.site),
+        "excluded": asdict(place.excluded),
+        "shape": list(contexts.shape),
+        "model": fingerprint,
+        "precision": precision,
+        "device": device,
+        "batch_size": batch_size,
+    }
+    return Slot(
+        folders=tuple(
+            store.with_name(store.name.removesuffix(_STORE) + _KEPT)
+            for store in dict.fromkeys(beside)
+            if store.is_dir()
+        ),
+        key=hashlib.sha256(canonical_json(told) + contexts.numpy().tobytes()).hexdigest(),
+    )
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """Of any dtype, as a damaged file may hold."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,211 @@
+"""What is known of a run's features, on disk: `RUN/features/`.
+
+    features.json      what was read, with which settings, and the SHA-256 of each file below
+    features.parquet   one row a feature, in order
+    examples.parquet   one row a context of a feature: feature after feature, `top` before `spread`
+    samples.parquet    one row an active token of a feature
+    tokens.parquet     every token that occurs in them, as its bytes
+
+The folder is written under a temporary name and renamed: it is whole or absent.
+"""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+
+from pipeline.codec import from_json
+from pipeline.config import FeaturesConfig
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.features.feature import Examples, Feature, Neighbour, TokenEffect, TokenValues
+from pipeline.features.tables import FACTS, FOLDER, TABLES, Tables, damaged
+from pipeline.features.token_text import TokenTexts
+from pipeline.run import saepipe_version
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Where the features are from."""
+
+    format: int = FORMAT
+    saepipe: str = field(default_factory=saepipe_version)
+    config: FeaturesConfig
+    """As it ran, the paths absolute."""
+    coder: str
+    """What identifies the run's weights."""
+    arch: str
+    site: str
+    store: Path
+    store_fingerprint: str
+    model: str
+    """Whose logits are attributed; empty where the run does not say."""
+    text: str
+    n_tokens: int
+    ctx_len: int
+    has_texts: bool
+    """Whether the tokenizer was found: else tokens stand as numbers."""
+    attributed: bool
+    """Whether there are promoted and suppressed tokens."""
+    notes: tuple[str, ...]
+    """What a reader must know, one sentence each."""
+    sha256: tuple[str, ...] = ()
+    """Of the files, in the order of `TABLES`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureSet:
+    """The features of a run as they lie on disk; each file is read and checked when needed."""
+
+    run: Path
+    facts: Facts
+    reused: bool = False
+    """They were there already, of the same config, coder and store."""
+
+    @staticmethod
+    def open(run: Path) -> "FeatureSet":
+        """The features that were found for a run.
+
+        Raises:
+            CheckpointError: there are none, or they are damaged.
+        """
+        try:
+            document = json.loads((run / FOLDER / FACTS).read_bytes())
+            if not isinstance(document, dict) or document.get("format") != FORMAT:
+                raise ValueError(f"it is not of format {FORMAT}")  # noqa: TRY301
+            return FeatureSet(run=run, facts=from_json(Facts, document, where=FACTS))
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{run} has no features yet: find them with saepipe features {run}"
+            ) from None
+        except (OSError, ValueError, ConfigError) as error:
+            raise damaged(run, FACTS, error) from error
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @cached_property
+    def index(self) -> Int64[np.ndarray, " n"]:
+        """Of each feature."""
+        return self._column("index").astype(np.int64)
+
+    @cached_property
+    def n_active(self) -> Int64[np.ndarray, " n"]:
+        """Tokens on which each is above zero."""
+        return self._column("n_active")
+
+    @cached_property
+    def frequency(self) -> Float64[np.ndarray, " n"]:
+        """As a fraction of the tokens read."""
+        return self._column("frequency")
+
+    @cached_property
+    def mean(self) -> Float64[np.ndarray, " n"]:
+        """Of activations above zero; 0 for a dead feature."""
+        return self._column("mean")
+
+    @cached_property
+    def max(self) -> Float32[np.ndarray, " n"]:
+        """Largest activation."""
+        return self._column("max")
+
+    @cached_property
+    def dead_cosine(self) -> Float64[np.ndarray, " n"]:
+        """Cosine of each dictionary row with the mean dead row; NaN without dead features."""
+        return self._column("dead_cosine")
+
+    @cached_property
+    def encoder_decoder_cosine(self) -> Float64[np.ndarray, " n"]:
+        """Cosine of what each reads with what it writes."""
+        return self._column("encoder_decoder_cosine")
+
+    @cached_property
+    def texts(self) -> TokenTexts:
+        """Texts of all tokens that occur."""
+        table = self._tables["tokens"]
+        known = zip(table["token"].to_pylist(), table["bytes"].to_pylist(), strict=True)
+        return TokenTexts(dict(known).get)
+
+    def feature(self, index: int) -> Feature:
+        """All that is known of one feature.
+
+        Raises:
+            ConfigError: there is no such feature.
+            CheckpointError: a file is missing or damaged.
+        """
+        if not 0 <= index < len(self):
+            raise ConfigError(f"{self.run} has features 0 to {len(self) - 1}, got {index}")
+        told: dict[str, Any] = self._tables["features"].slice(index, 1).to_pylist()[0]
+        examples, samples = self._rows_of("examples", index), self._rows_of("samples", index)
+        n_top = examples["kind"].to_pylist().count("top")
+        near = zip(told["neighbours"], told["neighbour_cosines"], strict=True)
+        return Feature(
+            index=index,
+            **{name: told[name] for name in ("n_active", "frequency", "mean", "max")},
+            top=_examples(examples.slice(0, n_top)),
+            spread=_examples(examples.slice(n_top)),
+            sample=TokenValues(
+                token=samples["token"].to_numpy(), value=samples["value"].to_numpy()
+            ),
+            promoted=_effects(told, "promoted"),
+            suppressed=_effects(told, "suppressed"),
+            neighbours=tuple(Neighbour(index=i, cosine=cosine) for i, cosine in near),
+            dead_cosine=told["dead_cosine"],
+            encoder_decoder_cosine=told["encoder_decoder_cosine"],
+        )
+
+    def check(self) -> None:
+        """Read everything.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        for name in TABLES:
+            self._tables[name]
+
+    @cached_property
+    def _tables(self) -> Tables:
+        return Tables(self.run, dict(zip(TABLES, self.facts.sha256, strict=False)))
+
+    @cached_property
+    def _starts(self) -> dict[str, Int64[np.ndarray, " starts"]]:
+        """Where the rows of each feature begin."""
+        numbers = np.arange(len(self) + 1)
+        return {
+            name: np.searchsorted(self._tables[name]["feature"].to_numpy(), numbers)
+            for name in ("examples", "samples")
+        }
+
+    def _rows_of(self, name: str, index: int) -> Any:  # noqa: ANN401 - pyarrow is not typed
+        start, stop = self._starts[name][index : index + 2].tolist()
+        return self._tables[name].slice(start, stop - start)
+
+    def _column(self, name: str) -> Any:  # noqa: ANN401 - of any dtype
+        return self._tables["features"][name].to_numpy()
+
+
+def _examples(rows: Any) -> Examples:  # noqa: ANN401 - pyarrow is not typed
+    def window(name: str) -> Any:  # noqa: ANN401
+        column = rows[name].combine_chunks()
+        return column.flatten().to_numpy().reshape(len(rows), column.type.list_size)
+
+    return Examples(
+        context=rows["context"].to_numpy(),
+        position=rows["position"].to_numpy(),
+        value=rows["value"].to_numpy(),
+        tokens=window("tokens"),
+        values=window("values"),
+    )
+
+
+def _effects(told: dict[str, Any], end: str) -> tuple[TokenEffect, ...]:
+    columns = (told[end], told[f"{end}_text"], told[f"{end}_effect"])
+    return tuple(
+        TokenEffect(token=token, text=text, effect=effect)
+        for token, text, effect in zip(*columns, strict=True)
+    )

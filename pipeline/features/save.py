@@ -1,0 +1,215 @@
+"""Write what was found of a run's features, as `files.py` reads it."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
+from jaxtyping import Float32, Float64, Int, Int64, Shaped
+
+from actstore.files import make_folder, partial_of, remove, sync_folder, write_file, write_json
+from pipeline.codec import to_json
+from pipeline.features.attribution import Attribution
+from pipeline.features.feature import BEFORE
+from pipeline.features.files import Facts, FeatureSet
+from pipeline.features.found import Scan
+from pipeline.features.tables import FACTS, FOLDER, TABLES
+from pipeline.features.token_text import TokenTexts
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Directions:
+    """What a coder's weights alone say of its features."""
+
+    neighbours: Int64[np.ndarray, "d_sae n"]
+    neighbour_cosines: Float32[np.ndarray, "d_sae n"]
+    dead_cosine: Float64[np.ndarray, " d_sae"] | None
+    encoder_decoder_cosine: Float64[np.ndarray, " d_sae"]
+    attribution: Attribution | None
+
+
+def save(
+    run: Path,
+    facts: Facts,
+    found: Scan,
+    directions: Directions,
+    *,
+    texts: TokenTexts,
+    of_logits: TokenTexts,
+) -> FeatureSet:
+    """Write the folder of a run's features, in the place of one that is there.
+
+    Args:
+        run: Whose features.
+        facts: Where they are from; the checksums are filled in here.
+        found: By the pass over the store.
+        directions: By the weights.
+        texts: Of the tokens of the store.
+        of_logits: Of the tokens that logits are of.
+
+    Raises:
+        OSError: the disk is full or fails; what was there stays.
+    """
+    tables = {
+        "features": _features(found, directions, of_logits),
+        "examples": _examples(found, texts),
+        "samples": _samples(found),
+        "tokens": _tokens(found, texts),
+    }
+    folder = run / FOLDER
+    partial = partial_of(folder)
+    remove(partial)
+    make_folder(partial)
+    sha256 = [_write(partial / f"{name}.parquet", tables[name]) for name in TABLES]
+    facts = replace(facts, sha256=tuple(sha256))
+    write_json(partial / FACTS, to_json(facts))
+    _put(partial, folder)
+    return FeatureSet(run=run, facts=facts)
+
+
+def _write(path: Path, table: Any) -> str:  # noqa: ANN401 - pyarrow is not typed
+    """Write one table, and give its SHA-256."""
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(table, sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    write_file(path, [data])
+    return hashlib.sha256(data).hexdigest()
+
+
+def _put(partial: Path, folder: Path) -> None:
+    """Rename a folder into its place; one that is there is moved aside first, then removed."""
+    old = folder.with_name(f"{folder.name}.old")
+    remove(old)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    sync_folder(folder.parent)
+    remove(old)
+
+
+def _features(found: Scan, directions: Directions, texts: TokenTexts) -> Any:  # noqa: ANN401
+    d_sae, n_active = len(found.n_active), found.n_active
+    dead_cosine = directions.dead_cosine
+    return pyarrow.table(
+        {
+            "index": np.arange(d_sae, dtype=np.int32),
+            "n_active": n_active,
+            "frequency": n_active / max(1, found.n_tokens),
+            "mean": found.total / np.maximum(1, n_active),
+            "max": found.max,
+            "dead_cosine": pyarrow.nulls(d_sae, pyarrow.float64())
+            if dead_cosine is None
+            else dead_cosine,
+            "encoder_decoder_cosine": directions.encoder_decoder_cosine,
+            **_logits(directions.attribution, texts, d_sae=d_sae),
+            "neighbours": _lists(directions.neighbours.astype(np.int32)),
+            "neighbour_cosines": _lists(directions.neighbour_cosines),
+        }
+    )
+
+
+def _logits(
+    attribution: Attribution | None, texts: TokenTexts, *, d_sae: int
+) -> Mapping[str, object]:
+    """Columns of promoted and suppressed tokens; without an attribution they are empty."""
+    columns: dict[str, object] = {}
+    for end in ("promoted", "suppressed"):
+        if attribution is None:
+            tokens, effects = np.empty((d_sae, 0), np.int32), np.empty((d_sae, 0), np.float32)
+        else:
+            tokens = getattr(attribution, end).numpy().astype(np.int32)
+            effects = getattr(attribution, f"{end}_by").numpy()
+        columns[end] = _lists(tokens)
+        columns[f"{end}_text"] = pyarrow.array(
+            [[texts.alone(token) for token in row] for row in tokens.tolist()],
+            pyarrow.list_(pyarrow.string()),
+        )
+        columns[f"{end}_effect"] = _lists(effects)
+    return columns
+
+
+def _examples(found: Scan, texts: TokenTexts) -> Any:  # noqa: ANN401
+    """Of each feature the top contexts, then those drawn."""
+    both = (found.top, found.spread)
+    feature = np.concatenate([entries["feature"] for entries in both])
+    order = np.argsort(feature, kind="stable")
+
+    def column(name: str) -> Shaped[np.ndarray, "n ..."]:
+        return np.concatenate([entries[name] for entries in both])[order]
+
+    tokens = column("tokens")
+    kind = pyarrow.DictionaryArray.from_arrays(
+        np.repeat(np.arange(2, dtype=np.int8), [len(entries) for entries in both])[order],
+        ["top", "spread"],
+    )
+    before, token, after = _readable(tokens.tolist(), texts)
+    return pyarrow.table(
+        {
+            "feature": feature[order],
+            "kind": kind,
+            "rank": np.concatenate([_ranks(entries["feature"]) for entries in both])[order],
+            **{name: column(name) for name in ("context", "position", "value")},
+            "tokens": _windows(tokens),
+            "values": _windows(column("values")),
+            "before": pyarrow.array(before, pyarrow.string()),
+            "token": pyarrow.array(token, pyarrow.string()),
+            "after": pyarrow.array(after, pyarrow.string()),
+        }
+    )
+
+
+def _readable(
+    windows: Sequence[Sequence[int]], texts: TokenTexts
+) -> tuple[list[str], list[str], list[str]]:
+    """The text before each example's token, the token, and the text after it."""
+    before: list[str] = []
+    here: list[str] = []
+    after: list[str] = []
+    for tokens in windows:
+        pieces = texts.pieces(tokens)
+        before.append("".join(pieces[:BEFORE]))
+        here.append(pieces[BEFORE] or texts.alone(tokens[BEFORE]))
+        after.append("".join(pieces[BEFORE + 1 :]))
+    return before, here, after
+
+
+def _samples(found: Scan) -> Any:  # noqa: ANN401
+    names = ("feature", "context", "position", "token", "value")
+    return pyarrow.table({name: np.ascontiguousarray(found.sample[name]) for name in names})
+
+
+def _tokens(found: Scan, texts: TokenTexts) -> Any:  # noqa: ANN401
+    """Every token of the examples and samples that has bytes."""
+    met = (found.top["tokens"], found.spread["tokens"], found.sample["token"])
+    tokens = np.unique(np.concatenate([ids.reshape(-1) for ids in met]))
+    known = [(i, texts.bytes_of(i)) for i in tokens[tokens >= 0].tolist()]
+    known = [(token, data) for token, data in known if data is not None]
+    return pyarrow.table(
+        {
+            "token": pyarrow.array([token for token, _ in known], pyarrow.int32()),
+            "bytes": pyarrow.array([data for _, data in known], pyarrow.binary()),
+            "text": pyarrow.array([texts.alone(token) for token, _ in known], pyarrow.string()),
+        }
+    )
+
+
+def _ranks(features: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """The place of each entry among those of its feature, given in the features' order."""
+    return (np.arange(len(features)) - np.searchsorted(features, features)).astype(np.int32)
+
+
+def _lists(rows: Shaped[np.ndarray, "n width"]) -> Any:  # noqa: ANN401
+    """Each row as a list."""
+    ends = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
+    return pyarrow.ListArray.from_arrays(ends, rows.reshape(-1))
+
+
+def _windows(rows: Shaped[np.ndarray, "n window"]) -> Any:  # noqa: ANN401
+    """Each row as a list of the one length that all have."""
+    return pyarrow.FixedSizeListArray.from_arrays(
+        np.ascontiguousarray(rows).reshape(-1), rows.shape[1]
+    )

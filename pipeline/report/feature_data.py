@@ -1,0 +1,86 @@
+"""Features as the page's script reads them: compact, rounded, texts kept once."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.features.feature import Examples, Feature, TokenEffect
+from pipeline.features.token_text import TokenTexts, visible
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShownFeatures:
+    """Those features of a run that a page shows."""
+
+    features: tuple[Feature, ...]
+    n_tokens: int
+    """Tokens read."""
+    texts: TokenTexts
+    notes: tuple[str, ...]
+    """What a reader must know, one sentence each."""
+
+
+def feature_data(shown: ShownFeatures) -> dict[str, object]:
+    """What `json.dumps` takes; tokens are places in `tokens`, a table of their texts."""
+    places = _Places()
+    features = [_feature(feature, shown.texts, places) for feature in shown.features]
+    return {"nTokens": shown.n_tokens, "tokens": places.table, "features": features}
+
+
+def rounded(value: int | float | None) -> int | float | None:
+    """Three significant digits, whole where that is a whole number; None for what is no number."""
+    if value is None or not math.isfinite(value):
+        return None
+    short = float(f"{value:.3g}")
+    return int(short) if short.is_integer() else short
+
+
+class _Places(dict[str, int]):
+    """The places of texts in a table, filled as they are met."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: list[str] = []
+
+    def __missing__(self, text: str) -> int:
+        self[text] = len(self.table)
+        self.table.append(visible(text))
+        return self[text]
+
+
+def _feature(feature: Feature, texts: TokenTexts, places: _Places) -> dict[str, object]:
+    sample = zip(feature.sample.token.tolist(), feature.sample.value.tolist(), strict=True)
+    return {
+        "index": feature.index,
+        "nActive": feature.n_active,
+        "frequency": rounded(feature.frequency),
+        "mean": rounded(feature.mean),
+        "max": rounded(feature.max),
+        "deadCosine": rounded(feature.dead_cosine),
+        "encoderDecoder": rounded(feature.encoder_decoder_cosine),
+        "top": _examples(feature.top, texts, places),
+        "spread": _examples(feature.spread, texts, places),
+        "sample": [[places[texts.alone(token)], rounded(value)] for token, value in sample],
+        "promoted": _effects(feature.promoted, places),
+        "suppressed": _effects(feature.suppressed, places),
+        "neighbours": [[n.index, rounded(n.cosine)] for n in feature.neighbours],
+    }
+
+
+def _effects(effects: Sequence[TokenEffect], places: _Places) -> list[list[object]]:
+    return [[places[effect.text], rounded(effect.effect)] for effect in effects]
+
+
+def _examples(examples: Examples, texts: TokenTexts, places: _Places) -> list[dict[str, object]]:
+    """Each without what lies beyond the ends of its context."""
+    found: list[dict[str, object]] = []
+    columns = (examples.context, examples.position, examples.tokens, examples.values)
+    for context, position, tokens, values in zip(*(c.tolist() for c in columns), strict=True):
+        inside = [i for i, token in enumerate(tokens) if token >= 0]
+        pieces = texts.pieces([tokens[i] for i in inside])
+        shown = {
+            "tokens": [places[piece] for piece in pieces],
+            "values": [rounded(values[i]) if values[i] else 0 for i in inside],
+        }
+        found.append({"context": context, "position": position, **shown})
+    return found

@@ -1,0 +1,103 @@
+"""Figures as parts of a page: SVG whose text is text, and whose colours are the page's own.
+
+A strict Content-Security-Policy blocks style attributes, so that each becomes the presentation
+attributes it stands for.
+"""
+
+import re
+from io import BytesIO
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from pipeline.canvas import BLUE, GRAY, GRID, INK, RED
+
+COLORS = {
+    "#ffffff": "card", INK: "ink", GRAY: "muted", GRID: "line", BLUE: "blue", RED: "red",
+    "#2f855a": "green", "#b7791f": "gold", "#6b46c1": "violet", "#0987a0": "cyan",
+}  # fmt: skip
+"""What figures are drawn in, and the variable of the style sheet that takes its place."""
+
+_MATH_FONT = "'DejaVu Sans', Verdana, sans-serif"  # formulas are set letter by letter, for this one
+_REFERENCE = re.compile(r"url\(#([^)]+)\)")
+_NUMBER = re.compile(r"-?\d+\.\d+")
+
+
+def inline_svg(figure: Figure, *, name: str, label: str) -> Markup:
+    """An `<svg>` element, the same bytes for the same figure.
+
+    Args:
+        figure: Drawn in the colours of `pipeline.canvas`.
+        name: Unique in the page; the element's ids start with it.
+        label: What a reader who does not see it is told.
+    """
+    data = BytesIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(data, format="svg", metadata={"Date": None})
+    root = ElementTree.fromstring(data.getvalue())
+    used = _references(root)
+    for element in [*root.iter()]:
+        _drop_unwanted(element)
+        _adopt(element, used=used, prefix=name)
+    for attribute in ("width", "height", "version"):
+        root.attrib.pop(attribute, None)
+    root.attrib |= {
+        "role": "img", "aria-label": label, "fill": "var(--ink)",
+        "stroke-linejoin": "round", "stroke-linecap": "butt",
+    }  # fmt: skip
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _references(root: ElementTree.Element) -> set[str]:
+    """Ids that something in the figure points to."""
+    values = [value for element in root.iter() for value in element.attrib.values()]
+    return {v[1:] for v in values if v.startswith("#")} | set(_REFERENCE.findall("\n".join(values)))
+
+
+def _drop_unwanted(parent: ElementTree.Element) -> None:
+    """Remove metadata, and the style sheet that the root's attributes stand for."""
+    for child in [*parent]:
+        if _local(child.tag) in ("metadata", "style"):
+            parent.remove(child)
+
+
+def _adopt(element: ElementTree.Element, *, used: set[str], prefix: str) -> None:
+    """Rewrite one element for its place in the page."""
+    element.tag = _local(element.tag)
+    given = {_local(name): value for name, value in element.attrib.items()}
+    for declaration in given.pop("style", "").split(";"):
+        name, _, value = declaration.partition(":")
+        if name.strip():
+            given[name.strip()] = value.strip()
+    given = {name: _value(name, value, prefix) for name, value in given.items()}
+    if "id" in given and given["id"].removeprefix(f"{prefix}-") not in used:
+        del given["id"]
+    if element.tag == "text":
+        given.pop("font-family", None)  # the page's
+    elif "font-family" in given:
+        given["font-family"] = _MATH_FONT
+    element.attrib.clear()
+    element.attrib.update(given)
+    if element.text is not None and element.tag not in ("text", "tspan"):
+        element.text = None  # line ends between elements
+    element.tail = None
+
+
+def _value(name: str, value: str, prefix: str) -> str:
+    """What an attribute says in the page."""
+    if name in ("fill", "stroke") and value in COLORS:
+        return f"var(--{COLORS[value]})"
+    if name == "id":
+        return f"{prefix}-{value}"
+    if name == "href":
+        return f"#{prefix}-{value.removeprefix('#')}"
+    if name in ("d", "x", "y"):
+        return _NUMBER.sub(lambda match: f"{float(match[0]):.2f}", value).replace("\n", "")
+    return _REFERENCE.sub(rf"url(#{prefix}-\1)", value)
+
+
+def _local(name: str) -> str:
+    """A name without its namespace: HTML knows what an `<svg>` holds."""
+    return name.rpartition("}")[2]

@@ -1,0 +1,30 @@
+"""Makes the page of one or more runs."""
+
+from pathlib import Path
+
+from actstore.files import make_folder, write_file
+from pipeline.config import ReportConfig
+from pipeline.errors import ConfigError
+from pipeline.report.gather import gather
+from pipeline.report.render import render
+from pipeline.report.view import view
+
+
+def write_page(config: ReportConfig) -> Path:
+    """Write one self-contained HTML file about `config.runs`; gives its path.
+
+    It tells what lies in the runs' folders; of what does not, which command makes it.
+
+    Raises:
+        ConfigError: there is no run, or `config.out` is a folder.
+        CheckpointError: a folder holds no finished run, or a file of it is damaged.
+        OSError: `config.out` cannot be written.
+    """
+    if config.out.is_dir():
+        raise ConfigError(
+            f"{config.out} is a folder, a report is one file: type --out {config.out}/report.html"
+        )
+    page = render(view(gather(config.runs, n_features=config.n_features)))
+    make_folder(config.out.parent)
+    write_file(config.out, [page])
+    return config.out
