@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pipeline.canvas import BLUE, GRAY, INK, LEGEND, RED, axes_in, few_ticks, make_figure, say
-from pipeline.evaluate.report import EvalReport
-from pipeline.evaluate.sparsity import FREQUENT, RARE
+from pipeline.evaluate.report import FREQUENT, RARE, EvalReport
 from pipeline.evaluate.standing import Standing, standings
 from pipeline.families import Site
 from pipeline.plots_training import frontier

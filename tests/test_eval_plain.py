@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from pipeline.builtin import builtin_model_path
 from pipeline.config import EvalConfig
 from pipeline.evaluate.evaluation import evaluate
-from pipeline.evaluate.report import EvalReport
-from pipeline.evaluate.sparsity import QUANTILES
+from pipeline.evaluate.report import QUANTILES, EvalReport
 from pipeline.heldout import load_contexts
 from pipeline.tokenizer import load_tokenizer
 from tests.bench.eval_plain import evaluate_plain

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from pipeline import cross_entropy
 from pipeline.evaluate.fidelity import CLEAN, RECONSTRUCTION, losses, reconstruction
 from pipeline.evaluate.metrics import metrics, perplexity_of
-from pipeline.evaluate.sparsity import QUANTILES, Sparsity, quantiles
+from pipeline.evaluate.report import QUANTILES
+from pipeline.evaluate.sparsity import Sparsity, quantiles
 from pipeline.evaluate.sums import sum_kept
 
 CPU = torch.device("cpu")

@@ -123,7 +123,7 @@ def test_features_can_be_put_in_order(browser, one):
     with Visit(browser, one) as visit:
         for order, key in orders.items():
             visit.page.select_option("#sort", order)
-            expected = sorted(features, key=lambda f: (key(f), f.index))  # noqa: B023
+            expected = sorted(features, key=lambda f: (key(f), f.index))
             assert listed(visit) == [f.index for f in expected]
 
 

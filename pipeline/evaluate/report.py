@@ -4,10 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Stage = Literal["mean", "losses", "layers"]
+Stage = Literal["mean", "losses"]
 
 EVAL_FILE = "eval.json"
 """In the folder of a run, its latest report."""
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Of the number of latents above zero on a token."""
+
+RARE, FREQUENT = 1e-6, 0.1
+"""Densities below the first are rare, above the second frequent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +122,7 @@ class EvalReport:
 
     l0: float
     l0_quantiles: tuple[float, ...]
-    """Over tokens, at `pipeline.evaluate.sparsity.QUANTILES`."""
+    """Over tokens, at `QUANTILES`."""
     l1: float
     density: tuple[float, ...]
     """Per latent, the fraction of the `n_tokens` on which it is above zero."""

@@ -7,13 +7,8 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
+from pipeline.evaluate.report import FREQUENT, QUANTILES, RARE
 from pipeline.evaluate.sums import exact, zeros
-
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Of the number of latents above zero on a token."""
-
-RARE, FREQUENT = 1e-6, 0.1
-"""Densities below the first are rare, above the second frequent."""
 
 
 @final

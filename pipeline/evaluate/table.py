@@ -7,8 +7,7 @@ from io import StringIO
 from pathlib import Path
 
 from actstore.files import write_file
-from pipeline.evaluate.report import EvalReport
-from pipeline.evaluate.sparsity import QUANTILES
+from pipeline.evaluate.report import QUANTILES, EvalReport
 
 _LEFT_OUT = frozenset({
     "density", "dead_cosine", "encoder_decoder_cosine", "max_cosine", "overlaps", "intervals",

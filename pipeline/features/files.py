@@ -29,6 +29,11 @@ from pipeline.run import saepipe_version
 FORMAT = 1
 
 
+def has_features(run: Path) -> bool:
+    """Whether features were found for a run; what is damaged there is told when it is read."""
+    return (run / FOLDER / FACTS).exists()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """Where the features are from."""

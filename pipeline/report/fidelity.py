@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from pipeline.evaluate.report import EvalReport
-from pipeline.evaluate.sparsity import QUANTILES
+from pipeline.evaluate.report import QUANTILES, EvalReport
 from pipeline.report.words import number, percent
 
 METRICS: dict[str, dict[str, tuple[str, str]]] = {

@@ -1,17 +1,14 @@
 """Results as tables, on the screen."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.evaluate.names import middle_out, names_of
+from pipeline.evaluate.report import QUANTILES, EvalReport, Interval
 from pipeline.features.token_text import visible
 from pipeline.terminal.words import cell
-
-if TYPE_CHECKING:
-    from pipeline.evaluate.report import EvalReport, Interval
 
 EVAL_SECTIONS: Sequence[Mapping[str, str]] = (
     {
@@ -90,7 +87,7 @@ def facts_table(title: str, rows: Mapping[str, object]) -> Table:
     return table
 
 
-def eval_tables(reports: "Sequence[EvalReport]") -> Iterator[Table]:
+def eval_tables(reports: Sequence[EvalReport]) -> Iterator[Table]:
     """What there is to see of some evaluations: of few all, of many what they are chosen by."""
     if len(reports) > _COLUMNS:
         yield lines_table(reports)
@@ -103,7 +100,7 @@ def eval_tables(reports: "Sequence[EvalReport]") -> Iterator[Table]:
         yield overlaps_table(reports)
 
 
-def columns_table(reports: "Sequence[EvalReport]") -> Table:
+def columns_table(reports: Sequence[EvalReport]) -> Table:
     """One column a run. A lone run has the intervals of all metrics, others that of one."""
     table = _table(title=_title(reports))
     table.show_edge = False  # three runs fit into 80 columns
@@ -119,7 +116,7 @@ def columns_table(reports: "Sequence[EvalReport]") -> Table:
     return table
 
 
-def lines_table(reports: "Sequence[EvalReport]") -> Table:
+def lines_table(reports: Sequence[EvalReport]) -> Table:
     """One line a run."""
     table = _table(title=_title(reports))
     table.add_column("run", overflow="fold")
@@ -133,7 +130,7 @@ def lines_table(reports: "Sequence[EvalReport]") -> Table:
     return table
 
 
-def inserted_table(reports: "Sequence[EvalReport]") -> Table:
+def inserted_table(reports: Sequence[EvalReport]) -> Table:
     """What splicing each coder in at each layer adds to the loss."""
     table = _table(title="loss added, nats a token")
     table.add_column("spliced in at", no_wrap=True)
@@ -146,7 +143,7 @@ def inserted_table(reports: "Sequence[EvalReport]") -> Table:
     return table
 
 
-def worst_table(report: "EvalReport") -> Table:
+def worst_table(report: EvalReport) -> Table:
     """The contexts whose loss the coder raises most, each as far as the line goes."""
     table = _table(title=f"contexts that {report.run.name} harms most")
     table.add_column("context", no_wrap=True)
@@ -160,7 +157,7 @@ def worst_table(report: "EvalReport") -> Table:
     return table
 
 
-def overlaps_table(reports: "Sequence[EvalReport]") -> Table:
+def overlaps_table(reports: Sequence[EvalReport]) -> Table:
     """The mean max cosine similarity of each dictionary, a line, to each other, a column."""
     table = _table(title="MMCS: how much of a line's dictionary a column's holds")
     table.add_column()
@@ -177,11 +174,11 @@ def _table(*, title: str) -> Table:
     return Table(title=Text(title), title_justify="left")
 
 
-def _heads(reports: "Sequence[EvalReport]") -> list[str]:
+def _heads(reports: Sequence[EvalReport]) -> list[str]:
     return [middle_out(name, _NAME) for name in names_of([report.run for report in reports])]
 
 
-def _title(reports: "Sequence[EvalReport]") -> str:
+def _title(reports: Sequence[EvalReport]) -> str:
     """On what the runs were evaluated."""
     models, texts = {report.model for report in reports}, {report.text for report in reports}
     tokens = sorted({report.n_tokens for report in reports})
@@ -191,11 +188,9 @@ def _title(reports: "Sequence[EvalReport]") -> str:
     return f"{model} on {text}, {n} tokens; losses in nats a token"
 
 
-def _told(report: "EvalReport", key: str, *, alone: bool) -> str:
+def _told(report: EvalReport, key: str, *, alone: bool) -> str:
     """A field, with its interval where there is room for it."""
     if key == "l0_quantiles":
-        from pipeline.evaluate.sparsity import QUANTILES  # it brings torch
-
         at = dict(zip(QUANTILES, report.l0_quantiles, strict=True))
         return f"{at[0.5]:g} [{at[0.05]:g} .. {at[0.95]:g}]"
     told = _number(getattr(report, key))
@@ -206,7 +201,7 @@ def _told(report: "EvalReport", key: str, *, alone: bool) -> str:
     return f"{told}{between}{_span(interval)}"
 
 
-def _span(interval: "Interval") -> str:
+def _span(interval: Interval") -> str:
     decimals = ".3f" if 1e-2 <= max(abs(interval.low), abs(interval.high)) < 1e3 else ".3g"
     return f"[{interval.low:{decimals}}..{interval.high:{decimals}}]"
 

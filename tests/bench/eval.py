@@ -51,8 +51,7 @@ from pipeline.builtin import builtin_model_path
 from pipeline.config import EvalConfig, TrainConfig
 from pipeline.cross_entropy import cross_entropy_sum
 from pipeline.evaluate.evaluation import evaluate
-from pipeline.evaluate.report import EvalReport
-from pipeline.evaluate.sparsity import QUANTILES
+from pipeline.evaluate.report import QUANTILES, EvalReport
 from pipeline.families import Site
 from pipeline.heldout import load_contexts
 from pipeline.model import LanguageModel, load_model
