@@ -9,8 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluate.files import load_report
 from pipeline.evaluate.names import names_of
 from pipeline.evaluate.report import EvalReport
-from pipeline.features.files import FeatureSet
-from pipeline.features.tables import FACTS, FOLDER
+from pipeline.features.files import FeatureSet, has_features
 from pipeline.finetune_run import FinetunedRun, is_finetuned
 from pipeline.report.choose import choose_features
 from pipeline.report.feature_data import ShownFeatures
@@ -66,7 +65,7 @@ def _material(path: Path, name: str, *, n_features: int) -> Material:
 
 
 def _features(run: Path, *, n: int) -> ShownFeatures | None:
-    if not (run / FOLDER / FACTS).exists():
+    if not has_features(run):
         return None
     found = FeatureSet.open(run)
     return ShownFeatures(

@@ -10,6 +10,12 @@ from pipeline.report.render import render
 from pipeline.report.view import view
 
 
+def require_file(out: Path) -> None:
+    """Raise ConfigError where a page cannot be written because a folder is there."""
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder, a report is one file: type --out {out}/report.html")
+
+
 def write_page(config: ReportConfig) -> Path:
     """Write one self-contained HTML file about `config.runs`; gives its path.
 
@@ -20,10 +26,7 @@ def write_page(config: ReportConfig) -> Path:
         CheckpointError: a folder holds no finished run, or a file of it is damaged.
         OSError: `config.out` cannot be written.
     """
-    if config.out.is_dir():
-        raise ConfigError(
-            f"{config.out} is a folder, a report is one file: type --out {config.out}/report.html"
-        )
+    require_file(config.out)
     page = render(view(gather(config.runs, n_features=config.n_features)))
     make_folder(config.out.parent)
     write_file(config.out, [page])

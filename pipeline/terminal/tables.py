@@ -201,7 +201,7 @@ def _told(report: EvalReport, key: str, *, alone: bool) -> str:
     return f"{told}{between}{_span(interval)}"
 
 
-def _span(interval: Interval") -> str:
+def _span(interval: Interval) -> str:
     decimals = ".3f" if 1e-2 <= max(abs(interval.low), abs(interval.high)) < 1e3 else ".3g"
     return f"[{interval.low:{decimals}}..{interval.high:{decimals}}]"
 
