@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a worker already
+
 from tests.stores import make_spec, write_store
 
 settings.register_profile("saepipe", deadline=None)  # shapes are checked while testing: slow
