@@ -38,6 +38,7 @@ def label_points(axes: Axes, labels: Sequence[Label], *, n_shown: int) -> None:
             text = axes.annotate(
                 label.text, label.at, (x, y), textcoords="offset points", ha=side, fontsize=7,
                 color=label.color, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                parse_math=False,  # names of folders may hold any sign
             )  # fmt: skip
             box = text.get_window_extent()
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1

@@ -241,6 +241,12 @@ def test_no_name_covers_another_or_a_point_or_leaves_the_axes():
         assert not box.count_overlaps(boxes[:i])
 
 
+def test_a_name_of_odd_signs_is_written_as_it_is():
+    figure = frontier_figure([run("a$_$b", 8, 0.8), run("c", 30, 0.9)])
+    figure.draw_without_rendering()
+    assert "a$_$b" in texts_of(figure)
+
+
 def test_without_a_loss_to_recover_the_figure_says_so():
     assert "nothing to draw" in texts_of(frontier_figure([run("a", 10, None)]))
 
