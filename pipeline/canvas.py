@@ -16,6 +16,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from actstore.files import write_file
 
 BLUE, RED, INK, GRAY, GRID = "#2b6cb0", "#d1495b", "#24292f", "#6e7781", "#e6e9ed"
+GREEN, AMBER = "#2f855a", "#b7791f"
+KINDS = (BLUE, RED, GREEN, AMBER, "#6b46c1", "#0987a0")
+"""Of runs that differ in kind."""
 _DPI = 160
 _SMOOTHING = 0.03
 """Share of a curve that one point of its smoothed line is the mean of."""

@@ -23,11 +23,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from actstore.files import make_folder, partial_of, sync_folder, write_file, write_json
-from pipeline import plots
+from pipeline.canvas import save as save_figure
 from pipeline.codec import from_json, to_json
 from pipeline.config import FinetuneConfig, TrainConfig
 from pipeline.curves import METRICS
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.plots_finetune import loss_figure, scales_and_biases_figure
 from pipeline.provenance import Provenance
 from pipeline.run import CODER, FORMAT, RUN, Run, saepipe_version
 from pipeline.shifts import Shifts
@@ -230,9 +231,9 @@ def save_run(
     write_file(partial / METRICS, [json.dumps(line).encode() + b"\n" for line in lines])
     write_json(partial / FEATURES, to_json(shifts))
     heldout = {name: getattr(report, name) for name in ("ce_base", "ce_spliced", "ce_finetuned")}
-    plots.finetune_loss(losses, partial / LOSS_FIGURE, **heldout)
+    save_figure(loss_figure(losses, **heldout), partial / LOSS_FIGURE)
     c, d = (learned[name].numpy() for name in ("c", "d"))
-    plots.scales_and_biases(c, d, partial / SCALES_FIGURE)
+    save_figure(scales_and_biases_figure(c, d), partial / SCALES_FIGURE)
     document = _Document(
         config=config,
         coder=_CoderDocument(config=run.config, store=run.provenance, sha256=run.sha256),

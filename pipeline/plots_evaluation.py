@@ -8,15 +8,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pipeline.canvas import BLUE, GRAY, INK, LEGEND, RED, axes_in, few_ticks, make_figure, say
+from pipeline.canvas import (
+    AMBER,
+    BLUE,
+    GRAY,
+    GREEN,
+    INK,
+    KINDS,
+    LEGEND,
+    RED,
+    axes_in,
+    few_ticks,
+    make_figure,
+    say,
+)
 from pipeline.evaluate.report import FREQUENT, RARE, EvalReport
 from pipeline.evaluate.standing import Standing, standings
 from pipeline.families import Site
 from pipeline.plots_training import frontier
 from pipeline.point_labels import Label, label_points
 
-_GREEN, _AMBER = "#2f855a", "#b7791f"
-_KINDS = (BLUE, RED, _GREEN, _AMBER, "#6b46c1", "#0987a0")
 _BIN = 0.2
 """Width of a bin of `density_figure`, in powers of ten: 1, 2 and 3 tokens fill one each."""
 _ROOM = 1.3
@@ -74,7 +85,7 @@ def density_figure(density: Float[np.ndarray, " d_sae"], *, n_tokens: int) -> Fi
         (density == 0, RED, "dead, never active"),
         (rare, GRAY, "rare, below one in a million"),
         ((density >= RARE) & ~frequent, BLUE, "in between"),
-        (frequent, _AMBER, "frequent, above 10 %"),
+        (frequent, AMBER, "frequent, above 10 %"),
     )
     bottom = np.zeros(edges.size - 1)
     for chosen, color, words in groups:
@@ -126,11 +137,11 @@ def inserted_figure(report: EvalReport) -> Figure:
     axes.set_xlabel(f"layer at whose {sites[0].kind} it is spliced in")
     at = np.arange(len(sites))
     clean, label = report.ce_clean, f"the model alone: {report.ce_clean:.3f}"
-    axes.bar(at, clean + added.clip(max=0), 0.72, color=_GREEN, alpha=0.75, label=label)
+    axes.bar(at, clean + added.clip(max=0), 0.72, color=GREEN, alpha=0.75, label=label)
     axes.bar(at, added.clip(0), 0.72, clean, color=RED, label="added")
     if (fell := added < 0).any():
         axes.bar(
-            at[fell], added[fell], 0.72, clean, facecolor="none", edgecolor=_GREEN, ls="--",
+            at[fell], added[fell], 0.72, clean, facecolor="none", edgecolor=GREEN, ls="--",
             label="removed",
         )  # fmt: skip
     for x, height in enumerate(added):
@@ -166,7 +177,7 @@ def frontier_figure(reports: Sequence[EvalReport]) -> Figure:
         say(axes, "nothing to draw: zeroing these sites costs no loss")
         return figure
     for i, kind in enumerate(dict.fromkeys(run.kind for run in runs)):
-        _draw_kind(axes, [run for run in runs if run.kind == kind], color=_KINDS[i % len(_KINDS)])
+        _draw_kind(axes, [run for run in runs if run.kind == kind], color=KINDS[i % len(KINDS)])
     l0s = [run.l0 for run in runs]
     if 0 < _LOG_FROM * min(l0s) < max(l0s):
         axes.set_xscale("log")

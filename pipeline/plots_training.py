@@ -13,8 +13,8 @@ from pipeline.canvas import (
     BLUE,
     GRAY,
     INK,
+    KINDS,
     LEGEND,
-    RED,
     axes_in,
     few_ticks,
     make_figure,
@@ -56,7 +56,6 @@ _NOISE = {"rows_per_s": 1.5}
 _END = 0.03
 """Share of a run's lines that the end of its curves is the mean of: one batch is noisy."""
 
-_COLORS = (BLUE, RED, "#2f855a", "#b7791f", "#6b46c1", "#0987a0")
 _LABELS = 16  # of members; with more, those on a frontier alone are labelled
 
 
@@ -110,7 +109,7 @@ def sweep_figure(members: Mapping[str, Path], out: Path) -> None:
     axes = axes_in(figure, (1, 1, 1), title=title, y="explained variance, end of training")
     axes.set_xlabel("L0: features active per token, end of training")
     for i, kind in enumerate(dict.fromkeys(end.kind for end in placed)):
-        color = _COLORS[i % len(_COLORS)]
+        color = KINDS[i % len(KINDS)]
         _draw_kind(axes, [e for e in placed if e.kind == kind], color=color, n=len(placed))
     if placed[0].kind or len({end.kind for end in placed}) > 1:
         axes.legend(loc="lower right", **LEGEND)

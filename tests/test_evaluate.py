@@ -12,6 +12,7 @@ from pipeline.archs import TopKConfig
 from pipeline.codec import to_json
 from pipeline.config import EvalConfig
 from pipeline.errors import CheckpointError, ConfigError, DataError, TextError
+from pipeline.evaluate import evaluation
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.model import LanguageModel
 from pipeline.sae.coder import SparseCoder
@@ -161,6 +162,13 @@ def test_each_run_says_how_much_of_it_every_other_as_wide_has_found(run_eval, tm
     assert second.mmcs == pytest.approx(cosines.max(0).values.mean().item(), rel=1e-6)
     config = EvalConfig(runs=(one.run, *runs), text=one.text, tokens=50, device="cpu")
     assert [report.overlaps for report in evaluate(config)] == [(), ()]
+
+
+def test_many_runs_are_not_compared_each_with_each(run_eval, monkeypatch):
+    monkeypatch.setattr(evaluation, "COMPARED", 1)
+    assert [report.overlaps for report in run_eval(make_coder(seed=1), make_coder(seed=2))] == [
+        (), (),
+    ]  # fmt: skip
 
 
 def test_runs_of_one_site_share_every_pass_but_their_own(run_eval, monkeypatch):

@@ -307,12 +307,13 @@ def test_a_fine_tuned_run_tells_what_was_learned_and_from_what(run):
         loss_first=2.0, loss_last=1.0, notes=(),
     )  # fmt: skip
     tuned = FinetunedRun(path=run, config=config, run=Run.open(run), report=report, sha256="0" * 64)
+    (run / METRICS).write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     text = Reader(page_of(bare(run, tuned=tuned, curves=run / METRICS))).text
     assert "topk SAE (k = 4) at mlp_out.3, fine-tuned" in text
     for fact in (
         "fine-tuned on sums, 2,000 steps", "held-out loss, model alone 1.5",
         "held-out loss, SAE spliced in 2.5", "held-out loss, fine-tuned 1.75",
-        "finetune.weight_decay 0.01", "arch.k 4",
+        "finetune.weight_decay 0.01", "arch.k 4", "held out, after fine-tuning: 1.750",
     ):  # fmt: skip
         assert fact in text
 

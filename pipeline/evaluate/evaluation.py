@@ -29,6 +29,9 @@ from pipeline.evaluate.views import AblationView, RunView
 
 OnProgress = Callable[[EvalProgress], None]
 
+COMPARED = 8
+"""Most runs whose dictionaries are compared, each with each."""
+
 
 def evaluate(
     config: EvalConfig, *, on_progress: OnProgress | None = None
@@ -122,8 +125,10 @@ def _slots(
 
 
 def _overlaps(subjects: Sequence[Subject]) -> dict[Path, tuple[Overlap, ...]]:
-    """Of each run, with every other that is as wide."""
+    """Of each run, with every other that is as wide; none of more runs than are compared."""
     found: dict[Path, list[Overlap]] = {subject.path: [] for subject in subjects}
+    if len(subjects) > COMPARED:
+        return dict.fromkeys(found, ())
     for one, other in combinations(subjects, 2):
         if one.coder.d_in == other.coder.d_in:
             there, back = mutual_mmcs(one.coder.W_dec, other.coder.W_dec)

@@ -147,7 +147,7 @@ class EvalReport:
     """Per latent, the largest cosine of its dictionary row with that of another."""
     max_cosine_mean: float
     overlaps: tuple[Overlap, ...]
-    """With each other run of this evaluation that is as wide."""
+    """With each other run of this evaluation that is as wide; none of one of many runs."""
 
     intervals: tuple[Interval, ...]
     inserted: tuple[Inserted, ...]

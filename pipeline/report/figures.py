@@ -7,6 +7,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from pipeline.curves import read_curves
 from pipeline.evaluate.report import EvalReport
 from pipeline.plots_evaluation import (
     dead_cosine_figure,
@@ -15,12 +16,14 @@ from pipeline.plots_evaluation import (
     frontier_figure,
     inserted_figure,
 )
+from pipeline.plots_finetune import loss_figure
 from pipeline.plots_training import curve_figures
 from pipeline.report.gather import Material
 from pipeline.report.inline_svg import inline_svg
 
 _WIDE, _HIGH = 5.2, 3.2
 """Inches: so narrow that their words can be read on a phone."""
+_HELDOUT = ("ce_base", "ce_spliced", "ce_finetuned")
 _SPARE = 1.0
 """Inches that figures of evaluations can do without."""
 
@@ -34,14 +37,22 @@ class Drawing:
 
 
 def curve_drawings(material: Material, *, place: int) -> list[Drawing]:
-    """The curves of a training; none without them, or of a fine-tuning.
+    """The curves of a training, or the loss of a fine-tuning; none without them.
 
     Raises:
         CheckpointError: metrics.jsonl is damaged.
     """
-    if material.curves is None or material.tuned:
+    if material.curves is None:
         return []
-    figures = curve_figures(material.curves)
+    if material.tuned:
+        report, losses = (
+            material.tuned.report,
+            [line["loss"] for line in read_curves(material.curves)],
+        )
+        heldout = {name: getattr(report, name) for name in _HELDOUT}
+        figures = {"loss": loss_figure(losses, **heldout)}
+    else:
+        figures = curve_figures(material.curves)
     return [_drawing(figure, f"r{place}-{key}") for key, figure in figures.items()]
 
 

@@ -1,19 +1,18 @@
 """The figures of a fine-tuning."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from pipeline.canvas import BLUE, GRAY, INK, LEGEND, RED, axes_in, make_figure, save, smoothed
+from pipeline.canvas import BLUE, GRAY, INK, LEGEND, RED, axes_in, make_figure, smoothed
 
 
-def finetune_loss(
-    losses: Sequence[float], out: Path, *, ce_base: float, ce_spliced: float, ce_finetuned: float
-) -> None:
+def loss_figure(
+    losses: Sequence[float], *, ce_base: float, ce_spliced: float, ce_finetuned: float
+) -> Figure:
     """The training loss of a fine-tuning, with the held-out losses it started from and reached."""
     figure = make_figure(width=6.4, height=3.4)
     axes = axes_in(figure, (1, 1, 1), title="Fine-tuning only c and d", y="cross-entropy (nats)")
@@ -29,17 +28,17 @@ def finetune_loss(
     axes.set_xlabel("step")
     axes.margins(x=0)
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.94), **LEGEND)
-    save(figure, out)
+    return figure
 
 
-def scales_and_biases(
-    c: Float[np.ndarray, " d_sae"], d: Float[np.ndarray, " d_sae"], out: Path
-) -> None:
+def scales_and_biases_figure(
+    c: Float[np.ndarray, " d_sae"], d: Float[np.ndarray, " d_sae"]
+) -> Figure:
     """Learned scales and learned biases, each sorted in ascending order."""
     figure = make_figure(width=8.0, height=3.2)
     _sorted(figure, 1, c, start=1, title="Learned scales", y="scale c")
     _sorted(figure, 2, d, start=0, title="Learned biases", y="bias d")
-    save(figure, out)
+    return figure
 
 
 def _sorted(
