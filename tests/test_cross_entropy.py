@@ -42,7 +42,7 @@ def test_position_t_predicts_t_plus_one_inside_its_context(batch):
 
 @pytest.mark.parametrize("slice_rows", [1, 5, 24, 1000])
 def test_the_sum_does_not_depend_on_the_slices(batch, monkeypatch, slice_rows):
-    monkeypatch.setattr(ce, "SLICE_ROWS", slice_rows)
+    monkeypatch.setattr(ce, "CPU_ROWS", slice_rows)
     head = Head()
     total = ce.cross_entropy_sum(head, *batch)
     assert total / 24 == pytest.approx(plain_mean(head, *batch).item(), rel=1e-6)
@@ -52,7 +52,7 @@ def test_the_sum_does_not_depend_on_the_slices(batch, monkeypatch, slice_rows):
 
 @pytest.mark.parametrize("slice_rows", [1, 7, 1000])
 def test_the_gradient_is_that_of_the_whole_loss(batch, monkeypatch, slice_rows):
-    monkeypatch.setattr(ce, "SLICE_ROWS", slice_rows)
+    monkeypatch.setattr(ce, "CPU_ROWS", slice_rows)
     hidden, tokens = batch
     head, scale = Head(), torch.ones(D_MODEL, requires_grad=True)
     loss = ce.backward_cross_entropy(head, hidden * scale, tokens)

@@ -125,7 +125,7 @@ def test_batches_and_slices_change_no_number(run_eval, monkeypatch, tmp_path):
         return logits(self, hidden)
 
     monkeypatch.setattr(LanguageModel, "logits", counted)
-    monkeypatch.setattr(cross_entropy, "SLICE_ROWS", 7)
+    monkeypatch.setattr(cross_entropy, "CPU_ROWS", 7)
     runs = (tmp_path / "run0",)
     text = report.text
     (sliced,) = evaluate(

@@ -155,7 +155,7 @@ def test_the_losses_before_are_those_of_the_plain_and_of_the_spliced_model(confi
 
 
 def test_the_gradient_is_that_of_the_whole_model_at_once(lm, contexts, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "SLICE_ROWS", 7)
+    monkeypatch.setattr(cross_entropy, "CPU_ROWS", 7)
     sliced, whole = TunedCoder(make_coder()), TunedCoder(make_coder())
     tokens = contexts[:3].long()
     with splice(lm, {SITE: splicer(sliced)}):

@@ -95,7 +95,7 @@ def test_a_perplexity_beyond_all_numbers_is_the_largest():
 
 
 def test_losses_of_each_prediction_are_those_of_its_own_pass(monkeypatch):
-    monkeypatch.setattr(cross_entropy, "SLICE_ROWS", 9)  # slices do not end where contexts do
+    monkeypatch.setattr(cross_entropy, "CPU_ROWS", 9)  # slices do not end where contexts do
     torch.manual_seed(0)
     clean, edited = torch.randn(5, 8, 11), torch.randn(5, 8, 11)
     tokens = torch.randint(11, (5, 8))

@@ -81,7 +81,7 @@ def losses(
     others = {name: predictions(hidden, tokens)[0] for name, hidden in edited.items()}
     of_rows = {name: _empty(rows) for name in (CLEAN, *others)}
     kl = {name: _empty(rows) for name in diverging}
-    for part in slices(len(targets)):
+    for part in slices(rows):
         logp = log_probs(head, rows[part])
         of_rows[CLEAN][part] = nll(logp, targets[part])
         p = logp.exp() if kl else logp

@@ -139,7 +139,7 @@ def spliced(
     flat = acts.flatten(0, 1)
     out = flat.clone()
     chosen = kept.flatten().nonzero()[:, 0]
-    for part in slices(len(chosen)):
+    for part in slices(chosen):
         rows = chosen[part]
         x = flat[rows].float()
         z = coder.encode(x)
