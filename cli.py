@@ -20,11 +20,11 @@ from pipeline.config import (
     Precision,
     ReportConfig,
     StoreDtype,
-    TrainConfig,
 )
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.settings import arch_table, assigned, merged
+from pipeline.errors import PipelineError
+from pipeline.settings import arch_table, assigned, connector_settings, merged
 from pipeline.terminal.words import count, layers_of
+from pipeline.train_config import ConnectConfig, TrainConfig
 
 if TYPE_CHECKING:  # it brings rich, and --help must not wait for that
     from pipeline.terminal.screen import Screen
@@ -93,6 +93,10 @@ def train(
     arch: Annotated[str, typer.Option(help=f"{', '.join(ARCHS)}.")] = "relu",
     expansion: Annotated[str, typer.Option(help="Latents per input.")] = str(TrainConfig.expansion),
     l1: Annotated[str, typer.Option(help="L1 coefficient, of those that have one.")] = "0.001",
+    connect: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN_IN:RUN_OUT", help="A connector between these SAEs; repeatable."),
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="Share of latents to be active; adjusts l1 to that.")
     ] = None,
@@ -111,7 +115,7 @@ def train(
     config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
-    """Train sparse autoencoders from a store; several values, with commas, make a sweep.
+    """Train SAEs from a store, or connectors between SAEs; values with commas make a sweep.
 
     Every combination is trained in one pass over the store; no language model is loaded.
     """
@@ -125,15 +129,18 @@ def train(
         "l1": _values("l1", l1, float), "k": _values("k", k, int),
         "target": None if target is None else _values("target", target, float),
     }  # fmt: skip
-    given = _given(ctx)
-    settings = merged(config, options, given=given)
-    settings["arch"] = arch_table(settings["arch"], knobs, given=given)
+    given, kind = _given(ctx), ConnectConfig if connect else TrainConfig
+    if connect:
+        settings = connector_settings(config, options | knobs, connect, given=given)
+    else:
+        settings = merged(config, options, given=given)
+        settings["arch"] = arch_table(settings["arch"], knobs, given=given)
     settings = assigned(settings, assign or [])
     from pipeline.terminal.stages import run_train
     from pipeline.training.grid import expand
 
     screen, loggers = _screen(json), log.split(",") if log else []
-    points = expand(settings, out=out)
+    points = expand(settings, out=out, kind=kind)
     reports = run_train(points, out=out, resume=resume, log=loggers, screen=screen)
     screen.emit(reports if len(points) > 1 else reports[0])
 
@@ -270,29 +277,10 @@ def demo(
     json: JsonOut = None,
 ) -> None:
     """All of it on the embedded model and text, on a CPU, in under 3 minutes."""
-    from pipeline.demo import demo_configs
-    from pipeline.terminal.stages import (
-        run_eval,
-        run_features,
-        run_finetune,
-        run_harvest,
-        run_report,
-        run_train,
-    )
-    from pipeline.terminal.tables import EVAL_ROWS, TUNED_ROWS, named
-    from pipeline.training.grid import single
+    from pipeline.terminal.demo_stage import run_demo
 
-    configs, screen = demo_configs(out), _screen(json)
-    run_harvest(configs.harvest, screen=screen)
-    run_train([single(configs.train)], out=configs.train.out, resume=True, screen=screen)
-    (report,) = run_eval(configs.evaluate, screen=screen)
-    run_features(configs.features, screen=screen)
-    tuned = run_finetune(configs.finetune, screen=screen)
-    learned = {f"on arithmetic: {key}": x for key, x in named(tuned, TUNED_ROWS).items()}
-    title = f"{report.arch} SAE at {report.site}, {report.d_sae:,} features"
-    screen.show(f"{title}; losses in nats a token", {**named(report, EVAL_ROWS), **learned})
-    page = run_report([configs.train.out], out=out / "report.html", screen=screen)
-    screen.emit({"eval": report, "finetune": tuned, "report": page})
+    screen = _screen(json)
+    screen.emit(run_demo(out, screen=screen))
 
 
 @store_app.command("info")
@@ -315,23 +303,10 @@ def store_list(
     json: JsonOut = None,
 ) -> None:
     """Which stores are in a folder and in all its folders."""
-    from actstore.catalog import find_stores
-    from pipeline.reuse import known_folders
-    from pipeline.terminal.store_facts import listed
-    from pipeline.terminal.store_tables import stores_table
+    from pipeline.terminal.store_stages import run_list
 
-    screen, result = _screen(json), list[object]()
-    for place in [folder] if folder else known_folders() or [Path()]:
-        found = find_stores(place)
-        if found:
-            screen.draw(stores_table(place, found))
-        else:
-            screen.say(f"no store in {place}")
-        for path, told in found:
-            if isinstance(told, str):
-                screen.say(f"{path}: {told}")
-            result.append(listed(path, told))
-    screen.emit(result)
+    screen = _screen(json)
+    screen.emit(run_list(folder, screen=screen))
 
 
 @store_app.command("verify")
@@ -345,29 +320,15 @@ def store_verify(
     json: JsonOut = None,
 ) -> None:
     """Check every byte of a store, and with --repair harvest again what is damaged."""
-    from pipeline.terminal.damage import damage_words
-    from pipeline.terminal.lines import repair_line
-    from pipeline.terminal.stages import run_verify
+    from pipeline.terminal.store_stages import require_whole, run_repair, run_verify
 
     screen, repaired = _screen(json), None
     findings = run_verify(path, screen=screen)
     if findings and repair:
-        from pipeline.repair import repair as run
-
-        with screen.progress("repair", "rows") as show:
-            repaired = run(
-                path, findings, device=device, batch_size=batch_size,
-                on_progress=lambda done, total: show(done, total, ""),
-            )  # fmt: skip
-        screen.say(repair_line(repaired, path))
+        repaired = run_repair(path, findings, device=device, batch_size=batch_size, screen=screen)
         findings = run_verify(path, screen=screen)
     screen.emit({"path": path, "findings": findings, "repaired": repaired})
-    if findings:
-        raise StoreError(
-            f"{path} is damaged ({damage_words(findings)}); "
-            f"get it back: saepipe store verify {path} --repair"
-        )
-    screen.say(f"verify    every byte of {path} is as it was written")
+    require_whole(path, findings, screen=screen)
 
 
 @store_app.command("rm")
@@ -375,16 +336,13 @@ def store_remove(
     path: Store, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False
 ) -> None:
     """Remove a store; never what is none."""
-    from actstore.removal import removable, remove_store
-    from pipeline.terminal.lines import removal_line
+    from actstore.removal import remove_store
+    from pipeline.terminal.store_stages import announce_removal
 
     screen = _screen()
-    screen.say(removal_line(removable(path)))
-    if not yes:
-        if not sys.stdin.isatty():
-            raise ConfigError(f"there is nobody to ask: saepipe store rm {path} --yes")
-        if not typer.confirm("remove it?"):
-            raise typer.Exit(1)
+    announce_removal(path, ask=not yes, screen=screen)
+    if not yes and not typer.confirm("remove it?"):
+        raise typer.Exit(1)
     remove_store(path)
     screen.say(f"removed   {path}")
 

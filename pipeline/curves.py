@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from actstore.files import sync_folder
 from pipeline.errors import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainReport:
-    """Where training stands. All but `run`, `n_steps` and `reused` make a line of metrics.jsonl."""
+class StepReport:
+    """Where a training stands. All but `run`, `n_steps` and `reused` make a line of metrics.jsonl.
+    """
 
     run: Path
     step: int
@@ -22,25 +24,13 @@ class TrainReport:
     rows: int
     """Rows seen, `step` times the batch size."""
     loss: float
-    """`recon + sparsity + aux`, of this step's batch before its update, as all that follows."""
+    """All that is minimised, of this step's batch before its update, as all that follows."""
     recon: float
-    """Mean over rows of `||x - x_hat||^2`."""
+    """Mean over rows of the squared error's sum: `||x - x_hat||^2`, `||z2 - z2_hat||^2`."""
     sparsity: float
     """The penalty with its coefficient."""
-    aux: float
-    """AuxK, the gate's own reconstruction, or what nested dictionaries add to `recon`."""
-    l0: float
-    """Mean number of active latents of a row."""
-    l1: float
-    """Mean of `||z||_1`."""
-    explained_variance: float
-    """Over the batch, around the batch's mean."""
     beta: float
     """Coefficient of the penalty."""
-    n_dead: int
-    """Latents silent for at least the config's `dead_window`."""
-    n_resampled: int
-    """Latents resampled so far."""
     lr: float
     sparse: bool
     """Whether only active latents are computed."""
@@ -50,6 +40,39 @@ class TrainReport:
     """The run was already complete: nothing was trained."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainReport(StepReport):
+    """Where the training of a sparse autoencoder stands."""
+
+    aux: float
+    """AuxK, the gate's own reconstruction, or what nested dictionaries add to `recon`."""
+    l0: float
+    """Mean number of active latents of a row."""
+    l1: float
+    """Mean of `||z||_1`."""
+    explained_variance: float
+    """Over the batch, around the batch's mean."""
+    n_dead: int
+    """Latents silent for at least the config's `dead_window`."""
+    n_resampled: int
+    """Latents resampled so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectStep(StepReport):
+    """Where the training of a connector stands."""
+
+    fvu: float
+    """`sum (z2 - z2_hat)^2 / sum (z2 - mean)^2` over the batch and the outputs predicted."""
+    weights: float
+    """Weights per output predicted whose size is above `WEIGHTY`."""
+    nonzero: float
+    """Weights per output predicted that are not zero."""
+
+
+WEIGHTY = 0.1
+"""From where on the authors of connectors count a weight: Riggs, Mitchell and Kaufman 2023."""
+AnyReport = TypeVar("AnyReport", bound=StepReport)
 METRICS = "metrics.jsonl"
 NOT_IN_LINES = {"run", "n_steps", "reused"}
 
@@ -79,7 +102,7 @@ class Curves:
     ) -> None:
         self._file.close()
 
-    def append(self, report: TrainReport) -> None:
+    def append(self, report: StepReport) -> None:
         """Write one line, at once visible to whoever follows the file."""
         names = [f.name for f in fields(report) if f.name not in NOT_IN_LINES]
         line = {name: getattr(report, name) for name in names}
@@ -106,7 +129,9 @@ def read_curves(path: Path) -> Iterator[dict[str, float]]:
         raise CheckpointError(f"cannot read the curves in {path}: {error}") from error
 
 
-def last_report(run: Path, *, n_steps: int, reused: bool = True) -> TrainReport:
+def last_report(
+    run: Path, kind: type[AnyReport], *, n_steps: int, reused: bool = True
+) -> AnyReport:
     """How a complete run ended.
 
     Raises:
@@ -115,6 +140,6 @@ def last_report(run: Path, *, n_steps: int, reused: bool = True) -> TrainReport:
     path = run / METRICS
     lines = list(read_curves(path))
     try:
-        return TrainReport(run=run, **lines[-1], n_steps=n_steps, reused=reused)  # pyright: ignore[reportArgumentType]
+        return kind(run=run, **lines[-1], n_steps=n_steps, reused=reused)  # pyright: ignore[reportArgumentType]
     except (IndexError, TypeError) as error:
         raise CheckpointError(f"{path} does not end in a line of curves: {error}") from error

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.archs import TopKConfig
-from pipeline.config import EvalConfig, FeaturesConfig, FinetuneConfig, HarvestConfig, TrainConfig
+from pipeline.config import EvalConfig, FeaturesConfig, FinetuneConfig, HarvestConfig
+from pipeline.train_config import TrainConfig
 
 SITE = "mlp_out.2"
 

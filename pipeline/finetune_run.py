@@ -19,19 +19,21 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from actstore.files import make_folder, partial_of, sync_folder, write_file, write_json
 from pipeline.canvas import save as save_figure
 from pipeline.codec import from_json, to_json
-from pipeline.config import FinetuneConfig, TrainConfig
+from pipeline.config import FinetuneConfig
 from pipeline.curves import METRICS
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.plots_finetune import loss_figure, scales_and_biases_figure
 from pipeline.provenance import Provenance
-from pipeline.run import CODER, FORMAT, RUN, Run, saepipe_version
+from pipeline.run import CODER, Run
+from pipeline.run_folder import FORMAT, RUN, kind_of, saepipe_version
 from pipeline.shifts import Shifts
+from pipeline.tensors import load_tensors
+from pipeline.train_config import TrainConfig
 from pipeline.tuned import TunedCoder
 
 TUNED, FEATURES = "tuned.safetensors", "features.json"
@@ -147,28 +149,17 @@ class FinetunedRun:
         Raises:
             CheckpointError: a file of it is missing or damaged.
         """
-        path = self.path / TUNED
         coder = TunedCoder(self.run.load_coder(device))
-        try:
-            data = path.read_bytes()
-            if hashlib.sha256(data).hexdigest() != self.sha256:
-                raise ValueError("its checksum does not match run.json")  # noqa: TRY301
-            tensors = load(data)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{path} is missing or damaged ({error}): fine-tune again into another --out"
-            ) from error
+        tensors = load_tensors(
+            self.path / TUNED, sha256=self.sha256, advice="fine-tune again into another --out"
+        )
         coder.load_state_dict(tensors, strict=False)
         return coder.requires_grad_(False)
 
 
 def is_finetuned(path: Path) -> bool:
     """Whether the run at `path`, if there is one, says that it is a fine-tuning."""
-    try:
-        document = json.loads((path / RUN).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(document, dict) and document.get("kind") == "finetune"
+    return kind_of(path) == "finetune"
 
 
 def finished_report(config: FinetuneConfig, run: Run) -> FinetuneReport | None:

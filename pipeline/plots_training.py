@@ -27,10 +27,13 @@ from pipeline.errors import CheckpointError
 
 CURVES = (
     ("l0", "L0", "features active per token"),
-    ("recon", "Reconstruction loss", r"$\|x - \hat{x}\|^2$ per token"),
+    ("recon", "Reconstruction loss", "squared error per token"),
     ("l1", "L1 norm", r"$\|z\|_1$ per token"),
     ("explained_variance", "Explained variance", "share of the batch's variance"),
     ("n_dead", "Dead features", "features silent for the dead window"),
+    ("fvu", "Unexplained variance", "share of the predicted latents' variance"),
+    ("weights", "Weights above 0.1", "per output feature"),
+    ("nonzero", "Weights that are not zero", "per output feature"),
     ("loss", "Training loss", "reconstruction + sparsity"),
 )
 """Key in metrics.jsonl, title, label of the axis."""
@@ -44,7 +47,7 @@ CHANGING = (
 )
 """As CURVES, but drawn only where there is a change to see."""
 
-_LOG_KEYS, _LOG_FROM = frozenset({"recon", "loss", "sparsity", "beta"}), 10.0
+_LOG_KEYS, _LOG_FROM = frozenset({"recon", "loss", "sparsity", "beta", "weights", "nonzero"}), 10.0
 """Curves drawn on a logarithmic axis once they span more than this factor."""
 
 _COUNTS = frozenset({"l0", "n_dead", "n_resampled", "lr", "rows_per_s"})
@@ -106,15 +109,15 @@ def sweep_figure(members: Mapping[str, Path], out: Path) -> None:
         raise CheckpointError(f"cannot draw {out}: no member of the sweep has curves yet")
     figure = make_figure(width=6.4, height=4.4)
     title = "Sweep: filled members are on the frontier"
-    axes = axes_in(figure, (1, 1, 1), title=title, y="explained variance, end of training")
-    axes.set_xlabel("L0: features active per token, end of training")
+    axes = axes_in(figure, (1, 1, 1), title=title, y=f"{placed[0].of.y}, end of training")
+    axes.set_xlabel(f"{placed[0].of.x}, end of training")
     for i, kind in enumerate(dict.fromkeys(end.kind for end in placed)):
         color = KINDS[i % len(KINDS)]
         _draw_kind(axes, [e for e in placed if e.kind == kind], color=color, n=len(placed))
     if placed[0].kind or len({end.kind for end in placed}) > 1:
         axes.legend(loc="lower right", **LEGEND)
-    l0s = [end.l0 for end in placed]
-    if 0 < _LOG_FROM * min(l0s) < max(l0s):
+    costs = [end.cost for end in placed]
+    if 0 < _LOG_FROM * min(costs) < max(costs):
         axes.set_xscale("log")
         few_ticks(axes.xaxis)
     axes.margins(x=0.18, y=0.12)
@@ -122,13 +125,29 @@ def sweep_figure(members: Mapping[str, Path], out: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Measure:
+    """What members of a sweep are compared by: what they cost, and what that gives."""
+
+    cost: str
+    x: str
+    y: str
+
+
+_CODERS = _Measure(cost="l0", x="L0: features active per token", y="explained variance")
+_CONNECTORS = _Measure(
+    cost="weights", x="weights above 0.1 per output feature", y="explained variance of the latents"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _End:
     """Where a member came to lie."""
 
+    of: _Measure
     kind: str
     label: str
-    l0: float
-    explained_variance: float
+    cost: float
+    explained: float
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -143,7 +162,7 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def _draw_kind(axes: Axes, ends: Sequence[_End], *, color: str, n: int) -> None:
     """The members of one kind, and the line through those on its frontier."""
-    points = [(end.l0, end.explained_variance) for end in ends]
+    points = [(end.cost, end.explained) for end in ends]
     best = frontier(points)
     axes.plot(*zip(*(points[i] for i in best), strict=True), color=color, lw=1.3, alpha=0.6)
     axes.scatter(*zip(*points, strict=True), s=30, facecolor="white", edgecolor=color, zorder=3)
@@ -162,16 +181,20 @@ def _draw_kind(axes: Axes, ends: Sequence[_End], *, color: str, n: int) -> None:
 
 def _end_of(name: str, metrics: Path) -> _End | None:
     """The mean of a member's last lines; None before there is one."""
-    lines = [line for line in read_curves(metrics) if "l0" in line]
+    every = list(read_curves(metrics))
+    of = _CONNECTORS if any(_CONNECTORS.cost in line for line in every) else _CODERS
+    lines = [line for line in every if of.cost in line]
     if not lines:
         return None
     last = lines[-max(1, round(_END * len(lines))) :]
     words = name.split(",")
+    explained = [line["explained_variance"] if of is _CODERS else 1 - line["fvu"] for line in last]
     return _End(
+        of=of,
         kind=", ".join(word for word in words if "=" not in word),
         label=", ".join(word for word in words if "=" in word),
-        l0=float(np.mean([line["l0"] for line in last])),
-        explained_variance=float(np.mean([line["explained_variance"] for line in last])),
+        cost=float(np.mean([line[of.cost] for line in last])),
+        explained=float(np.mean(explained)),
     )
 
 

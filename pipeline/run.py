@@ -1,56 +1,30 @@
-"""A run is a directory.
+"""The run of a sparse autoencoder: its weights are `sae.safetensors`."""
 
-    run.json            config, provenance of the store, version; written again when complete
-    metrics.jsonl       the curves
-    checkpoints/        what an interrupted run goes on from
-    sae.safetensors     the finished coder
-
-A run is complete when run.json names the checksum of its sae.safetensors.
-"""
-
-import hashlib
-import json
-from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
-from actstore.files import make_folder, write_file, write_json
-from pipeline.checkpoint import FOLDER
-from pipeline.codec import from_json, to_json
-from pipeline.config import TrainConfig
-from pipeline.curves import METRICS
-from pipeline.errors import CheckpointError, ConfigError
+from actstore.files import write_json
+from pipeline.codec import to_json
+from pipeline.errors import CheckpointError
 from pipeline.provenance import Provenance
+from pipeline.run_folder import RUN, RunDocument, read_document
 from pipeline.sae.activation import make_activation
 from pipeline.sae.coder import SparseCoder
+from pipeline.tensors import load_tensors, save_tensors
+from pipeline.train_config import TrainConfig
 
-FORMAT = 1
-RUN, CODER = "run.json", "sae.safetensors"
-
-# What may differ between a run and its continuation: where things lie and who computes, not what.
-FREE = {"store", "out", "device", "threads", "stack", "checkpoint_every"}
-
-
-def saepipe_version() -> str:
-    """The version installed, `unknown` in a bare checkout."""
-    try:
-        return version("saepipe")
-    except PackageNotFoundError:
-        return "unknown"
+CODER = "sae.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Document:
+class _Document(RunDocument):
     """run.json."""
 
-    format: int = FORMAT
     kind: Literal["sae"] = "sae"
-    saepipe: str = field(default_factory=saepipe_version)
     config: TrainConfig
     store: Provenance
     sha256: str = ""
@@ -94,6 +68,11 @@ class Run:
         return bool(self.sha256)
 
     @property
+    def origins(self) -> Mapping[str, tuple[Path, str]]:
+        """The store."""
+        return {"store": (self.provenance.path, self.provenance.fingerprint)}
+
+    @property
     def d_sae(self) -> int:
         """Number of latents."""
         return self.config.expansion * self.provenance.d_in
@@ -104,18 +83,12 @@ class Run:
         Raises:
             CheckpointError: sae.safetensors is missing or damaged.
         """
-        path = self.path / CODER
-        try:
-            data = path.read_bytes()
-            if hashlib.sha256(data).hexdigest() != self.sha256:
-                raise ValueError("its checksum does not match run.json")  # noqa: TRY301
-            tensors = load(data)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{path} is missing or damaged ({error}): train again into another --out"
-            ) from error
         coder = self.blank_coder()
-        coder.load_state_dict(tensors)
+        coder.load_state_dict(
+            load_tensors(
+                self.path / CODER, sha256=self.sha256, advice="train again into another --out"
+            )
+        )
         return coder.to(device)
 
     def blank_coder(self) -> SparseCoder:
@@ -129,10 +102,8 @@ class Run:
         Raises:
             OSError: the disk is full or fails.
         """
-        data = save({name: t.cpu().contiguous() for name, t in coder.state_dict().items()})
-        write_file(self.path / CODER, [data])
-        run = replace(self, sha256=hashlib.sha256(data).hexdigest())
-        _write(run)
+        run = replace(self, sha256=save_tensors(self.path / CODER, coder.state_dict()))
+        run.write()
         return run
 
     def fail(self, why: str) -> None:
@@ -141,99 +112,30 @@ class Run:
         Raises:
             OSError: the disk is full or fails.
         """
-        _write(replace(self, failure=why))
+        replace(self, failure=why).write()
 
+    def write(self) -> None:
+        """Write run.json.
 
-def enter_run(config: TrainConfig, provenance: Provenance, *, resume: bool) -> Run:
-    """The run in `config.out`: created, gone on with, or found complete.
-
-    Raises:
-        ConfigError: the folder holds another run, something else, or an unfinished run while
-            `resume` was not asked for.
-        CheckpointError: its run.json is damaged.
-    """
-    run = Run(path=config.out, config=config, provenance=provenance)
-    if not (config.out / RUN).exists():
-        if config.out.exists() and (not config.out.is_dir() or any(config.out.glob("[!.]*"))):
-            partial = sorted(p.name for p in config.out.iterdir()) == [f"{RUN}.partial"]
-            if not partial:
-                raise ConfigError(f"{config.out} exists and is not a run: choose another --out")
-        make_folder(config.out)
-        _write(run)
-        return run
-    found = _read(config.out)
-    if not found.finished and not found.failure and not _began(config.out):
-        _write(run)  # what was asked for before never made a step
-        return run
-    _require_same(found, run)
-    if not found.finished and not found.failure and not resume:
-        raise ConfigError(
-            f"{config.out} holds an unfinished run of this configuration: add --resume to go on "
-            "with it, or choose another --out"
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        document = _Document(
+            config=self.config, store=self.provenance, sha256=self.sha256, failure=self.failure
         )
-    return found
+        write_json(self.path / RUN, to_json(document))
 
+    def reread(self) -> "Run":
+        """The run that is in this one's folder.
 
-def _began(path: Path) -> bool:
-    """Whether training left anything behind."""
-    metrics = path / METRICS
-    lines = metrics.exists() and metrics.stat().st_size > 0
-    return lines or any((path / FOLDER).glob("step-*"))
-
-
-def _require_same(found: Run, now: Run) -> None:
-    """Raise ConfigError naming what differs between the run that is there and the one asked for."""
-    before, after = _flat(to_json(found.config)), _flat(to_json(now.config))
-    changed = [
-        f"{name}: {before.get(name)} there, {after.get(name)} now"
-        for name in (*before, *(after.keys() - before.keys()))
-        if before.get(name) != after.get(name) and name not in FREE
-    ]
-    if changed:
-        raise ConfigError(
-            f"{now.path} holds a run of another configuration ({'; '.join(changed)}): "
-            "choose another --out"
-        )
-    if found.provenance.fingerprint != now.provenance.fingerprint:
-        raise ConfigError(
-            f"{now.path} was trained on another store, or {now.provenance.path} changed since "
-            f"(fingerprint {found.provenance.fingerprint[:12]} there, "
-            f"{now.provenance.fingerprint[:12]} now): choose another --out"
-        )
-
-
-def _flat(value: object, prefix: str = "") -> dict[str, object]:
-    """A nested config as `arch.kind` -> value."""
-    flat: dict[str, object] = {}
-    for name, item in cast("dict[str, object]", value).items():
-        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {prefix + name: item}
-    return flat
-
-
-def _write(run: Run) -> None:
-    document = _Document(
-        config=run.config, store=run.provenance, sha256=run.sha256, failure=run.failure
-    )
-    write_json(run.path / RUN, to_json(document))
+        Raises:
+            CheckpointError: its run.json is damaged.
+        """
+        return _read(self.path)
 
 
 def _read(path: Path) -> Run:
-    try:
-        raw = json.loads((path / RUN).read_bytes())
-        kind = raw["kind"] if isinstance(raw, dict) and "kind" in raw else "sae"
-        if kind != "sae":
-            raise CheckpointError(f"{path} is a {kind} run, not one of saepipe train")
-        document = from_json(_Document, raw, where=RUN)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} is not a run: it has no {RUN}; saepipe train makes one"
-        ) from error
-    except (OSError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path / RUN} is damaged: {error}") from error
-    if document.format != FORMAT:
-        raise CheckpointError(
-            f"{path} is a run of format {document.format}, this saepipe reads format {FORMAT}"
-        )
+    document = read_document(path, _Document, named="sae", made_by="saepipe train")
     return Run(
         path=path,
         config=document.config,

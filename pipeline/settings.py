@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.archs import ARCHS
 from pipeline.codec import load_toml, to_json
 from pipeline.errors import ConfigError
+from pipeline.train_config import ConnectConfig
 
 
 def merged(
@@ -40,16 +41,16 @@ def assigned(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
     Raises:
         ConfigError: one is not NAME=VALUE.
     """
-    changed = {**settings, "arch": dict(settings["arch"])}
+    changed, arch = dict(settings), dict(settings.get("arch", {}))
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name.strip():
             raise ConfigError(f"--set takes NAME=VALUE, got {assignment!r}")
         values = [_value(word) for word in text.split(",")]
         table, _, knob = name.strip().rpartition(".")
-        target = changed["arch"] if table == "arch" else changed
+        target = arch if table == "arch" else changed
         target[knob if table == "arch" else name.strip()] = values if len(values) > 1 else values[0]
-    return changed
+    return {**changed, "arch": arch} if arch else changed
 
 
 def _value(word: str) -> object:
@@ -83,3 +84,37 @@ def arch_table(
         if name in known and (name in given or (name not in table and value is not None)):
             table[name] = value
     return table
+
+
+def connector_settings(
+    file: Path | None,
+    options: Mapping[str, object],
+    connect: Sequence[str],
+    *,
+    given: frozenset[str],
+) -> dict[str, Any]:
+    """The settings of connectors: of the options of a training, those that were typed.
+
+    Args:
+        file: TOML, or None.
+        options: As `merged` takes them.
+        connect: Pairs `RUN_IN:RUN_OUT`, several of which are swept over.
+        given: Settings whose options were typed.
+
+    Raises:
+        ConfigError: a pair is not two runs, or an option was typed that a connector does not have.
+    """
+    known = {f.name for f in fields(ConnectConfig)}
+    for name in given & options.keys() - known:
+        raise ConfigError(f"--{name} means nothing to --connect: a connector is between SAEs")
+    ends = [pair.split(":") for pair in connect]
+    for pair, runs in zip(connect, ends, strict=True):
+        if len(runs) != 2 or not all(runs):
+            raise ConfigError(
+                f"--connect takes RUN_IN:RUN_OUT, got {pair!r}; paths with a colon go into a "
+                "--config file, as ends = [RUN_IN, RUN_OUT]"
+            )
+    typed = {name: value for name, value in options.items() if name in given or name == "store"}
+    return merged(
+        file, typed | {"ends": ends if len(ends) > 1 else ends[0]}, given=given | {"ends"}
+    )

@@ -5,32 +5,38 @@ rows is a function of the seed and the step, so that a run resumed from a checkp
 it would have seen, and on a CPU ends with the same bits.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
-from actstore.batches import Batches
 from actstore.reader import ActStore
-from pipeline.config import TrainConfig
-from pipeline.curves import TrainReport, last_report
+from pipeline.connect.assemble import assemble_connectors
+from pipeline.connect.feed import PairFeeder
+from pipeline.connect.run import ConnectorRun, blank_connector_run
+from pipeline.curves import ConnectStep, TrainReport, last_report
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, DataError
-from pipeline.interrupt import deferred_interrupt
 from pipeline.provenance import Provenance
-from pipeline.run import Run, enter_run
+from pipeline.run import Run
+from pipeline.run_folder import enter
 from pipeline.sae.coder import require_possible
-from pipeline.stream import device_batches
+from pipeline.train_config import ConnectConfig, LoopConfig, TrainConfig
 from pipeline.training.assemble import Entry, assemble
 from pipeline.training.feed import Feeder
-from pipeline.training.group import Group
+from pipeline.training.grid import Trainable
+from pipeline.training.loop import (
+    AnyGroup,
+    OnEnd,
+    OnStep,
+    Outcome,
+    Source,
+    advance_all,
+    end,
+    stream_of,
+)
 
-OnStep = Callable[[TrainReport], None]
-Outcome = TrainReport | DataError
-"""How a run ended: complete, or no longer finite."""
-OnEnd = Callable[[Path, Outcome], None]
+AnyRun = Run | ConnectorRun
 
 
 def train(
@@ -57,19 +63,20 @@ def train(
     (outcome,) = train_all([config], resume=resume, on_step=on_step)
     if isinstance(outcome, DataError):
         raise outcome
+    assert isinstance(outcome, TrainReport)
     return outcome
 
 
 def train_all(
-    configs: Sequence[TrainConfig],
+    configs: Sequence[Trainable],
     *,
     resume: bool = False,
     on_step: OnStep | None = None,
     on_end: OnEnd | None = None,
 ) -> list[Outcome]:
-    """Train several coders in one pass over one store, each into its own `out`.
+    """Train several coders, or several connectors, in one pass over one store.
 
-    One that diverges stops alone.
+    Each goes into its own `out`; one that diverges stops alone.
 
     Args:
         configs: Equal in what `pipeline.training.grid.ONE_PASS` names.
@@ -86,46 +93,65 @@ def train_all(
         StoreError: as `train`.
     """
     store = ActStore.open(configs[0].store)
-    settled = [_settled(store, config) for config in configs]  # nothing is written before all are
-    runs = [_enter(config, provenance, resume=resume) for config, provenance in settled]
+    blank = [_blank(store, config) for config in configs]  # nothing is written before all are
+    runs = [_enter(run, resume=resume) for run in blank]
     outcomes: dict[Path, Outcome] = {}
 
-    def end(run: Run, outcome: Outcome) -> None:
-        outcomes[run.path] = outcome
+    def told(path: Path, outcome: Outcome) -> None:
+        outcomes[path] = outcome
         if on_end is not None:
-            on_end(run.path, outcome)
+            on_end(path, outcome)
 
-    unfinished = list[Run]()
+    unfinished = list[AnyRun]()
     for run in runs:
         if run.finished:
-            end(run, last_report(run.path, n_steps=count_steps(run.config, n_rows=store.n_rows)))
+            kind = TrainReport if isinstance(run, Run) else ConnectStep
+            n_steps = count_steps(run.config, n_rows=store.n_rows)
+            told(run.path, last_report(run.path, kind, n_steps=n_steps))
         elif run.failure:
-            end(run, DataError(run.failure))
+            told(run.path, DataError(run.failure))
         else:
             unfinished.append(run)
     if unfinished:
-        _train_unfinished(store, unfinished, on_step=on_step, on_end=end)
+        _train_unfinished(store, unfinished, on_step=on_step, on_end=told)
     return [outcomes[run.path] for run in runs]
 
 
 def _train_unfinished(
     store: ActStore,
-    runs: Sequence[Run],
+    runs: Sequence[AnyRun],
     *,
     on_step: OnStep | None,
-    on_end: Callable[[Run, Outcome], None],
+    on_end: OnEnd,
 ) -> None:
-    entries = [Entry(run=run, n_steps=count_steps(run.config, n_rows=store.n_rows)) for run in runs]
     config = runs[0].config
-    feeder = Feeder(store, [e.feed for e in entries], device=pick_device(config.device))
+    n_steps = [count_steps(run.config, n_rows=store.n_rows) for run in runs]
     with ExitStack() as files:
-        groups = assemble(feeder, entries, files=files)
+        source, groups = _source_and_groups(store, runs, n_steps, files=files)
         for group in groups:
-            _end(group, on_end)  # a kill may have come between the last checkpoint and the end
+            end(group, on_end)  # a kill may have come between the last checkpoint and the end
         left = [group for group in groups if not group.done]
         if left:
-            stream = _stream(feeder, config, start=min(group.step for group in left))
-            _advance_all(left, feeder, stream, on_step=on_step, on_end=on_end)
+            stream = stream_of(store, source, config, start=min(group.step for group in left))
+            advance_all(left, source, stream, on_step=on_step, on_end=on_end)
+
+
+def _source_and_groups(
+    store: ActStore, runs: Sequence[AnyRun], n_steps: Sequence[int], *, files: ExitStack
+) -> tuple[Source, Sequence[AnyGroup]]:
+    """What is to be trained, where its checkpoints left it, and what feeds it."""
+    device = pick_device(runs[0].config.device)
+    coders = [
+        Entry(run=run, n_steps=n)
+        for run, n in zip(runs, n_steps, strict=True)
+        if isinstance(run, Run)
+    ]
+    if coders:
+        feeder = Feeder(store, [entry.feed for entry in coders], device=device)
+        return feeder, assemble(feeder, coders, files=files)
+    connectors = [run for run in runs if isinstance(run, ConnectorRun)]
+    pairs = PairFeeder(store, connectors, device=device)
+    return pairs, assemble_connectors(pairs, connectors, n_steps, files=files)
 
 
 def only_site(store: ActStore, site: str | None) -> str:
@@ -143,14 +169,14 @@ def only_site(store: ActStore, site: str | None) -> str:
     return site
 
 
-def count_steps(config: TrainConfig, *, n_rows: int) -> int:
+def count_steps(config: LoopConfig, *, n_rows: int) -> int:
     """Steps that see `config.tokens` rows, rounded up; None is one pass in whole batches."""
     if config.tokens is None:
         return max(1, n_rows // config.batch_size)
     return -(-config.tokens // config.batch_size)
 
 
-def require_trainable(configs: Sequence[TrainConfig]) -> None:
+def require_trainable(configs: Sequence[Trainable]) -> None:
     """Check that the store, the same for all, has what these runs need; nothing is written.
 
     Raises:
@@ -159,92 +185,22 @@ def require_trainable(configs: Sequence[TrainConfig]) -> None:
     """
     store = ActStore.open(configs[0].store)
     for config in configs:
-        _settled(store, config)
+        _blank(store, config)
 
 
-def _settled(store: ActStore, config: TrainConfig) -> tuple[TrainConfig, Provenance]:
-    """A config with its site named and its paths absolute, and what it is trained on."""
+def _blank(store: ActStore, config: Trainable) -> AnyRun:
+    """A run as it will be written: paths absolute, the site named, nothing trained yet."""
+    config = replace(config, store=store.path.resolve(), out=config.out.resolve())
+    if isinstance(config, ConnectConfig):
+        return blank_connector_run(store, config)
     site = only_site(store, config.site)
-    config = replace(config, store=store.path.resolve(), out=config.out.resolve(), site=site)
     d_in = store.width(site)
     require_possible(config.arch, d_in=d_in, d_sae=config.expansion * d_in)
-    return config, Provenance.of(store, site=site)
+    config = replace(config, site=site)
+    return Run(path=config.out, config=config, provenance=Provenance.of(store, site=site))
 
 
-def _enter(config: TrainConfig, provenance: Provenance, *, resume: bool) -> Run:
-    """The run of a config; one that is gone on with, by what may be changed now."""
-    run = enter_run(config, provenance, resume=resume)
-    return run if run.finished else replace(run, config=config)
-
-
-def _stream(
-    feeder: Feeder, config: TrainConfig, *, start: int
-) -> Generator[dict[str, Tensor], None, None]:
-    """The endless stream of batches, from the one for step `start + 1` on."""
-    batches = Batches(
-        store=feeder.store,
-        sites=feeder.sites,
-        metadata=feeder.metadata,
-        batch_size=config.batch_size,
-        seed=config.order_seed,
-        window_rows=config.window_rows,
-        threads=config.threads,
-    )
-    return device_batches(batches.start_at(start), device=pick_device(config.device))
-
-
-def _advance_all(
-    groups: Sequence[Group],
-    feeder: Feeder,
-    stream: Generator[dict[str, Tensor], None, None],
-    *,
-    on_step: OnStep | None,
-    on_end: Callable[[Run, Outcome], None],
-) -> None:
-    """Give every group the batches of its steps until all are done.
-
-    Args:
-        groups: To train.
-        feeder: Makes of a batch what each of them is fed.
-        stream: From the first batch that any of them needs.
-        on_step: Called with each line of the curves.
-        on_end: Called as each run ends.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C was pressed; each member has written a checkpoint, unless it was
-            pressed twice.
-    """
-    active = list(groups)
-    first = min(group.step for group in active)
-    with deferred_interrupt() as interrupt, closing(stream):
-        try:
-            for step, batch in enumerate(stream, start=first):
-                fed = feeder.fed(batch)
-                for group in [group for group in active if group.step == step]:
-                    reports = group.advance(fed[group.feed])
-                    if on_step is not None:
-                        for report in reports:
-                            on_step(report)
-                    _end(group, on_end)
-                active = [group for group in active if group.members and not group.done]
-                if not active:
-                    return
-                if interrupt.asked:
-                    raise KeyboardInterrupt  # noqa: TRY301 - the place where it is safe
-        except KeyboardInterrupt:
-            if not interrupt.forced:
-                for group in active:
-                    group.save()
-            raise
-
-
-def _end(group: Group, on_end: Callable[[Run, Outcome], None]) -> None:
-    """Part with members that diverged, and finish the others when they are done."""
-    for member, error in group.part_with_failures():
-        member.fail(error)
-        on_end(member.run, error)
-    if group.members and group.done:
-        group.finish()
-        for member in group.members:
-            report = last_report(member.run.path, n_steps=member.n_steps, reused=False)
-            on_end(member.run, report)
+def _enter(run: AnyRun, *, resume: bool) -> AnyRun:
+    """A run as it stands; one that is gone on with, by what may be changed now."""
+    found = enter(run, resume=resume)
+    return found if found.finished else replace(found, config=run.config)

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,35 @@ LISTEN = """
   addEventListener("securitypolicyviolation", (event) =>
     window.violations.push(`${event.violatedDirective} ${event.sample} ${event.blockedURI}`));
 """
+
+CONTRAST = """() => {
+  const light = (colour) => {
+    const part = (x) => (x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = colour.map((x) => part(x / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const layered = (colours) => {
+    canvas.clearRect(0, 0, 1, 1);
+    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const worst = [];
+  for (const node of document.querySelectorAll("body *")) {
+    const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || !node.checkVisibility() || node.matches(":disabled, script, style")) continue;
+    const behind = [];
+    for (let n = node; n; n = n.parentElement) {
+      if (!n.closest("svg")) behind.unshift(getComputedStyle(n).backgroundColor);
+    }
+    const style = getComputedStyle(node);
+    const front = layered([...behind, node.closest("svg") ? style.fill : style.color]);
+    const [a, b] = [light(front), light(layered(behind))].sort((x, y) => y - x);
+    worst.push([(a + 0.05) / (b + 0.05), node.outerHTML.slice(0, 80)]);
+  }
+  return worst.sort((x, y) => x[0] - y[0]).slice(0, 3);
+}"""
+"""The three texts that are hardest to tell from what is behind them, and their contrast."""
 
 
 @contextmanager
@@ -91,3 +121,16 @@ class Visit:
     def texts(self, selector: str) -> list[str]:
         """What a reader sees of each."""
         return self.page.locator(selector).all_inner_texts()
+
+
+def assert_outline(visit: Visit) -> None:
+    """Headings go down one level at a time, and whatever can be used has a name."""
+    levels = visit("[...document.querySelectorAll('h1, h2, h3, h4')].map((h) => +h.tagName[1])")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+    unnamed = (
+        "[...document.querySelectorAll('button, input, select')]"
+        ".filter((n) => !n.labels?.length && !n.textContent.trim()).length"
+    )
+    assert visit(unnamed) == 0

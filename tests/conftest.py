@@ -1,6 +1,7 @@
 """Factories that several test modules use: a test states only what it is about."""
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -19,8 +20,18 @@ settings.register_profile("saepipe", deadline=None)  # shapes are checked while 
 settings.load_profile("saepipe")
 
 
+MEMORY, ROOM = Path("/dev/shm"), 4 * 2**30
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=20, help="kill -9 of a writer, so many times")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have temporary files in memory, where there is room: a disk is slow to remove small ones."""
+    chosen = config.option.basetemp or os.environ.get("PYTEST_DEBUG_TEMPROOT")
+    if not chosen and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +49,52 @@ def make_store(tmp_path: Path):
         return write_store(tmp_path / f"{name}.actstore", make_spec(**spec), n_rows=n_rows)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of tests.tiny, which nobody changes."""
+    from tests.tiny import make_model  # it brings transformers
+
+    return make_model(tmp_path_factory.mktemp("lm") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The text of tests.evaluations, which nobody changes."""
+    from tests.evaluations import N_CONTEXTS
+    from tests.tiny import make_text
+
+    return make_text(tmp_path_factory.mktemp("text") / "a.txt", n_contexts=N_CONTEXTS)
+
+
+@pytest.fixture
+def evals(tmp_path: Path, tiny_model: Path, tiny_text: str):
+    """Runs in the tiny model, and their evaluations."""
+    from tests.evaluations import Evaluations
+
+    return Evaluations(folder=tmp_path, model=tiny_model, text=tiny_text)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """What a call gives, and how many forward passes it made, whole or not."""
+    from pipeline.model import LanguageModel
+
+    calls: list[int] = []
+    hidden = LanguageModel.hidden
+
+    def counted(self, tokens):
+        calls.append(len(tokens))
+        return hidden(self, tokens)
+
+    monkeypatch.setattr(LanguageModel, "hidden", counted)
+
+    def of(call) -> tuple[object, int]:
+        calls.clear()
+        return call(), len(calls)
+
+    return of
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from actstore.reader import ActStore
 from pipeline.archs import ReluConfig
-from pipeline.config import FeaturesConfig, HarvestConfig, TrainConfig
+from pipeline.config import FeaturesConfig, HarvestConfig
 from pipeline.harvest import harvest
 from pipeline.plan import make_plan
 from pipeline.provenance import Provenance
 from pipeline.run import Run
+from pipeline.train_config import TrainConfig
 from tests.tiny import CTX_LEN, make_coder, make_model, make_text
 
 SITES = ("mlp_out.1", "mlp_pre.1", "mlp_act.1", "resid_post.2")

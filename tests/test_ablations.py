@@ -6,33 +6,19 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from pipeline.config import EvalConfig
 from pipeline.evaluate.ablations import ABLATED, Ablations, Slot
-from pipeline.evaluate.evaluation import evaluate
 from pipeline.evaluate.grounds import Ground
-from pipeline.model import LanguageModel
+from tests.evaluations import N_CONTEXTS
 from tests.plain_eval import leave_out
-from tests.tiny import CTX_LEN, make_coder, make_model, make_text, save_coder
-
-N_CONTEXTS = 9
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("lm") / "model")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return make_text(tmp_path_factory.mktemp("text") / "a.txt", n_contexts=N_CONTEXTS)
+from tests.tiny import CTX_LEN, make_coder, make_model, make_text
 
 
 @pytest.fixture
-def make_run(tmp_path, model):
+def make_run(evals):
     """A run beside its store; a store is a folder, and no more of it is looked at."""
 
-    def make(name: str = "run", *, seed: int = 0, stored: bool = True, **options) -> Path:
-        run = save_coder(tmp_path / name, make_coder(seed=seed), **({"model": model} | options))
+    def make(name: str = "run", *, seed: int = 0, stored: bool = True, **saved) -> Path:
+        run = evals.save(name, make_coder(seed=seed), **saved)
         if stored:
             (run / "gone.actstore").mkdir()
         return run
@@ -40,54 +26,26 @@ def make_run(tmp_path, model):
     return make
 
 
-@pytest.fixture
-def eval_runs(text):
-    def run(*runs, **options):
-        options = {"text": text, "tokens": N_CONTEXTS * CTX_LEN, "device": "cpu"} | options
-        return evaluate(EvalConfig(runs=runs, n_bootstrap=20, **options))
-
-    return run
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    """The forward passes of a call, whole or not."""
-    calls: list[int] = []
-    hidden = LanguageModel.hidden
-
-    def counted(self, tokens):
-        calls.append(len(tokens))
-        return hidden(self, tokens)
-
-    monkeypatch.setattr(LanguageModel, "hidden", counted)
-
-    def of(call) -> tuple[object, int]:
-        calls.clear()
-        return call(), len(calls)
-
-    return of
-
-
 def kept_of(run: Path) -> list[Path]:
     return sorted((run / "gone.losses").glob("*"))
 
 
-def test_a_second_evaluation_runs_no_ablation_and_says_the_same(make_run, eval_runs, passes):
+def test_a_second_evaluation_runs_no_ablation_and_says_the_same(make_run, evals, passes):
     run = make_run()
-    first, n_first = passes(lambda: eval_runs(run, batch_size=N_CONTEXTS))
-    again, n_again = passes(lambda: eval_runs(run, batch_size=N_CONTEXTS))
+    first, n_first = passes(lambda: evals.reports(run, batch_size=N_CONTEXTS))
+    again, n_again = passes(lambda: evals.reports(run, batch_size=N_CONTEXTS))
     assert first == again
     assert (n_first, n_again) == (1 + 1 + 2 + 1, 1 + 1)  # mean, clean, two ablations, the run's own
     (kept,) = kept_of(run)
     assert kept.suffix == ".safetensors"
 
 
-def test_another_run_of_the_same_site_finds_what_the_first_left(make_run, eval_runs, passes):
+def test_another_run_of_the_same_site_finds_what_the_first_left(make_run, evals, passes):
     one, two = make_run("one"), make_run("two", seed=1, stored=False)
     shutil.copytree(two, two.parent / "alone")
-    alone = eval_runs(two.parent / "alone")[0]
-    eval_runs(one)
-    (_, after), n = passes(lambda: eval_runs(one, two, batch_size=8))
+    alone = evals.reports(two.parent / "alone")[0]
+    evals.reports(one)
+    (_, after), n = passes(lambda: evals.reports(one, two, batch_size=8))
     assert n == 2 * (1 + 2)  # two batches
     assert (after.ce_zero, after.ce_mean, after.kl_zero) == (
         alone.ce_zero,
@@ -97,12 +55,12 @@ def test_another_run_of_the_same_site_finds_what_the_first_left(make_run, eval_r
     assert after.explained_variance == alone.explained_variance
 
 
-def test_a_report_does_not_depend_on_whether_anything_is_kept(make_run, eval_runs):
+def test_a_report_does_not_depend_on_whether_anything_is_kept(make_run, evals):
     run = make_run()
-    kept = eval_runs(run), eval_runs(run)
+    kept = evals.reports(run), evals.reports(run)
     shutil.rmtree(run / "gone.actstore")
     shutil.rmtree(run / "gone.losses")
-    assert (eval_runs(run), eval_runs(run)) == kept
+    assert (evals.reports(run), evals.reports(run)) == kept
     assert not kept_of(run)
 
 
@@ -110,12 +68,10 @@ def test_a_report_does_not_depend_on_whether_anything_is_kept(make_run, eval_run
     "change",
     ["text", "tokens", "batch_size", "precision", "site", "model", "exclusion", "norms"],
 )
-def test_what_was_measured_otherwise_is_not_used(
-    change, make_run, eval_runs, passes, tmp_path, model
-):
+def test_what_was_measured_otherwise_is_not_used(change, make_run, evals, passes, tmp_path):
     run = make_run()
     store = run / "gone.actstore"
-    eval_runs(run, batch_size=4)
+    evals.reports(run, batch_size=4)
     site = "mlp_out.2" if change == "site" else "mlp_out.1"
     other = make_run("other", stored=False, site=site)
     (tmp_path / "other" / "run.json").write_text(
@@ -139,24 +95,24 @@ def test_what_was_measured_otherwise_is_not_used(
             leave_out(other, exclude_norms=1.2)
         case _:
             pass
-    found, n = passes(lambda: eval_runs(other, as_trained=True, **options))
-    n_batches = 2 if change in ("tokens", "batch_size") else 3
+    found, n = passes(lambda: evals.reports(other, as_trained=True, **options))
+    n_batches = {"tokens": 2, "batch_size": 3}.get(change, 4)
     assert n == n_batches * (1 + (change == "norms") + 1 + 2 + 1)
     assert len(kept_of(run)) == 2
-    assert eval_runs(other, as_trained=True, **options) == found
+    assert evals.reports(other, as_trained=True, **options) == found
     assert len(kept_of(run)) == 2
     shutil.rmtree(run / "gone.losses")
-    assert eval_runs(other, as_trained=True, **options) == found
+    assert evals.reports(other, as_trained=True, **options) == found
 
 
-def test_a_damaged_file_is_measured_again_and_replaced(make_run, eval_runs, passes):
+def test_a_damaged_file_is_measured_again_and_replaced(make_run, evals, passes):
     run = make_run()
-    first = eval_runs(run, batch_size=N_CONTEXTS)
+    first = evals.reports(run, batch_size=N_CONTEXTS)
     (path,) = kept_of(run)
     whole = path.read_bytes()
     for damaged in (b"", whole[:-1], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
         path.write_bytes(damaged)
-        again, n = passes(lambda: eval_runs(run, batch_size=N_CONTEXTS))
+        again, n = passes(lambda: evals.reports(run, batch_size=N_CONTEXTS))
         assert again == first
         assert n == 5
         assert path.read_bytes() == whole
@@ -189,17 +145,17 @@ def test_every_byte_that_is_kept_is_checked(limit, tmp_path):
         assert slot.load() is None, at
 
 
-def test_what_was_kept_of_another_site_is_not_taken_under_this_name(make_run, eval_runs):
+def test_what_was_kept_of_another_site_is_not_taken_under_this_name(make_run, evals):
     run, other = make_run(), make_run("other", site="mlp_out.2")
-    first = eval_runs(run)
-    eval_runs(other)
+    first = evals.reports(run)
+    evals.reports(other)
     ((mine,), (theirs,)) = kept_of(run), kept_of(other)
     mine.write_bytes(theirs.read_bytes())
-    assert eval_runs(run) == first
+    assert evals.reports(run) == first
 
 
-def test_without_the_right_to_write_nothing_is_kept_and_nothing_fails(make_run, eval_runs):
+def test_without_the_right_to_write_nothing_is_kept_and_nothing_fails(make_run, evals):
     run = make_run()
     (run / "gone.losses").write_text("in the way")
-    assert eval_runs(run) == eval_runs(run)
+    assert evals.reports(run) == evals.reports(run)
     assert (run / "gone.losses").read_text() == "in the way"

@@ -3,11 +3,8 @@
 import random
 import resource
 import shutil
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from itertools import count, cycle
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +19,18 @@ from actstore.files import partial_of
 from actstore.reader import ActStore, peek
 from actstore.verify import verify
 from actstore.writer import ActWriter
+from tests import crashing
+from tests.crashing import Crash, crash_before
 from tests.stores import column, files_of, make_spec, shard_of
 
 OLD, NEW = "mlp_out.1", "resid_pre.0"
 WIDTHS = {OLD: 16, NEW: 24}
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    with crashing.nursery("tests.test_addition:add_or_find") as writers:
+        yield writers
 
 
 def both_sites(**spec):
@@ -176,10 +181,6 @@ def test_asking_for_no_more_loses_nothing_of_an_unfinished_extension(tmp_path):
         assert writer.next_shard == 6
 
 
-class Crash(BaseException):
-    """The process ends here: nothing after it runs, and nothing is cleaned up."""
-
-
 def joins_next(path) -> bool:
     """Whether the addition has all its rows, so that the next writer completes it."""
     told = under_way(path)
@@ -228,51 +229,26 @@ def test_a_crash_between_any_two_steps_of_joining_is_made_good(tmp_path, monkeyp
 
 def _crashed_joining(path, whole, monkeypatch, n) -> bool:
     """Add, but crash before the n-th rename or removal of its end; whether it came to that."""
-    steps = count()
-
-    def crashing(real):
-        def step(*args):
-            if next(steps) >= n:  # nothing happens after a crash
-                raise Crash
-            return real(*args)
-
-        return step
-
     with monkeypatch.context() as m:
         try:
             with adding(path, {NEW: 24}) as writer:
                 fill(writer, whole, finish=False)
                 writer._conveyor.wait()
-                m.setattr(Path, "replace", crashing(Path.replace))
-                m.setattr(ledger, "remove", crashing(ledger.remove))
-                m.setattr(merge, "remove", crashing(merge.remove))
+                crash_before(m, n, (Path, "replace"), (ledger, "remove"), (merge, "remove"))
                 writer.finish()
         except Crash:
             return True
     return False
 
 
-ADD = """
-import sys
-from pathlib import Path
-from tests.test_addition import add, both_sites
-print("ready", flush=True)
-sys.stdin.readline()
-add(Path(sys.argv[1]), both_sites())
-"""
+def add_or_find(path: Path, n_rows: int) -> None:
+    """Add what is missing to a store of so many rows, wherever the writer before was killed."""
+    assert ActStore.open(path).n_rows == n_rows
+    if len(peek(path).spec.sites) == 1 or (path / "adding").exists():
+        add(path, both_sites())
 
 
-def killed_after(seconds: float, path: Path) -> None:
-    command = [sys.executable, "-c", ADD, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
-        assert writer.stdout.readline() == b"ready\n"
-        writer.stdin.write(b"go\n")
-        writer.stdin.flush()
-        time.sleep(seconds)
-        writer.kill()
-
-
-def test_an_addition_may_be_killed_at_any_moment(tmp_path):
+def test_an_addition_may_be_killed_at_any_moment(tmp_path, nursery):
     rng = random.Random(0)
     whole = both_sites()
     at_once = write(tmp_path / "once", whole, n_rows=800)
@@ -280,7 +256,7 @@ def test_an_addition_may_be_killed_at_any_moment(tmp_path):
     rows = column(ActStore.open(old), OLD)
     path = write(tmp_path / "s", whole, OLD, n_rows=800)
     for _ in range(12):
-        killed_after(rng.uniform(0, 0.15), path)
+        nursery.killed_after(rng.uniform(0, 0.15), path, 800)
         np.testing.assert_array_equal(column(ActStore.open(path), OLD), rows)
     if peek(path).spec != whole:
         add(path, whole)

@@ -2,46 +2,31 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.config import EvalConfig
 from pipeline.errors import ConfigError
-from pipeline.evaluate.evaluation import evaluate
+from tests.evaluations import N_CONTEXTS
 from tests.plain_eval import contexts_of, leave_out, plain_eval
-from tests.tiny import CTX_LEN, make_coder, make_model, make_text, save_coder
-
-N_CONTEXTS = 14
+from tests.tiny import CTX_LEN, make_coder
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("lm") / "model")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return make_text(tmp_path_factory.mktemp("text") / "a.txt", n_contexts=N_CONTEXTS)
-
-
-@pytest.fixture(scope="module")
-def tokens(model, text):
-    return contexts_of(model, text, n=N_CONTEXTS)
+def tokens(tiny_model, tiny_text):
+    return contexts_of(tiny_model, tiny_text, n=N_CONTEXTS)
 
 
 @pytest.fixture
-def make_run(tmp_path, model):
+def make_run(evals):
     """A run whose training left out these rows."""
 
     def make(name: str, *, seed: int = 0, site: str = "mlp_out.1", **excluded):
-        run = save_coder(tmp_path / name, make_coder(seed=seed), model=model, site=site)
-        return leave_out(run, **excluded)
+        return leave_out(evals.save(name, make_coder(seed=seed), site=site), **excluded)
 
     return make
 
 
 @pytest.fixture
-def eval_runs(text):
+def eval_runs(evals):
     def run(*runs, as_trained: bool = True, **options):
-        options = {"text": text, "tokens": N_CONTEXTS * CTX_LEN, "device": "cpu"} | options
-        return evaluate(EvalConfig(runs=runs, as_trained=as_trained, **options))
+        return evals.reports(*runs, as_trained=as_trained, **options)
 
     return run
 
@@ -63,12 +48,12 @@ def cases(tokens) -> dict[str, tuple[dict[str, object], dict[str, object]]]:
 
 @pytest.mark.parametrize("case", ["positions", "last position", "tokens", "norms", "all"])
 def test_what_training_left_out_is_neither_edited_nor_counted(
-    case, make_run, eval_runs, model, tokens
+    case, make_run, eval_runs, tiny_model, tokens
 ):
     settings, plainly = cases(tokens)[case]
     run = make_run("run", **settings)
     (report,) = eval_runs(run, batch_size=4, layers=(0, 1, 2))
-    plain = plain_eval(model, tokens, make_coder(), **plainly)
+    plain = plain_eval(tiny_model, tokens, make_coder(), **plainly)
     assert 0.3 * tokens.numel() < plain["n_tokens"] < tokens.numel()
     for key in plain.keys() - {"inserted", "contexts", "loss_recovered_mean"}:
         assert getattr(report, key) == pytest.approx(plain[key], rel=1e-5), key

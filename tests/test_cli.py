@@ -13,16 +13,10 @@ import pytest
 import cli
 from actstore.reader import ActStore
 from pipeline.archs import ARCHS, Arch, ArchConfig, ReluConfig, TopKConfig
-from pipeline.config import (
-    EvalConfig,
-    FeaturesConfig,
-    FinetuneConfig,
-    HarvestConfig,
-    ReportConfig,
-    TrainConfig,
-)
+from pipeline.config import EvalConfig, FeaturesConfig, FinetuneConfig, HarvestConfig, ReportConfig
 from pipeline.errors import ConfigError
 from pipeline.terminal.words import count, layers_of
+from pipeline.train_config import TrainConfig
 from tests.tiny import CTX_LEN, make_model, make_text
 
 COMMANDS = {
@@ -254,7 +248,7 @@ def test_a_path_that_cannot_be_written_is_one_line(saepipe, harvested, tmp_path)
 def test_ctrl_c_is_clean_and_the_same_command_goes_on(saepipe, harvested, tmp_path):
     out, n_rows = tmp_path / "stopped.actstore", 3000 * CTX_LEN
     text = make_text(tmp_path / "long.txt", n_contexts=3000)
-    file = settings(tmp_path, shard_rows=5 * CTX_LEN, batch_size=1, text=text, tokens=n_rows)
+    file = settings(tmp_path, shard_rows=20 * CTX_LEN, text=text, tokens=n_rows)
     model = harvested[2]
     command = [
         "harvest", "--model", model, "--site", "mlp_out.1", "--ctx-len", CTX_LEN, "--device", "cpu",
@@ -262,7 +256,7 @@ def test_ctrl_c_is_clean_and_the_same_command_goes_on(saepipe, harvested, tmp_pa
     ]  # fmt: skip
     program = "import sys, cli; sys.argv[0] = 'saepipe'; cli.main()"
     with subprocess.Popen(
-        [sys.executable, "-u", "-c", program, *map(str, command)],
+        [sys.executable, "-u", "-c", program, *map(str, command), "--batch-size", "1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
     ) as process:  # fmt: skip
         assert process.stdout is not None

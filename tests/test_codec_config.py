@@ -8,8 +8,9 @@ from hypothesis import given, strategies as st
 
 from pipeline.archs import ReluConfig, TopKConfig
 from pipeline.codec import from_json, load_toml, to_json
-from pipeline.config import EvalConfig, FinetuneConfig, HarvestConfig, TrainConfig
+from pipeline.config import EvalConfig, FinetuneConfig, HarvestConfig
 from pipeline.errors import ConfigError
+from pipeline.train_config import TrainConfig
 
 TRAIN = {"store": "s.actstore", "out": "runs/a"}
 

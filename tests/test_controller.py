@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.archs import GatedConfig, JumpReluConfig, ReluAprilConfig, ReluConfig, TiedConfig
-from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError
+from pipeline.train_config import TrainConfig
 from pipeline.training.controller import HORIZON_LR, LEAST_HORIZON, Controller
 
 TARGET = 0.01

@@ -16,46 +16,20 @@ from pipeline.evaluate import evaluation
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.model import LanguageModel
 from pipeline.sae.coder import SparseCoder
+from tests.evaluations import N_CONTEXTS
 from tests.plain_eval import contexts_of, plain_eval
-from tests.tiny import CTX_LEN, WIDTH, make_coder, make_model, make_text, save_coder
-
-N_CONTEXTS = 14
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("lm") / "model")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return make_text(tmp_path_factory.mktemp("text") / "a.txt", n_contexts=N_CONTEXTS)
+from tests.tiny import CTX_LEN, WIDTH, identity_coder, make_coder, make_model
 
 
 @pytest.fixture
-def run_eval(tmp_path, model, text):
+def run_eval(evals):
     """Saves coders as runs and evaluates them together."""
 
     def run(*coders: SparseCoder, saved=None, **options):
-        runs = tuple(
-            save_coder(tmp_path / f"run{i}", coder, **({"model": model} | (saved or {})))
-            for i, coder in enumerate(coders)
-        )
-        options = {"text": text, "tokens": N_CONTEXTS * CTX_LEN, "device": "cpu"} | options
-        return evaluate(EvalConfig(runs=runs, **options))
+        runs = [evals.save(f"run{i}", coder, **saved or {}) for i, coder in enumerate(coders)]
+        return evals.reports(*runs, **options)
 
     return run
-
-
-def identity_coder() -> SparseCoder:
-    """`x = relu(x) - relu(-x)`, exactly."""
-    coder, eye = make_coder(expansion=2), torch.eye(WIDTH)
-    with torch.no_grad():
-        coder.W_enc.copy_(torch.cat([eye, -eye], 1))
-        coder.W_dec.copy_(torch.cat([eye, -eye]))
-        coder.b_enc.zero_()
-        coder.b_dec.zero_()
-    return coder
 
 
 def constant_coder(value: torch.Tensor) -> SparseCoder:
@@ -67,10 +41,10 @@ def constant_coder(value: torch.Tensor) -> SparseCoder:
     return coder
 
 
-def test_every_number_agrees_with_a_plain_float64_computation(run_eval, model, text):
+def test_every_number_agrees_with_a_plain_float64_computation(run_eval, tiny_model, tiny_text):
     coder = make_coder()
     (report,) = run_eval(coder, batch_size=3)
-    plain = plain_eval(model, contexts_of(model, text, n=N_CONTEXTS), coder)
+    plain = plain_eval(tiny_model, contexts_of(tiny_model, tiny_text, n=N_CONTEXTS), coder)
     numbers = {name: value for name, value in plain.items() if hasattr(report, name)}
     for key in numbers.keys() - {"inserted"}:
         assert getattr(report, key) == pytest.approx(plain[key], rel=1e-5), key
@@ -102,21 +76,21 @@ def test_a_coder_that_says_nothing_is_zero_ablation(run_eval):
     assert report.relative_bias is None
 
 
-def test_a_coder_that_says_the_mean_is_mean_ablation(run_eval, model, text):
-    lm = transformers.GPTNeoXForCausalLM.from_pretrained(model).eval()
+def test_a_coder_that_says_the_mean_is_mean_ablation(run_eval, tiny_model, tiny_text):
+    lm = transformers.GPTNeoXForCausalLM.from_pretrained(tiny_model).eval()
     seen: list[torch.Tensor] = []
     lm.gpt_neox.layers[1].mlp.register_forward_hook(lambda m, a, out: seen.append(out))
     with torch.no_grad():
-        lm(contexts_of(model, text, n=N_CONTEXTS))
+        lm(contexts_of(tiny_model, tiny_text, n=N_CONTEXTS))
     (report,) = run_eval(constant_coder(seen[0].double().mean((0, 1)).float()))
     assert report.ce_patched == pytest.approx(report.ce_mean, rel=1e-6)
     assert report.explained_variance == pytest.approx(0, abs=1e-6)
     assert abs(report.ce_mean - report.ce_zero) > 1e-4
 
 
-def test_batches_and_slices_change_no_number(run_eval, monkeypatch, tmp_path):
-    coder = make_coder()
-    (report,) = run_eval(coder)
+def test_batches_and_slices_change_no_number(evals, monkeypatch):
+    run = evals.save()
+    (report,) = evals.reports(run)
     n_rows: list[int] = []
     logits = LanguageModel.logits
 
@@ -126,33 +100,25 @@ def test_batches_and_slices_change_no_number(run_eval, monkeypatch, tmp_path):
 
     monkeypatch.setattr(LanguageModel, "logits", counted)
     monkeypatch.setattr(cross_entropy, "CPU_ROWS", 7)
-    runs = (tmp_path / "run0",)
-    text = report.text
-    (sliced,) = evaluate(
-        EvalConfig(runs=runs, text=text, tokens=report.n_tokens, batch_size=1, device="cpu")
-    )
+    (sliced,) = evals.reports(run, batch_size=1)
     assert max(n_rows) == 7
     for key in ("ce_clean", "ce_patched", "ce_zero", "ce_mean", "kl", "mse", "explained_variance"):
         assert getattr(sliced, key) == pytest.approx(getattr(report, key), rel=1e-5), key
     assert sliced.density == report.density
 
 
-def test_runs_together_give_the_reports_they_give_alone(run_eval, tmp_path):
-    coders = make_coder(seed=1), make_coder(seed=2, expansion=2), identity_coder()
-    together = run_eval(*coders)
+def test_runs_together_give_the_reports_they_give_alone(evals, run_eval):
+    together = run_eval(make_coder(seed=1), make_coder(seed=2, expansion=2), identity_coder())
     assert len({report.ce_patched for report in together}) == 3
-    for i, report in enumerate(together):
-        config = EvalConfig(
-            runs=(tmp_path / f"run{i}",), text=report.text, tokens=report.n_tokens, device="cpu"
-        )
-        assert evaluate(config) == (replace(report, overlaps=()),)
+    for report in together:
+        assert evals.reports(report.run) == (replace(report, overlaps=()),)
 
 
-def test_each_run_says_how_much_of_it_every_other_as_wide_has_found(run_eval, tmp_path):
+def test_each_run_says_how_much_of_it_every_other_as_wide_has_found(evals, run_eval, tmp_path):
     coders = make_coder(seed=1), make_coder(seed=2, expansion=2)
     other_model = make_model(tmp_path / "wide", width=2 * WIDTH)
     wide = make_coder(seed=3, d_in=2 * WIDTH)
-    runs = [save_coder(tmp_path / "wide_run", wide, model=other_model, text="other")]
+    third = evals.save("wide_run", wide, model=other_model, text="other")
     one, two = run_eval(*coders)
     (first,), (second,) = one.overlaps, two.overlaps
     assert (first.run, second.run) == (two.run, one.run)
@@ -160,8 +126,7 @@ def test_each_run_says_how_much_of_it_every_other_as_wide_has_found(run_eval, tm
     cosines = (a / a.norm(dim=1, keepdim=True)) @ (b / b.norm(dim=1, keepdim=True)).T
     assert first.mmcs == pytest.approx(cosines.max(1).values.mean().item(), rel=1e-6)
     assert second.mmcs == pytest.approx(cosines.max(0).values.mean().item(), rel=1e-6)
-    config = EvalConfig(runs=(one.run, *runs), text=one.text, tokens=50, device="cpu")
-    assert [report.overlaps for report in evaluate(config)] == [(), ()]
+    assert [report.overlaps for report in evals.reports(one.run, third, tokens=50)] == [(), ()]
 
 
 def test_many_runs_are_not_compared_each_with_each(run_eval, monkeypatch):
@@ -171,28 +136,20 @@ def test_many_runs_are_not_compared_each_with_each(run_eval, monkeypatch):
     ]  # fmt: skip
 
 
-def test_runs_of_one_site_share_every_pass_but_their_own(run_eval, monkeypatch):
-    calls: list[int] = []
-    hidden = LanguageModel.hidden
-
-    def counted(self, tokens):
-        calls.append(len(tokens))
-        return hidden(self, tokens)
-
-    monkeypatch.setattr(LanguageModel, "hidden", counted)
-    run_eval(make_coder(seed=1), make_coder(seed=2), make_coder(seed=3), batch_size=N_CONTEXTS)
-    assert len(calls) == 1 + 1 + 2 + 3  # means, clean, zero and mean, one per run
+def test_runs_of_one_site_share_every_pass_but_their_own(run_eval, passes):
+    coders = [make_coder(seed=seed) for seed in (1, 2, 3)]
+    _, n = passes(lambda: run_eval(*coders, batch_size=N_CONTEXTS))
+    assert n == 1 + 1 + 2 + 3  # means, clean, zero and mean, one per run
 
 
-def test_runs_of_several_sites_and_archs_keep_their_order(tmp_path, model, text):
+def test_runs_of_several_sites_and_archs_keep_their_order(evals):
     arch = TopKConfig(k=3)
     runs = (
-        save_coder(tmp_path / "a", make_coder(), model=model, site="resid_post.2"),
-        save_coder(tmp_path / "b", make_coder(arch=arch), model=model, site="mlp_out.0", arch=arch),
-        save_coder(tmp_path / "c", make_coder(), model=model, site="mlp_out.1"),
+        evals.save("a", site="resid_post.2"),
+        evals.save("b", make_coder(arch=arch), site="mlp_out.0", arch=arch),
+        evals.save("c", site="mlp_out.1"),
     )
-    config = EvalConfig(runs=runs, text=text, tokens=100, device="cpu")
-    reports = evaluate(config)
+    reports = evals.reports(*runs, tokens=100)
     assert [report.run for report in reports] == list(runs)
     assert [report.site for report in reports] == ["resid_post.2", "mlp_out.0", "mlp_out.1"]
     assert reports[1].arch == "topk"
@@ -201,14 +158,12 @@ def test_runs_of_several_sites_and_archs_keep_their_order(tmp_path, model, text)
     assert len({report.ce_clean for report in reports}) == 1
 
 
-def test_a_coder_in_another_model_says_so(run_eval, tmp_path, model):
+def test_a_coder_in_another_model_says_so(evals, tmp_path, tiny_model):
     other = make_model(tmp_path / "other", seed=5)
-    (report,) = run_eval(make_coder())
-    (moved,) = evaluate(
-        EvalConfig(runs=(tmp_path / "run0",), model=str(other), text=report.text, device="cpu")
-    )
-    assert (moved.model, moved.trained_on_model) == (str(other), str(model))
-    assert f"trained on activations of {model}, evaluated in {other}" in moved.notes
+    run = evals.save()
+    (report,), (moved,) = evals.reports(run), evals.reports(run, model=str(other))
+    assert (moved.model, moved.trained_on_model) == (str(other), str(tiny_model))
+    assert f"trained on activations of {tiny_model}, evaluated in {other}" in moved.notes
     assert not any("evaluated in" in note for note in report.notes)
     assert moved.ce_clean != report.ce_clean
 
@@ -218,8 +173,8 @@ def test_weights_that_changed_since_the_harvest_are_noted(run_eval):
     assert any("have changed since" in note for note in report.notes)
 
 
-def test_the_training_text_is_not_called_held_out(run_eval, text):
-    (report,) = run_eval(make_coder(), saved={"text": text})
+def test_the_training_text_is_not_called_held_out(run_eval, tiny_text):
+    (report,) = run_eval(make_coder(), saved={"text": tiny_text})
     assert any("not held out" in note for note in report.notes)
 
 
@@ -274,10 +229,9 @@ def test_weights_that_are_not_numbers_are_refused(run_eval):
         run_eval(coder)
 
 
-def test_progress_is_told_up_to_the_end(tmp_path, model, text):
-    save_coder(tmp_path / "run", make_coder(), model=model)
+def test_progress_is_told_up_to_the_end(evals, tiny_text):
     seen = []
-    config = EvalConfig(runs=(tmp_path / "run",), text=text, tokens=120, batch_size=4, device="cpu")
+    config = EvalConfig(runs=(evals.save(),), text=tiny_text, tokens=120, batch_size=4)
     evaluate(config, on_progress=seen.append)
     assert [(p.stage, p.n_done) for p in seen] == [
         (stage, n * CTX_LEN) for stage in ("mean", "losses") for n in (4, 8, 10)

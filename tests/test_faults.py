@@ -5,7 +5,6 @@ import os
 import random
 import re
 import resource
-import signal
 import socket
 import subprocess
 import sys
@@ -23,49 +22,19 @@ from actstore.reader import ActStore, peek
 from actstore.root import being_extended
 from actstore.verify import verify
 from actstore.writer import ActWriter
+from tests import crashing
+from tests.crashing import Crash, crash_before
 from tests.stores import column, contexts, files_of, make_spec, shard_of, write_store
-
-NURSERY = """
-import os, signal, sys, time
-from pathlib import Path
-from tests.stores import make_spec, write_store
-os.fsync = os.fdatasync = lambda fd: None  # a kill, unlike a power cut, loses nothing written
-for line in sys.stdin:
-    path, n_rows, seconds = line.rsplit(None, 2)
-    if not (pid := os.fork()):
-        write_store(Path(path), make_spec(shard_rows=256), n_rows=int(n_rows))
-        os._exit(0)
-    end, over = time.monotonic() + float(seconds), os.WEXITED | os.WNOHANG | os.WNOWAIT
-    while time.monotonic() < end and os.waitid(os.P_PID, pid, over) is None:
-        time.sleep(0.001)
-    os.kill(pid, signal.SIGKILL)  # if it is over, it is still there to be waited for
-    print(pid, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-
-class Nursery:
-    """Starts writers and kills them, from a process that has imported what they need."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def killed_after(self, seconds: float, path: Path, n_rows: int) -> tuple[int, bool]:
-        """The writer's process, and whether it was killed before it was done."""
-        self._process.stdin.write(f"{path} {n_rows} {seconds}\n")
-        self._process.stdin.flush()
-        pid, code = map(int, self._process.stdout.readline().split())
-        assert code in (0, -signal.SIGKILL)
-        return pid, code != 0
 
 
 @pytest.fixture(scope="module")
 def nursery():
-    command = [sys.executable, "-c", NURSERY]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        yield Nursery(process)
-        process.stdin.close()
+    with crashing.nursery("tests.test_faults:write_small") as writers:
+        yield writers
+
+
+def write_small(path: Path, n_rows: int) -> None:
+    write_store(path, make_spec(shard_rows=256), n_rows=n_rows)
 
 
 def test_a_writer_may_be_killed_at_any_moment(tmp_path, nursery, request):
@@ -129,10 +98,6 @@ def test_the_lock_of_a_dead_writer_is_taken_over(tmp_path, nursery):
             ActWriter.create_or_resume(path, spec, n_rows=64)
 
 
-class Crash(BaseException):
-    """The process ends here: nothing after it runs, and nothing is cleaned up."""
-
-
 @pytest.mark.parametrize("first", [None, 104], ids=["first writing", "extension"])
 def test_a_crash_between_any_two_steps_of_finishing_is_made_good(tmp_path, monkeypatch, first):
     spec = make_spec(shard_rows=128)
@@ -155,19 +120,8 @@ def test_a_crash_between_any_two_steps_of_finishing_is_made_good(tmp_path, monke
 
 def _crashed_finishing(path, spec, monkeypatch, n) -> bool:
     """Finish, but crash before the n-th rename or removal; whether it came to that."""
-    steps = count()
-
-    def crashing(real):
-        def step(*args):
-            if next(steps) >= n:  # nothing happens after a crash
-                raise Crash
-            return real(*args)
-
-        return step
-
     with ActWriter.create_or_resume(path, spec, n_rows=200) as writer, monkeypatch.context() as m:
-        m.setattr(Path, "replace", crashing(Path.replace))
-        m.setattr(ledger, "remove", crashing(ledger.remove))
+        crash_before(m, n, (Path, "replace"), (ledger, "remove"))
         try:
             writer.finish()
         except Crash:
@@ -557,6 +511,8 @@ from pathlib import Path
 import numpy as np
 from actstore.batches import Batches
 from actstore.reader import ActStore
+from tests import crashing
+from tests.crashing import Crash, crash_before
 from tests.stores import column, contexts, make_spec
 store = ActStore.open(Path(sys.argv[1]))
 acts, tokens, _ = contexts(make_spec(), 0, 25)

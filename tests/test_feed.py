@@ -12,10 +12,10 @@ from hypothesis import given, settings, strategies as st
 from actstore.batches import Batches
 from actstore.reader import ActStore
 from actstore.writer import ActWriter
-from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.sae.fold import fold
 from pipeline.stream import as_tensor
+from pipeline.train_config import TrainConfig
 from pipeline.training.feed import Feed, Feeder, mean_square
 from pipeline.training.sample import sample_rows
 from pipeline.training.start import b_dec_start, geometric_median

@@ -11,11 +11,12 @@ import torch
 
 from actstore.reader import ActStore
 from pipeline.archs import TopKConfig
-from pipeline.config import HarvestConfig, TrainConfig
+from pipeline.config import HarvestConfig
 from pipeline.device import pick_precision
 from pipeline.harvest import harvest
 from pipeline.plan import make_plan
 from pipeline.train import train
+from pipeline.train_config import TrainConfig
 from tests.tiny import CTX_LEN, make_model, make_text
 from tests.training import (
     assert_alike,

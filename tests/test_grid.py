@@ -8,9 +8,9 @@ from hypothesis import given, settings as how, strategies as st
 
 from pipeline.archs import ARCHS, ReluConfig, TopKConfig
 from pipeline.codec import from_json, load_toml, to_json
-from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.terminal.words import count
+from pipeline.train_config import TrainConfig
 from pipeline.training.grid import ONE_PASS, comma_list, expand
 
 OUT = Path("runs/sweep")

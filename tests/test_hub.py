@@ -76,11 +76,11 @@ class Hub:
         return Handler
 
 
-@pytest.fixture
-def hub(tmp_path) -> Iterator[Hub]:
-    whole = make_model(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory) -> Iterator[Hub]:
+    whole = make_model(tmp_path_factory.mktemp("lm") / "whole")
     model = transformers.GPTNeoXForCausalLM.from_pretrained(whole)
-    folder = tmp_path / "sharded"
+    folder = whole.with_name("sharded")
     model.save_pretrained(folder, max_shard_size="16KB")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((whole / name).read_bytes())
@@ -113,10 +113,20 @@ def harvest(tmp_path: Path, model: str, *extra: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_only_the_files_a_site_needs_are_downloaded(hub, tmp_path):
-    command = harvest(tmp_path, "org/tiny", "--revision", "step1")
-    done = saepipe(*command, home=tmp_path / "home", endpoint=hub.url)
+@pytest.fixture(scope="module")
+def harvested(hub, tmp_path_factory) -> tuple[Path, list[str]]:
+    """Where a harvest from the hub was made and its model kept, and its command."""
+    folder = tmp_path_factory.mktemp("harvested")
+    command = harvest(folder, "org/tiny", "--revision", "step1")
+    hub.fetched.clear()
+    done = saepipe(*command, home=folder / "home", endpoint=hub.url)
     assert done.returncode == 0, done.stderr
+    (folder / "fetched.json").write_text(json.dumps(hub.fetched))
+    return folder, command
+
+
+def test_only_the_files_a_site_needs_are_downloaded(hub, harvested):
+    folder, _ = harvested
     index = json.loads((hub.folder / "model.safetensors.index.json").read_text())["weight_map"]
     needed = {
         file
@@ -125,30 +135,33 @@ def test_only_the_files_a_site_needs_are_downloaded(hub, tmp_path):
             ("embed_in", "layers.0.mlp", "layers.0.post_attention_layernorm")
         )
     }
-    weights = [name for name in hub.fetched if name.endswith(".safetensors")]
+    fetched = json.loads((folder / "fetched.json").read_text())
+    weights = [name for name in fetched if name.endswith(".safetensors")]
     assert set(weights) == needed
     assert len(weights) == len(needed) < len(set(index.values()))
-    source = ActStore.open(tmp_path / "acts.actstore").spec.source
+    source = ActStore.open(folder / "acts.actstore").spec.source
     assert source["model"] == "org/tiny"
     assert source["revision"] == "step1"
     assert source["model_fingerprint"] == f"commit:{COMMIT}"
 
 
-def test_the_same_command_again_downloads_nothing(hub, tmp_path):
-    command = harvest(tmp_path, "org/tiny")
-    saepipe(*command, home=tmp_path / "home", endpoint=hub.url)
+def test_the_same_command_again_downloads_nothing(hub, harvested):
+    folder, command = harvested
     hub.fetched.clear()
-    again = saepipe(*command, home=tmp_path / "home", endpoint=hub.url)
-    assert "complete, reused" in again.stdout
+    again = saepipe(*command, home=folder / "home", endpoint=hub.url)
+    assert "complete, reused" in again.stdout, again.stderr
     assert not hub.fetched
 
 
-def test_a_model_in_the_cache_needs_no_network(hub, tmp_path):
-    command = harvest(tmp_path, "org/tiny")
-    saepipe(*command, home=tmp_path / "home", endpoint=hub.url)
-    for env in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        again = saepipe(*command, home=tmp_path / "home", **{"endpoint": hub.url, **env})
-        assert "complete, reused" in again.stdout, again.stderr
+@pytest.mark.parametrize(
+    "env",
+    [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}],
+    ids=["offline mode", "no network"],
+)
+def test_a_model_in_the_cache_needs_no_network(hub, harvested, env):
+    folder, command = harvested
+    again = saepipe(*command, home=folder / "home", **{"endpoint": hub.url, **env})
+    assert "complete, reused" in again.stdout, again.stderr
 
 
 @pytest.mark.parametrize(

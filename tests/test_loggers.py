@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import pytest
 
-from pipeline.config import TrainConfig
 from pipeline.curves import METRICS, Curves, TrainReport
 from pipeline.errors import ConfigError
+from pipeline.train_config import TrainConfig
 from pipeline.training import loggers as module
 from pipeline.training.loggers import Loggers, make_loggers
 from pipeline.training.trackers import TOOLS

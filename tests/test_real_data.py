@@ -10,13 +10,14 @@ import transformers
 
 from actstore.reader import ActStore
 from pipeline.archs import TopKConfig
-from pipeline.config import EvalConfig, FinetuneConfig, HarvestConfig, TrainConfig
+from pipeline.config import EvalConfig, FinetuneConfig, HarvestConfig
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.finetune import finetune
 from pipeline.harvest import harvest
 from pipeline.plan import make_plan
 from pipeline.tokenizer import load_tokenizer
 from pipeline.train import train
+from pipeline.train_config import TrainConfig
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 

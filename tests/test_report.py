@@ -4,9 +4,7 @@ opens it."""
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +19,7 @@ from pipeline.evaluate.report import Overlap
 from pipeline.features.feature import BEFORE
 from pipeline.finetune_run import FinetunedRun, FinetuneReport
 from pipeline.report.choose import N_DEAD, choose_features
+from pipeline.report.coders import coders_view
 from pipeline.report.feature_data import feature_data, rounded
 from pipeline.report.inline_svg import inline_svg
 from pipeline.report.page import write_page
@@ -36,28 +35,7 @@ from tests.pages import (
     make_run,
     shown,
 )
-
-
-class Reader(HTMLParser):
-    """What a page consists of."""
-
-    def __init__(self, page: bytes) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(page.decode())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    handle_startendtag = handle_starttag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
+from tests.reading_pages import Reader, data_of
 
 
 def page_of(*materials) -> bytes:
@@ -72,12 +50,6 @@ def bare(run: Path, *features, **changes):
 def plain(run: Path, **changes):
     """An evaluation of few figures."""
     return make_report(run, **({"inserted": (), "dead": 0} | changes))
-
-
-def data_of(page: bytes) -> dict[str, Any]:
-    found = re.search(rb'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
-    assert found
-    return json.loads(found[1])
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +100,7 @@ def test_tokens_are_places_in_a_table_that_holds_each_text_once():
     data = feature_data(shown(feature, make_feature(4)))
     table = data["tokens"]
     assert len(set(table)) == len(table)
-    examples = data["features"][0]["top"]
+    examples = data["items"][0]["top"]
     texts = shown().texts
     for i, example in enumerate(examples):
         inside = feature.top.tokens[i] >= 0
@@ -140,7 +112,7 @@ def test_tokens_are_places_in_a_table_that_holds_each_text_once():
         plain = [t for t in feature.top.tokens[i][inside].tolist() if t < len(PLAIN)]
         found = {table[place] for place in example["tokens"]}
         assert {texts.alone(t) for t in plain} <= found
-    tokens = [table[place] for place, _ in data["features"][1]["sample"]]
+    tokens = [table[place] for place, _ in data["items"][1]["sample"]]
     assert tokens == [texts.alone(t) for t in make_feature(4).sample.token.tolist()]
 
 
@@ -253,14 +225,14 @@ def test_a_few_runs_have_a_column_each_and_many_a_row_each(tmp_path):
     runs = [make_run(tmp_path / f"run{i}", seed=i) for i in range(5)]
     materials = [bare(path) for path in runs]
     materials[0] = replace(materials[0], evaluation=plain(runs[0]))
-    few, many = view(materials[:4]), view(materials)
+    few, many = coders_view(materials[:4]), coders_view(materials)
     assert {len(row.cells) for group in few.groups for row in group.rows} == {4}
     assert [cell.value for cell in few.groups[0].rows[0].cells] == ["2.432", "", "", ""]
     assert not few.rows
     assert [row.name for row in many.rows] == [f"run{i}" for i in range(5)]
     assert not many.groups
     assert {len(row.cells) for row in many.rows} == {len(many.columns)}
-    assert few.title == "4 sparse autoencoders"
+    assert view(materials[:4]).title == "4 sparse autoencoders"
 
 
 def test_what_several_runs_have_in_common_is_said_once(tmp_path):
@@ -268,15 +240,16 @@ def test_what_several_runs_have_in_common_is_said_once(tmp_path):
     overlaps = (Overlap(run=paths[1], mmcs=0.75), Overlap(run=Path("/else/where"), mmcs=0.25))
     report = plain(paths[0], overlaps=overlaps)
     features = shown(make_feature(1), notes=("logits are direct",))
-    made = view([
+    materials = [
         bare(path, features=features, evaluation=report if path.name == "a" else None)
         for path in paths
-    ])  # fmt: skip
+    ]
+    made = coders_view(materials)
     assert made.feature_notes == ["logits are direct"]
     assert made.runs[0].overlaps == {"b": "0.75", "/else/where": "0.25"}
     assert made.runs[0].notes[-1] == "None of the 64 features is dead on these tokens."
     assert [drawing.name for drawing in made.runs[0].figures] == ["r1-density", "r1-encdec"]
-    assert made.lead == "model EleutherAI/pythia-70m · site mlp_out.1 · text somewhere"
+    assert view(materials).lead == "model EleutherAI/pythia-70m · site mlp_out.1 · text somewhere"
 
 
 def test_what_is_not_there_is_said_with_the_command_that_makes_it(run):

@@ -1,7 +1,6 @@
 """The page, opened in a browser."""
 
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from pipeline.features.feature import BEFORE
 from pipeline.report.render import render
 from pipeline.report.view import view
-from tests.browser import Visit, chromium
+from tests.browser import CONTRAST, Visit, assert_outline, chromium
 from tests.pages import (
     HOSTILE,
     PLAIN,
@@ -65,7 +64,9 @@ def several(folder, one) -> Path:
 
 def listed(visit: Visit) -> list[int]:
     """The features in the list, in its order."""
-    return visit("[...document.querySelectorAll('#list a')].map((a) => Number(a.dataset.index))")
+    return visit(
+        "[...document.querySelectorAll('#features-list a')].map((a) => Number(a.dataset.index))"
+    )
 
 
 def by_frequency(features) -> list[int]:
@@ -78,37 +79,37 @@ def by_frequency(features) -> list[int]:
 def test_the_page_opens_on_the_most_frequent_feature(browser, one):
     with Visit(browser, one) as visit:
         assert listed(visit) == by_frequency([*FEATURES, WICKED, *DEAD])
-        visit.sees("#heading", f"Feature {WICKED.index}")
-        assert visit.text("#count") == "43 of 43 features on this page"
+        visit.sees("#features-heading", f"Feature {WICKED.index}")
+        assert visit.text("#features-count") == "43 of 43 features on this page"
         assert visit("document.documentElement.lang") == "en"
         assert visit("scrollY") == 0
 
 
 def test_a_search_finds_numbers_promoted_tokens_and_texts_of_contexts(browser, one):
     with Visit(browser, one) as visit:
-        visit.page.fill("#search", "12")
+        visit.page.fill("#features-search", "12")
         assert listed(visit) == [12]
-        visit.page.fill("#search", "<SCRIPT>window")
+        visit.page.fill("#features-search", "<SCRIPT>window")
         assert listed(visit) == [WICKED.index]
         promoted = FEATURES[3].promoted[0].text
-        visit.page.fill("#search", promoted)
+        visit.page.fill("#features-search", promoted)
         found = listed(visit)
         assert 3 in found
         feature = FEATURES[7]
         words = "".join(PLAIN[t].decode() for t in feature.top.tokens[0].tolist() if t >= 0)
-        visit.page.fill("#search", words[10:50])
+        visit.page.fill("#features-search", words[10:50])
         assert listed(visit) == [7]
-        visit.page.press("#search", "Enter")
+        visit.page.press("#features-search", "Enter")
         visit.page.wait_for_url("**#feature=7")
-        visit.sees("#heading", "Feature 7")
-        visit.page.fill("#search", "nothing has this")
+        visit.sees("#features-heading", "Feature 7")
+        visit.page.fill("#features-search", "nothing has this")
         assert listed(visit) == []
-        assert visit.text("#count").startswith("0 of 43 features")
+        assert visit.text("#features-count").startswith("0 of 43 features")
 
 
 def test_a_number_is_looked_for_among_numbers_first(browser, one):
     with Visit(browser, one) as visit:
-        visit.page.fill("#search", "3")
+        visit.page.fill("#features-search", "3")
         assert listed(visit) == [3, WICKED.index, *by_frequency(FEATURES[30:])]
 
 
@@ -122,7 +123,7 @@ def test_features_can_be_put_in_order(browser, one):
     features = [*FEATURES, WICKED, *DEAD]
     with Visit(browser, one) as visit:
         for order, key in orders.items():
-            visit.page.select_option("#sort", order)
+            visit.page.select_option("#features-sort", order)
             expected = sorted(features, key=lambda f: (key(f), f.index))
             assert listed(visit) == [f.index for f in expected]
 
@@ -130,45 +131,45 @@ def test_features_can_be_put_in_order(browser, one):
 def test_a_click_the_buttons_and_the_arrow_keys_lead_through_the_list(browser, one):
     order = by_frequency([*FEATURES, WICKED, *DEAD])
     with Visit(browser, one) as visit:
-        assert visit.page.is_disabled("#previous")
-        visit.page.click(f"#list a[data-index='{order[3]}']")
-        visit.sees("#heading", f"Feature {order[3]}")
-        assert visit.texts("#list a[aria-current]")[0].startswith(str(order[3]))
+        assert visit.page.is_disabled("#features-previous")
+        visit.page.click(f"#features-list a[data-index='{order[3]}']")
+        visit.sees("#features-heading", f"Feature {order[3]}")
+        assert visit.texts("#features-list a[aria-current]")[0].startswith(str(order[3]))
         for go, place in (
-            (lambda: visit.page.click("#next"), 4),
+            (lambda: visit.page.click("#features-next"), 4),
             (lambda: visit.page.keyboard.press("ArrowRight"), 5),
             (lambda: visit.page.keyboard.press("ArrowLeft"), 4),
-            (lambda: visit.page.click("#previous"), 3),
+            (lambda: visit.page.click("#features-previous"), 3),
         ):
             go()
             visit.page.wait_for_url(f"**#feature={order[place]}")
-            visit.sees("#heading", f"Feature {order[place]}")
-        visit.page.fill("#search", "4")
+            visit.sees("#features-heading", f"Feature {order[place]}")
+        visit.page.fill("#features-search", "4")
         visit.page.keyboard.press("ArrowRight")
-        visit.sees("#heading", f"Feature {order[3]}")  # arrows in a field move its cursor
+        visit.sees("#features-heading", f"Feature {order[3]}")  # arrows in a field move its cursor
 
 
 def test_the_tabulator_passes_the_list_in_one_step(browser, one):
     order = by_frequency([*FEATURES, WICKED, *DEAD])
     focused = "document.activeElement.dataset.index ?? document.activeElement.id"
     with Visit(browser, one, fragment=f"feature={order[4]}") as visit:
-        visit.page.focus("#sort")
+        visit.page.focus("#features-sort")
         visit.page.keyboard.press("Tab")
         assert visit(focused) == str(order[4])
         visit.page.keyboard.press("ArrowDown")
-        visit.sees("#heading", f"Feature {order[5]}")
+        visit.sees("#features-heading", f"Feature {order[5]}")
         assert visit(focused) == str(order[5])
         visit.page.keyboard.press("Tab")
-        assert visit(focused) == "previous"
-        visit.page.fill("#search", "nothing has this")
-        assert visit.page.is_disabled("#next")
+        assert visit(focused) == "features-previous"
+        visit.page.fill("#features-search", "nothing has this")
+        assert visit.page.is_disabled("#features-next")
 
 
 def test_the_last_feature_has_no_next(browser, one):
     last = by_frequency([*FEATURES, WICKED, *DEAD])[-1]
     with Visit(browser, one, fragment=f"feature={last}") as visit:
-        assert visit.page.is_disabled("#next")
-        assert visit.page.is_enabled("#previous")
+        assert visit.page.is_disabled("#features-next")
+        assert visit.page.is_enabled("#features-previous")
 
 
 # --- links -----------------------------------------------------------------------------------
@@ -176,43 +177,43 @@ def test_the_last_feature_has_no_next(browser, one):
 
 def test_a_link_opens_its_feature_and_the_back_button_returns(browser, one):
     with Visit(browser, one, fragment="feature=7") as visit:
-        visit.sees("#heading", "Feature 7")
+        visit.sees("#features-heading", "Feature 7")
         box = visit.page.locator("#features").bounding_box()
         assert box["y"] < 200, "the reader is where the feature is"
-        visit.page.click("#body a[href='#feature=8']")  # its nearest
-        visit.sees("#heading", "Feature 8")
+        visit.page.click("#features-body a[href='#feature=8']")  # its nearest
+        visit.sees("#features-heading", "Feature 8")
         visit.page.go_back()
-        visit.sees("#heading", "Feature 7")
+        visit.sees("#features-heading", "Feature 7")
         visit.page.go_forward()
-        visit.sees("#heading", "Feature 8")
+        visit.sees("#features-heading", "Feature 8")
 
 
 def test_links_of_several_runs_name_the_run(browser, several):
     with Visit(browser, several, fragment="run=2&feature=7") as visit:
-        visit.sees("#heading", "Feature 7")
-        assert visit.page.input_value("#run") == "1"
+        visit.sees("#features-heading", "Feature 7")
+        assert visit.page.input_value("#features-run") == "1"
         assert sorted(listed(visit)) == [5, 6, 7, 8, 9]
-        visit.page.click("#next")
+        visit.page.click("#features-next")
         assert "run=2&feature=" in visit.page.url
-        visit.page.select_option("#run", "0")
+        visit.page.select_option("#features-run", "0")
         visit.page.wait_for_url("**#run=1")
         assert len(listed(visit)) == 40
-        visit.sees("#heading", f"Feature {by_frequency(FEATURES)[0]}")
+        visit.sees("#features-heading", f"Feature {by_frequency(FEATURES)[0]}")
         visit.page.go_back()
         assert sorted(listed(visit)) == [5, 6, 7, 8, 9]
 
 
 def test_the_page_says_what_it_does_not_show(browser, one, several):
     with Visit(browser, one, fragment="feature=63") as visit:
-        visit.sees("#heading", "Feature 63")
-        assert "not among the features on this page" in visit.text("#body")
+        visit.sees("#features-heading", "Feature 63")
+        assert "not among the features on this page" in visit.text("#features-body")
     with Visit(browser, one, fragment="feature=51") as visit:
-        assert "Dead: above zero on none of the 10,000 tokens" in visit.text("#body")
-        assert "dead" in visit.text("#list a[aria-current]")
+        assert "Dead: above zero on none of the 10,000 tokens" in visit.text("#features-body")
+        assert "dead" in visit.text("#features-list a[aria-current]")
     with Visit(browser, several, fragment="run=3") as visit:
-        assert "saepipe features" in visit.text("#body")
+        assert "saepipe features" in visit.text("#features-body")
     with Visit(browser, one, fragment="run=9&feature=__proto__") as visit:
-        assert "not among the features" in visit.text("#body")
+        assert "not among the features" in visit.text("#features-body")
 
 
 # --- one feature -----------------------------------------------------------------------------
@@ -244,7 +245,7 @@ def test_tokens_are_lit_by_their_activation(browser, one):
             "[...document.querySelectorAll('mark')].map((m) => getComputedStyle(m).backgroundColor)"
         )
         assert len(set(colours)) > 5
-        titles = visit.texts("#body h4")
+        titles = visit.texts("#features-body h4")
         assert [title for title in titles if "quarter" in title] == [
             f"At random: {name} quarter" for name in ("strongest", "second", "third", "weakest")
         ]
@@ -300,12 +301,12 @@ def test_logits_and_neighbours_stand_beside_it(browser, one):
             effect.text.strip() for effect in feature.promoted
         ]
         assert f"{feature.suppressed[0].effect:.3g}" in suppresses
-        assert "feature 8" in visit.text("#body a[href='#feature=8']")
+        assert "feature 8" in visit.text("#features-body a[href='#feature=8']")
 
 
 def test_hostile_texts_appear_as_texts_and_run_nothing(browser, one):
     with Visit(browser, one, fragment=f"feature={WICKED.index}") as visit:
-        visit.page.fill("#search", "window.pwned")
+        visit.page.fill("#features-search", "window.pwned")
         text = visit("document.body.textContent")
         for hostile in HOSTILE[:11]:
             assert hostile in text
@@ -317,34 +318,6 @@ def test_hostile_texts_appear_as_texts_and_run_nothing(browser, one):
 
 
 # --- how it looks ----------------------------------------------------------------------------
-
-CONTRAST = """() => {
-  const light = (colour) => {
-    const part = (x) => (x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
-    const [r, g, b] = colour.map((x) => part(x / 255));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const layered = (colours) => {
-    canvas.clearRect(0, 0, 1, 1);
-    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
-    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
-  };
-  const worst = [];
-  for (const node of document.querySelectorAll("body *")) {
-    const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-    if (!own || !node.checkVisibility() || node.matches(":disabled, script, style")) continue;
-    const behind = [];
-    for (let n = node; n; n = n.parentElement) {
-      if (!n.closest("svg")) behind.unshift(getComputedStyle(n).backgroundColor);
-    }
-    const style = getComputedStyle(node);
-    const front = layered([...behind, node.closest("svg") ? style.fill : style.color]);
-    const [a, b] = [light(front), light(layered(behind))].sort((x, y) => y - x);
-    worst.push([(a + 0.05) / (b + 0.05), node.outerHTML.slice(0, 80)]);
-  }
-  return worst.sort((x, y) => x[0] - y[0]).slice(0, 3);
-}"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -379,7 +352,7 @@ def test_no_screen_is_too_narrow(browser, one, several):
                 assert visit("document.documentElement.scrollWidth") <= width
                 rows = "[...document.querySelectorAll('tbody tr')].map((r) => r.offsetHeight)"
                 assert max(visit(rows)) < 150, "no word is broken for want of width"
-                detail = visit.page.locator("#detail").bounding_box()
+                detail = visit.page.locator("#features-detail").bounding_box()
                 assert 0 <= detail["x"] <= detail["x"] + detail["width"] <= width
 
 
@@ -403,17 +376,7 @@ def test_figures_can_be_seen(browser, one, several):
 def test_headings_go_down_one_level_at_a_time(browser, one, several):
     for path in (one, several):
         with Visit(browser, path) as visit:
-            levels = visit(
-                "[...document.querySelectorAll('h1, h2, h3, h4')].map((h) => Number(h.tagName[1]))"
-            )
-            assert levels[0] == 1
-            assert levels.count(1) == 1
-            assert all(b - a <= 1 for a, b in pairwise(levels))
-            unnamed = visit(
-                "[...document.querySelectorAll('button, input, select')]"
-                ".filter((n) => !n.labels?.length && !n.textContent.trim()).length"
-            )
-            assert unnamed == 0
+            assert_outline(visit)
 
 
 def test_a_feature_without_logits_or_neighbours_has_none(browser, folder, one):
@@ -421,6 +384,6 @@ def test_a_feature_without_logits_or_neighbours_has_none(browser, folder, one):
     material = make_material(folder / "topk", bare, curves=None, evaluation=None)
     (folder / "bare.html").write_bytes(render(view([material])))
     with Visit(browser, folder / "bare.html") as visit:
-        assert "Promotes" not in visit.text("#body")
-        assert "Nearest" not in visit.text("#body")
-        assert visit.text("#body dl").splitlines()[-1] == "-"
+        assert "Promotes" not in visit.text("#features-body")
+        assert "Nearest" not in visit.text("#features-body")
+        assert visit.text("#features-body dl").splitlines()[-1] == "-"

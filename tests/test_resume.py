@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.codec import from_json
-from pipeline.config import TrainConfig
 from pipeline.curves import TrainReport
 from pipeline.errors import ConfigError
 from pipeline.train import train
+from pipeline.train_config import TrainConfig
 from tests.training import (
     killed,
     lines_of,

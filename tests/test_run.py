@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from pipeline.archs import TopKConfig
-from pipeline.config import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.provenance import Provenance
-from pipeline.run import Run, enter_run
+from pipeline.run import Run
+from pipeline.run_folder import enter
 from pipeline.sae.coder import make_coder
+from pipeline.train_config import TrainConfig
 
 PROVENANCE = Provenance(
     path=Path("/data/a.actstore"),
@@ -32,6 +33,10 @@ def config(tmp_path: Path) -> TrainConfig:
     return TrainConfig(
         store=Path("/data/a.actstore"), out=tmp_path / "runs" / "a", site="mlp_out.1"
     )
+
+
+def enter_run(config, provenance, *, resume):
+    return enter(Run(path=config.out, config=config, provenance=provenance), resume=resume)
 
 
 def finished(config: TrainConfig) -> tuple[Run, dict[str, torch.Tensor]]:

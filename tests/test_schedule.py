@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from pipeline.config import TrainConfig
+from pipeline.train_config import TrainConfig
 from pipeline.training.schedule import Schedule
 
 
 def make_schedule(n_steps: int, **settings) -> Schedule:
     config = TrainConfig(store=Path("a"), out=Path("b"), lr=0.5, batch_size=10, **settings)
-    return Schedule.of(config, n_steps=n_steps)
+    return Schedule.of(config, n_steps=n_steps, hold=config.hold)
 
 
 def rates(schedule: Schedule) -> list[float]:

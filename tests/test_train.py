@@ -15,11 +15,11 @@ from actstore.manifest import StoreSpec
 from actstore.reader import ActStore
 from actstore.writer import ActWriter
 from pipeline.archs import ReluConfig, TopKConfig
-from pipeline.config import TrainConfig
 from pipeline.curves import TrainReport
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.run import Run
 from pipeline.train import count_steps, train
+from pipeline.train_config import TrainConfig
 
 D_IN, CTX = 8, 16
 

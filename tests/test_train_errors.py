@@ -150,7 +150,7 @@ from pathlib import Path
 os.fsync = lambda fd: None
 
 from pipeline.codec import from_json
-from pipeline.config import TrainConfig
+from pipeline.train_config import TrainConfig
 from pipeline.train import train_all
 
 settings = {"store": sys.argv[1], "site": "mlp_out.0", "tokens": 256, "batch_size": 64,

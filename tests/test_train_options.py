@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from actstore.reader import ActStore
 from pipeline.archs import ARCHS
 from pipeline.codec import from_json
-from pipeline.config import TrainConfig
 from pipeline.run import Run
 from pipeline.sae.coder import SparseCoder, make_coder
 from pipeline.train import train
+from pipeline.train_config import TrainConfig
 from tests.stores import column
 from tests.training import (
     CTX,

@@ -16,6 +16,7 @@ from actstore.shardfile import index_bytes, parse_index
 from actstore.summary import read_summary
 from actstore.verify import verify
 from actstore.writer import ActWriter
+from tests.crashing import Crash, crash_before
 from tests.stores import files_of, make_spec, shard_of, write_store
 
 
@@ -262,16 +263,10 @@ def test_an_extension_in_its_last_steps_is_told(tmp_path, monkeypatch):
     spec = make_spec()
     path = write_store(tmp_path / "s", spec, n_rows=200)
 
-    class Crash(BaseException):
-        pass
-
-    def crash(*_):
-        raise Crash
-
     with ActWriter.create_or_resume(path, spec, n_rows=264) as writer, monkeypatch.context() as m:
         for k in (3, 4):
             writer.write_shard(shard_of(spec, k, writer.rows_in(k)))
-        m.setattr(Ledger, "write_documents", crash)
+        crash_before(m, 0, (Ledger, "write_documents"))
         with pytest.raises(Crash):
             writer.finish()
     (found,) = verify(path)
@@ -303,12 +298,6 @@ def test_an_addition_that_died_in_its_last_steps_is_no_damage(tmp_path, monkeypa
     both = make_spec(widths={"mlp_out.1": 16, "resid.0": 16})
     path = write_store(tmp_path / "s", spec, n_rows=200)
 
-    class Crash(BaseException):
-        pass
-
-    def crash(*_):
-        raise Crash
-
     def add() -> None:
         with adding(path, {"resid.0": 16}) as writer:
             for k in range(writer.next_shard, writer.n_shards):
@@ -317,7 +306,7 @@ def test_an_addition_that_died_in_its_last_steps_is_no_damage(tmp_path, monkeypa
 
     for step in ("rewrite_journal", "_discard"):
         with monkeypatch.context() as m, pytest.raises(Crash):
-            m.setattr(merge, step, crash)
+            crash_before(m, 0, (merge, step))
             add()
         assert ActStore.open(path).sites == ("mlp_out.1", "resid.0")
         assert verify(path) == []

@@ -8,11 +8,11 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers
 
 from pipeline.archs import ArchConfig, ReluConfig
-from pipeline.config import TrainConfig
 from pipeline.provenance import Provenance
 from pipeline.run import Run
 from pipeline.sae.activation import make_activation
 from pipeline.sae.coder import SparseCoder
+from pipeline.train_config import TrainConfig
 
 WIDTH, CTX_LEN, N_LAYERS = 16, 12, 3
 EOS = "<|endoftext|>"
@@ -64,6 +64,17 @@ def make_coder(
         coder.b_enc.normal_(std=0.3, generator=generator)
         coder.b_enc[::5] = -1e4
         coder.b_dec.normal_(std=0.3, generator=generator)
+    return coder
+
+
+def identity_coder() -> SparseCoder:
+    """`x = relu(x) - relu(-x)`, exactly."""
+    coder, eye = make_coder(expansion=2), torch.eye(WIDTH)
+    with torch.no_grad():
+        coder.W_enc.copy_(torch.cat([eye, -eye], 1))
+        coder.W_dec.copy_(torch.cat([eye, -eye]))
+        coder.b_enc.zero_()
+        coder.b_dec.zero_()
     return coder
 
 

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pipeline.config import TrainConfig
 from pipeline.families import Site
+from pipeline.train_config import TrainConfig
 
 _SHOWN = 8
 

@@ -24,7 +24,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.features.feature import Examples, Feature, Neighbour, TokenEffect, TokenValues
 from pipeline.features.tables import FACTS, FOLDER, TABLES, Tables, damaged
 from pipeline.features.token_text import TokenTexts
-from pipeline.run import saepipe_version
+from pipeline.run_folder import saepipe_version
 
 FORMAT = 1
 

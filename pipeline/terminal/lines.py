@@ -11,13 +11,20 @@ from pipeline.terminal.store_facts import fidelity_of
 from pipeline.terminal.words import duration, many, size
 
 if TYPE_CHECKING:  # they bring torch
-    from pipeline.curves import TrainReport
+    from pipeline.curves import StepReport
     from pipeline.features.files import FeatureSet
     from pipeline.finetune_run import FinetuneReport
     from pipeline.harvest import HarvestSummary
     from pipeline.plan import HarvestPlan
     from pipeline.repair import RepairReport
     from pipeline.train import Outcome
+
+
+_TOLD = {
+    "l0": "L0", "explained_variance": "EV", "n_dead": "dead",
+    "fvu": "FVU", "weights": "weights per output",
+}  # fmt: skip
+"""What tells where a training stands, of a coder and of a connector."""
 
 
 def plan_line(plan: "HarvestPlan", seconds: float) -> str:
@@ -51,12 +58,17 @@ def reused_line(plan: "HarvestPlan") -> str:
     return f"{told}{out}" if plan.found is None else f"{told}{plan.found}, linked as {out}"
 
 
-def curve_words(report: "TrainReport") -> str:
+def curve_words(report: "StepReport") -> str:
     """Where a training stands."""
-    return (
-        f"loss {report.loss:.4g}  L0 {report.l0:.1f}  EV {report.explained_variance:.3f}  "
-        f"dead {report.n_dead}"
-    )
+    told = {name: getattr(report, name, None) for name in _TOLD}
+    words = (f"{_TOLD[name]} {cell}" for name, value in told.items() if (cell := _short(value)))
+    return f"loss {report.loss:.4g}  {'  '.join(words)}"
+
+
+def _short(value: int | float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.3f}" if value < 1 else f"{value:.1f}"
 
 
 def features_line(found: "FeatureSet") -> str:

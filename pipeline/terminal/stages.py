@@ -25,8 +25,7 @@ from pipeline.terminal.screen import Screen
 from pipeline.terminal.words import size
 
 if TYPE_CHECKING:
-    from actstore.verify import Finding
-    from pipeline.curves import TrainReport
+    from pipeline.curves import StepReport
     from pipeline.evaluate.report import EvalReport
     from pipeline.features.files import FeatureSet
     from pipeline.finetune_run import FinetuneReport
@@ -69,7 +68,7 @@ def run_train(
     resume: bool,
     screen: Screen,
     log: Sequence[str] = (),
-) -> "list[TrainReport]":
+) -> "list[StepReport]":
     """Train what is not complete already, and draw the curves."""
     from pipeline.plots_training import sweep_figure, training_curves
     from pipeline.terminal.lines import curve_words, outcome_line
@@ -79,7 +78,7 @@ def run_train(
     configs = [point.config for point in points]
     with screen.progress("train", "rows") as show, closing(make_loggers(log, configs)) as loggers:
 
-        def on_step(report: "TrainReport") -> None:
+        def on_step(report: "StepReport") -> None:
             loggers.log(report)
             show(report.rows, report.n_steps * configs[0].batch_size, curve_words(report))
 
@@ -196,17 +195,3 @@ def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
         report = run(config, on_step=lambda s: show(s.step, s.n_steps, f"loss {s.loss:.4f}"))
     screen.say(finetune_line(report, config.out))
     return report
-
-
-def run_verify(path: Path, *, screen: Screen) -> "list[Finding]":
-    """Check every byte, and say what is wrong, a line a finding."""
-    from actstore.verify import verify
-    from pipeline.terminal.damage import finding_line
-
-    with screen.progress("verify", "B") as show:
-        findings = verify(path, on_progress=lambda done, total: show(done, total, ""))
-    for finding in findings:
-        if finding.path == path:
-            raise StoreError(finding.what)  # there is no whole store to check
-        screen.say(finding_line(finding))
-    return findings

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint import Checkpoint, checkpoints_of, drop_checkpoint, load_checkpoint
-from pipeline.config import TrainConfig
 from pipeline.curves import METRICS, Curves
 from pipeline.device import DTYPES, pick_device, pick_precision
 from pipeline.run import Run
 from pipeline.sae.coder import SparseCoder, make_coder
 from pipeline.sae.objectives import coefficient_of, make_aux, make_objective
 from pipeline.sae.stack import Stack, stacked
+from pipeline.train_config import TrainConfig
 from pipeline.training.feed import Feed, Feeder
 from pipeline.training.group import STACKED, Group
-from pipeline.training.member import Member, writing
+from pipeline.training.member import Member
+from pipeline.training.record import writing
 from pipeline.training.stacking import stack_is_faster
 from pipeline.training.start import b_dec_start
 

@@ -3,8 +3,8 @@
 import math
 
 from pipeline.archs import GatedConfig, ReluAprilConfig, ReluConfig, TiedConfig
-from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError
+from pipeline.train_config import TrainConfig
 
 HORIZON_LR = 0.05
 LEAST_HORIZON = 50.0

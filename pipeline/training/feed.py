@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float32, Shaped
 from torch import Tensor
 
 from actstore.reader import ActStore
-from pipeline.config import Normalize, TrainConfig
 from pipeline.errors import ConfigError
+from pipeline.train_config import Normalize, TrainConfig
 from pipeline.training.sample import sample_rows
 
 POSITION, TOKEN = "position", "token_id"
@@ -71,11 +71,15 @@ class _Rule:
     def scale(self) -> float:
         return self.rms if self.feed.normalize == "rms" else 1.0
 
-    def apply(self, batch: Mapping[str, Tensor]) -> Float32[Tensor, "b d"]:
-        """The rows that are left, scaled."""
+    def kept(self, batch: Mapping[str, Tensor]) -> Bool[Tensor, " b"] | None:
+        """Which rows are left; None means all."""
         x = batch[self.feed.site]
         norm = None if self.limit is None else torch.linalg.vector_norm(x, dim=-1)
-        kept = _kept(batch, self.excluded, norm, self.limit)
+        return _kept(batch, self.excluded, norm, self.limit)
+
+    def apply(self, batch: Mapping[str, Tensor]) -> Float32[Tensor, "b d"]:
+        """The rows that are left, scaled."""
+        x, kept = batch[self.feed.site], self.kept(batch)
         if kept is not None:
             x = x[kept]
         return x / self.scale if self.feed.normalize == "rms" else x
@@ -123,6 +127,10 @@ class Feeder:
         What a tensor has fewer rows than the batch was dropped; it may be all of them.
         """
         return {feed: rule.apply(batch) for feed, rule in self._rules.items()}
+
+    def kept(self, feed: Feed, batch: Mapping[str, Tensor]) -> Bool[Tensor, " b"] | None:
+        """Which rows of a batch a feed leaves; None means all."""
+        return self._rules[feed].kept(batch)
 
     def scale(self, feed: Feed) -> float:
         """What the rows of a feed are divided by."""

@@ -7,7 +7,7 @@ are 2 * (2 + 1) members: relu with each `l1`, topk with its `k`, at both learnin
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import TypeVar, cast, get_origin, get_type_hints
 
 from pipeline.archs import ARCHS
 from pipeline.codec import SCALARS, from_json
-from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError
+from pipeline.train_config import ConnectConfig, LoopConfig, TrainConfig
 
 T = TypeVar("T")
 Settings = dict[str, object]
@@ -24,7 +24,8 @@ Settings = dict[str, object]
 ONE_PASS = ("store", "batch_size", "order_seed", "device", "stack", "window_rows", "threads")
 """What members share, since each batch is read once, onto one device, for all of them."""
 
-_LISTS = {name for name, hint in get_type_hints(TrainConfig).items() if get_origin(hint) is tuple}
+Trainable = TrainConfig | ConnectConfig
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9._%+-]")
 _LONGEST = 200  # bytes of a name; a file system takes 255
 
@@ -35,36 +36,40 @@ class Point:
 
     name: str
     """Of its folder: what varies, as `mlp_out.1,l1=0.001`; empty where it is the only one."""
-    config: TrainConfig
+    config: Trainable
     varies: Mapping[str, object]
     """The settings that the grid sweeps over, as this member has them."""
 
 
-def expand(settings: Mapping[str, object], *, out: Path) -> tuple[Point, ...]:
+def expand(
+    settings: Mapping[str, object], *, out: Path, kind: type[Trainable] = TrainConfig
+) -> tuple[Point, ...]:
     """Every combination of the values in `settings`, the last setting changing fastest.
 
     Args:
-        settings: What `from_json(TrainConfig, ...)` takes, but any value, also of `arch`, may be a
+        settings: What `from_json(kind, ...)` takes, but any value, also of `arch`, may be a
             list of values. Settings that are lists themselves are swept over by lists of lists.
             Settings that another kind of `arch` lacks are left out for that kind.
         out: Folder of the sweep; of the run itself if there is one member.
+        kind: What is trained.
 
     Raises:
         ConfigError: a list is empty, a member comes twice, one of `ONE_PASS` has several values,
-            or a member is no possible TrainConfig.
+            or a member is no possible config.
     """
-    names = [f.name for f in fields(TrainConfig) if f.name in settings and f.name != "out"]
+    names = [name for name in _settings_of(kind) if name in settings and name != "out"]
+    lists = {name for name, hint in get_type_hints(kind).items() if get_origin(hint) is tuple}
     unknown = [name for name in settings if name not in names and name != "out"]
     axes = [
-        _archs(settings[name]) if name == "arch" else _axis(name, settings[name])
+        _archs(settings[name]) if name == "arch" else _axis(name, settings[name], lists=lists)
         for name in (*names, *unknown)
     ]
     points: dict[str, Point] = {}
-    configs: set[TrainConfig] = set()
+    configs: set[Trainable] = set()
     for choice in product(*axes):
         values = {name: value for name, (value, _) in zip((*names, *unknown), choice, strict=True)}
         varies = {key: value for _, listed in choice for key, value in listed.items()}
-        config = from_json(TrainConfig, values | {"out": str(out)})
+        config = from_json(kind, values | {"out": str(out)})
         if config in configs:
             raise ConfigError(f"the sweep has {_plain_name(varies)} twice: name each value once")
         configs.add(config)
@@ -73,9 +78,15 @@ def expand(settings: Mapping[str, object], *, out: Path) -> tuple[Point, ...]:
     return tuple(points.values())
 
 
-def single(config: TrainConfig) -> Point:
+def single(config: Trainable) -> Point:
     """A grid of one member."""
     return Point(name="", config=config, varies={})
+
+
+def _settings_of(kind: type[Trainable]) -> list[str]:
+    """What makes a member what it is before what every training is told."""
+    common = [f.name for f in fields(LoopConfig)]
+    return [f.name for f in fields(kind) if f.name not in common] + common
 
 
 def comma_list(text: str, kind: Callable[[str], T], *, option: str) -> list[T]:
@@ -105,10 +116,10 @@ def comma_list(text: str, kind: Callable[[str], T], *, option: str) -> list[T]:
     return values
 
 
-def _axis(name: str, value: object) -> list[tuple[object, Settings]]:
+def _axis(name: str, value: object, *, lists: Container[str] = ()) -> list[tuple[object, Settings]]:
     """The values of one setting, each with what its member then says of itself."""
     swept = isinstance(value, list | tuple) and (
-        name not in _LISTS or any(isinstance(item, list | tuple) for item in value)
+        name not in lists or any(isinstance(item, list | tuple) for item in value)
     )
     if not swept:
         return [(value, {})]
@@ -167,12 +178,15 @@ def _free_name(varies: Settings, *, taken: Mapping[str, object]) -> str:
 
 def _plain_name(varies: Settings) -> str:
     """`mlp_out.1,topk,k=32`: values that speak for themselves go without their setting's name."""
-    words = [
-        _word(value) if name in ("site", "arch") else f"{name}={_word(value)}"
-        for name, value in varies.items()
-    ]
+    words = [_told(name, value) for name, value in varies.items()]
     name = ",".join(words)
     return f"_{name}" if name.startswith(".") else name  # neither hidden nor the folder above
+
+
+def _told(name: str, value: object) -> str:
+    if name == "ends":
+        return "-".join(_word(Path(str(end)).name) for end in cast("Sequence[object]", value))
+    return _word(value) if name in ("site", "arch") else f"{name}={_word(value)}"
 
 
 def _word(value: object) -> str:

@@ -35,6 +35,8 @@ class Group:
         feed: Which rows those are.
     """
 
+    kind = TrainReport
+
     def __init__(
         self, members: Sequence[Member], stack: Stack, *, feeder: Feeder, feed: Feed
     ) -> None:
@@ -55,12 +57,12 @@ class Group:
     @property
     def step(self) -> int:
         """Steps done, by every member."""
-        return self.members[0].step
+        return max((member.step for member in self.members), default=0)
 
     @property
     def done(self) -> bool:
         """Whether every step was made."""
-        return self.members[0].done
+        return all(member.done for member in self.members)
 
     @torch.no_grad()
     def advance(self, x: Float[Tensor, "rows d"]) -> list[TrainReport]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from pipeline.config import TrainConfig
+from pipeline.train_config import LoopConfig
 
 EMA = "ema."
 FIRST, SECOND, COUNT = "exp_avg", "exp_avg_sq", "step"
@@ -30,29 +30,31 @@ class Learner:
         self,
         params: Mapping[str, Tensor],
         grads: Mapping[str, Tensor],
-        config: TrainConfig,
+        config: LoopConfig,
         *,
         trained: tuple[str, ...],
-        unit_norm: bool,
+        unit_norm: bool = False,
     ) -> None:
         self.params = dict(params)
         self.unit_norm = unit_norm
         self._betas = config.beta1, config.beta2
         self._trained = trained
         self._grads = [grads[name] for name in trained]
-        device = params["W_dec"].device
+        device = next(iter(params.values())).device
         self._fused = device.type in {"cpu", "cuda"}
         self._state = {
             FIRST: {name: torch.zeros_like(params[name]) for name in trained},
             SECOND: {name: torch.zeros_like(params[name]) for name in trained},
             COUNT: {name: torch.zeros((), device=device) for name in trained},
         }
+        self.n_steps = 0
         self._decay = config.ema
         self._average = {} if config.ema is None else {n: params[n].clone() for n in trained}
 
     def step(self, lr: float) -> None:
         """One step of Adam."""
         beta1, beta2 = self._betas
+        self.n_steps += 1
         adam(
             [self.params[name] for name in self._trained],
             self._grads,
@@ -100,3 +102,4 @@ class Learner:
         """Go on from what `state` gave."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
+        self.n_steps = int(state[f"{self._trained[0]}.{COUNT}"])

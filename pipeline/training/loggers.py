@@ -13,9 +13,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from pipeline.config import TrainConfig
-from pipeline.curves import METRICS, NOT_IN_LINES, TrainReport, read_curves
+from pipeline.curves import METRICS, NOT_IN_LINES, StepReport, read_curves
 from pipeline.errors import ConfigError
+from pipeline.train_config import LoopConfig
 from pipeline.training.trackers import FAILURES, TOOLS, Track
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class Logger(Protocol):
     """Where reports of training go, of all members of a sweep."""
 
-    def log(self, report: TrainReport) -> None:
+    def log(self, report: StepReport) -> None:
         """Show a report that metrics.jsonl of `report.run` holds already."""
         ...
 
@@ -40,7 +40,7 @@ class Loggers:
     def __init__(self, loggers: Mapping[str, Logger]) -> None:
         self._loggers = dict(loggers)
 
-    def log(self, report: TrainReport) -> None:
+    def log(self, report: StepReport) -> None:
         """Give a report to all.
 
         Raises:
@@ -73,13 +73,13 @@ class Live:
         configs: Of all runs that will report.
     """
 
-    def __init__(self, tool: str, configs: Sequence[TrainConfig]) -> None:
+    def __init__(self, tool: str, configs: Sequence[LoopConfig]) -> None:
         resolved = [replace(config, out=config.out.resolve()) for config in configs]
         self._configs = {config.out: config for config in resolved}
         self._tool = tool
         self._tracks: dict[Path, Track] = {}
 
-    def log(self, report: TrainReport) -> None:
+    def log(self, report: StepReport) -> None:
         """Send a report, and before the first one of a run what came before it.
 
         Raises:
@@ -117,7 +117,7 @@ class Live:
         track.put(values, int(line["step"]))
 
 
-def make_loggers(names: Sequence[str], configs: Sequence[TrainConfig]) -> Loggers:
+def make_loggers(names: Sequence[str], configs: Sequence[LoopConfig]) -> Loggers:
     """Loggers to the tools named, for the runs of these configs; none named is none.
 
     Raises:

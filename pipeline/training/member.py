@@ -1,28 +1,27 @@
-"""One run of a training: its schedule, its curves and its checkpoints."""
+"""One sparse autoencoder in training."""
 
-import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
+from typing import final
 
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import FOLDER, Checkpoint, save_checkpoint
+from pipeline.checkpoint import Checkpoint
 from pipeline.curves import Curves, TrainReport
-from pipeline.errors import CheckpointError, DataError
+from pipeline.errors import DataError
 from pipeline.run import Run
 from pipeline.sae.coder import SparseCoder
 from pipeline.sae.fold import fold
 from pipeline.sae.stack import to_state
 from pipeline.training.controller import Controller
-from pipeline.training.learner import Learner
+from pipeline.training.record import Record, writing
 from pipeline.training.schedule import Schedule
 
 CONTROLLER = "controller."
 
 
-class Member:
+@final
+class Member(Record):
     """What one run keeps from step to step.
 
     Args:
@@ -32,48 +31,19 @@ class Member:
         coefficient: Of the sparsity penalty, before warm-up and control.
     """
 
-    learner: Learner
-    """Given by the group it is trained in."""
-
     def __init__(self, run: Run, *, curves: Curves, n_steps: int, coefficient: float) -> None:
+        schedule = Schedule.of(run.config, n_steps=n_steps, hold=run.config.hold)
+        super().__init__(run.path, run.config, curves=curves, schedule=schedule)
         self.run = run
-        self.n_steps = n_steps
-        self.schedule = Schedule.of(run.config, n_steps=n_steps)
-        self.controller = Controller.of(run.config, coefficient, hold=self.schedule.hold)
-        self.step = 0
+        self.controller = Controller.of(run.config, coefficient, hold=schedule.hold)
         self.n_resampled = 0
         self._coefficient = coefficient
-        self._curves = curves
-        self._unchecked: list[Tensor] = []
-        self._saved = 0
-        self._logged = (0, time.perf_counter())
-
-    @property
-    def done(self) -> bool:
-        """Whether every step was made."""
-        return self.step >= self.n_steps
 
     @property
     def coefficient(self) -> float:
         """Of the sparsity penalty, for the step to come."""
         base = self._coefficient if self.controller is None else self.controller.l1
         return base * self.schedule.penalty(self.step + 1)
-
-    @property
-    def lr(self) -> float:
-        """The learning rate for the step to come."""
-        return self.schedule.lr(self.step + 1)
-
-    @property
-    def reports_next(self) -> bool:
-        """Whether the step to come has a line in the curves."""
-        step = self.step + 1
-        return step == 1 or step % self.run.config.log_every == 0 or step == self.n_steps
-
-    def count(self, loss: Tensor) -> None:
-        """Note that a step was made, with this loss, still to be checked."""
-        self._unchecked.append(loss)
-        self.step += 1
 
     def report(self, measured: Mapping[str, float], *, n_dead: int, sparse: bool) -> TrainReport:
         """Write a line of the curves.
@@ -83,22 +53,18 @@ class Member:
             CheckpointError: the disk is full or fails.
         """
         self.require_finite()
-        before, since = self._logged
-        self._logged = (self.step, time.perf_counter())
-        batch_size = self.run.config.batch_size
         report = TrainReport(
-            run=self.run.path,
+            run=self.path,
             step=self.step,
             n_steps=self.n_steps,
-            rows=self.step * batch_size,
+            rows=self.step * self.run.config.batch_size,
             **measured,  # pyright: ignore[reportArgumentType] - of the right names
             n_dead=n_dead,
             n_resampled=self.n_resampled,
             sparse=sparse,
-            rows_per_s=(self.step - before) * batch_size / (self._logged[1] - since),
+            rows_per_s=self.pace(),
         )
-        with writing(self.run.path):
-            self._curves.append(report)
+        self.write(report)
         return report
 
     def save(self, extra: Mapping[str, Tensor]) -> None:
@@ -111,9 +77,8 @@ class Member:
             DataError: the coder is no longer finite, so nothing was written.
             CheckpointError: the disk is full or fails.
         """
-        if self.step == self._saved:
+        if self.saved:
             return
-        self.require_finite()
         learner = self.learner
         own = {"n_resampled": torch.tensor(self.n_resampled)}
         if self.controller is not None:
@@ -121,15 +86,7 @@ class Member:
                 own[CONTROLLER + name] = torch.tensor(value, dtype=torch.float64)
         if "log_threshold" in learner.params:  # its exponential, in the coder, is not all its bits
             own["log_threshold"] = learner.params["log_threshold"]
-        with writing(self.run.path):
-            checkpoint = Checkpoint(
-                step=self.step,
-                metrics_bytes=self._curves.sync(),
-                coder=_on_cpu(to_state(learner.params)),
-                optimizer=_on_cpu(learner.state() | own | dict(extra)),
-            )
-            save_checkpoint(self.run.path, checkpoint)
-        self._saved = self.step
+        self.checkpoint(to_state(learner.params), learner.state() | own | dict(extra))
 
     def make_coder(self, params: Mapping[str, Tensor], *, scale: float = 1.0) -> SparseCoder:
         """The coder of these parameters, for activations `scale` times those it was fed."""
@@ -143,7 +100,7 @@ class Member:
         Raises:
             CheckpointError: the disk is full or fails.
         """
-        with writing(self.run.path):
+        with writing(self.path):
             self.run.finish(self.make_coder(self.learner.result, scale=scale))
 
     def fail(self, error: DataError) -> None:
@@ -152,13 +109,12 @@ class Member:
         Raises:
             CheckpointError: the disk is full or fails.
         """
-        with writing(self.run.path):
+        with writing(self.path):
             self.run.fail(str(error))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become what the checkpoint's member was, to the bit, but for what its group keeps."""
-        self.step = self._saved = checkpoint.step
-        self._logged = (self.step, time.perf_counter())
+        self.go_on_from(checkpoint.step)
         state = checkpoint.optimizer
         self.n_resampled = int(state["n_resampled"])
         self.learner.load(state)
@@ -167,44 +123,3 @@ class Member:
             self.controller.restore(
                 {name.removeprefix(CONTROLLER): float(state[name]) for name in names}
             )
-
-    def require_finite(self) -> None:
-        """Check losses and weights.
-
-        Raises:
-            DataError: names the first step since the last check whose loss is not finite.
-        """
-        if self._unchecked:
-            losses = torch.stack(self._unchecked).tolist()
-            first = self.step - len(losses) + 1
-            self._unchecked.clear()
-            for step, loss in enumerate(losses, start=first):
-                if not abs(loss) < float("inf"):
-                    raise self._diverged(step, f"the loss is {loss}")
-        if not all(bool(p.isfinite().all()) for p in self.learner.params.values()):
-            raise self._diverged(self.step, "a weight is not finite")
-
-    def _diverged(self, step: int, what: str) -> DataError:
-        kept = f"its checkpoints up to step {self._saved} are kept"
-        if not self._saved:
-            kept = "there was no checkpoint yet"
-        return DataError(
-            f"training diverged: {what} at step {step} of {self.run.path} with lr "
-            f"{self.run.config.lr:g}; {kept}; train with a lower --lr into another --out"
-        )
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-@contextmanager
-def writing(path: Path) -> Generator[None, None, None]:
-    """Within the block, a disk that fails is one line that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write to {path} ({error.strerror or error}): make room, then train again "
-            f"with --resume; what is in {path / FOLDER} is whole"
-        ) from error

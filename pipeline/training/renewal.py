@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipeline.config import TrainConfig
 from pipeline.sae.coder import SparseCoder
 from pipeline.sae.objectives import starts_of
 from pipeline.sae.resample import Resampling, generator_of, resample_random, resample_worst
 from pipeline.span import steps_of
+from pipeline.train_config import TrainConfig
 from pipeline.training.member import Member
 
 SAMPLE_ROWS = 2**15

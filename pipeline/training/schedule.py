@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from pipeline.config import TrainConfig
 from pipeline.span import steps_of
+from pipeline.train_config import LoopConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Schedule:
     """Steps after which a penalty with a target is adjusted; never before its warm-up is over."""
 
     @classmethod
-    def of(cls, config: TrainConfig, *, n_steps: int) -> "Schedule":
+    def of(cls, config: LoopConfig, *, n_steps: int, hold: str = "0") -> "Schedule":
         """The schedule of a run.
 
         Raises:
@@ -42,7 +42,7 @@ class Schedule:
             lr_warmup=steps(config.lr_warmup),
             lr_decay=steps(config.lr_decay),
             l1_warmup=l1_warmup,
-            hold=max(steps(config.hold), l1_warmup),
+            hold=max(steps(hold), l1_warmup),
         )
 
     def lr(self, step: int) -> float:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from pipeline.config import BDecStart
+from pipeline.train_config import BDecStart
 from pipeline.training.feed import Feed, Feeder
 
 START_ROWS = 2**14

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.curves import TrainReport
+from pipeline.curves import StepReport
 from pipeline.errors import DataError
 from pipeline.train import OnStep, Outcome, require_trainable, train_all
 from pipeline.training.grid import Point
-from pipeline.training.member import writing
+from pipeline.training.record import writing
 from pipeline.training.sweep_table import enter_sweep, write_table
 
 
@@ -54,13 +54,13 @@ def train_sweep(
     return train_all(configs, resume=resume, on_step=on_step, on_end=end)
 
 
-def complete(outcomes: Sequence[Outcome]) -> list[TrainReport]:
+def complete(outcomes: Sequence[Outcome]) -> list[StepReport]:
     """Those that reached their end.
 
     Raises:
         DataError: none did; the reason of the first.
     """
-    reports = [outcome for outcome in outcomes if isinstance(outcome, TrainReport)]
+    reports = [outcome for outcome in outcomes if isinstance(outcome, StepReport)]
     if not reports:
         raise next(outcome for outcome in outcomes if isinstance(outcome, DataError))
     return reports

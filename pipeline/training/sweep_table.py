@@ -19,7 +19,7 @@ from actstore.files import make_folder, partial_of, write_file, write_json
 from pipeline.codec import from_json, to_json
 from pipeline.curves import METRICS
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.run import RUN
+from pipeline.run_folder import RUN
 from pipeline.training.grid import Point
 
 FORMAT = 1

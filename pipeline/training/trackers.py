@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from actstore.files import write_json
 from pipeline.codec import to_json
-from pipeline.config import TrainConfig
+from pipeline.train_config import LoopConfig
 
 PROJECT = "saepipe"
 IDENTITY = "loggers.json"
@@ -49,7 +49,7 @@ class Tensorboard:
 
     package: ClassVar = "torch.utils.tensorboard"
 
-    def __init__(self, config: TrainConfig, *, group: str | None, last: int) -> None:
+    def __init__(self, config: LoopConfig, *, group: str | None, last: int) -> None:
         del group  # its folder says it
         tensorboard = import_module(self.package)
         there = any(config.out.glob("events.out.tfevents.*"))
@@ -76,7 +76,7 @@ class Wandb:
 
     package: ClassVar = "wandb"
 
-    def __init__(self, config: TrainConfig, *, group: str | None, last: int) -> None:
+    def __init__(self, config: LoopConfig, *, group: str | None, last: int) -> None:
         del last  # it knows, or starts anew: offline, the newest folder of an id is the whole run
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else it calls home even offline
         self._wandb = import_module(self.package)
@@ -120,7 +120,7 @@ class Trackio:
 
     package: ClassVar = "trackio"
 
-    def __init__(self, config: TrainConfig, *, group: str | None, last: int) -> None:
+    def __init__(self, config: LoopConfig, *, group: str | None, last: int) -> None:
         del last
         trackio = import_module(self.package)
 

@@ -48,7 +48,7 @@ from safetensors.torch import load_file
 
 from pipeline.archs import ReluConfig
 from pipeline.builtin import builtin_model_path
-from pipeline.config import EvalConfig, TrainConfig
+from pipeline.config import EvalConfig
 from pipeline.cross_entropy import cross_entropy_sum
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.evaluate.report import QUANTILES, EvalReport
@@ -61,6 +61,7 @@ from pipeline.sae.activation import make_activation
 from pipeline.sae.coder import SparseCoder
 from pipeline.sites import reading
 from pipeline.tokenizer import load_tokenizer
+from pipeline.train_config import TrainConfig
 
 TEXT, BATCH, CPU = "builtin@heldout", 8, torch.device("cpu")
 EXPANSION, ACTIVE, EQUAL_LAYER = 8, 0.02, 2

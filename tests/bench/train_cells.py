@@ -26,10 +26,11 @@ from actstore.manifest import StoreSpec
 from actstore.reader import ActStore
 from actstore.writer import ActWriter
 from pipeline.archs import BatchTopKConfig, ReluConfig, TopKConfig
-from pipeline.config import TrainConfig
 from pipeline.provenance import Provenance
-from pipeline.run import enter_run
+from pipeline.run import Run
+from pipeline.run_folder import enter
 from pipeline.stream import device_batches
+from pipeline.train_config import TrainConfig
 from pipeline.training.assemble import Entry, assemble
 from pipeline.training.feed import Feeder
 from pipeline.training.group import Group
@@ -74,7 +75,8 @@ def make_group(store: ActStore, out: Path, files: ExitStack, **changes: Any) -> 
     config = TrainConfig(
         store=store.path, out=out, site=SITE, device="cpu", tokens=10**12, **changes
     )
-    run = enter_run(config, Provenance.of(store, site=SITE), resume=False)
+    run = Run(path=config.out, config=config, provenance=Provenance.of(store, site=SITE))
+    enter(run, resume=False)
     entry = Entry(run=run, n_steps=10**6)
     feeder = Feeder(store, [entry.feed], device=torch.device("cpu"))
     (group,) = assemble(feeder, [entry], files=files)

@@ -1,0 +1,1 @@
+"""Connectors: sparse maps from the latents of one SAE to those of another."""

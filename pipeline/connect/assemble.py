@@ -1,0 +1,105 @@
+"""From runs of connectors to what trains them, each where its checkpoints left it."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from pipeline.checkpoint import checkpoints_of, load_checkpoint
+from pipeline.connect.connector import Connector
+from pipeline.connect.feed import Ends, PairFeeder
+from pipeline.connect.group import ConnectorGroup, ConnectorMember
+from pipeline.connect.moments import Moments, find_moments
+from pipeline.connect.room import require_memory
+from pipeline.connect.run import ConnectorRun
+from pipeline.connect.start import needs_moments, start_connector
+from pipeline.curves import METRICS, Curves
+from pipeline.device import pick_device
+from pipeline.sae.scratch import Scratch
+
+
+def assemble_connectors(
+    feeder: PairFeeder,
+    runs: Sequence[ConnectorRun],
+    n_steps: Sequence[int],
+    *,
+    files: ExitStack,
+) -> list[ConnectorGroup]:
+    """A group for each run.
+
+    Args:
+        feeder: Makes the latents of every run.
+        runs: Of one store, not finished.
+        n_steps: Of each.
+        files: Closes the runs' curves.
+
+    Raises:
+        ConfigError: they do not fit into memory, or a device or kernels are not there.
+        CheckpointError: a checkpoint is damaged, or the disk fails.
+        StoreError: bytes of the store were altered.
+    """
+    device = pick_device(runs[0].config.device)
+    require_memory(runs, device=device)
+    starts = _Starts(feeder, device=device)
+    scratch = Scratch()
+    groups = list[ConnectorGroup]()
+    for run, n in zip(runs, n_steps, strict=True):
+        folders = checkpoints_of(run.path)
+        checkpoint = load_checkpoint(folders[max(folders)]) if folders else None
+        keep = checkpoint.metrics_bytes if checkpoint else 0
+        member = ConnectorMember(
+            run, curves=files.enter_context(Curves(run.path / METRICS, keep=keep)), n_steps=n
+        )
+        start = _blank(run) if checkpoint else starts.of(run)
+        group = ConnectorGroup(
+            member, start.to(device), predicted=starts.predicted(run), scratch=scratch
+        )
+        if checkpoint:
+            group.restore(checkpoint)
+        groups.append(group)
+    return groups
+
+
+class _Starts:
+    """Where connectors start; what connectors between the same SAEs share is found once."""
+
+    def __init__(self, feeder: PairFeeder, *, device: torch.device) -> None:
+        self._feeder = feeder
+        self._device = device
+        self._predicted: dict[Ends, Bool[Tensor, " n_out"]] = {}
+        self._moments: dict[Ends, Moments] = {}
+
+    def of(self, run: ConnectorRun) -> Connector:
+        """The connector of a run at its start."""
+        ends = (run.source, run.target)
+        moments = self._moments_of(ends) if needs_moments(run.config) else None
+        return start_connector(run.config, self._feeder.pair(ends), moments)
+
+    def predicted(self, run: ConnectorRun) -> Bool[Tensor, " n_out"]:
+        """Outputs whose error counts."""
+        ends = (run.source, run.target)
+        if run.config.outputs == "all":
+            return torch.ones(run.target.d_sae, dtype=torch.bool, device=self._device)
+        if ends not in self._predicted:
+            self._predicted[ends] = self._feeder.predicted(ends)
+        return self._predicted[ends]
+
+    def _moments_of(self, ends: Ends) -> Moments:
+        if ends not in self._moments:
+            feeder = self._feeder
+            self._moments[ends] = find_moments(
+                feeder.pair(ends),
+                feeder.store,
+                device=self._device,
+                kept=lambda batch: feeder.mask(ends, batch),
+                metadata=feeder.metadata,
+            )
+        return self._moments[ends]
+
+
+def _blank(run: ConnectorRun) -> Connector:
+    """Of the right shape, to be overwritten."""
+    n_in, n_out = run.source.d_sae, run.target.d_sae
+    return Connector(torch.zeros(n_in, n_out), torch.zeros(n_out))

@@ -1,0 +1,260 @@
+"""One connector in training."""
+
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.connect.connector import Connector
+from pipeline.connect.feed import Ends
+from pipeline.connect.latents import Latents
+from pipeline.connect.objective import Problem, shrink
+from pipeline.connect.run import ConnectorRun
+from pipeline.curves import WEIGHTY, ConnectStep, Curves
+from pipeline.device import DTYPES, pick_precision
+from pipeline.errors import ConfigError, DataError
+from pipeline.sae.kernels import kernels_for
+from pipeline.sae.scratch import Scratch
+from pipeline.sae.stack import BREAK_EVEN
+from pipeline.training.learner import SECOND, Learner
+from pipeline.training.record import Record, writing
+from pipeline.training.schedule import Schedule
+
+GRAD = "W_grad"
+
+
+@final
+class ConnectorMember(Record):
+    """What the run of a connector keeps from step to step."""
+
+    def __init__(self, run: ConnectorRun, *, curves: Curves, n_steps: int) -> None:
+        schedule = Schedule.of(run.config, n_steps=n_steps)
+        super().__init__(run.path, run.config, curves=curves, schedule=schedule)
+        self.run = run
+
+    def fail(self, error: DataError) -> None:
+        """Leave word that the run diverged, so that it is not gone on with.
+
+        Raises:
+            CheckpointError: the disk is full or fails.
+        """
+        with writing(self.path):
+            self.run.fail(str(error))
+
+
+@final
+class ConnectorGroup:
+    """Trains one connector; several that are fed alike share the latents, not the step.
+
+    Args:
+        member: Its run.
+        start: Where it starts, on its device.
+        predicted: Outputs whose error counts.
+        scratch: Memory for the gradient, which no two connectors need at the same time.
+
+    Raises:
+        ConfigError: the sparse path was asked for, and there are no kernels for it.
+    """
+
+    kind = ConnectStep
+
+    def __init__(
+        self,
+        member: ConnectorMember,
+        start: Connector,
+        *,
+        predicted: Bool[Tensor, " n_out"],
+        scratch: Scratch,
+    ) -> None:
+        self.members = [member]
+        self.feed: Ends = (member.run.source, member.run.target)
+        self._member = member
+        self._config = config = member.run.config
+        W, b = start.W.detach().clone(), start.b.detach().clone()
+        device = W.device
+        self._problem = Problem(
+            W=W,
+            b=b,
+            predicted=predicted,
+            activation=config.activation,
+            dtype=DTYPES[pick_precision(config.precision, device=device)],
+        )
+        self._kernels = kernels_for(device)
+        if config.sparse == "on" and self._kernels is None:
+            raise ConfigError(
+                f"sparse on was asked for, but there are no sparse kernels for {device.type} here "
+                "(torch with MKL on a CPU, triton on CUDA): type --set sparse=auto"
+            )
+        self._grads = {
+            "W": scratch.take(GRAD, (W.shape[0], W.shape[1]), dtype=W.dtype, device=device),
+            "b": torch.zeros_like(b),
+        }
+        self._trained = ("W", "b") if config.bias else ("W",)
+        member.learner = Learner({"W": W, "b": b}, self._grads, config, trained=self._trained)
+        self._failures: list[tuple[ConnectorMember, DataError]] = []
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._member.step
+
+    @property
+    def done(self) -> bool:
+        """Whether every step was made."""
+        return self._member.done
+
+    @torch.no_grad()
+    def advance(self, latents: Latents) -> list[ConnectStep]:
+        """One step on a batch, of which exclusions may have left nothing.
+
+        Returns:
+            What was written to the curves.
+
+        Raises:
+            CheckpointError: the disk is full or fails.
+        """
+        member, config = self._member, self._config
+        lr, measured = member.lr, None
+        coefficient = config.l1 * member.schedule.penalty(member.step + 1)
+        sparse = self._sparse(latents)
+        recon, written = torch.zeros(()), list[ConnectStep]()
+        if len(latents.z1):
+            recon, error = self._problem.learn(
+                latents, **self._named_grads(), kernels=self._kernels if sparse else None
+            )
+            if member.reports_next:
+                measured = self._measure(latents, recon, error, coefficient=coefficient)
+            self._move(lr, coefficient)
+        member.count(recon)
+        try:
+            if measured is not None:
+                written = [self._report(measured, lr=lr, beta=coefficient, sparse=sparse)]
+            if member.step % config.checkpoint_every == 0 or member.done:
+                self._save()
+        except DataError as error:
+            self._failures.append((member, error))
+        return written
+
+    def part_with_failures(self) -> list[tuple[ConnectorMember, DataError]]:
+        """Let go of the connector if it diverged."""
+        gone, self._failures = self._failures, []
+        if gone:
+            self.members = []
+        return gone
+
+    def save(self) -> None:
+        """Write a checkpoint, unless there is nothing new.
+
+        Raises:
+            CheckpointError: the disk is full or fails.
+        """
+        try:
+            self._save()
+        except DataError as error:
+            self._failures.append((self._member, error))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Become what was saved, to the bit."""
+        for name, param in self._member.learner.params.items():
+            param.copy_(checkpoint.coder[name])
+        self._member.learner.load(checkpoint.optimizer)
+        self._member.go_on_from(checkpoint.step)
+
+    def finish(self) -> None:
+        """Leave the finished connector behind.
+
+        Raises:
+            CheckpointError: the disk is full or fails.
+        """
+        result = self._member.learner.result
+        with writing(self._member.path):
+            self._member.run.finish(
+                Connector(result["W"], result["b"], activation=self._config.activation)
+            )
+
+    def _named_grads(self) -> dict[str, Tensor]:
+        return {"W_grad": self._grads["W"], "b_grad": self._grads["b"]}
+
+    def _sparse(self, latents: Latents) -> bool:
+        """Whether to compute what active input latents need alone."""
+        if self._kernels is None or self._config.sparse == "off":
+            return False
+        enter, _ = BREAK_EVEN[latents.z1.device.type]
+        return self._config.sparse == "on" or latents.density < enter
+
+    def _move(self, lr: float, coefficient: float) -> None:
+        """One step of the weights."""
+        learner, config = self._member.learner, self._config
+        if not config.proximal:
+            self._problem.add_penalty(self._grads["W"], coefficient)
+        if config.clip:
+            self._clip(config.clip)
+        learner.step(lr)
+        if config.proximal and coefficient:
+            shrink(
+                self._problem.W,
+                learner.moments[SECOND]["W"],
+                step=learner.n_steps,
+                beta2=config.beta2,
+                lr=lr,
+                coefficient=coefficient,
+            )
+        learner.track()
+
+    def _clip(self, largest: float) -> None:
+        grads = [self._grads[name] for name in self._trained]
+        norms = [torch.linalg.vector_norm(grad) for grad in grads]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        if float(norm) > largest:
+            for grad in grads:
+                grad.mul_(largest / norm)
+
+    def _measure(
+        self,
+        latents: Latents,
+        recon: Float[Tensor, ""],
+        error: Float[Tensor, "rows n_out"],
+        *,
+        coefficient: float,
+    ) -> dict[str, float]:
+        """What the curves show of a batch, before its update."""
+        z2 = latents.z2[:, self._problem.predicted]
+        spread = (z2 - z2.mean(0)).square().sum() / len(z2)
+        size = self._problem.W.abs()
+        n = max(1, z2.shape[1])
+        sparsity = coefficient * float(size.sum())
+        return {
+            "recon": float(recon),
+            "sparsity": sparsity,
+            "loss": float(recon) + sparsity,
+            "fvu": float((recon / spread).nan_to_num(nan=0.0, posinf=1.0)),
+            "weights": int((size > WEIGHTY).sum()) / n,
+            "nonzero": int((size > 0).sum()) / n,
+        }
+
+    def _report(
+        self, measured: Mapping[str, float], *, lr: float, beta: float, sparse: bool
+    ) -> ConnectStep:
+        member = self._member
+        member.require_finite()
+        report = ConnectStep(
+            run=member.path,
+            step=member.step,
+            n_steps=member.n_steps,
+            rows=member.step * self._config.batch_size,
+            **measured,  # pyright: ignore[reportArgumentType] - of the right names
+            beta=beta,
+            lr=lr,
+            sparse=sparse,
+            rows_per_s=member.pace(),
+        )
+        member.write(report)
+        return report
+
+    def _save(self) -> None:
+        member = self._member
+        if not member.saved:
+            member.checkpoint(member.learner.params, member.learner.state())

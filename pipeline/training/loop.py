@@ -1,0 +1,172 @@
+"""The one loop of every training: batches of the store to whatever groups learn from them."""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from actstore.batches import Batches
+from actstore.reader import ActStore
+from pipeline.curves import StepReport, last_report
+from pipeline.device import pick_device
+from pipeline.errors import DataError
+from pipeline.interrupt import deferred_interrupt
+from pipeline.stream import device_batches
+from pipeline.train_config import LoopConfig
+
+Outcome = StepReport | DataError
+"""How a run ended: complete, or no longer finite."""
+OnStep = Callable[[StepReport], None]
+OnEnd = Callable[[Path, Outcome], None]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Makes of each batch of the store what groups are fed."""
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites that every batch must hold."""
+        ...
+
+    @property
+    def metadata(self) -> tuple[str, ...]:
+        """The metadata that every batch must hold."""
+        ...
+
+    def fed(self, batch: Mapping[str, Tensor]) -> Mapping[Any, Any]:
+        """What each group is given, by its `feed`."""
+        ...
+
+
+@runtime_checkable
+class Trainee(Protocol):
+    """A member of a group."""
+
+    path: Path
+    n_steps: int
+
+    def fail(self, error: DataError) -> None:
+        """Leave word that it diverged."""
+        ...
+
+
+@runtime_checkable
+class AnyGroup(Protocol):
+    """Members that take their steps together."""
+
+    @property
+    def kind(self) -> type[StepReport]:
+        """Of its reports."""
+        ...
+
+    @property
+    def feed(self) -> Any:  # noqa: ANN401 - whatever its source makes
+        """What it is fed, as its source names it."""
+        ...
+
+    @property
+    def members(self) -> Sequence[Trainee]:
+        """Those that have not diverged."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """Whether every step was made."""
+        ...
+
+    def advance(self, fed: Any, /) -> Sequence[StepReport]:  # noqa: ANN401
+        """One step; what was written to the curves."""
+        ...
+
+    def part_with_failures(self) -> Sequence[tuple[Trainee, DataError]]:
+        """Let go of the members that diverged."""
+        ...
+
+    def save(self) -> None:
+        """Write checkpoints."""
+        ...
+
+    def finish(self) -> None:
+        """Leave behind what was trained."""
+        ...
+
+
+def stream_of(
+    store: ActStore, source: Source, config: LoopConfig, *, start: int
+) -> Generator[dict[str, Tensor], None, None]:
+    """The endless stream of batches, from the one for step `start + 1` on."""
+    batches = Batches(
+        store=store,
+        sites=source.sites,
+        metadata=source.metadata,
+        batch_size=config.batch_size,
+        seed=config.order_seed,
+        window_rows=config.window_rows,
+        threads=config.threads,
+    )
+    return device_batches(batches.start_at(start), device=pick_device(config.device))
+
+
+def advance_all(
+    groups: Sequence[AnyGroup],
+    source: Source,
+    stream: Generator[dict[str, Tensor], None, None],
+    *,
+    on_step: OnStep | None,
+    on_end: OnEnd,
+) -> None:
+    """Give every group the batches of its steps until all are done.
+
+    Args:
+        groups: To train.
+        source: Makes of a batch what each of them is fed.
+        stream: From the first batch that any of them needs.
+        on_step: Called with each line of the curves.
+        on_end: Called as each run ends.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed; each member has written a checkpoint, unless it was
+            pressed twice.
+    """
+    active = list(groups)
+    first = min(group.step for group in active)
+    with deferred_interrupt() as interrupt, closing(stream):
+        try:
+            for step, batch in enumerate(stream, start=first):
+                fed = source.fed(batch)
+                for group in [group for group in active if group.step == step]:
+                    reports = group.advance(fed[group.feed])
+                    if on_step is not None:
+                        for report in reports:
+                            on_step(report)
+                    end(group, on_end)
+                active = [group for group in active if group.members and not group.done]
+                if not active:
+                    return
+                if interrupt.asked:
+                    raise KeyboardInterrupt  # noqa: TRY301 - the place where it is safe
+        except KeyboardInterrupt:
+            if not interrupt.forced:
+                for group in active:
+                    group.save()
+            raise
+
+
+def end(group: AnyGroup, on_end: OnEnd) -> None:
+    """Part with members that diverged, and finish the others when they are done."""
+    for member, error in group.part_with_failures():
+        member.fail(error)
+        on_end(member.path, error)
+    if group.members and group.done:
+        group.finish()
+        for member in group.members:
+            report = last_report(member.path, group.kind, n_steps=member.n_steps, reused=False)
+            on_end(member.path, report)
