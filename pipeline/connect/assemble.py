@@ -10,7 +10,8 @@ from torch import Tensor
 from pipeline.checkpoint import checkpoints_of, load_checkpoint
 from pipeline.connect.connector import Connector
 from pipeline.connect.feed import Ends, PairFeeder
-from pipeline.connect.group import ConnectorGroup, ConnectorMember
+from pipeline.connect.group import ConnectorGroup
+from pipeline.connect.member import ConnectorMember
 from pipeline.connect.moments import Moments, find_moments
 from pipeline.connect.room import require_memory
 from pipeline.connect.run import ConnectorRun
@@ -70,12 +71,16 @@ class _Starts:
         self._device = device
         self._predicted: dict[Ends, Bool[Tensor, " n_out"]] = {}
         self._moments: dict[Ends, Moments] = {}
+        self._found: dict[object, Connector] = {}
 
     def of(self, run: ConnectorRun) -> Connector:
         """The connector of a run at its start."""
-        ends = (run.source, run.target)
-        moments = self._moments_of(ends) if needs_moments(run.config) else None
-        return start_connector(run.config, self._feeder.pair(ends), moments)
+        ends, config = (run.source, run.target), run.config
+        alike = (ends, config.start, config.activation, config.bias, config.layer, config.seed)
+        if alike not in self._found:
+            moments = self._moments_of(ends) if needs_moments(config) else None
+            self._found[alike] = start_connector(config, self._feeder.pair(ends), moments)
+        return self._found[alike]
 
     def predicted(self, run: ConnectorRun) -> Bool[Tensor, " n_out"]:
         """Outputs whose error counts."""

@@ -13,6 +13,7 @@ from pipeline.connect.layer_between import Layer
 from pipeline.connect.least_squares import least_squares
 from pipeline.connect.moments import Moments
 from pipeline.connect.pair import Pair
+from pipeline.evaluate.sums import exact
 from pipeline.sae.activation import Gated
 from pipeline.sae.coder import SparseCoder
 from pipeline.train_config import Rectify
@@ -87,10 +88,12 @@ def weights_connector(
     latents compete or have thresholds, more of them are active here than there.
     """
     E, e = _encoder(pair.target)
-    source, b_dec2 = pair.source, pair.target.b_dec.detach().double()
+    W_dec1, b_dec1, b_dec2 = (
+        exact(p.detach()) for p in (pair.source.W_dec, pair.source.b_dec, pair.target.b_dec)
+    )
     through = layer.A.to(E.device) @ E
-    W = source.W_dec.detach().double() @ through
-    b = source.b_dec.detach().double() @ through + (layer.a.to(E.device) - b_dec2) @ E + e
+    W = W_dec1 @ through
+    b = b_dec1 @ through + (layer.a.to(E.device) - b_dec2) @ E + e
     return Connector(W.float(), (b if bias else torch.zeros_like(b)).float(), activation=activation)
 
 
@@ -102,8 +105,8 @@ def _encoder(
     That is `W_enc` and `b_enc`, but for gated latents, whose magnitude is
     `exp(r_mag) pre + b_mag`.
     """
-    E, e = coder.W_enc.detach().double(), coder.b_enc.detach().double()
+    E, e = exact(coder.W_enc.detach()), exact(coder.b_enc.detach())
     if isinstance(coder.activation, Gated):
-        scale = coder.activation.r_mag.detach().double().exp()
-        return E * scale, e * scale + coder.activation.b_mag.detach().double()
+        scale = exact(coder.activation.r_mag.detach()).exp()
+        return E * scale, e * scale + exact(coder.activation.b_mag.detach())
     return E, e

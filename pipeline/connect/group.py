@@ -11,38 +11,18 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.connect.connector import Connector
 from pipeline.connect.feed import Ends
 from pipeline.connect.latents import Latents
+from pipeline.connect.member import ConnectorMember
 from pipeline.connect.objective import Problem, shrink
-from pipeline.connect.run import ConnectorRun
-from pipeline.curves import WEIGHTY, ConnectStep, Curves
+from pipeline.curves import WEIGHTY, ConnectStep
 from pipeline.device import DTYPES, pick_precision
 from pipeline.errors import ConfigError, DataError
 from pipeline.sae.kernels import kernels_for
 from pipeline.sae.scratch import Scratch
 from pipeline.sae.stack import BREAK_EVEN
 from pipeline.training.learner import SECOND, Learner
-from pipeline.training.record import Record, writing
-from pipeline.training.schedule import Schedule
+from pipeline.training.record import writing
 
 GRAD = "W_grad"
-
-
-@final
-class ConnectorMember(Record):
-    """What the run of a connector keeps from step to step."""
-
-    def __init__(self, run: ConnectorRun, *, curves: Curves, n_steps: int) -> None:
-        schedule = Schedule.of(run.config, n_steps=n_steps)
-        super().__init__(run.path, run.config, curves=curves, schedule=schedule)
-        self.run = run
-
-    def fail(self, error: DataError) -> None:
-        """Leave word that the run diverged, so that it is not gone on with.
-
-        Raises:
-            CheckpointError: the disk is full or fails.
-        """
-        with writing(self.path):
-            self.run.fail(str(error))
 
 
 @final
@@ -73,7 +53,8 @@ class ConnectorGroup:
         self.feed: Ends = (member.run.source, member.run.target)
         self._member = member
         self._config = config = member.run.config
-        W, b = start.W.detach().clone(), start.b.detach().clone()
+        # What is not predicted is said to be silent.
+        W, b = (p.detach() * predicted for p in (start.W, start.b))
         device = W.device
         self._problem = Problem(
             W=W,

@@ -13,8 +13,9 @@ from pipeline.connect.products import add_dense, add_latents
 from pipeline.errors import ConfigError
 from pipeline.training.sample import SAMPLE_ROWS, sample_rows
 
-BLOCK = 2**24
-"""Latents of one SAE in memory at once."""
+BLOCK = {"cpu": 2**21}
+"""Latents of one SAE encoded at once: small enough that their memory is used again."""
+GPU_BLOCK = 2**26
 
 Kept = Callable[[Mapping[str, Tensor]], Bool[Tensor, " rows"]]
 """Which rows of a batch count."""
@@ -98,7 +99,8 @@ def find_moments(
     totals = _Totals(pair, device=home)
     sites = tuple(dict.fromkeys(pair.sites))
     blocks = sample_rows(store, sites=sites, metadata=metadata, n_rows=n_rows, seed=seed)
-    rows = max(1, BLOCK // max(pair.source.d_sae, pair.target.d_sae))
+    block = BLOCK.get(device.type, GPU_BLOCK)
+    rows = max(1, block // max(pair.source.d_sae, pair.target.d_sae))
     for batch in _pieces(blocks, rows=rows, device=device):
         piece = batch if kept is None else _only(batch, kept(batch))
         x1, x2 = (piece[site] for site in pair.sites)

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 import torch
 
 from pipeline.connect.run import ConnectorRun
+from pipeline.connect.start import needs_moments
 from pipeline.errors import ConfigError
 
 FLOAT = 4
+SOLVING = 11
+"""Floats for each pair of latents while a start is fitted: 5.5 matrices of doubles, measured."""
 LATENTS = 5
 """Blocks of a batch's output latents at once: true, predicted, their difference and its slope."""
 
@@ -27,9 +30,9 @@ def connector_bytes(runs: Sequence[ConnectorRun]) -> int:
     )
     started = 0
     for run in runs:
-        if run.config.start != "random":  # moments of the latents, in float64, and a copy to solve
+        if needs_moments(run.config):
             n_in, n_out = run.source.d_sae, run.target.d_sae
-            started = max(started, 2 * n_in * (2 * n_in + n_out))
+            started = max(started, round(SOLVING * n_in * max(n_in, n_out)))
     return FLOAT * (kept + max(sizes) + batch + started)
 
 

@@ -1,4 +1,4 @@
-"""Where a connector starts: S2 found that random weights end better than those of the layer."""
+"""Where a connector starts: at random, at the weights of the layer between, or at a regression."""
 
 from typing import assert_never
 
