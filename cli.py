@@ -22,6 +22,7 @@ from pipeline.config import (
     StoreDtype,
 )
 from pipeline.errors import PipelineError
+from pipeline.mnist.config import MnistConfig
 from pipeline.settings import arch_table, assigned, connector_settings, merged
 from pipeline.terminal.words import count, layers_of
 from pipeline.train_config import ConnectConfig, TrainConfig
@@ -172,21 +173,16 @@ def evaluate(
     config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
-    """Put trained SAEs back into the model: loss recovered, L0, dead features and more."""
+    """Put SAEs, or connectors, into the model: loss recovered, L0, dead features and more."""
     settings = _settings(
         ctx, config, runs=runs, text=text, tokens=count(tokens), layers=layers_of(layers),
         as_trained=as_trained, n_worst=worst, model=model, batch_size=batch_size, device=device,
         precision=precision,
     )  # fmt: skip
-    from pipeline.terminal.stages import run_eval
-    from pipeline.terminal.tables import eval_tables
+    from pipeline.terminal.show import show_evaluations
 
     screen = _screen(json)
-    reports = run_eval(from_json(EvalConfig, settings), out=out, screen=screen)
-    for table in eval_tables(reports):
-        screen.draw(table)
-    screen.note(note for report in reports for note in report.notes)
-    screen.emit(reports)
+    screen.emit(show_evaluations(from_json(EvalConfig, settings), out=out, screen=screen))
 
 
 @app.command()
@@ -206,16 +202,18 @@ def features(
     config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
-    """What features fire on, from one pass over the store; kept as Parquet beside the run."""
+    """What the features of an SAE fire on; of a connector, which feature makes which.
+
+    One pass over the store; what it finds is kept beside the run.
+    """
     settings = _settings(
         ctx, config, run=run, store=store, tokens=None if tokens is None else count(tokens),
         device=device,
     )  # fmt: skip
-    from pipeline.terminal.stages import run_features, show_features
+    from pipeline.terminal.show import show_run
 
-    screen = _screen(json)
-    found = run_features(from_json(FeaturesConfig, settings), screen=screen)
-    screen.emit(show_features(found, feature or [], order=sort, rows=rows, screen=screen))
+    screen, what = _screen(json), from_json(FeaturesConfig, settings)
+    screen.emit(show_run(what, feature or [], order=sort, rows=rows, screen=screen))
 
 
 @app.command()
@@ -267,6 +265,26 @@ def finetune(
     screen.show(f"loss on held-out {report.text}, nats a token", named(report, TUNED_ROWS))
     screen.note(report.notes)
     screen.emit(report)
+
+
+@app.command()
+def mnist(
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder of the experiment.")] = Path("runs/mnist"),
+    images: Annotated[
+        str, typer.Option(help="digits, a hub dataset as ylecun/mnist, or a path of IDX files.")
+    ] = MnistConfig.images,
+    seed: Annotated[int, typer.Option()] = MnistConfig.seed,
+    device: Annotated[Device, typer.Option()] = MnistConfig.device,
+    config: ConfigFile = None,
+    json: JsonOut = None,
+) -> None:
+    """Simulate a classifier of digits by features and sparse connectors alone."""
+    settings = _settings(ctx, config, out=out, images=images, seed=seed, device=device)
+    from pipeline.terminal.mnist_stage import run_mnist
+
+    screen = _screen(json)
+    screen.emit(run_mnist(from_json(MnistConfig, settings), screen=screen))
 
 
 @app.command()

@@ -65,7 +65,7 @@ def shrink(
     W: Float[Tensor, "n_in n_out"],
     second: Float[Tensor, "n_in n_out"],
     *,
-    step: float,
+    step: int,
     beta2: float,
     lr: float,
     coefficient: float,

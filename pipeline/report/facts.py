@@ -28,7 +28,7 @@ def facts(material: Material) -> dict[str, str]:
     tokens = source.n_rows if config.tokens is None else config.tokens
     epochs = tokens / source.n_rows if source.n_rows else 0
     found = {
-        "language model": _named(source.model, source.revision),
+        "language model": named(source.model, source.revision),
         "site": source.site,
         "text": source.text or "unknown",
         "features": f"{run.d_sae:,}, {config.expansion} x the width {source.d_in:,}",
@@ -53,23 +53,24 @@ def settings(material: Material) -> dict[str, str]:
     """Every setting and everything known of the store."""
     tuned = material.tuned
     return {
-        **_flat(to_json(material.run.config)),
-        **_flat(to_json(material.run.provenance), prefix="store."),
-        **(_flat(to_json(tuned.config), prefix="finetune.") if tuned else {}),
+        **flat(to_json(material.run.config)),
+        **flat(to_json(material.run.provenance), prefix="store."),
+        **(flat(to_json(tuned.config), prefix="finetune.") if tuned else {}),
     }
 
 
-def _named(model: str, revision: str) -> str:
+def named(model: str, revision: str) -> str:
+    """A language model, and its revision if that is not the main one."""
     name = model or "unknown"
     return name if revision in ("", "main") else f"{name} at {revision}"
 
 
-def _flat(value: object, *, prefix: str = "") -> dict[str, str]:
+def flat(value: object, *, prefix: str = "") -> dict[str, str]:
     """Nested settings as `arch.k` -> its value."""
     found: dict[str, str] = {}
     for name, item in cast("Mapping[str, object]", value).items():
         if isinstance(item, Mapping):
-            found |= _flat(cast("object", item), prefix=f"{prefix}{name}.")
+            found |= flat(cast("object", item), prefix=f"{prefix}{name}.")
         else:
             found[prefix + name] = _setting(item)
     return found

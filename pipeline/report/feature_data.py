@@ -22,9 +22,9 @@ class ShownFeatures:
 
 def feature_data(shown: ShownFeatures) -> dict[str, object]:
     """What `json.dumps` takes; tokens are places in `tokens`, a table of their texts."""
-    places = _Places()
+    places = Places()
     features = [_feature(feature, shown.texts, places) for feature in shown.features]
-    return {"nTokens": shown.n_tokens, "tokens": places.table, "features": features}
+    return {"nTokens": shown.n_tokens, "tokens": places.table, "items": features}
 
 
 def rounded(value: int | float | None) -> int | float | None:
@@ -35,7 +35,7 @@ def rounded(value: int | float | None) -> int | float | None:
     return int(short) if short.is_integer() else short
 
 
-class _Places(dict[str, int]):
+class Places(dict[str, int]):
     """The places of texts in a table, filled as they are met."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class _Places(dict[str, int]):
         return self[text]
 
 
-def _feature(feature: Feature, texts: TokenTexts, places: _Places) -> dict[str, object]:
+def _feature(feature: Feature, texts: TokenTexts, places: Places) -> dict[str, object]:
     sample = zip(feature.sample.token.tolist(), feature.sample.value.tolist(), strict=True)
     return {
         "index": feature.index,
@@ -58,8 +58,8 @@ def _feature(feature: Feature, texts: TokenTexts, places: _Places) -> dict[str, 
         "max": rounded(feature.max),
         "deadCosine": rounded(feature.dead_cosine),
         "encoderDecoder": rounded(feature.encoder_decoder_cosine),
-        "top": _examples(feature.top, texts, places),
-        "spread": _examples(feature.spread, texts, places),
+        "top": examples_data(feature.top, texts, places),
+        "spread": examples_data(feature.spread, texts, places),
         "sample": [[places[texts.alone(token)], rounded(value)] for token, value in sample],
         "promoted": _effects(feature.promoted, places),
         "suppressed": _effects(feature.suppressed, places),
@@ -67,11 +67,11 @@ def _feature(feature: Feature, texts: TokenTexts, places: _Places) -> dict[str, 
     }
 
 
-def _effects(effects: Sequence[TokenEffect], places: _Places) -> list[list[object]]:
+def _effects(effects: Sequence[TokenEffect], places: Places) -> list[list[object]]:
     return [[places[effect.text], rounded(effect.effect)] for effect in effects]
 
 
-def _examples(examples: Examples, texts: TokenTexts, places: _Places) -> list[dict[str, object]]:
+def examples_data(examples: Examples, texts: TokenTexts, places: Places) -> list[dict[str, object]]:
     """Each without what lies beyond the ends of its context."""
     found: list[dict[str, object]] = []
     columns = (examples.context, examples.position, examples.tokens, examples.values)

@@ -21,7 +21,7 @@ from pipeline.plots_training import curve_figures
 from pipeline.report.gather import Material
 from pipeline.report.inline_svg import inline_svg
 
-_WIDE, _HIGH = 5.2, 3.2
+WIDE, HIGH = 5.2, 3.2
 """Inches: so narrow that their words can be read on a phone."""
 _HELDOUT = ("ce_base", "ce_spliced", "ce_finetuned")
 _SPARE = 1.0
@@ -53,7 +53,7 @@ def curve_drawings(material: Material, *, place: int) -> list[Drawing]:
         figures = {"loss": loss_figure(losses, **heldout)}
     else:
         figures = curve_figures(material.curves)
-    return [_drawing(figure, f"r{place}-{key}") for key, figure in figures.items()]
+    return [drawing(figure, f"r{place}-{key}") for key, figure in figures.items()]
 
 
 def evaluation_drawings(report: EvalReport | None, *, place: int) -> list[Drawing]:
@@ -71,8 +71,8 @@ def evaluation_drawings(report: EvalReport | None, *, place: int) -> list[Drawin
     if report.inserted:
         figures["inserted"] = inserted_figure(report)
     for figure in figures.values():
-        figure.set_size_inches(max(_WIDE, figure.get_figwidth() - _SPARE), _HIGH)
-    return [_drawing(figure, f"r{place}-{key}") for key, figure in figures.items()]
+        figure.set_size_inches(max(WIDE, figure.get_figwidth() - _SPARE), HIGH)
+    return [drawing(figure, f"r{place}-{key}") for key, figure in figures.items()]
 
 
 def frontier_drawing(reports: Sequence[EvalReport]) -> Drawing | None:
@@ -80,10 +80,11 @@ def frontier_drawing(reports: Sequence[EvalReport]) -> Drawing | None:
     if len(reports) < 2:
         return None
     figure = frontier_figure(reports)
-    figure.set_size_inches(_WIDE, _HIGH)
-    return _drawing(figure, "frontier")
+    figure.set_size_inches(WIDE, HIGH)
+    return drawing(figure, "frontier")
 
 
-def _drawing(figure: Figure, name: str) -> Drawing:
+def drawing(figure: Figure, name: str) -> Drawing:
+    """A figure, told by the title of its first axes to who does not see it."""
     title = figure.axes[0].get_title(loc="left")
     return Drawing(name=name, svg=inline_svg(figure, name=name, label=title))

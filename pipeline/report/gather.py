@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.connect.run import is_connector
 from pipeline.curves import METRICS
 from pipeline.errors import ConfigError
 from pipeline.evaluate.files import load_report
@@ -12,13 +13,14 @@ from pipeline.evaluate.report import EvalReport
 from pipeline.features.files import FeatureSet, has_features
 from pipeline.finetune_run import FinetunedRun, is_finetuned
 from pipeline.report.choose import choose_features
+from pipeline.report.connect_gather import ConnectorMaterial, connector_material
 from pipeline.report.feature_data import ShownFeatures
 from pipeline.run import Run
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Material:
-    """One run."""
+    """One run of a sparse autoencoder."""
 
     name: str
     """The end of its path that tells it from the others."""
@@ -32,7 +34,7 @@ class Material:
     features: ShownFeatures | None
 
 
-def gather(paths: Sequence[Path], *, n_features: int) -> tuple[Material, ...]:
+def gather(paths: Sequence[Path], *, n_features: int) -> tuple[Material | ConnectorMaterial, ...]:
     """What is known of each run, in the order given, each once.
 
     Raises:
@@ -44,21 +46,28 @@ def gather(paths: Sequence[Path], *, n_features: int) -> tuple[Material, ...]:
     distinct = list({path.resolve(): path for path in paths}.values())
     names = names_of([path.resolve() for path in distinct])
     return tuple(
-        _material(path, name, n_features=n_features)
+        connector_material(path, name, curves=_curves(path), n_features=n_features)
+        if is_connector(path)
+        else _material(path, name, n_features=n_features)
         for path, name in zip(distinct, names, strict=True)
     )
+
+
+def _curves(run: Path) -> Path | None:
+    """Its curves, if there are any."""
+    curves = run / METRICS
+    return curves if curves.exists() and curves.stat().st_size else None
 
 
 def _material(path: Path, name: str, *, n_features: int) -> Material:
     tuned = FinetunedRun.open(path) if is_finetuned(path) else None
     run = tuned.run if tuned else Run.open(path)
-    curves = path / METRICS
     return Material(
         name=name,
         path=path,
         run=run,
         tuned=tuned,
-        curves=curves if curves.exists() and curves.stat().st_size else None,
+        curves=_curves(path),
         evaluation=load_report(path),
         features=_features(path, n=n_features),
     )

@@ -91,7 +91,7 @@ def _value(name: str, value: str, prefix: str) -> str:
         return f"var(--{COLORS[value]})"
     if name == "id":
         return f"{prefix}-{value}"
-    if name == "href":
+    if name == "href" and value.startswith("#"):
         return f"#{prefix}-{value.removeprefix('#')}"
     if name in ("d", "x", "y"):
         return _NUMBER.sub(lambda match: f"{float(match[0]):.2f}", value).replace("\n", "")

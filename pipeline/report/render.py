@@ -2,14 +2,15 @@
 
 import json
 from base64 import b64encode
+from collections.abc import Sequence
 from hashlib import sha256
 from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.features.token_text import visible
-from pipeline.report.view import PageView
+from pipeline.report.parts import PageView
 from pipeline.report.words import number
 
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
@@ -18,20 +19,20 @@ _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
 def render(view: PageView) -> bytes:
     """The page in UTF-8: the same for the same view.
 
-    Whatever the template prints is made visible, then escaped: texts come from data sets. The
+    Whatever the templates print is made visible, then escaped: texts come from data sets. The
     policy lets nothing run but this page's own script, and nothing leave or enter the page.
     """
-    style, script = _own("page.css"), _own("page.js")
+    style, script = _own("page.css"), _script(view.scripts)
     policy = "; ".join([
         "default-src 'none'", f"script-src '{_hash(script)}'", f"style-src '{_hash(style)}'",
         "img-src data:", "base-uri 'none'", "form-action 'none'",
     ])  # fmt: skip
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=_shown, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
+        lstrip_blocks=True, keep_trailing_newline=True, loader=FunctionLoader(_own),
     )  # fmt: skip
     environment.filters["number"] = number
-    page = environment.from_string(_own("page.html")).render(
+    page = environment.get_template("page.html").render(
         view=view, policy=policy, style=Markup(style), script=Markup(script),
         data=embedded_json(view.data),
     )  # fmt: skip
@@ -45,8 +46,13 @@ def embedded_json(value: object) -> Markup:
 
 
 def _shown(value: object) -> object:
-    """What the template prints for a value: our own markup as it is, texts made visible."""
+    """What a template prints for a value: our own markup as it is, texts made visible."""
     return value if isinstance(value, Markup) else visible(str(value))
+
+
+def _script(names: Sequence[str]) -> str:
+    """These files as one script whose names nobody else sees."""
+    return '"use strict";\n(() => {\n' + "\n".join(map(_own, names)) + "})();\n"
 
 
 def _own(name: str) -> str:

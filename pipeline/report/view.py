@@ -1,107 +1,67 @@
-"""What stands in the page, in the order it stands there: plain values for the template."""
+"""What stands in the page of some runs, in the order it stands there."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
-from pipeline.evaluate.report import EvalReport, WorstContext
 from pipeline.features.feature import BEFORE
-from pipeline.report.facts import facts, headline, settings
-from pipeline.report.feature_data import feature_data
-from pipeline.report.fidelity import Group, Row, main_names, main_rows, metric_groups
-from pipeline.report.figures import (
-    Drawing,
-    curve_drawings,
-    evaluation_drawings,
-    frontier_drawing,
-)
+from pipeline.provenance import Provenance
+from pipeline.report.coders import coder_data, coder_tiles, coders_view
+from pipeline.report.connect_facts import connector_headline, connector_tiles
+from pipeline.report.connect_gather import ConnectorMaterial
+from pipeline.report.connectors import connector_browsed, connectors_view
+from pipeline.report.facts import headline
 from pipeline.report.gather import Material
-from pipeline.report.words import many, number, percent
-
-MANY = 4
-"""Runs, with more of which the table of fidelity has a row a run."""
+from pipeline.report.parts import PageView, Part, Tile
+from pipeline.report.words import many
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """One of the few numbers in front."""
-
-    name: str
-    value: str
-    note: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunView:
-    """One run."""
-
-    name: str
-    path: str
-    headline: str
-    facts: Mapping[str, str]
-    settings: Mapping[str, str]
-    curves: Sequence[Drawing]
-    figures: Sequence[Drawing]
-    evaluated: str
-    """On what; empty if it was not."""
-    worst: Sequence[WorstContext]
-    overlaps: Mapping[str, str]
-    """Other runs, and how much of this one's dictionary each has found too."""
-    notes: Sequence[str]
-    missing: Mapping[str, str]
-    """What is not there yet, and the command that makes it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PageView:
-    """The page."""
-
-    title: str
-    lead: str
-    tiles: Sequence[Tile]
-    groups: Sequence[Group]
-    """The fidelity of up to `MANY` runs; empty if none was evaluated."""
-    columns: Sequence[str]
-    rows: Sequence[Row]
-    """That of more."""
-    frontier: Drawing | None
-    runs: Sequence[RunView]
-    feature_notes: Sequence[str]
-    """What a reader of any run's features must know."""
-    data: Mapping[str, object]
-    """For the page's script."""
-
-
-def view(materials: Sequence[Material]) -> PageView:
-    """The page about these runs.
+def view(materials: Sequence[Material | ConnectorMaterial]) -> PageView:
+    """The page about these runs: connectors before sparse autoencoders.
 
     Raises:
         CheckpointError: the curves of one are damaged.
     """
-    reports = [material.evaluation for material in materials]
-    evaluated = [report for report in reports if report is not None]
-    names = [material.name for material in materials]
-    few = len(materials) <= MANY
-    known = {material.path.resolve(): material.name for material in materials}
-    notes = [note for m in materials if m.features for note in m.features.notes]
-    single = materials[0] if len(materials) == 1 else None
+    coders = [m for m in materials if isinstance(m, Material)]
+    connectors = [m for m in materials if isinstance(m, ConnectorMaterial)]
+    parts: list[Part] = []
+    if connectors:
+        parts.append(connectors_view(connectors))
+    if coders:
+        parts.append(coders_view(coders))
     return PageView(
-        title=headline(single) if single else many(len(materials), "sparse autoencoder"),
-        lead=_lead(materials),
-        tiles=_tiles(reports[0]) if single and reports[0] else (),
-        groups=metric_groups(reports) if evaluated and few else (),
-        columns=main_names(),
-        rows=main_rows(names, reports) if evaluated and not few else (),
-        frontier=frontier_drawing(evaluated),
-        runs=[_run(m, place=i, known=known) for i, m in enumerate(materials, start=1)],
-        feature_notes=list(dict.fromkeys(notes)),
-        data={"before": BEFORE, "runs": [_browsed(material) for material in materials]},
+        kind="Connector report" if connectors else "Sparse autoencoder report",
+        title=_title(connectors, coders),
+        lead=_lead([m.run.provenance for m in materials]),
+        tiles=_tiles(connectors, coders),
+        parts=parts,
+        data={
+            "before": BEFORE,
+            "connectors": [connector_browsed(material) for material in connectors],
+            "runs": [coder_data(material) for material in coders],
+        },
     )
 
 
-def _lead(materials: Sequence[Material]) -> str:
+def _title(connectors: Sequence[ConnectorMaterial], coders: Sequence[Material]) -> str:
+    """The one connector, or the one autoencoder; else how many there are."""
+    if len(connectors) == 1:
+        return f"Connector {connector_headline(connectors[0])}"
+    if len(coders) == 1 and not connectors:
+        return headline(coders[0])
+    counts = [(len(connectors), "connector"), (len(coders), "sparse autoencoder")]
+    return " and ".join(many(n, what) for n, what in counts if n)
+
+
+def _tiles(connectors: Sequence[ConnectorMaterial], coders: Sequence[Material]) -> list[Tile]:
+    """Those of the run that is in the title."""
+    if len(connectors) == 1:
+        return connector_tiles(connectors[0])
+    if len(coders) == 1 and not connectors and coders[0].evaluation:
+        return coder_tiles(coders[0].evaluation)
+    return []
+
+
+def _lead(sources: Sequence[Provenance]) -> str:
     """What the runs have in common, and in how many ways they differ."""
-    sources = [material.run.provenance for material in materials]
     parts = {
         "model": {source.model or "unknown" for source in sources},
         "site": {source.site for source in sources},
@@ -112,76 +72,3 @@ def _lead(materials: Sequence[Material]) -> str:
         for name, values in parts.items()
     ]
     return " · ".join(told)
-
-
-def _tiles(report: EvalReport) -> list[Tile]:
-    of = f"of {report.d_sae:,}"
-    return [
-        Tile(
-            name="loss recovered",
-            value=number(report.loss_recovered),
-            note=f"{number(report.ce_patched)} nats spliced in, {number(report.ce_clean)} without",
-        ),
-        Tile(name="L0", value=number(report.l0), note=f"features active per token, {of}"),
-        Tile(
-            name="explained variance",
-            value=number(report.explained_variance),
-            note=f"cosine {number(report.cosine)}",
-        ),
-        Tile(name="dead", value=percent(report.frac_dead), note=f"{report.n_dead:,} features {of}"),
-    ]
-
-
-def _run(material: Material, *, place: int, known: Mapping[Path, str]) -> RunView:
-    """One run; `known` are the names of all that are on the page."""
-    report = material.evaluation
-    overlaps = report.overlaps if report else ()
-    return RunView(
-        name=material.name,
-        path=str(material.path),
-        headline=headline(material),
-        facts=facts(material),
-        settings=settings(material),
-        curves=curve_drawings(material, place=place),
-        figures=evaluation_drawings(report, place=place),
-        evaluated=_evaluated(report) if report else "",
-        worst=report.worst if report else (),
-        overlaps={known.get(o.run.resolve(), str(o.run)): number(o.mmcs) for o in overlaps},
-        notes=_notes(report) if report else (),
-        missing=_missing(material),
-    )
-
-
-def _evaluated(report: EvalReport) -> str:
-    excluded = f"; left out: {', '.join(report.excluded)}" if report.excluded else ""
-    return (
-        f"In {report.model} on {report.text}: {report.n_tokens:,} tokens in contexts of "
-        f"{report.ctx_len}, the model in {report.precision}{excluded}."
-    )
-
-
-def _notes(report: EvalReport) -> list[str]:
-    """What a reader of the figures must know."""
-    told = [f"None of the {report.d_sae:,} features is dead on these tokens."]
-    return [*report.notes, *(told if report.dead_cosine is None else ())]
-
-
-def _missing(material: Material) -> dict[str, str]:
-    missing: dict[str, str] = {}
-    if material.evaluation is None:
-        missing["It has not been evaluated yet."] = f"saepipe eval {material.path}"
-    if material.features is None:
-        missing["Its features have not been collected yet."] = _collect(material)
-    return missing
-
-
-def _collect(material: Material) -> str:
-    return f"saepipe features {material.path}"
-
-
-def _browsed(material: Material) -> dict[str, object]:
-    """A run's part of the feature browser."""
-    head: dict[str, object] = {"name": material.name, "command": _collect(material)}
-    if material.features is None:
-        return head | {"nTokens": 0, "tokens": [], "features": []}
-    return head | feature_data(material.features)

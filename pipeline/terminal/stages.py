@@ -110,7 +110,7 @@ def run_eval(
         save_report(report)
         save_figures(report)
     if len(reports) > 1:
-        folder = out or _beside(config.runs)
+        folder = out or beside(config.runs)
         make_folder(folder)
         write_table(reports, folder / "eval.csv")
         save_frontier(reports, folder)
@@ -157,29 +157,40 @@ def run_report(
     runs: Sequence[Path], *, screen: Screen, out: Path | None = None, n_features: int = 200
 ) -> Path:
     """Write the page, having made what is missing for it."""
+    from pipeline.connect.files import load_connector_report
+    from pipeline.connect.reading import ReadingConfig
+    from pipeline.connect.run import is_connector
     from pipeline.evaluate.files import load_report
     from pipeline.features.files import has_features
     from pipeline.report.page import require_file, write_page
+    from pipeline.terminal.connect_stage import run_connector_eval, run_reading
 
     config = ReportConfig(
-        runs=tuple(runs), out=out or _beside(runs) / "report.html", n_features=n_features
+        runs=tuple(runs), out=out or beside(runs) / "report.html", n_features=n_features
     )
     require_file(config.out)  # before hours of work
-    missing = tuple(run for run in runs if load_report(run) is None)
+    connectors = [run for run in runs if is_connector(run)]
+    coders = [run for run in runs if run not in connectors]
+    missing = tuple(run for run in coders if load_report(run) is None)
     if missing:
         run_eval(EvalConfig(runs=missing), screen=screen)
+    unknown = tuple(run for run in connectors if load_connector_report(run) is None)
+    if unknown:
+        run_connector_eval(EvalConfig(runs=unknown), screen=screen)
     for run in runs:
-        if not has_features(run):
-            try:
+        try:
+            if run in connectors:
+                run_reading(ReadingConfig(run=run), screen=screen)
+            elif not has_features(run):
                 run_features(FeaturesConfig(run=run), screen=screen)
-            except (ConfigError, StoreError) as error:
-                screen.say(f"features  {error}")  # the page says how to make them
+        except (ConfigError, StoreError) as error:
+            screen.say(f"features  {error}")  # the page says how to make them
     path = write_page(config)
     screen.say(f"report    {path} ({size(path.stat().st_size)})")
     return path
 
 
-def _beside(runs: Sequence[Path]) -> Path:
+def beside(runs: Sequence[Path]) -> Path:
     """The folder of the only run; the one that several have in common."""
     if len(runs) == 1:
         return runs[0]

@@ -66,8 +66,6 @@ TUNED_ROWS = {
 
 _COLUMNS = 3
 """Runs that stand side by side; more have a line each."""
-_OVERLAPS = 8
-"""Runs whose dictionaries are compared in one table."""
 _NAME = 26
 """Characters of a run's name over a column."""
 
@@ -96,7 +94,7 @@ def eval_tables(reports: Sequence[EvalReport]) -> Iterator[Table]:
         if any(report.inserted for report in reports):
             yield inserted_table(reports)
         yield from (worst_table(report) for report in reports if report.worst)
-    if len(reports) <= _OVERLAPS and any(report.overlaps for report in reports):
+    if any(report.overlaps for report in reports):
         yield overlaps_table(reports)
 
 

@@ -1,0 +1,181 @@
+"""The part of the page about connectors: plain values for the templates."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pipeline.connect.reading import Effects
+from pipeline.connect.report import ConnectorReport
+from pipeline.features.files import has_features
+from pipeline.report.connect_data import connector_data
+from pipeline.report.connect_facts import (
+    connector_facts,
+    connector_headline,
+    connector_settings,
+)
+from pipeline.report.connect_figures import (
+    connector_curves,
+    connector_drawings,
+    frontier_drawings,
+)
+from pipeline.report.connect_gather import ConnectorMaterial
+from pipeline.report.connect_relations import DEFINITION, RelationTable, relation_tables
+from pipeline.report.connect_table import bounds, main_names, main_rows, map_groups, map_names
+from pipeline.report.fidelity import Group, Row
+from pipeline.report.figures import Drawing
+from pipeline.report.words import number
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectorView:
+    """One connector."""
+
+    name: str
+    headline: str
+    facts: Mapping[str, str]
+    settings: Mapping[str, str]
+    missing: Mapping[str, str]
+    """What is not there yet, and the command that makes it."""
+    evaluated: Sequence[str]
+    """On what, between which bounds, and what a reader must know; empty if it was not."""
+    maps: Sequence[tuple[str, str]]
+    """The connector and its baselines, the columns of `groups`."""
+    groups: Sequence[Group]
+    figures: Sequence[Drawing]
+    curves: Sequence[Drawing]
+    relations: Sequence[RelationTable]
+    read: Sequence[str]
+    """From what, and what a reader must know; empty if it was not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectorsView:
+    """All of them."""
+
+    template: ClassVar[str] = "connectors.html"
+    scripts: ClassVar[Sequence[str]] = ("browser.js", "connections.js")
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    """The main numbers of several; empty for one."""
+    frontier: Sequence[Drawing]
+    runs: Sequence[ConnectorView]
+    definition: str = DEFINITION
+    """Of relations."""
+
+    @property
+    def sections(self) -> dict[str, str]:
+        """What there is to go to."""
+        scored = any(run.groups for run in self.runs)
+        related = any(run.relations for run in self.runs)
+        return {
+            **({"scores": "Scores"} if scored else {}),
+            "connectors": "Connector" if len(self.runs) == 1 else "Connectors",
+            **({"logic": "Logic"} if related else {}),
+            "connections": "Equations",
+        }
+
+
+def connectors_view(materials: Sequence[ConnectorMaterial]) -> ConnectorsView:
+    """The part about these connectors.
+
+    Raises:
+        CheckpointError: the curves of one are damaged.
+    """
+    reports = [material.evaluation for material in materials]
+    evaluated = [report for report in reports if report is not None]
+    names = {material.name: connector_headline(material) for material in materials}
+    several = len(materials) > 1 and evaluated
+    return ConnectorsView(
+        columns=main_names(evaluated) if several else (),
+        rows=main_rows(names, reports) if several else (),
+        frontier=frontier_drawings(evaluated),
+        runs=[
+            _run(material, place=i, single=len(materials) == 1)
+            for i, material in enumerate(materials, start=1)
+        ],
+    )
+
+
+def connector_browsed(material: ConnectorMaterial) -> dict[str, object]:
+    """A connector as the browser of outputs shows it."""
+    head: dict[str, object] = {"name": material.name, "command": _read_command(material)}
+    if material.connections is None:
+        return head | {"nTokens": 0, "tokens": [], "inputs": {}, "items": []}
+    return head | connector_data(material.connections)
+
+
+def _run(material: ConnectorMaterial, *, place: int, single: bool) -> ConnectorView:
+    report, connections = material.evaluation, material.connections
+    link = "#output=" if single else f"#connector={place}&output="
+    return ConnectorView(
+        name=material.name,
+        headline=connector_headline(material),
+        facts=connector_facts(material),
+        settings=connector_settings(material),
+        missing=_missing(material),
+        evaluated=_evaluated(report) if report else (),
+        maps=map_names(report) if report else (),
+        groups=map_groups(report) if report else (),
+        figures=connector_drawings(report, connections, place=place),
+        curves=connector_curves(material.curves, place=place),
+        relations=relation_tables(connections, link=link) if connections else (),
+        read=_read(material),
+    )
+
+
+def _evaluated(report: ConnectorReport) -> list[str]:
+    excluded = f"; left out: {', '.join(report.excluded)}" if report.excluded else ""
+    where = (
+        f"In {report.model} on {report.text}: {report.n_tokens:,} tokens in contexts of "
+        f"{report.ctx_len}, the model in {report.precision}{excluded}."
+        if report.model
+        else f"On {report.n_tokens:,} rows{excluded}."
+    )
+    alive = f"{report.n_alive:,} of {report.n_out:,} outputs are active on any of them."
+    told = [f"{where} {alive}", bounds(report)]
+    if report.layer:
+        told.append(
+            f"The model's own layer between the two sites has {report.layer.n:,} weights, "
+            f"{report.layer.n_above:,} of them above {report.tau:g} in magnitude."
+        )
+    return [*filter(None, told), *report.notes]
+
+
+def _read(material: ConnectorMaterial) -> list[str]:
+    if material.connections is None:
+        return []
+    reading = material.connections.reading
+    told = [f"Read from {reading.n_tokens:,} tokens of {reading.store.name}."]
+    if reading.effects:
+        told.append(_agreement(reading.effects))
+    return [*told, *reading.notes]
+
+
+def _agreement(effects: Effects) -> str:
+    """How well linear predictions agree with the model."""
+    found, control = effects.connected, effects.control_true
+    told = (
+        f"Taking an input out of the model at the first site: over {found.n:,} pairs of an input "
+        f"and an output the drop of the output that the connector predicts and the true one "
+        f"correlate at {number(found.pearson)} (slope {number(found.slope)})"
+    )
+    if control is None:
+        return f"{told}."
+    return f"{told}; of pairs that it leaves unconnected the true one is {number(control)} in size."
+
+
+def _missing(material: ConnectorMaterial) -> dict[str, str]:
+    missing: dict[str, str] = {}
+    if material.evaluation is None:
+        missing["It has not been evaluated yet."] = f"saepipe eval {material.path}"
+    if material.connections is None:
+        missing["It has not been read yet."] = _read_command(material)
+    for end in (material.run.source, material.run.target):
+        if not has_features(end.run):
+            what = f"Features of {end.run.name} have not been collected yet."
+            missing[what] = f"saepipe features {end.run}"
+    return missing
+
+
+def _read_command(material: ConnectorMaterial) -> str:
+    return f"saepipe features {material.path}"

@@ -1,0 +1,141 @@
+"""A page about an experiment: chapters with words, tables and pictures, as whoever made it says."""
+
+import re
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import ClassVar
+
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from pipeline.report.inline_svg import inline_svg
+from pipeline.report.parts import PageView, Tile
+
+_LARGEST_SVG = 400_000
+"""Characters; a figure of more shapes than that becomes an image of dots."""
+_DPI = 160
+_TYPES = {b"\x89PNG": "png", b"GIF8": "gif", b"\xff\xd8\xff": "jpeg"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows with a name and a cell a column."""
+
+    title: str = ""
+    columns: Sequence[str]
+    """Names of the cells; that of the rows has none."""
+    rows: Mapping[str, Sequence[str]]
+    """By name, which may end with a definition after a line break."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """Something to look at."""
+
+    content: Figure | bytes
+    """A figure of `pipeline.canvas`, or a PNG, GIF or JPEG file."""
+    title: str
+    """Short: also told to readers who do not see the picture."""
+    caption: str = ""
+    wide: bool = False
+    """It takes the page's whole width."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chapter:
+    """What stands under one heading: words, then tables, then pictures, then formulas."""
+
+    title: str
+    words: Sequence[str] = ()
+    """Paragraphs."""
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+    formulas: Sequence[str] = ()
+    """Lines to be read letter by letter, as equations are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureView:
+    """One picture, drawn."""
+
+    markup: Markup
+    title: str
+    caption: str
+    wide: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChapterView:
+    """One chapter, drawn."""
+
+    id: str
+    title: str
+    words: Sequence[str]
+    tables: Sequence[Table]
+    pictures: Sequence[PictureView]
+    formulas: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentView:
+    """All of them."""
+
+    template: ClassVar[str] = "experiment.html"
+    scripts: ClassVar[Sequence[str]] = ()
+    chapters: Sequence[ChapterView]
+
+    @property
+    def sections(self) -> dict[str, str]:
+        """Each chapter."""
+        return {chapter.id: chapter.title for chapter in self.chapters}
+
+
+def experiment_view(
+    title: str, *, kind: str, lead: str, tiles: Sequence[Tile], chapters: Sequence[Chapter]
+) -> PageView:
+    """The page with these chapters."""
+    part = ExperimentView(
+        chapters=[_chapter(chapter, place=i) for i, chapter in enumerate(chapters, start=1)]
+    )
+    return PageView(kind=kind, title=title, lead=lead, tiles=tiles, parts=[part])
+
+
+def _chapter(chapter: Chapter, *, place: int) -> ChapterView:
+    words = re.findall(r"[a-z0-9]+", chapter.title.lower())
+    return ChapterView(
+        id="-".join([f"c{place}", *words]),
+        title=chapter.title,
+        words=chapter.words,
+        tables=chapter.tables,
+        pictures=[
+            _picture(picture, name=f"c{place}-{i}")
+            for i, picture in enumerate(chapter.pictures, start=1)
+        ],
+        formulas=chapter.formulas,
+    )
+
+
+def _picture(picture: Picture, *, name: str) -> PictureView:
+    return PictureView(
+        markup=_drawn(picture.content, name=name, label=picture.title),
+        title=picture.title,
+        caption=picture.caption,
+        wide=picture.wide,
+    )
+
+
+def _drawn(content: Figure | bytes, *, name: str, label: str) -> Markup:
+    """A figure as shapes; what has too many of them as dots, as are images."""
+    if isinstance(content, Figure):
+        svg = inline_svg(content, name=name, label=label)
+        if len(svg) <= _LARGEST_SVG:
+            return svg
+        dots = BytesIO()
+        content.savefig(dots, format="png", dpi=_DPI, metadata={"Software": None})
+        content = dots.getvalue()
+    kind = next(kind for start, kind in _TYPES.items() if content.startswith(start))
+    source = f"data:image/{kind};base64,{b64encode(content).decode()}"
+    return Markup('<img alt="{}" src="{}">').format(escape(label), source)

@@ -1,0 +1,142 @@
+"""A connector in words, 80 columns wide where it is a pipe: equations and logic.
+
+Texts come from data sets: they are shown as `Text`, never as markup, and through `label`.
+"""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.connect.agreement import Agreement
+from pipeline.connect.reading import KINDS, Cell, Equation, Kind, Reading, Relation
+from pipeline.connect.reading_document import top_tokens
+from pipeline.features.files import FeatureSet
+from pipeline.features.token_text import label
+from pipeline.terminal.words import many
+
+Ends = tuple[FeatureSet | None, FeatureSet | None]
+"""What the features of the source and of the target fire on; None where nobody knows."""
+
+_EQUATION_CELLS = 69
+_N_NAMED = 3
+"""Terms of an equation whose tokens are told in a table."""
+_TITLES: dict[Kind, str] = {
+    "or": "OR: either input suffices",
+    "and-not": "AND-NOT: the first input, unless the second is active",
+    "and": "AND: neither input suffices",
+}
+JOINS: dict[Kind, str] = {"or": "or", "and-not": "and not", "and": "and"}
+
+
+def reading_tables(reading: Reading, ends: Ends, *, rows: int) -> list[Table]:
+    """Equations that explain most, then the clearest of each relation, `rows` lines each."""
+    tables = [_equations(reading, reading.clearest[:rows], ends)]
+    tables += [
+        _relations(kind, related[:rows], ends, n=len(related))
+        for kind in KINDS
+        if (related := reading.related(kind))
+    ]
+    if reading.effects is not None:
+        tables.append(_agreement(reading))
+    return tables
+
+
+def equation_words(equation: Equation, *, n_cells: int | None = None) -> str:
+    """`OF505 = 0.68 IF3021 - 0.21 IF729`, and how many weights are left out.
+
+    Args:
+        equation: Of an output feature.
+        n_cells: Terms are left out until it is no longer; None names all there are.
+    """
+    n = max(len(equation.adding), 2 * len(equation.subtracting))
+    words = _words(equation, n)
+    while n > 1 and n_cells is not None and len(words) > n_cells:
+        n -= 1
+        words = _words(equation, n)
+    return words
+
+
+def _words(equation: Equation, n: int) -> str:
+    """With `n` terms that add, and half as many that subtract."""
+    shown = (*equation.adding[:n], *equation.subtracting[: -(-n // 2)])
+    terms = [f"{abs(term.weight):.2g} IF{term.feature}" for term in shown]
+    signs = ["-" if term.weight < 0 else "+" for term in shown]
+    joined = " ".join(f"{sign} {term}" for sign, term in zip(signs, terms, strict=True))
+    left = equation.n_nonzero - len(shown)
+    further = f" + {left:,} more" if left else ""
+    return f"OF{equation.output} = {joined.removeprefix('+ ') or '0'}{further}"
+
+
+def fires_on(features: FeatureSet | None, index: int, *, n: int = 3) -> str:
+    """The tokens that a feature is largest on, made fit for a screen."""
+    return " ".join(map(label, top_tokens(features, index, n=n)))
+
+
+def make_table(title: str) -> Table:
+    """An empty table in this house's style."""
+    return Table(
+        title=Text(title, style="bold"), title_justify="left", show_header=True, box=None,
+        pad_edge=False, padding=(0, 1, 0, 0), expand=True,
+    )  # fmt: skip
+
+
+def _equations(reading: Reading, chosen: Sequence[Equation], ends: Ends) -> Table:
+    source, target = reading.source.site, reading.target.site
+    table = make_table(
+        f"{target} (OF) from {source} (IF), {many(reading.n_tokens, 'token')}: outputs best "
+        "explained"
+    )
+    table.add_column("variance\nexplained", justify="right", no_wrap=True)
+    table.add_column("by the terms shown", ratio=1, no_wrap=True, overflow="ellipsis")
+    for equation in chosen:
+        line = Text(equation_words(equation, n_cells=_EQUATION_CELLS))
+        named = [f"IF{t.feature} {fires_on(ends[0], t.feature)}" for t in equation.terms[:_N_NAMED]]
+        if any(ends):
+            line.append(f"\n{fires_on(ends[1], equation.output)}  ←  {'; '.join(named)}", "dim")
+        table.add_row(f"{equation.explained_shown:.3f}", line)
+    return table
+
+
+def _relations(kind: Kind, chosen: Sequence[Relation], ends: Ends, *, n: int) -> Table:
+    table = make_table(f"{_TITLES[kind]} ({len(chosen)} of {n}); how often the output is active")
+    table.add_column("output, inputs", ratio=1, no_wrap=True, overflow="ellipsis")
+    for name in ("first\nonly", "second\nonly", "\nboth", "\nneither"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for relation in chosen:
+        line = Text(f"OF{relation.output} = IF{relation.a} {JOINS[kind]} IF{relation.b}")
+        if any(ends):
+            a, b = (fires_on(ends[0], i, n=2) for i in (relation.a, relation.b))
+            line.append(f"\n{fires_on(ends[1], relation.output, n=2)}  ←  {a}; {b}", "dim")
+        cells = (relation.a_only, relation.b_only, relation.both, relation.neither)
+        table.add_row(line, *map(_chance, cells))
+    return table
+
+
+def _chance(cell: Cell) -> str:
+    """A share and, under it, of how many rows."""
+    return "-\n0" if cell.p is None else f"{cell.p:.3f}\n{_brief(cell.n)}"
+
+
+def _brief(n: int) -> str:
+    return f"{n:,}" if n < 100_000 else f"{n / 1000:,.0f}k"
+
+
+def _agreement(reading: Reading) -> Table:
+    effects = reading.effects
+    assert effects is not None
+    table = make_table("removing an input: the drop predicted against the drop in the model")
+    table.add_column("pairs", ratio=1)
+    for name in ("n", "Pearson", "Spearman", "slope"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, found in (
+        ("terms of equations", effects.connected),
+        ("with unconnected pairs", effects.every),
+    ):
+        table.add_row(name, *_numbers(found))
+    return table
+
+
+def _numbers(found: Agreement) -> list[str]:
+    values = (found.pearson, found.spearman, found.slope)
+    return [f"{found.n:,}", *("-" if value is None else f"{value:.2f}" for value in values)]
