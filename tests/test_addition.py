@@ -4,7 +4,7 @@ import random
 import resource
 import shutil
 from dataclasses import replace
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 
 import numpy as np
@@ -254,14 +254,18 @@ def test_an_addition_may_be_killed_at_any_moment(tmp_path, nursery):
     at_once = write(tmp_path / "once", whole, n_rows=800)
     old = write(tmp_path / "old", whole, OLD, n_rows=800)
     rows = column(ActStore.open(old), OLD)
-    path = write(tmp_path / "s", whole, OLD, n_rows=800)
-    for _ in range(12):
-        nursery.killed_after(rng.uniform(0, 0.15), path, 800)
+    stores = (Path(shutil.copytree(old, tmp_path / str(n))) for n in count())
+    path, kills, seconds = next(stores), 0, 0.1
+    while kills < 12:
+        _, killed = nursery.killed_after(rng.uniform(0, seconds), path, 800)
+        kills += killed
+        seconds *= 1.5 if killed else 0.5  # so that about every second addition is killed
         np.testing.assert_array_equal(column(ActStore.open(path), OLD), rows)
-    if peek(path).spec != whole:
-        add(path, whole)
-    write(path, whole, n_rows=800)
-    same_as_at_once(path, whole, at_once)
+        if not killed:
+            same_as_at_once(path, whole, at_once)
+            path = next(stores)
+    add_or_find(path, 800)
+    same_as_at_once(write(path, whole, n_rows=800), whole, at_once)
 
 
 def test_rows_of_other_tokens_are_refused_at_the_first_shard(tmp_path):

@@ -49,7 +49,7 @@ def test_options_have_the_defaults_of_the_config(command):
     defaults |= {"l1": ReluConfig.l1, "k": TopKConfig.k, "arch": "relu", "site": None}
     defaults |= {"target": ReluConfig.target}
     defaults |= {"worst": EvalConfig.n_worst}
-    elsewhere = {"ctx", "config", "json", "resume", "log", "assign", "layers"}
+    elsewhere = {"ctx", "config", "json", "resume", "log", "assign", "layers", "connect"}
     elsewhere |= {"feature", "sort", "rows"}  # what of the result is shown
     if command in (cli.evaluate, cli.report):
         elsewhere.add("out")  # depends on the runs

@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 def place(tmp_path_factory) -> Path:
     """A store, and an SAE of each of its sites that saw a few batches."""
     folder = tmp_path_factory.mktemp("connect")
-    x = make_rows(2048, width=8)
+    x = make_rows(1024, width=8)
     layer = np.random.default_rng(1).standard_normal((8, 8)).astype(np.float32)
     store = write_rows(folder / "s.actstore", {SITES[0]: x, SITES[1]: np.maximum(x @ layer, 0)})
     for site in SITES:
@@ -141,8 +141,8 @@ def lasso(z1: np.ndarray, z2: np.ndarray, l1: float) -> np.ndarray:
 def test_a_linear_connector_without_bias_ends_at_the_lasso_of_the_whole_store(place, tmp_path):
     config = make_config(
         place, tmp_path / "c", activation="linear", bias=False, l1=0.05, outputs="all",
-        batch_size=2048, tokens=2048 * 300, lr=3e-2, lr_decay="70%", checkpoint_every=10_000,
-        log_every=500, window_rows=2048,
+        batch_size=1024, tokens=1024 * 300, lr=3e-2, lr_decay="70%", checkpoint_every=10_000,
+        log_every=500, window_rows=1024,
     )  # fmt: skip
     connect(config)
     run = ConnectorRun.open(tmp_path / "c")

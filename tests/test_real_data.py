@@ -46,13 +46,13 @@ def test_the_shape_of_pythia_70m_goes_through_all_four_stages(pythia_70m, tmp_pa
     store, sae = tmp_path / "owt.actstore", tmp_path / "sae"
     text = str(data("openwebtext/owt_sample.jsonl"))
     config = HarvestConfig(
-        out=store, model=str(pythia_70m), text=text, sites=("mlp_out.1",), tokens=4096, device="cpu"
+        out=store, model=str(pythia_70m), text=text, sites=("mlp_out.1",), tokens=2048, device="cpu"
     )
-    assert harvest(make_plan(config)).n_rows == 4096
+    assert harvest(make_plan(config)).n_rows == 2048
     assert ActStore.open(store).width("mlp_out.1") == 512
     train(TrainConfig(store=store, out=sae, arch=TopKConfig(k=16), expansion=2, device="cpu"))
     wikitext = str(data("wikitext_raw/wikitext103_test.txt"))
-    (report,) = evaluate(EvalConfig(runs=(sae,), text=wikitext, tokens=512, device="cpu"))
+    (report,) = evaluate(EvalConfig(runs=(sae,), text=wikitext, tokens=256, device="cpu"))
     assert report.l0 == 16
     assert 10 < report.ce_clean < 12  # random weights: about log(50304) = 10.8
     tuned = finetune(
@@ -64,7 +64,8 @@ def test_the_shape_of_pythia_70m_goes_through_all_four_stages(pythia_70m, tmp_pa
             ctx_len=32,
             device="cpu",
             text=str(data("arithmetic/single_digit_three_ops.jsonl")),
-            heldout_contexts=8,
+            heldout_contexts=4,
+            batch_size=4,
         )
     )
     assert tuned.n_steps == 2
@@ -74,7 +75,7 @@ def test_a_trained_llama_keeps_its_loss_through_an_sae(tmp_path):
     model, text = data("stories260K/hf"), str(data("tinystories/tinystories_1000.json"))
     store, sae = tmp_path / "stories.actstore", tmp_path / "sae"
     config = HarvestConfig(
-        out=store, model=str(model), text=text, sites=("mlp_out.2",), tokens=60_000, device="cpu"
+        out=store, model=str(model), text=text, sites=("mlp_out.2",), tokens=40_000, device="cpu"
     )
     harvest(make_plan(config))
     train(
@@ -84,11 +85,11 @@ def test_a_trained_llama_keeps_its_loss_through_an_sae(tmp_path):
             arch=TopKConfig(k=16),
             expansion=8,
             lr=2e-3,
-            tokens=300_000,
+            tokens=160_000,
             device="cpu",
         )
     )
-    (report,) = evaluate(EvalConfig(runs=(sae,), text=text, tokens=10_000, device="cpu"))
+    (report,) = evaluate(EvalConfig(runs=(sae,), text=text, tokens=5_000, device="cpu"))
     assert report.ce_clean < 2.0  # its authors' figure is about 1.8; a uniform guess is 6.24
     assert report.ce_zero - report.ce_clean > 0.05
     assert report.loss_recovered is not None

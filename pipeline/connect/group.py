@@ -12,7 +12,7 @@ from pipeline.connect.connector import Connector
 from pipeline.connect.feed import Ends
 from pipeline.connect.latents import Latents
 from pipeline.connect.member import ConnectorMember
-from pipeline.connect.objective import Problem, shrink
+from pipeline.connect.objective import Problem, shrink, sizes_of
 from pipeline.curves import WEIGHTY, ConnectStep
 from pipeline.device import DTYPES, pick_precision
 from pipeline.errors import ConfigError, DataError
@@ -204,16 +204,16 @@ class ConnectorGroup:
         """What the curves show of a batch, before its update."""
         z2 = latents.z2[:, self._problem.predicted]
         spread = (z2 - z2.mean(0)).square().sum() / len(z2)
-        size = self._problem.W.abs()
+        sizes = sizes_of(self._problem.W, threshold=WEIGHTY)
         n = max(1, z2.shape[1])
-        sparsity = coefficient * float(size.sum())
+        sparsity = coefficient * sizes.total
         return {
             "recon": float(recon),
             "sparsity": sparsity,
             "loss": float(recon) + sparsity,
             "fvu": float((recon / spread).nan_to_num(nan=0.0, posinf=1.0)),
-            "weights": int((size > WEIGHTY).sum()) / n,
-            "nonzero": int((size > 0).sum()) / n,
+            "weights": sizes.n_above / n,
+            "nonzero": sizes.n_nonzero / n,
         }
 
     def _report(

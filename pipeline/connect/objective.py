@@ -18,7 +18,7 @@ from pipeline.sae.kernels import Kernels
 from pipeline.train_config import Rectify
 
 BLOCK = 2**20
-"""Weights that are shrunk at a time: what they need stays in the cache."""
+"""Weights that are looked at together: what they need stays in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +59,27 @@ class Problem:
     def add_penalty(self, W_grad: Float[Tensor, "n_in n_out"], coefficient: float) -> None:
         """The (sub)gradient of the penalty."""
         W_grad.add_(self.W.sign(), alpha=coefficient)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What there is to say of the weights' sizes."""
+
+    total: float
+    """`sum |W|`."""
+    n_above: int
+    n_nonzero: int
+
+
+def sizes_of(W: Float[Tensor, "n_in n_out"], *, threshold: float) -> Sizes:
+    """Totals over all weights, block by block: no second matrix is made."""
+    total, n_above, n_nonzero = 0.0, 0, 0
+    for some in W.split(max(1, BLOCK // W.shape[1])):
+        size = some.abs()
+        total += float(size.sum())
+        n_above += int(torch.count_nonzero(size > threshold))
+        n_nonzero += int(torch.count_nonzero(size))
+    return Sizes(total=total, n_above=n_above, n_nonzero=n_nonzero)
 
 
 def shrink(

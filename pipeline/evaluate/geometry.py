@@ -71,23 +71,16 @@ def max_cosine(W_dec: Float[Tensor, "d_sae d_in"]) -> Float64[Tensor, " d_sae"]:
     return best.clamp(max=1).cpu().double()
 
 
-def mmcs(W_dec: Float[Tensor, "d_sae d_in"], other: Float[Tensor, "d_other d_in"]) -> float:
-    """Mean, over the rows of `W_dec`, of the largest cosine with a row of `other`.
-
-    The mean max cosine similarity of Sharkey, Braun and Millidge, "Taking features out of
-    superposition with sparse autoencoders", 2022. It counts every row, the dead too, and is not
-    symmetric: how much of this dictionary the other one holds.
-    """
-    return mutual_mmcs(W_dec, other)[0]
-
-
 @torch.no_grad()
 def mutual_mmcs(
     W_dec: Float[Tensor, "d_sae d_in"], other: Float[Tensor, "d_other d_in"]
 ) -> tuple[float, float]:
-    """`mmcs` of the first in the second and of the second in the first, from one product.
+    """Mean, over the rows of each dictionary, of the largest cosine with a row of the other one.
 
-    Products are float32, made in blocks of rows.
+    The mean max cosine similarity of Sharkey, Braun and Millidge, "Taking features out of
+    superposition with sparse autoencoders", 2022. It counts every row, the dead too, and is not
+    symmetric: how much of the first dictionary the second holds, and of the second the first.
+    Products are float32, made once for both, in blocks of rows.
     """
     rows, others = _unit(W_dec), _unit(other).to(W_dec.device)
     to_others, to_rows = list[Tensor](), torch.full_like(others[:, 0], -1.0)

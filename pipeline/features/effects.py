@@ -23,7 +23,7 @@ from pipeline.features.feature import Examples, TokenEffect
 from pipeline.features.files import FeatureSet
 from pipeline.features.token_text import TokenTexts
 from pipeline.model import LanguageModel, load_model
-from pipeline.sites import capture, splice
+from pipeline.replay import Replay
 from pipeline.splicing import Coder, check_fits
 from pipeline.tokenizer import load_tokenizer
 
@@ -137,13 +137,12 @@ def mean_drops(
     """Logits of the model minus those without the feature, at one position of each context."""
     at = torch.tensor(positions.tolist(), device=lm.device)
     n_contexts = max(1, _CELLS // (tokens.shape[1] * coder.d_sae))
+    replay = Replay(lm, [site])
     total = torch.zeros(lm.n_vocab, dtype=torch.float64)
     for some, places in zip(tokens.split(n_contexts), at.split(n_contexts), strict=True):
-        with capture(lm, [site]) as acts:
-            clean = _logits_at(lm, some, places)
-        without = _without(coder, feature, acts[site])
-        with splice(lm, {site: lambda _, new=without: new}):
-            ablated = _logits_at(lm, some, places)
+        clean = _logits_at(lm, replay.clean(some), places)
+        without = _without(coder, feature, replay.acts(site))
+        ablated = _logits_at(lm, replay.edited(site, without), places)
         total += (clean - ablated).cpu().double().sum(0)
     return total / len(tokens)
 
@@ -159,8 +158,8 @@ def _without(
 
 def _logits_at(
     lm: LanguageModel,
-    tokens: Int[Tensor, "contexts ctx_len"],
+    hidden: Float[Tensor, "contexts ctx_len d_model"],
     positions: Int[Tensor, " contexts"],
 ) -> Float[Tensor, "contexts n_vocab"]:
-    rows = torch.arange(len(tokens), device=tokens.device)
-    return lm.logits(lm.hidden(tokens)[rows, positions]).float()
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return lm.logits(hidden[rows, positions]).float()

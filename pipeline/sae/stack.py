@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipeline.config import Switch
 from pipeline.errors import ConfigError
 from pipeline.sae.auxk import AuxK
 from pipeline.sae.coder import SparseCoder
@@ -20,6 +19,7 @@ from pipeline.sae.latents import Latents
 from pipeline.sae.objective import Objective, Parts, Problem
 from pipeline.sae.pairs import Pairs
 from pipeline.sae.scratch import Scratch
+from pipeline.train_config import Switch
 
 ACTIVATION = "activation."
 BREAK_EVEN = {"cpu": (0.12, 0.18), "cuda": (0.01, 0.02)}

@@ -15,6 +15,9 @@ from pipeline.train_config import LoopConfig
 from pipeline.training.learner import Learner
 from pipeline.training.schedule import Schedule
 
+ROWS = 1024
+"""Of a matrix that are looked at together: no second one is made."""
+
 
 class Record:
     """The part of a member that is alike for whatever is trained.
@@ -123,7 +126,8 @@ class Record:
             for step, loss in enumerate(losses, start=first):
                 if not abs(loss) < float("inf"):
                     raise self._diverged(step, f"the loss is {loss}")
-        if not all(bool(p.isfinite().all()) for p in self.learner.params.values()):
+        parts = (part for p in self.learner.params.values() for part in p.split(ROWS))
+        if not all(bool(part.isfinite().all()) for part in parts):
             raise self._diverged(self.step, "a weight is not finite")
 
     def _diverged(self, step: int, what: str) -> DataError:
