@@ -14,8 +14,7 @@ from pipeline.errors import CheckpointError
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """Where a training stands. All but `run`, `n_steps` and `reused` make a line of metrics.jsonl.
-    """
+    """Where a training stands; all but `run`, `n_steps` and `reused` are in metrics.jsonl."""
 
     run: Path
     step: int

@@ -19,8 +19,8 @@ from pipeline.canvas import (
     say,
     short,
 )
-from pipeline.connect.report import MAP_WORDS, QUANTILES, ConnectorReport, ScoredMap
-from pipeline.connect.sweep import Line, lines_of
+from pipeline.connect.evaluation.report import MAP_WORDS, QUANTILES, ConnectorReport, ScoredMap
+from pipeline.connect.evaluation.sweep import Line, lines_of
 from pipeline.point_labels import Label, label_points
 
 _MARKERS = {"weights": "s", "correlation": "^", "ridge": "D"}

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from pipeline.canvas import BLUE, GRAY, INK, LEGEND, axes_in, make_figure, say
-from pipeline.connect.report import CONNECTOR, MAP_WORDS, ConnectorReport
+from pipeline.connect.evaluation.report import CONNECTOR, MAP_WORDS, ConnectorReport
 
 _LOWEST = -0.5
 """Explained variance below this is drawn as this."""

@@ -7,7 +7,7 @@ from jaxtyping import Float64
 from matplotlib.figure import Figure
 
 from pipeline.canvas import BLUE, GRAY, GRID, INK, LEGEND, RED, axes_in, make_figure, say
-from pipeline.connect.reading import Effect, Effects
+from pipeline.connect.reading.values import Effect, Effects
 
 EFFECTS = "effects"
 """Name of the figure in the folder of a run."""

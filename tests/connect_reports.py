@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.connect.report import ConnectorReport, LayerWeights, ScoredMap
+from pipeline.connect.evaluation.report import ConnectorReport, LayerWeights, ScoredMap
 from pipeline.evaluate.report import Interval
 
 

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from pipeline.connect.pair import End
-from pipeline.connect.reading import (
+from pipeline.connect.reading.values import (
     Cell,
     Effect,
     Effects,
@@ -19,7 +17,9 @@ from pipeline.connect.reading import (
     Relation,
     Term,
 )
-from pipeline.connect.report import ConnectorReport, LayerWeights, ScoredMap
+
+from pipeline.connect.evaluation.report import ConnectorReport, LayerWeights, ScoredMap
+from pipeline.connect.pair import End
 from pipeline.connect.run import ConnectorRun
 from pipeline.evaluate.report import Interval
 from pipeline.features.token_text import TokenTexts

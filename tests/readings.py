@@ -8,12 +8,12 @@ import torch
 
 from actstore.reader import ActStore
 from pipeline.config import HarvestConfig
-from pipeline.connect.active import Active
 from pipeline.connect.connector import Connector
-from pipeline.connect.equation import equations
-from pipeline.connect.logic import relations
-from pipeline.connect.observe import Observed
-from pipeline.connect.reading import Relation
+from pipeline.connect.reading.active import Active
+from pipeline.connect.reading.equation import equations
+from pipeline.connect.reading.logic import relations
+from pipeline.connect.reading.observe import Observed
+from pipeline.connect.reading.values import Relation
 from pipeline.connect.run import ConnectorRun, blank_connector_run
 from pipeline.harvest import harvest
 from pipeline.plan import make_plan
@@ -48,9 +48,9 @@ def observed_of(z1: np.ndarray, z2: np.ndarray, connector: Connector) -> Observe
 
 
 def connector_of(W, b=None, *, activation="relu") -> Connector:
-    W = torch.tensor(np.asarray(W), dtype=torch.float32)
-    b = torch.zeros(W.shape[1]) if b is None else torch.tensor(b, dtype=torch.float32)
-    return Connector(W, b, activation=activation).requires_grad_(False)
+    weights = torch.tensor(np.asarray(W), dtype=torch.float32)
+    biases = torch.zeros(weights.shape[1]) if b is None else torch.tensor(b, dtype=torch.float32)
+    return Connector(weights, biases, activation=activation).requires_grad_(False)
 
 
 def related(z1: np.ndarray, z2: np.ndarray, connector: Connector) -> tuple[Relation, ...]:

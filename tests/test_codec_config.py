@@ -66,7 +66,7 @@ def test_a_whole_number_stands_for_a_number_but_not_the_other_way_round():
     ("change", "message"),
     [
         ({"batchsize": 1}, "config has no setting 'batchsize': did you mean 'batch_size'?"),
-        ({"zzz": 1}, "config has no setting 'zzz': it has store, out, site"),
+        ({"zzz": 1}, "config has no setting 'zzz': it has store, out, tokens"),
         ({"arch": {"kind": "topk", "kk": 3}}, "config.arch has no setting 'kk': did you mean 'k'?"),
         ({"arch": {"kind": "relux"}}, "jumprelu, got 'relux': did you mean 'relu'?"),
         (

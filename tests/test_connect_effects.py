@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from pipeline.connect.reading.values import Equation, Term
 
-import pipeline.connect.effects
-import pipeline.connect.observe
-from pipeline.connect.agreement import agreement
-from pipeline.connect.effects import Link, chosen_links, measure
-from pipeline.connect.equation import equations
+import pipeline.connect.reading.effects
+import pipeline.connect.reading.observe
 from pipeline.connect.feed import PairFeeder
 from pipeline.connect.latents import Latents
-from pipeline.connect.observe import Observed, observe
-from pipeline.connect.reading import Equation, Term
+from pipeline.connect.reading.agreement import agreement
+from pipeline.connect.reading.effects import Link, chosen_links, measure
+from pipeline.connect.reading.equation import equations
+from pipeline.connect.reading.observe import Observed, observe
+from pipeline.connect.reading.scene import features_of, open_scene
 from pipeline.connect.run import ConnectorRun
-from pipeline.connect.scene import features_of, open_scene
 from pipeline.errors import ConfigError, DataError
 from pipeline.run import Run
 from tests.readings import Connected, connect, make_connected
@@ -60,7 +60,7 @@ def dense(active) -> np.ndarray:
 def test_a_pass_sees_rows_from_all_over_the_store_each_once_and_both_sites_aligned(
     connected, n_rows, monkeypatch
 ):
-    monkeypatch.setattr(pipeline.connect.observe, "_BLOCK", 64 * 50)
+    monkeypatch.setattr(pipeline.connect.reading.observe, "_BLOCK", 64 * 50)
     store, pair = connected.world.store, connected.run.load_pair(CPU)
     x1, x2 = (
         np.concatenate([store.shard(site, i) for i in range(store.n_shards)]) for site in pair.sites
@@ -105,7 +105,7 @@ def test_blocks_give_what_one_block_gives(connected):
 
 def test_a_pass_stops_where_latents_fill_the_memory(connected, monkeypatch):
     z = torch.ones(10, 64)
-    monkeypatch.setattr(pipeline.connect.observe, "MAX_ACTIVE", 2 * 640 + 1)
+    monkeypatch.setattr(pipeline.connect.reading.observe, "MAX_ACTIVE", 2 * 640 + 1)
     feed = iter([Latents(z1=z, z2=z)] * 5)
     found = observe(feed, connected.run.load_connector(CPU))
     assert found.n_rows == found.target.n_rows == 20
@@ -173,7 +173,7 @@ def test_effects_are_those_of_a_plain_computation_with_hooks(connected, scene, m
     told = [e for e in equations(found, connector, n_terms=3) if e.terms][::9]
     links = [Link(input=t.feature, output=e.output) for e in told for t in e.terms]
     links.append(Link(input=links[0].input, output=links[-1].output, control=True))
-    monkeypatch.setattr(pipeline.connect.effects, "_CELLS", 12 * 64 * 5)
+    monkeypatch.setattr(pipeline.connect.reading.effects, "_CELLS", 12 * 64 * 5)
     effects = measure(scene, links)
     assert {(e.input, e.output) for e in effects} == {(k.input, k.output) for k in links}
     sizes = []

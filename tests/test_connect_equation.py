@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.connect.equation import MIN_SHARE, equations
-from pipeline.connect.interval import wilson
+from pipeline.connect.reading.equation import MIN_SHARE, equations
+from pipeline.connect.reading.interval import wilson
 from tests.readings import active_of, connector_of, observed_of
 
 N_ROWS, N_IN, N_OUT = 600, 12, 5

@@ -18,14 +18,14 @@ from pipeline.archs import TopKConfig
 from pipeline.codec import from_json, to_json
 from pipeline.config import EvalConfig
 from pipeline.connect.connector import Connector
-from pipeline.connect.ends import load_ends
-from pipeline.connect.evaluate import evaluate_connectors
-from pipeline.connect.files import load_connector_report, save_connector_report
-from pipeline.connect.fitted import fit_baselines
-from pipeline.connect.mlp_weights import layer_weights
-from pipeline.connect.report import CONNECT_EVAL_FILE, ConnectorReport
+from pipeline.connect.evaluation.ends import load_ends
+from pipeline.connect.evaluation.evaluate import evaluate_connectors
+from pipeline.connect.evaluation.files import load_connector_report, save_connector_report
+from pipeline.connect.evaluation.fitted import fit_baselines
+from pipeline.connect.evaluation.mlp_weights import layer_weights
+from pipeline.connect.evaluation.report import CONNECT_EVAL_FILE, ConnectorReport
+from pipeline.connect.evaluation.table import write_connector_table
 from pipeline.connect.run import ConnectorRun, blank_connector_run
-from pipeline.connect.table import write_connector_table
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.families import Site
 from pipeline.model import LanguageModel, load_model

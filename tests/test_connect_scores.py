@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from pipeline.connect.connector import Connector
+from pipeline.connect.evaluation.predict import SPARSE, predict
+from pipeline.connect.evaluation.report import QUANTILES, ScoredMap
+from pipeline.connect.evaluation.scores import score
 from pipeline.connect.latents import Latents
-from pipeline.connect.predict import SPARSE, predict
-from pipeline.connect.report import QUANTILES, ScoredMap
-from pipeline.connect.scores import score
 
 N_IN, N_OUT, N_ROWS = 24, 15, 219
 DEAD, CONSTANT = 4, 9

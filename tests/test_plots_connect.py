@@ -9,8 +9,8 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.connect.figures import save_connector_figures, save_connector_frontier
-from pipeline.connect.sweep import lines_of
+from pipeline.connect.evaluation.figures import save_connector_figures, save_connector_frontier
+from pipeline.connect.evaluation.sweep import lines_of
 from pipeline.plots_connect import frontier_figure, recovered_figure
 from pipeline.plots_connect_outputs import explained_figure, weights_figure
 from tests.connect_reports import make_baselines, make_map, make_report, make_sweep

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int64
 
-from pipeline.connect.reading import KINDS, Reading
+from pipeline.connect.reading.values import KINDS, Reading
 
 N_DEAD = 6
 """Dead features shown, at most."""

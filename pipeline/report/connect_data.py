@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
-from pipeline.connect.reading import Cell, Effect, Equation, Relation, Term
+from pipeline.connect.reading.values import Cell, Effect, Equation, Relation, Term
 from pipeline.features.feature import Examples
 from pipeline.report.choose import evenly
 from pipeline.report.connect_gather import Connections, EndFeatures

@@ -1,8 +1,8 @@
 """What a connector is, for people: a few facts and numbers in front, every setting folded away."""
 
 from pipeline.codec import to_json
+from pipeline.connect.evaluation.report import ConnectorReport
 from pipeline.connect.pair import End
-from pipeline.connect.report import ConnectorReport
 from pipeline.report.connect_gather import ConnectorMaterial
 from pipeline.report.facts import flat, named
 from pipeline.report.parts import Tile
@@ -74,9 +74,9 @@ def _scores(report: ConnectorReport) -> list[Tile]:
             note=f"of the variance of {report.n_alive:,} outputs is unexplained",
         ),
         Tile(
-            name=f"weights above {report.tau:g}",
-            value=number(scored.above_mean),
-            note=f"an output on average, of {report.n_in:,}; the most {scored.above_max:,}",
+            name="weights an output",
+            value=number(scored.nonzero_mean),
+            note=f"not zero, of {report.n_in:,}; {number(scored.above_mean)} above {report.tau:g}",
         ),
     ]
     if scored.loss_recovered is not None:

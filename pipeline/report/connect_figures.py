@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pipeline.connect.report import ConnectorReport
+from pipeline.connect.evaluation.report import ConnectorReport
 from pipeline.plots_connect import frontier_figure, recovered_figure
 from pipeline.plots_connect_outputs import explained_figure, weights_figure
 from pipeline.plots_connect_reading import effects_figure

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.connect.files import load_connector_report
+from pipeline.connect.evaluation.files import load_connector_report
+from pipeline.connect.evaluation.report import ConnectorReport
 from pipeline.connect.pair import End
-from pipeline.connect.reading import Reading
-from pipeline.connect.reading_files import load_reading
-from pipeline.connect.report import ConnectorReport
+from pipeline.connect.reading.files import load_reading
+from pipeline.connect.reading.values import Reading
 from pipeline.connect.run import ConnectorRun
 from pipeline.features.feature import BEFORE, Feature
 from pipeline.features.files import FeatureSet, has_features

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.connect.logic import CARRIES, CLEAR, MIN_ROWS, TAKES
-from pipeline.connect.reading import KINDS, Cell as Rows, Kind, Relation
+from pipeline.connect.reading.logic import CARRIES, CLEAR, MIN_ROWS, TAKES
+from pipeline.connect.reading.values import KINDS, Cell as Rows, Kind, Relation
 from pipeline.report.connect_gather import N_RELATIONS, Connections, EndFeatures
 from pipeline.report.words import number, percent
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from pipeline.connect.report import MAP_WORDS, QUANTILES, ConnectorReport, ScoredMap
+from pipeline.connect.evaluation.report import MAP_WORDS, QUANTILES, ConnectorReport, ScoredMap
 from pipeline.report.fidelity import Cell, Group, Row
 from pipeline.report.words import number, percent
 

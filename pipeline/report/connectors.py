@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.connect.reading import Effects
-from pipeline.connect.report import ConnectorReport
+from pipeline.connect.evaluation.report import ConnectorReport
+from pipeline.connect.reading.values import Effects
 from pipeline.features.files import has_features
 from pipeline.report.connect_data import connector_data
 from pipeline.report.connect_facts import (

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.connect.reading import Effect, Equation, Reading
+from pipeline.connect.reading.values import Effect, Equation, Reading
 from pipeline.features.feature import BEFORE, Examples
 from pipeline.features.files import FeatureSet
 from pipeline.features.token_text import TokenTexts, visible

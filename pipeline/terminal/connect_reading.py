@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.connect.agreement import Agreement
-from pipeline.connect.reading import KINDS, Cell, Equation, Kind, Reading, Relation
-from pipeline.connect.reading_document import top_tokens
+from pipeline.connect.reading.agreement import Agreement
+from pipeline.connect.reading.document import top_tokens
+from pipeline.connect.reading.values import KINDS, Cell, Equation, Kind, Reading, Relation
 from pipeline.features.files import FeatureSet
 from pipeline.features.token_text import label
 from pipeline.terminal.words import many

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from actstore.files import make_folder
 from pipeline.config import EvalConfig
-from pipeline.connect.reading import Reading, ReadingConfig
+from pipeline.connect.reading.values import Reading, ReadingConfig
 from pipeline.features.files import FeatureSet
 from pipeline.terminal.screen import Screen
 
 if TYPE_CHECKING:
-    from pipeline.connect.read import ReadingProgress
-    from pipeline.connect.report import ConnectorReport
+    from pipeline.connect.evaluation.report import ConnectorReport
+    from pipeline.connect.reading.read import ReadingProgress
 
 
 TABLE = "connectors.csv"
@@ -22,10 +22,10 @@ def run_connector_eval(
     config: EvalConfig, *, screen: Screen, out: Path | None = None
 ) -> "tuple[ConnectorReport, ...]":
     """Evaluate connectors; reports and figures go into their folders, a comparison beside them."""
-    from pipeline.connect.evaluate import evaluate_connectors
-    from pipeline.connect.figures import save_connector_figures, save_connector_frontier
-    from pipeline.connect.files import save_connector_report
-    from pipeline.connect.table import write_connector_table
+    from pipeline.connect.evaluation.evaluate import evaluate_connectors
+    from pipeline.connect.evaluation.figures import save_connector_figures, save_connector_frontier
+    from pipeline.connect.evaluation.files import save_connector_report
+    from pipeline.connect.evaluation.table import write_connector_table
     from pipeline.terminal.stages import beside
 
     with screen.progress("eval", "tokens") as show:
@@ -47,7 +47,7 @@ def run_connector_eval(
 def run_reading(config: ReadingConfig, *, screen: Screen) -> Reading:
     """Read a connector, or find it read; `connections.json` and its figure go into the run."""
     from pipeline.canvas import save
-    from pipeline.connect.read import read_connector
+    from pipeline.connect.reading.read import read_connector
     from pipeline.plots_connect_reading import EFFECTS, effects_figure
 
     with screen.progress("reading", "done") as show:
@@ -66,8 +66,8 @@ def show_reading(
     reading: Reading, chosen: Sequence[int], *, rows: int, screen: Screen
 ) -> list[dict[str, object]]:
     """The output features asked for, each closely, or else tables; gives what JSON is to hold."""
-    from pipeline.connect.read import effects_on
-    from pipeline.connect.reading_document import output_document, reading_document
+    from pipeline.connect.reading.document import output_document, reading_document
+    from pipeline.connect.reading.read import effects_on
     from pipeline.terminal.connect_feature import output_tables
     from pipeline.terminal.connect_reading import reading_tables
 
@@ -88,7 +88,7 @@ def show_reading(
 
 def opened(reading: Reading) -> tuple[FeatureSet | None, FeatureSet | None]:
     """What the features of both SAEs fire on; None without a language model."""
-    from pipeline.connect.scene import features_of
+    from pipeline.connect.reading.scene import features_of
 
     if not reading.model:
         return None, None

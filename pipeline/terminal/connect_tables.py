@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.connect.report import MAP_WORDS, QUANTILES, ConnectorReport, ScoredMap
+from pipeline.connect.evaluation.report import MAP_WORDS, QUANTILES, ConnectorReport, ScoredMap
 from pipeline.evaluate.names import names_of
 from pipeline.terminal.words import cell
 

@@ -43,7 +43,7 @@ def show_run(
 ) -> list[dict[str, object]]:
     """The features of an SAE, or the equations of a connector; gives what JSON is to hold."""
     if is_connector(config.run):
-        from pipeline.connect.reading import ReadingConfig
+        from pipeline.connect.reading.values import ReadingConfig
 
         read = ReadingConfig(run=config.run, store=config.store, device=config.device)
         if config.tokens is not None:

@@ -157,8 +157,8 @@ def run_report(
     runs: Sequence[Path], *, screen: Screen, out: Path | None = None, n_features: int = 200
 ) -> Path:
     """Write the page, having made what is missing for it."""
-    from pipeline.connect.files import load_connector_report
-    from pipeline.connect.reading import ReadingConfig
+    from pipeline.connect.evaluation.files import load_connector_report
+    from pipeline.connect.reading.values import ReadingConfig
     from pipeline.connect.run import is_connector
     from pipeline.evaluate.files import load_report
     from pipeline.features.files import has_features

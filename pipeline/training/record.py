@@ -126,7 +126,9 @@ class Record:
             for step, loss in enumerate(losses, start=first):
                 if not abs(loss) < float("inf"):
                     raise self._diverged(step, f"the loss is {loss}")
-        parts = (part for p in self.learner.params.values() for part in p.split(ROWS))
+        parts = (
+            part for p in self.learner.params.values() for part in torch.atleast_1d(p).split(ROWS)
+        )
         if not all(bool(part.isfinite().all()) for part in parts):
             raise self._diverged(self.step, "a weight is not finite")
 

@@ -30,8 +30,9 @@ from minimal_loop import loop
 from torch import Tensor
 
 from pipeline.connect.connector import Connector
-from pipeline.connect.group import ConnectorGroup, ConnectorMember
+from pipeline.connect.group import ConnectorGroup
 from pipeline.connect.latents import Latents
+from pipeline.connect.member import ConnectorMember
 from pipeline.connect.pair import End
 from pipeline.connect.room import connector_bytes
 from pipeline.connect.run import ConnectorRun

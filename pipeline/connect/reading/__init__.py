@@ -1,0 +1,1 @@
+"""What a connector says: equations, relations, and the effects of removing inputs."""

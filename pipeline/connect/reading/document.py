@@ -1,0 +1,103 @@
+"""What was read of a connector as JSON, with the tokens that features fire on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.codec import to_json
+from pipeline.connect.reading.values import KINDS, Effect, Equation, Reading, Relation
+from pipeline.features.document import feature_document
+from pipeline.features.files import FeatureSet
+
+N_WORDS = 4
+
+
+def top_tokens(features: FeatureSet | None, index: int, *, n: int = N_WORDS) -> list[str]:
+    """Texts of the tokens that make up most of a feature's activation; none without features."""
+    if features is None:
+        return []
+    sample = features.feature(index).sample
+    tokens, place = np.unique(sample.token, return_inverse=True)
+    total = np.bincount(place, sample.value, len(tokens))
+    return [features.texts.alone(int(tokens[i])) for i in np.argsort(-total, kind="stable")[:n]]
+
+
+def reading_document(
+    reading: Reading, ends: tuple[FeatureSet | None, FeatureSet | None], *, rows: int
+) -> dict[str, object]:
+    """The clearest of it; texts are as the tokenizer has them: whoever shows them must escape them.
+
+    Args:
+        reading: Of a connector.
+        ends: What the features of both SAEs fire on.
+        rows: Equations, and relations of each kind; `connections.json` holds them all.
+    """
+    told, effects = to_json(reading), reading.effects
+    assert isinstance(told, dict)
+    agreement = None
+    if effects is not None:
+        agreement = {
+            "terms": to_json(effects.connected),
+            "all": to_json(effects.every),
+            "control_true": effects.control_true,
+        }
+    related = [relation for kind in KINDS for relation in reading.related(kind)[:rows]]
+    return {
+        **told,
+        "equations": [_equation(equation, ends) for equation in reading.clearest[:rows]],
+        "relations": [_relation(relation, ends) for relation in related],
+        "agreement": agreement,
+    }
+
+
+def output_document(
+    reading: Reading,
+    output: int,
+    effects: Sequence[Effect],
+    ends: tuple[FeatureSet | None, FeatureSet | None],
+) -> dict[str, object]:
+    """One output feature: its equation, relations, effects, and all that is known of its inputs.
+
+    Raises:
+        ConfigError: there is no such feature, or it was never active.
+    """
+    equation = reading.equation(output)
+    source, target = ends
+    return {
+        **_equation(equation, ends),
+        "relations": [_relation(r, ends) for r in reading.relations if r.output == output],
+        "effects": to_json(list(effects)),
+        "feature": None
+        if target is None
+        else feature_document(target.feature(output), target.texts),
+        "inputs": []
+        if source is None
+        else [
+            feature_document(source.feature(term.feature), source.texts) for term in equation.terms
+        ],
+    }
+
+
+def _equation(
+    equation: Equation, ends: tuple[FeatureSet | None, FeatureSet | None]
+) -> dict[str, object]:
+    source, target = ends
+    told = to_json(equation)
+    assert isinstance(told, dict)
+    named = {str(term.feature): top_tokens(source, term.feature) for term in equation.terms}
+    return {**told, "fires_on": top_tokens(target, equation.output), "inputs_fire_on": named}
+
+
+def _relation(
+    relation: Relation, ends: tuple[FeatureSet | None, FeatureSet | None]
+) -> dict[str, object]:
+    source, target = ends
+    told = to_json(relation)
+    assert isinstance(told, dict)
+    return {
+        **told,
+        "inside": relation.inside,
+        "output_fires_on": top_tokens(target, relation.output),
+        "a_fires_on": top_tokens(source, relation.a),
+        "b_fires_on": top_tokens(source, relation.b),
+    }

@@ -1,0 +1,198 @@
+"""What removing an input feature does to output features: as predicted, and in the model.
+
+At every token of the input's top contexts its contribution is taken out of the activations at the
+first site, `x1 - z1_i W_dec1[i]`; what the SAE does not reconstruct stays. The model runs on to the
+second site, whose SAE encodes what arrives. The true effect on an output is the drop of its
+activation, `z2_o - z2_o'`; the linear one is the drop of the connector's prediction when `z1_i` is
+set to zero, through its relu. Both are means over the tokens of those contexts on which the input
+is active.
+
+Between the sites there is a norm, and mostly a nonlinearity: the true effect need not be linear in
+anything. A removal also changes which other features of the second SAE are active; nothing of that
+is in the prediction.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from pipeline.connect.connector import Connector
+from pipeline.connect.pair import Pair
+from pipeline.connect.reading.values import Effect, Equation, Term
+from pipeline.families import Site
+from pipeline.model import LanguageModel
+from pipeline.sites import reading, splice
+
+_CELLS = 2**24
+"""Latents in memory at once: 64 MiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """An input feature and an output feature, whose effect is looked at."""
+
+    input: int
+    output: int
+    control: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scene:
+    """Where effects are measured: a model with both SAEs and the connector between them."""
+
+    lm: LanguageModel
+    pair: Pair
+    connector: Connector
+    contexts: Callable[[int], Int[np.ndarray, "contexts ctx_len"]]
+    """Tokens of the top contexts of an input feature; none for a dead one."""
+
+    @property
+    def sites(self) -> tuple[Site, Site]:
+        """Where features are removed, and where that is felt."""
+        first, second = map(Site.parse, self.pair.sites)
+        return first, second
+
+
+def chosen_links(
+    equations: Sequence[Equation],
+    W: Float[Tensor, "n_in n_out"],
+    *,
+    n_outputs: int,
+    n_terms: int,
+    seed: int,
+) -> list[Link]:
+    """The terms of some outputs, and pairs of the same features that nothing connects.
+
+    Args:
+        equations: To draw outputs from, evenly.
+        W: The connector's weights; unconnected are those whose weight is the smallest of the
+            output's, mostly zero.
+        n_outputs: To draw; as many unconnected pairs.
+        n_terms: Terms of each, of largest contribution.
+        seed: Of the drawing.
+    """
+    rng = np.random.default_rng(seed)
+    told = [equation for equation in equations if equation.terms]
+    drawn = [told[i] for i in sorted(rng.permutation(len(told))[:n_outputs].tolist())]
+    links = [
+        Link(input=term.feature, output=equation.output)
+        for equation in drawn
+        for term in _strongest(equation, n=n_terms)
+    ]
+    inputs = list(dict.fromkeys(link.input for link in links))
+    for equation in drawn:
+        size = W[inputs, equation.output].abs()
+        least = (size <= size.min()).nonzero()[:, 0].tolist()
+        some = inputs[least[int(rng.integers(len(least)))]]
+        control = Link(input=some, output=equation.output, control=True)
+        if Link(input=some, output=equation.output) not in links:
+            links.append(control)
+    return links
+
+
+def _strongest(equation: Equation, *, n: int) -> list[Term]:
+    size = [-abs(term.contribution) for term in equation.terms]
+    return [equation.terms[i] for i in np.argsort(size, kind="stable")[:n].tolist()]
+
+
+@torch.inference_mode()
+def measure(
+    scene: Scene, links: Iterable[Link], *, on_inputs: Callable[[int, int], None] | None = None
+) -> tuple[Effect, ...]:
+    """Predicted and true effects of some pairs, input after input.
+
+    Pairs whose input has no context are left out.
+
+    Args:
+        scene: Where.
+        links: Which pairs.
+        on_inputs: Told how many inputs are done, of how many.
+
+    Raises:
+        ConfigError: the model has no such site.
+    """
+    by_input: dict[int, list[Link]] = {}
+    for link in links:
+        by_input.setdefault(link.input, []).append(link)
+    found: list[Effect] = []
+    with reading(scene.lm, scene.sites) as read:
+        for done, (feature, of_it) in enumerate(by_input.items(), 1):
+            found += _effects(scene, feature, of_it, read)
+            if on_inputs is not None:
+                on_inputs(done, len(by_input))
+    return tuple(found)
+
+
+def _effects(
+    scene: Scene,
+    feature: int,
+    links: Sequence[Link],
+    read: Callable[[Tensor], Mapping[Site, Tensor]],
+) -> list[Effect]:
+    """Those of one input feature."""
+    contexts = scene.contexts(feature)
+    if not len(contexts):
+        return []
+    outputs = torch.tensor([link.output for link in links])
+    width = max(scene.pair.source.d_sae, scene.pair.target.d_sae)
+    n_contexts = max(1, _CELLS // (contexts.shape[1] * width))
+    drops, n = np.zeros((2, len(links))), 0
+    for tokens in torch.from_numpy(contexts.astype(np.int64)).split(n_contexts):
+        some, n_tokens = _drops(scene, feature, outputs, tokens.to(scene.lm.device), read)
+        drops, n = drops + some, n + n_tokens
+    linear, true = (drops / max(1, n)).tolist()
+    return [
+        Effect(
+            input=feature,
+            output=link.output,
+            weight=float(scene.connector.W[feature, link.output]),
+            linear=linear[i],
+            true=true[i],
+            n_tokens=n,
+            control=link.control,
+        )
+        for i, link in enumerate(links)
+    ]
+
+
+def _drops(
+    scene: Scene,
+    feature: int,
+    outputs: Int[Tensor, " links"],
+    tokens: Int[Tensor, "contexts ctx_len"],
+    read: Callable[[Tensor], Mapping[Site, Tensor]],
+) -> tuple[Float64[np.ndarray, "2 links"], int]:
+    """Sums of predicted and true drops where the input is active, and on how many tokens it is."""
+    first, second = scene.sites
+    source, target = scene.pair.source, scene.pair.target
+    clean = read(tokens)
+    x1, x2 = clean[first].float(), clean[second].float()
+    z1 = source.encode(x1.flatten(0, 1))
+    written = (z1[:, feature, None] * source.W_dec[feature]).view_as(x1)
+    edited = (x1 - written).to(clean[first].dtype)
+    with splice(scene.lm, {first: lambda _: edited}):
+        x2_edited = read(tokens)[second].float()
+    active = z1[:, feature] > 0
+    before, after = (target.encode(x.flatten(0, 1)[active]) for x in (x2, x2_edited))
+    chosen = outputs.to(before.device)
+    true = (before - after)[:, chosen]
+    linear = _predicted_drops(scene.connector, z1[active], feature, chosen)
+    sums = [drop.double().sum(0).cpu().numpy() for drop in (linear, true)]
+    return np.stack(sums), int(active.sum())
+
+
+def _predicted_drops(
+    connector: Connector,
+    z1: Float[Tensor, "rows n_in"],
+    feature: int,
+    outputs: Int[Tensor, " links"],
+) -> Float[Tensor, "rows links"]:
+    """What the connector predicts of some outputs, less what it does without an input."""
+    part = Connector(connector.W[:, outputs], connector.b[outputs], activation=connector.activation)
+    without = z1.clone()
+    without[:, feature] = 0
+    return part(z1) - part(without)

@@ -1,0 +1,135 @@
+"""The classifier: four linear layers, rectified between, as in S2."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import DataError
+from pipeline.mnist.config import MnistConfig
+from pipeline.mnist.images import N_CLASSES, Labelled
+
+N_HIDDEN = 3
+LAYERS = tuple(f"h{i}" for i in range(1, N_HIDDEN + 1))
+"""The hidden layers, after the ReLU: what a store calls its sites."""
+
+OnEpoch = Callable[[int, float], None]
+
+
+class Classifier(nn.Module):
+    """`h_i = relu(W_i h_{i-1} + b_i)` for i of 1, 2, 3, `h_0` the pixels; `logits = W_4 h_3 + b_4`.
+
+    Weights start as nn.Linear's do, from a seed of their own.
+    """
+
+    def __init__(self, d_in: int, hidden: int, *, seed: int = 0) -> None:
+        super().__init__()
+        widths = (d_in, *(hidden,) * N_HIDDEN, N_CLASSES)
+        generator = torch.Generator().manual_seed(seed)
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise(widths))
+        with torch.no_grad():
+            for layer in self.linear:
+                bound = layer.in_features**-0.5
+                layer.weight.uniform_(-bound, bound, generator=generator)
+                layer.bias.uniform_(-bound, bound, generator=generator)
+
+    @property
+    def linear(self) -> list[nn.Linear]:
+        """The layers, first to last."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    def hidden(self, x: Float[Tensor, "n d_in"]) -> list[Float[Tensor, "n hidden"]]:
+        """All hidden layers of each image."""
+        found = list[Tensor]()
+        for layer in self.linear[:-1]:
+            x = layer(x).relu()
+            found.append(x)
+        return found
+
+    def logits_from(self, h: Float[Tensor, "n width"], *, layer: int) -> Float[Tensor, "n classes"]:
+        """The logits where hidden layer number `layer`, from 1 to 3, is `h`."""
+        for linear in self.linear[layer:-1]:
+            h = linear(h).relu()
+        return self.linear[-1](h)
+
+    def forward(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n classes"]:
+        """The logits of each image."""
+        return self.logits_from(x, layer=0)
+
+
+class Dropout:
+    """Leaves out neurons by a seed of its own; nothing else is drawn from it."""
+
+    def __init__(self, share: float, *, seed: int, device: torch.device) -> None:
+        self._kept = 1 - share
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def __call__(self, h: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
+        """The neurons that stay, scaled up by what is missing."""
+        kept = torch.empty_like(h).bernoulli_(self._kept, generator=self._generator)
+        return h * kept / self._kept
+
+
+def train_classifier(
+    images: Labelled, config: MnistConfig, *, device: torch.device, on_epoch: OnEpoch | None = None
+) -> Classifier:
+    """Learn to tell the digits apart, by cross-entropy and Adam with decoupled weight decay.
+
+    Hidden neurons are left out at random meanwhile (dropout), those that stay are scaled up.
+
+    Args:
+        images: To learn from.
+        config: Says for how long and how fast.
+        device: Where.
+        on_epoch: Called after each epoch with its number and its mean loss.
+
+    Raises:
+        DataError: the loss stopped being finite.
+    """
+    x, labels = images.tensors(device)
+    net = Classifier(x.shape[1], config.hidden, seed=config.seed).to(device)
+    adam = torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
+    order = torch.Generator().manual_seed(config.seed)
+    dropout = Dropout(config.dropout, seed=config.seed, device=device)
+    for epoch in range(config.epochs):
+        for group in adam.param_groups:
+            group["lr"] = config.lr * (1 - epoch / config.epochs)
+        rows = torch.randperm(len(x), generator=order).split(config.batch_size)
+        loss = _epoch(net, adam, x, labels, rows, dropout=dropout)
+        if on_epoch is not None:
+            on_epoch(epoch + 1, loss)
+    return net.requires_grad_(False)
+
+
+def _epoch(
+    net: Classifier,
+    adam: torch.optim.Optimizer,
+    x: Float[Tensor, "n d_in"],
+    labels: Int[Tensor, " n"],
+    batches: Sequence[Int[Tensor, " _"]],
+    *,
+    dropout: Dropout,
+) -> float:
+    """One pass over the images; its mean loss."""
+    total = 0.0
+    for rows in batches:
+        h = x[rows]
+        for layer in net.linear[:-1]:
+            h = dropout(layer(h).relu())
+        loss = F.cross_entropy(net.linear[-1](h), labels[rows])
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        total += float(loss.detach()) * len(rows)
+    if not total < float("inf"):
+        raise DataError("the classifier's loss is no longer finite: lower lr in the --config file")
+    return total / len(x)
+
+
+def layer_file(folder: Path, index: int) -> Path:
+    """Where the `weight` and `bias` of a layer lie, from 1: a connector may start from them."""
+    return folder / f"layer-{index}.safetensors"

@@ -1,0 +1,191 @@
+"""Labelled images of digits: what `--images` means.
+
+    digits          scikit-learn's 1,797 images of 8 x 8 pixels, which come with it
+    org/name        a dataset of the hub with columns `image` and `label`, as ylecun/mnist
+    PATH            IDX files: a folder of them, or one file of images with its labels beside it
+
+Where there are images for testing they are used for nothing else. Where there is one set alone, a
+fifth of it is set apart by an order that is the same for every seed of the experiment.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.mnist.idx import read_idx
+
+DIGITS = "digits"
+N_CLASSES = 10
+TEST_SHARE = 5
+"""One image in so many is for testing, where the source does not say which are."""
+_ORDER = 0
+"""Seed of which they are."""
+_DIGITS_SIDE, _DIGITS_INK = 8, 16
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labelled:
+    """Images in a fixed order, each with the digit that it shows."""
+
+    pixels: Float32[np.ndarray, "n side side"]
+    """From 0 to 1."""
+    labels: Int64[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def rows(self) -> Float32[np.ndarray, "n d_in"]:
+        """Each image as one row."""
+        return self.pixels.reshape(len(self), -1)
+
+    def tensors(
+        self, device: torch.device
+    ) -> tuple[Float32[Tensor, "n d_in"], Int64[Tensor, " n"]]:
+        """Rows and labels."""
+        return torch.from_numpy(self.rows).to(device), torch.from_numpy(self.labels).to(device)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Images:
+    """Images to learn from, and others to measure on."""
+
+    name: str
+    train: Labelled
+    test: Labelled
+
+    @property
+    def side(self) -> int:
+        """Pixels of an image's edge."""
+        return self.train.pixels.shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all pixels and labels."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.test):
+            digest.update(part.pixels.tobytes())
+            digest.update(part.labels.tobytes())
+        return digest.hexdigest()
+
+
+def open_images(name: str) -> Images:
+    """The images of this name.
+
+    Raises:
+        ConfigError: there are none of this name, or they cannot be read.
+    """
+    if name == DIGITS:
+        return split(name, *_digits())
+    path = Path(name).expanduser()
+    if path.exists():
+        return _from_idx(path, name=name)
+    if _HUB_ID.fullmatch(name):
+        from pipeline.mnist.hub_images import load_hub_images
+
+        sets = load_hub_images(name)
+        train = labelled(*sets["train"], where=name)
+        if "test" not in sets:
+            return split(name, train.pixels, train.labels)
+        return _checked(name, train, labelled(*sets["test"], where=name))
+    raise ConfigError(
+        f"there are no images {name!r}: --images takes {DIGITS}, the path of IDX files, or a hub "
+        "dataset as ylecun/mnist"
+    )
+
+
+def labelled(
+    pixels: UInt8[np.ndarray, "n height width"], labels: Int64[np.ndarray, " m"], *, where: str
+) -> Labelled:
+    """Bytes as pixels from 0 to 1, each with its label.
+
+    Raises:
+        ConfigError: they are not square, there are more of one than of the other, or a label is no
+            digit.
+    """
+    n, height, width = pixels.shape
+    if height != width:
+        raise ConfigError(f"{where} has images of {height} x {width} pixels: they must be square")
+    if n != len(labels):
+        raise ConfigError(f"{where} has {n} images and {len(labels)} labels: as many are needed")
+    if n and not 0 <= labels.min() <= labels.max() < N_CLASSES:
+        raise ConfigError(
+            f"{where} has labels from {labels.min()} to {labels.max()}: they must be 0 to 9"
+        )
+    return Labelled(pixels=pixels.astype(np.float32) / 255, labels=labels)
+
+
+def split(
+    name: str, pixels: Float32[np.ndarray, "n side side"], labels: Int64[np.ndarray, " n"]
+) -> Images:
+    """One set as two: every fifth image of a fixed order is for testing.
+
+    Raises:
+        ConfigError: there are too few.
+    """
+    order = np.random.default_rng(_ORDER).permutation(len(labels))
+    n_test = len(labels) // TEST_SHARE
+    parts = [
+        Labelled(pixels=pixels[rows], labels=labels[rows])
+        for rows in (np.sort(order[n_test:]), np.sort(order[:n_test]))
+    ]
+    return _checked(name, *parts)
+
+
+def _checked(name: str, train: Labelled, test: Labelled) -> Images:
+    if not len(train) or not len(test):
+        raise ConfigError(
+            f"{name} has {len(train)} images to learn from and {len(test)} to test on: some of "
+            "each are needed"
+        )
+    if train.pixels.shape[1:] != test.pixels.shape[1:]:
+        raise ConfigError(f"{name} has images of two sizes: they must be of one")
+    return Images(name=name, train=train, test=test)
+
+
+def _digits() -> tuple[Float32[np.ndarray, "n side side"], Int64[np.ndarray, " n"]]:
+    from sklearn.datasets import load_digits
+
+    rows, labels = load_digits(return_X_y=True)
+    pixels = np.asarray(rows, np.float32).reshape(-1, _DIGITS_SIDE, _DIGITS_SIDE) / _DIGITS_INK
+    return pixels, np.asarray(labels, np.int64)
+
+
+def _from_idx(path: Path, *, name: str) -> Images:
+    """From a file of images, or from a folder with one such file, or one for each purpose."""
+    files = [path] if path.is_file() else sorted(path.glob("*images*idx3*"))
+    sets = {"test" if _is_test(file) else "train": _read_set(file) for file in files}
+    if len(files) == 2 and len(sets) == 2:
+        return _checked(name, sets["train"], sets["test"])
+    if len(files) != 1:
+        raise ConfigError(
+            f"{path} has {len(files)} files of images by name (*images*idx3*): name one file, or "
+            "a folder with train-images-idx3-ubyte.gz, t10k-images-idx3-ubyte.gz or both"
+        )
+    (only,) = sets.values()
+    return split(name, only.pixels, only.labels)
+
+
+def _is_test(file: Path) -> bool:
+    return file.name.startswith(("t10k", "test"))
+
+
+def _read_set(file: Path) -> Labelled:
+    beside = file.with_name(file.name.replace("images", "labels").replace("idx3", "idx1"))
+    if beside == file or not beside.exists():
+        raise ConfigError(
+            f"the labels of {file} are not there: they must lie beside it, as {beside.name}"
+            if beside != file
+            else f"the labels of {file} cannot be found: its name must hold images and idx3, as in "
+            "train-images-idx3-ubyte.gz"
+        )
+    labels = read_idx(beside, n_dims=1).astype(np.int64)
+    return labelled(read_idx(file, n_dims=3), labels, where=str(file))
