@@ -109,17 +109,19 @@ def draw_image(axes: Axes, image: Float[np.ndarray, "side side"]) -> None:
 
 
 def accuracies_figure(accuracies: Mapping[str, float], *, groups: Sequence[str]) -> Figure:
-    """A bar for each way to run the classifier; names of a group begin with it and a colon."""
+    """A point for each way to run the classifier; names of a group begin with it and a colon."""
     figure = make_figure(width=7.4, height=0.9 + 0.3 * len(accuracies))
     axes = axes_in(figure, (1, 1, 1), title="Accuracy, with layers replaced", y="")
     colors = dict(zip(groups, (GRAY, AMBER, BLUE, GREEN), strict=False))
     names, values = [*accuracies], np.array([*accuracies.values()])
     at = np.arange(len(names))[::-1]
-    axes.barh(at, values, 0.7, color=[colors[name.partition(":")[0]] for name in names])
+    of_groups = [colors[name.partition(":")[0]] for name in names]
+    axes.hlines(at, values, float(values.max()), color=of_groups, lw=1.2, alpha=0.5)
+    axes.scatter(values, at, s=42, color=of_groups, zorder=3)
     for y, value in zip(at, values, strict=True):
         axes.annotate(
-            f"{value:.1%}", (value, y), (3, 0), textcoords="offset points", va="center",
-            fontsize=8, color=INK,
+            f"{value:.1%}", (value, y), (-8, 0), textcoords="offset points", va="center",
+            ha="right", fontsize=8, color=INK,
         )  # fmt: skip
     axes.set_yticks(at, names)
     axes.grid(visible=False, axis="y")
@@ -162,7 +164,7 @@ def network_frontier_figure(
         )  # fmt: skip
         for at, name in found if line is lines[-1] else ():
             axes.annotate(
-                name, at, (0, -11), textcoords="offset points", fontsize=6.5, color=color,
+                name, at, (0, 6), textcoords="offset points", fontsize=6.5, color=color,
                 ha="center",
             )  # fmt: skip
     axes.set_xscale("log")

@@ -250,10 +250,11 @@ def test_outputs_that_are_never_active_are_not_predicted_and_end_without_weights
     with torch.no_grad():
         coder.b_enc[::2] = -1e6  # silent, and with k = 3 of the others always some active
     replace(run, path=folder).finish(coder)
-    config = make_config(place, tmp_path / "c", ends=(place / SITES[0], folder), tokens=64 * 200)
-    connect(config)
-    W = load_file(tmp_path / "c" / "connector.safetensors")["W"]
-    assert not W[:, ::2].any() and W[:, 1::2].any()
+    ends = (place / SITES[0], folder)
+    for name, changes in {"shrunk": {}, "free": {"l1": 0.0}}.items():
+        connect(make_config(place, tmp_path / name, ends=ends, **changes))
+        W = load_file(tmp_path / name / "connector.safetensors")["W"]
+        assert not W[:, ::2].any() and W[:, 1::2].any()
 
 
 # --- what it is fed, and what can go wrong ----------------------------------------------------
@@ -264,7 +265,9 @@ def test_rows_that_either_sae_was_not_trained_on_are_left_out(place, tmp_path):
         place / "s.actstore", steps=4, site=SITES[1], exclude_positions=[0], exclude_norms=1.5
     )
     train_settings(settings, tmp_path / "picky")
-    config = make_config(place, tmp_path / "c", ends=(place / SITES[0], tmp_path / "picky"))
+    other = settings_for(place / "s.actstore", steps=4, site=SITES[0], exclude_positions=[3])
+    train_settings(other, tmp_path / "other")
+    config = make_config(place, tmp_path / "c", ends=(tmp_path / "other", tmp_path / "picky"))
     connect(config)
     store = ActStore.open(config.store)
     feeder = PairFeeder(store, [ConnectorRun.open(tmp_path / "c")], device=CPU)
@@ -274,7 +277,7 @@ def test_rows_that_either_sae_was_not_trained_on_are_left_out(place, tmp_path):
     rows = every_row(store, "position")
     kept, position = feeder.mask(ends, rows), rows["position"]
     norm = rows[SITES[1]].norm(dim=1)
-    expected = (norm <= 1.5 * norm.median()) & (position != 0)
+    expected = (norm <= 1.5 * norm.median()) & (position != 0) & (position != 3)
     assert torch.equal(kept, expected) and 0 < int(kept.sum()) < int((position != 0).sum())
 
 

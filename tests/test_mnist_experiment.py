@@ -48,7 +48,7 @@ def test_all_of_it_is_made_and_told_of(made):
         (kind, layer) for kind in ("tied", "relu") for layer in ("h1", "h2", "h3")
     ]
     names = {one.name for one in result.networks if one.form == "refitted"}
-    assert names == {"l1=0.001", "l1=0.01", "start=weights", "start=regression"}
+    assert names == {"l1=0.001", "l1=0.01", "start=random", "start=regression"}
     there = {path.name for path in config.out.iterdir()}
     assert there == {
         "experiment.json", "result.json", "classifier", "train.actstore", "test.actstore", "saes",
@@ -136,7 +136,7 @@ def test_saes_and_connectors_are_runs_of_the_store_like_any_others(made):
     assert (tied.config.arch.kind, untied.config.arch.kind) == ("tied", "relu")
     assert untied.provenance.fingerprint == store.fingerprint
     assert untied.d_sae == 16
-    run = ConnectorRun.open(config.out / "connectors" / "h2-h3,start=weights")
+    run = ConnectorRun.open(config.out / "connectors" / "h2-h3,l1=0.01")
     assert (run.source.site, run.target.site) == ("h2", "h3")
     assert run.source.run == untied.path.resolve()
     assert run.config.layer == (config.out / "classifier" / "layer-3.safetensors").resolve()

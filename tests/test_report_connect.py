@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pipeline.connect.reading.values import Cell, Equation, ReadingConfig
 
 from pipeline.config import ReportConfig
 from pipeline.connect.connector import Connector
 from pipeline.connect.evaluation.files import save_connector_report
 from pipeline.connect.reading.files import save_reading
 from pipeline.connect.reading.read import read_connector
+from pipeline.connect.reading.values import Cell, Equation, ReadingConfig
 from pipeline.connect.run import blank_connector_run
 from pipeline.errors import CheckpointError
 from pipeline.evaluate.report import Interval

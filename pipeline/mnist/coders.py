@@ -19,8 +19,8 @@ KINDS: tuple[Kind, ...] = ("tied", "relu")
 """Of the SAEs: both of S2's, tied and untied."""
 PAIRS = tuple(pairwise(LAYERS))
 """Hidden layers that a connector lies between."""
-STARTS: tuple[ConnectorStart, ...] = ("weights", "regression")
-"""Of connectors beside the random ones, at the chosen penalty."""
+STARTS: tuple[ConnectorStart, ...] = ("random", "regression")
+"""Of connectors beside those that start from the layer, at the chosen penalty."""
 STORE, TEST_STORE = "train.actstore", "test.actstore"
 CLASSIFIER = "classifier"
 _SAE_BATCH = 256
@@ -35,7 +35,7 @@ class Planned:
 
     pair: tuple[str, str]
     name: str
-    """What sets it apart from others of its pair: `l1=0.03` or `start=weights`."""
+    """What sets it apart from others of its pair: `l1=0.03` or `start=random`."""
     config: ConnectConfig
 
 
@@ -106,7 +106,7 @@ def connector_batch(n_rows: int) -> int:
 def _members(config: MnistConfig) -> Iterator[tuple[str, float, ConnectorStart]]:
     """Name, penalty and start of each connector of a pair."""
     for l1 in config.connect_l1:
-        yield network_name(l1), l1, "random"
+        yield network_name(l1), l1, "weights"
     for start in STARTS:
         yield f"start={start}", config.chosen_l1, start
 

@@ -64,7 +64,7 @@ class NetworkFigures:
     """A network simulated by connectors, encoded once."""
 
     name: str
-    """Which connectors: `l1=0.04`, `start=weights`, or a baseline."""
+    """Which connectors: `l1=0.04`, `start=random`, or a baseline."""
     form: Form
     accuracy: float
     """Of the whole simulation."""
