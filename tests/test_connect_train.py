@@ -242,6 +242,16 @@ def test_the_curves_tell_the_batch_as_it_was_before_the_step(place, tmp_path):
     assert line["weights"] == float((start.W.abs() > 0.1).sum()) / z2.shape[1]
 
 
+def test_the_penalty_rises_in_its_warm_up_and_counts_as_it_stands(place, tmp_path):
+    for name, warmup in {"late": "19 steps", "now": "0"}.items():
+        connect(make_config(place, tmp_path / name, l1=0.05, l1_warmup=warmup, lr=1e-2))
+    late, now = (lines_of(tmp_path / name) for name in ("late", "now"))
+    assert [line["beta"] for line in late] == pytest.approx(
+        [0.05 * min(1, line["step"] / 19) for line in late]
+    )
+    assert late[1]["nonzero"] > now[1]["nonzero"]
+
+
 def test_outputs_that_are_never_active_are_not_predicted_and_end_without_weights(place, tmp_path):
     run = Run.open(place / SITES[1])
     folder = tmp_path / "half"
