@@ -110,7 +110,8 @@ class ReportConfig:
     runs: tuple[Path, ...]
     out: Path
     n_features: int = 200
-    """Features a run to show, evenly by frequency among those that are alive."""
+    """Features a run to show, evenly by frequency among those that are alive; of a connector,
+    outputs."""
 
     def __post_init__(self) -> None:
         require_positive(self, "n_features")

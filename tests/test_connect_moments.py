@@ -9,7 +9,7 @@ import torch
 
 from actstore.reader import ActStore
 from pipeline.archs import TopKConfig
-from pipeline.connect.moments import BLOCK, alive_outputs, find_moments
+from pipeline.connect.moments import BLOCK, find_moments
 from pipeline.connect.pair import Pair
 from pipeline.connect.products import add_dense, add_latents
 from pipeline.errors import ConfigError
@@ -72,12 +72,12 @@ def test_moments_of_all_rows_are_the_plain_sums(tmp_path):
 def test_outputs_that_never_fire_are_not_alive(tmp_path):
     store, pair = make_store(tmp_path, n_rows=512), make_pair()
     moments = find_moments(pair, store, device=CPU)
-    alive = alive_outputs(moments).numpy()
+    alive = (moments.active2 > 0).numpy()
     *_, z2 = all_rows(store, pair)
     np.testing.assert_array_equal(alive, (z2 > 0).any(0))
     assert 0 < alive.sum() < len(alive)  # make_coder silences every fifth
     once = replace(moments, active2=torch.tensor([0, 1, 2]))
-    assert alive_outputs(once).tolist() == [False, True, True]
+    assert (once.active2 > 0).tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("block", [1, 1000])

@@ -61,11 +61,6 @@ class Moments:
     """And each of the target."""
 
 
-def alive_outputs(moments: Moments) -> Bool[Tensor, " n_out"]:
-    """Latents of the target that are active in any row of the sample."""
-    return moments.active2 > 0
-
-
 @torch.no_grad()
 def find_moments(
     pair: Pair,

@@ -13,6 +13,7 @@ from pipeline.evaluate.ablations import Ablations
 from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine, max_cosine
 from pipeline.evaluate.intervals import intervals
 from pipeline.evaluate.metrics import metrics
+from pipeline.evaluate.notes import notes_on
 from pipeline.evaluate.report import EvalReport, Inserted
 from pipeline.evaluate.scene import Scene
 from pipeline.evaluate.sparsity import Sparsity
@@ -68,7 +69,10 @@ def report_of(
         intervals=intervals(sums, n=config.n_bootstrap, seed=config.seed),
         inserted=_inserted(sums, subject, config.layers),
         worst=worst_contexts(sums, scene.contexts, scene.tokenizer, n=config.n_worst),
-        notes=_notes(scene, subject, config),
+        notes=(
+            *subject.notes,
+            *notes_on(scene, subject.provenance, subject.left_out.words, config),
+        ),
     )
 
 
@@ -116,23 +120,3 @@ def _inserted(sums: Columns, subject: Subject, layers: tuple[int, ...]) -> tuple
         ce = (nll := sums[nll_at(site)].sum()) / n
         found.append(Inserted(site=str(site), ce_patched=float(ce), added=float((nll - clean) / n)))
     return tuple(found)
-
-
-def _notes(scene: Scene, subject: Subject, config: EvalConfig) -> tuple[str, ...]:
-    """What a reader must know about how these numbers came about."""
-    notes, setting, trained = list(subject.notes), scene.setting, subject.provenance
-    if setting.model != trained.model:
-        notes.append(f"trained on activations of {trained.model}, evaluated in {setting.model}")
-    elif trained.model_fingerprint not in ("", scene.lm.fingerprint()):
-        notes.append(f"the weights of {setting.model} have changed since its store was harvested")
-    if setting.text == trained.text:
-        notes.append(f"evaluated on {setting.text}, the text it was trained on: not held out")
-    if subject.left_out.words and not config.as_trained:
-        words = ", ".join(subject.left_out.words)
-        notes.append(f"training left out {words}: add --as-trained to leave it out here too")
-    if scene.contexts.numel() < config.tokens:
-        notes.append(
-            f"{setting.text} holds {scene.contexts.numel()} tokens in whole contexts; "
-            f"{config.tokens} were asked for"
-        )
-    return tuple(notes)

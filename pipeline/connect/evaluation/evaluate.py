@@ -15,7 +15,6 @@ from torch import Tensor
 from pipeline.config import EvalConfig
 from pipeline.connect.evaluation.ends import Ends, Rows, find_rows, load_ends
 from pipeline.connect.evaluation.fitted import fit_baselines
-from pipeline.connect.evaluation.notes import notes_on
 from pipeline.connect.evaluation.outputs import OutputStats, OutputSums
 from pipeline.connect.evaluation.report import ConnectorReport
 from pipeline.connect.evaluation.reported import Measured, reports_of
@@ -28,6 +27,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluate.evaluation import OnProgress
 from pipeline.evaluate.fidelity import losses
 from pipeline.evaluate.grounds import OnTokens
+from pipeline.evaluate.notes import notes_on
 from pipeline.evaluate.report import EvalProgress, Stage
 from pipeline.evaluate.scene import Scene, load_scene
 from pipeline.evaluate.subject import Setting
@@ -128,7 +128,7 @@ def _evaluate_between(
         n_active=splices.n_active,
         sums=splices.sums,
         excluded=ends.left_out if config.as_trained else (),
-        notes=(*notes_on(scene, ends, config), *baselines.notes),
+        notes=(*notes_on(scene, ends.target.provenance, ends.left_out, config), *baselines.notes),
     )
     return reports_of(scene, ends, measured, config)
 
