@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from pipeline.connect.evaluation.report import ConnectorReport, LayerWeights, ScoredMap
+from pipeline.connect.pair import End
 from pipeline.connect.reading.values import (
     Cell,
     Effect,
@@ -17,9 +20,6 @@ from pipeline.connect.reading.values import (
     Relation,
     Term,
 )
-
-from pipeline.connect.evaluation.report import ConnectorReport, LayerWeights, ScoredMap
-from pipeline.connect.pair import End
 from pipeline.connect.run import ConnectorRun
 from pipeline.evaluate.report import Interval
 from pipeline.features.token_text import TokenTexts

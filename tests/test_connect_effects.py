@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from pipeline.connect.reading.values import Equation, Term
 
 import pipeline.connect.reading.effects
 import pipeline.connect.reading.observe
@@ -17,6 +16,7 @@ from pipeline.connect.reading.effects import Link, chosen_links, measure
 from pipeline.connect.reading.equation import equations
 from pipeline.connect.reading.observe import Observed, observe
 from pipeline.connect.reading.scene import features_of, open_scene
+from pipeline.connect.reading.values import Equation, Term
 from pipeline.connect.run import ConnectorRun
 from pipeline.errors import ConfigError, DataError
 from pipeline.run import Run

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from pipeline.connect.reading.values import Cell
 
 from pipeline.connect.reading.equation import equations
 from pipeline.connect.reading.logic import CLEAR, MIN_ROWS
+from pipeline.connect.reading.values import Cell
 from tests.readings import connector_of, observed_of, related
 
 N_ROWS, N_IN = 4000, 8

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pipeline.connect.reading.values import Effect, Effects, Reading, ReadingConfig
 from rich.console import Console
 
 from pipeline.connect.reading.document import output_document, reading_document, top_tokens
 from pipeline.connect.reading.files import READING, load_reading
 from pipeline.connect.reading.read import ReadingProgress, effects_on, read_connector
+from pipeline.connect.reading.values import Effect, Effects, Reading, ReadingConfig
 from pipeline.connect.run import ConnectorRun
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.features.files import FeatureSet
