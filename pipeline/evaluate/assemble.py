@@ -69,10 +69,7 @@ def report_of(
         intervals=intervals(sums, n=config.n_bootstrap, seed=config.seed),
         inserted=_inserted(sums, subject, config.layers),
         worst=worst_contexts(sums, scene.contexts, scene.tokenizer, n=config.n_worst),
-        notes=(
-            *subject.notes,
-            *notes_on(scene, subject.provenance, subject.left_out.words, config),
-        ),
+        notes=_notes(scene, subject, config),
     )
 
 
@@ -120,3 +117,8 @@ def _inserted(sums: Columns, subject: Subject, layers: tuple[int, ...]) -> tuple
         ce = (nll := sums[nll_at(site)].sum()) / n
         found.append(Inserted(site=str(site), ce_patched=float(ce), added=float((nll - clean) / n)))
     return tuple(found)
+
+
+def _notes(scene: Scene, subject: Subject, config: EvalConfig) -> tuple[str, ...]:
+    told = notes_on(scene, subject.provenance, subject.left_out.words, config)
+    return (*subject.notes, *told)
