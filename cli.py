@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore.errors import StoreError
-from pipeline.archs import ARCHS
-from pipeline.codec import from_json
-from pipeline.config import (
+from pipeline.config.architectures import ARCHS
+from pipeline.config.command_line import arch_table, assigned, connector_settings, merged
+from pipeline.config.serialization import from_json
+from pipeline.config.stages import (
     Device,
     EvalConfig,
     FeatureOrder,
@@ -21,11 +22,10 @@ from pipeline.config import (
     ReportConfig,
     StoreDtype,
 )
+from pipeline.config.training import ConnectConfig, TrainConfig
 from pipeline.errors import PipelineError
 from pipeline.mnist.config import MnistConfig
-from pipeline.settings import arch_table, assigned, connector_settings, merged
 from pipeline.terminal.words import count, layers_of
-from pipeline.train_config import ConnectConfig, TrainConfig
 
 if TYPE_CHECKING:  # it brings rich, and --help must not wait for that
     from pipeline.terminal.screen import Screen
@@ -77,7 +77,7 @@ def harvest(
         tokens=count(tokens), ctx_len=ctx_len, batch_size=batch_size, device=device,
         precision=precision, dtype=dtype, codec=codec,
     )  # fmt: skip
-    from pipeline.terminal.stages import run_harvest
+    from pipeline.terminal.commands import run_harvest
 
     screen = _screen(json)
     screen.emit(run_harvest(from_json(HarvestConfig, settings), screen=screen))
@@ -137,8 +137,8 @@ def train(
         settings = merged(config, options, given=given)
         settings["arch"] = arch_table(settings["arch"], knobs, given=given)
     settings = assigned(settings, assign or [])
-    from pipeline.terminal.stages import run_train
-    from pipeline.training.grid import expand
+    from pipeline.config.grid import expand
+    from pipeline.terminal.commands import run_train
 
     screen, loggers = _screen(json), log.split(",") if log else []
     points = expand(settings, out=out, kind=kind)
@@ -179,7 +179,7 @@ def evaluate(
         as_trained=as_trained, n_worst=worst, model=model, batch_size=batch_size, device=device,
         precision=precision,
     )  # fmt: skip
-    from pipeline.terminal.show import show_evaluations
+    from pipeline.terminal.commands import show_evaluations
 
     screen = _screen(json)
     screen.emit(show_evaluations(from_json(EvalConfig, settings), out=out, screen=screen))
@@ -210,7 +210,7 @@ def features(
         ctx, config, run=run, store=store, tokens=None if tokens is None else count(tokens),
         device=device,
     )  # fmt: skip
-    from pipeline.terminal.show import show_run
+    from pipeline.terminal.commands import show_run
 
     screen, what = _screen(json), from_json(FeaturesConfig, settings)
     screen.emit(show_run(what, feature or [], order=sort, rows=rows, screen=screen))
@@ -228,7 +228,7 @@ def report(
     json: JsonOut = None,
 ) -> None:
     """One HTML page about runs, that opens anywhere; what is missing for it is made first."""
-    from pipeline.terminal.stages import run_report
+    from pipeline.terminal.commands import run_report
 
     screen = _screen(json)
     screen.emit({"report": run_report(runs, out=out, n_features=n_features, screen=screen)})
@@ -257,8 +257,8 @@ def finetune(
         steps_per_epoch=steps_per_epoch, batch_size=batch_size, seed=seed, device=device,
         precision=precision,
     )  # fmt: skip
-    from pipeline.terminal.stages import run_finetune
-    from pipeline.terminal.tables import TUNED_ROWS, named
+    from pipeline.terminal.commands import run_finetune
+    from pipeline.terminal.evaluations import TUNED_ROWS, named
 
     screen = _screen(json)
     report = run_finetune(from_json(FinetuneConfig, settings), screen=screen)
@@ -281,7 +281,7 @@ def mnist(
 ) -> None:
     """Simulate a classifier of digits by features and sparse connectors alone."""
     settings = _settings(ctx, config, out=out, images=images, seed=seed, device=device)
-    from pipeline.terminal.mnist_stage import run_mnist
+    from pipeline.terminal.mnist import run_mnist
 
     screen = _screen(json)
     screen.emit(run_mnist(from_json(MnistConfig, settings), screen=screen))
@@ -295,7 +295,7 @@ def demo(
     json: JsonOut = None,
 ) -> None:
     """All of it on the embedded model and text, on a CPU, in under 3 minutes."""
-    from pipeline.terminal.demo_stage import run_demo
+    from pipeline.terminal.demo import run_demo
 
     screen = _screen(json)
     screen.emit(run_demo(out, screen=screen))
@@ -304,8 +304,8 @@ def demo(
 @store_app.command("info")
 def store_info(path: Store, json: JsonOut = None) -> None:
     """What is in a store: where from, how much, how well kept."""
+    from pipeline.terminal.store import store_tables
     from pipeline.terminal.store_facts import store_facts
-    from pipeline.terminal.store_tables import store_tables
 
     screen, facts = _screen(json), store_facts(path)
     for table in store_tables(facts):
@@ -321,7 +321,7 @@ def store_list(
     json: JsonOut = None,
 ) -> None:
     """Which stores are in a folder and in all its folders."""
-    from pipeline.terminal.store_stages import run_list
+    from pipeline.terminal.store import run_list
 
     screen = _screen(json)
     screen.emit(run_list(folder, screen=screen))
@@ -338,7 +338,7 @@ def store_verify(
     json: JsonOut = None,
 ) -> None:
     """Check every byte of a store, and with --repair harvest again what is damaged."""
-    from pipeline.terminal.store_stages import require_whole, run_repair, run_verify
+    from pipeline.terminal.store import require_whole, run_repair, run_verify
 
     screen, repaired = _screen(json), None
     findings = run_verify(path, screen=screen)
@@ -355,7 +355,7 @@ def store_remove(
 ) -> None:
     """Remove a store; never what is none."""
     from actstore.removal import remove_store
-    from pipeline.terminal.store_stages import announce_removal
+    from pipeline.terminal.store import announce_removal
 
     screen = _screen()
     announce_removal(path, ask=not yes, screen=screen)
@@ -381,7 +381,7 @@ def _settings(ctx: typer.Context, file: Path | None, **options: object) -> dict[
 
 def _values(option: str, text: str, kind: Callable[[str], Any]) -> object:
     """What an option was given: a value, or a list where there are commas."""
-    from pipeline.training.grid import comma_list
+    from pipeline.config.grid import comma_list
 
     return _single(comma_list(text, kind, option=f"--{option}"))
 

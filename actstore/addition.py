@@ -6,18 +6,14 @@ from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
-from actstore.conveyor import failed
 from actstore.errors import StoreError
-from actstore.files import remove
-from actstore.journal import read_journal
-from actstore.ledger import STAGING
-from actstore.lock import writing
+from actstore.files import remove, writing
+from actstore.ledger import STAGING, Twin, read_journal
 from actstore.manifest import Manifest, SiteSpec, StoreSpec
 from actstore.merge import ADDING, complete_addition, merge, settle
 from actstore.resume import open_ledger
-from actstore.root import peek
-from actstore.twin import Twin
-from actstore.writer import ActWriter
+from actstore.summary import peek
+from actstore.writer import ActWriter, failed
 
 __all__ = ["adding", "under_way"]
 

@@ -1,35 +1,198 @@
-"""What of a store is committed, how a shard joins it, and how a generation becomes complete.
+"""What is committed, how a generation becomes complete; the store it is written beside.
+
+The writer's memory: one line a committed shard; the line is what commits it.
+
+A complete store that another is written beside: row `i` of both must be of the same token.
+
+What of a store is committed, how a shard joins it, and how a generation becomes complete.
 
 Everything here runs on one thread at a time and under the writer's lock. The order of the steps is
 the point: after a crash between any two of them, `Ledger.open` finds a state it can go on from.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from actstore.codec import checksum
 from actstore.errors import StoreError
 from actstore.files import (
     PARTIAL,
+    canonical_json,
     make_folder,
     readable_json,
     remove,
     size_of,
+    sync_file,
     sync_folder,
+    write_all,
     write_file,
     write_many,
 )
-from actstore.journal import Entry, append_entry
 from actstore.layout import Layout
-from actstore.manifest import Manifest, StoreSpec
+from actstore.manifest import CONTEXT_TOKENS, ROW_ARRAYS, Manifest, StoreSpec
 from actstore.metadata import array_document, shard_key
 from actstore.moments import Moments, unpacked
-from actstore.root import GROUP, write_root
-from actstore.summary import Summary, read_summary, summary_name, write_summary
-from actstore.twin import Twin
+from actstore.reader import load_summary
+from actstore.shardfile import ShardReader
+from actstore.summary import (
+    GROUP,
+    Summary,
+    manifest_of,
+    read_root,
+    read_summary,
+    summary_name,
+    write_root,
+    write_summary,
+)
+
+JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One committed shard."""
+
+    shard: int
+    rows: int
+    generation: int
+    """Which completion of the store it was written for."""
+    files: Mapping[str, Sequence[int]]
+    """Of each array: the bytes of its file, and their crc32c."""
+    moments: int
+    """crc32c of the file of running moments after this shard."""
+    cursor: Mapping[str, object]
+    """Where the source stands after this shard."""
+
+    def as_line(self) -> bytes:
+        """The entry as it stands in the journal, its own checksum last."""
+        told = asdict(self)
+        return canonical_json({**told, "crc32c": checksum(canonical_json(told))}) + b"\n"
+
+    @staticmethod
+    def from_line(line: bytes) -> "Entry | None":
+        """Inverse of `as_line`; None if the line is torn or altered."""
+        try:
+            told: dict[str, Any] = json.loads(line)
+            crc = told.pop("crc32c")
+            return Entry(**told) if crc == checksum(canonical_json(told)) else None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def read_journal(folder: Path) -> list[Entry]:
+    """The committed shards, 0, 1, 2 and so on, up to the first line that is torn or missing.
+
+    A shard that was written again by a later generation is told by its last line.
+    """
+    path = folder / JOURNAL
+    entries: list[Entry] = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        entry = Entry.from_line(line)
+        if entry is None or entry.shard > len(entries):
+            break
+        entries[entry.shard :] = [entry]
+    return entries
+
+
+def append_entry(folder: Path, entry: Entry) -> None:
+    """Commit one more shard.
+
+    Raises:
+        OSError: If the disk is full or fails; a torn line is cut off again.
+    """
+    fd = os.open(folder / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size = os.fstat(fd).st_size
+        try:
+            write_all(fd, [entry.as_line()])
+            sync_file(fd)
+        except OSError:
+            os.ftruncate(fd, size)
+            raise
+    finally:
+        os.close(fd)
+
+
+def rewrite_journal(folder: Path, entries: Iterable[Entry]) -> None:
+    """Replace the journal by these entries, in one step."""
+    write_file(folder / JOURNAL, [entry.as_line() for entry in entries])
+
+
+TOKEN_ARRAYS = (*ROW_ARRAYS, CONTEXT_TOKENS)
+"""What two stores of the same tokens have in common; the first columns of a summary."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Twin:
+    """The store whose tokens are given, and what it says of its shards."""
+
+    path: Path
+    manifest: Manifest
+    summary: Summary
+
+    @staticmethod
+    def load(path: Path) -> "Twin":
+        """Read what a complete store says of its shards.
+
+        Raises:
+            StoreError: If it is absent or damaged.
+        """
+        document = read_root(path)
+        if document is None:
+            raise StoreError(f"there is no activation store at {path}; make it: saepipe harvest")
+        manifest = manifest_of(path, document)
+        summary = load_summary(path, manifest, document)
+        return Twin(path=path, manifest=manifest, summary=summary)
+
+    def require_same(
+        self, shard: int, *, rows: int, files: Mapping[str, Sequence[int]], group: Path
+    ) -> None:
+        """Hold one shard of the other store to the tokens of this one.
+
+        Args:
+            shard: Which.
+            rows: It holds.
+            files: Bytes and crc32c of each of its arrays, as in the journal.
+            group: Where its files are.
+
+        Raises:
+            StoreError: If they differ, or a file that has to be read is damaged.
+        """
+        if not (shard < len(self.summary.shard_rows) and rows == self.summary.shard_rows[shard]):
+            raise self.differs(shard)
+        for column, name in enumerate(TOKEN_ARRAYS):
+            size = int(self.summary.shard_bytes[shard, column])
+            crc = int(self.summary.shard_crc32c[shard, column])
+            if tuple(files[name]) == (size, crc):
+                continue
+            # Another release of the compressor packs the same tokens differently.
+            own = self._read(self.path / GROUP, name, shard, rows=rows, size=size)
+            other = self._read(group, name, shard, rows=rows, size=files[name][0])
+            if not np.array_equal(own, other):
+                raise self.differs(shard)
+
+    def differs(self, shard: int) -> StoreError:
+        """What it means that the other store has another shard."""
+        return StoreError(
+            f"{self.path} cannot take more sites: its source no longer gives the tokens it gave "
+            f"for shard {shard}; it stays as it was, write another store"
+        )
+
+    def _read(
+        self, group: Path, name: str, shard: int, *, rows: int, size: int
+    ) -> Shaped[np.ndarray, "..."]:
+        spec = self.manifest.spec
+        sizes = [0] * shard + [size]
+        n_rows = shard * spec.shard_rows + rows
+        return ShardReader(group, spec, name, n_rows=n_rows, sizes=sizes).read(shard)
+
 
 STAGING = "staging"
 MOMENTS = "moments"

@@ -13,12 +13,17 @@ import numpy as np
 
 from actstore.codec import checksum
 from actstore.files import partial_of, remove, sync_folder, write_file
-from actstore.journal import Entry, read_journal, rewrite_journal
-from actstore.ledger import MOMENTS, Ledger
+from actstore.ledger import (
+    MOMENTS,
+    TOKEN_ARRAYS,
+    Entry,
+    Ledger,
+    Twin,
+    read_journal,
+    rewrite_journal,
+)
 from actstore.manifest import Manifest, StoreSpec
-from actstore.root import GROUP, peek
-from actstore.summary import Summary, read_summary, summary_name
-from actstore.twin import TOKEN_ARRAYS, Twin
+from actstore.summary import GROUP, Summary, peek, read_summary, summary_name
 
 ADDING = "adding"
 

@@ -11,19 +11,24 @@ from dataclasses import dataclass
 from os import cpu_count
 from pathlib import Path
 
-from actstore.conveyor import failed
 from actstore.errors import NonFiniteError, StoreError
-from actstore.evidence import CONSEQUENCE, rebuilt_summary, told_shards
-from actstore.files import readable_json, write_many
-from actstore.journal import JOURNAL, Entry
-from actstore.ledger import MOMENTS
-from actstore.lock import writing
+from actstore.files import readable_json, write_many, writing
+from actstore.ledger import JOURNAL, MOMENTS, Entry
 from actstore.manifest import Manifest, StoreSpec
 from actstore.metadata import array_document, shard_key
-from actstore.root import GROUP, being_extended, peek, write_root
 from actstore.shardwriter import Shard, Written, write_files
-from actstore.summary import Summary, read_summary, summary_name, write_summary
-from actstore.verify import Finding
+from actstore.summary import (
+    GROUP,
+    Summary,
+    being_extended,
+    peek,
+    read_summary,
+    summary_name,
+    write_root,
+    write_summary,
+)
+from actstore.verify import CONSEQUENCE, Finding, rebuilt_summary, told_shards
+from actstore.writer import failed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,15 +6,11 @@ from itertools import takewhile
 from pathlib import Path
 
 from actstore.errors import StoreError
-from actstore.files import PARTIAL, canonical_json, make_folder, remove
-from actstore.journal import JOURNAL, read_journal, rewrite_journal
-from actstore.ledger import MOMENTS, STAGING, Ledger
-from actstore.lock import LOCK
+from actstore.files import LOCK, PARTIAL, canonical_json, make_folder, remove
+from actstore.ledger import JOURNAL, MOMENTS, STAGING, Ledger, Twin, read_journal, rewrite_journal
 from actstore.manifest import Manifest, StoreSpec, differences
 from actstore.merge import settle
-from actstore.root import GROUP, peek, write_root
-from actstore.summary import read_summary, summary_name
-from actstore.twin import Twin
+from actstore.summary import GROUP, peek, read_summary, summary_name, write_root
 
 
 def open_ledger(path: Path, spec: StoreSpec, *, n_rows: int, beside: Twin | None = None) -> Ledger:

@@ -1,13 +1,33 @@
-"""One shard of one array as a file: chunks one after another, then where each begins and ends."""
+"""One shard as a file: written form, read, scanned.
 
-from collections.abc import Iterable, Iterator
+One shard of one array as a file: chunks one after another, then where each begins and ends.
+
+Chunks of a complete store's shards, decoded straight from mapped files into a caller's memory.
+
+A file cut short under its mapping would kill the process that touches it, so its size is looked at
+before each chunk. A mapping holds a descriptor: an array keeps a few, so that 10,000 shards need no
+more than a process has.
+
+One shard's file read from end to end and held to its checksums, without decoding it.
+"""
+
+import mmap
+import os
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from jaxtyping import Shaped, UInt64
 
-from actstore.codec import CRC_BYTES, checksum
+from actstore.codec import CRC_BYTES, checked, checksum, decode
 from actstore.errors import StoreError
+from actstore.manifest import StoreSpec
+from actstore.metadata import codec_of, dtype_of, shape_of, shard_and_chunk, shard_key
 
 ABSENT = np.iinfo(np.uint64).max
 ENTRY_BYTES = 16
@@ -75,3 +95,252 @@ def parse_index(
     if index[:, 0].tolist() != [0, *ends[:-1]] or ends[-1] != file_size - len(data):
         raise StoreError("its index does not fit the file")
     return index
+
+
+MAX_MAPPED = 64  # shards of one array; more are mapped again when their turn comes
+
+
+class ShardReader:
+    """The shards of one array; safe to use from many threads."""
+
+    def __init__(
+        self, root: Path, spec: StoreSpec, name: str, *, n_rows: int, sizes: list[int]
+    ) -> None:
+        self._root = os.fspath(root)
+        self._spec = spec
+        self._name = name
+        self._layout = spec.layout(n_rows)
+        self._sizes = sizes
+        self._codec = codec_of(spec, name)
+        self._dtype = dtype_of(spec, name)
+        self._slot = shard_and_chunk(spec, name)
+        self._indices: dict[int, UInt64[np.ndarray, "chunks 2"]] = {}
+        self._mapped: dict[int, mmap.mmap] = {}
+        self._kept: dict[int, mmap.mmap] = {}
+        self._lock = threading.Lock()
+
+    def path(self, shard: int) -> str:
+        """The file of a shard."""
+        return f"{self._root}/{shard_key(self._name, shard)}"
+
+    def check_files(self) -> Iterator[StoreError]:
+        """Every shard that is absent or of another size than the store says."""
+        for shard, size in enumerate(self._sizes):
+            try:
+                found = os.stat(self.path(shard)).st_size  # noqa: PTH116 - thousands of them
+            except OSError as error:
+                yield self._error(shard, f"cannot be read: {error.strerror}")
+            else:
+                if found != size:
+                    yield self._error(shard, f"has {found} bytes, not {size}")
+
+    def keep_last(self) -> None:
+        """Hold on to the last shard: an extension of the store may replace its file."""
+        shard = len(self._sizes) - 1
+        self._kept[shard] = self._map(shard)
+
+    @property
+    def chunk_entries(self) -> int:
+        """Entries of a chunk along the first axis; the last one may have fewer."""
+        return self._slot[1]
+
+    @property
+    def chunks_per_shard(self) -> int:
+        """Chunks of every shard but the last."""
+        return self._slot[0] // self._slot[1]
+
+    def empty(self, entries: int) -> Shaped[np.ndarray, "..."]:
+        """Memory for that many entries."""
+        _, *tail = shape_of(self._spec, self._name, self._layout.n_rows)
+        return np.empty((entries, *tail), self._dtype)
+
+    def entries_in(self, shard: int) -> int:
+        """Entries of a shard along the first axis."""
+        return shape_of(self._spec, self._name, self._layout.rows_in(shard))[0]
+
+    def chunks_in(self, shard: int) -> int:
+        """Chunks of a shard."""
+        return -(-self.entries_in(shard) // self._slot[1])
+
+    def read(self, shard: int) -> Shaped[np.ndarray, "..."]:
+        """All values of one shard."""
+        out = self.empty(self.entries_in(shard))
+        for chunk in range(self.chunks_in(shard)):
+            start = chunk * self._slot[1]
+            self.read_chunk(shard, chunk, out[start : start + self._slot[1]])
+        return out
+
+    def read_chunk(
+        self, shard: int, chunk: int, out: Shaped[np.ndarray, "n ..."], *, skip: int = 0
+    ) -> None:
+        """Read, check and decode one chunk: its entries from `skip` on, into contiguous `out`.
+
+        Raises:
+            StoreError: If the file is absent, shorter than it was, or altered; names it.
+        """
+        with self._stored(shard, chunk) as data:
+            self._decode(data, out, skip)
+
+    def want(self, shard: int, chunk: int) -> None:
+        """Tell the system that a chunk will be read soon."""
+        if hasattr(mmap, "MADV_WILLNEED"):
+            mapped = self._map(shard)
+            offset, size = self._index(shard, mapped)[chunk].tolist()
+            start = offset - offset % mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, start, offset + size - start)
+
+    def _decode(self, data: memoryview, out: Shaped[np.ndarray, "n ..."], skip: int) -> None:
+        if len(out) == self._slot[1]:
+            decode(data, self._codec, out)
+        else:
+            full = np.empty((self._slot[1], *out.shape[1:]), out.dtype)
+            decode(data, self._codec, full)
+            out[:] = full[skip : skip + len(out)]
+
+    @contextmanager
+    def _stored(self, shard: int, chunk: int) -> Generator[memoryview]:
+        """A chunk as it is stored; whatever is wrong with it is told with its place."""
+        mapped = self._map(shard)
+        try:
+            offset, size = self._index(shard, mapped)[chunk].tolist()
+            yield memoryview(mapped)[offset : offset + size]
+        except StoreError as error:
+            raise self._error(shard, f"is damaged in chunk {chunk}: {error}") from error
+
+    def _map(self, shard: int) -> mmap.mmap:
+        """The shard's file, at least as long as the store says at this moment."""
+        mapped = self._kept.get(shard) or self._mapped.get(shard)
+        try:
+            if mapped is None:
+                mapped = self._mapped_anew(shard)
+            long_enough = mapped.size() >= self._sizes[shard]
+        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+            what = getattr(error, "strerror", None) or "it is shorter than it was"
+            raise self._error(shard, f"cannot be read: {what}") from error
+        if not long_enough:
+            raise self._error(shard, "is shorter than it was")
+        return mapped
+
+    def _mapped_anew(self, shard: int) -> mmap.mmap:
+        fd = os.open(self.path(shard), os.O_RDONLY)
+        try:
+            mapped = mmap.mmap(fd, self._sizes[shard], access=mmap.ACCESS_READ)
+        finally:
+            os.close(fd)
+        with self._lock:
+            while len(self._mapped) >= MAX_MAPPED:  # whoever reads it holds on to it
+                self._mapped.pop(next(iter(self._mapped)))
+            self._mapped[shard] = mapped
+        return mapped
+
+    def _index(self, shard: int, mapped: mmap.mmap) -> UInt64[np.ndarray, "chunks 2"]:
+        """Where the chunks of a shard lie; read once."""
+        index = self._indices.get(shard)
+        if index is None:
+            size, length = self._sizes[shard], index_bytes(self._slot[0] // self._slot[1])
+            index = parse_index(
+                memoryview(mapped[size - length : size]),
+                n_chunks=self.chunks_in(shard),
+                file_size=size,
+            )
+            self._indices[shard] = index
+        return index
+
+    def _error(self, shard: int, what: str) -> StoreError:
+        store = quote(os.path.dirname(self._root))  # noqa: PTH120 - kept as text for its speed
+        return StoreError(
+            f"{self._name}, shard {shard}: {self.path(shard)} {what}; "
+            f"get it back: saepipe store verify {store} --repair"
+        )
+
+
+READ_BYTES = 2**19  # at a time, in whole chunks: what was read is still in the core's cache
+AHEAD_BYTES = 2**23  # asked of the disk before they are read
+
+WHOLE = "it is not the file that was written, though each of its chunks is whole"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFile:
+    """A file as the store's summary describes it."""
+
+    path: Path
+    array: str
+    shard: int
+    size: int
+    crc: int
+    """crc32c of the crc32c of its chunks."""
+    n_chunks: int
+    slots: int
+    """Of its index; a short shard fills fewer."""
+
+    def problems(self) -> list[tuple[int | None, str]]:
+        """What is wrong with it, by chunk; None is the file as a whole."""
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                return list(self._problems(file))
+        except FileNotFoundError:
+            return [(None, "it is missing")]
+        except OSError as error:
+            return [(None, f"it cannot be read: {error.strerror}")]
+        except StoreError as error:
+            return [(None, str(error))]
+
+    def _problems(self, file: FileIO) -> Iterator[tuple[int | None, str]]:
+        size = os.fstat(file.fileno()).st_size
+        if size != self.size:
+            yield None, f"it has {size} bytes, not {self.size}"
+            return
+        length = index_bytes(self.slots)
+        file.seek(size - length)
+        tail = _read(file, memoryview(bytearray(length)))
+        index = parse_index(tail, n_chunks=self.n_chunks, file_size=size)
+        file.seek(0)
+        told, whole = 0, True
+        for chunk, data in _chunks(file, index):
+            try:
+                told = checksum(checked(data), told)
+            except StoreError as error:
+                whole = False
+                yield chunk, str(error)
+        if whole and told != self.crc:
+            yield None, WHOLE
+
+
+def _chunks(
+    file: FileIO, index: UInt64[np.ndarray, "chunks 2"]
+) -> Iterator[tuple[int, memoryview]]:
+    """Each chunk as it is stored, valid until the next; the disk is asked ahead."""
+    starts, sizes = index.T.tolist()
+    groups = list(_groups(sizes))
+    memory = memoryview(bytearray(max(sum(sizes[first:stop]) for first, stop in groups)))
+    asked = 0
+    for first, stop in groups:
+        while asked < starts[first] + AHEAD_BYTES and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), asked, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+            asked += AHEAD_BYTES
+        data = _read(file, memory[: sum(sizes[first:stop])])
+        for chunk in range(first, stop):
+            begin = starts[chunk] - starts[first]
+            yield chunk, data[begin : begin + sizes[chunk]]
+
+
+def _groups(sizes: list[int]) -> Iterator[tuple[int, int]]:
+    """Runs of chunks that are read at once: first, one past last."""
+    start, waiting = 0, 0
+    for chunk, size in enumerate(sizes):
+        waiting += size
+        if waiting >= READ_BYTES or chunk == len(sizes) - 1:
+            yield start, chunk + 1
+            start, waiting = chunk + 1, 0
+
+
+def _read(file: FileIO, out: memoryview) -> memoryview:
+    """Fill `out` from where the file stands."""
+    done = 0
+    while done < len(out):
+        n = file.readinto(out[done:])
+        if not n:
+            raise StoreError("it is shorter than it was")
+        done += n
+    return out

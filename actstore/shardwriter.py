@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped
 
-from actstore.codec import encode, kept_bits
+from actstore.codec import encode, kept_bits, rounded
 from actstore.errors import NonFiniteError, StoreError
 from actstore.files import make_folder, partial_of, sync_file, sync_folder, write_all
+from actstore.layout import row_permutation
 from actstore.manifest import CONTEXT_TOKENS, StoreSpec
 from actstore.metadata import codec_of, shard_and_chunk
 from actstore.moments import Moments, as_float
-from actstore.order import row_permutation
-from actstore.rounding import rounded
 from actstore.shardfile import Parts, Tally, padded, shard_parts
 
 Rows = Shaped[np.ndarray, "rows width"]

@@ -1,6 +1,15 @@
-"""Write a store: whole shards, encoded by threads beside the caller, each committed or absent."""
+"""ActWriter: contexts in, shards committed or absent; its two threads.
 
+The two threads between a finished shard and its commit.
+
+Contexts as they come, until they make a shard.
+
+Write a store: whole shards, encoded by threads beside the caller, each committed or absent.
+"""
+
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from os import cpu_count
 from pathlib import Path
@@ -9,16 +18,193 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped
 
-from actstore.conveyor import Conveyor, failed
 from actstore.errors import StoreError
-from actstore.files import make_folder
-from actstore.gather import Gathered
-from actstore.ledger import Ledger
-from actstore.lock import writing
-from actstore.manifest import Manifest, StoreSpec
+from actstore.files import make_folder, size_of, writing
+from actstore.layout import row_permutation
+from actstore.ledger import Ledger, Twin
+from actstore.manifest import CONTEXT_TOKENS, Manifest, StoreSpec
+from actstore.metadata import shard_key
+from actstore.moments import merged
 from actstore.resume import open_ledger
-from actstore.shardwriter import Shard
-from actstore.twin import Twin
+from actstore.shardfile import ShardReader
+from actstore.shardwriter import Shard, Written, write_files
+
+
+class Conveyor:
+    """Takes shards in order; one is encoded while the one before it is synced and committed.
+
+    The first failure stops it: what came after is dropped, and every later call raises it.
+    """
+
+    def __init__(self, ledger: Ledger, stack: ExitStack, *, threads: int, queue: int) -> None:
+        self._ledger = ledger
+        self._moments = ledger.moments()
+        self._failure: StoreError | None = None
+        self._room = threading.Semaphore(queue)
+        self._unplaced = threading.Semaphore(2)
+        # Entered innermost last: what encodes must stop before what it feeds.
+        self._placing = stack.enter_context(ThreadPoolExecutor(1, "actstore-commit"))
+        self._pool = stack.enter_context(ThreadPoolExecutor(threads, "actstore-encode"))
+        self._encoding = stack.enter_context(ThreadPoolExecutor(1, "actstore-write"))
+
+    def put(self, shard: Shard) -> None:
+        """Hand over a shard; blocks while as many as the queue allows are in memory.
+
+        Raises:
+            StoreError: If an earlier shard could not be written.
+        """
+        self._room.acquire()
+        try:
+            self.check()
+        except StoreError:
+            self._room.release()
+            raise
+        self._encoding.submit(self._encode, shard)
+
+    def wait(self) -> None:
+        """Until nothing is on its way: each thread is given one empty job, in order."""
+        self._encoding.submit(int).result()
+        self._placing.submit(int).result()
+
+    def check(self) -> None:
+        """Tell of the first failure there was.
+
+        Raises:
+            StoreError: That one.
+        """
+        if self._failure is not None:
+            raise self._failure
+
+    def _encode(self, shard: Shard) -> None:
+        """On the writing thread: one shard to its files, while the one before it is committed."""
+        try:
+            if self._failure is None:
+                ledger = self._ledger
+                if shard.index < ledger.n_kept:
+                    _require_same_start(shard, ledger)
+                written = write_files(shard, ledger.spec, ledger.place, self._pool)
+                self._unplaced.acquire()
+                self._placing.submit(self._commit, written)
+        except (OSError, StoreError) as error:
+            self._fail(error)
+        finally:
+            self._room.release()
+
+    def _commit(self, written: Written) -> None:
+        """On the committing thread: one shard after another becomes part of the store."""
+        try:
+            if self._failure is None:
+                self._place(written)
+        except (OSError, StoreError) as error:
+            self._fail(error)
+        finally:
+            written.close()
+            self._unplaced.release()
+
+    def _place(self, written: Written) -> None:
+        written.place()
+        moments = {
+            name: merged(written.moments[name], start) for name, start in self._moments.items()
+        }
+        self._ledger.commit(
+            shard=written.shard.index,
+            rows=written.shard.n_rows,
+            files={name: (tally.size, tally.crc) for name, tally in written.tallies.items()},
+            moments=moments,
+            cursor=written.shard.cursor,
+        )
+        self._moments = moments
+
+    def _fail(self, error: OSError | StoreError) -> None:
+        if self._failure is None:
+            self._failure = (
+                error if isinstance(error, StoreError) else failed(self._ledger.path, error)
+            )
+
+
+def _require_same_start(shard: Shard, ledger: Ledger) -> None:
+    """Hold a last shard that is written again, longer, to the contexts it began with."""
+    spec = ledger.spec
+    name, rows = CONTEXT_TOKENS, ledger.manifest.n_rows
+    sizes = [size_of(ledger.root / shard_key(name, k)) or 0 for k in range(ledger.n_kept)]
+    old = ShardReader(ledger.root, spec, name, n_rows=rows, sizes=sizes).read(shard.index)
+    if not np.array_equal(shard.tokens[: len(old)], old):
+        raise StoreError(
+            f"{ledger.path} cannot be extended: its source no longer gives the tokens it gave "
+            f"for shard {shard.index}; write another store"
+        )
+
+
+def failed(path: Path, error: OSError) -> StoreError:
+    """What a full or failing disk means to whoever writes the store at `path`."""
+    return StoreError(
+        f"{error.filename or path} could not be written: {error.strerror}; "
+        "what was committed is kept, the same command goes on from there"
+    )
+
+
+class Gathered:
+    """Contexts in the order they were added, taken out as permuted shards."""
+
+    def __init__(self, spec: StoreSpec) -> None:
+        self._spec = spec
+        self._acts: dict[str, list[Shaped[np.ndarray, "n ctx_len width"]]] = {
+            site.name: [] for site in spec.sites
+        }
+        self._tokens: list[Int32[np.ndarray, "n ctx_len"]] = []
+        self._documents: list[Int64[np.ndarray, "n ctx_len"]] = []
+
+    @property
+    def n_rows(self) -> int:
+        """Rows waiting at each site."""
+        return sum(tokens.size for tokens in self._tokens)
+
+    def add(
+        self,
+        acts: Mapping[str, Shaped[np.ndarray, "n ctx_len width"]],
+        tokens: Int32[np.ndarray, "n ctx_len"],
+        document_id: Int64[np.ndarray, "n ctx_len"],
+    ) -> None:
+        """Take up contexts; they are copied, the caller may reuse its arrays.
+
+        Raises:
+            StoreError: If they do not fit the store.
+        """
+        wanted = {site.name: (*tokens.shape, site.width) for site in self._spec.sites}
+        given = {name: rows.shape for name, rows in acts.items()}
+        if given != wanted or tokens.shape != document_id.shape:
+            raise StoreError(f"expected rows of {wanted} for these tokens, got {given}")
+        if tokens.shape[1] != self._spec.ctx_len:
+            raise StoreError(f"expected contexts of {self._spec.ctx_len}, got {tokens.shape[1]}")
+        for name, rows in acts.items():
+            if rows.dtype != self._spec.storage:
+                raise StoreError(f"{name}: expected {self._spec.storage}, got {rows.dtype}")
+            self._acts[name].append(rows.copy())
+        self._tokens.append(tokens.copy())
+        self._documents.append(document_id.copy())
+
+    def take(self, shard: int, n_rows: int) -> Shard:
+        """The first `n_rows` rows, as a shard."""
+        n_contexts = n_rows // self._spec.ctx_len
+        order = row_permutation(n_rows, seed=self._spec.seed, shard=shard)
+        return Shard(
+            index=shard,
+            acts={
+                name: _cut(parts, n_contexts).reshape(n_rows, -1)[order]
+                for name, parts in self._acts.items()
+            },
+            tokens=_cut(self._tokens, n_contexts),
+            document_id=_cut(self._documents, n_contexts),
+            cursor={},
+        )
+
+
+def _cut(parts: list[np.ndarray], n: int) -> np.ndarray:
+    """Join `parts`, keep what follows the first `n` entries in them, give those."""
+    whole = np.concatenate(parts)
+    parts[:] = [whole[n:]]
+    return whole[:n]
+
 
 __all__ = ["ActWriter", "Shard"]
 

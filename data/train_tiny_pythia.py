@@ -63,7 +63,7 @@ class Held:
 def prepare(args: argparse.Namespace) -> None:
     """Train the tokenizer on the training part and write both parts as uint16 arrays."""
     sys.path.insert(0, str(HERE.parent))
-    from pipeline.builtin import BuiltinText
+    from pipeline.text.builtin import BuiltinText
 
     args.work.mkdir(parents=True, exist_ok=True)
     parts = {"train": BuiltinText("train"), "heldout": BuiltinText("heldout")}

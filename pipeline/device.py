@@ -4,7 +4,7 @@ from typing import assert_never
 
 import torch
 
-from pipeline.config import Device, Precision
+from pipeline.config.stages import Device, Precision
 from pipeline.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -14,7 +14,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a worker already
 
-from tests.stores import make_spec, write_store
+from tests.helpers.stores import make_spec, write_store
 
 settings.register_profile("saepipe", deadline=None)  # shapes are checked while testing: slow
 settings.load_profile("saepipe")
@@ -53,17 +53,17 @@ def make_store(tmp_path: Path):
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model of tests.tiny, which nobody changes."""
-    from tests.tiny import make_model  # it brings transformers
+    """The model of tests.helpers.tiny, which nobody changes."""
+    from tests.helpers.tiny import make_model  # it brings transformers
 
     return make_model(tmp_path_factory.mktemp("lm") / "model")
 
 
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The text of tests.evaluations, which nobody changes."""
-    from tests.evaluations import N_CONTEXTS
-    from tests.tiny import make_text
+    """The text of tests.helpers.evaluations, which nobody changes."""
+    from tests.helpers.evaluations import N_CONTEXTS
+    from tests.helpers.tiny import make_text
 
     return make_text(tmp_path_factory.mktemp("text") / "a.txt", n_contexts=N_CONTEXTS)
 
@@ -71,7 +71,7 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def evals(tmp_path: Path, tiny_model: Path, tiny_text: str):
     """Runs in the tiny model, and their evaluations."""
-    from tests.evaluations import Evaluations
+    from tests.helpers.evaluations import Evaluations
 
     return Evaluations(folder=tmp_path, model=tiny_model, text=tiny_text)
 
@@ -79,7 +79,7 @@ def evals(tmp_path: Path, tiny_model: Path, tiny_text: str):
 @pytest.fixture
 def passes(monkeypatch):
     """What a call gives, and how many forward passes it made, whole or not."""
-    from pipeline.model import LanguageModel
+    from pipeline.lm.model import LanguageModel
 
     calls: list[int] = []
     hidden = LanguageModel.hidden

@@ -8,12 +8,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from actstore.reader import ActStore
-from pipeline.connect.latents import Latents
-from pipeline.connect.pair import End, Pair
+from pipeline.connect.connector import End, Latents, Pair
 from pipeline.connect.run import ConnectorRun, load_pair
-from pipeline.run import Run
-from pipeline.training.feed import Feed, Feeder
-from pipeline.training.sample import SAMPLE_ROWS, sample_rows
+from pipeline.runs.sae_run import Run
+from pipeline.training.feed import SAMPLE_ROWS, Feed, Feeder, sample_rows
 
 Ends = tuple[End, End]
 

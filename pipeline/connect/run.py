@@ -9,15 +9,20 @@ import torch
 
 from actstore.files import write_json
 from actstore.reader import ActStore
-from pipeline.codec import to_json
-from pipeline.connect.connector import Connector
-from pipeline.connect.pair import End, Pair
+from pipeline.config.serialization import to_json
+from pipeline.config.training import ConnectConfig
+from pipeline.connect.connector import Connector, End, Pair
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.provenance import Provenance
-from pipeline.run import Run
-from pipeline.run_folder import RUN, RunDocument, kind_of, read_document
-from pipeline.tensors import load_tensors, save_tensors
-from pipeline.train_config import ConnectConfig
+from pipeline.runs.folder import (
+    RUN,
+    Provenance,
+    RunDocument,
+    kind_of,
+    load_tensors,
+    read_document,
+    save_tensors,
+)
+from pipeline.runs.sae_run import Run
 
 CONNECTOR = "connector.safetensors"
 

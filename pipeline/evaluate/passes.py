@@ -1,22 +1,171 @@
-"""The one pass over the text in which all that was asked for is measured.
+"""The one pass over a text, and what each run asks of it.
+
+What is asked of the one pass over the text: what a run costs, and what ablating its site does.
+
+Each asks for edited passes of a batch, and then sums, context by context, what they lost.
+
+The one pass over the text in which all that was asked for is measured.
 
 Of each batch the untouched model runs once; every edited pass starts at its site. In memory are
 one batch's states (one for each edited pass, up to three for each site), a slice of logits of the
 untouched and of one edited pass, and some twenty float64 sums for each context and run.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import final
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pipeline.evaluate.fidelity import losses
-from pipeline.evaluate.grounds import Ground, OnTokens, Tokens
-from pipeline.evaluate.place import Place
-from pipeline.evaluate.views import View
-from pipeline.model import LanguageModel
-from pipeline.replay import Replay
+from pipeline.evaluate.ablations import Ablations, Ground, OnTokens, Tokens
+from pipeline.evaluate.metrics import (
+    CLEAN,
+    RECONSTRUCTION,
+    Columns,
+    ContextSums,
+    Losses,
+    Sparsity,
+    exact,
+    losses,
+    reconstruction,
+    sum_kept,
+    zeros,
+)
+from pipeline.evaluate.setup import Place
+from pipeline.lm.cross_entropy import slices
+from pipeline.lm.families import Site
+from pipeline.lm.hooks import Coder
+from pipeline.lm.model import LanguageModel
+from pipeline.lm.replay import Replay
+
+Edited = dict[Hashable, Tensor]
+"""Last hidden states `[contexts ctx_len d_model]` of edited passes, by name."""
+
+See = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""Shown the numbers of some rows, the rows, their latents and their reconstructions."""
+
+_OF_ROWS = (*RECONSTRUCTION, "l0", "l1")
+
+
+@final
+class RunView:
+    """One run: its coder in place of its site, and alone at the same kind of site elsewhere.
+
+    The rows that count are those of its own site, wherever the coder is.
+    """
+
+    def __init__(
+        self, coder: Coder, place: Place, ground: Ground, *, layers: Sequence[int]
+    ) -> None:
+        self.place = place
+        own = place.site
+        elsewhere = (Site(layer=layer, rank=own.rank) for layer in layers)
+        self.sites = tuple(dict.fromkeys((own, *elsewhere)))
+        self.diverging: tuple[Hashable, ...] = ((self, own),)
+        self.sparsity = Sparsity(coder.d_sae, device=coder.W_dec.device)
+        self._coder, self._ground = coder, ground
+        self._sums = ContextSums()
+
+    def edited(self, replay: Replay, kept: Bool[Tensor, "contexts ctx_len"]) -> Edited:
+        """The edited passes of a batch; what the coder makes of its own site is summed."""
+        acts = {site: replay.acts(site) for site in self.sites}
+        table = zeros(len(_OF_ROWS), kept.numel(), device=kept.device)
+        mean = self._ground.mean.to(table.device)
+
+        def see(rows: Tensor, x: Tensor, z: Tensor, x_hat: Tensor) -> None:
+            counts = exact(self.sparsity.add(z))
+            per_row = torch.cat([reconstruction(x, x_hat, mean), counts])
+            table[:, rows.to(table.device)] = per_row
+
+        values = {
+            site: spliced(self._coder, x, kept, see=see if site == self.place.site else None)
+            for site, x in acts.items()
+        }
+        for name, per_row in zip(_OF_ROWS, table.view(-1, *kept.shape), strict=True):
+            self._sums.add(name, per_row.sum(-1))
+        return {(self, site): replay.edited(site, value) for site, value in values.items()}
+
+    def sum_up(self, found: Losses, kept: Bool[Tensor, "contexts ctx_len"]) -> None:
+        """Sum what a batch's passes lost where it counts."""
+        counted = kept[:, :-1]
+        self._sums.add("n_tokens", exact(kept.float()).sum(-1))
+        self._sums.add("n_predictions", exact(counted.float()).sum(-1))
+        self._sums.add("nll_clean", sum_kept(found.nll[CLEAN], counted))
+        self._sums.add("kl_patched", sum_kept(found.kl[self, self.place.site], counted))
+        for site in self.sites:
+            self._sums.add(nll_at(site), sum_kept(found.nll[self, site], counted))
+
+    @property
+    def sums(self) -> Columns:
+        """Of each context, all but what ablating the site costs; `nll_at(site)` of each site."""
+        sums = self._sums.all()
+        return sums | {"nll_patched": sums[nll_at(self.place.site)]}
+
+
+@final
+class AblationView:
+    """One place, with zero and with the mean in the place of what counts."""
+
+    def __init__(self, place: Place, ground: Ground) -> None:
+        self.place = place
+        self.sites = (place.site,)
+        self.diverging: tuple[Hashable, ...] = ((self, "zero"),)
+        self._ground = ground
+        self._sums = ContextSums()
+
+    def edited(self, replay: Replay, kept: Bool[Tensor, "contexts ctx_len"]) -> Edited:
+        """The edited passes of a batch."""
+        acts = replay.acts(self.place.site)
+        constants = {"zero": acts.new_zeros(()), "mean": self._ground.mean.to(acts)}
+        return {
+            (self, name): replay.edited(
+                self.place.site, torch.where(kept[..., None], constant, acts)
+            )
+            for name, constant in constants.items()
+        }
+
+    def sum_up(self, found: Losses, kept: Bool[Tensor, "contexts ctx_len"]) -> None:
+        """Sum what a batch's passes lost where it counts."""
+        counted = kept[:, :-1]
+        self._sums.add("nll_zero", sum_kept(found.nll[self, "zero"], counted))
+        self._sums.add("nll_mean", sum_kept(found.nll[self, "mean"], counted))
+        self._sums.add("kl_zero", sum_kept(found.kl[self, "zero"], counted))
+
+    @property
+    def result(self) -> Ablations:
+        """What was summed over the whole text."""
+        return Ablations(ground=self._ground, sums=self._sums.all())
+
+
+View = RunView | AblationView
+
+
+def nll_at(site: Site) -> str:
+    """The name of a run's losses with its coder at a site."""
+    return f"nll_{site}"
+
+
+def spliced(
+    coder: Coder,
+    acts: Float[Tensor, "contexts ctx_len width"],
+    kept: Bool[Tensor, "contexts ctx_len"],
+    *,
+    see: See | None,
+) -> Float[Tensor, "contexts ctx_len width"]:
+    """Activations with their reconstruction in the rows that are kept, in the model's precision."""
+    flat = acts.flatten(0, 1)
+    out = flat.clone()
+    chosen = kept.flatten().nonzero()[:, 0]
+    for part in slices(chosen):
+        rows = chosen[part]
+        x = flat[rows].float()
+        z = coder.encode(x)
+        x_hat = coder.decode(z)
+        if see is not None:
+            see(rows, x, z, x_hat)
+        out[rows] = x_hat.to(out.dtype)
+    return out.view_as(acts)
 
 
 @torch.no_grad()

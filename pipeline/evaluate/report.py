@@ -1,8 +1,23 @@
-"""What an evaluation says: plain numbers, ready for JSON. Definitions are with each family."""
+"""EvalReport, eval.json, eval.csv.
 
-from dataclasses import dataclass
+What an evaluation says: plain numbers, ready for JSON. Definitions are with each family.
+
+The latest report of a run, kept in its folder as `eval.json`.
+
+Several reports as one table of numbers, for a spreadsheet or a data frame.
+"""
+
+import csv
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
+from io import StringIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
+
+from actstore.files import write_file
+from pipeline.config.serialization import from_json, to_json
+from pipeline.errors import CheckpointError, ConfigError, DataError
 
 Stage = Literal["mean", "losses"]
 
@@ -156,3 +171,109 @@ class EvalReport:
     """In descending order of their added loss."""
     notes: tuple[str, ...]
     """What a reader of these numbers must know, one sentence each."""
+
+
+Report = TypeVar("Report")
+
+
+def save_report(report: EvalReport) -> Path:
+    """Write a report into the folder of its run, whole or not at all; gives the file.
+
+    Raises:
+        DataError: a number is not finite.
+        OSError: the folder cannot be written to.
+    """
+    return keep(report, report.run / EVAL_FILE)
+
+
+def load_report(run: Path) -> EvalReport | None:
+    """The report in the folder of a run, wherever that was when it was made; None without one.
+
+    Raises:
+        CheckpointError: it is damaged, or another version wrote it.
+    """
+    return kept(run, EVAL_FILE, EvalReport)
+
+
+def keep(report: Any, path: Path) -> Path:  # noqa: ANN401 - any dataclass
+    """Write a report, a field a line: a person can read it, lists of a value per latent included.
+
+    Raises:
+        DataError: a number is not finite.
+        OSError: the folder cannot be written to.
+    """
+    try:
+        lines = [
+            f"{json.dumps(f.name)}: {json.dumps(to_json(getattr(report, f.name)), allow_nan=False)}"
+            for f in fields(report)
+        ]
+    except ValueError as error:
+        raise DataError(
+            f"the evaluation of {path.parent} holds a number that is not finite: its weights hold "
+            "NaN or infinity; train it again"
+        ) from error
+    write_file(path, [("{\n" + ",\n".join(lines) + "\n}\n").encode()])
+    return path
+
+
+def kept(run: Path, name: str, kind: type[Report]) -> Report | None:
+    """The report of a kind in a file of a run's folder, saying that it is of that run.
+
+    Raises:
+        CheckpointError: it is damaged, or another version wrote it.
+    """
+    path = run / name
+    try:
+        report: Any = from_json(kind, json.loads(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path} is not a report that this version can read: {error}; make it again: "
+            f"saepipe eval {run}"
+        ) from error
+    return replace(report, run=run)
+
+
+_LEFT_OUT = frozenset({
+    "density", "dead_cosine", "encoder_decoder_cosine", "max_cosine", "overlaps", "intervals",
+    "inserted", "worst",
+})  # fmt: skip
+"""What has a value per latent, layer, context or other run."""
+
+
+def write_table(reports: Sequence[EvalReport], path: Path) -> None:
+    """A line a run: every single value, and after a metric the ends of its interval.
+
+    An empty field is a ratio that would have divided by nothing, or an interval that is not there.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    measured = {interval.metric for report in reports for interval in report.intervals}
+    rows = [_row(report, measured) for report in reports]
+    text = StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, [text.getvalue().encode()])
+
+
+def _row(report: EvalReport, measured: Collection[str]) -> dict[str, object]:
+    """The fields of one line, by the names of their columns."""
+    intervals = {interval.metric: interval for interval in report.intervals}
+    row: dict[str, object] = {}
+    for name in (f.name for f in fields(report) if f.name not in _LEFT_OUT):
+        match name:
+            case "l0_quantiles":
+                names = (f"l0_q{round(100 * q):02}" for q in QUANTILES)
+                row |= zip(names, report.l0_quantiles, strict=True)
+            case "excluded" | "notes":
+                row[name] = "; ".join(getattr(report, name))
+            case _:
+                row[name] = getattr(report, name)
+        if name in measured:
+            found = intervals.get(name)
+            row[f"{name}_low"] = found and found.low
+            row[f"{name}_high"] = found and found.high
+    return row

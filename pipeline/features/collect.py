@@ -1,33 +1,221 @@
-"""Find out what every feature of a run fires on, and write it into the run."""
+"""Collect(config): one pass over a store in the order of its texts.
 
-from collections.abc import Callable
+Shards of a store put back into the order of their texts, the next one decoded meanwhile.
+
+What every feature fires on: one pass over a store, each row encoded once.
+
+Memory does not grow with the store: two shards, two blocks of latents, and the entries that are
+kept (`Leaders`), about 300 bytes for each of a feature's contexts.
+
+Where the features of a run are read from, and in which words its tokens are told.
+
+Find out what every feature of a run fires on, and write it into the run.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Float32, Int32, Int64, Shaped
+from torch import Tensor
 
+from actstore.manifest import CONTEXT_TOKENS
 from actstore.reader import ActStore
-from pipeline.config import FeaturesConfig
+from pipeline.config.stages import FeaturesConfig
 from pipeline.device import pick_device
 from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine
-from pipeline.evaluate.subject import Subject, load_subject
-from pipeline.features.attribution import (
+from pipeline.evaluate.setup import Subject, load_subject
+from pipeline.features.files import Facts, FeatureSet
+from pipeline.features.logits import (
     IGNORED,
     Attribution,
     attribute,
     load_path,
+    nearest,
     writes_to_the_stream,
 )
-from pipeline.features.files import Facts, FeatureSet
-from pipeline.features.found import Scan
-from pipeline.features.nearest import nearest
+from pipeline.features.samples import Found, Scan
 from pipeline.features.save import Directions, save
-from pipeline.features.scan import scan
-from pipeline.features.source import Words, open_store
-from pipeline.finetune_run import FinetunedRun, is_finetuned
-from pipeline.provenance import Provenance
-from pipeline.run import Run
+from pipeline.finetune.run import FinetunedRun, is_finetuned
+from pipeline.lm.hooks import Coder
+from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
+from pipeline.runs.folder import Provenance
+from pipeline.runs.sae_run import Run
+from pipeline.text.contexts import ReadAhead
+from pipeline.text.token_text import TokenTexts
+from pipeline.training.batches import as_tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contexts:
+    """Whole contexts that follow each other, and where their activations are."""
+
+    first: int
+    """Number of the first one in the store."""
+    tokens: Int32[np.ndarray, "contexts ctx_len"]
+    rows: Int64[np.ndarray, "contexts ctx_len"]
+    """Which row of `acts` belongs to each token."""
+    acts: Shaped[np.ndarray, "rows width"]
+    """As stored: bfloat16 as its bits, uint16."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def contexts_of(store: ActStore, site: str, *, n_contexts: int) -> Generator[Contexts]:
+    """The first so many contexts of a store, a shard of them at a time; two shards are held.
+
+    Raises:
+        StoreError: bytes of the store were altered.
+    """
+    ahead = ReadAhead(_shards(store, site, n_contexts), items=1)
+    with closing(ahead):
+        while (contexts := ahead.get()) is not None:
+            yield contexts
+
+
+def _shards(store: ActStore, site: str, n_contexts: int) -> Iterator[Contexts]:
+    per_shard = store.spec.shard_rows // store.spec.ctx_len
+    for shard in range(-(-n_contexts // per_shard)):
+        first = shard * per_shard
+        tokens = store.shard(CONTEXT_TOKENS, shard)
+        context, position = (store.shard(name, shard) for name in ("context_id", "position"))
+        rows = np.empty(tokens.shape, np.int64)
+        rows[context - first, position] = np.arange(len(context))
+        n = min(per_shard, n_contexts - first)
+        yield Contexts(first=first, tokens=tokens[:n], rows=rows[:n], acts=store.shard(site, shard))
+
+
+BLOCK = {"cpu": 2**22}
+"""Latents in memory at once, as many as whole contexts give, and at least one context."""
+GPU_BLOCK = 2**25
+
+
+@torch.inference_mode()
+def scan(
+    config: FeaturesConfig,
+    store: ActStore,
+    site: str,
+    coder: Coder,
+    *,
+    on_tokens: Callable[[int], None] | None = None,
+) -> Scan:
+    """Read the store's first contexts, as many as `config.tokens` needs, and encode them in fp32.
+
+    Args:
+        config: How much is read, and how much kept.
+        store: With a site of the coder's width.
+        site: That one.
+        coder: On its device.
+        on_tokens: Told the number of tokens done.
+
+    Raises:
+        StoreError: bytes of the store were altered.
+        DataError: an activation of a feature is not finite.
+    """
+    ctx_len, device = store.spec.ctx_len, coder.W_dec.device
+    wanted = store.n_rows if config.tokens is None else config.tokens
+    n_contexts = min(store.n_contexts, -(-wanted // ctx_len))
+    per_block = max(1, BLOCK.get(device.type, GPU_BLOCK) // (ctx_len * coder.d_sae))
+    found = Found(config, d_sae=coder.d_sae, ctx_len=ctx_len)
+    with (
+        ThreadPoolExecutor(1, "saepipe-keep") as keeper,  # one block is kept, the next encoded
+        closing(contexts_of(store, site, n_contexts=n_contexts)) as shards,
+    ):
+        kept = keeper.submit(int)
+        for contexts in shards:
+            for start in range(0, len(contexts), per_block):
+                block = slice(start, start + per_block)
+                x = _activations(contexts, block, device)
+                z = coder.encode(x).unflatten(0, (-1, ctx_len))
+                kept.result()
+                if on_tokens is not None:
+                    on_tokens(found.n_tokens)
+                tokens = contexts.tokens[block]
+                kept = keeper.submit(found.add, z, tokens, first=contexts.first + start)
+        kept.result()
+    if on_tokens is not None:
+        on_tokens(found.n_tokens)
+    return found.result()
+
+
+def _activations(
+    contexts: Contexts, block: slice, device: torch.device
+) -> Float32[Tensor, "rows d_in"]:
+    """Activations of some contexts, one token after another."""
+    rows = contexts.acts[contexts.rows[block].reshape(-1)]
+    return as_tensor(rows).to(device).float()
+
+
+def open_store(config: FeaturesConfig, subject: Subject) -> ActStore:
+    """The store to read, sure to have activations that the coder can take.
+
+    Raises:
+        ConfigError: it is gone, or has no such site, or one of another width.
+        StoreError: it is unfinished or damaged.
+    """
+    site, d_in = str(subject.site), subject.coder.d_in
+    path = subject.provenance.path if config.store is None else config.store
+    if config.store is None and not path.exists():
+        raise ConfigError(
+            f"the store that {config.run} was trained from, {path}, is gone: name another that "
+            f"holds {site}, with --store"
+        )
+    store = ActStore.open(path)
+    if site not in store.sites:
+        raise ConfigError(
+            f"{config.run} is about {site}, and {path} holds {', '.join(store.sites)}: name a "
+            f"store that holds {site}, with --store"
+        )
+    if store.width(site) != d_in:
+        raise ConfigError(
+            f"{config.run} is a coder of {d_in} dimensions, and {site} of {path} has "
+            f"{store.width(site)}: name a store of the model it was trained on, with --store"
+        )
+    return store
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Words:
+    """What tokens are in text: those of the store, and those that logits are of."""
+
+    texts: TokenTexts
+    of_logits: TokenTexts
+    head: Tokenizer | None
+    """Of the model that the coder is in; None where it was not found."""
+    missing: str
+    """Why a tokenizer was not found; empty where all were."""
+
+    @staticmethod
+    def of(subject: Subject, store: ActStore) -> "Words":
+        """Those of the model that the store is of, and of the model that the coder is in."""
+        source = Provenance.of(store, site=str(subject.site))
+        head, missing = _tokenizer(subject.model, subject.revision)
+        if (source.model, source.revision) in (("", ""), (subject.model, subject.revision)):
+            read = head
+        else:
+            read, why = _tokenizer(source.model, source.revision)
+            missing = missing or why
+        return Words(texts=_texts(read), of_logits=_texts(head), head=head, missing=missing)
+
+
+def _tokenizer(model: str, revision: str) -> tuple[Tokenizer | None, str]:
+    """A model's tokenizer, or None and the reason."""
+    if not model:
+        return None, "neither the run nor the store says which model the activations are from"
+    try:
+        return load_tokenizer(model, revision=revision or "main"), ""
+    except ModelError as error:
+        return None, str(error)
+
+
+def _texts(tokenizer: Tokenizer | None) -> TokenTexts:
+    return TokenTexts(lambda _: None) if tokenizer is None else TokenTexts(tokenizer.token_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,8 @@
-"""What is known of a run's features, on disk: `RUN/features/`.
+"""FeatureSet: RUN/features/*.parquet, read and checked; in which order they are shown.
+
+The Parquet files of `RUN/features/`, each held to its checksum when it is read.
+
+What is known of a run's features, on disk: `RUN/features/`.
 
     features.json      what was read, with which settings, and the SHA-256 of each file below
     features.parquet   one row a feature, in order
@@ -7,24 +11,59 @@
     tokens.parquet     every token that occurs in them, as its bytes
 
 The folder is written under a temporary name and renamed: it is whole or absent.
+
+In which order features are looked at.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
 from jaxtyping import Float32, Float64, Int64
 
-from pipeline.codec import from_json
-from pipeline.config import FeaturesConfig
+from pipeline.config.serialization import from_json
+from pipeline.config.stages import FeatureOrder, FeaturesConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.features.feature import Examples, Feature, Neighbour, TokenEffect, TokenValues
-from pipeline.features.tables import FACTS, FOLDER, TABLES, Tables, damaged
-from pipeline.features.token_text import TokenTexts
-from pipeline.run_folder import saepipe_version
+from pipeline.runs.folder import saepipe_version
+from pipeline.text.token_text import TokenTexts
+
+FOLDER, FACTS = "features", "features.json"
+TABLES = ("features", "examples", "samples", "tokens")
+
+
+class Tables(dict[str, Any]):
+    """Tables by name, read when they are asked for."""
+
+    def __init__(self, run: Path, sha256: dict[str, str]) -> None:
+        super().__init__()
+        self._run, self._sha256 = run, sha256
+
+    def __missing__(self, name: str) -> Any:  # noqa: ANN401 - pyarrow is not typed
+        file = f"{name}.parquet"
+        try:
+            data = (self._run / FOLDER / file).read_bytes()
+            if hashlib.sha256(data).hexdigest() != self._sha256.get(name):
+                raise ValueError(f"its checksum does not match {FACTS}")  # noqa: TRY301
+            self[name] = parquet.read_table(pyarrow.BufferReader(data)).combine_chunks()
+        except (OSError, ValueError) as error:  # what pyarrow raises is one of these
+            raise damaged(self._run, file, error) from error
+        return self[name]
+
+
+def damaged(run: Path, file: str, error: Exception) -> CheckpointError:
+    """One line about a file of `RUN/features`."""
+    return CheckpointError(
+        f"{run / FOLDER / file} is missing or damaged ({error}): find the features again with "
+        f"saepipe features {run}"
+    )
+
 
 FORMAT = 1
 
@@ -214,3 +253,22 @@ def _effects(told: dict[str, Any], end: str) -> tuple[TokenEffect, ...]:
         TokenEffect(token=token, text=text, effect=effect)
         for token, text, effect in zip(*columns, strict=True)
     )
+
+
+def ordered(features: FeatureSet, by: FeatureOrder, *, seed: int = 0) -> Int64[np.ndarray, " n"]:
+    """All features: the most frequent first, the largest first, by number, or at random.
+
+    Equals stand by number. The dead come last, but for `index`.
+    """
+    match by:
+        case "frequency":
+            return np.lexsort((features.index, -features.n_active))
+        case "max":
+            return np.lexsort((features.index, -features.max))
+        case "index":
+            return features.index
+        case "random":
+            shuffled = np.random.default_rng(seed).permutation(len(features))
+            return shuffled[np.argsort(features.n_active[shuffled] == 0, kind="stable")]
+        case _:
+            assert_never(by)

@@ -12,13 +12,12 @@ import pyarrow.parquet as parquet
 from jaxtyping import Float32, Float64, Int, Int64, Shaped
 
 from actstore.files import make_folder, partial_of, remove, sync_folder, write_file, write_json
-from pipeline.codec import to_json
-from pipeline.features.attribution import Attribution
+from pipeline.config.serialization import to_json
 from pipeline.features.feature import BEFORE
-from pipeline.features.files import Facts, FeatureSet
-from pipeline.features.found import Scan
-from pipeline.features.tables import FACTS, FOLDER, TABLES
-from pipeline.features.token_text import TokenTexts
+from pipeline.features.files import FACTS, FOLDER, TABLES, Facts, FeatureSet
+from pipeline.features.logits import Attribution
+from pipeline.features.samples import Scan
+from pipeline.text.token_text import TokenTexts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

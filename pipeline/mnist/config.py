@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.checks import require_not_negative, require_positive
-from pipeline.config import Device
+from pipeline.config.checks import require_not_negative, require_positive
+from pipeline.config.stages import Device
 from pipeline.errors import ConfigError
 
 

@@ -15,20 +15,36 @@ from torch import Tensor
 
 from pipeline.connect.connector import Connector
 from pipeline.device import pick_device
-from pipeline.mnist.activations import quality
-from pipeline.mnist.baselines import baseline_connectors
-from pipeline.mnist.classifier import LAYERS
-from pipeline.mnist.coders import KINDS, PAIRS
+from pipeline.mnist.classifier import LAYERS, quality
 from pipeline.mnist.config import MnistConfig
 from pipeline.mnist.figures import Scene, draw
-from pipeline.mnist.folder import enter_experiment, finished_result, save_result
 from pipeline.mnist.images import Images, open_images
-from pipeline.mnist.measure import accuracy, network_figures, sae_figures
-from pipeline.mnist.network import FeatureNetwork, cut
+from pipeline.mnist.network import (
+    FeatureNetwork,
+    accuracy,
+    cut,
+    network_figures,
+    refit_all,
+    sae_figures,
+)
 from pipeline.mnist.page import write_mnist_page
-from pipeline.mnist.refit import refit_all
-from pipeline.mnist.result import Form, MnistResult, SaeFigures
-from pipeline.mnist.trained import MnistProgress, OnProgress, Trained, train_everything
+from pipeline.mnist.result import (
+    Form,
+    MnistResult,
+    SaeFigures,
+    enter_experiment,
+    finished_result,
+    save_result,
+)
+from pipeline.mnist.train import (
+    KINDS,
+    PAIRS,
+    MnistProgress,
+    OnProgress,
+    Trained,
+    baseline_connectors,
+    train_everything,
+)
 
 Networks = dict[tuple[str, Form], FeatureNetwork]
 

@@ -1,13 +1,30 @@
-"""The simulated network: features in place of neurons, connectors in place of layers."""
+"""The network of features: cut, refitted, measured.
 
+The simulated network: features in place of neurons, connectors in place of layers.
+
+Fit again the weights that a connector keeps, without the penalty that chose them.
+
+The l1 penalty does two things: it chooses which weights stay, and it makes those smaller than they
+should be. With the choice made, the rest can be undone: the relaxed lasso (Meinshausen 2007,
+doi:10.1016/j.csda.2006.12.019). No weight is added.
+
+In a simulated network a connector reads what the one before it predicts, not the features
+themselves, so that is what each is fitted to, first to last.
+
+The experiment's figures, sums in float64.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pipeline.connect.connector import Connector
-from pipeline.mnist.classifier import N_HIDDEN, Classifier
-from pipeline.sae.coder import SparseCoder
+from pipeline.mnist.classifier import LAYERS, N_HIDDEN, Classifier
+from pipeline.mnist.result import ConnectorFigures, Form, NetworkFigures, SaeFigures
+from pipeline.sae.sae import SparseCoder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,3 +81,153 @@ def cut(connector: Connector, threshold: float) -> Connector:
     W = connector.W.detach() * above(connector, threshold)
     b = connector.b.detach().clone()
     return Connector(W, b, activation=connector.activation).requires_grad_(False)
+
+
+STEPS = 600
+_ROWS = 256
+_LR = 1e-2
+
+
+def refit_all(
+    connectors: Sequence[Connector],
+    latents: Sequence[Float[Tensor, "rows _"]],
+    *,
+    threshold: float,
+    seed: int = 0,
+) -> tuple[Connector, ...]:
+    """The connectors of a network, cut and fitted again, each to what the one before gives.
+
+    Args:
+        connectors: From the latents of each layer to the next one's.
+        latents: Of each layer, encoded from its neurons.
+        threshold: Weights at most so large are cut.
+        seed: Of the rows of each step.
+    """
+    z, fitted = latents[0], list[Connector]()
+    for connector, target in zip(connectors, latents[1:], strict=True):
+        again = refit(connector, z, target, threshold=threshold, seed=seed)
+        with torch.no_grad():
+            z = again(z)
+        fitted.append(again)
+    return tuple(fitted)
+
+
+def refit(
+    connector: Connector,
+    z1: Float[Tensor, "rows n_in"],
+    z2: Float[Tensor, "rows n_out"],
+    *,
+    threshold: float,
+    seed: int = 0,
+) -> Connector:
+    """The least squared error that the weights above `threshold` reach from where they are."""
+    kept = above(connector, threshold)
+    fitted = cut(connector, threshold).requires_grad_()
+    adam = torch.optim.Adam(fitted.parameters(), _LR)
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(STEPS):
+        adam.param_groups[0]["lr"] = _LR * (1 - step / STEPS)
+        rows = torch.randint(len(z1), (_ROWS,), generator=generator)
+        loss = (fitted(z1[rows]) - z2[rows]).square().sum(-1).mean()
+        adam.zero_grad()
+        loss.backward()
+        assert fitted.W.grad is not None
+        fitted.W.grad.mul_(kept)  # what was cut gathers no momentum either, and stays zero
+        adam.step()
+    return fitted.requires_grad_(False)
+
+
+LARGE = 0.3
+"""What S2 calls a large activation."""
+
+
+def accuracy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> float:
+    """Share of right answers."""
+    return float((logits.argmax(-1) == labels).double().mean())
+
+
+def fvu(wanted: Float[Tensor, "n d"], found: Float[Tensor, "n d"]) -> float:
+    """Fraction of variance unexplained: 0 is exact, 1 as good as the mean; 0 of constants."""
+    x = wanted.double()
+    spread = float((x - x.mean(0)).square().sum())
+    return float((x - found.double()).square().sum()) / spread if spread else 0.0
+
+
+@torch.no_grad()
+def sae_figures(
+    kind: str,
+    layer: str,
+    coder: SparseCoder,
+    h: Float[Tensor, "n d_in"],
+    *,
+    accuracy_spliced: float,
+) -> SaeFigures:
+    """One SAE's, on these rows of its layer."""
+    z = coder.encode(h)
+    h_hat = coder.decode(z)
+    rms = float(h.double().square().mean()) ** 0.5
+    l1 = float(z.double().abs().mean())
+    mse = float((h.double() - h_hat.double()).square().mean())
+    unit = rms or 1.0
+    return SaeFigures(
+        kind=kind,
+        layer=layer,
+        rms=rms,
+        l1=l1,
+        mse=mse,
+        l1_scaled=l1 / unit,
+        mse_scaled=mse / unit**2,
+        fvu=fvu(h, h_hat),
+        l0=float((z > 0).double().sum(-1).mean()),
+        n_alive=int((z > 0).any(0).sum()),
+        neurons_large=float((h > LARGE).double().sum(-1).mean()),
+        features_large=float((z > LARGE).double().sum(-1).mean()),
+        accuracy=accuracy_spliced,
+    )
+
+
+@torch.no_grad()
+def network_figures(
+    name: str,
+    form: Form,
+    network: FeatureNetwork,
+    x: Float[Tensor, "n d_in"],
+    labels: Int[Tensor, " n"],
+    *,
+    threshold: float,
+) -> NetworkFigures:
+    """One simulated network's, on these images."""
+    latents = network.latents(x)
+    return NetworkFigures(
+        name=name,
+        form=form,
+        accuracy=accuracy(network.simulated(x), labels),
+        accuracy_replaced=tuple(
+            accuracy(network.replaced(x, layer=layer), labels) for layer in range(2, N_HIDDEN + 1)
+        ),
+        connectors=connector_figures(network.connectors, latents, threshold=threshold),
+    )
+
+
+def connector_figures(
+    connectors: Sequence[Connector],
+    latents: Sequence[Float[Tensor, "n _"]],
+    *,
+    threshold: float,
+) -> tuple[ConnectorFigures, ...]:
+    """Each connector's, from the latents of its first layer to those of its second."""
+    found = list[ConnectorFigures]()
+    for i, connector in enumerate(connectors):
+        z2, z2_hat = latents[i + 1], connector(latents[i])
+        found.append(
+            ConnectorFigures(
+                source=LAYERS[i],
+                target=LAYERS[i + 1],
+                l1=float(connector.W.double().abs().mean()),
+                mse=float((z2.double() - z2_hat.double()).square().mean()),
+                fvu=fvu(z2, z2_hat),
+                n_above=int(above(connector, threshold).sum()),
+                n_nonzero=int(connector.W.count_nonzero()),
+            )
+        )
+    return tuple(found)

@@ -3,14 +3,12 @@
 import numpy as np
 
 from pipeline.mnist.classifier import LAYERS
-from pipeline.mnist.coders import PAIRS
-from pipeline.mnist.figures import Drawings, Scene
-from pipeline.mnist.pictures import digit_shares, told
-from pipeline.mnist.result import NetworkFigures
-from pipeline.mnist.s2 import compared
+from pipeline.mnist.figures import Drawings, Scene, digit_shares, told
+from pipeline.mnist.result import NetworkFigures, compared
+from pipeline.mnist.train import PAIRS
 from pipeline.report.experiment import Chapter, Picture, Table
 from pipeline.report.page import write_experiment
-from pipeline.report.parts import Tile
+from pipeline.report.render import Tile
 
 PAGE = "report.html"
 _EQUATIONS = 12

@@ -1,29 +1,122 @@
-"""The part of the page about connectors: plain values for the templates."""
+"""The part about connectors.
+
+What a connector is, for people: a few facts and numbers in front, every setting folded away.
+
+The part of the page about connectors: plain values for the templates.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.connect.evaluation.report import ConnectorReport
+from pipeline.config.serialization import to_json
+from pipeline.connect.connector import End
 from pipeline.connect.reading.values import Effects
+from pipeline.connect.report import ConnectorReport
 from pipeline.features.files import has_features
-from pipeline.report.connect_data import connector_data
-from pipeline.report.connect_facts import (
-    connector_facts,
-    connector_headline,
-    connector_settings,
+from pipeline.report.data import connector_data
+from pipeline.report.figures import Drawing, connector_curves, connector_drawings, frontier_drawings
+from pipeline.report.gather import ConnectorMaterial
+from pipeline.report.render import Tile
+from pipeline.report.saes import flat, named
+from pipeline.report.tables import (
+    DEFINITION,
+    Group,
+    RelationTable,
+    Row,
+    bounds,
+    main_names_of_connect_table as main_names,
+    main_rows_of_connect_table as main_rows,
+    map_groups,
+    map_names,
+    number,
+    relation_tables,
 )
-from pipeline.report.connect_figures import (
-    connector_curves,
-    connector_drawings,
-    frontier_drawings,
-)
-from pipeline.report.connect_gather import ConnectorMaterial
-from pipeline.report.connect_relations import DEFINITION, RelationTable, relation_tables
-from pipeline.report.connect_table import bounds, main_names, main_rows, map_groups, map_names
-from pipeline.report.fidelity import Group, Row
-from pipeline.report.figures import Drawing
-from pipeline.report.words import number
+
+_STARTS = {
+    "random": "random weights",
+    "weights": "E2 W D1 of the layer between",
+    "regression": "ridge regression",
+}
+
+
+def connector_headline(material: ConnectorMaterial) -> str:
+    """From where to where: `resid_pre.1 → mlp_out.1 (l1 = 0.01)`."""
+    run = material.run
+    return f"{run.source.site} → {run.target.site} (l1 = {run.config.l1:g})"
+
+
+def connector_facts(material: ConnectorMaterial) -> dict[str, str]:
+    """The few that say what one is looking at."""
+    run = material.run
+    config, store = run.config, run.provenance
+    tokens = store.n_rows if config.tokens is None else config.tokens
+    epochs = tokens / store.n_rows if store.n_rows else 0
+    bias = " + b" if config.bias else ""
+    line = f"z1 W{bias}"
+    return {
+        "reads": _end(run.source),
+        "predicts": _end(run.target),
+        "language model": named(store.model, store.revision),
+        "text": store.text or "unknown",
+        "map": f"z2 = {f'relu({line})' if config.activation == 'relu' else line}",
+        "penalty": f"{config.l1:g} Σ|W|, {'proximal steps' if config.proximal else 'by gradient'}",
+        "began with": _STARTS[config.start],
+        "trained on": f"{tokens:,} tokens, {epochs:.3g} x the store",
+        "step": f"{config.batch_size:,} tokens, learning rate {config.lr:g}",
+    }
+
+
+def connector_settings(material: ConnectorMaterial) -> dict[str, str]:
+    """Every setting and everything known of the store and of both ends."""
+    run = material.run
+    return {
+        **flat(to_json(run.config)),
+        **flat(to_json(run.source), prefix="source."),
+        **flat(to_json(run.target), prefix="target."),
+        **flat(to_json(run.provenance), prefix="store."),
+    }
+
+
+def connector_tiles(material: ConnectorMaterial) -> list[Tile]:
+    """The few numbers in front of a page about one connector."""
+    tiles: list[Tile] = []
+    if material.evaluation:
+        tiles += _scores(material.evaluation)
+    if material.connections and material.connections.reading.effects:
+        found = material.connections.reading.effects.connected
+        note = f"correlation over {found.n:,} removed inputs"
+        tiles.append(Tile(name="predicted and true effect", value=number(found.pearson), note=note))
+    return tiles
+
+
+def _scores(report: ConnectorReport) -> list[Tile]:
+    scored = report.connector
+    tiles = [
+        Tile(
+            name="FVU",
+            value=number(scored.fvu),
+            note=f"of the variance of {report.n_alive:,} outputs is unexplained",
+        ),
+        Tile(
+            name="weights an output",
+            value=number(scored.nonzero_mean),
+            note=f"not zero, of {report.n_in:,}; {number(scored.above_mean)} above {report.tau:g}",
+        ),
+    ]
+    if scored.loss_recovered is not None:
+        tiles.append(
+            Tile(
+                name="loss recovered",
+                value=number(scored.loss_recovered),
+                note=f"{number(report.loss_recovered_sae)} with the SAE alone, 0 with zeros",
+            )
+        )
+    return tiles
+
+
+def _end(end: End) -> str:
+    return f"{end.d_sae:,} features at {end.site}, of {end.run.name}"
 
 
 @dataclass(frozen=True, kw_only=True)

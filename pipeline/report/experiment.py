@@ -10,8 +10,8 @@ from typing import ClassVar
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from pipeline.report.inline_svg import inline_svg
-from pipeline.report.parts import PageView, Tile
+from pipeline.report.figures import inline_svg
+from pipeline.report.render import PageView, Tile
 
 _LARGEST_SVG = 400_000
 """Characters; a figure of more shapes than that becomes an image of dots."""
@@ -36,7 +36,7 @@ class Picture:
     """Something to look at."""
 
     content: Figure | bytes
-    """A figure of `pipeline.canvas`, or a PNG, GIF or JPEG file."""
+    """A figure of `pipeline.plots.style`, or a PNG, GIF or JPEG file."""
     title: str
     """Short: also told to readers who do not see the picture."""
     caption: str = ""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.features.feature import Examples, Feature, TokenEffect
-from pipeline.features.token_text import TokenTexts, visible
+from pipeline.text.token_text import TokenTexts, visible
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,17 +1,72 @@
-"""From what stands in a page to its bytes: one file that asks nobody for anything."""
+"""From parts to the bytes of one file that asks nobody for anything.
+
+A page, whatever it is about: a head, and parts that follow each other.
+
+From what stands in a page to its bytes: one file that asks nobody for anything.
+"""
 
 import json
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.resources import files
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.features.token_text import visible
-from pipeline.report.parts import PageView
-from pipeline.report.words import number
+from pipeline.report.tables import number
+from pipeline.text.token_text import visible
+
+
+@runtime_checkable
+class Part(Protocol):
+    """Plain values, for the template that shows them."""
+
+    template: ClassVar[str]
+    """The file beside `page.html` that shows it."""
+    scripts: ClassVar[Sequence[str]]
+    """The files beside it that bring it to life, in their order."""
+
+    @property
+    def sections(self) -> Mapping[str, str]:
+        """What the reader can go to: id, and name in the bar."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One of the few numbers in front."""
+
+    name: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageView:
+    """The page."""
+
+    kind: str
+    """What sort of page it is, above the title."""
+    title: str
+    lead: str
+    tiles: Sequence[Tile] = ()
+    parts: Sequence[Part]
+    data: Mapping[str, object] = field(default_factory=dict[str, object])
+    """For the scripts."""
+
+    @property
+    def scripts(self) -> list[str]:
+        """Those of all parts, each once."""
+        return list(dict.fromkeys(["base.js", *(s for part in self.parts for s in part.scripts)]))
+
+    @property
+    def sections(self) -> list[tuple[str, str]]:
+        """Those of all parts."""
+        return [section for part in self.parts for section in part.sections.items()]
+
 
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
 
@@ -56,8 +111,9 @@ def _script(names: Sequence[str]) -> str:
 
 
 def _own(name: str) -> str:
-    """A file that lies beside this module."""
-    return files("pipeline.report").joinpath(name).read_text(encoding="utf-8")
+    """A template, style sheet or script of the page."""
+    folder = "scripts" if name.endswith(".js") else "templates"
+    return files("pipeline.report").joinpath(folder, name).read_text(encoding="utf-8")
 
 
 def _hash(content: str) -> str:

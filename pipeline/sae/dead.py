@@ -1,8 +1,24 @@
-"""Which latents have gone silent."""
+"""Which latents went silent; new weights for them.
 
+Which latents have gone silent.
+
+New weights for dead latents.
+
+A latent that is never active has no gradient, and nothing in the loss brings it back. Resampling
+starts it anew, at random or towards rows that the coder reconstructs badly. Everything here works
+in place on the parameters of one coder, and leaves every other latent as it is, to the bit.
+
+Draws are made on the CPU, from the seed and the step alone: the same on every device, and by a run
+that was resumed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
 import torch
-from jaxtyping import Bool, Int64, Real
-from torch import Tensor
+from jaxtyping import Bool, Float, Int64, Real
+from torch import Tensor, nn
 
 
 class SilentRows:
@@ -34,3 +50,106 @@ class SilentRows:
     def forgive(self, which: Bool[Tensor, "M F"]) -> None:
         """Start these again from zero: they were given new weights."""
         self.silent.masked_fill_(which, 0)
+
+
+ENCODER_NORM = 0.2
+"""Norm of a new encoder row, in mean norms of the living ones (Bricken et al. 2023)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Resampling:
+    """One coder's parameters and moments, as far as latents own a share of them.
+
+    Args:
+        params: Among others `E` (`W_enc` transposed) and `W_dec`, each `[F, d]`, and what
+            `starts` names; a tied coder's `E` is the memory of its `W_dec`.
+        moments: Adam's, by their name and then by parameter; absent ones were never needed.
+        unit_norm: Whether rows of `W_dec` have unit norm.
+        starts: Where the parameters with one value a latent start.
+    """
+
+    params: Mapping[str, Tensor]
+    moments: Mapping[str, Mapping[str, Tensor]]
+    unit_norm: bool
+    starts: Mapping[str, float] = field(default_factory=lambda: {"b_enc": 0.0})
+
+    def restart(
+        self, latents: Int64[Tensor, " n"], *, E: Float[Tensor, "n d"], W_dec: Float[Tensor, "n d"]
+    ) -> None:
+        """Give these latents new rows, and all else as it was at the start of training."""
+        self.params["E"][latents] = E.to(self.params["E"])
+        self.params["W_dec"][latents] = W_dec.to(self.params["W_dec"])  # last: tied, it stays
+        for name, start in self.starts.items():
+            self.params[name][latents] = start
+        for moment in self.moments.values():
+            for name in {"E", "W_dec", *self.starts} & moment.keys():
+                moment[name][latents] = 0.0
+
+
+def generator_of(seed: int, step: int) -> torch.Generator:
+    """What is drawn at a step of a run, whatever was drawn before."""
+    (state,) = np.random.SeedSequence([seed % 2**64, step]).generate_state(1, np.uint64).tolist()
+    return torch.Generator().manual_seed(state)
+
+
+@torch.no_grad()
+def resample_random(
+    coder: Resampling, dead: Bool[Tensor, " F"], *, generator: torch.Generator
+) -> int:
+    """Draw both rows of each dead latent anew; returns how many.
+
+    By Kaiming uniform for a matrix of rows of width d, `U(-sqrt(6 / d), sqrt(6 / d))`, that is
+    `torch.nn.init.kaiming_uniform_` with its default `a = 0` (He et al. 2015).
+    """
+    latents = dead.nonzero()[:, 0]
+    if not len(latents):
+        return 0
+    E, W_dec = (
+        nn.init.kaiming_uniform_(
+            torch.empty(len(latents), coder.params[name].shape[1]), generator=generator
+        )
+        for name in ("E", "W_dec")
+    )
+    if coder.unit_norm:
+        W_dec = nn.functional.normalize(W_dec, dim=-1)
+    coder.restart(latents, E=E, W_dec=W_dec)
+    return len(latents)
+
+
+@torch.no_grad()
+def resample_worst(
+    coder: Resampling,
+    dead: Bool[Tensor, " F"],
+    *,
+    centred: Float[Tensor, "n d"],
+    loss: Float[Tensor, " n"],
+    generator: torch.Generator,
+) -> int:
+    """Point dead latents at rows that are badly reconstructed; returns how many.
+
+    A row is drawn with a probability proportional to the square of its loss, and its direction
+    becomes the dictionary row and, much shorter, the encoder row (Bricken et al. 2023, "Towards
+    Monosemanticity", appendix). Here a row is drawn once at most: latents of one row would have
+    one gradient, and stay equal. The first dead latents get them; where there are fewer rows
+    than dead latents, the others stay as they are.
+
+    Args:
+        coder: Changed in place.
+        dead: Of its latents.
+        centred: Rows less `b_dec`.
+        loss: Squared error of the reconstruction of each.
+        generator: On the CPU.
+    """
+    weight = loss.double().cpu().square()
+    norm = torch.linalg.vector_norm(centred, dim=-1).cpu()
+    usable = weight.isfinite() & (weight > 0) & (norm > 0)
+    latents = dead.nonzero()[:, 0][: int(usable.sum())]
+    if not len(latents):
+        return 0
+    weight = torch.where(usable, weight, 0.0)
+    rows = (weight / weight.max()).multinomial(len(latents), generator=generator)
+    towards = nn.functional.normalize(centred[rows.to(centred.device)], dim=-1)
+    norms = torch.linalg.vector_norm(coder.params["E"], dim=-1)
+    length = ENCODER_NORM * (norms if bool(dead.all()) else norms[~dead]).mean()
+    coder.restart(latents, E=towards * length, W_dec=towards)
+    return len(latents)

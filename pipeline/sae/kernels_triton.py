@@ -18,8 +18,6 @@ It differs in three ways.
   that lies within one latent is summed by a program of its own, before.
 """
 
-# ruff: noqa: ANN001, ANN202, ANN401  (what a kernel takes are pointers, which have no type here)
-
 from collections.abc import Callable
 from typing import Any, no_type_check
 
@@ -28,6 +26,9 @@ import triton  # pyright: ignore[reportMissingImports]  (comes with torch for CU
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Float, Int32
 from torch import Tensor
+
+# ruff: noqa: ANN001, ANN202, ANN401  (what a kernel takes are pointers, which have no type here)
+
 
 BLOCK = 512
 """Coordinates of a program, at most: 16 bytes of float32 for each thread of 4 warps."""

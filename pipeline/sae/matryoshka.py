@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.sae.latents import Latents
+from pipeline.sae.active_pairs import Latents
 from pipeline.sae.objective import Objective, Params, Parts, Problem, mean_square
 from pipeline.sae.relu import masked
 from pipeline.sae.select import Picked

@@ -1,4 +1,6 @@
-"""What an architecture minimises, and by which gradient.
+"""What an architecture minimises: the base class, the parts of a loss, what curves show of it.
+
+What an architecture minimises, and by which gradient.
 
 Gradients are written out by hand: the activations' part of a step is then a few products of whole
 matrices, or of the active pairs alone, with every large temporary reused. Tests hold them to the
@@ -6,6 +8,8 @@ formulas of the papers, differentiated numerically in float64.
 
 With B rows, `r = 2/B (x_hat - x)` is the gradient of the mean squared error at the output, and
 `r_b . W_dec_i` what it means to latent `i` of row `b`.
+
+What the curves show of one batch; the names are those of a line of metrics.jsonl.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.sae.latents import Latents
+from pipeline.sae.active_pairs import Latents
 from pipeline.sae.select import Picked
 
 Params = Mapping[str, Tensor]
@@ -100,3 +104,23 @@ def mean_square(residual: Float[Tensor, "M B d"]) -> Float[Tensor, " M"]:
     """Mean over rows of the squared norm."""
     norm = torch.linalg.vector_norm(residual, dim=(1, 2))
     return norm.square() / residual.shape[1]
+
+
+@torch.no_grad()
+def measure(x: Float[Tensor, "B d"], parts: Parts) -> dict[str, Float[Tensor, " M"]]:
+    """Losses, sparsity and explained variance of each member.
+
+    `explained_variance` is `1 - sum ||x - x_hat||^2 / sum ||x - mean||^2` with the mean of *this*
+    batch; evaluation uses one mean over its whole set.
+    """
+    spread = (x - x.mean(0)).square().sum()
+    unexplained = parts.recon * len(x) / spread
+    return {
+        "loss": parts.total,
+        "recon": parts.recon,
+        "sparsity": parts.sparsity,
+        "aux": parts.aux,
+        "l0": parts.counts.sum(-1) / len(x),
+        "l1": parts.l1,
+        "explained_variance": 1 - unexplained.nan_to_num(),
+    }

@@ -10,16 +10,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pipeline.config.training import Switch
 from pipeline.errors import ConfigError
-from pipeline.sae.auxk import AuxK
-from pipeline.sae.coder import SparseCoder
-from pipeline.sae.dense import Dense, product
+from pipeline.sae.active_pairs import Dense, Latents, Pairs, Scratch, product
 from pipeline.sae.kernels import kernels_for
-from pipeline.sae.latents import Latents
 from pipeline.sae.objective import Objective, Parts, Problem
-from pipeline.sae.pairs import Pairs
-from pipeline.sae.scratch import Scratch
-from pipeline.train_config import Switch
+from pipeline.sae.sae import SparseCoder
+from pipeline.sae.topk import AuxK
 
 ACTIVATION = "activation."
 BREAK_EVEN = {"cpu": (0.12, 0.18), "cuda": (0.01, 0.02)}

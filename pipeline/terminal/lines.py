@@ -11,13 +11,13 @@ from pipeline.terminal.store_facts import fidelity_of
 from pipeline.terminal.words import duration, many, size
 
 if TYPE_CHECKING:  # they bring torch
-    from pipeline.curves import StepReport
     from pipeline.features.files import FeatureSet
-    from pipeline.finetune_run import FinetuneReport
-    from pipeline.harvest import HarvestSummary
-    from pipeline.plan import HarvestPlan
-    from pipeline.repair import RepairReport
-    from pipeline.train import Outcome
+    from pipeline.finetune.run import FinetuneReport
+    from pipeline.harvest.harvest import HarvestSummary
+    from pipeline.harvest.plan import HarvestPlan
+    from pipeline.harvest.repair import RepairReport
+    from pipeline.runs.curves import StepReport
+    from pipeline.training.train import Outcome
 
 
 _TOLD = {

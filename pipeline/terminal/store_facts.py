@@ -8,11 +8,11 @@ import numpy as np
 
 from actstore.addition import under_way
 from actstore.files import size_of
-from actstore.journal import read_journal
+from actstore.ledger import read_journal
 from actstore.manifest import Manifest
 from actstore.metadata import shard_key
 from actstore.reader import ActStore
-from actstore.root import GROUP, peek
+from actstore.summary import GROUP, peek
 
 CHECKS = "crc32c of every chunk, of every shard and of the root"
 

@@ -1,1 +1,1 @@
-"""What `pipeline.train` is made of: grids of runs, their rows, and groups that learn together."""
+"""Stage two: grids of runs, their rows, and groups that learn together."""

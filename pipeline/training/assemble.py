@@ -1,26 +1,143 @@
-"""From runs to groups that train together, each where its checkpoints left it."""
+"""From runs to groups, each where its checkpoint left it; where b_dec starts; whether to stack.
 
+Whether members of one shape are computed at once or one after another: measured, not guessed.
+
+Where `b_dec` starts: in the middle of the rows, so that the latents need not learn the offset.
+
+The mean is the middle for the squared loss; the geometric median hardly moves for a few rows that
+lie far out (Bricken et al. 2023, "Towards Monosemanticity").
+
+From runs to groups that train together, each where its checkpoints left it.
+"""
+
+import logging
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, assert_never
 
 import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
 
-from pipeline.checkpoint import Checkpoint, checkpoints_of, drop_checkpoint, load_checkpoint
-from pipeline.curves import METRICS, Curves
+from pipeline.config.training import BDecStart, TrainConfig
 from pipeline.device import DTYPES, pick_device, pick_precision
-from pipeline.run import Run
-from pipeline.sae.coder import SparseCoder, make_coder
-from pipeline.sae.objectives import coefficient_of, make_aux, make_objective
+from pipeline.runs.checkpoints import Checkpoint, checkpoints_of, drop_checkpoint, load_checkpoint
+from pipeline.runs.curves import METRICS, Curves
+from pipeline.runs.sae_run import Run
+from pipeline.sae.registry import coefficient_of, make_aux, make_objective
+from pipeline.sae.sae import SparseCoder, make_coder
 from pipeline.sae.stack import Stack, stacked
-from pipeline.train_config import TrainConfig
 from pipeline.training.feed import Feed, Feeder
 from pipeline.training.group import STACKED, Group
-from pipeline.training.member import Member
-from pipeline.training.record import writing
-from pipeline.training.stacking import stack_is_faster
-from pipeline.training.start import b_dec_start
+from pipeline.training.member import Member, writing
+
+log = logging.getLogger(__name__)
+
+TRIALS, TRIAL_ROWS = 2, 1024
+SHARE = 0.02
+"""Of a run that may go into finding out; a shorter run is trained in turn."""
+WORTH = 0.95
+"""A stack must take less than this share of the time: its memory is the larger one."""
+
+
+def stack_is_faster(stack: Stack, *, n_rows: int, n_steps: int, sparse: bool) -> bool:
+    """Time both ways of computing the gradients of random rows, in turns.
+
+    What is learned from does not matter to the time, and nothing is learned here.
+
+    Args:
+        stack: Of all members.
+        n_rows: Of a batch; no more than TRIAL_ROWS are tried.
+        n_steps: How many are to be made.
+        sparse: Whether active pairs alone are computed.
+    """
+    tried = min(n_rows, TRIAL_ROWS)
+    if 2 * (TRIALS + 1) * tried > SHARE * n_rows * n_steps:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tried, stack.params["W_dec"].shape[-1], generator=generator)
+    whole = stack.subset(range(stack.n_members))  # running thresholds move: not those of `stack`
+    alone = [stack.subset([m]) for m in range(stack.n_members)]
+    at_once, in_turn = list[float](), list[float]()
+    for _ in range(TRIALS + 1):  # the first fills caches and memory
+        at_once.append(_seconds([whole], x, sparse=sparse))
+        in_turn.append(_seconds(alone, x, sparse=sparse))
+    share = min(at_once[1:]) / min(in_turn[1:])
+    log.info("%d members at once take %.2f of the time in turn", stack.n_members, share)
+    return share < WORTH
+
+
+@torch.no_grad()
+def _seconds(stacks: Sequence[Stack], x: torch.Tensor, *, sparse: bool) -> float:
+    device = stacks[0].params["W_dec"].device
+    rows = x.to(device)
+    start = time.perf_counter()
+    for stack in stacks:
+        ones = stack.params["b_enc"].new_ones(stack.n_members)
+        stack.learn(rows, coefficient=ones, sparse=sparse)
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start
+
+
+START_ROWS = 2**14
+"""Of the sample, where one is needed: its middle is off by less than a hundredth of a deviation."""
+BLOCK_ROWS = 2**10
+MAX_ITERATIONS = 500
+TOLERANCE = 1e-9
+"""Largest step, against the mean distance, that counts as none."""
+
+
+def b_dec_start(feeder: Feeder, feed: Feed, start: BDecStart) -> Float64[Tensor, " d"]:
+    """Where `b_dec` of a member starts, in the unit of the rows it is fed; on the CPU.
+
+    The mean is that of all rows of the store if none is excluded, else that of a seeded sample.
+
+    Raises:
+        StoreError: bytes of the store were altered.
+    """
+    match start:
+        case "zero":
+            return torch.zeros(feeder.store.width(feed.site), dtype=torch.float64)
+        case "mean" if not feed.excludes:
+            return torch.from_numpy(feeder.store.mean(feed.site)) / feeder.scale(feed)
+        case "mean":
+            return feeder.sample(feed, n_rows=START_ROWS).mean(0, dtype=torch.float64).cpu()
+        case "median":
+            return geometric_median(feeder.sample(feed, n_rows=START_ROWS).cpu())
+        case _:
+            assert_never(start)
+
+
+def geometric_median(x: Float[Tensor, "n d"]) -> Float64[Tensor, " d"]:
+    """The point with the smallest sum of distances to the rows, at least one.
+
+    Weiszfeld's iteration (1937), from the mean, with the step of Vardi and Zhang (PNAS 2000) that
+    is right where the point falls on rows.
+    """
+    y = x.mean(0, dtype=torch.float64)
+    for _ in range(MAX_ITERATIONS):
+        pull, weight = torch.zeros_like(y), y.new_zeros(())
+        total, on_rows = 0.0, 0
+        for block in x.split(BLOCK_ROWS):
+            away = block.double() - y
+            distance = torch.linalg.vector_norm(away, dim=-1)
+            inverse = torch.where(distance > 0, 1 / distance, 0.0)
+            pull += inverse @ away
+            weight += inverse.sum()
+            total += float(distance.sum())
+            on_rows += int((distance == 0).sum())
+        strength = float(torch.linalg.vector_norm(pull))
+        if strength <= on_rows:  # the rows here outweigh all others; true too where all are equal
+            return y
+        step = pull / weight * (1 - on_rows / strength)
+        y = y + step
+        if float(torch.linalg.vector_norm(step)) <= TOLERANCE * total / len(x):
+            return y
+    return y
+
 
 OWN = {"out": None, "seed": 0, "lr": 1.0, "lr_warmup": "0", "lr_decay": "0", "l1_warmup": "0"}
 """Settings that members of one stack may differ in, beside the penalty's."""

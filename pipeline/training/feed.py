@@ -1,4 +1,8 @@
-"""What a member of a sweep is fed: which rows of its site, and in what unit.
+"""Which rows a member is fed, in what unit; a fixed sample of them.
+
+A fixed sample of a store's rows, for what need not look at all of them.
+
+What a member of a sweep is fed: which rows of its site, and in what unit.
 
 Members that are fed alike share one tensor a batch. A row can be excluded by its position, by its
 token, or because its norm is far above the others': a few rows of some models, the first of each
@@ -8,17 +12,53 @@ Excluded rows are dropped and not replaced, so that the rows of a step are those
 the order whatever is excluded: a batch has at most `batch_size` rows, and it may have none.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float32, Shaped
 from torch import Tensor
 
+from actstore.batches import Batches
 from actstore.reader import ActStore
+from pipeline.config.training import Normalize, TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.train_config import Normalize, TrainConfig
-from pipeline.training.sample import sample_rows
+from pipeline.training.batches import as_tensor
+
+SAMPLE_ROWS = 2**16
+BLOCK_ROWS = 2**12
+
+
+def sample_rows(
+    store: ActStore,
+    *,
+    sites: tuple[str, ...],
+    metadata: tuple[str, ...] = (),
+    n_rows: int = SAMPLE_ROWS,
+    seed: int = 0,
+) -> Generator[dict[str, Tensor], None, None]:
+    """Rows of the sites as float32, with their metadata, block by block.
+
+    They come from chunks all over the store, the same for the same seed. A store that has no more
+    than `n_rows` gives each of its rows once.
+
+    Raises:
+        StoreError: while iterating, if bytes of the store were altered.
+    """
+    n_rows = min(n_rows, store.n_rows)
+    size = min(n_rows, BLOCK_ROWS)
+    batches = Batches(
+        store=store, sites=sites, batch_size=size, seed=seed, window_rows=n_rows, metadata=metadata
+    )
+    with closing(batches.start_at(0)) as stream:
+        for start in range(0, n_rows, size):
+            block = {name: values[: n_rows - start] for name, values in next(stream).items()}
+            yield {
+                name: as_tensor(values).float() if name in sites else torch.from_numpy(values)
+                for name, values in block.items()
+            }
+
 
 POSITION, TOKEN = "position", "token_id"
 

@@ -1,20 +1,62 @@
-"""The one loop of every training: batches of the store to whatever groups learn from them."""
+"""The one loop of every training; Ctrl-C between steps.
 
+Ctrl-C between steps, never inside one.
+
+The one loop of every training: batches of the store to whatever groups learn from them.
+"""
+
+import signal
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from actstore.batches import Batches
 from actstore.reader import ActStore
-from pipeline.curves import StepReport, last_report
+from pipeline.config.training import LoopConfig
 from pipeline.device import pick_device
 from pipeline.errors import DataError
-from pipeline.interrupt import deferred_interrupt
-from pipeline.stream import device_batches
-from pipeline.train_config import LoopConfig
+from pipeline.runs.curves import StepReport, last_report
+from pipeline.training.batches import device_batches
+
+
+class Interrupt:
+    """Whether Ctrl-C was pressed."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.forced = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Remember the first signal; stop at once at the second."""
+        if self.asked:
+            self.forced = True
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def deferred_interrupt() -> Generator[Interrupt, None, None]:
+    """Within the block, the first Ctrl-C is only noted; the second raises where it strikes.
+
+    Outside the main thread, or where SIGINT is not handled in Python's own way, nothing changes:
+    then Ctrl-C does not arrive here, or is someone else's to handle.
+    """
+    interrupt = Interrupt()
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield interrupt
+        return
+    before = signal.signal(signal.SIGINT, interrupt.handle)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
 
 Outcome = StepReport | DataError
 """How a run ended: complete, or no longer finite."""

@@ -1,21 +1,170 @@
-"""One sparse autoencoder in training."""
+"""One SAE in training: curves, checkpoints.
 
-from collections.abc import Mapping
+What any run keeps from step to step: its schedule, its curves, its checkpoints.
+
+One sparse autoencoder in training.
+"""
+
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import final
 
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.curves import Curves, TrainReport
-from pipeline.errors import DataError
-from pipeline.run import Run
-from pipeline.sae.coder import SparseCoder
-from pipeline.sae.fold import fold
+from pipeline.config.training import LoopConfig
+from pipeline.errors import CheckpointError, DataError
+from pipeline.runs.checkpoints import FOLDER, Checkpoint, save_checkpoint
+from pipeline.runs.curves import Curves, StepReport, TrainReport
+from pipeline.runs.sae_run import Run
+from pipeline.sae.sae import SparseCoder, fold
 from pipeline.sae.stack import to_state
-from pipeline.training.controller import Controller
-from pipeline.training.record import Record, writing
-from pipeline.training.schedule import Schedule
+from pipeline.training.optimizer import Controller, Learner, Schedule
+
+ROWS = 1024
+"""Of a matrix that are looked at together: no second one is made."""
+
+
+class Record:
+    """The part of a member that is alike for whatever is trained.
+
+    Args:
+        path: Folder of the run.
+        config: Of the run.
+        curves: Open at the end of what is to be kept.
+        schedule: Of its learning rate and penalty.
+    """
+
+    learner: Learner
+    """Given by the group it is trained in."""
+
+    def __init__(
+        self, path: Path, config: LoopConfig, *, curves: Curves, schedule: Schedule
+    ) -> None:
+        self.path = path
+        self.schedule = schedule
+        self.n_steps = schedule.n_steps
+        self.step = 0
+        self._config = config
+        self._curves = curves
+        self._unchecked: list[Tensor] = []
+        self._saved = 0
+        self._logged = (0, time.perf_counter())
+
+    @property
+    def done(self) -> bool:
+        """Whether every step was made."""
+        return self.step >= self.n_steps
+
+    @property
+    def lr(self) -> float:
+        """The learning rate for the step to come."""
+        return self.schedule.lr(self.step + 1)
+
+    @property
+    def reports_next(self) -> bool:
+        """Whether the step to come has a line in the curves."""
+        step = self.step + 1
+        return step == 1 or step % self._config.log_every == 0 or step == self.n_steps
+
+    @property
+    def saved(self) -> bool:
+        """Whether there is a checkpoint of this step."""
+        return self.step == self._saved
+
+    def count(self, loss: Tensor) -> None:
+        """Note that a step was made, with this loss, still to be checked."""
+        self._unchecked.append(loss)
+        self.step += 1
+
+    def pace(self) -> float:
+        """Rows a second since this was asked last."""
+        before, since = self._logged
+        self._logged = (self.step, time.perf_counter())
+        return (self.step - before) * self._config.batch_size / (self._logged[1] - since)
+
+    def write(self, report: StepReport) -> None:
+        """Write a line of the curves.
+
+        Raises:
+            CheckpointError: the disk is full or fails.
+        """
+        with writing(self.path):
+            self._curves.append(report)
+
+    def checkpoint(self, trained: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint of this step.
+
+        Args:
+            trained: What the run is about.
+            state: What else is needed to go on to the same bits.
+
+        Raises:
+            DataError: a weight or loss is no longer finite, so nothing was written.
+            CheckpointError: the disk is full or fails.
+        """
+        self.require_finite()
+        with writing(self.path):
+            checkpoint = Checkpoint(
+                step=self.step,
+                metrics_bytes=self._curves.sync(),
+                coder=_on_cpu(trained),
+                optimizer=_on_cpu(state),
+            )
+            save_checkpoint(self.path, checkpoint)
+        self._saved = self.step
+
+    def go_on_from(self, step: int) -> None:
+        """Stand where a checkpoint was taken."""
+        self.step = self._saved = step
+        self._logged = (step, time.perf_counter())
+
+    def require_finite(self) -> None:
+        """Check losses and weights.
+
+        Raises:
+            DataError: names the first step since the last check whose loss is not finite.
+        """
+        if self._unchecked:
+            losses = torch.stack(self._unchecked).tolist()
+            first = self.step - len(losses) + 1
+            self._unchecked.clear()
+            for step, loss in enumerate(losses, start=first):
+                if not abs(loss) < float("inf"):
+                    raise self._diverged(step, f"the loss is {loss}")
+        parts = (
+            part for p in self.learner.params.values() for part in torch.atleast_1d(p).split(ROWS)
+        )
+        if not all(bool(part.isfinite().all()) for part in parts):
+            raise self._diverged(self.step, "a weight is not finite")
+
+    def _diverged(self, step: int, what: str) -> DataError:
+        kept = f"its checkpoints up to step {self._saved} are kept"
+        if not self._saved:
+            kept = "there was no checkpoint yet"
+        return DataError(
+            f"training diverged: {what} at step {step} of {self.path} with lr "
+            f"{self._config.lr:g}; {kept}; train with a lower --lr into another --out"
+        )
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None, None, None]:
+    """Within the block, a disk that fails is one line that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write to {path} ({error.strerror or error}): make room, then train again "
+            f"with --resume; what is in {path / FOLDER} is whole"
+        ) from error
+
 
 CONTROLLER = "controller."
 

@@ -1,14 +1,189 @@
-"""Train a grid of settings in one pass, into one folder with a table."""
+"""A grid in one pass, into one folder with a table.
 
-from collections.abc import Sequence
+A sweep is a directory.
+
+sweep.json          which runs are its members, and what varies between them
+sweep.csv           a line a member: its folder, how it stands, what varies, its last curves
+sweep.png           the members' frontier
+l1=0.001,seed=0/    a run, as one that was trained alone
+
+Train a grid of settings in one pass, into one folder with a table.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, cast
 
-from pipeline.curves import StepReport
-from pipeline.errors import DataError
-from pipeline.train import OnStep, Outcome, require_trainable, train_all
-from pipeline.training.grid import Point
-from pipeline.training.record import writing
-from pipeline.training.sweep_table import enter_sweep, write_table
+from actstore.files import make_folder, partial_of, write_file, write_json
+from pipeline.config.grid import Point
+from pipeline.config.serialization import from_json, to_json
+from pipeline.errors import CheckpointError, ConfigError, DataError
+from pipeline.runs.curves import METRICS, StepReport
+from pipeline.runs.folder import RUN
+from pipeline.training.member import writing
+from pipeline.training.train import OnStep, Outcome, require_trainable, train_all
+
+FORMAT = 1
+SWEEP, TABLE = "sweep.json", "sweep.csv"
+LAST = "last_"
+"""Begins the names of columns that are measured: `l1` is also a setting, as are `l0` and `lr`."""
+
+_TAIL = 2**16  # bytes that surely hold a line of curves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A sweep on disk."""
+
+    path: Path
+    members: tuple[str, ...]
+    """Names of the folders of its runs."""
+    varies: tuple[str, ...]
+    """Settings that differ between members; those of `arch` by their own name."""
+
+    @staticmethod
+    def open(path: Path) -> "Sweep":
+        """The sweep in a folder.
+
+        Raises:
+            CheckpointError: there is none, or its sweep.json is damaged.
+        """
+        try:
+            document = from_json(_Document, json.loads((path / SWEEP).read_bytes()), where=SWEEP)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{path} is not a sweep: it has no {SWEEP}; saepipe train makes one when an "
+                "option is given several values"
+            ) from error
+        except (OSError, ValueError, ConfigError) as error:
+            raise CheckpointError(f"{path / SWEEP} is damaged: {error}") from error
+        if document.format != FORMAT:
+            raise CheckpointError(
+                f"{path} is a sweep of format {document.format}, this saepipe reads {FORMAT}"
+            )
+        return Sweep(path=path, members=document.members, varies=document.varies)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders of its runs."""
+        return tuple(self.path / name for name in self.members)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Document:
+    """sweep.json."""
+
+    format: int = FORMAT
+    kind: Literal["sweep"] = "sweep"
+    members: tuple[str, ...] = field(default=())
+    varies: tuple[str, ...] = field(default=())
+
+
+def enter_sweep(path: Path, points: Sequence[Point]) -> Sweep:
+    """The sweep of `points` in `path`: created, or found there.
+
+    Raises:
+        ConfigError: the folder holds another sweep, or something else.
+        CheckpointError: its sweep.json is damaged.
+    """
+    varies = dict.fromkeys(key for point in points for key in point.varies)
+    sweep = Sweep(path=path, members=tuple(p.name for p in points), varies=tuple(varies))
+    if (path / SWEEP).exists():
+        _require_same(Sweep.open(path), sweep)
+        return sweep
+    if (path / RUN).exists():
+        raise ConfigError(f"{path} is a single run, not a sweep: choose another --out")
+    if path.exists() and (not path.is_dir() or _holds_something(path)):
+        raise ConfigError(f"{path} exists and is not a sweep: choose another --out")
+    make_folder(path)
+    write_json(path / SWEEP, to_json(_Document(members=sweep.members, varies=sweep.varies)))
+    return sweep
+
+
+def write_table(path: Path, points: Sequence[Point], *, states: Mapping[str, str]) -> None:
+    """Write sweep.csv: how each member stands now.
+
+    Args:
+        path: Folder of the sweep.
+        points: Its members.
+        states: By member: `running`, `complete`, or `diverged: ...` with the reason.
+
+    Raises:
+        CheckpointError: the curves of a member cannot be read.
+        OSError: the disk is full or fails; the table is as it was.
+    """
+    ends = [
+        {LAST + key: value for key, value in _last_line(point.config.out / METRICS).items()}
+        for point in points
+    ]
+    varies = dict.fromkeys(key for point in points for key in point.varies)
+    measured = dict.fromkeys(key for end in ends for key in end)
+    text = io.StringIO()
+    rows = csv.DictWriter(text, ["folder", "state", *varies, *measured], restval="")
+    rows.writeheader()
+    for point, end in zip(points, ends, strict=True):
+        told = {key: _cell(value) for key, value in point.varies.items()}
+        rows.writerow({"folder": point.name, "state": states[point.name]} | told | end)
+    write_file(path / TABLE, [text.getvalue().encode()])
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The lines of a sweep.csv by column; what a member lacks is empty.
+
+    Raises:
+        CheckpointError: there is no table in the folder.
+    """
+    try:
+        return list(csv.DictReader(io.StringIO((path / TABLE).read_text(encoding="utf-8"))))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read the table {path / TABLE}: {error}") from error
+
+
+def _holds_something(folder: Path) -> bool:
+    """Hidden files, and what a kill left of a sweep.json, are nothing."""
+    return any(path.name != partial_of(folder / SWEEP).name for path in folder.glob("[!.]*"))
+
+
+def _require_same(found: Sweep, now: Sweep) -> None:
+    """Raise ConfigError naming the members that only one of two sweeps has."""
+    theirs, ours = set(found.members), set(now.members)
+    if theirs != ours:
+        only = [f"only there: {_some(theirs - ours)}"] if theirs - ours else []
+        only += [f"only now: {_some(ours - theirs)}"] if ours - theirs else []
+        raise ConfigError(
+            f"{now.path} holds a sweep of other members ({'; '.join(only)}): choose another --out"
+        )
+
+
+def _some(names: set[str]) -> str:
+    first = sorted(names)[:3]
+    more = len(names) - len(first)
+    return ", ".join(first) + (f" and {more} more" if more else "")
+
+
+def _last_line(metrics: Path) -> dict[str, object]:
+    """The last whole line of a run's curves; nothing where there is none yet."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            lines = file.read().split(b"\n")[:-1]
+        return cast("dict[str, object]", json.loads(lines[-1])) if lines else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read the curves in {metrics}: {error}") from error
+
+
+def _cell(value: object) -> object:
+    """A setting as one cell: lists as the names of folders have them."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, cast("Sequence[object]", value)))
+    return "none" if value is None else value
 
 
 def train_sweep(
@@ -20,7 +195,7 @@ def train_sweep(
     the reason.
 
     Args:
-        points: What `pipeline.training.grid.expand` made of the settings.
+        points: What `pipeline.config.grid.expand` made of the settings.
         out: Folder of the sweep.
         resume: Go on with what is unfinished.
         on_step: Called with each line of each run's curves.

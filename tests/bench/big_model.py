@@ -21,11 +21,11 @@ import numpy as np
 import torch
 import transformers
 
-from pipeline.builtin import builtin_model_path
-from pipeline.config import HarvestConfig
-from pipeline.families import Shape, Site
-from pipeline.harvest import harvest
-from pipeline.plan import make_plan
+from pipeline.config.stages import HarvestConfig
+from pipeline.harvest.harvest import harvest
+from pipeline.harvest.plan import make_plan
+from pipeline.lm.families import Shape, Site
+from pipeline.text.builtin import builtin_model_path
 
 SITE = "mlp_out.1"
 CONFIG = {

@@ -29,17 +29,14 @@ import torch
 from minimal_loop import loop
 from torch import Tensor
 
-from pipeline.connect.connector import Connector
-from pipeline.connect.group import ConnectorGroup
-from pipeline.connect.latents import Latents
-from pipeline.connect.member import ConnectorMember
-from pipeline.connect.pair import End
-from pipeline.connect.room import connector_bytes
+from pipeline.config.training import ConnectConfig
+from pipeline.connect.connector import Connector, End, Latents
+from pipeline.connect.group import ConnectorGroup, ConnectorMember
 from pipeline.connect.run import ConnectorRun
-from pipeline.curves import METRICS, Curves
-from pipeline.provenance import Provenance
-from pipeline.sae.scratch import Scratch
-from pipeline.train_config import ConnectConfig
+from pipeline.connect.train import connector_bytes
+from pipeline.runs.curves import METRICS, Curves
+from pipeline.runs.folder import Provenance
+from pipeline.sae.active_pairs import Scratch
 
 L0, BATCH, L1, LR = 32, 1024, 1e-3, 1e-4
 WARM, STEPS = 2, 3

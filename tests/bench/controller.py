@@ -30,8 +30,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=5_000_000)
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from pipeline.curves import METRICS, read_curves
-    from pipeline.training.grid import expand
+    from pipeline.config.grid import expand
+    from pipeline.runs.curves import METRICS, read_curves
     from pipeline.training.sweep import train_sweep
 
     with tempfile.TemporaryDirectory() as name:
@@ -68,7 +68,7 @@ def described(lines: list[dict[str, float]]) -> str:
 
 
 def draw(curves: list[list[dict[str, float]]], out: Path) -> None:
-    from pipeline.canvas import BLUE, GRAY, RED, axes_in, make_figure, save
+    from pipeline.plots.style import BLUE, GRAY, RED, axes_in, make_figure, save
 
     colors = (BLUE, "#2f855a", GRAY, "#b7791f", RED)
     figure = make_figure(width=11, height=5)

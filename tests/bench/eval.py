@@ -46,22 +46,21 @@ from eval_plain import evaluate_plain
 from harvest import CTX_LEN, make_model
 from safetensors.torch import load_file
 
-from pipeline.archs import ReluConfig
-from pipeline.builtin import builtin_model_path
-from pipeline.config import EvalConfig
-from pipeline.cross_entropy import cross_entropy_sum
-from pipeline.evaluate.evaluation import evaluate
+from pipeline.config.architectures import ReluConfig
+from pipeline.config.stages import EvalConfig
+from pipeline.config.training import TrainConfig
+from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.report import QUANTILES, EvalReport
-from pipeline.families import Site
-from pipeline.heldout import load_contexts
-from pipeline.model import LanguageModel, load_model
-from pipeline.provenance import Provenance
-from pipeline.run import Run
-from pipeline.sae.activation import make_activation
-from pipeline.sae.coder import SparseCoder
-from pipeline.sites import reading
-from pipeline.tokenizer import load_tokenizer
-from pipeline.train_config import TrainConfig
+from pipeline.lm.cross_entropy import cross_entropy_sum
+from pipeline.lm.families import Site
+from pipeline.lm.hooks import reading
+from pipeline.lm.model import LanguageModel, load_model
+from pipeline.lm.tokenizer import load_tokenizer
+from pipeline.runs.folder import Provenance
+from pipeline.runs.sae_run import Run
+from pipeline.sae.sae import SparseCoder, make_activation
+from pipeline.text.builtin import builtin_model_path
+from pipeline.text.heldout import load_contexts
 
 TEXT, BATCH, CPU = "builtin@heldout", 8, torch.device("cpu")
 EXPANSION, ACTIVE, EQUAL_LAYER = 8, 0.02, 2

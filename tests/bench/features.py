@@ -19,15 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from actstore.layout import row_permutation
 from actstore.manifest import StoreSpec
-from actstore.order import row_permutation
 from actstore.reader import ActStore
 from actstore.writer import ActWriter, Shard
-from pipeline.archs import ReluConfig, TopKConfig
-from pipeline.config import FeaturesConfig
-from pipeline.features.scan import BLOCK, scan
-from pipeline.sae.activation import make_activation
-from pipeline.sae.coder import SparseCoder
+from pipeline.config.architectures import ReluConfig, TopKConfig
+from pipeline.config.stages import FeaturesConfig
+from pipeline.features.collect import BLOCK, scan
+from pipeline.sae.sae import SparseCoder, make_activation
 
 SITE, D, F, CTX_LEN = "mlp_out.1", 512, 4096, 128
 BIAS = -1.295  # a normal number is above 1.295 in 9.77 % of all cases: 400 of 4096

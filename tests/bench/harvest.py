@@ -9,7 +9,7 @@ round by round, and their median printed with the lowest and highest.
 
     full    the whole model with its head, in fp32, a hook on the site (as transformers users do)
     bare    embedding, layer 0, MLP of layer 1, by hand: nothing is kept
-    harvest `pipeline.harvest`, the store included: encoded, checksummed, synced to disk
+    harvest `pipeline.harvest.harvest`, the store included: encoded, checksummed, synced to disk
 """
 
 import argparse
@@ -26,11 +26,11 @@ from pathlib import Path
 import torch
 import transformers
 
-from pipeline.builtin import builtin_model_path
-from pipeline.config import HarvestConfig, Precision
+from pipeline.config.stages import HarvestConfig, Precision
 from pipeline.device import DTYPES
-from pipeline.harvest import harvest
-from pipeline.plan import make_plan
+from pipeline.harvest.harvest import harvest
+from pipeline.harvest.plan import make_plan
+from pipeline.text.builtin import builtin_model_path
 
 CTX_LEN, SITE = 128, "mlp_out.1"
 Cell = Callable[[], float]

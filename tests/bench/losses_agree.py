@@ -33,7 +33,7 @@ import numpy as np
 from losses_given import D_IN, L0, SETTINGS, WIDTHS, Arrays, Setting, make, pre_of
 from losses_ours import Learned, arch_of, learn
 
-from pipeline.sae.objectives import coefficient_of
+from pipeline.sae.registry import coefficient_of
 
 EXACT, SINGLE = 1e-10, 1e-4
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from losses_given import AUX, D_IN, D_SAE, L0, L1, WIDTHS, Arrays
 
-from pipeline.archs import (
+from pipeline.config.architectures import (
     ArchConfig,
     BatchTopKConfig,
     GatedConfig,
@@ -16,8 +16,8 @@ from pipeline.archs import (
     ReluConfig,
     TopKConfig,
 )
-from pipeline.sae.coder import make_coder
-from pipeline.sae.objectives import coefficient_of, make_aux, make_objective
+from pipeline.sae.registry import coefficient_of, make_aux, make_objective
+from pipeline.sae.sae import make_coder
 from pipeline.sae.stack import Stack, stacked
 
 

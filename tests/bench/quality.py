@@ -36,12 +36,12 @@ from torch import Tensor
 from actstore.manifest import StoreSpec
 from actstore.reader import ActStore
 from actstore.writer import ActWriter
-from pipeline.config import HarvestConfig
-from pipeline.harvest import harvest
-from pipeline.plan import make_plan
-from pipeline.run import Run
-from pipeline.sae.coder import SparseCoder
-from pipeline.training.grid import expand
+from pipeline.config.grid import expand
+from pipeline.config.stages import HarvestConfig
+from pipeline.harvest.harvest import harvest
+from pipeline.harvest.plan import make_plan
+from pipeline.runs.sae_run import Run
+from pipeline.sae.sae import SparseCoder
 from pipeline.training.sweep import train_sweep
 
 SITE, CTX_LEN, HELD = "mlp_out.2", 16, 2**14

@@ -23,18 +23,14 @@ import numpy as np
 import store_cells
 from store_cells import CTX_LEN, SITE, WIDTH
 
-from actstore.batches import Batches
-from actstore.codec import encode, kept_bits
-from actstore.epochs import Epochs, LaneWindow
-from actstore.layout import Layout
+from actstore.batches import Batches, Epochs, LaneWindow
+from actstore.codec import encode, kept_bits, rounded
+from actstore.layout import Layout, row_permutation
 from actstore.ledger import Ledger
 from actstore.manifest import StoreSpec
 from actstore.metadata import shard_key
-from actstore.order import row_permutation
 from actstore.reader import ActStore, peek
-from actstore.root import GROUP
-from actstore.rounding import rounded
-from actstore.summary import read_summary, write_summary
+from actstore.summary import GROUP, read_summary, write_summary
 from actstore.writer import ActWriter, Shard
 
 CODECS = ("lz4", "zstd", "bitround:4", "bitround:3")
@@ -67,9 +63,9 @@ def print_disk(name: str, rows: np.ndarray, chunk: int) -> None:
 
 
 def disk(folder: Path) -> None:
-    from pipeline.config import HarvestConfig
-    from pipeline.harvest import harvest
-    from pipeline.plan import make_plan
+    from pipeline.config.stages import HarvestConfig
+    from pipeline.harvest.harvest import harvest
+    from pipeline.harvest.plan import make_plan
 
     sites = ("mlp_out.0", "mlp_out.1", "mlp_out.2", "mlp_out.3", "attn_out.2", "resid_pre.2")
     config = HarvestConfig(out=folder / "tiny.actstore", sites=sites, tokens=131_072, codec="raw")

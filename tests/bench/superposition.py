@@ -25,10 +25,10 @@ from torch import Tensor
 
 from actstore.manifest import StoreSpec
 from actstore.writer import ActWriter
-from pipeline.canvas import BLUE, GRAY, LEGEND, RED, axes_in, few_ticks, make_figure, save
-from pipeline.curves import TrainReport
-from pipeline.run import Run
-from pipeline.training.grid import Point, expand
+from pipeline.config.grid import Point, expand
+from pipeline.plots.style import BLUE, GRAY, LEGEND, RED, axes_in, few_ticks, make_figure, save
+from pipeline.runs.curves import TrainReport
+from pipeline.runs.sae_run import Run
 from pipeline.training.sweep import train_sweep
 
 SITE, CTX_LEN, BLOCK = "mlp_out.0", 16, 2**14

@@ -25,13 +25,12 @@ from actstore.batches import Batches
 from actstore.manifest import StoreSpec
 from actstore.reader import ActStore
 from actstore.writer import ActWriter
-from pipeline.archs import BatchTopKConfig, ReluConfig, TopKConfig
-from pipeline.provenance import Provenance
-from pipeline.run import Run
-from pipeline.run_folder import enter
-from pipeline.stream import device_batches
-from pipeline.train_config import TrainConfig
+from pipeline.config.architectures import BatchTopKConfig, ReluConfig, TopKConfig
+from pipeline.config.training import TrainConfig
+from pipeline.runs.folder import Provenance, enter
+from pipeline.runs.sae_run import Run
 from pipeline.training.assemble import Entry, assemble
+from pipeline.training.batches import device_batches
 from pipeline.training.feed import Feeder
 from pipeline.training.group import Group
 

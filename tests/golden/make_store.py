@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from actstore.reader import ActStore
-from tests.stores import column, make_spec, write_store
+from tests.helpers.stores import column, make_spec, write_store
 
 GOLDEN = Path(__file__).parent / "v1"
 CONTENT = GOLDEN.with_suffix(".json")

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.codec import to_json
+from pipeline.config.serialization import to_json
 from pipeline.connect.reading.values import KINDS, Effect, Equation, Reading, Relation
-from pipeline.features.document import feature_document
+from pipeline.features.feature import feature_document
 from pipeline.features.files import FeatureSet
 
 N_WORDS = 4

@@ -20,12 +20,11 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from pipeline.connect.connector import Connector
-from pipeline.connect.pair import Pair
+from pipeline.connect.connector import Connector, Pair
 from pipeline.connect.reading.values import Effect, Equation, Term
-from pipeline.families import Site
-from pipeline.model import LanguageModel
-from pipeline.sites import reading, splice
+from pipeline.lm.families import Site
+from pipeline.lm.hooks import reading, splice
+from pipeline.lm.model import LanguageModel
 
 _CELLS = 2**24
 """Latents in memory at once: 64 MiB."""

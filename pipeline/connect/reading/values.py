@@ -1,15 +1,81 @@
-"""A connector as people read it: equations, how inputs combine, and what removing one does."""
+"""Equation, Relation, Effect, Reading.
 
+How well predictions agree with what happened.
+
+Between which values a probability lies, given how often something happened.
+
+A connector as people read it: equations, how inputs combine, and what removing one does.
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.checks import require_positive
-from pipeline.config import Device
-from pipeline.connect.pair import End
-from pipeline.connect.reading.agreement import Agreement, agreement
-from pipeline.connect.reading.interval import wilson
+import numpy as np
+from jaxtyping import Float64
+
+from pipeline.config.checks import require_positive
+from pipeline.config.stages import Device
+from pipeline.connect.connector import End
 from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Of pairs (predicted, true); None where one of both does not vary."""
+
+    n: int
+    pearson: float | None
+    spearman: float | None
+    """Pearson's of the ranks, equals sharing their mean rank."""
+    slope: float | None
+    """Least squares of the true on the predicted, with an intercept."""
+
+
+def agreement(points: Sequence[tuple[float, float]]) -> Agreement:
+    """That of some points."""
+    predicted, true = np.array(points, dtype=np.float64).reshape(-1, 2).T
+    varies = len(points) > 0 and float(np.ptp(predicted)) > 0
+    centred = predicted - predicted.mean() if varies else predicted
+    return Agreement(
+        n=len(points),
+        pearson=_correlation(predicted, true),
+        spearman=_correlation(_ranks(predicted), _ranks(true)),
+        slope=float(centred @ true / (centred @ centred)) if varies else None,
+    )
+
+
+def _correlation(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> float | None:
+    if len(x) < 2:
+        return None
+    varies = min(float(np.ptp(x)), float(np.ptp(y))) > 0
+    x, y = x - x.mean(), y - y.mean()
+    size = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / size if varies else None
+
+
+def _ranks(x: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    """Each value's place in order; equals get the mean of their places."""
+    _, where, n = np.unique(x, return_inverse=True, return_counts=True)
+    last = np.cumsum(n).astype(np.float64)
+    return (last - (n - 1) / 2)[where]
+
+
+Z = 3.0
+"""Standard errors on either side: many pairs are looked at, and chance must not win among them."""
+
+
+def wilson(n_hits: int, n: int) -> tuple[float, float]:
+    """Wilson's score interval (1927) of `Z` standard errors, 99.7 %; 0 and 1 for `n` of 0."""
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = n_hits / n, Z * Z
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    reach = Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
 
 Kind = Literal["or", "and-not", "and"]
 KINDS: tuple[Kind, ...] = ("or", "and-not", "and")

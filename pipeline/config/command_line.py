@@ -1,0 +1,120 @@
+"""What was asked for on the command line and in a file, as settings of a config."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.architectures import ARCHS
+from pipeline.config.serialization import load_toml, to_json
+from pipeline.config.training import ConnectConfig
+from pipeline.errors import ConfigError
+
+
+def merged(
+    file: Path | None, options: Mapping[str, object], *, given: frozenset[str]
+) -> dict[str, Any]:
+    """Flag before file before default.
+
+    Args:
+        file: TOML, or None.
+        options: Values of options, defaults included, by the name of their setting.
+        given: Settings whose options were typed.
+
+    Raises:
+        ConfigError: the file cannot be read or is not TOML.
+    """
+    settings: dict[str, Any] = dict(load_toml(file)) if file is not None else {}
+    for name, value in options.items():
+        if name in given or name not in settings:
+            settings[name] = to_json(value)
+    return settings
+
+
+def assigned(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Settings with `--set NAME=VALUE` carried out.
+
+    A name may be that of a setting of the architecture, `arch.k_aux`. Values are read as TOML's,
+    else as text; several, with commas between them, make a list.
+
+    Raises:
+        ConfigError: one is not NAME=VALUE.
+    """
+    changed, arch = dict(settings), dict(settings.get("arch", {}))
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set takes NAME=VALUE, got {assignment!r}")
+        values = [_value(word) for word in text.split(",")]
+        table, _, knob = name.strip().rpartition(".")
+        target = arch if table == "arch" else changed
+        target[knob if table == "arch" else name.strip()] = values if len(values) > 1 else values[0]
+    return {**changed, "arch": arch} if arch else changed
+
+
+def _value(word: str) -> object:
+    try:
+        return tomllib.loads(f"value = {word.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return word.strip()
+
+
+def arch_table(
+    arch: object, knobs: Mapping[str, object], *, given: frozenset[str]
+) -> dict[str, object]:
+    """The table that describes an architecture, or a grid of them.
+
+    Args:
+        arch: Its name, several names, or the table that a file has.
+        knobs: Options that shape an architecture, defaults included.
+        given: Those that were typed.
+
+    Raises:
+        ConfigError: an option was typed that means nothing to any architecture named.
+    """
+    table = {str(k): v for k, v in arch.items()} if isinstance(arch, Mapping) else {"kind": arch}
+    named = table.get("kind")
+    kinds = [str(kind) for kind in named] if isinstance(named, list | tuple) else [str(named)]
+    every = {str(name): config for name, config in ARCHS.items()}
+    known = {f.name for kind in kinds if kind in every for f in fields(every[kind])}
+    for name, value in knobs.items():
+        if name in given and name not in known:
+            raise ConfigError(f"--{name} means nothing to --arch {', '.join(kinds)}")
+        if name in known and (name in given or (name not in table and value is not None)):
+            table[name] = value
+    return table
+
+
+def connector_settings(
+    file: Path | None,
+    options: Mapping[str, object],
+    connect: Sequence[str],
+    *,
+    given: frozenset[str],
+) -> dict[str, Any]:
+    """The settings of connectors: of the options of a training, those that were typed.
+
+    Args:
+        file: TOML, or None.
+        options: As `merged` takes them.
+        connect: Pairs `RUN_IN:RUN_OUT`, several of which are swept over.
+        given: Settings whose options were typed.
+
+    Raises:
+        ConfigError: a pair is not two runs, or an option was typed that a connector does not have.
+    """
+    known = {f.name for f in fields(ConnectConfig)}
+    for name in given & options.keys() - known:
+        raise ConfigError(f"--{name} means nothing to --connect: a connector is between SAEs")
+    ends = [pair.split(":") for pair in connect]
+    for pair, runs in zip(connect, ends, strict=True):
+        if len(runs) != 2 or not all(runs):
+            raise ConfigError(
+                f"--connect takes RUN_IN:RUN_OUT, got {pair!r}; paths with a colon go into a "
+                "--config file, as ends = [RUN_IN, RUN_OUT]"
+            )
+    typed = {name: value for name, value in options.items() if name in given or name == "store"}
+    return merged(
+        file, typed | {"ends": ends if len(ends) > 1 else ends[0]}, given=given | {"ends"}
+    )

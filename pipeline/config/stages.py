@@ -1,0 +1,148 @@
+"""What every stage but training can be told. A config is a value: frozen, comparable."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.config.checks import require_not_negative, require_positive
+from pipeline.errors import ConfigError
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+StoreDtype = Literal["bf16", "fp16", "fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestConfig:
+    """One harvest: which model reads which text, and what of it is kept."""
+
+    out: Path
+    model: str = "builtin"
+    """Hub id, local folder, or `builtin` for the embedded model."""
+    revision: str = "main"
+    text: str = "builtin"
+    text_column: str = "text"
+    sites: tuple[str, ...] = ()
+    tokens: int = 1_000_000
+    """Rows to store per site; rounded up to whole contexts."""
+    ctx_len: int = 128
+    batch_size: int | None = None
+    """Contexts per forward pass; None lets the device decide."""
+    device: Device = "auto"
+    precision: Precision = "auto"
+    """Of the model's weights and arithmetic; auto is fp32 on a CPU, bf16 on a GPU that has it."""
+    dtype: StoreDtype = "bf16"
+    codec: str = "lz4"
+    """lz4, zstd, raw, or the lossy bitround:N, which keeps N bits of mantissa."""
+    seed: int = 0
+    """Of the order of rows inside a shard."""
+    shard_rows: int | None = None
+    """Rows per shard; None means about 64 MiB of the widest site."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "tokens", "ctx_len", "batch_size", "shard_rows")
+        if len(set(self.sites)) < len(self.sites):
+            raise ConfigError(f"a site is named twice in {', '.join(self.sites)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """One evaluation of one or more runs."""
+
+    runs: tuple[Path, ...]
+    model: str | None = None
+    """Another model than the one the store was harvested from; None means that one."""
+    text: str | None = None
+    """None means held-out text: the embedded one for the embedded text, WikiText-103 otherwise."""
+    text_column: str = "text"
+    tokens: int = 100_000
+    as_trained: bool = False
+    """Leave as they are, and do not count, the rows that training left out."""
+    layers: tuple[int, ...] = ()
+    """Also splice each coder, alone, into these layers."""
+    n_worst: int = 10
+    """Contexts to name whose loss a coder raises most."""
+    n_bootstrap: int = 1000
+    """Resamplings of the contexts that intervals are made of; 0 makes none."""
+    seed: int = 0
+    """Of the resampling."""
+    batch_size: int = 8
+    device: Device = "auto"
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        require_positive(self, "tokens", "batch_size")
+        require_not_negative(self, "n_worst", "n_bootstrap")
+        if any(layer < 0 for layer in self.layers):
+            raise ConfigError(f"layers start at 0, got {min(self.layers)}")
+
+
+FeatureOrder = Literal["frequency", "max", "index", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """What every feature of a run fires on: one pass over the store it was trained from."""
+
+    run: Path
+    store: Path | None = None
+    """None means the one it was trained from."""
+    tokens: int | None = None
+    """Rows to read, in whole contexts from the store's first; None means all."""
+    n_top: int = 12
+    """Contexts with the largest activations, a feature."""
+    n_spread: int = 16
+    """Contexts drawn at random from all in which it is active, a feature."""
+    n_values: int = 128
+    """Tokens drawn at random from all on which it is active, a feature."""
+    seed: int = 0
+    """Of what is drawn."""
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        require_positive(self, "tokens", "n_top", "n_spread", "n_values")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """A page about one or more runs."""
+
+    runs: tuple[Path, ...]
+    out: Path
+    n_features: int = 200
+    """Features a run to show, evenly by frequency among those that are alive; of a connector,
+    outputs."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "n_features")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Learn one scale `c` and one bias `d` per latent, everything else frozen."""
+
+    run: Path
+    out: Path
+    text: str = "builtin:arithmetic"
+    text_column: str = "text"
+    model: str | None = None
+    """Another model to transplant the coder into; None means its own."""
+    site: str | None = None
+    """Another site to transplant the coder to; None means its own."""
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    batch_size: int = 8
+    """Contexts per step."""
+    epochs: int = 10
+    steps_per_epoch: int = 200
+    ctx_len: int = 128
+    heldout_contexts: int = 64
+    """Contexts kept apart to measure the loss before and after."""
+    seed: int = 0
+    device: Device = "auto"
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        require_positive(
+            self, "lr", "batch_size", "epochs", "steps_per_epoch", "ctx_len", "heldout_contexts"
+        )

@@ -1,0 +1,165 @@
+"""Everything a training can be told; it is written beside its run."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pipeline.config.architectures import ArchConfig, ReluConfig
+from pipeline.config.checks import (
+    parse_span,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+)
+from pipeline.config.stages import Device, Precision
+from pipeline.errors import ConfigError
+
+Switch = Literal["auto", "on", "off"]
+Resample = Literal["none", "random", "worst"]
+Normalize = Literal["none", "rms"]
+BDecStart = Literal["mean", "median", "zero"]
+Rectify = Literal["relu", "linear"]
+Outputs = Literal["alive", "all"]
+ConnectorStart = Literal["random", "weights", "regression"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What every training is told. Lengths are spans: `10k steps`, `5M` (tokens) or `20%` of it."""
+
+    store: Path
+    out: Path
+    tokens: int | None = None
+    """Rows to train on; None means one pass over the store; more than it holds repeats it."""
+    batch_size: int = 1024
+    """Rows per step."""
+    seed: int = 0
+    """Of the weights, and of what resampling draws."""
+    order_seed: int = 0
+    """Of the order of rows."""
+
+    lr: float = 1e-4
+    lr_warmup: str = "0"
+    """The learning rate rises linearly for so long."""
+    lr_decay: str = "0"
+    """And falls linearly to zero over so long at the end."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip: float = 1.0
+    """Largest norm of the gradient of all weights; 0 does not clip.
+
+    The first gradients are hundreds of times as long as later ones. Unclipped they stay in Adam's
+    second moment for a thousand steps, in which little is learned.
+    """
+    ema: float | None = None
+    """Decay of the moving average of the weights that is saved in their place; None saves them."""
+    l1_warmup: str = "0"
+    """The sparsity penalty rises linearly for so long."""
+
+    device: Device = "auto"
+    precision: Precision = "auto"
+    """Of the large products; weights stay fp32. auto is fp32 on a CPU, bf16 on a GPU that has it.
+    """
+    sparse: Switch = "auto"
+    """Compute only what active latents need; auto does where it is faster."""
+    window_rows: int = 2**18
+    """Rows in memory that batches are drawn from; two windows are held at a time."""
+    threads: int | None = None
+    """Threads that decode the store; None lets the machine decide."""
+    checkpoint_every: int = 20_000
+    """Steps between checkpoints."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            self, "lr", "tokens", "batch_size", "window_rows", "threads", "checkpoint_every",
+            "log_every",
+        )  # fmt: skip
+        require_not_negative(self, "clip")
+        require_fraction(self, "ema", "beta2")
+        if not 0 <= self.beta1 < 1:
+            raise ConfigError(f"beta1 must be at least 0 and below 1, got {self.beta1}")
+        for name in ("lr_warmup", "lr_decay", "l1_warmup"):
+            parse_span(getattr(self, name))
+        if self.precision == "fp16":
+            raise ConfigError("precision fp16 overflows in training: type --precision bf16 or fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(LoopConfig):
+    """One training of a sparse autoencoder."""
+
+    site: str | None = None
+    """None means the store's only site."""
+    arch: ArchConfig = field(default_factory=ReluConfig)
+    expansion: int = 4
+    """`d_sae / d_in`."""
+
+    project: bool = False
+    """Also take out of the gradient what is parallel to each row of a unit-norm dictionary."""
+    hold: str = "5M"
+    """With a target, l1 stays as it is for so long, and is then adjusted."""
+    dead_window: str = "1M"
+    """A latent silent for so long counts as dead."""
+    resample: Resample = "none"
+    """Give dead latents new weights: random ones, or towards the worst reconstructed rows."""
+    resample_every: str = "10k steps"
+    resample_window: str = "5k steps"
+    """Those silent for so long are resampled."""
+
+    normalize: Normalize = "none"
+    """rms scales activations to a mean square of 1; the coder that is saved takes them as they are.
+    """
+    b_dec_start: BDecStart = "mean"
+    exclude_positions: tuple[int, ...] = ()
+    """Rows at these positions of their contexts are not trained on; 0 is where BOS would be."""
+    exclude_tokens: tuple[int, ...] = ()
+    """Nor rows of these token ids."""
+    exclude_norms: float | None = None
+    """Nor rows whose norm is above so many times the median."""
+
+    stack: Switch = "auto"
+    """Compute equally shaped members of a sweep at once; auto measures which is faster."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "expansion", "exclude_norms")
+        for name in ("hold", "dead_window", "resample_every", "resample_window"):
+            parse_span(getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectConfig(LoopConfig):
+    """One training of a connector: latents of one SAE to those of another, of the same store."""
+
+    lr: float = 1e-3
+    clip: float = 0.0
+    """As above; a shorter gradient would make the penalty, which is no part of it, count for more.
+    """
+    ends: tuple[Path, Path]
+    """Runs of the SAE whose latents are read, and of the one whose latents are predicted."""
+    activation: Rectify = "relu"
+    """`z2 = relu(z1 W + b)`, or without the relu."""
+    bias: bool = True
+    l1: float = 0.01
+    """Times the sum of all `|W|`, beside the mean over rows of the squared error's sum."""
+    proximal: bool = True
+    """Shrink weights to exactly zero instead of following the penalty's gradient."""
+    outputs: Outputs = "alive"
+    """Latents of the second SAE to predict: those active on any of a sample of rows, or all."""
+    start: ConnectorStart = "regression"
+    """Ridge regression over a sample of rows, random weights, or `E2 W D1` of the layer between.
+
+    An output whose prediction is below zero on all rows is not learned any more: from random
+    weights that happens to many.
+    """
+    layer: Path | None = None
+    """safetensors with the `weight` `[out, in]` and `bias` of the layer between, for `weights`;
+    None takes the linear map that best predicts the second site from the first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_not_negative(self, "l1")
+        if self.ends[0] == self.ends[1]:
+            raise ConfigError(f"a connector needs two runs, got {self.ends[0]} twice")

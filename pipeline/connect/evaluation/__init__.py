@@ -1,1 +1,0 @@
-"""What connectors keep of the features they predict, and of the model's loss."""

@@ -1,0 +1,175 @@
+"""The two SAEs, the rows that count, the baselines fitted on the store.
+
+What connectors have in common: the two SAEs they lie between, and the rows that count.
+
+The baselines of two SAEs, fitted on a sample of the store that connectors were trained from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from actstore.reader import ActStore
+from pipeline.connect.connector import Connector, End, Pair
+from pipeline.connect.feed import PairFeeder
+from pipeline.connect.moments import find_moments
+from pipeline.connect.run import ConnectorRun
+from pipeline.connect.start import (
+    correlation_connector,
+    fit_layer,
+    mean_connector,
+    read_layer,
+    ridge_connector,
+    weights_connector,
+)
+from pipeline.evaluate.ablations import OnTokens, find_grounds
+from pipeline.evaluate.setup import Exclusion, Place, Subject
+from pipeline.lm.families import Site
+from pipeline.lm.model import LanguageModel
+from pipeline.runs.sae_run import Run
+from pipeline.sae.sae import SparseCoder
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ends:
+    """Two SAEs, loaded, and the connectors between them."""
+
+    runs: tuple[ConnectorRun, ...]
+    pair: Pair
+    source: Subject
+    target: Subject
+
+    @property
+    def sites(self) -> tuple[Site, Site]:
+        """Of the two."""
+        return self.source.site, self.target.site
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the training of either SAE left out, in words."""
+        words = (*self.source.left_out.words, *self.target.left_out.words)
+        return tuple(dict.fromkeys(words))
+
+
+def load_ends(runs: Sequence[ConnectorRun], *, device: torch.device) -> Ends:
+    """The SAEs that all of these connectors lie between.
+
+    Raises:
+        CheckpointError: one is gone, damaged, or was trained anew since.
+    """
+    run = runs[0]
+    pair = run.load_pair(device)
+
+    def subject(end: End, coder: SparseCoder) -> Subject:
+        config = Run.open(end.run).config
+        site = replace(run.provenance, site=end.site, d_in=coder.d_in)
+        return Subject(
+            path=end.run,
+            coder=coder,
+            arch=config.arch.kind,
+            model=site.model,
+            revision=site.revision,
+            site=Site.parse(end.site),
+            provenance=site,
+            left_out=Exclusion.of(config),
+        )
+
+    return Ends(
+        runs=tuple(runs),
+        pair=pair,
+        source=subject(run.source, pair.source),
+        target=subject(run.target, pair.target),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """Which rows of a batch are edited and counted: those that both ends keep."""
+
+    limits: Mapping[Place, float | None]
+    """By the places of both ends, the largest norm that is kept."""
+
+    def kept(
+        self, tokens: Int[Tensor, "contexts ctx_len"], acts: Mapping[Site, Tensor]
+    ) -> Bool[Tensor, "contexts ctx_len"]:
+        """At these tokens, with these activations at the sites of both."""
+        masks = [
+            place.kept(tokens, acts[place.site], limit=limit)
+            for place, limit in self.limits.items()
+        ]
+        return torch.stack(masks).all(0)
+
+
+def find_rows(
+    lm: LanguageModel,
+    batches: Sequence[Tensor],
+    ends: Ends,
+    on_tokens: OnTokens,
+    *,
+    as_trained: bool,
+) -> Rows:
+    """The rows that count: all, or those that the SAEs were trained on."""
+    places = [end.place(as_trained=as_trained) for end in (ends.source, ends.target)]
+    if all(place.excluded.norms is None for place in places):
+        return Rows(limits=dict.fromkeys(places))
+    grounds = find_grounds(lm, batches, places, on_tokens)
+    return Rows(limits={place: ground.limit for place, ground in grounds.items()})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Baselines:
+    """By their names, on the device of the SAEs; none where the store is gone."""
+
+    maps: Mapping[str, Connector]
+    notes: tuple[str, ...]
+
+
+def fit_baselines(ends: Ends, *, device: torch.device) -> Baselines:
+    """The mean, `E2 W D1`, the most correlated input, and ridge regression.
+
+    Raises:
+        ConfigError: the file of a connector's layer is no layer between the sites.
+        StoreError: the store is unfinished or damaged.
+    """
+    run = ends.runs[0]
+    store, why = _store_of(run)
+    if store is None:
+        return Baselines(
+            maps={},
+            notes=(
+                f"no baselines: {why}; harvest it again, with the same options, to "
+                f"{run.provenance.path}, and evaluate again",
+            ),
+        )
+    feeder = PairFeeder(store, ends.runs, device=device)
+    moments = find_moments(
+        ends.pair,
+        store,
+        device=device,
+        kept=lambda batch: feeder.mask((run.source, run.target), batch),
+        metadata=feeder.metadata,
+    )
+    path = next((run.config.layer for run in ends.runs if run.config.layer), None)
+    d_1, d_2 = ends.pair.source.d_in, ends.pair.target.d_in
+    layer = read_layer(path, d_1=d_1, d_2=d_2) if path else fit_layer(moments.activations)
+    maps = {
+        "mean": mean_connector(moments),
+        "weights": weights_connector(ends.pair, layer),
+        "correlation": correlation_connector(moments),
+        "ridge": ridge_connector(moments),
+    }
+    return Baselines(maps={name: fitted.to(device) for name, fitted in maps.items()}, notes=())
+
+
+def _store_of(run: ConnectorRun) -> tuple[ActStore | None, str]:
+    """The store that a connector was trained from, or None and the reason."""
+    path = run.provenance.path
+    if not path.exists():
+        return None, f"the store {path}, on which they are fitted, is gone"
+    store = ActStore.open(path)
+    if store.fingerprint != run.provenance.fingerprint:
+        return None, f"{path} is not the store that {run.path} was trained from"
+    return store, ""

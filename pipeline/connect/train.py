@@ -1,0 +1,178 @@
+"""From runs to what trains them: feeding, memory needed, members.
+
+What training connectors takes in memory, before any of it is taken.
+
+From runs of connectors to what trains them, each where its checkpoints left it.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from pipeline.connect.connector import Connector
+from pipeline.connect.feed import Ends, PairFeeder
+from pipeline.connect.group import ConnectorGroup, ConnectorMember
+from pipeline.connect.moments import Moments, find_moments
+from pipeline.connect.run import ConnectorRun
+from pipeline.connect.start import needs_moments, start_connector
+from pipeline.device import pick_device
+from pipeline.errors import ConfigError
+from pipeline.runs.checkpoints import checkpoints_of, load_checkpoint
+from pipeline.runs.curves import METRICS, Curves
+from pipeline.sae.active_pairs import Scratch
+
+FLOAT = 4
+SOLVING = 11
+"""Floats for each pair of latents while a start is fitted: 5.5 matrices of doubles, measured."""
+LATENTS = 5
+"""Blocks of a batch's output latents at once: true, predicted, their difference and its slope."""
+
+
+def connector_bytes(runs: Sequence[ConnectorRun]) -> int:
+    """What training these in one pass takes, beside the SAEs and the windows of the store.
+
+    Weights and Adam's two moments for each, and the average where one is kept; one gradient, since
+    connectors take their steps one after another; the latents of a batch.
+    """
+    sizes = [run.source.d_sae * run.target.d_sae for run in runs]
+    copies = [3 + (run.config.ema is not None) for run in runs]
+    kept = sum(size * n for size, n in zip(sizes, copies, strict=True))
+    batch = max(
+        run.config.batch_size * (2 * run.source.d_sae + LATENTS * run.target.d_sae) for run in runs
+    )
+    started = 0
+    for run in runs:
+        if needs_moments(run.config):
+            n_in, n_out = run.source.d_sae, run.target.d_sae
+            started = max(started, round(SOLVING * n_in * max(n_in, n_out)))
+    return FLOAT * (kept + max(sizes) + batch + started)
+
+
+def bytes_free(device: torch.device) -> int | None:
+    """Memory that is free on a device; None where it does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached()
+    except (ValueError, OSError):
+        return None
+
+
+def require_memory(runs: Sequence[ConnectorRun], *, device: torch.device) -> None:
+    """Hold what training takes to what the device has free.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
+    needed, free = connector_bytes(runs), bytes_free(device)
+    if free is not None and needed > free:
+        largest = max(runs, key=lambda run: run.source.d_sae * run.target.d_sae)
+        several = f"{len(runs)} connectors need" if len(runs) > 1 else "this connector needs"
+        raise ConfigError(
+            f"{several} about {needed / 1e9:.1f} GB for weights, moments and gradient of up to "
+            f"{largest.source.d_sae:,} x {largest.target.d_sae:,}, and {device.type} has "
+            f"{free / 1e9:.1f} GB free: train fewer at once, or between smaller SAEs"
+        )
+
+
+def _cached() -> int:
+    """What Linux holds of files and gives back when asked."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123 - not a file of ours
+            lines = dict(line.split(":") for line in file)
+        return int(lines["Cached"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
+def assemble_connectors(
+    feeder: PairFeeder,
+    runs: Sequence[ConnectorRun],
+    n_steps: Sequence[int],
+    *,
+    files: ExitStack,
+) -> list[ConnectorGroup]:
+    """A group for each run.
+
+    Args:
+        feeder: Makes the latents of every run.
+        runs: Of one store, not finished.
+        n_steps: Of each.
+        files: Closes the runs' curves.
+
+    Raises:
+        ConfigError: they do not fit into memory, or a device or kernels are not there.
+        CheckpointError: a checkpoint is damaged, or the disk fails.
+        StoreError: bytes of the store were altered.
+    """
+    device = pick_device(runs[0].config.device)
+    require_memory(runs, device=device)
+    starts = _Starts(feeder, device=device)
+    scratch = Scratch()
+    groups = list[ConnectorGroup]()
+    for run, n in zip(runs, n_steps, strict=True):
+        folders = checkpoints_of(run.path)
+        checkpoint = load_checkpoint(folders[max(folders)]) if folders else None
+        keep = checkpoint.metrics_bytes if checkpoint else 0
+        member = ConnectorMember(
+            run, curves=files.enter_context(Curves(run.path / METRICS, keep=keep)), n_steps=n
+        )
+        start = _blank(run) if checkpoint else starts.of(run)
+        group = ConnectorGroup(
+            member, start.to(device), predicted=starts.predicted(run), scratch=scratch
+        )
+        if checkpoint:
+            group.restore(checkpoint)
+        groups.append(group)
+    return groups
+
+
+class _Starts:
+    """Where connectors start; what connectors between the same SAEs share is found once."""
+
+    def __init__(self, feeder: PairFeeder, *, device: torch.device) -> None:
+        self._feeder = feeder
+        self._device = device
+        self._predicted: dict[Ends, Bool[Tensor, " n_out"]] = {}
+        self._moments: dict[Ends, Moments] = {}
+        self._found: dict[object, Connector] = {}
+
+    def of(self, run: ConnectorRun) -> Connector:
+        """The connector of a run at its start."""
+        ends, config = (run.source, run.target), run.config
+        alike = (ends, config.start, config.activation, config.bias, config.layer, config.seed)
+        if alike not in self._found:
+            moments = self._moments_of(ends) if needs_moments(config) else None
+            self._found[alike] = start_connector(config, self._feeder.pair(ends), moments)
+        return self._found[alike]
+
+    def predicted(self, run: ConnectorRun) -> Bool[Tensor, " n_out"]:
+        """Outputs whose error counts."""
+        ends = (run.source, run.target)
+        if run.config.outputs == "all":
+            return torch.ones(run.target.d_sae, dtype=torch.bool, device=self._device)
+        if ends not in self._predicted:
+            self._predicted[ends] = self._feeder.predicted(ends)
+        return self._predicted[ends]
+
+    def _moments_of(self, ends: Ends) -> Moments:
+        if ends not in self._moments:
+            feeder = self._feeder
+            self._moments[ends] = find_moments(
+                feeder.pair(ends),
+                feeder.store,
+                device=self._device,
+                kept=lambda batch: feeder.mask(ends, batch),
+                metadata=feeder.metadata,
+            )
+        return self._moments[ends]
+
+
+def _blank(run: ConnectorRun) -> Connector:
+    """Of the right shape, to be overwritten."""
+    n_in, n_out = run.source.d_sae, run.target.d_sae
+    return Connector(torch.zeros(n_in, n_out), torch.zeros(n_out))

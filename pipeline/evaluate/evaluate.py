@@ -1,0 +1,320 @@
+"""Evaluate(config): runs that share a model and a text share its passes; from sums to reports.
+
+What a reader must know about how the numbers of an evaluation came about.
+
+The contexts whose loss a coder raises most.
+
+From what was summed to what is reported.
+
+Evaluate coders inside the language models they were trained on.
+
+Runs that share a model, a text and a context length share its passes: one short pass up to the
+sites for their means, then one pass in which each batch runs through the untouched model once and,
+for each run, again from the run's site on. What ablating a site costs is measured in the same pass
+and kept beside the store, see `ablations.py`. The ablation mean and the mean of explained variance
+are the same one, over the evaluation text: a report depends on nothing but the run, the model and
+the text, whether or not the store is still there.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int32
+from torch import Tensor
+
+from pipeline.config.stages import EvalConfig
+from pipeline.device import pick_device
+from pipeline.errors import ConfigError, DataError
+from pipeline.evaluate.ablations import Ablations, OnTokens, Slot, find_grounds, slot_of
+from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine, max_cosine, mutual_mmcs
+from pipeline.evaluate.metrics import Columns, Sparsity, intervals, metrics, perplexity_of
+from pipeline.evaluate.passes import AblationView, RunView, measure, nll_at
+from pipeline.evaluate.report import (
+    EvalProgress,
+    EvalReport,
+    Inserted,
+    Overlap,
+    Stage,
+    WorstContext,
+)
+from pipeline.evaluate.setup import Place, Scene, Setting, Subject, load_scene, load_subject
+from pipeline.lm.families import Site
+from pipeline.lm.hooks import Coder
+from pipeline.lm.tokenizer import Tokenizer
+from pipeline.runs.folder import Provenance
+
+
+def notes_on(
+    scene: Scene, trained: Provenance, left_out: Sequence[str], config: EvalConfig
+) -> tuple[str, ...]:
+    """On the model, the text, and which rows count, one sentence each.
+
+    Args:
+        scene: The model and the text.
+        trained: What the run was trained on.
+        left_out: Rows that it was not trained on, in words.
+        config: Of the evaluation.
+    """
+    notes, setting = list[str](), scene.setting
+    if setting.model != trained.model:
+        notes.append(f"trained on activations of {trained.model}, evaluated in {setting.model}")
+    elif trained.model_fingerprint not in ("", scene.lm.fingerprint()):
+        notes.append(f"the weights of {setting.model} have changed since its store was harvested")
+    if setting.text == trained.text:
+        notes.append(f"evaluated on {setting.text}, the text it was trained on: not held out")
+    if left_out and not config.as_trained:
+        words = ", ".join(left_out)
+        notes.append(f"training left out {words}: add --as-trained to leave it out here too")
+    if scene.contexts.numel() < config.tokens:
+        notes.append(
+            f"{setting.text} holds {scene.contexts.numel()} tokens in whole contexts; "
+            f"{config.tokens} were asked for"
+        )
+    return tuple(notes)
+
+
+def worst_contexts(
+    sums: Columns,
+    contexts: Int32[Tensor, "contexts ctx_len"],
+    tokenizer: Tokenizer,
+    *,
+    n: int,
+) -> tuple[WorstContext, ...]:
+    """The `n` contexts with the largest rise of their summed loss; none whose loss does not rise.
+
+    Of equal ones those that come first in the text.
+    """
+    added = sums["nll_patched"] - sums["nll_clean"]
+    order = np.argsort(-added, kind="stable")[:n]
+    return tuple(
+        _described(int(i), sums, tokenizer.decode(contexts[int(i)].tolist()))
+        for i in order
+        if added[i] > 0
+    )
+
+
+def _described(i: int, sums: Columns, text: str) -> WorstContext:
+    losses = np.array([sums["nll_clean"][i], sums["nll_patched"][i]]) / sums["n_predictions"][i]
+    clean, patched = losses.tolist()
+    perplexity = perplexity_of(losses)
+    return WorstContext(
+        context=i,
+        ce_clean=clean,
+        ce_patched=patched,
+        perplexity_difference=float(perplexity[1] - perplexity[0]),
+        text=text,
+    )
+
+
+def report_of(
+    scene: Scene, subject: Subject, view: RunView, ablations: Ablations, config: EvalConfig
+) -> EvalReport:
+    """The report of one run, but for its overlaps with others.
+
+    Raises:
+        ConfigError: no prediction of the text counts.
+        DataError: a loss is not finite.
+    """
+    sums = view.sums | ablations.sums
+    totals = {name: values.sum(keepdims=True) for name, values in sums.items()}
+    if not totals["n_predictions"].any():
+        left_out = ", ".join(view.place.excluded.words) or "nothing"
+        raise ConfigError(
+            f"{subject.path} leaves no prediction of {scene.setting.text} to count: contexts have "
+            f"{scene.setting.ctx_len} tokens, and {left_out} is left out"
+        )
+    numbers = {name: value.item() for name, value in metrics(totals).items()}
+    if not all(np.isfinite(total).all() for total in totals.values()):
+        clean, patched = numbers["ce_clean"], numbers["ce_patched"]
+        raise DataError(
+            f"losses of {subject.path} are not finite (clean {clean:.4g}, patched {patched:.4g}): "
+            f"the run's weights or the activations at {subject.site} overflow or hold NaN; "
+            "try --precision fp32"
+        )
+    return EvalReport(
+        run=subject.path,
+        site=str(subject.site),
+        arch=subject.arch,
+        model=scene.setting.model,
+        trained_on_model=subject.provenance.model,
+        text=scene.setting.text,
+        precision=scene.precision,
+        ctx_len=scene.setting.ctx_len,
+        n_tokens=int(totals["n_tokens"].item()),
+        n_predictions=int(totals["n_predictions"].item()),
+        excluded=view.place.excluded.words,
+        **{name: None if math.isnan(value) else value for name, value in numbers.items()},
+        **_sparsity_numbers(view.sparsity),
+        **_geometry_numbers(subject.coder, view.sparsity.dead),
+        overlaps=(),
+        intervals=intervals(sums, n=config.n_bootstrap, seed=config.seed),
+        inserted=_inserted(sums, subject, config.layers),
+        worst=worst_contexts(sums, scene.contexts, scene.tokenizer, n=config.n_worst),
+        notes=_notes(scene, subject, config),
+    )
+
+
+def _sparsity_numbers(sparsity: Sparsity) -> dict[str, Any]:
+    """The fields of a report about single latents and single tokens."""
+    return {
+        "l0_quantiles": sparsity.l0_quantiles,
+        "density": tuple(sparsity.density.tolist()),
+        "n_dead": int(sparsity.dead.sum()),
+        "frac_dead": sparsity.dead.double().mean().item(),
+        "n_rare": sparsity.n_rare,
+        "n_frequent": sparsity.n_frequent,
+    }
+
+
+def _geometry_numbers(coder: Coder, dead: Bool[Tensor, " d_sae"]) -> dict[str, Any]:
+    """The fields of a report about the directions of a coder."""
+    to_dead = dead_cosine(coder.W_dec, dead)
+    reads_as_writes, nearest = encoder_decoder_cosine(coder), max_cosine(coder.W_dec)
+    return {
+        "d_in": coder.d_in,
+        "d_sae": coder.d_sae,
+        "dead_cosine": None if to_dead is None else tuple(to_dead.tolist()),
+        "dead_cosine_mean": _mean(to_dead, dead),
+        "alive_cosine_mean": _mean(to_dead, ~dead),
+        "encoder_decoder_cosine": tuple(reads_as_writes.tolist()),
+        "encoder_decoder_cosine_median": float(np.median(reads_as_writes.numpy())),
+        "max_cosine": tuple(nearest.tolist()),
+        "max_cosine_mean": nearest.mean().item(),
+    }
+
+
+def _mean(cosine: Float64[Tensor, " d_sae"] | None, chosen: Bool[Tensor, " d_sae"]) -> float | None:
+    if cosine is None or not chosen.any():
+        return None
+    return cosine[chosen].mean().item()
+
+
+def _inserted(sums: Columns, subject: Subject, layers: tuple[int, ...]) -> tuple[Inserted, ...]:
+    """What the coder costs at each of these layers."""
+    n, clean = sums["n_predictions"].sum(), sums["nll_clean"].sum()
+    found: list[Inserted] = []
+    for layer in dict.fromkeys(layers):
+        site = Site(layer=layer, rank=subject.site.rank)
+        ce = (nll := sums[nll_at(site)].sum()) / n
+        found.append(Inserted(site=str(site), ce_patched=float(ce), added=float((nll - clean) / n)))
+    return tuple(found)
+
+
+def _notes(scene: Scene, subject: Subject, config: EvalConfig) -> tuple[str, ...]:
+    told = notes_on(scene, subject.provenance, subject.left_out.words, config)
+    return (*subject.notes, *told)
+
+
+OnProgress = Callable[[EvalProgress], None]
+
+COMPARED = 8
+"""Most runs whose dictionaries are compared, each with each."""
+
+
+def evaluate(
+    config: EvalConfig, *, on_progress: OnProgress | None = None
+) -> tuple[EvalReport, ...]:
+    """One report per run, in the order of `config.runs`.
+
+    Raises:
+        ConfigError: no run, a run named twice, a model without a run's site, width or context or
+            without a layer asked for, or a text of which nothing counts.
+        CheckpointError: a run cannot be used.
+        ModelError: a language model cannot be used.
+        TextError: the text cannot be used.
+        DataError: a loss is not finite.
+    """
+    if not config.runs:
+        raise ConfigError("no run to evaluate: type saepipe eval RUN, RUN being a training's --out")
+    if len(set(config.runs)) < len(config.runs):
+        raise ConfigError(f"a run is named twice in {', '.join(map(str, config.runs))}")
+    device = pick_device(config.device)
+    subjects = [load_subject(path, device=device) for path in config.runs]
+    groups: dict[Setting, list[Subject]] = {}
+    for subject in subjects:
+        groups.setdefault(Setting.of(subject, config), []).append(subject)
+    reports: dict[Path, EvalReport] = {}
+    for setting, together in groups.items():
+        scene = load_scene(setting, together, config, device=device)
+        for report in _evaluate_together(scene, together, config, on_progress):
+            reports[report.run] = report
+    overlaps = _overlaps(subjects)
+    return tuple(replace(reports[path], overlaps=overlaps[path]) for path in config.runs)
+
+
+def _evaluate_together(
+    scene: Scene,
+    subjects: Sequence[Subject],
+    config: EvalConfig,
+    on_progress: OnProgress | None,
+) -> list[EvalReport]:
+    """Reports of runs that share a model, a text and a context length."""
+    batches = [batch.to(scene.lm.device) for batch in scene.contexts.split(config.batch_size)]
+
+    def told(stage: Stage) -> OnTokens:
+        def tell(n_done: int) -> None:
+            if on_progress is not None:
+                n_tokens = scene.contexts.numel()
+                on_progress(EvalProgress(stage=stage, n_done=n_done, n_tokens=n_tokens))
+
+        return tell
+
+    places = [subject.place(as_trained=config.as_trained) for subject in subjects]
+    slots = _slots(scene, places, subjects, config)
+    ablations = {place: found for place, slot in slots.items() if (found := slot.load())}
+    grounds = {place: found.ground for place, found in ablations.items()}
+    unknown = [place for place in slots if place not in ablations]
+    if unknown:
+        grounds |= find_grounds(scene.lm, batches, unknown, told("mean"))
+    ablated = [AblationView(place, grounds[place]) for place in unknown]
+    runs = [
+        RunView(subject.coder, place, grounds[place], layers=config.layers)
+        for subject, place in zip(subjects, places, strict=True)
+    ]
+    measure(scene.lm, batches, [*ablated, *runs], grounds, told("losses"))
+    for view in ablated:
+        ablations[view.place] = view.result
+        slots[view.place].keep(view.result)
+    return [
+        report_of(scene, subject, view, ablations[view.place], config)
+        for subject, view in zip(subjects, runs, strict=True)
+    ]
+
+
+def _slots(
+    scene: Scene, places: Sequence[Place], subjects: Sequence[Subject], config: EvalConfig
+) -> dict[Place, Slot]:
+    """Where what ablating each place costs is kept: beside the stores of the runs it serves."""
+    stores: dict[Place, list[Path]] = {}
+    for place, subject in zip(places, subjects, strict=True):
+        stores.setdefault(place, []).append(subject.provenance.path)
+    return {
+        place: slot_of(
+            place,
+            scene.contexts,
+            beside=paths,
+            fingerprint=scene.lm.fingerprint(),
+            precision=scene.precision,
+            device=scene.lm.device.type,
+            batch_size=config.batch_size,
+        )
+        for place, paths in stores.items()
+    }
+
+
+def _overlaps(subjects: Sequence[Subject]) -> dict[Path, tuple[Overlap, ...]]:
+    """Of each run, with every other that is as wide; none of more runs than are compared."""
+    found: dict[Path, list[Overlap]] = {subject.path: [] for subject in subjects}
+    if len(subjects) > COMPARED:
+        return dict.fromkeys(found, ())
+    for one, other in combinations(subjects, 2):
+        if one.coder.d_in == other.coder.d_in:
+            there, back = mutual_mmcs(one.coder.W_dec, other.coder.W_dec)
+            found[one.path].append(Overlap(run=other.path, mmcs=there))
+            found[other.path].append(Overlap(run=one.path, mmcs=back))
+    return {path: tuple(overlaps) for path, overlaps in found.items()}

@@ -1,0 +1,227 @@
+"""Which SAE, in which model, on which text, at which rows.
+
+The rows of a site that an evaluation edits and counts: all of them, or those of training.
+
+What is evaluated: a coder from a run of any kind; and in what: a model and a text.
+
+The language model and the text in which runs are evaluated.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int, Int32
+from torch import Tensor
+
+from pipeline.config.stages import EvalConfig
+from pipeline.config.training import TrainConfig
+from pipeline.device import pick_dtype, pick_precision
+from pipeline.errors import ConfigError
+from pipeline.finetune.run import FinetunedRun, is_finetuned
+from pipeline.lm.families import Site
+from pipeline.lm.hooks import Coder, check_fits
+from pipeline.lm.model import LanguageModel, load_model
+from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
+from pipeline.runs.folder import Provenance
+from pipeline.runs.sae_run import Run
+from pipeline.text.heldout import heldout_text, load_contexts
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exclusion:
+    """Rows that training left out: see `pipeline.training.feed`."""
+
+    positions: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    norms: float | None = None
+    """Rows whose norm is above so many times the median."""
+
+    @staticmethod
+    def of(config: TrainConfig) -> "Exclusion":
+        """What a training of this config left out."""
+        return Exclusion(
+            positions=tuple(sorted({*config.exclude_positions})),
+            tokens=tuple(sorted({*config.exclude_tokens})),
+            norms=config.exclude_norms,
+        )
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """As a reader of a report is told; empty for nothing."""
+        named = [
+            f"{what}{'s' * (len(values) > 1)} {_listed(values)}"
+            for what, values in (("position", self.positions), ("token", self.tokens))
+            if values
+        ]
+        if self.norms is not None:
+            named.append(f"rows whose norm is above {self.norms:g} times the median")
+        return tuple(named)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A site, and the rows of it that are left as they are and not counted."""
+
+    site: Site
+    excluded: Exclusion
+
+    def kept(
+        self,
+        tokens: Int[Tensor, "contexts ctx_len"],
+        acts: Float[Tensor, "contexts ctx_len width"],
+        *,
+        limit: float | None,
+    ) -> Bool[Tensor, "contexts ctx_len"]:
+        """Which rows are edited and counted.
+
+        Args:
+            tokens: at these rows.
+            acts: at the site.
+            limit: the largest norm that is kept, if rows are excluded by their norm.
+        """
+        kept = torch.ones_like(tokens, dtype=torch.bool)
+        kept[:, list(self.excluded.positions)] = False
+        if self.excluded.tokens:
+            banned = torch.tensor(self.excluded.tokens, device=tokens.device)
+            kept &= torch.isin(tokens, banned, invert=True)
+        if limit is not None:
+            kept &= torch.linalg.vector_norm(acts.float(), dim=-1) <= limit
+        return kept
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    return ", ".join(map(str, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A coder, its place, and where it is from."""
+
+    path: Path
+    coder: Coder
+    arch: str
+    model: str
+    """The language model it belongs in: a transplanted coder's new one."""
+    revision: str
+    site: Site
+    provenance: Provenance
+    left_out: Exclusion
+    """Rows of its site that it was not trained on."""
+    notes: tuple[str, ...] = ()
+
+    def place(self, *, as_trained: bool) -> Place:
+        """Its site, and whether what training left out is left out here, too."""
+        return Place(site=self.site, excluded=self.left_out if as_trained else Exclusion())
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What runs must have in common to share their forward passes."""
+
+    model: str
+    revision: str
+    text: str
+    ctx_len: int
+
+    @classmethod
+    def of(cls, subject: Subject, config: EvalConfig) -> "Setting":
+        """The model and the text for this subject.
+
+        Raises:
+            ConfigError: neither the config nor the run says which model.
+        """
+        model = subject.model if config.model is None else config.model
+        if not model:
+            raise ConfigError(
+                f"{subject.path} does not say which model its activations are from: name it "
+                "with --model"
+            )
+        own = model == subject.model
+        return cls(
+            model=model,
+            revision=(subject.revision if own else "") or "main",
+            text=config.text or heldout_text(subject.provenance.text),
+            ctx_len=subject.provenance.ctx_len,
+        )
+
+
+def load_subject(path: Path, *, device: torch.device) -> Subject:
+    """The coder of a training or of a fine-tuning.
+
+    Raises:
+        CheckpointError: there is no finished run at `path`, or it is damaged.
+    """
+    if not is_finetuned(path):
+        run = Run.open(path)
+        return Subject(
+            path=path,
+            coder=run.load_coder(device),
+            arch=run.config.arch.kind,
+            model=run.provenance.model,
+            revision=run.provenance.revision,
+            site=Site.parse(run.provenance.site),
+            provenance=run.provenance,
+            left_out=Exclusion.of(run.config),
+        )
+    tuned = FinetunedRun.open(path)
+    return Subject(
+        path=path,
+        coder=tuned.load_coder(device),
+        arch=tuned.run.config.arch.kind,
+        model=tuned.report.model,
+        revision=tuned.report.revision,
+        site=Site.parse(tuned.report.site),
+        provenance=tuned.run.provenance,
+        left_out=Exclusion.of(tuned.run.config),
+        notes=(f"fine-tuned on {tuned.report.text} through a scale and a bias per feature",),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scene:
+    """A setting, loaded."""
+
+    setting: Setting
+    lm: LanguageModel
+    precision: str
+    tokenizer: Tokenizer
+    contexts: Int32[Tensor, "contexts ctx_len"]
+    """On the CPU."""
+
+
+def load_scene(
+    setting: Setting, subjects: Sequence[Subject], config: EvalConfig, *, device: torch.device
+) -> Scene:
+    """The language model, sure to fit its subjects, and the text.
+
+    Raises:
+        ConfigError: the model lacks a site, a layer, the width or the context of a subject.
+        ModelError: the model cannot be used.
+        TextError: the text cannot be used.
+    """
+    dtype = pick_dtype(config.precision, device)
+    lm = load_model(setting.model, revision=setting.revision, device=device, dtype=dtype)
+    for subject in subjects:
+        site = subject.site
+        check_fits(lm, site, d_in=subject.coder.d_in, ctx_len=setting.ctx_len, run=subject.path)
+        for layer in config.layers:
+            lm.shape.check(Site(layer=layer, rank=site.rank), name=lm.name)
+    tokenizer = load_tokenizer(setting.model, revision=setting.revision)
+    contexts = load_contexts(
+        setting.text,
+        tokenizer,
+        ctx_len=setting.ctx_len,
+        n=-(-config.tokens // setting.ctx_len),
+        column=config.text_column,
+    )
+    return Scene(
+        setting=setting,
+        lm=lm,
+        precision=pick_precision(config.precision, device=device),
+        tokenizer=tokenizer,
+        contexts=contexts,
+    )

@@ -1,0 +1,159 @@
+"""Tokens promoted and suppressed; nearest features.
+
+Direct logit attribution: which tokens a feature promotes and suppresses by what it writes.
+
+A feature that is active by `z` adds `z W_dec[f]` at its site, and what is written to the residual
+stream stays in it up to the end: `(z / s) W_U (g * C W_dec[f])` is what reaches the logits, where
+`C` subtracts the mean over coordinates (where the final norm is a LayerNorm; an RMSNorm has none),
+`g` is the final norm's weight, `s` the root mean square that it divides by, and `W_U` the
+unembedding. For `mlp_act` the way to the stream goes through the MLP's output matrix first.
+
+Reported is `W_U (g * C W_dec[f])`, the change of each logit for an activation of 1 where `s` is 1.
+Left out are the division by `s`, which depends on the token and scales all of a token's logits
+alike; every bias, which the feature does not change; and whatever the layers after the site make of
+the feature (Elhage et al. 2021, "A mathematical framework for transformer circuits": the direct
+path; nostalgebraist 2020, "the logit lens").
+
+The features that write in nearly the same direction.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.errors import ConfigError
+from pipeline.lm.families import Shape, Site
+from pipeline.lm.hub import ModelFiles
+from pipeline.lm.weights import Weights
+
+IGNORED = (
+    "logits by the direct path alone: the final norm's division, biases, and what later layers "
+    "make of a feature are ignored"
+)
+N_TOKENS = 10
+_CELLS = 2**24
+"""Logits in memory at once: 64 MiB."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Attribution:
+    """Of each feature the tokens at both ends, the most extreme first."""
+
+    promoted: Int64[Tensor, "d_sae n"]
+    promoted_by: Float32[Tensor, "d_sae n"]
+    suppressed: Int64[Tensor, "d_sae n"]
+    suppressed_by: Float32[Tensor, "d_sae n"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Path:
+    """The linear way from a site to the logits."""
+
+    out: Float32[Tensor, "d_model d_in"] | None
+    """From the site to the residual stream; None where the site writes to it."""
+    centered: bool
+    scale: Float32[Tensor, " d_model"]
+    unembedding: Float32[Tensor, "n_vocab d_model"]
+
+    def directions(self, rows: Float[Tensor, "n d_in"]) -> Float32[Tensor, "n d_model"]:
+        """What the unembedding reads of each of these rows."""
+        written = rows.float() if self.out is None else rows.float() @ self.out.T
+        if self.centered:
+            written = written - written.mean(-1, keepdim=True)
+        return written * self.scale
+
+    def logits(self, rows: Float[Tensor, "n d_in"]) -> Float32[Tensor, "n n_vocab"]:
+        """What each of these rows, written at the site, adds to every logit, times the norm."""
+        return self.directions(rows) @ self.unembedding.T
+
+
+def writes_to_the_stream(site: Site) -> bool:
+    """Whether what a feature writes at this site has a linear way to the logits."""
+    return site.kind != "mlp_pre"
+
+
+def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: torch.device) -> Path:
+    """The way from a site to the logits of the first `n_vocab` tokens, its weights alone read.
+
+    Raises:
+        ModelError: the model cannot be found or read, or is of an unknown family.
+        ConfigError: the model has no such site, or it has no linear way.
+    """
+    files = ModelFiles(model, revision)
+    shape = Shape.of(files.config, name=model)
+    shape.check(site, name=model)
+    if not writes_to_the_stream(site):
+        raise ConfigError(f"{site} has no linear way to the logits: a nonlinearity comes after it")
+    family = shape.family
+    norm = f"{family.prefix}.{family.final_norm}.weight"
+    tied = files.config.get("tie_word_embeddings", family.ties)
+    head = f"{family.prefix}.{family.embeddings[0]}.weight" if tied else "lm_head.weight"
+    out = f"{family.prefix}.{family.module_path(site)}.weight"
+    wanted = [norm, head, *([out] if site.kind == "mlp_act" else [])]
+    loaded = Weights.locate(files).load(
+        wanted, prefix=family.prefix, device=device, dtype=torch.float32
+    )
+    matrix = loaded.get(out)
+    return Path(
+        out=matrix.T if matrix is not None and family.transposed else matrix,
+        centered=family.centered,
+        scale=loaded[norm],
+        unembedding=loaded[head][:n_vocab],
+    )
+
+
+@torch.no_grad()
+def attribute(path: Path, W_dec: Float[Tensor, "d_sae d_in"]) -> Attribution:
+    """The tokens that each row of a dictionary raises and lowers most, block after block.
+
+    Raises:
+        ConfigError: the rows are not as wide as the site.
+    """
+    width = path.scale if path.out is None else path.out.T
+    if W_dec.shape[1] != len(width):
+        raise ConfigError(f"features write {W_dec.shape[1]} values, the site has {len(width)}")
+    n = min(N_TOKENS, len(path.unembedding))
+    ends: list[tuple[Tensor, ...]] = []
+    for rows in W_dec.detach().split(max(1, _CELLS // len(path.unembedding))):
+        logits = path.logits(rows)
+        most, least = logits.topk(n), logits.topk(n, largest=False)
+        ends.append(
+            tuple(t.cpu() for t in (most.indices, most.values, least.indices, least.values))
+        )
+    promoted, promoted_by, suppressed, suppressed_by = map(torch.cat, zip(*ends, strict=True))
+    return Attribution(
+        promoted=promoted,
+        promoted_by=promoted_by,
+        suppressed=suppressed,
+        suppressed_by=suppressed_by,
+    )
+
+
+N_NEIGHBOURS = 5
+_CELLS_NEAREST = 2**24
+"""Cosines in memory at once: 64 MiB."""
+
+
+@torch.no_grad()
+def nearest(
+    W_dec: Float[Tensor, "d_sae d_in"],
+) -> tuple[Int64[Tensor, "d_sae n"], Float32[Tensor, "d_sae n"]]:
+    """The rows of largest cosine with each row, itself left out, and their cosines, in fp32.
+
+    `n` is `N_NEIGHBOURS`, or fewer where there are fewer others. A row of zeros has cosine 0 with
+    all others.
+    """
+    rows = F.normalize(W_dec.detach().float(), dim=-1)
+    n, n_rows = min(N_NEIGHBOURS, len(rows) - 1), max(1, _CELLS_NEAREST // len(rows))
+    found: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, len(rows), n_rows):
+        cosine = rows[start : start + n_rows] @ rows.T
+        itself = torch.arange(len(cosine), device=cosine.device)
+        cosine[itself, start + itself] = -torch.inf
+        best = cosine.topk(n, dim=-1)
+        found.append((best.indices.cpu(), best.values.clamp(max=1).cpu()))
+    indices, cosines = zip(*found, strict=True)
+    return torch.cat(indices), torch.cat(cosines)

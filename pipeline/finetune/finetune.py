@@ -1,0 +1,222 @@
+"""Fine-tune a language model through the features of one coder.
+
+The coder is spliced into the model at its site, every weight of both is frozen, and one scale `c`
+and one bias `d` per latent are learned: `z = f(c * pre + d)`. AdamW's weight decay pulls `c`
+towards 0, not 1, and so inhibits a little whatever the text does not need.
+
+The gradient starts at the logits, of which only a slice is alive at a time, and ends at the site:
+below it nothing requires one, so nothing is kept for it.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Int32
+from torch import Tensor
+
+from pipeline.config.stages import FinetuneConfig
+from pipeline.device import pick_device, pick_dtype
+from pipeline.errors import ConfigError, DataError
+from pipeline.finetune.run import FinetuneReport, FinetuneStep, finished_report, save_run
+from pipeline.finetune.shifts import find_shifts
+from pipeline.lm.cross_entropy import backward_cross_entropy, cross_entropy_sum
+from pipeline.lm.families import Site
+from pipeline.lm.hooks import Edit, check_fits, splice, splicer
+from pipeline.lm.model import LanguageModel, load_model
+from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
+from pipeline.runs.sae_run import Run
+from pipeline.sae.sae import TunedCoder
+from pipeline.text.heldout import Split, split_contexts
+
+OnStep = Callable[[FinetuneStep], None]
+
+ENDS_SHARE = 20
+"""The first and the last training loss of a report are means over one in so many steps."""
+
+
+def finetune(config: FinetuneConfig, *, on_step: OnStep | None = None) -> FinetuneReport:
+    """Learn `c` and `d`, and write them with their analysis and figures into `config.out`.
+
+    A run that is there already, complete and of the same config, is reused.
+
+    Raises:
+        ConfigError: `out` holds something else, or the site, width or context does not fit.
+        CheckpointError: the coder's run cannot be used.
+        ModelError: the language model cannot be used.
+        TextError: the text cannot be read or is too short to learn from and to measure on.
+        DataError: the loss is not finite.
+    """
+    config = replace(config, run=config.run.resolve(), out=config.out.resolve())
+    run = Run.open(config.run)
+    done = finished_report(config, run)
+    if done is not None:
+        return done
+    setup = _load(config, run)
+    through = {setup.site: splicer(setup.coder)}
+    ce_base, ce_spliced = setup.heldout_loss({}), setup.heldout_loss(through)
+    losses = _learn(setup, on_step)
+    report = _report(
+        setup,
+        losses,
+        ce_base=ce_base,
+        ce_spliced=ce_spliced,
+        ce_finetuned=setup.heldout_loss(through),
+    )
+    shifts = find_shifts(
+        setup.lm,
+        setup.site,
+        setup.coder,
+        setup.split.train,
+        setup.tokenizer,
+        batch_size=config.batch_size,
+    )
+    save_run(config, run, setup.coder, report, losses=losses, shifts=shifts)
+    return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Setup:
+    """All that a fine-tuning works with."""
+
+    config: FinetuneConfig
+    run: Run
+    coder: TunedCoder
+    lm: LanguageModel
+    site: Site
+    tokenizer: Tokenizer
+    split: Split
+
+    def heldout_loss(self, edits: dict[Site, Edit]) -> float:
+        """Cross-entropy on the held-out contexts (nats)."""
+        return mean_cross_entropy(
+            self.lm, self.split.heldout, edits, batch_size=self.config.batch_size
+        )
+
+
+def _load(config: FinetuneConfig, run: Run) -> _Setup:
+    """The coder, the model it goes into, its own unless told otherwise, and the texts."""
+    device, source = pick_device(config.device), run.provenance
+    name = source.model if config.model is None else config.model
+    if not name:
+        raise ConfigError(
+            f"{config.run} does not say which model its activations are from: name it with --model"
+        )
+    coder = TunedCoder(run.load_coder(device))
+    site = Site.parse(config.site or source.site)
+    revision = (source.revision if name == source.model else "") or "main"
+    dtype = pick_dtype(config.precision, device)
+    lm = load_model(name, revision=revision, device=device, dtype=dtype)
+    check_fits(lm, site, d_in=coder.d_in, ctx_len=config.ctx_len, run=config.run)
+    tokenizer = load_tokenizer(name, revision=revision)
+    split = split_contexts(
+        config.text,
+        tokenizer,
+        ctx_len=config.ctx_len,
+        n_train=config.steps_per_epoch * config.batch_size,
+        n_heldout=config.heldout_contexts,
+        column=config.text_column,
+    )
+    return _Setup(
+        config=config, run=run, coder=coder, lm=lm, site=site, tokenizer=tokenizer, split=split
+    )
+
+
+def _report(
+    setup: _Setup, losses: list[float], *, ce_base: float, ce_spliced: float, ce_finetuned: float
+) -> FinetuneReport:
+    config, source, lm, split = setup.config, setup.run.provenance, setup.lm, setup.split
+    n_ends = max(1, len(losses) // ENDS_SHARE)
+    return FinetuneReport(
+        run=config.run,
+        out=config.out,
+        model=lm.name,
+        revision=lm.files.revision,
+        trained_on_model=source.model,
+        site=str(setup.site),
+        trained_on_site=source.site,
+        text=config.text,
+        n_train_tokens=split.train.numel(),
+        n_heldout_tokens=split.heldout.numel(),
+        n_steps=len(losses),
+        ce_base=ce_base,
+        ce_spliced=ce_spliced,
+        ce_finetuned=ce_finetuned,
+        loss_first=float(np.mean(losses[:n_ends])),
+        loss_last=float(np.mean(losses[-n_ends:])),
+        notes=(*_transplant_notes(setup.run, lm, setup.site), *split.notes),
+    )
+
+
+def _transplant_notes(run: Run, lm: LanguageModel, site: Site) -> tuple[str, ...]:
+    source = run.provenance
+    if (lm.name, str(site)) == (source.model, source.site):
+        return ()
+    return (
+        f"the coder was trained on {source.site} of {source.model} and is fine-tuned at {site} "
+        f"of {lm.name}",
+    )
+
+
+@torch.no_grad()
+def mean_cross_entropy(
+    lm: LanguageModel,
+    contexts: Int32[Tensor, "contexts ctx_len"],
+    edits: dict[Site, Edit],
+    *,
+    batch_size: int,
+) -> float:
+    """Cross-entropy over all predictions inside these contexts (nats), with edits at some sites.
+
+    Raises:
+        DataError: it is not finite.
+    """
+    total = 0.0
+    with splice(lm, edits):
+        for batch in contexts.split(batch_size):
+            tokens = batch.to(lm.device)
+            total += cross_entropy_sum(lm, lm.hidden(tokens), tokens)
+    n_predictions = len(contexts) * (contexts.shape[1] - 1)
+    return _finite(total / n_predictions, lm)
+
+
+def _learn(setup: _Setup, on_step: OnStep | None) -> list[float]:
+    """Train `c` and `d` in place.
+
+    Returns:
+        The loss of each step's batch before its update (nats).
+    """
+    config, lm, coder, contexts = setup.config, setup.lm, setup.coder, setup.split.train
+    optimizer = torch.optim.AdamW(
+        [coder.c, coder.d], lr=config.lr, weight_decay=config.weight_decay
+    )
+    n_steps = config.epochs * -(-len(contexts) // config.batch_size)
+    losses: list[float] = []
+    with splice(lm, {setup.site: splicer(coder)}):
+        for chosen in _batches(len(contexts), config):
+            tokens = contexts[chosen].to(lm.device)
+            optimizer.zero_grad()
+            loss = backward_cross_entropy(lm, lm.hidden(tokens), tokens)
+            optimizer.step()
+            losses.append(_finite(loss.item(), lm))
+            if on_step is not None:
+                on_step(FinetuneStep(step=len(losses), n_steps=n_steps, loss=losses[-1]))
+    return losses
+
+
+def _batches(n_contexts: int, config: FinetuneConfig) -> Iterator[Tensor]:
+    """Indices of the contexts of each step: every context once per epoch, in an order by seed."""
+    for epoch in range(config.epochs):
+        order = np.random.default_rng([config.seed, epoch]).permutation(n_contexts)
+        yield from torch.from_numpy(order).split(config.batch_size)
+
+
+def _finite(loss: float, lm: LanguageModel) -> float:
+    if not math.isfinite(loss):
+        raise DataError(
+            f"the loss of {lm.name} with the coder at its site is {loss}: lower --lr, or try "
+            "--precision fp32"
+        )
+    return loss

@@ -1,0 +1,146 @@
+"""The latents that fine-tuning moved most, and what they fire on before and after."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pipeline.lm.families import Site
+from pipeline.lm.hooks import reading
+from pipeline.lm.model import LanguageModel
+from pipeline.lm.tokenizer import Tokenizer
+from pipeline.sae.sae import TunedCoder
+
+N_LATENTS = 10
+"""Latents of each list."""
+N_EXAMPLES = 10
+"""Tokens shown for each latent."""
+MAX_TOKENS = 2**16
+"""Tokens of the text searched for examples."""
+_LEFT, _RIGHT = 12, 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One token a latent fires on, with the text around it."""
+
+    left: str
+    token: str
+    right: str
+    before: float
+    """Activation of the latent in the coder as it was."""
+    after: float
+    """Activation with `c` and `d`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """One latent, its learned scale and bias, and its strongest tokens."""
+
+    latent: int
+    c: float
+    d: float
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shifts:
+    """The extremes of `c` and of `d`, the most extreme first."""
+
+    scaled_up: tuple[Shift, ...]
+    """Largest `c`."""
+    inhibited: tuple[Shift, ...]
+    """Smallest `c`."""
+    raised: tuple[Shift, ...]
+    """Largest `d`."""
+    lowered: tuple[Shift, ...]
+    """Smallest `d`."""
+
+
+@torch.no_grad()
+def find_shifts(
+    lm: LanguageModel,
+    site: Site,
+    coder: TunedCoder,
+    contexts: Int[Tensor, "contexts ctx_len"],
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+) -> Shifts:
+    """The most moved latents, with their strongest tokens among the first `MAX_TOKENS` of a text.
+
+    The activations are the clean model's: nothing below the site is edited, so the same token
+    has the same activation at the site before and after.
+    """
+    ends = {
+        "scaled_up": _extremes(coder.c),
+        "inhibited": _extremes(-coder.c),
+        "raised": _extremes(coder.d),
+        "lowered": _extremes(-coder.d),
+    }
+    chosen = sorted({latent for latents in ends.values() for latent in latents})
+    some = contexts[: max(1, MAX_TOKENS // contexts.shape[1])]
+    before, after = _activations(lm, site, coder, some.split(batch_size), chosen)
+    shifts = {
+        latent: Shift(
+            latent=latent,
+            c=coder.c[latent].item(),
+            d=coder.d[latent].item(),
+            examples=_examples(before[:, i], after[:, i], some, tokenizer),
+        )
+        for i, latent in enumerate(chosen)
+    }
+    return Shifts(**{end: tuple(shifts[i] for i in latents) for end, latents in ends.items()})
+
+
+def _extremes(values: Float[Tensor, " d_sae"]) -> list[int]:
+    """Indices of the largest values, the largest first; equals by index."""
+    order = values.cpu().sort(descending=True, stable=True).indices
+    return order[:N_LATENTS].tolist()
+
+
+def _activations(
+    lm: LanguageModel,
+    site: Site,
+    coder: TunedCoder,
+    batches: Sequence[Tensor],
+    latents: list[int],
+) -> tuple[Float[Tensor, "tokens latents"], Float[Tensor, "tokens latents"]]:
+    """Activations of some latents on every token, without and with `c` and `d`."""
+    before: list[Tensor] = []
+    after: list[Tensor] = []
+    with reading(lm, [site]) as read:
+        for tokens in batches:
+            x = read(tokens.to(lm.device))[site].flatten(0, 1).float()
+            before.append(coder.coder.encode(x)[:, latents].cpu())
+            after.append(coder.encode(x)[:, latents].cpu())
+    return torch.cat(before), torch.cat(after)
+
+
+def _examples(
+    before: Float[Tensor, " tokens"],
+    after: Float[Tensor, " tokens"],
+    contexts: Int[Tensor, "contexts ctx_len"],
+    tokenizer: Tokenizer,
+) -> tuple[Example, ...]:
+    """The tokens with the largest activation, before or after; silent ones are left out."""
+    strength = torch.maximum(before, after)
+    order = strength.sort(descending=True, stable=True).indices[:N_EXAMPLES].tolist()
+    examples: list[Example] = []
+    for row in order:
+        if strength[row] <= 0:
+            break
+        context, position = divmod(row, contexts.shape[1])
+        ids = contexts[context].tolist()
+        examples.append(
+            Example(
+                left=tokenizer.decode(ids[max(0, position - _LEFT) : position]),
+                token=tokenizer.token_text(ids[position]),
+                right=tokenizer.decode(ids[position + 1 : position + 1 + _RIGHT]),
+                before=before[row].item(),
+                after=after[row].item(),
+            )
+        )
+    return tuple(examples)

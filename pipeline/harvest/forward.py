@@ -1,0 +1,206 @@
+"""Contexts in, rows of a shard out, in the store's order.
+
+The forward passes of a harvest: contexts in, activations of the chosen sites out.
+
+One shard of activations on the device: cast, and each row put where the store will have it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int32
+from torch import Tensor
+
+from actstore.layout import row_permutation
+from actstore.writer import Shard
+from pipeline.config.stages import HarvestConfig
+from pipeline.device import DTYPES, pick_device
+from pipeline.harvest.plan import HarvestPlan
+from pipeline.lm.families import Site
+from pipeline.lm.hooks import reading
+from pipeline.lm.model import load_for_sites
+from pipeline.text.contexts import Contexts, Cursor
+
+log = logging.getLogger(__name__)
+
+CPU_BATCH_TOKENS = 1024  # more leaves the caches, and is slower
+GPU_BATCH_TOKENS = 65_536  # halved until it fits
+
+Acts = dict[Site, Tensor]
+
+
+@contextmanager
+def forward_of(plan: HarvestPlan) -> Generator["Forward"]:
+    """Load what a plan needs of its model, and run it up to the last of its sites.
+
+    Raises:
+        ConfigError: the device asked for is not there.
+        ModelError: the weights cannot be fetched or read.
+    """
+    config, device = plan.config, pick_device(plan.config.device)
+    model = load_for_sites(
+        config.model,
+        plan.sites,
+        revision=config.revision,
+        device=device,
+        dtype=DTYPES[str(plan.spec.source["model_precision"])],
+    )
+    with torch.inference_mode(), reading(model, plan.sites) as read:
+        yield Forward(read, batch_size=_batch_size(config, device), device=device)
+
+
+def _batch_size(config: HarvestConfig, device: torch.device) -> int:
+    """Contexts per forward pass."""
+    tokens = CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
+    return config.batch_size or max(1, tokens // config.ctx_len)
+
+
+class Forward:
+    """Runs batches through the model; on a GPU, batches that do not fit are halved for good."""
+
+    def __init__(
+        self, read: Callable[[Tensor], Acts], *, batch_size: int, device: torch.device
+    ) -> None:
+        self.batch_size = batch_size
+        self.device = device
+        self._read = read
+
+    def __call__(self, tokens: Int32[np.ndarray, "contexts position"]) -> Iterator[Acts]:
+        """Activations of these contexts, in order, in as few parts as fit."""
+        done = 0
+        while done < len(tokens):
+            part = torch.from_numpy(tokens[done : done + self.batch_size])
+            try:
+                acts = self._read(self._to_device(part))
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+                log.info("out of memory: %d contexts a batch from here on", self.batch_size)
+                continue
+            done += len(part)
+            yield acts
+
+    def seconds_per_context(self, ctx_len: int) -> float:
+        """Of the fastest of some batches: the first ones wait for threads and memory."""
+        tokens = np.zeros((self.batch_size, ctx_len), dtype=np.int32)
+        return min(self._seconds(tokens) for _ in range(4)) / len(tokens)
+
+    def _seconds(self, tokens: Int32[np.ndarray, "contexts position"]) -> float:
+        start = time.perf_counter()
+        for acts in self(tokens):
+            next(iter(acts.values()))[-1, -1, -1].item()  # waits for the device
+        return time.perf_counter() - start
+
+    def _to_device(self, tokens: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            tokens = tokens.pin_memory()
+        return tokens.to(self.device, non_blocking=True).long()
+
+
+_STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilledShard:
+    """A shard whose rows may still be on their way to host memory."""
+
+    shard: Shard
+    arrived: torch.cuda.Event | None
+
+    def wait(self) -> Shard:
+        """The shard, once all of it is in host memory."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.shard
+
+
+class ShardBuffer:
+    """Rows of one shard, in the store's order and dtype, in the memory of the model's device."""
+
+    def __init__(
+        self, plan: HarvestPlan, *, index: int, n_contexts: int, device: torch.device
+    ) -> None:
+        self._spec = plan.spec
+        self._index = index
+        self._contexts: list[Contexts] = []
+        self._n_rows = n_contexts * plan.spec.ctx_len
+        self._n_added = 0
+        dtype = _STORED[plan.spec.dtype]
+        self._rows = {
+            site: torch.empty(self._n_rows, spec.width, dtype=dtype, device=device)
+            for site, spec in zip(plan.sites, plan.spec.sites, strict=True)
+        }
+        self._place = self._places(self._n_rows).to(device)
+
+    @property
+    def n_filled(self) -> int:
+        """Contexts added so far."""
+        return self._n_added // self._spec.ctx_len
+
+    def add(self, acts: dict[Site, Tensor]) -> None:
+        """Put the rows of the next contexts in their places."""
+        n_rows = 0
+        for site, x in acts.items():
+            rows = x.reshape(-1, x.shape[-1]).to(self._rows[site].dtype)
+            n_rows = len(rows)
+            place = self._place[self._n_added : self._n_added + n_rows]
+            self._rows[site].index_copy_(0, place, rows)
+        self._n_added += n_rows
+
+    def note(self, contexts: Contexts) -> None:
+        """Keep the tokens and documents of contexts whose rows were added."""
+        self._contexts.append(contexts)
+
+    def finish(self, *, cursor: Cursor) -> FilledShard:
+        """Start the copy to host memory; a shard cut short by the end of its text is reordered."""
+        rows = self._rows if self._n_added == self._n_rows else self._cut()
+        arrived, host = None, {}
+        for site, x in rows.items():
+            host[str(site)] = x if x.device.type == "cpu" else _to_host(x)
+        if self._place.device.type == "cuda":
+            arrived = torch.cuda.Event()
+            arrived.record()
+        shard = Shard(
+            index=self._index,
+            acts={name: _as_numpy(x) for name, x in host.items()},
+            tokens=np.concatenate([c.tokens for c in self._contexts]),
+            document_id=np.concatenate([c.document_id for c in self._contexts]),
+            cursor=cursor.as_json(),
+        )
+        return FilledShard(shard=shard, arrived=arrived)
+
+    def _cut(self) -> dict[Site, Tensor]:
+        """The order of a shard depends on its length: undo the planned one, apply the real one."""
+        in_text_order = self._place[: self._n_added]
+        places = self._places(self._n_added).to(self._place.device)
+        return {
+            site: torch.empty_like(x[: self._n_added]).index_copy_(0, places, x[in_text_order])
+            for site, x in self._rows.items()
+        }
+
+    def _places(self, n_rows: int) -> Tensor:
+        """For each row in text order its place in the shard."""
+        order = row_permutation(n_rows, seed=self._spec.seed, shard=self._index)
+        places = np.empty_like(order)
+        places[order] = np.arange(n_rows)
+        return torch.from_numpy(places)
+
+
+def _to_host(x: Tensor) -> Tensor:
+    """A copy in pinned memory where that exists, not waited for."""
+    if x.device.type != "cuda":
+        return x.cpu()
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    return host.copy_(x, non_blocking=True)
+
+
+def _as_numpy(x: Tensor) -> np.ndarray:
+    """The same memory as numpy sees it; bfloat16 as its bits."""
+    return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()

@@ -1,0 +1,379 @@
+"""What a harvest will do and whether it fits, worked out without torch.
+
+Find a store that already holds what a harvest would compute, and stand in for it by a link.
+
+Torch-free, and one small file is read of each store that is met.
+
+What a store is going to take on disk, before a row of it is written.
+
+What a harvest is going to do, worked out before anything heavy is loaded.
+
+Torch-free: a finished store is recognised within a second.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from actstore.addition import under_way
+from actstore.codec import kept_bits
+from actstore.errors import StoreError
+from actstore.layout import plan_layout
+from actstore.manifest import Manifest, SiteSpec, StoreSpec, differences
+from actstore.reader import peek
+from actstore.removal import find_stores
+from pipeline.config.stages import HarvestConfig
+from pipeline.errors import ConfigError
+from pipeline.lm.families import Shape, Site
+from pipeline.lm.hub import ModelFiles
+from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
+from pipeline.text.open import TextSource, open_text
+
+STORES = "SAEPIPE_STORES"
+"""Environment variable: folders below which stores are looked for, as in PATH."""
+SOURCE = ("model_fingerprint", "tokenizer_fingerprint", "text_fingerprint", "text_column")
+"""What of a source decides its rows; names of models and texts do not."""
+
+
+def find_equal(out: Path, wanted: StoreSpec, *, n_rows: int) -> tuple[Path, Manifest] | None:
+    """A complete store that holds every row that is wanted, value by value; None if there is none.
+
+    It may lie beside `out`, or anywhere below the folders that SAEPIPE_STORES names. What is met
+    and cannot be read is somebody else's, and passed over.
+    """
+    for path, there in (*_beside(out), *_below_known_folders()):
+        if _holds(there, wanted, n_rows):
+            return path, there
+    return None
+
+
+def link(found: Path, out: Path) -> None:
+    """Make `out` a link to a store that was found, relative to the folder that it lies in.
+
+    Raises:
+        ConfigError: Something is there already, or the disk knows no links.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    target = os.path.relpath(found.resolve(), out.parent.resolve())
+    try:
+        out.symlink_to(target, target_is_directory=True)
+    except FileExistsError:
+        raise ConfigError(f"{out} is there already: choose another --out") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{out} cannot be made a link ({error.strerror}): use the store itself, --out {found}"
+        ) from error
+
+
+def known_folders() -> list[Path]:
+    """Those that SAEPIPE_STORES names."""
+    return [Path(name) for name in os.environ.get(STORES, "").split(os.pathsep) if name]
+
+
+def _beside(out: Path) -> Iterator[tuple[Path, Manifest]]:
+    try:
+        folders = sorted(out.parent.iterdir())
+    except OSError:
+        return
+    for path in folders:
+        try:
+            there = peek(path)
+        except StoreError:
+            continue
+        if there is not None:
+            yield path, there
+
+
+def _below_known_folders() -> Iterator[tuple[Path, Manifest]]:
+    for folder in known_folders():
+        try:
+            found = find_stores(folder)
+        except StoreError:
+            continue
+        yield from ((path, told) for path, told in found if isinstance(told, Manifest))
+
+
+def _holds(there: Manifest, wanted: StoreSpec, n_rows: int) -> bool:
+    spec = there.spec
+    return (
+        there.state == "complete"
+        and (there.n_rows >= n_rows or there.source_exhausted)
+        and set(spec.sites) >= set(wanted.sites)
+        and _values_of(spec) == _values_of(wanted)
+        and all(spec.source.get(key) == wanted.source[key] for key in SOURCE)
+        and wanted.source["model_precision"] in ("auto", spec.source.get("model_precision"))
+    )
+
+
+def _values_of(spec: StoreSpec) -> tuple[object, ...]:
+    """What decides the stored values; exact codecs all give the same."""
+    return spec.ctx_len, spec.dtype, spec.seed, kept_bits(spec.codec)
+
+
+# Bytes on disk for each byte of activations, measured on a small trained Pythia: an estimate.
+RATIO = {"raw": 1.0, "lz4": 0.75, "zstd": 0.70}
+SIGN_AND_EXPONENT_BITS = 4.5  # compressed, beside the mantissa's: measured on rounded bfloat16
+METADATA_BYTES = 8  # a row's token, context, position and document, compressed, about
+HEADROOM = 1.02
+
+
+def estimated_bytes(spec: StoreSpec, *, n_rows: int) -> int:
+    """About what the shards of `n_rows` rows take."""
+    width = sum(site.width for site in spec.sites)
+    return round(n_rows * (width * _bytes_per_value(spec) + METADATA_BYTES))
+
+
+def _bytes_per_value(spec: StoreSpec) -> float:
+    kept, itemsize = kept_bits(spec.codec), spec.storage.itemsize
+    if kept is None:
+        return itemsize * RATIO[spec.codec]
+    # What is left of a rounded mantissa is noise, and the zeros behind it take no room.
+    return min((SIGN_AND_EXPONENT_BITS + kept) / 8, itemsize * RATIO["lz4"])
+
+
+def bytes_free(path: Path) -> int:
+    """On the disk where `path` is, or would be."""
+    path = path.absolute()
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+
+
+def require_room(path: Path, *, n_bytes: int, free: int) -> None:
+    """Hold what is to be written to what the disk has free.
+
+    Raises:
+        ConfigError: If it does not fit.
+    """
+    needed = n_bytes * HEADROOM
+    if needed > free:
+        raise ConfigError(
+            f"{path} needs about {needed / 1e9:.2f} GB and its disk has "
+            f"{free / 1e9:.2f} GB free: lower --tokens, or choose another --out"
+        )
+
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+State = Literal["new", "resume", "extend", "add", "complete"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestPlan:
+    """What is there already, what is to come, and whether it fits.
+
+    A config that asks for more sites and for more rows takes two: once the first is carried out,
+    plan again, until the state is "complete".
+    """
+
+    config: HarvestConfig
+    sites: tuple[Site, ...]
+    """To write: all of the store, or with "add" those that it lacks."""
+    spec: StoreSpec
+    """Of these sites; with `model_precision` "auto" where a new store leaves it to the device."""
+    state: State
+    n_rows: int
+    """Rows per site when done; whole contexts."""
+    rows_to_write: int
+    """Rows per site still to come, at most: an interrupted harvest has some of them."""
+    bytes_to_write: int
+    """Estimate of what that takes on disk."""
+    bytes_free: int
+    source_exhausted: bool
+    """A store is complete because its text ended, not because it has the rows asked for."""
+    found: Path | None = None
+    """A complete store elsewhere that holds what is asked for, where `config.out` holds nothing."""
+
+
+def make_plan(config: HarvestConfig) -> HarvestPlan:
+    """Compare what is asked for with what is there.
+
+    Raises:
+        ConfigError: a site or context length that the model does not have, a disk without room, or
+            a store that is being written with other sites.
+        ModelError: the model cannot be found, reached or read.
+        TextError: the text cannot be found, reached or read.
+        StoreError: the path holds something else, or a harvest of another configuration.
+    """
+    if not config.sites:
+        raise ConfigError("no site to harvest: name one, as in --site mlp_out.1")
+    files = ModelFiles(config.model, config.revision)
+    shape = Shape.of(files.config, name=config.model)
+    sites = tuple(Site.parse(site) for site in config.sites)
+    for site in sites:
+        shape.check(site, name=config.model)
+    if config.ctx_len > shape.n_positions:
+        raise ConfigError(
+            f"ctx-len {config.ctx_len} is longer than the {shape.n_positions} positions "
+            f"that {config.model} knows"
+        )
+    there = _store_at(config.out)
+    tokenizer = load_tokenizer(config.model, revision=config.revision)
+    text = open_text(config.text, column=config.text_column)
+    source = _source(config, files=files, tokenizer=tokenizer, text=text, there=there)
+    spec = StoreSpec.of(
+        widths={str(site): shape.width(site) for site in sites},
+        ctx_len=config.ctx_len,
+        dtype=DTYPES[config.dtype],
+        codec=config.codec,
+        shard_rows=config.shard_rows,
+        seed=config.seed,
+        source=source,
+    )
+    if there is None:
+        return _from_nothing(config, spec)
+    _refuse_another(config, spec, there)
+    return _from_store(config, spec, there)
+
+
+def _store_at(path: Path) -> Manifest | None:
+    if path.is_symlink() and not path.exists():
+        raise ConfigError(
+            f"{path} is a link to {path.readlink()}, which is gone: remove it, "
+            "or choose another --out"
+        )
+    return peek(path)
+
+
+def _source(
+    config: HarvestConfig,
+    *,
+    files: ModelFiles,
+    tokenizer: Tokenizer,
+    text: TextSource,
+    there: Manifest | None,
+) -> dict[str, object]:
+    """Where the rows come from: equal sources give equal rows."""
+    precision: object = config.precision
+    if precision == "auto" and there is not None:
+        precision = there.spec.source.get("model_precision", precision)
+    return {
+        "model": config.model,
+        "revision": config.revision,
+        "model_fingerprint": files.fingerprint(),
+        "model_precision": precision,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "text": config.text,
+        "text_column": config.text_column,
+        "text_fingerprint": text.fingerprint(),
+    }
+
+
+def _refuse_another(config: HarvestConfig, spec: StoreSpec, there: Manifest) -> None:
+    """Sites may differ, and the layout is the store's unless another was asked for."""
+    found = list(differences(_comparable(there.spec), _comparable(spec)))
+    if config.shard_rows is not None:
+        fitting = {  # the layout follows the widest of the sites the store was begun with
+            plan_layout(
+                widths=(site.width,),
+                itemsize=spec.storage.itemsize,
+                ctx_len=config.ctx_len,
+                shard_rows=config.shard_rows,
+            )[1]
+            for site in there.spec.sites
+        }
+        if there.spec.shard_rows not in fitting:
+            found.append(f"shard_rows: {there.spec.shard_rows} there, {config.shard_rows} now")
+    if found:
+        raise ConfigError(
+            f"{config.out} holds another harvest ({'; '.join(found)}): choose another --out"
+        )
+
+
+def _comparable(spec: StoreSpec) -> dict[str, Any]:
+    own = ("sites", "chunk_rows", "shard_rows")
+    return {key: value for key, value in spec.as_json().items() if key not in own}
+
+
+def _from_nothing(config: HarvestConfig, spec: StoreSpec) -> HarvestPlan:
+    n_rows = _whole_contexts(config)
+    same = None if config.out.exists() else find_equal(config.out, spec, n_rows=n_rows)
+    if same is None:
+        return _checked(_plan(config, spec, "new", n_rows=n_rows, rows_to_write=n_rows))
+    found, there = same
+    return replace(_complete(config, there), found=found)
+
+
+def _from_store(config: HarvestConfig, spec: StoreSpec, there: Manifest) -> HarvestPlan:
+    n_rows = _whole_contexts(config)
+    missing = tuple(site for site in spec.sites if site not in there.spec.sites)
+    if there.state == "writing":
+        if missing:
+            raise _other_sites(f"{config.out} is being written with", there.spec.sites, missing)
+        return _plan(config, there.spec, "resume", n_rows=n_rows, rows_to_write=n_rows)
+    enough = there.source_exhausted or there.n_rows >= n_rows
+    if enough and not missing:
+        return _complete(config, there)
+    begun = under_way(config.out)
+    if missing or (begun is not None and _waits(begun, there)):
+        return _addition(config, missing, there, begun)
+    more = n_rows - there.n_rows
+    return _checked(_plan(config, there.spec, "extend", n_rows=n_rows, rows_to_write=more))
+
+
+def _addition(
+    config: HarvestConfig, missing: tuple[SiteSpec, ...], there: Manifest, begun: Manifest | None
+) -> HarvestPlan:
+    """Of the sites that are missing; or of those of an addition that was begun, so that it ends."""
+    sites, rows = missing, there.n_rows
+    if begun is not None:
+        sites = begun.spec.sites
+        if _waits(begun, there):
+            rows = 0
+        elif set(sites).isdisjoint(missing):
+            raise _other_sites(f"{config.out} is just being given", sites, missing)
+    spec = replace(there.spec, sites=sites)
+    plan = _plan(config, spec, "add", n_rows=there.n_rows, rows_to_write=rows)
+    return plan if begun is not None else _checked(plan)
+
+
+def _waits(begun: Manifest, there: Manifest) -> bool:
+    """Whether an addition has all its rows, and its writer died before they joined the store."""
+    return begun.state == "complete" and begun.n_rows == there.n_rows
+
+
+def _other_sites(what: str, first: tuple[SiteSpec, ...], then: tuple[SiteSpec, ...]) -> ConfigError:
+    names, more = ([site.name for site in sites] for sites in (first, then))
+    return ConfigError(
+        f"{what} {', '.join(names)}: finish that first (--site {' --site '.join(names)}), "
+        f"then ask for {', '.join(more)}"
+    )
+
+
+def _complete(config: HarvestConfig, there: Manifest) -> HarvestPlan:
+    short = there.source_exhausted and there.n_rows < _whole_contexts(config)
+    plan = _plan(config, there.spec, "complete", n_rows=there.n_rows, rows_to_write=0)
+    return replace(plan, source_exhausted=short)
+
+
+def _plan(
+    config: HarvestConfig, spec: StoreSpec, state: State, *, n_rows: int, rows_to_write: int
+) -> HarvestPlan:
+    return HarvestPlan(
+        config=config,
+        sites=tuple(Site.parse(site.name) for site in spec.sites),
+        spec=spec,
+        state=state,
+        n_rows=n_rows,
+        rows_to_write=rows_to_write,
+        bytes_to_write=estimated_bytes(spec, n_rows=rows_to_write),
+        bytes_free=bytes_free(config.out),
+        source_exhausted=False,
+    )
+
+
+def _checked(plan: HarvestPlan) -> HarvestPlan:
+    require_room(plan.config.out, n_bytes=plan.bytes_to_write, free=plan.bytes_free)
+    return plan
+
+
+def _whole_contexts(config: HarvestConfig) -> int:
+    """The rows asked for, rounded up."""
+    return -(-config.tokens // config.ctx_len) * config.ctx_len
+
+
+def with_precision(plan: HarvestPlan, precision: str) -> HarvestPlan:
+    """The plan, with the model's precision as the device decided it."""
+    source = {**plan.spec.source, "model_precision": precision}
+    return replace(plan, spec=replace(plan.spec, source=source))

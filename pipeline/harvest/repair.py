@@ -1,0 +1,201 @@
+"""Harvest again what was damaged of a store, and nothing else."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actstore.errors import StoreError
+from actstore.repair import Repair, beyond_repair, repairing
+from actstore.verify import Finding
+from actstore.writer import Shard
+from pipeline.config.stages import Device, HarvestConfig
+from pipeline.errors import ConfigError
+from pipeline.harvest.forward import Forward, forward_of
+from pipeline.harvest.harvest import fill_shard
+from pipeline.harvest.plan import DTYPES, HarvestPlan
+from pipeline.lm.families import Site
+from pipeline.lm.hub import ModelFiles
+from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
+from pipeline.text.contexts import ContextStream, Cursor
+from pipeline.text.open import TextSource, open_text
+
+OnProgress = Callable[[int, int], None]
+"""Told rows harvested again, and rows there are to harvest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairReport:
+    """What was put back."""
+
+    shards: tuple[int, ...]
+    rows: int
+    """Rows a site of these shards: what went through the model again."""
+    files: tuple[Path, ...]
+    """Replaced, byte for byte as they were; of a summary its folder."""
+
+
+def repair(
+    path: Path,
+    findings: Sequence[Finding],
+    *,
+    device: Device = "auto",
+    batch_size: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> RepairReport:
+    """Put back what `verify` found damaged, harvesting the damaged shards again.
+
+    Args:
+        path: The store.
+        findings: What `actstore.verify.verify` found there.
+        device: That runs the model: of the kind that harvested, or rows may round otherwise.
+        batch_size: Contexts per forward pass, as it was harvested with; None lets the device
+            decide, as harvesting does.
+        on_progress: Told of each forward pass.
+
+    Raises:
+        ConfigError: the store was not written by a harvest, its model or text has changed, or the
+            device is not there.
+        ModelError: the model cannot be found, reached or read.
+        TextError: the text cannot be found, reached or read.
+        StoreError: a writer is at work, a shard came out different from what was stored, or
+            something is damaged that nothing else tells; what could be put back is.
+    """
+    for finding in findings:
+        if finding.path == path:
+            raise StoreError(finding.what)
+    with repairing(path, findings) as job:
+        files = list(job.files)
+        rows = sum(map(job.rows_in, job.lost))
+        if job.lost:
+            with ExitStack() as stack:
+                again = _Harvester.of(job, stack, device=device, batch_size=batch_size)
+                done = 0
+                for index in job.lost:
+                    files += job.restore(again.shard(index, _after(on_progress, done, rows)))
+                    done += job.rows_in(index)
+    beyond = beyond_repair(path, findings)
+    if beyond is not None:
+        raise StoreError(beyond)
+    return RepairReport(shards=tuple(job.lost), rows=rows, files=tuple(files))
+
+
+def _after(tell: OnProgress | None, done: int, total: int) -> Callable[[int], None]:
+    """What one shard's progress means for all of them."""
+    return lambda rows: None if tell is None else tell(done + rows, total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Harvester:
+    """The model and the text of a store, ready to compute any of its shards again."""
+
+    job: Repair
+    plan: HarvestPlan
+    forward: Forward
+    text: TextSource
+    tokenizer: Tokenizer
+    cursors: Mapping[int, Cursor | None]
+
+    @staticmethod
+    def of(
+        job: Repair, stack: ExitStack, *, device: Device, batch_size: int | None
+    ) -> "_Harvester":
+        """Check that model and text are those of the store, and load them."""
+        plan = _plan(job, device=device, batch_size=batch_size)
+        cursors = {index: _cursor(job, index) for index in job.lost}
+        config = plan.config
+        tokenizer = load_tokenizer(config.model, revision=config.revision)
+        text = open_text(config.text, column=config.text_column)
+        _require_same(job, tokenizer=tokenizer, text=text)
+        return _Harvester(
+            job=job,
+            plan=plan,
+            forward=stack.enter_context(forward_of(plan)),
+            text=text,
+            tokenizer=tokenizer,
+            cursors=cursors,
+        )
+
+    def shard(self, index: int, tell: Callable[[int], None]) -> Shard:
+        """One shard as it was harvested."""
+        ctx_len = self.plan.spec.ctx_len
+        n_rows = self.job.rows_in(index)
+        start = self.cursors[index]
+        with ContextStream(self.text, self.tokenizer, ctx_len=ctx_len, start=start) as stream:
+            filled = fill_shard(
+                self.plan,
+                index,
+                n_rows // ctx_len,
+                forward=self.forward,
+                stream=stream,
+                on_filled=lambda n_contexts: tell(n_contexts * ctx_len),
+            )
+        if filled is None or filled.shard.n_rows < n_rows:
+            raise ConfigError(
+                f"{self.job.path} cannot be repaired: {self.text.name} ends before shard {index} "
+                "does; bring back the text it was harvested from"
+            )
+        return filled.wait()
+
+
+def _cursor(job: Repair, index: int) -> Cursor | None:
+    told = job.cursor(index)
+    return None if told is None else Cursor.from_json(told)
+
+
+def _plan(job: Repair, *, device: Device, batch_size: int | None) -> HarvestPlan:
+    """A harvest as it stands in the store, with nothing left to do."""
+    spec = job.spec
+    source: Mapping[str, Any] = spec.source
+    if "model_fingerprint" not in source or "text_fingerprint" not in source:
+        raise ConfigError(
+            f"{job.path} was not written by saepipe harvest, so it cannot be harvested again: "
+            "write it anew with the program that made it"
+        )
+    names = tuple(site.name for site in spec.sites)
+    config = HarvestConfig(
+        out=job.path,
+        model=source["model"],
+        revision=source["revision"],
+        text=source["text"],
+        text_column=source["text_column"],
+        sites=names,
+        tokens=job.manifest.n_rows,
+        ctx_len=spec.ctx_len,
+        batch_size=batch_size,
+        device=device,
+        precision=source["model_precision"],
+        dtype=next(name for name, stored in DTYPES.items() if stored == spec.dtype),  # pyright: ignore[reportArgumentType]
+        codec=spec.codec,
+        seed=spec.seed,
+        shard_rows=spec.shard_rows,
+    )
+    return HarvestPlan(
+        config=config,
+        sites=tuple(map(Site.parse, names)),
+        spec=spec,
+        state="complete",
+        n_rows=job.manifest.n_rows,
+        rows_to_write=0,
+        bytes_to_write=0,
+        bytes_free=0,
+        source_exhausted=job.manifest.source_exhausted,
+    )
+
+
+def _require_same(job: Repair, *, tokenizer: Tokenizer, text: TextSource) -> None:
+    """Hold model, tokenizer and text to what the store was harvested from."""
+    source = job.spec.source
+    files = ModelFiles(str(source["model"]), str(source["revision"]))
+    now = {
+        "model_fingerprint": (f"model {files.name}", files.fingerprint()),
+        "tokenizer_fingerprint": (f"tokenizer of {files.name}", tokenizer.fingerprint),
+        "text_fingerprint": (f"text {text.name}", text.fingerprint()),
+    }
+    for key, (name, fingerprint) in now.items():
+        if source[key] != fingerprint:
+            raise ConfigError(
+                f"{job.path} cannot be repaired: the {name} is not what it was "
+                f"({key}: {source[key]} there, {fingerprint} now); bring that back, or harvest anew"
+            )

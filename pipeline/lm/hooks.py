@@ -1,0 +1,146 @@
+"""Read, replace and stop at sites; put an SAE in its place.
+
+Read, replace, and stop at the sites of a running model, by hooks that cannot leak.
+
+A coder in its place inside a language model.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from pipeline.errors import ConfigError
+from pipeline.lm.families import Site
+from pipeline.lm.model import LanguageModel
+from pipeline.sae.sae import SparseCoder, TunedCoder
+
+Edit = Callable[[Tensor], Tensor]
+Seen = Callable[[Tensor], Tensor | None]
+
+
+class _Stopped(Exception):  # noqa: N818 - a signal, not an error
+    """Leaves a forward pass once nothing after it is wanted."""
+
+
+def _hook(model: LanguageModel, site: Site, seen: Seen) -> RemovableHandle:
+    """Call `seen` with the tensor at this site; what it returns, if anything, replaces it."""
+    model.shape.check(site, name=model.name)
+    module = model.body.get_submodule(model.shape.family.module_path(site))
+    stage = model.shape.family.stage(site)
+
+    def at_input(_: object, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        new = seen(args[0])
+        if new is None:
+            return None
+        return (args[0].copy_(new) if stage.shared else new, *args[1:])
+
+    def at_output(_: object, __: object, out: Tensor | tuple[Any, ...]) -> object:
+        if isinstance(out, tuple):
+            new = seen(out[0])
+            return None if new is None else (new, *out[1:])
+        return seen(out)
+
+    if stage.side == "in":
+        return module.register_forward_pre_hook(at_input)
+    return module.register_forward_hook(at_output)
+
+
+@contextmanager
+def capture(
+    model: LanguageModel, sites: Sequence[Site]
+) -> Generator[dict[Site, Tensor], None, None]:
+    """Within the block, each forward pass leaves its activations in the yielded dict.
+
+    Yields:
+        For each site a `[batch, position, width]` tensor of the latest forward pass, detached.
+
+    Raises:
+        ConfigError: the model has no such site.
+    """
+    acts: dict[Site, Tensor] = {}
+
+    def keeper(site: Site) -> Seen:
+        def keep(x: Tensor) -> None:
+            acts[site] = x.detach()
+
+        return keep
+
+    with ExitStack() as stack:  # a failure half way through still removes what was added
+        for site in sites:
+            stack.callback(_hook(model, site, keeper(site)).remove)
+        yield acts
+
+
+@contextmanager
+def splice(model: LanguageModel, edits: Mapping[Site, Edit]) -> Generator[None, None, None]:
+    """Within the block, the activations at each site are replaced by `edits[site](them)`.
+
+    Raises:
+        ConfigError: the model has no such site.
+    """
+    with ExitStack() as stack:
+        for site, edit in edits.items():
+            stack.callback(_hook(model, site, edit).remove)
+        yield
+
+
+@contextmanager
+def reading(
+    model: LanguageModel, sites: Sequence[Site]
+) -> Generator[Callable[[Tensor], dict[Site, Tensor]], None, None]:
+    """Within the block, a function from tokens to activations that stops at the last site.
+
+    Yields:
+        A function from `[batch, position]` tokens to `[batch, position, width]` per site.
+
+    Raises:
+        ConfigError: the model has no such site.
+    """
+
+    def stop(_: Tensor) -> None:
+        raise _Stopped
+
+    with capture(model, sites) as acts, ExitStack() as stack:
+        stack.callback(_hook(model, max(sites), stop).remove)
+
+        def read(tokens: Tensor) -> dict[Site, Tensor]:
+            with suppress(_Stopped):
+                model.hidden(tokens)
+            return {site: acts[site] for site in sites}
+
+        yield read
+
+
+Coder = SparseCoder | TunedCoder
+
+
+def splicer(coder: Coder) -> Edit:
+    """The edit that puts a coder's reconstruction in the place of the activations."""
+
+    def edit(x: Tensor) -> Tensor:
+        return coder(x.float()).to(x.dtype)
+
+    return edit
+
+
+def check_fits(lm: LanguageModel, site: Site, *, d_in: int, ctx_len: int, run: Path) -> None:
+    """Refuse a model that a coder cannot be spliced into.
+
+    Raises:
+        ConfigError: the model lacks the site, its width differs, or its context is too short.
+    """
+    lm.shape.check(site, name=lm.name)
+    if lm.width(site) != d_in:
+        raise ConfigError(
+            f"{run} is a coder of {d_in} dimensions, but {site} of {lm.name} has "
+            f"{lm.width(site)}: choose the model or the site it was trained on"
+        )
+    if ctx_len > lm.shape.n_positions:
+        raise ConfigError(
+            f"contexts of {ctx_len} tokens do not fit into {lm.name}, which takes "
+            f"{lm.shape.n_positions}"
+        )

@@ -1,0 +1,181 @@
+"""The files of a model: folder, hub or embedded; what goes wrong on the way.
+
+What goes wrong between here and the hub, one line each.
+
+The files of a model: a local folder, a repository of the hub, or the embedded default.
+"""
+
+import hashlib
+import json
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ModelError, PipelineError
+from pipeline.text.builtin import builtin_model_path
+
+
+@contextmanager
+def explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
+    """Turn what the hub's client raises into a line about `what`: `model org/name`, say.
+
+    Raises:
+        PipelineError: of the type `raises`.
+    """
+    from huggingface_hub import errors
+
+    # The base of what the hub's HTTP library raises, whichever library that is.
+    network_error = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise raises(
+            f"{what} asks for its licence to be accepted on the hub: do so there, "
+            "then type: hf auth login"
+        ) from error
+    except (
+        errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError
+    ) as error:  # fmt: skip
+        raise raises(f"the hub has no {what} (or it is private: hf auth login)") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise raises(_out_of_reach(what)) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        raise raises(f"the hub answered {status} for {what}: try again later") from error
+    except (network_error, ConnectionError, TimeoutError) as error:
+        raise raises(_out_of_reach(what)) from error
+
+
+def _out_of_reach(what: str) -> str:
+    return (
+        f"the hub could not be reached for {what}, and it is not in the local cache: check the "
+        "network, or give a local path"
+    )
+
+
+# The few names on the hub without an owner.
+_SINGLE_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+_TIMEOUT = 10.0  # seconds until the hub counts as unreachable
+_SAMPLE = 1 << 16  # bytes hashed at each end of a weight file: a whole hash would read gigabytes
+BUILTIN = "builtin"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Files by name, downloaded one by one and only when asked for."""
+
+    name: str
+    """Hub id, local folder, or `builtin`."""
+    revision: str = "main"
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """The local folder, or None for a repository of the hub.
+
+        Raises:
+            ModelError: the name looks like a path, and nothing is there.
+        """
+        if self.name == BUILTIN:
+            return builtin_model_path()
+        path = Path(self.name).expanduser()
+        if path.is_dir():
+            return path
+        looks_local = self.name.startswith((".", "/", "~")) or self.name.count("/") != 1
+        if path.exists() or (looks_local and self.name not in _SINGLE_NAMES):
+            raise ModelError(
+                f"model {self.name!r} is neither a folder with config.json nor a hub id like "
+                "EleutherAI/pythia-70m-deduped"
+            )
+        return None
+
+    def find(self, filename: str) -> Path | None:
+        """The local path of a file, downloaded if it must be; None when the model has no such."""
+        if self.folder is not None:
+            path = self.folder / filename
+            return path if path.is_file() else None
+        return self._download(filename)
+
+    def need(self, filename: str) -> Path:
+        """The local path of a file that every model has.
+
+        Raises:
+            ModelError: it is not there.
+        """
+        path = self.find(filename)
+        if path is None:
+            raise ModelError(f"model {self.name} has no {filename}")
+        return path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json."""
+        path = self.need("config.json")
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{path} is not valid JSON: {error}") from error
+
+    def fingerprint(self) -> str:
+        """What identifies the weights: the commit on the hub, a digest of a local folder.
+
+        The digest covers config.json whole, and name, size and both ends of each weight file.
+        """
+        if self.folder is None:  # …/snapshots/<commit>/config.json
+            return f"commit:{self.need('config.json').parent.name}"
+        digest = hashlib.sha256(self.need("config.json").read_bytes())
+        for path in sorted(self.folder.glob("*.safetensors")):
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(_SAMPLE))
+                file.seek(max(0, size - _SAMPLE))
+                digest.update(file.read(_SAMPLE))
+        return f"sha256:{digest.hexdigest()}"
+
+    def _download(self, filename: str) -> Path | None:
+        from huggingface_hub import errors, hf_hub_download
+
+        with explained(self._what, raises=ModelError):
+            try:
+                path = hf_hub_download(
+                    self.name, filename, revision=self.revision, local_files_only=self._offline
+                )
+            except errors.LocalEntryNotFoundError:
+                if self._offline and filename != "config.json" and self._is_cached:
+                    return None  # what a cached model lacks, it lacked when it was fetched
+                raise
+            except errors.EntryNotFoundError:
+                return None
+        return Path(path)
+
+    @property
+    def _what(self) -> str:
+        return f"model {self.name} (revision {self.revision})"
+
+    @cached_property
+    def _is_cached(self) -> bool:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(self.name, "config.json", revision=self.revision)
+        return isinstance(cached, str)
+
+    @cached_property
+    def _offline(self) -> bool:
+        """Asked once, without retries: who has no network should know at once."""
+        from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
+
+        if constants.HF_HUB_OFFLINE:
+            return True
+        url = hf_hub_url(self.name, "config.json", revision=self.revision)
+        network_error = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]
+        with explained(self._what, raises=ModelError):
+            try:
+                get_hf_file_metadata(url, timeout=_TIMEOUT)
+            except errors.HfHubHTTPError:
+                raise
+            except network_error:
+                return True
+        return False

@@ -1,0 +1,127 @@
+"""From text to token ids, by the fast tokenizer that a model ships as tokenizer.json."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer as FastTokenizer
+
+from pipeline.errors import ModelError
+from pipeline.lm.hub import ModelFiles
+
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_letters() -> dict[str, bytes]:
+    """What each letter of a byte-level vocabulary stands for (Radford et al. 2019, GPT-2).
+
+    Bytes that Latin-1 shows stand for themselves, the others for the letters from U+0100 on.
+    """
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    codes = {**{byte: byte for byte in shown}, **{byte: 256 + i for i, byte in enumerate(hidden)}}
+    return {chr(code): bytes([byte]) for byte, code in codes.items()}
+
+
+_BYTE_OF = _byte_letters()
+
+
+class Tokenizer:
+    """Encodes documents, each with the separator that tells it from the next.
+
+    A tokenizer that opens each document with a special token of its own (Llama's `<s>`) has its
+    separator; to others (Pythia's, GPT-2's) the end-of-text token is appended.
+    """
+
+    def __init__(self, fast: FastTokenizer, *, eos_id: int | None, fingerprint: str) -> None:
+        self._fast = fast
+        self.eos_id = eos_id
+        self.fingerprint = fingerprint
+        self._opens = bool(fast.encode("").ids)  # what the template adds to nothing
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of token ids, special ones included."""
+        return self._fast.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each document, its separator included."""
+        ids = [encoding.ids for encoding in self._fast.encode_batch_fast(list(texts))]
+        if self.eos_id is None or self._opens:
+            return ids
+        return [[*document, self.eos_id] for document in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of these tokens, special ones spelled out."""
+        return self._fast.decode(list(ids), skip_special_tokens=False)
+
+    def token_text(self, token: int) -> str:
+        """Text of one token as it stands in a text, its leading space kept."""
+        anchor = self._fast.encode(":", add_special_tokens=False).ids  # some decoders strip a start
+        return self.decode([*anchor, token])[len(self.decode(anchor)) :]
+
+    def token_bytes(self, token: int) -> bytes | None:
+        """Bytes that one token stands for, be they half of a character; None if there is no such.
+
+        Special tokens are spelled out.
+        """
+        name = self._fast.id_to_token(token)
+        if name is None:
+            return None
+        if token in self._added:
+            return name.encode()
+        if self._byte_level:
+            return b"".join(_BYTE_OF.get(letter, letter.encode()) for letter in name)
+        fallback = _BYTE_TOKEN.fullmatch(name)  # of a vocabulary of characters
+        return bytes.fromhex(fallback[1]) if fallback else self.token_text(token).encode()
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self._fast.get_added_tokens_decoder())
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        """Whether the letters of its vocabulary stand for bytes."""
+        decoder: Any = self._fast.decoder
+        return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
+
+
+def load_tokenizer(name: str, *, revision: str = "main") -> Tokenizer:
+    """The tokenizer of a model.
+
+    Raises:
+        ModelError: the model has no tokenizer.json, or it cannot be read.
+    """
+    files = ModelFiles(name, revision)
+    path = files.find("tokenizer.json")
+    if path is None:
+        raise ModelError(
+            f"model {name} has no tokenizer.json: save its fast tokenizer there, with "
+            "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    content = path.read_bytes()
+    try:
+        if "model" not in json.loads(content):
+            raise ModelError(f"{path} is not a tokenizer: it has no 'model' entry")
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
+    fast = FastTokenizer.from_str(content.decode("utf-8"))
+    fast.no_truncation()
+    fast.no_padding()
+    fingerprint = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    return Tokenizer(fast, eos_id=_eos_id(files, fast), fingerprint=fingerprint)
+
+
+def _eos_id(files: ModelFiles, fast: FastTokenizer) -> int | None:
+    """The end-of-text token: what tokenizer_config.json names, else what config.json numbers."""
+    path = files.find("tokenizer_config.json")
+    if path is not None:
+        named: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+        text = named.get("content") if isinstance(named, dict) else named
+        if text is not None:
+            return fast.token_to_id(text)
+    listed: Any = files.config.get("eos_token_id")
+    return listed[0] if isinstance(listed, list) else listed

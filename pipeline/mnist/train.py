@@ -1,0 +1,364 @@
+"""Which SAEs, connectors and baselines: trained or found; W by epoch.
+
+Which SAEs and connectors the experiment trains, by the library's own trainers.
+
+The weights of a connector after each epoch of its training, taken from its checkpoints.
+
+A connector is told to keep a checkpoint an epoch; its trainer keeps the latest ones alone. What is
+copied here is what a resumed training goes on from, so that no epoch is missing after Ctrl-C.
+
+The experiment's networks, trained or found.
+
+Networks of connectors that nobody trained: what the trained ones have to beat.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from safetensors.numpy import load
+
+from actstore.files import make_folder, write_file
+from actstore.reader import ActStore
+from pipeline.config.architectures import ArchConfig, ReluConfig, TiedConfig
+from pipeline.config.training import ConnectConfig, ConnectorStart, TrainConfig
+from pipeline.connect.connector import Connector
+from pipeline.connect.moments import find_moments
+from pipeline.connect.run import ConnectorRun, load_pair
+from pipeline.connect.start import (
+    correlation_connector,
+    mean_connector,
+    read_layer,
+    ridge_connector,
+    weights_connector,
+)
+from pipeline.errors import DataError
+from pipeline.mnist.classifier import (
+    LAYERS,
+    Classifier,
+    layer_file,
+    store_activations,
+    train_classifier,
+)
+from pipeline.mnist.config import MnistConfig
+from pipeline.mnist.images import Images
+from pipeline.mnist.result import fingerprint, load_classifier, network_name, save_classifier
+from pipeline.runs.checkpoints import CODER, checkpoints_of
+from pipeline.runs.curves import StepReport
+from pipeline.runs.sae_run import Run
+from pipeline.sae.sae import SparseCoder
+from pipeline.training.feed import mean_square
+from pipeline.training.train import train_all
+
+Kind = Literal["tied", "relu"]
+KINDS: tuple[Kind, ...] = ("tied", "relu")
+"""Of the SAEs: both of S2's, tied and untied."""
+PAIRS = tuple(pairwise(LAYERS))
+"""Hidden layers that a connector lies between."""
+STARTS: tuple[ConnectorStart, ...] = ("random", "regression")
+"""Of connectors beside those that start from the layer, at the chosen penalty."""
+STORE, TEST_STORE = "train.actstore", "test.actstore"
+CLASSIFIER = "classifier"
+_SAE_BATCH = 256
+_EPOCH_STEPS = 32
+_CONNECTOR_BATCHES = 16, 1024
+"""Rows a step of a connector, at least and at most: between them an epoch has as many steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A connector to train."""
+
+    pair: tuple[str, str]
+    name: str
+    """What sets it apart from others of its pair: `l1=0.03` or `start=random`."""
+    config: ConnectConfig
+
+
+def sae_folder(out: Path, *, kind: Kind, layer: str) -> Path:
+    """Where the SAE of a kind and layer lies."""
+    return out / "saes" / f"{kind}-{layer}"
+
+
+def sae_configs(config: MnistConfig, store: ActStore) -> list[TrainConfig]:
+    """Tied and untied SAEs of every hidden layer, to be trained in one pass.
+
+    A penalty is taken in units of the layer's root mean square: squared errors grow with the square
+    of a layer's scale and features with the scale itself, so that one `l1` then suits every layer.
+    """
+    return [
+        TrainConfig(
+            store=config.out / STORE,
+            out=sae_folder(config.out, kind=kind, layer=layer),
+            site=layer,
+            arch=_arch(kind, l1=config.sae_l1 * _rms(store, layer)),
+            expansion=config.expansion,
+            tokens=config.sae_steps * _SAE_BATCH,
+            batch_size=_SAE_BATCH,
+            seed=config.seed,
+            lr=config.sae_lr,
+            lr_decay="50%",
+            device=config.device,
+            precision="fp32",
+        )
+        for kind in KINDS
+        for layer in LAYERS
+    ]
+
+
+def _arch(kind: Kind, *, l1: float) -> ArchConfig:
+    return TiedConfig(l1=l1) if kind == "tied" else ReluConfig(l1=l1)
+
+
+def _rms(store: ActStore, layer: str) -> float:
+    return mean_square(store, layer) ** 0.5
+
+
+def planned_connectors(config: MnistConfig, store: ActStore) -> list[Planned]:
+    """Each pair by every l1, and by every start at the chosen one, to be trained in one pass.
+
+    A penalty is taken in units of both layers' root mean squares, `l1 * rms_1 * rms_2`: with
+    features `a` and `c` times as large, weights are `c / a` times as large and squared errors `c^2`
+    times, so that the same `l1` then makes the same choice.
+    """
+    return [
+        Planned(pair=pair, name=name, config=_connector(config, store, pair, name, l1, start))
+        for pair in PAIRS
+        for name, l1, start in _members(config)
+    ]
+
+
+def steps_per_epoch(n_rows: int) -> int:
+    """Steps of a connector that see each row about once."""
+    return max(1, n_rows // connector_batch(n_rows))
+
+
+def connector_batch(n_rows: int) -> int:
+    """Rows a step."""
+    least, most = _CONNECTOR_BATCHES
+    return min(most, max(least, n_rows // _EPOCH_STEPS))
+
+
+def _members(config: MnistConfig) -> Iterator[tuple[str, float, ConnectorStart]]:
+    """Name, penalty and start of each connector of a pair."""
+    for l1 in config.connect_l1:
+        yield network_name(l1), l1, "weights"
+    for start in STARTS:
+        yield f"start={start}", config.chosen_l1, start
+
+
+def _connector(
+    config: MnistConfig,
+    store: ActStore,
+    pair: tuple[str, str],
+    name: str,
+    l1: float,
+    start: ConnectorStart,
+) -> ConnectConfig:
+    batch, every = connector_batch(store.n_rows), steps_per_epoch(store.n_rows)
+    unit = _rms(store, pair[0]) * _rms(store, pair[1])
+    source, target = (sae_folder(config.out, kind=config.sae, layer=layer) for layer in pair)
+    between = layer_file(config.out / CLASSIFIER, LAYERS.index(pair[1]) + 1)
+    return ConnectConfig(
+        store=config.out / STORE,
+        out=config.out / "connectors" / f"{pair[0]}-{pair[1]},{name}",
+        ends=(source, target),
+        tokens=config.connect_epochs * every * batch,
+        batch_size=batch,
+        seed=config.seed,
+        lr=config.connect_lr,
+        lr_decay="50%",
+        clip=0.0,
+        l1=l1 * unit,
+        start=start,
+        layer=between if start == "weights" else None,
+        device=config.device,
+        precision="fp32",
+        checkpoint_every=every,
+        log_every=every,
+    )
+
+
+EPOCHS = "epochs"
+_WEIGHTS = "W"
+
+
+def keep_frames(run: Path) -> None:
+    """Copy the weights of every checkpoint of a connector that was not copied before.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    folder = run / EPOCHS
+    for step, checkpoint in checkpoints_of(run).items():
+        file = _file(folder, step)
+        if file.exists():
+            continue
+        W = load((checkpoint / CODER).read_bytes())[_WEIGHTS]
+        data = BytesIO()
+        np.savez_compressed(data, W=W)
+        make_folder(folder)
+        write_file(file, [data.getbuffer()])
+
+
+def load_frames(run: Path) -> list[tuple[int, Float32[np.ndarray, "n_in n_out"]]]:
+    """The steps that weights were kept of, ascending, and the weights after them."""
+    files = sorted((run / EPOCHS).glob("step-*.npz"))
+    return [(int(file.stem.removeprefix("step-")), np.load(file)[_WEIGHTS]) for file in files]
+
+
+def _file(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:09d}.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MnistProgress:
+    """Where the experiment stands."""
+
+    stage: str
+    """classifier, saes, connectors or figures."""
+    step: int
+    n_steps: int
+    loss: float | None = None
+
+
+OnProgress = Callable[[MnistProgress], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trained:
+    """All of them, on one device."""
+
+    net: Classifier
+    store: ActStore
+    coders: dict[tuple[Kind, str], SparseCoder]
+    """By kind and layer."""
+    connectors: list[tuple[Planned, Connector]]
+
+
+def train_everything(
+    config: MnistConfig, images: Images, *, device: torch.device, tell: OnProgress
+) -> Trained:
+    """Train what is not there, one stage after the other; what is there is kept.
+
+    Raises:
+        DataError: something diverged.
+        CheckpointError: something that is there is damaged, or the disk fails.
+        StoreError: a store that is there is damaged, or the disk fails.
+    """
+    net = _classifier(config, images, device=device, tell=tell)
+    mark = fingerprint(net)
+    stores = [
+        store_activations(config.out / name, net, part, name=config.images, fingerprint=mark)
+        for name, part in ((STORE, images.train), (TEST_STORE, images.test))
+    ]
+    _require_finite(
+        train_all(sae_configs(config, stores[0]), resume=True, on_step=_teller("saes", tell))
+    )
+    planned = planned_connectors(config, stores[0])
+    _connect(config, planned, tell=tell)
+    return Trained(
+        net=net,
+        store=stores[0],
+        coders={
+            (kind, layer): _coder(sae_folder(config.out, kind=kind, layer=layer), device)
+            for kind in KINDS
+            for layer in LAYERS
+        },
+        connectors=[
+            (one, ConnectorRun.open(one.config.out).load_connector(device)) for one in planned
+        ],
+    )
+
+
+def _classifier(
+    config: MnistConfig, images: Images, *, device: torch.device, tell: OnProgress
+) -> Classifier:
+    folder = config.out / CLASSIFIER
+    net = load_classifier(folder, d_in=images.side**2, hidden=config.hidden)
+    if net is not None:
+        return net.to(device)
+
+    def on_epoch(epoch: int, loss: float) -> None:
+        tell(MnistProgress(stage="classifier", step=epoch, n_steps=config.epochs, loss=loss))
+
+    net = train_classifier(images.train, config, device=device, on_epoch=on_epoch)
+    save_classifier(folder, net)
+    return net
+
+
+def _connect(config: MnistConfig, planned: Sequence[Planned], *, tell: OnProgress) -> None:
+    """Train the connectors, keeping the chosen ones' weights of each epoch."""
+    chosen = {
+        one.config.out.resolve() for one in planned if one.name == network_name(config.chosen_l1)
+    }
+    told = _teller("connectors", tell)
+
+    def on_step(report: StepReport) -> None:
+        if report.run.resolve() in chosen:
+            keep_frames(report.run)
+        told(report)
+
+    outcomes = train_all([one.config for one in planned], resume=True, on_step=on_step)
+    _require_finite(outcomes)
+    for run in chosen:
+        keep_frames(run)
+
+
+def _teller(stage: str, tell: OnProgress) -> Callable[[StepReport], None]:
+    def on_step(report: StepReport) -> None:
+        tell(MnistProgress(stage=stage, step=report.step, n_steps=report.n_steps, loss=report.loss))
+
+    return on_step
+
+
+def _require_finite(outcomes: Sequence[StepReport | DataError]) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome, DataError):
+            raise outcome
+
+
+def _coder(folder: Path, device: torch.device) -> SparseCoder:
+    return Run.open(folder).load_coder(device).requires_grad_(False)
+
+
+BASELINES = ("mean", "correlation", "E2 W D1", "ridge")
+
+
+def baseline_connectors(
+    config: MnistConfig, store: ActStore, *, device: torch.device
+) -> Mapping[str, tuple[Connector, ...]]:
+    """By the names above, one connector a pair of layers; `pipeline.connect.start` says which.
+
+    Raises:
+        CheckpointError: an SAE is gone or damaged.
+        StoreError: bytes of the store were altered.
+    """
+    each = [_of_pair(config, store, pair, device=device) for pair in PAIRS]
+    return {name: tuple(found[name] for found in each) for name in BASELINES}
+
+
+def _of_pair(
+    config: MnistConfig, store: ActStore, layers: tuple[str, str], *, device: torch.device
+) -> dict[str, Connector]:
+    folders = [sae_folder(config.out, kind=config.sae, layer=layer) for layer in layers]
+    pair = load_pair(Run.open(folders[0]), Run.open(folders[1]), device=device)
+    moments = find_moments(pair, store, device=device)
+    file = layer_file(config.out / CLASSIFIER, LAYERS.index(layers[1]) + 1)
+    between = read_layer(file, d_1=config.hidden, d_2=config.hidden)
+    found = (
+        mean_connector(moments),
+        correlation_connector(moments),
+        weights_connector(pair, between),
+        ridge_connector(moments),
+    )
+    return {
+        name: connector.to(device).requires_grad_(False)
+        for name, connector in zip(BASELINES, found, strict=True)
+    }

@@ -1,0 +1,344 @@
+"""What each command shows while it runs and when it ends.
+
+The stages about connectors: each runs, shows its progress, and tells what it found.
+
+The stages of the command line: each runs one function, shows its progress, and tells its end.
+
+What brings torch is imported inside of them: a harvest that is complete needs none.
+
+What a command shows of runs of any kind.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from os.path import commonpath
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from actstore.errors import StoreError
+from actstore.files import make_folder
+from pipeline.config.serialization import to_json
+from pipeline.config.stages import (
+    EvalConfig,
+    FeatureOrder,
+    FeaturesConfig,
+    FinetuneConfig,
+    HarvestConfig,
+    ReportConfig,
+)
+from pipeline.connect.reading.values import Reading, ReadingConfig
+from pipeline.connect.run import is_connector
+from pipeline.errors import ConfigError
+from pipeline.features.files import FeatureSet
+from pipeline.terminal.evaluations import connector_tables, eval_tables
+from pipeline.terminal.screen import Screen
+from pipeline.terminal.words import size
+
+if TYPE_CHECKING:
+    from pipeline.connect.reading.read import ReadingProgress
+    from pipeline.connect.report import ConnectorReport
+
+
+TABLE = "connectors.csv"
+
+
+def run_connector_eval(
+    config: EvalConfig, *, screen: Screen, out: Path | None = None
+) -> "tuple[ConnectorReport, ...]":
+    """Evaluate connectors; reports and figures go into their folders, a comparison beside them."""
+    from pipeline.connect.evaluate import evaluate_connectors
+    from pipeline.connect.report import save_connector_report, write_connector_table
+    from pipeline.plots.save import save_connector_figures, save_connector_frontier
+
+    with screen.progress("eval", "tokens") as show:
+        reports = evaluate_connectors(
+            config, on_progress=lambda p: show(p.n_done, p.n_tokens, p.stage)
+        )
+    for report in reports:
+        save_connector_report(report)
+        save_connector_figures(report)
+    if len(reports) > 1:
+        folder = out or beside(config.runs)
+        make_folder(folder)
+        write_connector_table(reports, folder / TABLE)
+        save_connector_frontier(reports, folder)
+        screen.say(f"eval      {len(reports)} connectors: {folder}/{TABLE}, frontier.png")
+    return reports
+
+
+def run_reading(config: ReadingConfig, *, screen: Screen) -> Reading:
+    """Read a connector, or find it read; `connections.json` and its figure go into the run."""
+    from pipeline.connect.reading.read import read_connector
+    from pipeline.plots.connectors import EFFECTS, effects_figure
+    from pipeline.plots.style import save
+
+    with screen.progress("reading", "done") as show:
+
+        def tell(progress: "ReadingProgress") -> None:
+            show(progress.n_done, progress.n_total, progress.stage)
+
+        reading = read_connector(config, on_progress=tell)
+    figure = config.run / f"{EFFECTS}.png"
+    if reading.effects is not None:
+        save(effects_figure(reading.effects), figure, figure.with_suffix(".svg"))
+    return reading
+
+
+def show_reading(
+    reading: Reading, chosen: Sequence[int], *, rows: int, screen: Screen
+) -> list[dict[str, object]]:
+    """The output features asked for, each closely, or else tables; gives what JSON is to hold."""
+    from pipeline.connect.reading.document import output_document, reading_document
+    from pipeline.connect.reading.read import effects_on
+    from pipeline.terminal.connectors import output_tables, reading_tables
+
+    ends = opened(reading)
+    documents: list[dict[str, object]] = []
+    if not chosen:
+        for table in reading_tables(reading, ends, rows=rows):
+            screen.draw(table)
+        documents.append(reading_document(reading, ends, rows=rows))
+    for output in chosen:
+        effects = effects_on(reading, output, device=reading.config.device)
+        for table in output_tables(reading, output, effects, ends):
+            screen.draw(table)
+        documents.append(output_document(reading, output, effects, ends))
+    screen.note(reading.notes)
+    return documents
+
+
+def opened(reading: Reading) -> tuple[FeatureSet | None, FeatureSet | None]:
+    """What the features of both SAEs fire on; None without a language model."""
+    from pipeline.connect.reading.read import features_of
+
+    if not reading.model:
+        return None, None
+    config = reading.config
+    source, target = (
+        features_of(end, store=config.store, device=config.device)
+        for end in (reading.source, reading.target)
+    )
+    return source, target
+
+
+if TYPE_CHECKING:
+    from pipeline.config.grid import Point
+    from pipeline.evaluate.report import EvalReport
+    from pipeline.features.files import FeatureSet
+    from pipeline.finetune.run import FinetuneReport
+    from pipeline.harvest.harvest import HarvestSummary
+    from pipeline.runs.curves import StepReport
+
+
+def run_harvest(config: HarvestConfig, *, screen: Screen) -> "HarvestSummary | None":
+    """Harvest what is missing, in as many plans as it takes; None when nothing was."""
+    from pipeline.harvest.plan import make_plan
+    from pipeline.terminal.lines import harvest_lines, plan_line, reused_line
+
+    summary = None
+    while (plan := make_plan(config)).state != "complete":
+        from pipeline.harvest.harvest import harvest as run
+
+        with screen.progress("harvest", "tokens") as show:
+            summary = run(
+                plan,
+                on_plan=lambda plan, seconds: screen.say(plan_line(plan, seconds)),
+                on_progress=lambda p: show(p.rows, p.n_rows, f"{size(p.n_bytes)} on disk"),
+            )
+        for line in harvest_lines(summary, config.out):
+            screen.say(line)
+        if plan.state != "add":
+            break  # only an addition of sites may leave rows to write: do not ask the hub again
+    if plan.found is not None:
+        from pipeline.harvest.plan import link
+
+        link(plan.found, config.out)
+    if summary is None:
+        screen.say(reused_line(plan))
+    return summary
+
+
+def run_train(
+    points: "Sequence[Point]",
+    *,
+    out: Path,
+    resume: bool,
+    screen: Screen,
+    log: Sequence[str] = (),
+) -> "list[StepReport]":
+    """Train what is not complete already, and draw the curves."""
+    from pipeline.plots.training import sweep_figure, training_curves
+    from pipeline.terminal.lines import curve_words, outcome_line
+    from pipeline.training.sweep import complete, train_sweep
+    from pipeline.training.trackers import make_loggers
+
+    configs = [point.config for point in points]
+    with screen.progress("train", "rows") as show, closing(make_loggers(log, configs)) as loggers:
+
+        def on_step(report: "StepReport") -> None:
+            loggers.log(report)
+            show(report.rows, report.n_steps * configs[0].batch_size, curve_words(report))
+
+        outcomes = train_sweep(points, out=out, resume=resume, on_step=on_step)
+    reports = complete(outcomes)
+    curves = {point.name: point.config.out / "metrics.jsonl" for point in points}
+    for path in curves.values():
+        if path.stat().st_size:  # one may have diverged before its first line
+            training_curves(path, path.with_name("curves.png"))
+    if len(points) > 1:
+        sweep_figure(curves, out / "sweep.png")
+    for config, outcome in zip(configs, outcomes, strict=True):
+        screen.say(outcome_line(outcome, config.out))
+    return reports
+
+
+def run_eval(
+    config: EvalConfig, *, screen: Screen, out: Path | None = None
+) -> "tuple[EvalReport, ...]":
+    """Evaluate; reports and figures go into the folders of the runs, a comparison beside them."""
+    from pipeline.evaluate.evaluate import evaluate as run
+    from pipeline.evaluate.report import save_report, write_table
+    from pipeline.plots.save import save_figures, save_frontier
+
+    with screen.progress("eval", "tokens") as show:
+        reports = run(config, on_progress=lambda p: show(p.n_done, p.n_tokens, p.stage))
+    for report in reports:
+        save_report(report)
+        save_figures(report)
+    if len(reports) > 1:
+        folder = out or beside(config.runs)
+        make_folder(folder)
+        write_table(reports, folder / "eval.csv")
+        save_frontier(reports, folder)
+        screen.say(f"eval      {len(reports)} runs: {folder}/eval.csv, frontier.png, frontier.svg")
+    return reports
+
+
+def run_features(config: FeaturesConfig, *, screen: Screen) -> "FeatureSet":
+    """Find what every feature fires on, unless that is known already."""
+    from pipeline.features.collect import collect
+    from pipeline.terminal.lines import features_line
+
+    with screen.progress("features", "rows") as show:
+        found = collect(config, on_progress=lambda p: show(p.n_done, p.n_tokens, ""))
+    screen.say(features_line(found))
+    return found
+
+
+def show_features(
+    found: "FeatureSet", chosen: Sequence[int], *, order: FeatureOrder, rows: int, screen: Screen
+) -> list[dict[str, object]]:
+    """The features asked for, each closely, or else a table; gives what JSON is to hold."""
+    from pipeline.features.ablation import ablation_effects
+    from pipeline.features.feature import feature_document
+    from pipeline.features.files import ordered
+    from pipeline.terminal.features import feature_tables, features_table
+
+    indices = ordered(found, order)[:rows]
+    effects = ablation_effects(found, chosen)
+    if not chosen:
+        screen.draw(features_table(found, indices))
+    for index in chosen:
+        for table in feature_tables(found, index, effect=effects[index]):
+            screen.draw(table)
+    screen.note(found.facts.notes)
+    return [
+        feature_document(found.feature(index), found.texts)
+        | ({"ablation": to_json(effects[index])} if chosen else {})
+        for index in chosen or indices.tolist()
+    ]
+
+
+def run_report(
+    runs: Sequence[Path], *, screen: Screen, out: Path | None = None, n_features: int = 200
+) -> Path:
+    """Write the page, having made what is missing for it."""
+    from pipeline.connect.reading.values import ReadingConfig
+    from pipeline.connect.report import load_connector_report
+    from pipeline.connect.run import is_connector
+    from pipeline.evaluate.report import load_report
+    from pipeline.features.files import has_features
+    from pipeline.report.page import require_file, write_page
+
+    config = ReportConfig(
+        runs=tuple(runs), out=out or beside(runs) / "report.html", n_features=n_features
+    )
+    require_file(config.out)  # before hours of work
+    connectors = [run for run in runs if is_connector(run)]
+    coders = [run for run in runs if run not in connectors]
+    missing = tuple(run for run in coders if load_report(run) is None)
+    if missing:
+        run_eval(EvalConfig(runs=missing), screen=screen)
+    unknown = tuple(run for run in connectors if load_connector_report(run) is None)
+    if unknown:
+        run_connector_eval(EvalConfig(runs=unknown), screen=screen)
+    for run in runs:
+        try:
+            if run in connectors:
+                run_reading(ReadingConfig(run=run), screen=screen)
+            elif not has_features(run):
+                run_features(FeaturesConfig(run=run), screen=screen)
+        except (ConfigError, StoreError) as error:
+            screen.say(f"features  {error}")  # the page says how to make them
+    path = write_page(config)
+    screen.say(f"report    {path} ({size(path.stat().st_size)})")
+    return path
+
+
+def beside(runs: Sequence[Path]) -> Path:
+    """The folder of the only run; the one that several have in common."""
+    if len(runs) == 1:
+        return runs[0]
+    return Path(commonpath([run.resolve().parent for run in runs]))
+
+
+def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
+    """Fine-tune, unless that run is complete already."""
+    from pipeline.finetune.finetune import finetune as run
+    from pipeline.terminal.lines import finetune_line
+
+    with screen.progress("finetune", "steps") as show:
+        report = run(config, on_step=lambda s: show(s.step, s.n_steps, f"loss {s.loss:.4f}"))
+    screen.say(finetune_line(report, config.out))
+    return report
+
+
+def show_evaluations(config: EvalConfig, *, out: Path | None, screen: Screen) -> list[object]:
+    """Evaluate SAEs and connectors; gives their reports, SAEs first."""
+    connectors = tuple(run for run in config.runs if is_connector(run))
+    coders = tuple(run for run in config.runs if run not in connectors)
+    found: list[object] = []
+    if coders or not connectors:
+        reports = run_eval(replace(config, runs=coders), out=out, screen=screen)
+        for table in eval_tables(reports):
+            screen.draw(table)
+        screen.note(note for report in reports for note in report.notes)
+        found += reports
+    if connectors:
+        between = run_connector_eval(replace(config, runs=connectors), out=out, screen=screen)
+        for table in connector_tables(between):
+            screen.draw(table)
+        screen.note(note for report in between for note in report.notes)
+        found += between
+    return found
+
+
+def show_run(
+    config: FeaturesConfig,
+    chosen: Sequence[int],
+    *,
+    order: FeatureOrder,
+    rows: int,
+    screen: Screen,
+) -> list[dict[str, object]]:
+    """The features of an SAE, or the equations of a connector; gives what JSON is to hold."""
+    if is_connector(config.run):
+        from pipeline.connect.reading.values import ReadingConfig
+
+        read = ReadingConfig(run=config.run, store=config.store, device=config.device)
+        if config.tokens is not None:
+            read = replace(read, tokens=config.tokens)
+        return show_reading(run_reading(read, screen=screen), chosen, rows=rows, screen=screen)
+    found = run_features(config, screen=screen)
+    return show_features(found, chosen, order=order, rows=rows, screen=screen)

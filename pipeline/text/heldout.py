@@ -1,0 +1,92 @@
+"""Text to learn from and to measure on: whole contexts, the two never mixed."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int32
+from torch import Tensor
+
+from pipeline.errors import TextError
+from pipeline.lm.tokenizer import Tokenizer
+from pipeline.text.contexts import ContextStream
+from pipeline.text.open import heldout_of, open_text
+
+WIKITEXT = "Salesforce/wikitext:wikitext-103-raw-v1@test"
+_HELDOUT_SHARE = 5
+"""A text too short for what was asked keeps one in so many of its contexts apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Contexts to learn from, and others to measure on."""
+
+    train: Int32[Tensor, "train ctx_len"]
+    heldout: Int32[Tensor, "heldout ctx_len"]
+    notes: tuple[str, ...]
+    """Where the text held less than was asked for."""
+
+
+def heldout_text(trained_on: str) -> str:
+    """The held-out part of a text where it has one, WikiText-103's test part otherwise."""
+    return heldout_of(trained_on) or WIKITEXT
+
+
+def load_contexts(
+    source: str, tokenizer: Tokenizer, *, ctx_len: int, n: int, column: str = "text", seed: int = 0
+) -> Int32[Tensor, "contexts ctx_len"]:
+    """The first `n` contexts of a text, fewer where it ends before.
+
+    Raises:
+        TextError: the source cannot be read, or holds not a single whole context.
+    """
+    text = open_text(source, column=column, seed=seed)
+    with ContextStream(text, tokenizer, ctx_len=ctx_len, start=None) as stream:
+        tokens = torch.from_numpy(stream.take(n).tokens)
+    if not len(tokens):
+        raise TextError(
+            f"{source} holds fewer than the {ctx_len} tokens of one context: give a longer text, "
+            "or use a shorter context"
+        )
+    return tokens
+
+
+def split_contexts(
+    source: str,
+    tokenizer: Tokenizer,
+    *,
+    ctx_len: int,
+    n_train: int,
+    n_heldout: int,
+    column: str = "text",
+) -> Split:
+    """The first contexts of a text to learn from; to measure on, its held-out part or its tail.
+
+    Raises:
+        TextError: the source cannot be read, or holds too little for one context on each side.
+    """
+
+    def load(text: str, n: int) -> Int32[Tensor, "contexts ctx_len"]:
+        return load_contexts(text, tokenizer, ctx_len=ctx_len, n=n, column=column)
+
+    apart = heldout_of(source)
+    if apart is not None:
+        train, heldout = load(source, n_train), load(apart, n_heldout)
+    else:
+        both = load(source, n_train + n_heldout)
+        if len(both) == 1:
+            raise TextError(
+                f"{source} holds a single context of {ctx_len} tokens, and one must be kept apart "
+                "to measure on: give a longer text, or use a shorter context"
+            )
+        enough = len(both) == n_train + n_heldout
+        n_apart = n_heldout if enough else min(n_heldout, -(-len(both) // _HELDOUT_SHARE))
+        train, heldout = both[:-n_apart], both[-n_apart:]
+    notes = [
+        f"{wanted} contexts were asked for to {purpose}; {name} gives {len(contexts)}"
+        for contexts, wanted, purpose, name in (
+            (train, n_train, "learn from", source),
+            (heldout, n_heldout, "measure on", apart or source),
+        )
+        if len(contexts) < wanted
+    ]
+    return Split(train=train, heldout=heldout, notes=tuple(notes))

@@ -1,0 +1,90 @@
+"""What `--text` means: the name of a text source -> the source.
+
+    builtin, builtin@heldout                        text that every Python carries
+    builtin:arithmetic, builtin:arithmetic@heldout  questions with answers
+    org/name[:config][@split]                       a dataset of the hub, streamed
+    PATH                                            a file, a folder of files
+    PATH[@split]                                    a folder that `datasets` saved
+
+A path that exists comes before a dataset of the same name.
+"""
+
+import re
+from pathlib import Path
+
+from pipeline.errors import TextError
+from pipeline.text.builtin import Arithmetic, BuiltinText
+from pipeline.text.files import FileText
+from pipeline.text.hub import HubText, SavedText, is_saved
+from pipeline.text.source import TextSource
+
+__all__ = ["TextSource", "heldout_of", "open_text"]
+
+_HELDOUT = {"builtin": "builtin@heldout", "builtin:arithmetic": "builtin:arithmetic@heldout"}
+_HUB_ID = re.compile(
+    r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(:(?P<config>[^@/]+))?(@(?P<split>[\w.-]+))?", re.ASCII
+)
+
+
+def open_text(source: str, *, column: str = "text", seed: int = 0) -> TextSource:
+    """The text source of this name.
+
+    Args:
+        source: As in the list above.
+        column: The one with the text, where documents are records.
+        seed: Of the order of the embedded sources; others keep their own order.
+
+    Raises:
+        TextError: no source has this name, it cannot be reached, or holds no text.
+    """
+    if source.partition(":")[0].partition("@")[0] == "builtin":
+        return _open_builtin(source, seed=seed)
+    path, split = _path_and_split(source)
+    if path.exists():
+        if is_saved(path):
+            return SavedText(path, name=source, split=split, column=column)
+        if split is None:
+            return FileText(path, name=source, column=column)
+    named = _HUB_ID.fullmatch(source)
+    if named is None or path.exists() or path.suffix.lower() in _FILE_SUFFIXES:
+        raise TextError(
+            f"there is no text {source!r}: --text takes builtin, builtin:arithmetic, the path of a "
+            "file or folder, or a hub dataset as org/name[:config][@split]"
+        )
+    return HubText(
+        named["id"], config=named["config"], split=named["split"] or "train", column=column
+    )
+
+
+def heldout_of(source: str) -> str | None:
+    """The held-out part that belongs to an embedded source; None for every other."""
+    return _HELDOUT.get(source)
+
+
+def _open_builtin(source: str, *, seed: int) -> TextSource:
+    match source:
+        case "builtin":
+            return BuiltinText("train", seed=seed)
+        case "builtin@heldout":
+            return BuiltinText("heldout", seed=seed)
+        case "builtin:arithmetic":
+            return Arithmetic("train", seed=seed)
+        case "builtin:arithmetic@heldout":
+            return Arithmetic("heldout", seed=seed)
+        case _:
+            raise TextError(
+                f"there is no text {source!r}: the embedded ones are builtin and "
+                "builtin:arithmetic, each also with @heldout"
+            )
+
+
+def _path_and_split(source: str) -> tuple[Path, str | None]:
+    """The path with a split after its last `@`, unless the whole is a path that exists."""
+    whole = Path(source).expanduser()
+    before, at, split = source.rpartition("@")
+    if not at or whole.exists() or not Path(before).expanduser().exists():
+        return whole, None
+    return Path(before).expanduser(), split
+
+
+_FILE_SUFFIXES = {".txt", ".md", ".jsonl", ".gz", ".json", ".parquet"}

@@ -1,0 +1,292 @@
+import threading
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from actstore.batches import Batches
+from actstore.errors import StoreError
+from actstore.reader import ActStore
+from tests.helpers.stores import column, make_spec, write_store
+
+TWO_SITES = {"mlp_out.1": 16, "resid.0": 24}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """200 rows in 4 shards of 8 chunks; the last shard is short, and its last chunk too."""
+    path = tmp_path_factory.mktemp("stores") / "s"
+    spec = make_spec(widths=TWO_SITES, shard_rows=192, ctx_len=12)
+    return ActStore.open(write_store(path, spec, n_rows=468))
+
+
+def batches_of(store, **settings) -> Batches:
+    given = {"sites": ("mlp_out.1",), "batch_size": 20, "seed": 0, "window_rows": 100, **settings}
+    return Batches(store=store, **given)
+
+
+def take(batches: Batches, n: int, step: int = 0) -> np.ndarray:
+    stream = islice(batches.start_at(step), n)
+    return np.stack([batch[batches.sites[0]] for batch in stream])
+
+
+def keys(rows: np.ndarray) -> list[bytes]:
+    return [row.tobytes() for row in rows.reshape(-1, rows.shape[-1])]
+
+
+@pytest.mark.parametrize("window_rows", [1, 60, 100, 10_000])
+def test_resuming_at_any_step_continues_the_same_stream(store, window_rows):
+    batches = batches_of(store, window_rows=window_rows)
+    n = 2 * 468 // 20 + 3  # over two epochs
+    whole = take(batches, n)
+    for step in range(0, n, 1 if window_rows == 100 else 5):
+        np.testing.assert_array_equal(take(batches, n - step, step), whole[step:])
+
+
+@settings(max_examples=25)
+@given(
+    batch_size=st.integers(1, 700),
+    window_rows=st.integers(1, 700),
+    seed=st.integers(0, 9),
+    step=st.integers(0, 12),
+)
+def test_the_stream_is_the_epochs_one_after_another(store, batch_size, window_rows, seed, step):
+    batches = batches_of(store, batch_size=batch_size, window_rows=window_rows, seed=seed)
+    got = keys(take(batches, step + 2))
+    assert len(got) == (step + 2) * batch_size
+    everything = sorted(keys(column(store, "mlp_out.1")))
+    for start in range(0, len(got) - 467, 468):
+        assert sorted(got[start : start + 468]) == everything
+    rest = got[len(got) // 468 * 468 :]
+    assert len(set(rest)) == len(rest)
+    assert keys(take(batches, 1, step)) == got[step * batch_size : (step + 1) * batch_size]
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4])
+def test_the_order_is_the_same_for_any_number_of_threads(store, threads):
+    one = take(batches_of(store, threads=1), 60)
+    np.testing.assert_array_equal(take(batches_of(store, threads=threads), 60), one)
+
+
+def test_seed_and_epoch_change_the_order(store):
+    first, second = np.split(take(batches_of(store, batch_size=468), 2), 2)
+    other = take(batches_of(store, batch_size=468, seed=1), 1)
+    assert len({tuple(keys(rows)) for rows in (first, second, other)}) == 3
+
+
+def test_sites_stay_aligned(store):
+    rows = {site: keys(column(store, site)) for site in TWO_SITES}
+    partner = dict(zip(rows["mlp_out.1"], rows["resid.0"], strict=True))
+    together = batches_of(store, sites=("mlp_out.1", "resid.0"))
+    for batch in islice(together.start_at(0), 50):
+        assert batch["mlp_out.1"].shape == (20, 16) and batch["resid.0"].shape == (20, 24)
+        assert [partner[key] for key in keys(batch["mlp_out.1"])] == keys(batch["resid.0"])
+
+
+def test_runs_of_a_chunk_are_spread_over_their_window(store):
+    """Neighbours of the store are no likelier to be neighbours in the stream than by chance."""
+    batches = batches_of(store, batch_size=468, window_rows=468)
+    place = {key: i for i, key in enumerate(keys(column(store, "mlp_out.1")))}
+    order = np.array([place[key] for key in keys(take(batches, 1))])
+    assert batches.run == 8
+    steps = np.diff(order)
+    within = steps == 1
+    assert within.mean() > 0.8  # rows were mixed when they were written: they stay in runs
+    assert 110 < np.abs(steps[~within]).mean() < 200  # 468 / 3 = 156 for a uniform order
+
+
+@pytest.mark.parametrize(
+    ("width", "run"), [(16, 8), (512, 8), (513, 4), (768, 4), (2048, 2), (4096, 1), (50_000, 1)]
+)
+def test_runs_are_some_kib(tmp_path, width, run):
+    spec = make_spec(widths={"mlp_out.1": width, "x": 8})
+    store = ActStore.open(write_store(tmp_path / "s", spec, n_rows=8))
+    assert batches_of(store, sites=("mlp_out.1", "x"), batch_size=8).run == run
+    assert batches_of(store, sites=("x",), batch_size=8).run == run, (
+        "the order is that of any sites"
+    )
+
+
+def test_batches_may_be_kept(store):
+    stream = batches_of(store).start_at(0)
+    first = next(stream)["mlp_out.1"]
+    copy = first.copy()
+    list(islice(stream, 80))
+    np.testing.assert_array_equal(first, copy)
+
+
+def decoding() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("actstore-decode")]
+
+
+def test_closing_the_stream_stops_its_threads(store):
+    stream = batches_of(store, threads=3).start_at(0)
+    assert not decoding()  # nothing runs before the first batch is asked for
+    next(stream)
+    assert decoding()
+    stream.close()
+    assert not decoding()
+
+
+def test_a_damaged_chunk_stops_the_stream_with_its_name(tmp_path):
+    spec = make_spec()
+    path = write_store(tmp_path / "s", spec, n_rows=200)
+    file = path / "data.zarr" / "mlp_out.1" / "c" / "2" / "0"
+    data = bytearray(file.read_bytes())
+    data[40] ^= 1
+    file.write_bytes(data)
+    stream = batches_of(ActStore.open(path), threads=2).start_at(0)
+    with pytest.raises(
+        StoreError, match=r"mlp_out.1, shard 2: .*c/2/0 is damaged in chunk 0: its bytes do not"
+    ):
+        list(islice(stream, 20))
+    assert not decoding()
+
+
+def test_impossible_batches_are_refused(store):
+    for change, told in [
+        ({"sites": ("nothing",)}, "has no site 'nothing'"),
+        ({"sites": ()}, "batches need sites"),
+        ({"sites": ("mlp_out.1", "mlp_out.1")}, "each once"),
+        ({"metadata": ("mlp_out.1",)}, "metadata is token_id, context_id, position, document_id"),
+        ({"metadata": ("position", "position")}, "each once, got"),
+        ({"batch_size": 0}, "batch_size must be positive"),
+        ({"window_rows": 0}, "window_rows must be positive"),
+        ({"threads": 0}, "threads must be positive"),
+        ({"seed": -1}, "seed must not be negative"),
+    ]:
+        with pytest.raises(StoreError, match=told):
+            batches_of(store, **change)
+    with pytest.raises(StoreError, match="step must not be negative"):
+        next(batches_of(store).start_at(-1))
+
+
+def test_a_window_has_at_most_a_gib(store):
+    chunks = batches_of(store, window_rows=2**40).epochs.window_chunks
+    assert chunks == 2**30 // (48 * store.spec.chunk_rows)  # of the widest site
+    both = batches_of(store, window_rows=2**40, sites=("mlp_out.1", "resid.0"), batch_size=36)
+    assert both.epochs.window_chunks == chunks
+    shared = batches_of(store, window_rows=2**40, lanes=4)
+    assert shared.epochs.window_chunks == chunks // 4
+
+
+@settings(max_examples=20)
+@given(
+    lanes=st.sampled_from([1, 2, 3, 4, 6, 12]),
+    share=st.integers(1, 5),
+    window_rows=st.integers(1, 700),
+    seed=st.integers(0, 3),
+    step=st.integers(0, 30),
+)
+def test_ranks_together_give_the_batch_of_one_process(store, lanes, share, window_rows, seed, step):
+    """For every world size that divides the lanes, from every step, across epochs."""
+    given = {"batch_size": 36 * share, "window_rows": window_rows, "seed": seed, "lanes": lanes}
+    whole = take(batches_of(store, **given), 3, step)
+    for world_size in (n for n in range(1, lanes + 1) if lanes % n == 0):
+        ranks = [
+            take(batches_of(store, **given, world_size=world_size, rank=rank), 3, step)
+            for rank in range(world_size)
+        ]
+        np.testing.assert_array_equal(np.concatenate(ranks, axis=1), whole)
+
+
+@settings(max_examples=40)
+@given(
+    lanes=st.sampled_from([1, 2, 3, 4, 6, 12]),
+    window_rows=st.integers(1, 700),
+    seed=st.integers(0, 9),
+    threads=st.integers(1, 4),
+    step=st.integers(0, 40),
+)
+def test_every_lane_count_has_every_row_once_an_epoch(
+    store, lanes, window_rows, seed, threads, step
+):
+    given = {"window_rows": window_rows, "seed": seed, "lanes": lanes, "batch_size": 12}
+    whole = take(batches_of(store, **given, threads=threads), 2 * 39)
+    everything = sorted(keys(column(store, "mlp_out.1")))
+    for epoch in np.split(whole, 2):  # 39 batches of 12 are the 468 rows
+        assert sorted(keys(epoch)) == everything
+    np.testing.assert_array_equal(take(batches_of(store, **given), 78 - step, step), whole[step:])
+
+
+def test_lanes_and_processes_that_cannot_share_are_refused(store):
+    for change, told in [
+        ({"lanes": 8}, "8 lanes cannot share 468 rows in batches of 20 .*: choose lanes that di"),
+        ({"lanes": 8, "batch_size": 40}, "choose lanes that divide 4"),
+        ({"lanes": 3}, "choose lanes that divide 4"),
+        ({"lanes": 0}, "lanes must be positive"),
+        ({"lanes": 4, "world_size": 3}, "choose a world_size that divides lanes"),
+        ({"lanes": 4, "world_size": 2, "rank": 2}, "shared by rank 2 of 2"),
+        ({"world_size": 2}, "1 lanes cannot be shared by rank 0 of 2"),
+    ]:
+        with pytest.raises(StoreError, match=told):
+            batches_of(store, **change)
+
+
+def test_lanes_and_windows_are_mixed_each_in_its_own_order(store):
+    epochs = batches_of(store, lanes=2, window_rows=200, batch_size=20).epochs
+    for first, second in epochs.windows(0, range(2)):
+        assert first.n_rows == second.n_rows > 60
+        assert first.order(1).tolist() != second.order(1).tolist()
+    orders = [tuple(lane.order(1)[:40]) for w in epochs.windows(0, range(2)) for lane in w]
+    assert len(set(orders)) == 6
+
+
+def test_metadata_stays_aligned_with_its_rows_and_leaves_their_order_alone(store):
+    names = ("token_id", "context_id", "position", "document_id")
+    told = {name: column(store, name) for name in names}
+    place = {key: i for i, key in enumerate(keys(column(store, "mlp_out.1")))}
+    given = {"batch_size": 36, "threads": 3, "lanes": 2, "sites": tuple(TWO_SITES)}
+    stream = batches_of(store, **given, metadata=names).start_at(3)
+    for batch, plain in zip(
+        islice(stream, 40), batches_of(store, **given).start_at(3), strict=False
+    ):
+        assert list(batch) == [*TWO_SITES, *names]
+        rows = [place[key] for key in keys(batch["mlp_out.1"])]
+        for name in names:
+            assert batch[name].dtype == told[name].dtype
+            np.testing.assert_array_equal(batch[name], told[name][rows])
+        for site in TWO_SITES:
+            np.testing.assert_array_equal(batch[site], plain[site])
+
+
+@settings(max_examples=25)
+@given(
+    lanes=st.sampled_from([1, 2, 3, 12]),
+    window_rows=st.integers(1, 700),
+    threads=st.integers(1, 4),
+    step=st.integers(0, 40),
+)
+def test_metadata_is_aligned_from_every_step_in_every_lane(
+    store, lanes, window_rows, threads, step
+):
+    # Contexts and positions name a row: rows of the two are compared as numbers of the store.
+    place = {key: i for i, key in enumerate(keys(column(store, "resid.0")))}
+    number = column(store, "context_id") * store.spec.ctx_len + column(store, "position")
+    batches = batches_of(
+        store, sites=("resid.0",), batch_size=12, lanes=lanes, window_rows=window_rows,
+        threads=threads, metadata=("position", "context_id"),
+    )  # fmt: skip
+    for batch in islice(batches.start_at(step), 5):
+        rows = [place[key] for key in keys(batch["resid.0"])]
+        got = batch["context_id"] * store.spec.ctx_len + batch["position"]
+        np.testing.assert_array_equal(got, number[rows])
+
+
+def test_metadata_does_not_shrink_windows_that_are_at_their_limit(store):
+    plain = batches_of(store, window_rows=2**40).epochs
+    assert batches_of(store, window_rows=2**40, metadata=("document_id",)).epochs == plain
+
+
+def test_damaged_metadata_stops_the_stream_with_its_name(tmp_path):
+    path = write_store(tmp_path / "s", make_spec(), n_rows=200)
+    file = path / "data.zarr" / "token_id" / "c" / "1"
+    data = bytearray(file.read_bytes())
+    data[20] ^= 1
+    file.write_bytes(data)
+    store = ActStore.open(path)
+    list(islice(batches_of(store, metadata=("position",)).start_at(0), 20))
+    with pytest.raises(StoreError, match=r"token_id, shard 1: .*c/1 is damaged in chunk 0"):
+        list(islice(batches_of(store, metadata=("position", "token_id")).start_at(0), 20))
+    assert not decoding()

@@ -1,0 +1,568 @@
+"""What can happen to a store, done to real files and real processes."""
+
+import json
+import os
+import random
+import re
+import resource
+import socket
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actstore import ledger
+from actstore.batches import Batches
+from actstore.errors import StoreError
+from actstore.manifest import StoreSpec
+from actstore.reader import ActStore, peek
+from actstore.summary import being_extended
+from actstore.verify import verify
+from actstore.writer import ActWriter
+from tests.helpers import crashing
+from tests.helpers.crashing import Crash, crash_before
+from tests.helpers.stores import column, contexts, files_of, make_spec, shard_of, write_store
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    with crashing.nursery("tests.actstore.test_faults:write_small") as writers:
+        yield writers
+
+
+def write_small(path: Path, n_rows: int) -> None:
+    write_store(path, make_spec(shard_rows=256), n_rows=n_rows)
+
+
+def test_a_writer_may_be_killed_at_any_moment(tmp_path, nursery, request):
+    """One store that is begun, gone on with and extended, by writers each of which is killed."""
+    rng = random.Random(0)
+    path, spec = tmp_path / "s", make_spec(shard_rows=256)
+    kills, n_rows, seconds = 0, 2000, 0.03
+    allowed, met = set[int](), set[str]()
+    while kills < request.config.getoption("--kills"):
+        before, _ = peek(path), allowed.add(n_rows)
+        _, killed = nursery.killed_after(rng.uniform(0, seconds), path, n_rows)
+        kills += killed
+        seconds *= 1.5 if killed else 0.5  # so that about every second writer is killed
+        if killed and before is not None:
+            met.add(before.state)
+        allowed &= _right_or_refused(path, spec, allowed)
+        n_rows += 0 if killed and rng.random() < 0.7 else 8 * rng.randrange(1, 50)
+    extended = write_store(path, spec, n_rows=n_rows)
+    _right_or_refused(path, spec, {n_rows})
+    whole = ActStore.open(write_store(tmp_path / "whole", spec, n_rows=n_rows))
+    assert ActStore.open(extended).fingerprint == whole.fingerprint
+    assert verify(path) == []
+    assert not list(path.rglob("*.partial"))
+    assert met == {"writing", "complete"}
+
+
+def _right_or_refused(path: Path, spec: StoreSpec, allowed: set[int]) -> set[int]:
+    """Every row is the right one, and there are as many as there may be; how many may be next."""
+    try:
+        store = ActStore.open(path)
+    except StoreError as error:
+        assert re.search("there is no|is not finished|is just being extended", str(error))
+        return allowed
+    assert store.n_rows in allowed
+    _require_right_rows(store, spec)
+    next_is_certain = being_extended(path, store.manifest) is not None
+    return allowed if next_is_certain else {store.n_rows}
+
+
+def _require_right_rows(store: ActStore, spec: StoreSpec) -> None:
+    acts, tokens, documents = contexts(spec, 0, store.n_rows // spec.ctx_len)
+    context_id, position = column(store, "context_id"), column(store, "position")
+    numbers = context_id * spec.ctx_len + position
+    np.testing.assert_array_equal(np.sort(numbers), np.arange(store.n_rows))
+    wanted = {**acts, "token_id": tokens, "document_id": documents}
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(column(store, name), values[context_id, position], name)
+    np.testing.assert_array_equal(column(store, "context_tokens"), tokens)
+
+
+def test_the_lock_of_a_dead_writer_is_taken_over(tmp_path, nursery):
+    path, spec = tmp_path / "s", make_spec(shard_rows=256)
+    while True:
+        pid, killed = nursery.killed_after(0.05, path, 80_000)
+        if killed and (path / "LOCK").exists() and (path / "LOCK").read_bytes():
+            break
+    assert json.loads((path / "LOCK").read_text())["pid"] == pid
+    with ActWriter.create_or_resume(path, spec, n_rows=64):
+        assert json.loads((path / "LOCK").read_text())["pid"] == os.getpid()
+        with pytest.raises(StoreError, match=f"by process {os.getpid()} on {socket.gethostname()}"):
+            ActWriter.create_or_resume(path, spec, n_rows=64)
+
+
+@pytest.mark.parametrize("first", [None, 104], ids=["first writing", "extension"])
+def test_a_crash_between_any_two_steps_of_finishing_is_made_good(tmp_path, monkeypatch, first):
+    spec = make_spec(shard_rows=128)
+    whole = ActStore.open(write_store(tmp_path / "whole", spec, n_rows=200))
+    for n in count():
+        path = tmp_path / str(n)
+        if first:
+            write_store(path, spec, n_rows=first)
+        write_store(path, spec, n_rows=200, stop=2)
+        if not _crashed_finishing(path, spec, monkeypatch, n):
+            break
+        _old_new_or_refused(path, first)
+        for _ in range(2):
+            assert ActStore.open(write_store(path, spec, n_rows=200)).fingerprint == (
+                whole.fingerprint
+            )
+        assert not (path / "staging").exists()
+    assert n > 15
+
+
+def _crashed_finishing(path, spec, monkeypatch, n) -> bool:
+    """Finish, but crash before the n-th rename or removal; whether it came to that."""
+    with ActWriter.create_or_resume(path, spec, n_rows=200) as writer, monkeypatch.context() as m:
+        crash_before(m, n, (Path, "replace"), (ledger, "remove"))
+        try:
+            writer.finish()
+        except Crash:
+            return True
+    return False
+
+
+def _old_new_or_refused(path, first, then=200) -> None:
+    try:
+        store = ActStore.open(path)
+    except StoreError as error:
+        wanted = "is just being extended" if first else "is not finished"
+        assert wanted in str(error)
+    else:
+        assert store.n_rows in (first, then)
+        assert len(column(store, "mlp_out.1")) == store.n_rows
+
+
+def test_every_file_of_the_group_is_watched(make_store):
+    """A bit flipped, an end cut off, all gone or another's: refused, and found by `verify`."""
+    path, other = make_store(n_rows=96), make_store(n_rows=96, name="other", seed=1)
+    rng = random.Random(0)
+    assert verify(path) == []
+    foreign = files_of(other)
+    for name, whole in files_of(path).items():
+        file = path / "data.zarr" / name
+        damaged: list[bytes | None] = [_flipped(whole, rng) for _ in range(3)]
+        damaged += [whole[:-1], b"", None]
+        if len(foreign[name]) != len(whole):  # of one size, only `verify` can tell
+            damaged.append(foreign[name])
+        for data in damaged:
+            file.unlink()
+            if data is not None:
+                file.write_bytes(data)
+            with pytest.raises(StoreError) as refused:
+                _read_everything(path)
+            findings = verify(path)
+            if "/c/" in name and not name.startswith("summary"):
+                array, _, shard, *_ = name.split("/")
+                assert [(f.array, f.shard, f.path) for f in findings] == [(array, int(shard), file)]
+                assert f"{array}, shard {shard}: {file}" in str(refused.value)
+            else:
+                assert len(findings) == 1
+                assert file.is_relative_to(findings[0].path)
+                assert str(file) in f"{findings[0].path} {findings[0].what}"
+            file.write_bytes(whole)
+    assert verify(path) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"zarr_format": 3', b'"zarr_format": 2'),
+        (b'"node_type"', b'"node_typo"'),
+        (b'"kind": "inline"', b'"kind": "outline"'),
+        (b'"must_understand": false', b'"must_understand": true'),
+    ],
+)
+def test_what_stands_around_the_attributes_of_the_root_is_watched(make_store, old, new):
+    path = make_store(n_rows=96)
+    root = path / "data.zarr" / "zarr.json"
+    assert old in root.read_bytes()
+    root.write_bytes(root.read_bytes().replace(old, new, 1))
+    with pytest.raises(StoreError, match="data.zarr/zarr.json was altered"):
+        ActStore.open(path)
+    (found,) = verify(path)
+    assert found.path == root
+
+
+def _flipped(data: bytes, rng: random.Random) -> bytes:
+    flipped = bytearray(data)
+    flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return bytes(flipped)
+
+
+def _read_everything(path: Path) -> None:
+    store = ActStore.open(path)
+    for name in store.spec.arrays:
+        column(store, name)
+
+
+@pytest.mark.parametrize("codec", ["lz4", "raw"])
+def test_a_file_that_became_a_hole_never_reads_as_zeros(make_store, codec):
+    path = make_store(codec=codec)
+    whole = ActStore.open(path)
+    for name in whole.spec.arrays:
+        for shard in range(whole.n_shards):
+            file = Path(whole._arrays[name].path(shard))
+            data = file.read_bytes()
+            file.unlink()
+            with file.open("wb") as hole:
+                hole.truncate(len(data))
+            with pytest.raises(
+                StoreError, match=rf"{name}, shard {shard}: .* is damaged in chunk 0"
+            ):
+                ActStore.open(path).shard(name, shard)
+            (found,) = verify(path)
+            assert (found.array, found.shard, found.path) == (name, shard, file)
+            file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda f: f.unlink(), "cannot be read: No such file or directory"),
+        (lambda f: f.write_bytes(b""), r"has 0 bytes, not \d+"),
+        (lambda f: f.write_bytes(f.read_bytes()[:-7]), r"has \d+ bytes, not \d+"),
+    ],
+    ids=["missing", "emptied", "truncated"],
+)
+def test_a_shard_that_is_not_whole_is_refused_by_name(make_store, damage, told):
+    path = make_store()
+    damage(path / "data.zarr" / "mlp_out.1" / "c" / "2" / "0")
+    told = f"{told}; get it back: saepipe store verify {path} --repair"
+    with pytest.raises(StoreError, match=rf"mlp_out.1, shard 2: .*/c/2/0 {told}"):
+        ActStore.open(path)
+
+
+def test_a_flipped_bit_is_refused_by_name_and_found(make_store):
+    path = make_store()
+    file = path / "data.zarr" / "mlp_out.1" / "c" / "1" / "0"
+    data = bytearray(file.read_bytes())
+    data[-200] ^= 16  # in the last of 8 chunks
+    file.write_bytes(data)
+    store = ActStore.open(path)
+    store.shard("mlp_out.1", 0)
+    with pytest.raises(
+        StoreError, match=r"mlp_out.1, shard 1: .* is damaged in chunk 7: its bytes"
+    ):
+        store.shard("mlp_out.1", 1)
+    (found,) = verify(path)
+    assert (found.array, found.shard, found.chunk, found.path) == ("mlp_out.1", 1, 7, file)
+    data[-200] ^= 16
+    data[-10] ^= 1  # in the index
+    file.write_bytes(data)
+    with pytest.raises(StoreError, match="its index does not match its checksum"):
+        ActStore.open(path).shard("mlp_out.1", 1)
+
+
+def test_a_shard_replaced_by_another_is_found(make_store):
+    """Its chunks are whole and its size may be equal: only the store's own checksum knows."""
+    path = make_store(codec="raw")
+    shards = [path / "data.zarr" / "mlp_out.1" / "c" / k / "0" for k in "01"]
+    shards[0].write_bytes(shards[1].read_bytes())
+    (found,) = verify(path)
+    assert (found.shard, found.chunk) == (0, None)
+    assert found.what == "it is not the file that was written, though each of its chunks is whole"
+
+
+def test_a_file_cut_short_while_the_store_is_open_is_an_error(make_store):
+    store = ActStore.open(make_store())
+    file = store.path / "data.zarr" / "mlp_out.1" / "c" / "0" / "0"
+    store.shard("mlp_out.1", 0)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(StoreError, match="is shorter than it was"):
+        store.shard("mlp_out.1", 0)
+    file.unlink()
+    with pytest.raises(StoreError, match="cannot be read: No such file"):
+        ActStore.open(store.path)
+
+
+CUT_WHILE_MAPPED = """
+import os, sys, threading
+from pathlib import Path
+import numpy as np
+from actstore.errors import StoreError
+from actstore.reader import ActStore
+store, sites = ActStore.open(Path(sys.argv[1])), ("mlp_out.1",)
+old = [store.shard("mlp_out.1", k) for k in range(store.n_shards)]
+turn = threading.Barrier(5, timeout=60)  # no thread is inside a chunk while the file is cut
+refused = []
+def read():
+    for _ in range(4):
+        turn.wait()
+        for k, rows in enumerate(old):
+            try:
+                assert np.array_equal(store.shard("mlp_out.1", k), rows)
+            except StoreError as error:
+                refused.append((k, str(error)))
+        turn.wait()
+threads = [threading.Thread(target=read, daemon=True) for _ in range(4)]
+for thread in threads: thread.start()
+for size in (None, 5000, 100, 0):
+    if size is not None:
+        os.truncate(store._arrays["mlp_out.1"].path(1), size)
+    turn.wait(), turn.wait()
+    assert len(refused) == (0 if size is None else 4), refused
+    assert all(k == 1 and "is shorter than it was" in told for k, told in refused), refused
+    refused.clear()
+for thread in threads: thread.join()
+sys.exit(7)
+"""
+
+
+def test_threads_that_read_a_file_as_it_is_cut_outlive_it(make_store):
+    """A bus error would end the process by a signal."""
+    path = make_store(shard_rows=2048, n_rows=6000)
+    command = [sys.executable, "-c", CUT_WHILE_MAPPED, str(path)]
+    assert subprocess.run(command, check=False).returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("limit", "where"),
+    [(1500, r"c/0/0"), (6000, r"journal\.jsonl|writing"), (12_000, r"zarr\.json")],
+    ids=["in a shard", "in the journal", "while finishing"],
+)
+def test_a_full_disk_is_survived(tmp_path, limit, where):
+    """No file may grow beyond the limit: the system refuses the write that would."""
+    spec, path = make_spec(), tmp_path / "s"
+    n_rows = 64 * (20 if limit == 6000 else 4)
+    whole = files_of(write_store(tmp_path / "whole", spec, n_rows=n_rows))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(StoreError, match="could not be written: File too large; what was"):
+            write_store(path, spec, n_rows=n_rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(path.rglob("*.partial"))
+    committed = len((path / "journal.jsonl").read_bytes().splitlines())
+    assert committed == {1500: 0, 12_000: 4}.get(limit, committed)
+    with ActWriter.create_or_resume(path, spec, n_rows=n_rows) as writer:
+        assert writer.next_shard == committed
+    assert files_of(write_store(path, spec, n_rows=n_rows)) == whole
+
+
+def test_a_failure_in_the_background_reaches_the_next_call(tmp_path, monkeypatch):
+    spec, path = make_spec(), tmp_path / "s"
+    with (
+        pytest.raises(StoreError, match="could not be written: No space left on device"),
+        ActWriter.create_or_resume(path, spec, n_rows=6400) as writer,
+    ):
+        writer.write_shard(shard_of(spec, 0, 64))
+
+        def full(fd, data):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("actstore.shardwriter.write_all", full)
+        for k in range(1, 100):
+            writer.write_shard(shard_of(spec, k, 64))
+    monkeypatch.undo()
+    with ActWriter.create_or_resume(path, spec, n_rows=6400) as writer:
+        assert writer.next_shard <= 1
+
+
+def test_a_torn_or_altered_journal_goes_back_to_its_last_whole_line(tmp_path):
+    spec = make_spec()
+    whole = files_of(write_store(tmp_path / "whole", spec, n_rows=256))
+    for i, damage in enumerate(
+        (
+            lambda lines: b"".join(lines[:-1]) + lines[-1][:-30],
+            lambda lines: b"".join(lines[:2]) + lines[2].replace(b'"rows":64', b'"rows":63'),
+            lambda lines: b"".join(lines[:2]) + b"\0" * 100,
+        )
+    ):
+        path = write_store(tmp_path / str(i), spec, n_rows=256, stop=3)
+        journal = path / "journal.jsonl"
+        journal.write_bytes(damage(journal.read_bytes().splitlines(keepends=True)))
+        with ActWriter.create_or_resume(path, spec, n_rows=256) as writer:
+            assert writer.next_shard == 2
+        assert files_of(write_store(path, spec, n_rows=256)) == whole
+
+
+def test_a_committed_shard_that_was_lost_is_written_again(tmp_path):
+    spec = make_spec()
+    path = write_store(tmp_path / "s", spec, n_rows=256, stop=3)
+    (path / "data.zarr" / "mlp_out.1" / "c" / "2" / "0").unlink()
+    with ActWriter.create_or_resume(path, spec, n_rows=256) as writer:
+        assert writer.next_shard == 2
+    assert verify(write_store(path, spec, n_rows=256)) == []
+
+
+def test_a_damaged_store_is_not_extended(tmp_path):
+    spec = make_spec()
+    path = write_store(tmp_path / "s", spec, n_rows=200)
+    journal = (path / "journal.jsonl").read_bytes()
+    (path / "journal.jsonl").unlink()
+    with pytest.raises(StoreError, match="cannot be extended: shard 0 or its line in the journal"):
+        ActWriter.create_or_resume(path, spec, n_rows=400)
+    (path / "journal.jsonl").write_bytes(journal)
+    (path / "data.zarr" / "token_id" / "c" / "1").unlink()
+    with pytest.raises(StoreError, match="cannot be extended: shard 1 or"):
+        ActWriter.create_or_resume(path, spec, n_rows=400)
+
+
+def test_every_commit_is_synced_before_its_line(tmp_path, monkeypatch):
+    """Files first, then their folders, then the line: the order that a power cut respects."""
+    import os
+
+    synced: list[str] = []
+
+    def record(fd):
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+
+    spec, path = make_spec(), tmp_path / "s"
+    with ActWriter.create_or_resume(path, spec, n_rows=64) as writer:
+        monkeypatch.setattr(os, "fsync", record)
+        monkeypatch.setattr(os, "fdatasync", record)
+        writer.write_shard(shard_of(spec, 0, 64))
+    root = f"{path}/data.zarr"
+    line = synced.index(f"{path}/journal.jsonl")
+    for name in spec.arrays:
+        file = f"{name}/c/0/0" if name in ("context_tokens", "mlp_out.1") else f"{name}/c/0"
+        assert synced.index(f"{root}/{file}.partial") < line
+        assert max(i for i, s in enumerate(synced) if s == f"{root}/{name}/c") < line
+    assert synced.index(f"{path}/moments/0.partial") < line
+    assert synced[line:] == [f"{path}/journal.jsonl"]
+
+
+def mounted(folder: Path, *options: str) -> None:
+    """A small file system of its own; who may not mount skips the test."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "saepipe-test", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs the right to mount a file system: {error}")
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 1 MiB."""
+    folder = tmp_path / "disk"
+    mounted(folder, "size=1m")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def only_free(disk: Path, n_bytes: int) -> Path:
+    """Fill the disk but for so many bytes, by a file to be removed."""
+    free = os.statvfs(disk)
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(max(0, free.f_bavail * free.f_frsize - n_bytes)))
+    return ballast
+
+
+@pytest.mark.parametrize("first", [None, 200], ids=["first writing", "extension"])
+def test_a_disk_that_is_really_full_is_survived(disk, tmp_path, first):
+    """Full in a shard, in the journal, in the summary, in the root: wherever the space ends."""
+    spec = make_spec()
+    whole = ActStore.open(write_store(tmp_path / "whole", spec, n_rows=400))
+    committed = set()
+    for free in range(4096, 700_000, 4096 * (6 if first else 9)):
+        path = disk / "s"
+        if first:
+            write_store(path, spec, n_rows=first)
+        ballast = only_free(disk, free)
+        try:
+            write_store(path, spec, n_rows=400)
+            break
+        except StoreError as error:
+            assert re.search("could not be written: No space left on device; what", str(error))
+        assert not list(disk.rglob("*.partial"))
+        if first:
+            _old_new_or_refused(path, first, 400)
+        ballast.unlink()
+        with ActWriter.create_or_resume(path, spec, n_rows=400) as writer:
+            committed.add(writer.next_shard)
+        assert ActStore.open(write_store(path, spec, n_rows=400)).fingerprint == whole.fingerprint
+        assert verify(path) == []
+        _require_right_rows(ActStore.open(path), spec)
+        subprocess.run(["rm", "-r", str(path)], check=True)
+    else:
+        pytest.fail("the disk was never large enough")
+    assert min(committed) == (3 if first else 0) and max(committed) == 7 and len(committed) > 2
+
+
+def test_a_read_only_disk_is_read_and_not_written(disk, tmp_path, saepipe):
+    spec = make_spec()
+    path = write_store(disk / "s", spec, n_rows=200)
+    (path / "LOCK").unlink()
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    _require_right_rows(ActStore.open(path), spec)
+    assert verify(path) == []
+    for command in ("info", "verify"):
+        assert saepipe("store", command, path)[0] == 0
+    for wanted in (200, 400):
+        with pytest.raises(StoreError, match=r"could not be written: Read-only file system") as e:
+            ActWriter.create_or_resume(path, spec, n_rows=wanted)
+        assert "\n" not in str(e.value)
+
+
+TWO_EPOCHS = """
+import sys
+from itertools import islice
+from pathlib import Path
+import numpy as np
+from actstore.batches import Batches
+from actstore.reader import ActStore
+from tests.helpers import crashing
+from tests.helpers.crashing import Crash, crash_before
+from tests.helpers.stores import column, contexts, make_spec
+store = ActStore.open(Path(sys.argv[1]))
+acts, tokens, _ = contexts(make_spec(), 0, 25)
+old = acts["mlp_out.1"].reshape(200, 16)
+batches = Batches(store=store, sites=store.sites, batch_size=10, seed=0, window_rows=16, threads=2)
+stream = batches.start_at(0)
+for epoch in range(2):
+    seen = []
+    for batch in islice(stream, store.n_rows // 10):
+        seen.append(batch["mlp_out.1"])
+        if len(seen) in (1, 5):
+            print("reading", flush=True)
+            sys.stdin.readline()
+    seen = np.concatenate(seen)
+    assert sorted(map(bytes, seen)) == sorted(map(bytes, old))
+labels = tokens[column(store, "context_id"), column(store, "position")]
+assert np.array_equal(column(store, "token_id"), labels)  # read for the first time
+sys.exit(7)
+"""
+
+
+def test_a_reader_process_keeps_to_the_old_rows_while_the_store_is_extended(tmp_path):
+    """A shard is written at each of its pauses; the last replaces a file that it reads."""
+    spec = make_spec()
+    path = write_store(tmp_path / "s", spec, n_rows=200)
+    command = [sys.executable, "-c", TWO_EPOCHS, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as reader:
+        for n_rows in (232, 400, 640, 680):
+            assert reader.stdout.readline() == b"reading\n"
+            write_store(path, spec, n_rows=n_rows)
+            reader.stdin.write(b"go on\n")
+            reader.stdin.flush()
+        assert reader.wait() == 7
+    assert ActStore.open(path).n_rows == 680
+
+
+def test_paths_may_hold_spaces_and_any_letter(tmp_path, nursery):
+    spec, path = make_spec(shard_rows=256), tmp_path / "a b" / "ünï 表.actstore"
+    nursery.killed_after(0.02, path, 200)
+    write_store(path, spec, n_rows=200)
+    write_store(path, spec, n_rows=600)
+    store = ActStore.open(path)
+    _require_right_rows(store, spec)
+    batches = Batches(store=store, sites=store.sites, batch_size=50, seed=0)
+    assert next(batches.start_at(7))["mlp_out.1"].shape == (50, 16)
+    assert verify(path) == []
+    file = path / "data.zarr" / "mlp_out.1" / "c" / "1" / "0"
+    file.write_bytes(_flipped(file.read_bytes(), random.Random(0)))
+    (found,) = verify(path)
+    assert found.path == file
+    with pytest.raises(StoreError, match=re.escape(f"verify '{path}' --repair")):
+        ActStore.open(path).shard("mlp_out.1", 1)

@@ -1,0 +1,118 @@
+"""The group is plain Zarr: three independent readers see the values that our own sees."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from actstore.reader import ActStore
+from tests.golden.make_store import CONTENT, GOLDEN, N_ROWS, SPEC
+from tests.helpers.stores import column, files_of, make_spec, write_store
+
+TWO_SITES = {"mlp_out.1": 16, "resid.0": 24}
+CASES = [
+    {"dtype": dtype, "codec": codec}
+    for dtype, codec in [
+        ("bfloat16", "lz4"),
+        ("bfloat16", "raw"),
+        ("float16", "zstd"),
+        ("float32", "lz4"),
+    ]
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(case.values()))
+def store(request, tmp_path: Path) -> ActStore:
+    spec = make_spec(widths=TWO_SITES, **request.param)
+    path = write_store(tmp_path / "s", spec, n_rows=128)
+    return ActStore.open(write_store(path, spec, n_rows=200))  # extended: the harder case
+
+
+def test_zarr_reads_the_same(store):
+    group = zarr.open_group(store.path / "data.zarr", mode="r")
+    for name in store.spec.arrays:
+        np.testing.assert_array_equal(group[name][:], column(store, name))
+    for site in store.sites:
+        np.testing.assert_array_equal(group[f"summary-2/mean.{site}"][:], store.mean(site))
+        np.testing.assert_array_equal(group[f"summary-2/var.{site}"][:], store.var(site))
+    assert group["summary-2/shard_rows"][:].tolist() == [64, 64, 64, 8]
+    assert set(group.array_keys()) == set(store.spec.arrays)
+    bits = {"torch_dtype": "bfloat16", "encoding": "bits"}
+    expected = bits if store.spec.dtype == "bfloat16" else {}
+    assert expected.items() <= dict(group["resid.0"].attrs).items()
+
+
+def test_zarr_reads_the_same_without_consolidated_metadata(store):
+    group = zarr.open_group(store.path / "data.zarr", mode="r", use_consolidated=False)
+    for name in store.spec.arrays:
+        np.testing.assert_array_equal(group[name][:], column(store, name))
+    assert set(group.group_keys()) == {"summary-2"}
+
+
+def test_xarray_reads_the_same(store):
+    xarray = pytest.importorskip("xarray")
+    with xarray.open_zarr(store.path / "data.zarr") as dataset:
+        assert dict(dataset.sizes) == {
+            "row": 200,
+            "context": 25,
+            "position_in_context": 8,
+            "d_16": 16,
+            "d_24": 24,
+        }
+        assert set(dataset["resid.0"].coords) == {
+            "token_id",
+            "context_id",
+            "position",
+            "document_id",
+        }
+        for name in store.spec.arrays:
+            np.testing.assert_array_equal(dataset[name].values, column(store, name))
+
+
+def test_tensorstore_reads_the_same(store):
+    tensorstore = pytest.importorskip("tensorstore")
+    for name in store.spec.arrays:
+        where = {"driver": "file", "path": str(store.path / "data.zarr" / name)}
+        array = tensorstore.open({"driver": "zarr3", "kvstore": where}).result()
+        np.testing.assert_array_equal(array.read().result(), column(store, name))
+    assert array.domain.labels == ("row", "d_24")
+
+
+def test_a_store_begun_by_zarr_metadata_is_open_while_it_is_written(tmp_path):
+    path = write_store(tmp_path / "s", make_spec(), n_rows=200, stop=2)
+    group = zarr.open_group(path / "data.zarr", mode="r")
+    assert group["mlp_out.1"].shape == (200, 16)
+
+
+def test_the_golden_store_still_reads(tmp_path):
+    """Stores that people have must stay readable: this one was written once, and is never again."""
+    assert GOLDEN.is_dir(), f"{GOLDEN} is missing: restore it, do not write it anew"
+    store = ActStore.open(GOLDEN)
+    expected = json.loads(CONTENT.read_text())
+    assert store.fingerprint == expected["fingerprint"]
+    for name in store.spec.arrays:
+        assert column(store, name).astype(np.int64).tolist() == expected["arrays"][name], name
+    for site in store.sites:
+        assert store.mean(site).tolist() == expected["mean"][site]
+        assert store.var(site).tolist() == expected["var"][site]
+
+
+def test_the_writer_still_writes_the_golden_store(tmp_path):
+    """Decoded content only: a compressor may learn to make smaller chunks."""
+    new = ActStore.open(write_store(tmp_path / "s", SPEC, n_rows=N_ROWS))
+    old = ActStore.open(GOLDEN)
+    for name in SPEC.arrays:
+        np.testing.assert_array_equal(column(new, name), column(old, name))
+    documents = [name for name in files_of(GOLDEN) if name.endswith("/zarr.json")]
+    assert documents
+    for name in documents:
+        assert files_of(new.path)[name] == files_of(GOLDEN)[name], name
+
+
+def test_the_golden_store_can_be_extended(tmp_path):
+    path = Path(shutil.copytree(GOLDEN, tmp_path / "s"))
+    longer = ActStore.open(write_store(path, SPEC, n_rows=N_ROWS + 64))
+    assert longer.n_rows == N_ROWS + 64

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from actstore.errors import StoreError
+from actstore.reader import ActStore
+from tests.helpers.stores import column, contexts, make_spec, write_store
+
+SPEC = make_spec(widths={"mlp_out.1": 16, "resid.0": 24})
+N_ROWS = 200  # the last of 4 shards is short
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return ActStore.open(write_store(tmp_path_factory.mktemp("s") / "s", SPEC, n_rows=N_ROWS))
+
+
+@given(indices=st.lists(st.integers(0, N_ROWS - 1), max_size=40))
+def test_rows_come_in_the_order_asked_for(store, indices):
+    wanted = np.array(indices, np.int64)
+    for name in ("mlp_out.1", "resid.0", "token_id", "document_id"):
+        np.testing.assert_array_equal(store.rows(name, wanted), column(store, name)[wanted])
+
+
+@given(ids=st.lists(st.integers(0, N_ROWS // 8 - 1), max_size=10))
+def test_contexts_come_as_they_were_written(store, ids):
+    acts, tokens, documents = contexts(SPEC, 0, N_ROWS // 8)
+    for i, got in zip(ids, store.contexts(np.array(ids, np.int64)), strict=True):
+        np.testing.assert_array_equal(got.tokens, tokens[i])
+        np.testing.assert_array_equal(got.document_id, documents[i])
+        assert list(got.acts) == ["mlp_out.1", "resid.0"]
+        for site, rows in got.acts.items():
+            np.testing.assert_array_equal(rows, acts[site][i])
+
+
+def test_one_context_of_some_sites(store):
+    acts, tokens, _ = contexts(SPEC, 24, 25)
+    np.testing.assert_array_equal(store.context(24).acts["resid.0"], acts["resid.0"][0])
+    np.testing.assert_array_equal(store.context(24).tokens, tokens[0])
+    (some,) = store.contexts(np.array([24]), sites=["resid.0"])
+    assert list(some.acts) == ["resid.0"]
+
+
+def test_a_chunk_is_decoded_once_however_many_of_its_rows_are_asked_for(store, monkeypatch):
+    from actstore.shardfile import ShardReader
+
+    read: list[tuple[int, int]] = []
+    real = ShardReader.read_chunk
+
+    def counting(self, shard, chunk, out, *, skip=0):
+        read.append((shard, chunk))
+        return real(self, shard, chunk, out, skip=skip)
+
+    monkeypatch.setattr(ShardReader, "read_chunk", counting)
+    store.rows("mlp_out.1", np.array([70, 3, 71, 2, 3, 199, 70]))
+    assert sorted(read) == [(0, 0), (1, 0), (3, 0)]
+
+
+def test_what_the_store_does_not_have_is_refused(store):
+    for ask, told in [
+        (lambda: store.rows("mlp_out.1", np.array([0, 200])), "has rows 0 to 199, got 0 to 200"),
+        (lambda: store.rows("mlp_out.1", np.array([-1])), "got -1 to -1"),
+        (lambda: store.rows("nothing", np.array([0])), "has no 'nothing'; it has token_id"),
+        (lambda: store.context(25), "has contexts 0 to 24, got 25 to 25"),
+        (lambda: store.contexts(np.array([0]), sites=["x"]), "has no site 'x'"),
+    ]:
+        with pytest.raises(StoreError, match=told):
+            ask()
+
+
+def test_a_damaged_row_is_refused_by_name(tmp_path):
+    path = write_store(tmp_path / "s", SPEC, n_rows=N_ROWS)
+    store = ActStore.open(path)
+    file = path / "data.zarr" / "mlp_out.1" / "c" / "1" / "0"
+    data = bytearray(file.read_bytes())
+    data[3] ^= 1
+    file.write_bytes(data)
+    store.rows("mlp_out.1", np.arange(64))
+    with pytest.raises(StoreError, match=r"mlp_out.1, shard 1: .* is damaged in chunk 0"):
+        store.rows("mlp_out.1", np.arange(70))

@@ -1,0 +1,243 @@
+"""Removing a store: the store and nothing else, whole or in pieces."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actstore.addition import adding
+from actstore.errors import StoreError
+from actstore.files import writing
+from actstore.reader import ActStore, peek
+from actstore.removal import removable, remove_store
+from tests.helpers.stores import contexts, make_spec, write_store
+
+ROOT_FILE = "data.zarr/zarr.json"
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def assert_refused(path: Path, message: str) -> None:
+    before = everything(path.parent)
+    with pytest.raises(StoreError, match=message):
+        remove_store(path)
+    assert everything(path.parent) == before
+
+
+def test_a_removed_store_leaves_nothing_and_its_neighbours_stay(make_store, tmp_path):
+    path, other = make_store(), make_store(name="other")
+    (tmp_path / "notes.txt").write_text("kept")
+    n_bytes = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    told = removable(path)
+    assert (told.n_bytes, told.target, told.manifest) == (n_bytes, None, peek(path))
+    remove_store(path)
+    assert not path.exists()
+    ActStore.open(other)
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_who_has_it_open_goes_on_reading(make_store):
+    store = ActStore.open(make_store(n_rows=40))
+    before = store.shard("mlp_out.1", 0)
+    remove_store(store.path)
+    assert (store.shard("mlp_out.1", 0) == before).all()
+
+
+def unfinished(path: Path) -> None:
+    shutil.rmtree(path)
+    write_store(path, make_spec(), n_rows=400, stop=3)
+
+
+def damaged_root(path: Path) -> None:
+    (path / ROOT_FILE).write_text("{")
+
+
+def altered_root(path: Path) -> None:
+    document = json.loads((path / ROOT_FILE).read_text())
+    document["attributes"]["actstore"]["n_rows"] = 8
+    (path / ROOT_FILE).write_text(json.dumps(document))
+
+
+def without_root(path: Path) -> None:
+    (path / ROOT_FILE).unlink()
+
+
+def group_alone(path: Path) -> None:
+    for file in path.iterdir():
+        if file.name != "data.zarr":
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+def extended_half_way(path: Path) -> None:
+    write_store(path, make_spec(), n_rows=400, stop=5)
+
+
+def partial_files(path: Path) -> None:
+    (path / "journal.jsonl.partial").write_text("")
+    (path / "data.zarr/zarr.json.partial").write_text("")
+
+
+def given_a_site_half_way(path: Path) -> None:
+    _, tokens, documents = contexts(make_spec(), 0, 8)
+    acts, _, _ = contexts(make_spec(widths={"mlp_out.2": 4}), 0, 8)
+    with adding(path, {"mlp_out.2": 4}) as writer:
+        writer.append(acts, tokens=tokens, document_id=documents)
+    assert (path / "adding/data.zarr/mlp_out.2/c/0/0").exists()
+
+
+def dead_while_a_site_joined_it(path: Path) -> None:
+    given_a_site_half_way(path)
+    (path / "adding/data.zarr/mlp_out.2").rename(path / "data.zarr/mlp_out.2")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        unfinished, damaged_root, altered_root, without_root, group_alone, extended_half_way,
+        partial_files, given_a_site_half_way, dead_while_a_site_joined_it,
+    ],
+)  # fmt: skip
+def test_a_store_in_any_state_can_be_removed(make_store, tmp_path, spoil):
+    path = make_store()
+    spoil(path)
+    remove_store(path)
+    assert not list(tmp_path.iterdir())
+
+
+def foreign_file(path: Path) -> None:
+    (path / "thesis.tex").write_text("")
+
+
+def foreign_array(path: Path) -> None:
+    (path / "data.zarr/labels/c").mkdir(parents=True)
+
+
+def another_group(path: Path) -> None:
+    shutil.rmtree(path)
+    (path / "data.zarr/labels").mkdir(parents=True)
+    (path / ROOT_FILE).write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+
+
+def empty_folder(path: Path) -> None:
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+def a_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("not a folder")
+
+
+def nothing(path: Path) -> None:
+    shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (foreign_file, "holds thesis.tex, which no store does"),
+        (foreign_array, "holds labels, which is not the store's"),
+        (another_group, "is no activation store"),
+        (empty_folder, "is no activation store"),
+        (a_file, "is no activation store"),
+        (nothing, "is no activation store"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_is_no_store_or_holds_more_than_one_is_left_alone(make_store, spoil, message):
+    path = make_store()
+    spoil(path)
+    assert_refused(path, message)
+
+
+def test_a_store_that_is_being_written_is_left_alone(make_store):
+    path = make_store()
+    with writing(path):
+        assert_refused(path, "is being written by process")
+    ActStore.open(path)
+
+
+def test_of_a_link_the_link_goes_and_the_store_stays(make_store, tmp_path):
+    path, link = make_store(), tmp_path / "link.actstore"
+    link.symlink_to(path, target_is_directory=True)
+    assert removable(link).target == path
+    remove_store(link)
+    assert not link.is_symlink()
+    ActStore.open(path)
+
+
+def test_of_a_linked_group_the_link_goes_and_the_group_stays(make_store, tmp_path):
+    path, other = make_store(), tmp_path / "other.actstore"
+    other.mkdir()
+    (other / "data.zarr").symlink_to(path / "data.zarr", target_is_directory=True)
+    ActStore.open(other)
+    remove_store(other)
+    assert not other.exists()
+    ActStore.open(path)
+
+
+def test_the_folder_one_stands_in_can_be_removed(make_store, monkeypatch):
+    path = make_store()
+    monkeypatch.chdir(path)
+    remove_store(Path())
+    assert not path.exists()
+
+
+REMOVE = """
+import os, sys, shutil
+from itertools import count
+from pathlib import Path
+from actstore.errors import StoreError
+from actstore.reader import ActStore, peek
+from actstore.removal import remove_store
+from tests.helpers.stores import make_spec, write_store
+
+whole, path = Path(sys.argv[1]), Path(sys.argv[2])
+for n in count():
+    shutil.copytree(whole, path)
+    child = os.fork()
+    if child == 0:
+        left = iter(range(n))
+        def hook(event, arguments):
+            if event in ("os.remove", "os.rmdir") and next(left, None) is None:
+                os._exit(7)
+        sys.addaudithook(hook)
+        remove_store(path)
+        os._exit(0)
+    died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    if n and path.exists():
+        assert peek(path) is None, n
+        try:
+            ActStore.open(path)
+        except StoreError:
+            pass
+        else:
+            raise AssertionError(n)
+    if path.exists() and any(path.iterdir()):
+        remove_store(path)
+        assert not path.exists(), n
+    elif path.exists():
+        path.rmdir()
+    if not died:
+        break
+print(n)
+"""
+
+
+@pytest.mark.parametrize("spoil", [None, group_alone], ids=["store", "group alone"])
+def test_a_removal_that_dies_at_any_step_never_leaves_a_store_and_can_go_on(
+    make_store, tmp_path, spoil
+):
+    """Killed before each file and folder that goes, one after another."""
+    path = make_store(n_rows=100)
+    if spoil is not None:
+        spoil(path)
+    command = [sys.executable, "-c", REMOVE, str(path), str(tmp_path / "copy")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50

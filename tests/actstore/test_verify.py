@@ -1,0 +1,319 @@
+"""What `verify` says, and does not say, of stores."""
+
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actstore.codec import CRC_BYTES
+from actstore.layout import Layout
+from actstore.ledger import Entry, Ledger, read_journal, rewrite_journal
+from actstore.reader import ActStore
+from actstore.shardfile import index_bytes, parse_index
+from actstore.summary import read_summary
+from actstore.verify import verify
+from actstore.writer import ActWriter
+from tests.helpers.crashing import Crash, crash_before
+from tests.helpers.stores import files_of, make_spec, shard_of, write_store
+
+
+def flip(file: Path, place: int, bit: int = 3) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1 << bit
+    file.write_bytes(data)
+
+
+def edges_of_chunks(file: Path, *, slots: int, n_chunks: int) -> list[int]:
+    """Where each chunk begins, and the last one ends."""
+    data = file.read_bytes()
+    index = parse_index(data[-index_bytes(slots) :], n_chunks=n_chunks, file_size=len(data))
+    return [*index[:, 0].tolist(), int(index[-1].sum())]
+
+
+@pytest.mark.parametrize("codec", ["lz4", "raw", "zstd"])
+def test_every_bit_of_a_shard_belongs_to_its_chunk_or_to_its_index(make_store, codec):
+    path = make_store(codec=codec, n_rows=200)
+    rng = random.Random(0)
+    for shard, n_chunks in ((0, 8), (3, 1)):
+        file = path / "data.zarr" / "mlp_out.1" / "c" / str(shard) / "0"
+        whole = file.read_bytes()
+        edges = edges_of_chunks(file, slots=8, n_chunks=n_chunks)
+        places = rng.sample(range(len(whole)), 12)
+        places += [e + d for e in edges for d in (-1, 0, -CRC_BYTES) if 0 <= e + d < len(whole)]
+        for place in places:
+            flip(file, place, rng.randrange(8))
+            (found,) = verify(path)
+            chunk = next((i for i, end in enumerate(edges[1:]) if place < end), None)
+            assert (found.path, found.array) == (file, "mlp_out.1")
+            assert (found.shard, found.chunk) == (shard, chunk)
+            start = 64 * shard + 8 * (chunk or 0)
+            lost = (start, start + 8) if chunk is not None else (64 * shard, min(200, start + 64))
+            assert found.rows == lost
+            file.write_bytes(whole)
+    assert verify(path) == []
+
+
+def test_rows_of_labels_are_lost_by_the_shard(make_store):
+    path = make_store(n_rows=200)
+    for name, shard, rows in (("position", "3", (192, 200)), ("context_tokens", "1/0", (64, 128))):
+        file = path / "data.zarr" / name / "c" / shard
+        whole = file.read_bytes()
+        flip(file, 5)
+        (found,) = verify(path)
+        assert (found.chunk, found.rows) == (0, rows)
+        file.unlink()
+        (found,) = verify(path)
+        assert (found.chunk, found.rows, found.what) == (None, rows, "it is missing")
+        file.write_bytes(whole)
+
+
+def test_findings_come_in_one_order_however_many_threads_look(make_store):
+    path = make_store(n_rows=640, widths={"mlp_out.1": 16, "resid.0": 24})
+    rng = random.Random(0)
+    for name in files_of(path):
+        if "/c/" in name and rng.random() < 0.5 and not name.startswith("summary"):
+            flip(path / "data.zarr" / name, rng.randrange(40))
+    for name in ("position", "resid.0"):
+        flip(path / "data.zarr" / name / "zarr.json", 50)
+    flip(path / "journal.jsonl", 7)
+    one = verify(path, threads=1)
+    assert len(one) > 20
+    arrays = {name: i for i, name in enumerate((*make_spec().arrays, "resid.0"))}
+    shards = [(arrays[f.array], f.shard, f.chunk or 0) for f in one if f.shard is not None]
+    assert shards == sorted(shards)
+    for threads in (2, 5, 16, None):
+        assert verify(path, threads=threads) == one
+
+
+def test_progress_only_grows_and_reaches_the_end(make_store):
+    path = make_store()
+    told: list[tuple[int, int]] = []
+    verify(path, threads=8, on_progress=lambda done, total: told.append((done, total)))
+    assert told[-1][0] == told[-1][1] == ActStore.open(path).n_bytes
+    assert len(told) == 4 * 6 and told == sorted(told)
+
+
+def test_what_cannot_be_verified_is_told(tmp_path):
+    (nothing,) = verify(tmp_path / "nowhere")
+    assert "there is no activation store" in nothing.what
+    path = write_store(tmp_path / "s", make_spec(), n_rows=200, stop=1)
+    (unfinished,) = verify(path)
+    assert "is not finished" in unfinished.what
+    write_store(path, make_spec(), n_rows=200)
+    (path / "data.zarr" / "zarr.json").write_text("{")
+    (damaged,) = verify(path)
+    assert damaged.path == path / "data.zarr" / "zarr.json"
+
+
+def test_chunks_of_any_size_are_read_whole(tmp_path, monkeypatch):
+    """Files of many reads and of one, of chunks larger and smaller than a read."""
+    from actstore import shardfile as scan
+
+    spec = make_spec(widths={"mlp_out.1": 64, "resid.0": 3}, shard_rows=2048)
+    path = write_store(tmp_path / "s", spec, n_rows=5000)
+    for read, ahead in ((1, 1), (300, 4096), (20_000, 7), (10**9, 10**9)):
+        monkeypatch.setattr(scan, "READ_BYTES", read)
+        monkeypatch.setattr(scan, "AHEAD_BYTES", ahead)
+        assert verify(path) == []
+    file = path / "data.zarr" / "mlp_out.1" / "c" / "1" / "0"
+    edges = edges_of_chunks(file, slots=8, n_chunks=8)
+    for chunk in (0, 3, 7):
+        flip(file, edges[chunk] + 9)
+    assert [f.chunk for f in verify(path)] == [0, 3, 7]
+
+
+# --- the writer's own files ------------------------------------------------------------------
+
+
+def test_a_bit_flipped_in_the_journal_is_found(make_store):
+    path = make_store()
+    journal = path / "journal.jsonl"
+    whole = journal.read_bytes()
+    rng = random.Random(0)
+    for place in [*rng.sample(range(len(whole)), 30), len(whole) - 1]:
+        flip(journal, place, rng.randrange(8))
+        findings = verify(path)
+        assert findings, place
+        assert {f.path for f in findings} == {journal}
+        assert "reads on, but cannot be extended" in findings[0].what
+        ActStore.open(path).shard("mlp_out.1", 3)
+        journal.write_bytes(whole)
+    lines = whole.splitlines(keepends=True)
+    for damaged, told in (
+        (whole[:-30], "its last line is torn"),
+        (whole[:-1], "its last line is torn"),
+        (b"".join(lines[:2]), "it has no line for shard 2"),
+        (b"".join([lines[0], *lines[2:]]), "it has no line for shard 1"),
+        (b"", "it has no line for shard 0"),
+        (lines[0] + b"\0" * 50 + b"\n" + b"".join(lines[1:]), "its line 2 was altered"),
+    ):
+        journal.write_bytes(damaged)
+        assert {f.path for f in verify(path)} == {journal}
+        assert told in verify(path)[0].what
+    journal.unlink()
+    (found,) = verify(path)
+    assert (found.path, found.what.split(":")[0]) == (journal, "it is missing")
+    journal.mkdir()
+    (found,) = verify(path)
+    assert (found.path, "it cannot be read: Is a directory" in found.what) == (journal, True)
+
+
+def test_a_bit_flipped_in_the_moments_is_found(make_store):
+    path = make_store()
+    kept = sorted((path / "moments").iterdir())
+    assert [file.name for file in kept] == ["2", "3"]
+    rng = random.Random(0)
+    for file in kept:
+        whole = file.read_bytes()
+        for place in rng.sample(range(len(whole)), 10):
+            flip(file, place, rng.randrange(8))
+            (found,) = verify(path)
+            assert found.path == file and "does not match its checksum" in found.what
+            file.write_bytes(whole)
+        file.unlink()
+        (found,) = verify(path)
+        assert found.path == file and "it is missing" in found.what
+        file.write_bytes(whole)
+
+
+def test_a_journal_that_tells_of_other_bytes_is_found(make_store):
+    path = make_store()
+    entries = read_journal(path)
+    for change in (
+        {"rows": 56},
+        {"files": {**entries[1].files, "position": [1, 2]}},
+        {"files": {k: v for k, v in entries[1].files.items() if k != "position"}},
+    ):
+        told: list[Entry] = [entries[0], replace(entries[1], **change), *entries[2:]]
+        rewrite_journal(path, told)
+        (found,) = verify(path)
+        assert "its line for shard 1 does not agree with the summary" in found.what
+    rewrite_journal(path, [*entries[:2], replace(entries[1], rows=8), *entries[1:]])
+    assert verify(path) == []  # a line that a later one replaces
+
+
+def test_a_copy_of_the_group_alone_is_whole(make_store, tmp_path):
+    path = make_store()
+    shutil.copytree(path / "data.zarr", tmp_path / "copy" / "data.zarr")
+    assert verify(tmp_path / "copy") == []
+
+
+def test_leftovers_are_no_damage(make_store):
+    path = make_store()
+    group = path / "data.zarr"
+    for left in (
+        group / "zarr.json.partial",
+        group / "mlp_out.1" / "c" / "9" / "0",
+        group / "mlp_out.1" / "c" / "2" / "0.partial",
+        group / "position" / "c" / "77",
+        group / "summary-0" / "zarr.json",
+        path / "moments" / "17",
+        path / "moments" / "3.partial",
+        path / "adding" / "journal.jsonl",
+        path / "notes.txt",
+    ):
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(b"left over")
+    assert verify(path) == []
+
+
+@pytest.mark.parametrize("first", [192, 200], ids=["full last shard", "short last shard"])
+def test_an_extension_that_stopped_anywhere_is_no_damage(tmp_path, first):
+    spec = make_spec()
+    for stop in range(first // 64, 7):
+        path = write_store(tmp_path / f"{stop}", spec, n_rows=first)
+        write_store(path, spec, n_rows=400, stop=stop)
+        assert verify(path) == []
+        with (path / "journal.jsonl").open("ab") as journal:
+            journal.write(b'{"crc32c":12')  # killed as it wrote a line
+        torn_only_line = stop == 3 and first == 200 and not (path / "staging").exists()
+        assert bool(verify(path)) == torn_only_line
+        flip(path / "journal.jsonl", 40)
+        assert verify(path)[0].path == path / "journal.jsonl"
+
+
+def test_an_extension_that_found_nothing_new_is_no_damage(tmp_path):
+    path = write_store(tmp_path / "s", make_spec(), n_rows=200)
+    with ActWriter.create_or_resume(path, make_spec(), n_rows=400) as writer:
+        writer.finish(source_exhausted=True)
+    assert verify(path) == []
+
+
+def test_a_store_that_is_extended_while_it_is_verified_is_whole(tmp_path, monkeypatch):
+    """The short last shard's files are replaced under it: it looks again."""
+    spec = make_spec()
+    path = write_store(tmp_path / "s", spec, n_rows=200)
+    n_rows = iter([264])
+
+    def read_and_extend(*args):
+        summary = read_summary(*args)
+        for n in n_rows:
+            write_store(path, spec, n_rows=n)
+        return summary
+
+    monkeypatch.setattr("actstore.verify.read_summary", read_and_extend)
+    assert verify(path) == []
+    assert ActStore.open(path).n_rows == 264
+
+
+def test_an_extension_in_its_last_steps_is_told(tmp_path, monkeypatch):
+    spec = make_spec()
+    path = write_store(tmp_path / "s", spec, n_rows=200)
+
+    with ActWriter.create_or_resume(path, spec, n_rows=264) as writer, monkeypatch.context() as m:
+        for k in (3, 4):
+            writer.write_shard(shard_of(spec, k, writer.rows_in(k)))
+        crash_before(m, 0, (Ledger, "write_documents"))
+        with pytest.raises(Crash):
+            writer.finish()
+    (found,) = verify(path)
+    assert "is just being extended" in found.what
+    write_store(path, spec, n_rows=264)
+    assert verify(path) == []
+
+
+def test_without_its_summary_a_store_is_held_to_its_journal(make_store):
+    path = make_store()
+    layout = Layout(n_rows=200, shard_rows=64, chunk_rows=8)
+    shutil.rmtree(path / "data.zarr" / "summary-1")
+    flip(path / "data.zarr" / "mlp_out.1" / "c" / "2" / "0", 9)
+    summary, chunk = verify(path)
+    assert summary.path == path / "data.zarr" / "summary-1"
+    assert (chunk.array, chunk.shard, chunk.chunk) == ("mlp_out.1", 2, 0)
+    assert chunk.rows == (128, 128 + layout.chunk_rows)
+    (path / "journal.jsonl").unlink()
+    assert [f.path for f in verify(path)] == [path / "data.zarr" / "summary-1"]
+
+
+def test_an_addition_that_died_in_its_last_steps_is_no_damage(tmp_path, monkeypatch):
+    """The root names the new site, the journal does not yet."""
+    from actstore import merge
+    from actstore.addition import adding
+
+    spec = make_spec()
+    other = make_spec(widths={"resid.0": 16})  # of the same tokens
+    both = make_spec(widths={"mlp_out.1": 16, "resid.0": 16})
+    path = write_store(tmp_path / "s", spec, n_rows=200)
+
+    def add() -> None:
+        with adding(path, {"resid.0": 16}) as writer:
+            for k in range(writer.next_shard, writer.n_shards):
+                writer.write_shard(shard_of(other, k, writer.rows_in(k)))
+            writer.finish()
+
+    for step in ("rewrite_journal", "_discard"):
+        with monkeypatch.context() as m, pytest.raises(Crash):
+            crash_before(m, 0, (merge, step))
+            add()
+        assert ActStore.open(path).sites == ("mlp_out.1", "resid.0")
+        assert verify(path) == []
+        with ActWriter.create_or_resume(path, both, n_rows=200):
+            pass
+        assert verify(path) == []
+        assert not (path / "adding").exists()
+        flip(path / "journal.jsonl", 30)
+        assert verify(path)[0].path == path / "journal.jsonl"
+        shutil.rmtree(path)
+        write_store(path, spec, n_rows=200)

@@ -1,0 +1,332 @@
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import cli
+from actstore.reader import ActStore
+from pipeline.config.architectures import ARCHS, Arch, ArchConfig, ReluConfig, TopKConfig
+from pipeline.config.stages import (
+    EvalConfig,
+    FeaturesConfig,
+    FinetuneConfig,
+    HarvestConfig,
+    ReportConfig,
+)
+from pipeline.config.training import TrainConfig
+from pipeline.errors import ConfigError
+from pipeline.terminal.words import count, layers_of
+from tests.helpers.tiny import CTX_LEN, make_model, make_text
+
+COMMANDS = {
+    cli.harvest: HarvestConfig,
+    cli.train: TrainConfig,
+    cli.evaluate: EvalConfig,
+    cli.features: FeaturesConfig,
+    cli.report: ReportConfig,
+    cli.finetune: FinetuneConfig,
+}
+
+
+@pytest.fixture
+def harvested(saepipe, tmp_path) -> list[object]:
+    """Arguments of a harvest that was carried out."""
+    model = make_model(tmp_path / "model")
+    text = make_text(tmp_path / "text.txt", n_contexts=60)
+    command = [
+        "harvest", "--model", model, "--text", text, "--site", "mlp_out.1", "--tokens", "600",
+        "--ctx-len", CTX_LEN, "--device", "cpu", "--out", tmp_path / "acts.actstore",
+    ]  # fmt: skip
+    code, _, err = saepipe(*command)
+    assert code == 0, err
+    return command
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.__name__)
+def test_options_have_the_defaults_of_the_config(command):
+    defaults = {f.name: f.default for f in fields(COMMANDS[command])}
+    defaults |= {"l1": ReluConfig.l1, "k": TopKConfig.k, "arch": "relu", "site": None}
+    defaults |= {"target": ReluConfig.target}
+    defaults |= {"worst": EvalConfig.n_worst}
+    elsewhere = {"ctx", "config", "json", "resume", "log", "assign", "layers", "connect"}
+    elsewhere |= {"feature", "sort", "rows"}  # what of the result is shown
+    if command in (cli.evaluate, cli.report):
+        elsewhere.add("out")  # depends on the runs
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in elsewhere:
+            continue
+        assert name in defaults, name
+        if parameter.default is inspect.Parameter.empty or name == "site":
+            continue
+        default = parameter.default
+        if name == "tokens" and default is not None:
+            default = count(default)
+        elif isinstance(default, str) and isinstance(defaults[name], int | float):
+            default = type(defaults[name])(default)  # text, since it may be several with commas
+        assert default == defaults[name], name
+    assert TrainConfig(store=Path(), out=Path()).arch.kind == "relu"
+
+
+def test_every_architecture_can_be_chosen():
+    assert set(get_args(Arch)) == set(ARCHS)
+    assert set(ARCHS.values()) == set(get_args(ArchConfig))
+    assert all(config().kind == arch for arch, config in ARCHS.items())
+
+
+def test_help_waits_for_nothing_heavy():
+    heavy = {"torch", "zarr", "transformers", "rich", "numpy", "numcodecs"}
+    code = f"import cli, sys; sys.exit(bool({heavy!r} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_all_commands_in_a_row(saepipe, harvested, tmp_path):
+    store, sae, tuned = (tmp_path / name for name in ("acts.actstore", "sae", "tuned"))
+    code, _, err = saepipe(
+        "train", store, "--arch", "topk", "--k", 4, "--batch-size", 64, "--device", "cpu",
+        "--out", sae,
+    )  # fmt: skip
+    assert code == 0, err
+    text = make_text(tmp_path / "other.txt", n_contexts=60, seed=1)
+    code, out, err = saepipe("eval", sae, "--text", text, "--tokens", 240, "--json", "-")
+    assert code == 0, err
+    (report,) = json.loads(out)  # stdout is JSON and nothing else
+    assert report["l0"] == 4
+    assert report["n_tokens"] == 240
+    assert "loss recovered" in err
+    code, out, err = saepipe(
+        "finetune", sae, "--text", text, "--epochs", 1, "--steps-per-epoch", 2, "--batch-size", 2,
+        "--out", tuned, "--config", settings(tmp_path, ctx_len=CTX_LEN, heldout_contexts=4),
+    )  # fmt: skip
+    assert code == 0, err
+    assert "after learning c and d" in out
+    figures = {path.name for path in tmp_path.glob("*/*.png")}
+    assert figures == {
+        "curves.png", "dead_cosine.png", "density.png", "encoder_decoder.png", "loss.png",
+        "scales_biases.png",
+    }  # fmt: skip
+    looked_at(saepipe, sae, tuned, text=text)
+
+
+def looked_at(saepipe, sae: Path, tuned: Path, *, text: str) -> None:
+    """Compare, browse and report the two runs."""
+    code, out, err = saepipe(
+        "eval", sae, tuned, "--text", text, "--tokens", 240, "--layers", "0-1", "--as-trained"
+    )
+    assert code == 0, err
+    assert {"eval.csv", "frontier.png", "frontier.svg"} <= {p.name for p in sae.parent.iterdir()}
+    assert [line["site"] for line in json.loads((sae / "eval.json").read_text())["inserted"]] == [
+        "mlp_out.0", "mlp_out.1",
+    ]  # fmt: skip
+    code, out, err = saepipe("features", sae, "--json", "-", "--rows", 3, "--sort", "max")
+    assert code == 0, err
+    listed = json.loads(out)
+    assert len(listed) == 3
+    assert listed[0]["max"] >= listed[1]["max"] >= listed[2]["max"]
+    code, out, err = saepipe("features", sae, "--feature", listed[0]["index"])
+    assert code == 0, err
+    assert "complete, reused" in out
+    assert "lost without it" in out
+    assert saepipe("features", sae, "--feature", 10**6)[0] == 1
+    page = sae.parent / "report.html"
+    code, out, err = saepipe("report", sae, tuned)
+    assert code == 0, err
+    assert f"report    {page}" in out
+    assert "features" in out  # those of the tuned run were missing, and were made
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    code, _, err = saepipe("report", sae, "--out", sae)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "is a folder" in err
+
+
+def settings(folder: Path, **values: object) -> Path:
+    path = folder / "settings.toml"
+    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
+    return path
+
+
+def test_the_same_harvest_again_is_reused_without_torch(saepipe, harvested):
+    code, out, _ = saepipe(*harvested)
+    assert code == 0
+    assert "complete, reused: 600 rows" in out
+    script = f"""
+import sys, cli
+sys.argv = {["saepipe", *map(str, harvested)]!r}
+try: cli.main()
+except SystemExit as stop: code = stop.code or 0
+sys.exit(code or ("torch" in sys.modules))
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_flags_go_before_the_file_and_the_file_before_defaults(saepipe, harvested, tmp_path):
+    file = settings(tmp_path, lr=0.5, batch_size=32, checkpoint_every=7)
+    store, run = tmp_path / "acts.actstore", tmp_path / "run"
+    code, _, err = saepipe(
+        "train", store, "--lr", 0.25, "--tokens", 64, "--device", "cpu", "--config", file,
+        "--out", run,
+    )  # fmt: skip
+    assert code == 0, err
+    config = json.loads((run / "run.json").read_text())["config"]
+    assert (config["lr"], config["batch_size"], config["checkpoint_every"]) == (0.25, 32, 7)
+    assert config["expansion"] == TrainConfig.expansion
+
+
+def test_the_file_can_describe_an_architecture(saepipe, harvested, tmp_path):
+    file = tmp_path / "arch.toml"
+    file.write_text('tokens = 64\nbatch_size = 32\n[arch]\nkind = "topk"\nk = 3\n')
+    store, run = tmp_path / "acts.actstore", tmp_path / "run"
+    assert saepipe("train", store, "--config", file, "--out", run)[0] == 0
+    arch = json.loads((run / "run.json").read_text())["config"]["arch"]
+    assert arch == {"kind": "topk", "k": 3, "k_aux": None, "aux_coefficient": 1 / 32}
+
+
+def test_any_setting_can_be_set_on_the_command_line(saepipe, harvested, tmp_path):
+    run = tmp_path / "run"
+    code, _, err = saepipe(
+        "train", tmp_path / "acts.actstore", "--arch", "jumprelu", "--out", run, "--tokens", "64",
+        "--batch-size", 32, "--set", "arch.l0=5", "--set", "hold=10 steps", "--set", "ema=0.9",
+        "--set", "normalize=rms", "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0, err
+    config = json.loads((run / "run.json").read_text())["config"]
+    assert config["arch"]["l0"] == 5
+    assert (config["hold"], config["ema"], config["normalize"]) == ("10 steps", 0.9, "rms")
+    for wrong in ("ema", "=3"):
+        code, _, err = saepipe("train", "x.actstore", "--out", run, "--set", wrong)
+        assert (code, err) == (1, f"error: --set takes NAME=VALUE, got '{wrong}'\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "absent.actstore", "--out", "r"], "there is no activation store"),
+        (["train", "s", "--out", "r", "--k", "8"], "--k means nothing to --arch relu"),
+        (["train", "s", "--out", "r", "--tokens", "many"], "a number like 500k"),
+        (["train", "s", "--out", "r", "--lr", "-1"], "lr must be positive"),
+        (["eval", "absent"], "absent"),
+        (["finetune", "absent", "--out", "r"], "absent"),
+        (["harvest", "--out", "s"], "no site to harvest"),
+        (["harvest", "--site", "mlp_out.9", "--out", "s"], "has layers 0 to 3"),
+        (["harvest", "--site", "mlp_out.1", "--out", "s", "--codec", "gzip"], "gzip"),
+        (["store", "info", "absent"], "there is no activation store"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_the_user_can_mend_is_one_line(saepipe, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = saepipe(*arguments)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_setting_suggests_the_nearest(saepipe, tmp_path):
+    file = settings(tmp_path, expanson=8)
+    code, _, err = saepipe("train", "s", "--out", "r", "--config", file)
+    assert code == 1
+    assert "expanson" in err
+    assert "did you mean 'expansion'" in err or "did you mean expansion" in err
+
+
+def test_wrong_usage_exits_with_2(saepipe):
+    code, _, err = saepipe("train", "--no-such-option")
+    assert code == 2
+    assert "--no-such-option" in err
+
+
+def test_a_path_that_cannot_be_written_is_one_line(saepipe, harvested, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = saepipe(*harvested[:-1], tmp_path / "file" / "acts.actstore")
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_is_clean_and_the_same_command_goes_on(saepipe, harvested, tmp_path):
+    out, n_rows = tmp_path / "stopped.actstore", 3000 * CTX_LEN
+    text = make_text(tmp_path / "long.txt", n_contexts=3000)
+    file = settings(tmp_path, shard_rows=20 * CTX_LEN, text=text, tokens=n_rows)
+    model = harvested[2]
+    command = [
+        "harvest", "--model", model, "--site", "mlp_out.1", "--ctx-len", CTX_LEN, "--device", "cpu",
+        "--config", file, "--out", out,
+    ]  # fmt: skip
+    program = "import sys, cli; sys.argv[0] = 'saepipe'; cli.main()"
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", program, *map(str, command), "--batch-size", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()  # the plan: the work begins
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines() == ["stopped; the same command goes on"]
+    assert saepipe(*command)[0] == 0
+    assert ActStore.open(out).n_rows == n_rows
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("7", 7), ("500k", 500_000), ("20M", 20_000_000), ("1.5B", 1_500_000_000)]
+)
+def test_counts_read_as_people_write_them(text, number):
+    assert count(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [(None, []), ("3", [3]), ("0-2", [0, 1, 2]), ("1,3", [1, 3]), ("0-2, 5,1", [0, 1, 2, 5])],
+)
+def test_layers_read_as_people_write_them(text, layers):
+    assert layers_of(text) == layers
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "0..3", "1,,2"])
+def test_what_is_no_layers_is_refused(text):
+    with pytest.raises(ConfigError, match="--layers takes layers as in 0-5"):
+        layers_of(text)
+
+
+def test_more_sites_and_more_rows_are_two_harvests_of_one_command(saepipe, harvested, tmp_path):
+    more = [708 if value == "600" else value for value in harvested]
+    code, out, err = saepipe(*more, "--site", "resid_post.0", "--json", tmp_path / "summary.json")
+    assert code == 0, err
+    assert "resid_post.0 of" in out and "600 rows a site (add)" in out
+    assert "708 rows a site (extend)" in out
+    store = ActStore.open(tmp_path / "acts.actstore")
+    assert (store.sites, store.n_rows) == (("mlp_out.1", "resid_post.0"), 708)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["n_rows"], summary["fingerprint"]) == (708, store.fingerprint)
+
+
+def test_what_another_store_holds_is_linked_and_not_harvested(saepipe, harvested, tmp_path):
+    found, out = tmp_path / "acts.actstore", tmp_path / "again" / "other.actstore"
+    out.parent.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAEPIPE_STORES", str(tmp_path))
+        code, told, err = saepipe(*harvested[:-1], out)
+    assert code == 0, err
+    assert f"complete, reused: 600 rows a site in {found}, linked as {out}" in told
+    assert out.resolve() == found
+    assert ActStore.open(out).n_rows == 600
+    assert "complete, reused: 600 rows" in saepipe(*harvested[:-1], out)[1]
+
+
+def test_a_lossy_codec_tells_what_it_cost(saepipe, harvested, tmp_path):
+    out = tmp_path / "rounded.actstore"
+    code, told, err = saepipe(*harvested[:-1], out, "--codec", "bitround:2")
+    assert code == 0, err
+    (line,) = [line for line in told.splitlines() if "bitround:2" in line]
+    store = ActStore.open(out)
+    error = store.rounding("mlp_out.1").sum() / store.var("mlp_out.1").sum()
+    assert f"mlp_out.1: bitround:2 cost {error:.2e} of the variance" in line
+    assert "bitround" not in saepipe(*harvested[:-1], tmp_path / "exact.actstore")[1]

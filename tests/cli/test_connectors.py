@@ -1,0 +1,70 @@
+"""Connectors by the commands that people type: from SAEs of two sites to a page."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.featured import World, make_store_of
+from tests.helpers.tiny import make_coder, make_model, make_text
+
+SITES = ("resid_pre.1", "mlp_out.1")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    model = make_model(folder / "model")
+    store = make_store_of(model, folder / "acts.actstore", sites=SITES)
+    world = World(folder=folder, model=model, store=store)
+    for seed, site in enumerate(SITES):
+        world.run(site, site=site, coder=make_coder(d_in=store.width(site), seed=seed))
+    return world
+
+
+def test_two_connectors_are_trained_evaluated_read_and_put_on_a_page(world, saepipe):
+    folder, out = world.folder, world.folder / "connectors"
+    text = make_text(folder / "heldout.txt", n_contexts=6)
+    pair = ":".join(str(folder / site) for site in SITES)
+    code, _, err = saepipe(
+        "train", world.store.path, "--connect", pair, "--l1", "0,0.01", "--batch-size", "64",
+        "--tokens", "1280", "--device", "cpu", "--out", out,
+    )  # fmt: skip
+    assert code == 0, err
+    runs = [out / "l1=0.0", out / "l1=0.01"]
+
+    code, told, err = saepipe(
+        "eval", *runs, folder / SITES[1], "--text", text, "--tokens", "60", "--device", "cpu",
+        "--out", out, "--json", "-",
+    )  # fmt: skip
+    assert code == 0, err
+    coder, *connectors = json.loads(told)
+    assert coder["site"] == SITES[1]
+    assert [Path(report["run"]) for report in connectors] == runs
+    assert connectors[0]["maps"][0]["name"] == "connector"
+    assert connectors[0]["ce_sae"] == pytest.approx(coder["ce_patched"], rel=1e-5)
+    assert connectors[0]["ce_zero"] == pytest.approx(coder["ce_zero"], rel=1e-5)
+    assert (out / "connectors.csv").read_text().count("\n") == 7  # names, two, four baselines
+    assert (runs[0] / "explained.png").exists()
+    assert (out / "frontier.png").exists()
+
+    code, told, err = saepipe("features", runs[0], "--feature", "3", "--json", "-")
+    assert code == 0, err
+    (document,) = json.loads(told)
+    assert document["output"] == 3
+    assert "OF3 =" in err
+
+    code, _, err = saepipe("report", runs[0], folder / SITES[1], "--out", out / "page.html")
+    assert code == 0, err
+    page = (out / "page.html").read_text(encoding="utf-8")
+    assert "resid_pre.1 → mlp_out.1" in page
+
+
+def test_a_feature_that_a_connector_does_not_predict_is_one_line(world, saepipe):
+    pair = ":".join(str(world.folder / site) for site in SITES)
+    out = world.folder / "alone"
+    train = ("train", world.store.path, "--connect", pair, "--tokens", "64", "--device", "cpu")
+    assert saepipe(*train, "--batch-size", "64", "--out", out)[0] == 0
+    code, _, err = saepipe("features", out, "--feature", "99999")
+    assert code == 1
+    assert "99999" in err.splitlines()[-1]

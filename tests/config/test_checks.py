@@ -1,0 +1,71 @@
+"""Lengths of training as people say them."""
+
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, strategies as st
+
+from pipeline.config.checks import parse_span, steps_of
+from pipeline.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("span", "amount", "unit"),
+    [
+        ("0", 0, "rows"),
+        ("5M", 5_000_000, "rows"),
+        ("5M tokens", 5_000_000, "rows"),
+        ("1 token", 1, "rows"),
+        ("1.5k rows", 1500, "rows"),
+        ("2B", 2_000_000_000, "rows"),
+        ("1_000_000", 1_000_000, "rows"),
+        ("10k steps", 10_000, "steps"),
+        ("1 step", 1, "steps"),
+        ("10ksteps", 10_000, "steps"),
+        ("20%", 20, "%"),
+        (" 2.5 % ", 2.5, "%"),
+    ],
+)
+def test_a_span_is_an_amount_and_a_unit(span, amount, unit):
+    assert parse_span(span) == (amount, unit)
+
+
+@pytest.mark.parametrize(
+    "span",
+    ["", " ", "M", "%", "steps", "-1", "+1", "1e6", "1,000", ".5", "5.", "5 m", "5K", "5 apples",
+     "10k k", "1_", "_1", "1__0", "5M 20%", "5 step s", "inf", "nan", "٣"],
+)  # fmt: skip
+def test_what_is_not_a_span_is_refused_in_one_line_that_shows_some(span):
+    with pytest.raises(ConfigError) as error:
+        parse_span(span)
+    assert str(error.value) == (f"{span!r} is not a length of training: type 10k steps, 5M or 20%")
+    with pytest.raises(ConfigError, match="not a length of training"):
+        steps_of(span, batch_size=1, n_steps=1)
+
+
+def test_rows_become_steps_by_the_batch_and_percents_by_the_run():
+    assert steps_of("5M", batch_size=1024, n_steps=7) == 4883  # 4882.8 batches
+    assert steps_of("1024", batch_size=1024, n_steps=7) == 1
+    assert steps_of("1025 tokens", batch_size=1024, n_steps=7) == 2
+    assert steps_of("10k steps", batch_size=1024, n_steps=7) == 10_000
+    assert steps_of("20%", batch_size=1024, n_steps=1000) == 200
+    assert steps_of("0.1%", batch_size=1024, n_steps=1) == 1
+
+
+def test_no_length_is_no_step():
+    for span in ("0", "0 steps", "0%", "0.0M tokens"):
+        assert steps_of(span, batch_size=1024, n_steps=1000) == 0
+
+
+@given(st.integers(0, 10_000), st.integers(1, 10**9))
+def test_a_percentage_is_exact(hundredths, n_steps):
+    span = f"{hundredths // 100}.{hundredths % 100:02d}%"
+    exact = math.ceil(Fraction(hundredths * n_steps, 10_000))
+    assert steps_of(span, batch_size=1, n_steps=n_steps) == exact
+
+
+@given(st.integers(0, 10**12), st.integers(1, 10**5))
+def test_rows_in_thousands_are_exact(rows, batch_size):
+    span = f"{rows // 1000}.{rows % 1000:03d}k"
+    assert steps_of(span, batch_size=batch_size, n_steps=1) == -(-rows // batch_size)

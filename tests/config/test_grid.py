@@ -1,0 +1,229 @@
+from dataclasses import fields
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings as how, strategies as st
+
+from pipeline.config.architectures import ARCHS, ReluConfig, TopKConfig
+from pipeline.config.grid import ONE_PASS, comma_list, expand
+from pipeline.config.serialization import from_json, load_toml, to_json
+from pipeline.config.training import TrainConfig
+from pipeline.errors import ConfigError
+from pipeline.terminal.words import count
+
+OUT = Path("runs/sweep")
+
+
+def expand_(**settings: object):
+    return expand({"store": "s.actstore"} | settings, out=OUT)
+
+
+def names_of(**settings: object) -> list[str]:
+    return [point.name for point in expand_(**settings)]
+
+
+def test_a_grid_without_lists_is_one_run_in_the_folder_itself():
+    (point,) = expand_(lr=3e-4, arch={"kind": "topk", "k": 8}, exclude_positions=[0, 1])
+    assert point.name == ""
+    assert point.varies == {}
+    assert point.config == TrainConfig(
+        store=Path("s.actstore"), out=OUT, lr=3e-4, arch=TopKConfig(k=8), exclude_positions=(0, 1)
+    )
+
+
+def test_lists_of_one_value_do_not_vary():
+    (point,) = expand_(lr=[3e-4], batch_size=[64], arch={"kind": ["relu"], "l1": [0.5]})
+    assert point.config == TrainConfig(
+        store=Path("s.actstore"), out=OUT, lr=3e-4, batch_size=64, arch=ReluConfig(l1=0.5)
+    )
+    assert point.config.out == OUT
+
+
+def test_members_come_in_the_order_of_the_settings_and_are_named_by_what_varies():
+    points = expand_(
+        seed=[0, 1], site=["mlp_out.1", "mlp_out.2"], arch={"l1": [1e-3, 1], "kind": "relu"}, lr=0.1
+    )
+    assert [point.name for point in points] == [
+        f"{site},l1={l1},seed={seed}"
+        for site, l1, seed in product(("mlp_out.1", "mlp_out.2"), ("0.001", "1"), (0, 1))
+    ]
+    assert points[1].varies == {"site": "mlp_out.1", "l1": 1e-3, "seed": 1}
+    assert points[1].config.out == OUT / "mlp_out.1,l1=0.001,seed=1"
+    assert points[6].config.arch == ReluConfig(l1=1.0)
+    assert {point.config.lr for point in points} == {0.1}
+
+
+def test_each_kind_takes_the_knobs_it_knows_and_no_member_comes_twice():
+    points = expand_(arch={"kind": ["relu", "topk"], "l1": [0.1, 0.2, 0.3], "k": [8, 16]})
+    assert [p.name for p in points] == [
+        "relu,l1=0.1", "relu,l1=0.2", "relu,l1=0.3", "topk,k=8", "topk,k=16",
+    ]  # fmt: skip
+    assert [p.config.arch for p in points[2:4]] == [ReluConfig(l1=0.3), TopKConfig(k=8)]
+    assert points[3].varies == {"arch": "topk", "k": 8}
+
+
+def test_every_kind_can_be_in_one_grid():
+    names = names_of(arch={"kind": list(ARCHS), "k": 4, "l0": 4, "l1": 0.1, "target": 0.1})
+    assert names == list(ARCHS)
+
+
+def test_no_knob_shares_its_name_with_a_setting():
+    """So that both can stand in one name, and in one table."""
+    of_runs = {f.name for f in fields(TrainConfig)} | {"folder", "state"}
+    for kind, config in ARCHS.items():
+        assert not of_runs & {f.name for f in fields(config)}, kind
+
+
+def test_settings_that_are_lists_are_swept_by_lists_of_lists():
+    (point,) = expand_(exclude_tokens=[])
+    assert point.config.exclude_tokens == ()
+    points = expand_(exclude_positions=[[], [0], [0, 1]], exclude_tokens=[[7, 8]])
+    assert [p.config.exclude_positions for p in points] == [(), (0,), (0, 1)]
+    assert {p.config.exclude_tokens for p in points} == {(7, 8)}
+    assert [p.name for p in points] == [f"exclude_positions={x}" for x in ("none", "0", "0+1")]
+
+
+def test_settings_of_one_member_may_differ_in_pace_and_precision():
+    points = expand_(precision=["fp32", "bf16"], log_every=[1, 2], checkpoint_every=[3, 4])
+    assert len(points) == 8
+
+
+def test_names_stay_apart_and_inside_of_the_folder():
+    sites = ["a/b", "a:b", "A-B", "..", ".", "", "é", "x" * 300, "x" * 301]
+    names = names_of(site=sites)
+    assert names[:3] == ["a-b", "a-b~2", "A-B~3"]
+    assert len({name.lower() for name in names}) == len(sites)
+    for name in names:
+        assert (OUT / name).resolve().parent == OUT.resolve()
+        assert 0 < len(name.encode()) < 240
+        assert not name.startswith(".")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": []}, "lr is an empty list: give it at least one value"),
+        ({"arch": {"kind": "relu", "l1": []}}, "l1 is an empty list"),
+        ({"arch": {"kind": []}}, "arch is an empty list"),
+        ({"exclude_positions": [[0], [0]]}, "exclude_positions=0 twice: name each value once"),
+        ({"lr": [1, 2, 1.0]}, "the sweep has lr=1.0 twice"),
+        ({"seed": [0, 1], "arch": {"kind": "topk", "k": [8, 8]}}, "the sweep has k=8,seed=0 twice"),
+        ({"arch": {"kind": ["relu", "relu"]}}, "the sweep has relu twice"),
+        (
+            {"batch_size": [1024, 4096]},
+            "batch_size must be one for all members of a sweep, got 1024, 4096: "
+            "run saepipe train once for each",
+        ),
+        ({"store": ["a", "b"]}, "store must be one for all members"),
+        ({"lr": [1e-3, "fast"]}, "config.lr must be a number, got 'fast'"),
+        ({"lr": [1e-3, -1]}, "lr must be positive, got -1"),
+        ({"arch": {"kind": ["relu", "topk"], "kk": [1]}}, "config.arch has no setting 'kk'"),
+        ({"arch": {"kind": "relu", "k": [1, 2]}}, "config.arch has no setting 'k'"),
+        ({"arch": {"kind": ["relu", "relux"], "k": [1]}}, "config.arch.kind must be one of"),
+        ({"arch": {"l1": [1]}}, "config.arch.kind must be one of"),
+        ({"arch": ["relu", "topk"]}, "config.arch must be a table with a kind"),
+        ({"lrr": [1, 2]}, "config has no setting 'lrr': did you mean 'lr'?"),
+        ({"exclude_positions": [0, [1]]}, "config.exclude_positions must be a list, got 0"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_one_line(settings, message):
+    with pytest.raises(ConfigError) as caught:
+        expand_(**settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_what_one_pass_shares_cannot_be_swept(name):
+    with pytest.raises(ConfigError, match=f"^{name} must be one for all members of a sweep, got"):
+        expand_(**{name: ["auto", "cpu"]})
+
+
+def test_a_grid_in_a_file_is_the_grid(tmp_path):
+    (tmp_path / "sweep.toml").write_text(
+        'store = "s"\nlr = [1e-4, 3e-4]\n[arch]\nkind = ["relu", "topk"]\nl1 = [1, 2]\nk = 32\n'
+    )
+    points = expand(load_toml(tmp_path / "sweep.toml"), out=OUT)
+    assert [p.name for p in points][::2] == ["relu,l1=1,lr=0.0001", "relu,l1=2,lr=0.0001",
+                                            "topk,lr=0.0001"]  # fmt: skip
+
+
+values = {
+    "site": st.sampled_from(["mlp_out.1", "resid_post.0", "attn_out.3", "odd/site"]),
+    "expansion": st.integers(1, 64),
+    "tokens": st.integers(1, 10**9),
+    "seed": st.integers(0, 99),
+    "lr": st.floats(1e-9, 1),
+    "lr_warmup": st.sampled_from(["0", "5%", "1k steps", "2M"]),
+    "ema": st.floats(0.5, 0.999),
+    "project": st.booleans(),
+    "exclude_positions": st.lists(st.integers(0, 9), max_size=3),
+    "l1": st.floats(0, 10),
+    "k": st.integers(1, 512),
+}
+
+
+@how(max_examples=40)
+@given(st.data())
+def test_a_grid_is_the_product_of_its_lists_and_every_member_is_a_config(data):
+    swept = data.draw(st.lists(st.sampled_from(sorted(values)), max_size=4, unique=True))
+    lists = {
+        name: data.draw(st.lists(values[name], min_size=1, max_size=3, unique_by=repr))
+        for name in swept
+    }
+    arch: dict[str, object] = {n: lists.pop(n) for n in ("l1", "k") if n in lists}
+    arch |= (
+        {"kind": ["relu", "topk"]}
+        if len(arch) == 2
+        else {"kind": "topk" if "k" in arch else "relu"}
+    )
+    points = expand_(arch=arch, **lists)
+    lengths = [len(arch.get(name, "1")) for name in ("l1", "k")]
+    expected = sum(lengths) if len(arch) == 3 else lengths[0] * lengths[1]
+    for items in lists.values():
+        expected *= len(items)
+    assert len(points) == expected
+    assert len({p.name.lower() for p in points}) == len(points)
+    assert len({p.config for p in points}) == len(points)
+    for point in points:
+        assert from_json(TrainConfig, to_json(point.config)) == point.config
+        assert point.config.out == OUT / point.name
+        for name, value in point.varies.items():
+            assert_has(point.config, name, value)
+
+
+def assert_has(config: TrainConfig, name: str, value: object):
+    where = cast("dict[str, Any]", to_json(config))
+    got = where["arch"]["kind"] if name == "arch" else (where | where["arch"])[name]
+    assert got == value
+
+
+def test_comma_lists_are_read_by_their_kind():
+    assert comma_list("1e-4,3e-4", float, option="--lr") == [1e-4, 3e-4]
+    assert comma_list(" 8, 16 ", int, option="--k") == [8, 16]
+    assert comma_list("relu", str, option="--arch") == ["relu"]
+    assert comma_list("500k,1M", count, option="--tokens") == [500_000, 1_000_000]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        (
+            "1e-4,x",
+            float,
+            "--lr must be a number, or several with commas between them, got '1e-4,x'",
+        ),
+        ("1,,2", float, "--lr must be a number, or several"),
+        ("", str, "--lr must be text, or several"),
+        ("1,", int, "--lr must be a whole number, or several"),
+        ("1.5", int, "--lr must be a whole number, or several"),
+        ("1k,many", count, "--lr: expected a number like 500k, 20M or 1B, got 'many'"),
+    ],
+)
+def test_a_bad_comma_list_names_its_option(text, kind, message):
+    with pytest.raises(ConfigError) as caught:
+        comma_list(text, kind, option="--lr")
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)

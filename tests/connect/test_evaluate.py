@@ -1,0 +1,497 @@
+"""Connectors inside a language model, against hooks and formulas of the test's own."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from actstore.files import make_folder
+from actstore.manifest import StoreSpec
+from actstore.reader import ActStore
+from actstore.writer import ActWriter
+from pipeline.config.architectures import TopKConfig
+from pipeline.config.serialization import from_json, to_json
+from pipeline.config.stages import EvalConfig
+from pipeline.config.training import ConnectConfig
+from pipeline.connect.connector import Connector
+from pipeline.connect.evaluate import evaluate_connectors
+from pipeline.connect.report import (
+    CONNECT_EVAL_FILE,
+    ConnectorReport,
+    load_connector_report,
+    save_connector_report,
+    write_connector_table,
+)
+from pipeline.connect.run import ConnectorRun, blank_connector_run
+from pipeline.connect.scores import layer_weights
+from pipeline.connect.setup import fit_baselines, load_ends
+from pipeline.errors import CheckpointError, ConfigError, DataError
+from pipeline.lm.families import Site
+from pipeline.lm.model import LanguageModel, load_model
+from pipeline.sae.sae import SparseCoder
+from tests.helpers.plain_eval import contexts_of, leave_out, rows_left
+from tests.helpers.tiny import CTX_LEN, WIDTH, make_coder, make_model, make_text, save_coder
+
+N_CONTEXTS, N_LATENTS = 14, 4 * WIDTH
+SITES = ("resid_pre.1", "mlp_out.1")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("lm") / "model")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return make_text(tmp_path_factory.mktemp("text") / "a.txt", n_contexts=N_CONTEXTS)
+
+
+class Plain:
+    """The model in float64, whose layer 1 can be read and changed."""
+
+    def __init__(self, model: Path, text: str) -> None:
+        self.lm = transformers.GPTNeoXForCausalLM.from_pretrained(model).double().eval()
+        self.tokens = contexts_of(model, text, n=N_CONTEXTS)
+
+    @torch.no_grad()
+    def run(self, edit=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Input of the layer, output of its MLP, log-probabilities of all but the last tokens."""
+        x1, x2 = list[torch.Tensor](), list[torch.Tensor]()
+        layer = self.lm.gpt_neox.layers[1]
+
+        def at_mlp(module, args, out):
+            x2.append(out)
+            return None if edit is None else edit(x1[0], out)
+
+        handles = [
+            layer.register_forward_pre_hook(lambda module, args: x1.append(args[0])),
+            layer.mlp.register_forward_hook(at_mlp),
+        ]
+        logits = self.lm(self.tokens).logits[:, :-1]
+        for handle in handles:
+            handle.remove()
+        return x1[0], x2[0], logits - logits.logsumexp(-1, keepdim=True)
+
+    def nll(self, logp: torch.Tensor) -> torch.Tensor:
+        return -logp.gather(-1, self.tokens[:, 1:, None])[..., 0]
+
+
+def weights_of(coder: SparseCoder) -> dict[str, torch.Tensor]:
+    return {name: p.detach().double() for name, p in coder.named_parameters()}
+
+
+def plain_eval(
+    plain: Plain, source: SparseCoder, target: SparseCoder, maps: list[Connector], **excluded
+) -> dict[str, object]:
+    """The numbers of a report, all tokens at once."""
+    one, two = weights_of(source), weights_of(target)
+
+    def encode(x, w):
+        return ((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]).clamp_min(0)
+
+    def decode(z):
+        return z @ two["W_dec"] + two["b_dec"]
+
+    def predict(connector, x):
+        W, b = connector.W.detach().double(), connector.b.detach().double()
+        return (encode(x, one) @ W + b).clamp_min(0)
+
+    x1, x2, clean = plain.run()
+    kept = torch.ones(x1.shape[:2], dtype=torch.bool)
+    for x in (x1, x2):
+        kept &= rows_left(plain.tokens, x, **excluded)
+    counted = kept[:, :-1]
+
+    def ce(logp):
+        return plain.nll(logp)[counted].mean().item()
+
+    def spliced(value):
+        return plain.run(lambda x1, x2: torch.where(kept[..., None], value(x1, x2), x2))[2]
+
+    zero = ce(spliced(lambda x1, x2: torch.zeros_like(x2)))
+    best = ce(spliced(lambda x1, x2: decode(encode(x2, two))))
+    z1, z2 = encode(x1[kept], one), encode(x2[kept], two)
+    alive = (z2 > 0).any(0)
+    spread = (z2 - z2.mean(0)).square().sum(0)
+    found = []
+    for connector in maps:
+        error = (z2 - predict(connector, x1[kept])).square().sum(0)
+        logp = spliced(lambda x1, x2, connector=connector: decode(predict(connector, x1)))
+        found.append({
+            "fvu": (error[alive].sum() / spread[alive].sum()).item(),
+            "mse": (error.sum() / z2.numel()).item(),
+            "explained": (1 - error / spread)[alive].tolist(),
+            "ce": ce(logp),
+            "kl": (clean.exp() * (clean - logp)).sum(-1)[counted].mean().item(),
+            "loss_recovered": (zero - ce(logp)) / (zero - ce(clean)),
+            "recovered_of_sae": (zero - ce(logp)) / (zero - best),
+        })  # fmt: skip
+    return {
+        "n_tokens": int(kept.sum()),
+        "n_predictions": int(counted.sum()),
+        "n_alive": int(alive.sum()),
+        "l0_in": (z1 > 0).double().sum(1).mean().item(),
+        "l0_out": (z2 > 0).double().sum(1).mean().item(),
+        "ce_clean": ce(clean),
+        "ce_zero": zero,
+        "ce_sae": best,
+        "loss_recovered_sae": (zero - best) / (zero - ce(clean)),
+        "maps": found,
+        "alive": alive.tolist(),
+    }
+
+
+class Bench:
+    """Two SAEs of the tiny model in a folder, a store of its rows, and connectors between them."""
+
+    def __init__(self, folder: Path, model: Path, text: str) -> None:
+        self.folder, self.model, self.text = folder, model, text
+        self.coders = make_coder(seed=1), make_coder(seed=2)
+        self.ends = tuple(
+            save_coder(folder / f"sae{i}", coder, model=model, site=site)
+            for i, (coder, site) in enumerate(zip(self.coders, SITES, strict=True))
+        )
+        self.store = folder / "acts.actstore"
+        x1, x2, _ = Plain(model, text).run()
+        spec = StoreSpec.of(
+            widths=dict.fromkeys(SITES, WIDTH), ctx_len=CTX_LEN, dtype="float32", shard_rows=48,
+            source={"model": str(model), "revision": "main", "text": "somewhere"},
+        )  # fmt: skip
+        with ActWriter.create_or_resume(self.store, spec, n_rows=N_CONTEXTS * CTX_LEN) as writer:
+            rows = {site: x.float().numpy() for site, x in zip(SITES, (x1, x2), strict=True)}
+            writer.append(rows, tokens=np.zeros((N_CONTEXTS, CTX_LEN), np.int32))
+            writer.finish()
+
+    def connect(self, *, seed: int = 0, name: str | None = None, **settings) -> Path:
+        """A finished connector of random weights."""
+        out = self.folder / (name or f"connector{seed}")
+        config = ConnectConfig(store=self.store, out=out, ends=self.ends, **settings)
+        run = blank_connector_run(ActStore.open(self.store), config)
+        make_folder(out)
+        run.finish(make_connector(seed, activation=run.config.activation))
+        return out
+
+    def evaluate(self, *runs: Path, **options) -> tuple[ConnectorReport, ...]:
+        options = {"tokens": N_CONTEXTS * CTX_LEN, "text": self.text, "device": "cpu"} | options
+        return evaluate_connectors(EvalConfig(runs=runs, **options))
+
+    def baselines(self, run: Path) -> dict[str, Connector]:
+        ends = load_ends([ConnectorRun.open(run)], device=CPU)
+        return dict(fit_baselines(ends, device=CPU).maps)
+
+
+def make_connector(seed: int, *, activation: str = "relu") -> Connector:
+    generator = torch.Generator().manual_seed(seed)
+    W = 0.1 * torch.randn(N_LATENTS, N_LATENTS, generator=generator)
+    b = 0.2 * torch.randn(N_LATENTS, generator=generator)
+    return Connector(W, b, activation=activation)
+
+
+@pytest.fixture
+def bench(tmp_path, model, text):
+    return Bench(tmp_path, model, text)
+
+
+def assert_agrees(report: ConnectorReport, expected: dict[str, object]) -> None:
+    for key in expected.keys() - {"maps", "alive"}:
+        assert getattr(report, key) == pytest.approx(expected[key], rel=1e-5), key
+    for found, plain in zip(report.maps, expected["maps"], strict=True):
+        for key in plain.keys() - {"explained"}:
+            value = getattr(found, key)
+            assert value == pytest.approx(plain[key], rel=2e-5, abs=1e-7), (found.name, key)
+        quantiles = np.quantile(plain["explained"], (0.05, 0.25, 0.5, 0.75, 0.95))
+        np.testing.assert_allclose(found.explained_quantiles, quantiles, rtol=1e-4, atol=1e-5)
+    explained = iter(expected["maps"][0]["explained"])
+    for told, alive in zip(report.explained, expected["alive"], strict=True):
+        assert told == (pytest.approx(next(explained), rel=1e-4, abs=1e-5) if alive else None)
+
+
+def test_every_number_agrees_with_a_plain_float64_computation(bench, model, text):
+    run = bench.connect()
+    (report,) = bench.evaluate(run, batch_size=5)
+    baselines = bench.baselines(run)
+    maps = [make_connector(0), *baselines.values()]
+    assert [one.name for one in report.maps] == ["connector", *baselines]
+    assert_agrees(report, plain_eval(Plain(model, text), *bench.coders, maps))
+    assert 10 < report.n_out - report.n_alive < report.n_out / 2
+    assert report.above == tuple((make_connector(0).W.abs() > 0.1).sum(0).tolist())
+    assert (report.sites, report.n_in, report.n_out) == (SITES, N_LATENTS, N_LATENTS)
+    assert len({one.ce for one in report.maps}) == len(report.maps) == 5
+    assert report.notes == report.excluded == ()
+
+
+def test_rows_that_the_saes_were_not_trained_on_can_be_left_out(bench, model, text):
+    run = bench.connect()
+    leave_out(bench.ends[0], exclude_positions=[0, 7])
+    leave_out(bench.ends[1], exclude_positions=[3], exclude_norms=1.1)
+    counted, left = (bench.evaluate(run, as_trained=value)[0] for value in (False, True))
+    assert counted.excluded == ()
+    assert any("--as-trained" in note and "positions 0, 7" in note for note in counted.notes)
+    assert left.excluded == (
+        "positions 0, 7", "position 3", "rows whose norm is above 1.1 times the median",
+    )  # fmt: skip
+    assert not any("--as-trained" in note for note in left.notes)
+    plain = Plain(model, text)
+    x1, x2, _ = plain.run()
+    kept = rows_left(plain.tokens, x1, positions=(0, 7)) & rows_left(
+        plain.tokens, x2, positions=(3,), norms=1.1
+    )
+    assert left.n_tokens == int(kept.sum()) < counted.n_tokens
+
+
+def test_rows_left_out_count_nowhere(bench, model, text):
+    run = bench.connect()
+    for end in bench.ends:
+        leave_out(end, exclude_positions=[0, 4])
+    (report,) = bench.evaluate(run, as_trained=True)
+    maps = [make_connector(0), *bench.baselines(run).values()]
+    expected = plain_eval(Plain(model, text), *bench.coders, maps, positions=(0, 4))
+    assert_agrees(report, expected)
+
+
+def test_a_connector_that_cannot_err_recovers_what_the_sae_does(bench, tmp_path):
+    """The source's latents are the target's: one SAE at one site, through the identity."""
+    ends = tuple(
+        save_coder(tmp_path / name, make_coder(seed=2), model=bench.model) for name in "ab"
+    )
+    config = ConnectConfig(store=bench.store, out=tmp_path / "eye", ends=ends)
+    run = blank_connector_run(ActStore.open(bench.store), config)
+    make_folder(run.path)
+    run.finish(Connector(torch.eye(N_LATENTS), torch.zeros(N_LATENTS)))
+    (report,) = bench.evaluate(run.path)
+    assert report.connector.fvu == report.connector.mse == 0
+    assert report.connector.ce == report.ce_sae
+    assert report.connector.recovered_of_sae == 1
+    assert report.connector.loss_recovered == report.loss_recovered_sae
+    assert {value for value in report.explained if value is not None} == {1}
+    assert report.layer is None  # not from an MLP's input to its output
+
+
+def test_connectors_between_the_same_saes_share_passes_and_give_what_they_give_alone(
+    bench, monkeypatch
+):
+    runs = [bench.connect(seed=seed) for seed in range(3)]
+    alone = [bench.evaluate(run)[0] for run in runs]
+    calls = list[int]()
+    hidden = LanguageModel.hidden
+
+    def counted(self, tokens):
+        calls.append(len(tokens))
+        return hidden(self, tokens)
+
+    monkeypatch.setattr(LanguageModel, "hidden", counted)
+    together = bench.evaluate(*runs, batch_size=N_CONTEXTS)
+    assert len(calls) == 1 + 1 + 2 + 3 + 4  # means, clean, bounds, connectors, baselines
+    assert [report.run for report in together] == runs
+    assert len({report.connector.ce for report in together}) == 3
+    for one, other in zip(together, alone, strict=True):
+        assert one.connector.ce == pytest.approx(other.connector.ce, rel=1e-6)
+        assert one.connector.fvu == pytest.approx(other.connector.fvu, rel=1e-6)
+        for mine, its in zip(one.explained, other.explained, strict=True):
+            assert mine == (None if its is None else pytest.approx(its, rel=1e-5, abs=1e-6))
+        assert one.above == other.above
+        assert [baseline.name for baseline in one.baselines] == [
+            "mean", "weights", "correlation", "ridge",
+        ]  # fmt: skip
+
+
+def test_connectors_between_other_saes_keep_their_order_and_load_the_model_once(
+    bench, tmp_path, monkeypatch
+):
+    first, third = bench.connect(seed=0), bench.connect(seed=1)
+    bench.ends = bench.ends[0], save_coder(
+        tmp_path / "topk", make_coder(arch=TopKConfig(k=3)), model=bench.model, site=SITES[1],
+        arch=TopKConfig(k=3),
+    )  # fmt: skip
+    second = bench.connect(seed=2)
+    loaded = list[str]()
+
+    def counted(name, **options):
+        loaded.append(name)
+        return load_model(name, **options)
+
+    monkeypatch.setattr("pipeline.evaluate.setup.load_model", counted)
+    reports = bench.evaluate(first, second, third)
+    assert [report.run for report in reports] == [first, second, third]
+    assert [report.l0_out <= 3 for report in reports] == [False, True, False]
+    assert len({report.ce_sae for report in reports}) == 2
+    assert len({report.ce_zero for report in reports}) == 1
+    assert len(loaded) == 1
+
+
+def test_a_linear_connector_predicts_below_zero_too(bench):
+    relu, linear = bench.evaluate(
+        bench.connect(name="a"), bench.connect(name="b", activation="linear")
+    )
+    assert (relu.activation, linear.activation) == ("relu", "linear")
+    assert relu.connector.fvu < linear.connector.fvu
+
+
+def test_without_the_store_a_note_says_what_is_missing_and_how_to_get_it(bench):
+    run = bench.connect()
+    (whole,) = bench.evaluate(run)
+    gone = bench.store.rename(bench.folder / "moved.actstore")
+    (report,) = bench.evaluate(run)
+    assert report.baselines == ()
+    assert report.connector == whole.connector
+    (note,) = report.notes
+    assert "no baselines" in note and str(bench.store) in note and "harvest it again" in note
+    gone.rename(bench.store)
+    manifest = json.loads((bench.folder / "connector0" / "run.json").read_text())
+    manifest["store"]["fingerprint"] = "0" * 64
+    (run / "run.json").write_text(json.dumps(manifest))
+    (other,) = bench.evaluate(run)
+    assert "is not the store that" in other.notes[0]
+
+
+def test_intervals_hold_the_numbers_they_bound_and_are_the_same_again(bench):
+    run = bench.connect()
+    (report,), (again,) = bench.evaluate(run), bench.evaluate(run)
+    assert report == again
+    for scored in report.maps:
+        assert [one.metric for one in scored.intervals] == [
+            "fvu", "loss_recovered", "recovered_of_sae",
+        ]  # fmt: skip
+        for one in scored.intervals:
+            assert one.low < getattr(scored, one.metric) < one.high, one
+    (none,) = bench.evaluate(run, n_bootstrap=0)
+    assert none.connector.intervals == ()
+    assert replace(none.connector, intervals=report.connector.intervals) == report.connector
+    (short,) = bench.evaluate(run, tokens=CTX_LEN)
+    assert short.connector.intervals == ()  # one context varies with nothing
+
+
+def test_the_weights_of_an_mlp_are_counted_between_its_input_and_its_output_alone(bench, model):
+    (report,) = bench.evaluate(bench.connect())
+    mlp = transformers.GPTNeoXForCausalLM.from_pretrained(model).gpt_neox.layers[1].mlp
+    w = torch.cat([mlp.dense_h_to_4h.weight.flatten(), mlp.dense_4h_to_h.weight.flatten()])
+    assert report.layer is not None
+    assert report.layer.n == len(w) == 2 * 3 * WIDTH**2
+    assert report.layer.n_above == int((w.abs() > report.tau).sum()) < len(w)
+    lm = load_model(str(model), device=CPU, dtype=torch.float32)
+    others = ("resid_pre.0", SITES[1]), ("resid_post.1", SITES[1]), (SITES[0], "resid_post.1")
+    for source, target in others:
+        assert layer_weights(lm, Site.parse(source), Site.parse(target), tau=0.1) is None
+    lm.shape = replace(lm.shape, parallel=False)  # there the MLP reads what attention has added to
+    assert layer_weights(lm, *map(Site.parse, SITES), tau=0.1) is None
+    assert layer_weights(lm, *map(Site.parse, ("resid_mid.1", "mlp_out.1")), tau=0.1) is not None
+
+
+def test_a_report_is_read_back_as_it_was_written(bench):
+    run = bench.connect()
+    assert load_connector_report(run) is None
+    (report,) = bench.evaluate(run)
+    path = save_connector_report(report)
+    assert path == run / CONNECT_EVAL_FILE
+    assert load_connector_report(run) == report
+    assert from_json(ConnectorReport, json.loads(json.dumps(to_json(report)))) == report
+    moved = run.rename(bench.folder / "elsewhere")
+    assert load_connector_report(moved) == replace(report, run=moved)
+    path = moved / CONNECT_EVAL_FILE
+    for content in ("{", path.read_text().replace('"fvu"', '"fvx"'), '{"maps": []}', "[]"):
+        path.write_text(content)
+        with pytest.raises(CheckpointError, match="saepipe eval"):
+            load_connector_report(moved)
+
+
+def test_a_number_that_is_not_finite_is_not_written(bench):
+    run = bench.connect()
+    (report,) = bench.evaluate(run)
+    with pytest.raises(DataError, match="not finite"):
+        save_connector_report(replace(report, l0_in=math.nan))
+    assert not (run / CONNECT_EVAL_FILE).exists()
+
+
+def test_the_table_has_a_line_a_connector_and_the_baselines_once(bench, tmp_path):
+    reports = bench.evaluate(bench.connect(seed=0, l1=0.5), bench.connect(seed=1))
+    write_connector_table(reports, tmp_path / "eval.csv")
+    head, *lines = ((tmp_path / "eval.csv").read_text()).splitlines()
+    names = head.split(",")
+    rows = [dict(zip(names, line.split(","), strict=True)) for line in lines]
+    assert [row["map"] for row in rows] == [
+        "connector", "mean", "weights", "correlation", "ridge", "connector",
+    ]  # fmt: skip
+    first = reports[0].connector
+    assert rows[0]["run"] == str(reports[0].run)
+    assert (rows[1]["run"], rows[1]["l1"]) == ("", "")
+    assert float(rows[0]["l1"]) == 0.5
+    assert float(rows[0]["fvu"]) == first.fvu
+    assert float(rows[0]["fvu_low"]) < first.fvu < float(rows[0]["fvu_high"])
+    assert float(rows[0]["above_q50"]) == first.above_quantiles[2]
+    assert float(rows[0]["mean_abs_W"]) == first.l1
+    assert int(rows[0]["layer_n"]) == reports[0].layer.n
+    assert rows[0]["sites"] == "resid_pre.1; mlp_out.1"
+
+
+def test_progress_is_told_up_to_the_end(bench):
+    run, seen = bench.connect(), []
+    config = EvalConfig(runs=(run,), text=bench.text, tokens=120, batch_size=4, device="cpu")
+    evaluate_connectors(config, on_progress=seen.append)
+    assert [(p.stage, p.n_done) for p in seen] == [
+        (stage, n * CTX_LEN) for stage in ("mean", "losses") for n in (4, 8, 10)
+    ]
+    assert {p.n_tokens for p in seen} == {120}
+
+
+def test_what_a_reader_must_know_is_noted(bench, tmp_path):
+    run = bench.connect()
+    (short,) = bench.evaluate(run, tokens=10_000)
+    assert any("10000 were asked for" in note for note in short.notes)
+    other = make_model(tmp_path / "other", seed=5)
+    (moved,) = bench.evaluate(run, model=str(other))
+    assert f"trained on activations of {bench.model}, evaluated in {other}" in moved.notes
+    document = json.loads((run / "run.json").read_text())
+    document["store"] |= {"text": bench.text, "model_fingerprint": "another"}
+    (run / "run.json").write_text(json.dumps(document))
+    (changed,) = bench.evaluate(run)
+    assert any("not held out" in note for note in changed.notes)
+    assert any("have changed since" in note for note in changed.notes)
+
+
+def test_no_run_a_run_twice_and_no_connector_are_refused(bench):
+    with pytest.raises(ConfigError, match="no run to evaluate"):
+        evaluate_connectors(EvalConfig(runs=()))
+    with pytest.raises(ConfigError, match="named twice"):
+        evaluate_connectors(EvalConfig(runs=(bench.folder, bench.folder)))
+    with pytest.raises(CheckpointError):
+        evaluate_connectors(EvalConfig(runs=(bench.ends[0],)))
+
+
+def test_a_connector_of_no_language_model_is_refused_before_its_sites_are_read(bench):
+    run = bench.connect()
+    document = json.loads((run / "run.json").read_text())
+    document["store"]["model"] = ""
+    document["source"]["site"] = "h1"
+    (run / "run.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match="--model"):
+        bench.evaluate(run)
+
+
+def test_a_model_without_the_sites_is_refused(bench, tmp_path):
+    wide = make_model(tmp_path / "wide", width=2 * WIDTH)
+    with pytest.raises(ConfigError, match=r"a coder of 16 dimensions, but resid_pre.1 .* has 32"):
+        bench.evaluate(bench.connect(), model=str(wide))
+
+
+def test_a_text_of_which_nothing_counts_is_refused(bench):
+    run = bench.connect()
+    leave_out(bench.ends[0], exclude_positions=list(range(CTX_LEN)))
+    bench.store.rename(bench.folder / "moved.actstore")  # no baseline can be fitted to nothing
+    with pytest.raises(ConfigError, match="leaves no prediction"):
+        bench.evaluate(run, as_trained=True)
+
+
+def test_weights_that_are_not_numbers_are_refused(bench):
+    run, broken = bench.connect(seed=0), bench.connect(seed=1)
+    connector = make_connector(1)
+    with torch.no_grad():
+        connector.b[3] = math.nan
+    ConnectorRun.open(broken).finish(connector)
+    with pytest.raises(DataError, match="connector1 are not finite"):
+        bench.evaluate(run, broken)

@@ -1,0 +1,160 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from pipeline.evaluate.ablations import ABLATED, Ablations, Ground, Slot
+from tests.helpers.evaluations import N_CONTEXTS
+from tests.helpers.plain_eval import leave_out
+from tests.helpers.tiny import CTX_LEN, make_coder, make_model, make_text
+
+
+@pytest.fixture
+def make_run(evals):
+    """A run beside its store; a store is a folder, and no more of it is looked at."""
+
+    def make(name: str = "run", *, seed: int = 0, stored: bool = True, **saved) -> Path:
+        run = evals.save(name, make_coder(seed=seed), **saved)
+        if stored:
+            (run / "gone.actstore").mkdir()
+        return run
+
+    return make
+
+
+def kept_of(run: Path) -> list[Path]:
+    return sorted((run / "gone.losses").glob("*"))
+
+
+def test_a_second_evaluation_runs_no_ablation_and_says_the_same(make_run, evals, passes):
+    run = make_run()
+    first, n_first = passes(lambda: evals.reports(run, batch_size=N_CONTEXTS))
+    again, n_again = passes(lambda: evals.reports(run, batch_size=N_CONTEXTS))
+    assert first == again
+    assert (n_first, n_again) == (1 + 1 + 2 + 1, 1 + 1)  # mean, clean, two ablations, the run's own
+    (kept,) = kept_of(run)
+    assert kept.suffix == ".safetensors"
+
+
+def test_another_run_of_the_same_site_finds_what_the_first_left(make_run, evals, passes):
+    one, two = make_run("one"), make_run("two", seed=1, stored=False)
+    shutil.copytree(two, two.parent / "alone")
+    alone = evals.reports(two.parent / "alone")[0]
+    evals.reports(one)
+    (_, after), n = passes(lambda: evals.reports(one, two, batch_size=8))
+    assert n == 2 * (1 + 2)  # two batches
+    assert (after.ce_zero, after.ce_mean, after.kl_zero) == (
+        alone.ce_zero,
+        alone.ce_mean,
+        alone.kl_zero,
+    )
+    assert after.explained_variance == alone.explained_variance
+
+
+def test_a_report_does_not_depend_on_whether_anything_is_kept(make_run, evals):
+    run = make_run()
+    kept = evals.reports(run), evals.reports(run)
+    shutil.rmtree(run / "gone.actstore")
+    shutil.rmtree(run / "gone.losses")
+    assert (evals.reports(run), evals.reports(run)) == kept
+    assert not kept_of(run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["text", "tokens", "batch_size", "precision", "site", "model", "exclusion", "norms"],
+)
+def test_what_was_measured_otherwise_is_not_used(change, make_run, evals, passes, tmp_path):
+    run = make_run()
+    store = run / "gone.actstore"
+    evals.reports(run, batch_size=4)
+    site = "mlp_out.2" if change == "site" else "mlp_out.1"
+    other = make_run("other", stored=False, site=site)
+    (tmp_path / "other" / "run.json").write_text(
+        (other / "run.json").read_text().replace(str(other / "gone.actstore"), str(store))
+    )
+    options: dict[str, object] = {"batch_size": 4}
+    match change:
+        case "text":
+            options["text"] = make_text(tmp_path / "b.txt", n_contexts=N_CONTEXTS, seed=1)
+        case "tokens":
+            options["tokens"] = 8 * CTX_LEN
+        case "batch_size":
+            options["batch_size"] = 5
+        case "precision":
+            options["precision"] = "bf16"
+        case "model":
+            options["model"] = str(make_model(tmp_path / "another", seed=3))
+        case "exclusion":
+            leave_out(other, exclude_positions=[0])
+        case "norms":
+            leave_out(other, exclude_norms=1.2)
+        case _:
+            pass
+    found, n = passes(lambda: evals.reports(other, as_trained=True, **options))
+    n_batches = {"tokens": 2, "batch_size": 3}.get(change, 4)
+    assert n == n_batches * (1 + (change == "norms") + 1 + 2 + 1)
+    assert len(kept_of(run)) == 2
+    assert evals.reports(other, as_trained=True, **options) == found
+    assert len(kept_of(run)) == 2
+    shutil.rmtree(run / "gone.losses")
+    assert evals.reports(other, as_trained=True, **options) == found
+
+
+def test_a_damaged_file_is_measured_again_and_replaced(make_run, evals, passes):
+    run = make_run()
+    first = evals.reports(run, batch_size=N_CONTEXTS)
+    (path,) = kept_of(run)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-1], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
+        path.write_bytes(damaged)
+        again, n = passes(lambda: evals.reports(run, batch_size=N_CONTEXTS))
+        assert again == first
+        assert n == 5
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("limit", [None, 3.5])
+def test_every_byte_that_is_kept_is_checked(limit, tmp_path):
+    rng = np.random.default_rng(0)
+    found = Ablations(
+        ground=Ground(mean=torch.from_numpy(rng.standard_normal(3)), limit=limit),
+        sums={name: rng.standard_normal(2) for name in ABLATED},
+    )
+    slot = Slot(folders=(tmp_path / "absent", tmp_path / "losses"), key="k")
+    Slot(folders=(tmp_path / "losses",), key="k").keep(found)
+    again = slot.load()
+    assert again is not None
+    assert torch.equal(again.ground.mean, found.ground.mean)
+    assert again.ground.limit == limit
+    for name in ABLATED:
+        np.testing.assert_array_equal(again.sums[name], found.sums[name])
+    (path,) = (tmp_path / "losses").iterdir()
+    whole = path.read_bytes()
+    for strange in (torch.zeros(32, dtype=torch.bfloat16), torch.tensor(1), torch.zeros(0)):
+        path.write_bytes(save({"sha256": strange, "mean": strange.clone()}))
+        assert slot.load() is None
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert slot.load() is None, at
+        path.write_bytes(whole[:at])
+        assert slot.load() is None, at
+
+
+def test_what_was_kept_of_another_site_is_not_taken_under_this_name(make_run, evals):
+    run, other = make_run(), make_run("other", site="mlp_out.2")
+    first = evals.reports(run)
+    evals.reports(other)
+    ((mine,), (theirs,)) = kept_of(run), kept_of(other)
+    mine.write_bytes(theirs.read_bytes())
+    assert evals.reports(run) == first
+
+
+def test_without_the_right_to_write_nothing_is_kept_and_nothing_fails(make_run, evals):
+    run = make_run()
+    (run / "gone.losses").write_text("in the way")
+    assert evals.reports(run) == evals.reports(run)
+    assert (run / "gone.losses").read_text() == "in the way"

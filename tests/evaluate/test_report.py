@@ -1,0 +1,157 @@
+"""Reports kept beside their runs, and many of them as one table."""
+
+import csv
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.serialization import to_json
+from pipeline.errors import CheckpointError, DataError
+from pipeline.evaluate.report import EVAL_FILE, Interval, load_report, save_report, write_table
+from pipeline.runs.names import middle_out, names_of
+from tests.helpers.eval_reports import make_report, with_everything
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_report_that_is_saved_is_loaded_equal(tmp_path):
+    for report in (with_everything(tmp_path), make_report(tmp_path, dead_cosine=None, kl=0.0)):
+        assert save_report(report) == tmp_path / EVAL_FILE
+        assert load_report(tmp_path) == report
+    assert [path.name for path in tmp_path.iterdir()] == [EVAL_FILE]
+
+
+def test_the_file_is_plain_json_with_a_field_a_line(tmp_path):
+    report = with_everything(tmp_path)
+    text = save_report(report).read_text()
+    assert json.loads(text) == json.loads(json.dumps(to_json(report)))
+    assert len(text.splitlines()) == len(fields(report)) + 2
+
+
+def test_a_run_that_was_moved_has_its_report_still(tmp_path):
+    (tmp_path / "a").mkdir()
+    save_report(make_report(tmp_path / "a"))
+    (tmp_path / "a").rename(tmp_path / "b")
+    report = load_report(tmp_path / "b")
+    assert report is not None
+    assert report.run == tmp_path / "b"
+
+
+def test_a_run_without_a_report_has_none(tmp_path):
+    assert load_report(tmp_path) is None
+    assert load_report(tmp_path / "absent") is None
+    (tmp_path / "file").touch()
+    assert load_report(tmp_path / "file") is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: "null",
+        lambda text: "[" * 100_000,
+        lambda text: text.replace('"ce_clean": 2.6231', '"ce_clean": "2.6231"'),
+        lambda text: text.replace('"ce_clean": 2.6231', '"ce_clean": NaN'),
+        lambda text: text.replace('"ce_clean"', '"ce_of_another_version"'),
+        lambda text: text.replace('"l0": ', '"l00": 1, "l0": '),
+    ],
+    ids=["cut", "empty", "list", "null", "deep", "text", "nan", "lacking", "unknown"],
+)
+def test_a_damaged_report_is_refused_in_one_line_that_says_what_to_type(tmp_path, damage):
+    path = save_report(with_everything(tmp_path))
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(CheckpointError) as error:
+        load_report(tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"{path} is not a report")
+    assert message.endswith(f"saepipe eval {tmp_path}")
+    assert "\n" not in message
+
+
+def test_bytes_that_are_no_text_are_refused_too(tmp_path):
+    save_report(make_report(tmp_path)).write_bytes(b'{"run": "\xff"}')
+    with pytest.raises(CheckpointError, match="saepipe eval"):
+        load_report(tmp_path)
+
+
+def test_a_number_that_is_not_finite_is_not_written_and_the_last_report_stays(tmp_path):
+    before = make_report(tmp_path)
+    save_report(before)
+    with pytest.raises(DataError, match="not finite"):
+        save_report(make_report(tmp_path, encoder_decoder_cosine=(0.1, float("nan"))))
+    assert load_report(tmp_path) == before
+
+
+def test_the_table_has_a_line_a_run_and_every_single_value(tmp_path):
+    reports = [with_everything(Path("a")), make_report(Path("b,c"), arch="relu", notes=("x", "y"))]
+    write_table(reports, tmp_path / "eval.csv")
+    rows = rows_of(tmp_path / "eval.csv")
+    assert [row["run"] for row in rows] == ["a", "b,c"]
+    assert [row["arch"] for row in rows] == ["topk", "relu"]
+    for f in fields(reports[0]):
+        value = getattr(reports[0], f.name)
+        if isinstance(value, tuple):
+            assert f.name in ("notes", "excluded") or f.name not in rows[0]
+        elif isinstance(value, float):
+            assert float(rows[0][f.name]) == value  # to the last digit
+        else:
+            assert rows[0][f.name] == str(value)
+    assert rows[0]["excluded"] == "position 0; token 3"
+    assert rows[1]["notes"] == "x; y"
+    quantiles = [float(rows[0][f"l0_q{q}"]) for q in ("05", "25", "50", "75", "95")]
+    assert quantiles == [20, 26, 31, 37, 51]
+
+
+def test_a_metric_is_followed_by_its_interval_and_an_absent_one_leaves_its_fields_empty(tmp_path):
+    of_l0 = make_report(Path("b"), intervals=(Interval(metric="l0", low=31.5, high=33.0),))
+    write_table([with_everything(Path("a")), of_l0], tmp_path / "eval.csv")
+    first, second = rows_of(tmp_path / "eval.csv")
+    names = list(first)
+    for metric in ("loss_recovered", "l0"):
+        i = names.index(metric)
+        assert names[i + 1 : i + 3] == [f"{metric}_low", f"{metric}_high"]
+    assert (first["loss_recovered_low"], first["loss_recovered_high"]) == ("0.931", "0.938")
+    assert (first["l0_low"], second["l0_low"], second["l0_high"]) == ("", "31.5", "33.0")
+    assert second["loss_recovered_low"] == ""
+    assert "kl_low" not in names
+
+
+def test_ratios_that_are_not_there_are_empty_fields(tmp_path):
+    write_table([make_report(loss_recovered=None, dead_cosine=None)], tmp_path / "eval.csv")
+    (row,) = rows_of(tmp_path / "eval.csv")
+    assert row["loss_recovered"] == ""
+    assert "dead_cosine" not in row
+
+
+def test_the_table_replaces_an_older_one_whole(tmp_path):
+    path = tmp_path / "eval.csv"
+    path.write_text("old\n" * 10_000)
+    write_table([make_report()], path)
+    assert len(path.read_text().splitlines()) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["eval.csv"]
+
+
+def test_runs_are_named_by_as_much_of_their_paths_as_tells_them_apart():
+    assert names_of([Path("x/a/sae"), Path("x/b/relu")]) == ["sae", "relu"]
+    assert names_of([Path("x/a/sae"), Path("x/b/sae")]) == ["a/sae", "b/sae"]
+    assert names_of([Path("/a/x/sae"), Path("/b/x/sae")]) == ["a/x/sae", "b/x/sae"]
+    assert names_of([Path("sae"), Path("a/sae")]) == ["sae", "a/sae"]
+    assert names_of([Path("sae")]) == ["sae"]
+    assert names_of([]) == []
+
+
+@pytest.mark.parametrize("n", [5, 6, 7, 26])
+def test_long_names_keep_both_ends(n):
+    name = "abcdefghijklmnopqrstuvwxyz0"
+    short = middle_out(name, n)
+    assert len(short) == n
+    assert short[0] == "a"
+    assert short[-1] == "0"
+    assert middle_out(name, len(name)) == name

@@ -1,0 +1,355 @@
+"""The features of a run: found, written, read again, reused."""
+
+import json
+import shutil
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+import torch
+
+from actstore.errors import StoreError
+from actstore.reader import ActStore
+from pipeline.config.stages import FeatureOrder
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine
+from pipeline.features.collect import collect, scan
+from pipeline.features.feature import AFTER, BEFORE, feature_document
+from pipeline.features.files import FeatureSet, ordered
+from pipeline.features.logits import attribute, load_path, nearest
+from pipeline.lm.families import Site
+from pipeline.runs.sae_run import Run
+from tests.helpers.featured import SITES, World, config_of, make_store_of, make_world
+from tests.helpers.stores import make_spec, write_store
+from tests.helpers.tiny import CTX_LEN, make_coder, make_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def run(world):
+    return world.run()
+
+
+@pytest.fixture(scope="module")
+def features(run) -> FeatureSet:
+    collect(config_of(run))
+    return FeatureSet.open(run)
+
+
+@pytest.fixture
+def own(world, tmp_path) -> World:
+    """The same model and store, runs elsewhere."""
+    return replace(world, folder=tmp_path)
+
+
+def one_line(error) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_what_is_read_again_is_what_was_found(world, run, features):
+    coder = Run.open(run).load_coder(CPU)
+    found = scan(config_of(run), world.store, SITES[0], coder)
+    dead = found.n_active == 0
+    cosine = dead_cosine(coder.W_dec, torch.from_numpy(dead)).numpy()
+    np.testing.assert_array_equal(features.n_active, found.n_active)
+    np.testing.assert_array_equal(features.index, np.arange(coder.d_sae))
+    np.testing.assert_allclose(features.frequency, found.n_active / found.n_tokens)
+    np.testing.assert_allclose(features.dead_cosine, cosine)
+    np.testing.assert_array_equal(features.max, found.max)
+    assert 0 < dead.sum() < len(dead) == len(features)
+    for i in range(coder.d_sae):
+        feature = features.feature(i)
+        assert feature.index == i
+        assert feature.n_active == found.n_active[i]
+        assert feature.mean == pytest.approx(found.total[i] / max(1, found.n_active[i]))
+        assert feature.max == found.max[i]
+        assert feature.dead_cosine == pytest.approx(cosine[i])
+        for examples, entries in ((feature.top, found.top), (feature.spread, found.spread)):
+            mine = entries[entries["feature"] == i]
+            for name in ("context", "position", "value", "tokens", "values"):
+                got = getattr(examples, name)
+                np.testing.assert_array_equal(got, mine[name])
+                assert got.dtype == mine[name].dtype
+        mine = found.sample[found.sample["feature"] == i]
+        np.testing.assert_array_equal(feature.sample.token, mine["token"])
+        np.testing.assert_array_equal(feature.sample.value, mine["value"])
+
+
+def test_what_the_weights_say_of_a_feature(world, run, features):
+    coder = Run.open(run).load_coder(CPU)
+    path = load_path(
+        str(world.model), Site.parse(SITES[0]), revision="main", n_vocab=257, device=CPU
+    )
+    ends, (indices, cosines) = attribute(path, coder.W_dec), nearest(coder.W_dec)
+    both = encoder_decoder_cosine(coder)
+    np.testing.assert_allclose(features.encoder_decoder_cosine, both)
+    for i in range(0, coder.d_sae, 7):
+        feature = features.feature(i)
+        assert [t.token for t in feature.promoted] == ends.promoted[i].tolist()
+        assert [t.effect for t in feature.promoted] == ends.promoted_by[i].tolist()
+        assert [t.token for t in feature.suppressed] == ends.suppressed[i].tolist()
+        assert [t.effect for t in feature.suppressed] == ends.suppressed_by[i].tolist()
+        assert [n.index for n in feature.neighbours] == indices[i].tolist()
+        assert [n.cosine for n in feature.neighbours] == cosines[i].tolist()
+        assert feature.encoder_decoder_cosine == pytest.approx(both[i].item())
+    special = {t.text for i in range(64) for t in features.feature(i).promoted}
+    assert "<|endoftext|>" in special or len(special) > 20
+
+
+def test_facts_say_where_features_are_from(world, run, features):
+    facts = features.facts
+    assert facts.n_tokens == world.store.n_rows
+    assert facts.store == world.store.path.resolve()
+    assert facts.store_fingerprint == world.store.fingerprint
+    assert facts.coder == Run.open(run).sha256
+    assert facts.model == str(world.model)
+    assert (facts.site, facts.ctx_len, facts.arch) == (SITES[0], CTX_LEN, "relu")
+    assert facts.has_texts and facts.attributed
+    assert facts.notes == (
+        "logits by the direct path alone: the final norm's division, biases, and what later "
+        "layers make of a feature are ignored",
+    )
+
+
+def test_texts_of_examples_can_be_read_without_a_model(run, features):
+    table = parquet.read_table(run / "features" / "examples.parquet").to_pylist()
+    letters = features.texts
+    for row in table:
+        tokens = row["tokens"]
+        pieces = letters.pieces(tokens)
+        assert row["before"] == "".join(pieces[:BEFORE])
+        assert row["token"] == letters.alone(tokens[BEFORE])
+        assert row["after"] == "".join(pieces[BEFORE + 1 :])
+        assert row["token"].islower()
+        assert len(row["before"]) == row["position"]
+    kinds = [(row["feature"], row["kind"] == "spread", row["rank"]) for row in table]
+    assert kinds == sorted(kinds)
+    assert {row["kind"] for row in table} == {"top", "spread"}
+
+
+def test_the_same_features_are_reused_and_others_are_found_anew(own):
+    run = own.run()
+    assert not collect(config_of(run)).reused
+    again = collect(config_of(run, device="auto"))
+    assert again.reused
+    assert again.feature(1).n_active == FeatureSet.open(run).feature(1).n_active
+    for changes in ({"n_top": 2}, {"tokens": 10 * CTX_LEN}, {"seed": 1}):
+        assert not collect(config_of(run, **changes)).reused
+        assert collect(config_of(run, **changes)).reused
+    assert sorted(p.name for p in run.iterdir() if p.is_dir()) == ["features"]
+
+
+def test_features_of_another_coder_or_store_are_not_reused(own, tmp_path):
+    run = own.run()
+    collect(config_of(run))
+    other = own.run("other", coder=make_coder(seed=1))
+    shutil.copytree(run / "features", other / "features")
+    assert not collect(config_of(other)).reused
+    shutil.move(run, own.folder / "moved")
+    run = own.folder / "moved"
+    assert collect(config_of(run)).reused
+    store = make_store_of(own.model, tmp_path / "longer.actstore", n_contexts=41)
+    found = collect(config_of(run, store=store.path))
+    assert not found.reused
+    assert found.facts.n_tokens == 41 * CTX_LEN
+    assert any("is not the store that the run was trained from" in n for n in found.facts.notes)
+
+
+def test_damaged_features_are_told_in_one_line_and_found_anew(own):
+    run = own.run()
+    whole = collect(config_of(run)).feature(1)
+    for file in sorted((run / "features").iterdir()):
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 255
+        for spoil in (lambda file=file, data=data: file.write_bytes(data), file.unlink):
+            spoil()
+            with pytest.raises(CheckpointError) as told:
+                FeatureSet.open(run).check()
+            assert f"saepipe features {run}" in one_line(told)
+            assert file.name in one_line(told) or not file.exists()
+        found = collect(config_of(run))
+        assert not found.reused
+        assert found.feature(1).n_active == whole.n_active
+
+
+def test_an_interrupted_write_leaves_what_was_there(own, monkeypatch):
+    run = own.run()
+    collect(config_of(run))
+    before = {p.name: p.read_bytes() for p in (run / "features").iterdir()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.features.save.write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        collect(config_of(run, n_top=1))
+    assert {p.name: p.read_bytes() for p in (run / "features").iterdir()} == before
+    monkeypatch.undo()
+    assert collect(config_of(run)).reused
+    assert not collect(config_of(run, n_top=1)).reused
+    assert sorted(p.name for p in run.iterdir() if p.is_dir()) == ["features"]
+
+
+def test_features_that_are_not_there(own):
+    run = own.run()
+    with pytest.raises(CheckpointError) as told:
+        FeatureSet.open(run)
+    assert f"{run} has no features yet: find them with saepipe features {run}" == one_line(told)
+    with pytest.raises(CheckpointError, match="is not a run"):
+        collect(config_of(own.folder / "nothing"))
+
+
+def test_a_number_beyond_the_last_feature(features):
+    for index in (-1, 64):
+        with pytest.raises(ConfigError, match=f"has features 0 to 63, got {index}"):
+            features.feature(index)
+
+
+def test_a_store_that_does_not_fit_is_told_in_one_line(own, tmp_path):
+    run, gone = own.run(), own.run("gone")
+    document = json.loads((gone / "run.json").read_text())
+    document["store"]["path"] = str(tmp_path / "moved.actstore")
+    (gone / "run.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match="is gone: name another that holds mlp_out.1") as told:
+        collect(config_of(gone))
+    assert "--store" in one_line(told)
+    assert len(collect(config_of(gone, store=own.store.path))) == 64
+    other = make_store_of(own.model, tmp_path / "other.actstore", sites=("resid_post.0",))
+    with pytest.raises(ConfigError, match=r"is about mlp_out.1, and .* holds resid_post.0") as told:
+        collect(config_of(run, store=other.path))
+    assert "--store" in one_line(told)
+    wide = write_store(tmp_path / "wide", make_spec(widths={"mlp_out.1": 24}), n_rows=80)
+    with pytest.raises(ConfigError, match="coder of 16 dimensions, and mlp_out.1 of .* has 24"):
+        collect(config_of(run, store=wide))
+    half = write_store(tmp_path / "half", make_spec(widths={"mlp_out.1": 16}), n_rows=160, stop=1)
+    with pytest.raises(StoreError, match="is not finished"):
+        collect(config_of(run, store=half))
+    with pytest.raises(StoreError, match="there is no activation store"):
+        collect(config_of(run, store=tmp_path / "none"))
+    assert not (run / "features").exists()
+
+
+def test_without_the_model_tokens_are_numbers_and_nothing_is_promoted(own, tmp_path):
+    model = make_model(tmp_path / "model")
+    store = make_store_of(model, tmp_path / "acts.actstore")
+    run = replace(own, store=store).run()
+    shutil.move(model, tmp_path / "away")
+    found = collect(config_of(run))
+    assert not found.facts.has_texts
+    assert not found.facts.attributed
+    first, second = found.facts.notes
+    assert first.startswith("tokens stand as numbers: model ")
+    assert second.startswith("no tokens are promoted or suppressed: model ")
+    feature = found.feature(1)
+    assert feature.promoted == feature.suppressed == ()
+    assert found.texts.alone(int(feature.top.tokens[0, BEFORE])).startswith("[")
+    assert collect(config_of(run)).reused
+    shutil.move(tmp_path / "away", model)
+    back = collect(config_of(run))
+    assert not back.reused
+    assert back.feature(1).promoted
+
+
+def test_a_site_that_is_not_in_the_stream_has_no_direct_path(own):
+    found = collect(config_of(own.run(site="mlp_pre.1")))
+    assert not found.facts.attributed
+    assert found.feature(1).promoted == ()
+    assert "mlp_pre.1 has no linear way to the logits" in found.facts.notes[0]
+    assert collect(config_of(own.run("act", site="mlp_act.1"))).feature(1).promoted
+
+
+def test_a_store_of_another_model_is_noted(own, tmp_path):
+    other = make_model(tmp_path / "other", seed=1)
+    store = make_store_of(other, tmp_path / "other.actstore")
+    run = own.run()
+    found = collect(config_of(run, store=store.path))
+    (note,) = [n for n in found.facts.notes if "activations" in n]
+    assert str(other) in note and str(own.model) in note
+
+
+def test_a_run_whose_features_are_all_dead(own):
+    coder = make_coder()
+    with torch.no_grad():
+        coder.b_enc.fill_(-1e4)
+    found = collect(config_of(own.run(coder=coder)))
+    feature = found.feature(5)
+    assert feature.n_active == feature.max == feature.mean == len(feature.top.value) == 0
+    assert feature.top.tokens.shape == (0, 33)
+    assert feature.dead_cosine is not None
+    assert "all of them are dead" in found.facts.notes[-1]
+
+
+def test_a_run_without_dead_features_has_no_dead_cosine(own):
+    coder = make_coder()
+    with torch.no_grad():
+        coder.b_enc.fill_(2.0)
+    found = collect(config_of(own.run(coder=coder)))
+    assert (found.n_active > 0).all()
+    assert np.isnan(found.dead_cosine).all()
+    assert found.feature(3).dead_cosine is None
+
+
+def test_features_of_a_finetuned_run(own, tmp_path):
+    from pipeline.config.stages import FinetuneConfig
+    from pipeline.finetune.finetune import finetune
+    from tests.helpers.tiny import make_text
+
+    run, out = own.run(), tmp_path / "tuned"
+    finetune(
+        FinetuneConfig(
+            run=run, out=out, text=make_text(tmp_path / "t.txt", n_contexts=60), ctx_len=CTX_LEN,
+            epochs=1, steps_per_epoch=2, batch_size=4, heldout_contexts=4, lr=0.5, device="cpu",
+        )
+    )  # fmt: skip
+    plain, tuned = collect(config_of(run)), collect(config_of(out))
+    assert (plain.n_active != tuned.n_active).any()
+    assert tuned.facts.notes[0].startswith("fine-tuned on")
+    assert collect(config_of(out)).reused
+    assert tuned.facts.coder != plain.facts.coder
+
+
+def test_orders_of_features(features):
+    for order in get_args(FeatureOrder):
+        indices = ordered(features, order, seed=3)
+        assert sorted(indices.tolist()) == list(range(64))
+        if order != "index":
+            assert (np.diff(features.n_active[indices] == 0) >= 0).all()
+    assert (np.diff(features.frequency[ordered(features, "frequency")]) <= 0).all()
+    assert (np.diff(features.max[ordered(features, "max")]) <= 0).all()
+    assert ordered(features, "index").tolist() == list(range(64))
+    shuffled = [ordered(features, "random", seed=seed).tolist() for seed in (0, 0, 1)]
+    assert shuffled[0] == shuffled[1] != shuffled[2]
+
+
+def test_a_feature_as_json_holds_all_of_it(features):
+    index = int(ordered(features, "frequency")[0])
+    feature = features.feature(index)
+    told = json.loads(json.dumps(feature_document(feature, features.texts), allow_nan=False))
+    assert told["index"] == index
+    assert told["frequency"] == feature.frequency
+    assert len(told["top"]) == 3 and len(told["spread"]) == 4
+    for example, tokens in zip(told["top"], feature.top.tokens, strict=True):
+        n = min(CTX_LEN, example["position"] + 1 + AFTER)
+        assert len(example["tokens"]) == len(example["texts"]) == len(example["values"]) == n
+        assert example["tokens"][example["at"]] == tokens[BEFORE]
+        assert example["values"][example["at"]] == pytest.approx(example["value"], rel=1e-5)
+    assert told["promoted"][0]["token"] == feature.promoted[0].token
+    assert told["neighbours"][0]["index"] == feature.neighbours[0].index
+    assert len(told["sample"]["tokens"]) == 6
+
+
+def test_progress_ends_at_the_tokens_there_are(own):
+    seen = []
+    collect(config_of(own.run()), on_progress=seen.append)
+    assert seen[-1].n_done == seen[-1].n_tokens == own.store.n_rows
+    assert isinstance(own.store, ActStore)

@@ -1,0 +1,212 @@
+"""What one pass over a store finds, against plain loops over all its rows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pipeline.features.collect
+import pipeline.features.samples
+from actstore.reader import ActStore
+from pipeline.config.architectures import BatchTopKConfig, GatedConfig, TopKConfig
+from pipeline.config.stages import FeaturesConfig
+from pipeline.errors import DataError
+from pipeline.features.collect import scan
+from pipeline.features.feature import AFTER, BEFORE
+from pipeline.features.samples import Scan
+from pipeline.sae.sae import TunedCoder
+from tests.helpers.stores import CTX_LEN, as_numbers
+from tests.helpers.tiny import make_coder
+
+SITE = "mlp_out.1"
+TRIALS = 100
+
+
+def config_of(**changes) -> FeaturesConfig:
+    return FeaturesConfig(run=Path("run"), **{"n_top": 3, "n_spread": 4, "n_values": 5, **changes})
+
+
+def rows_in_order(store: ActStore) -> tuple[np.ndarray, np.ndarray]:
+    """Every context's activations and tokens."""
+    contexts = store.contexts(np.arange(store.n_contexts))
+    acts = np.stack([as_numbers(c.acts[SITE]) for c in contexts])
+    return acts, np.stack([c.tokens for c in contexts])
+
+
+def latents_of(store: ActStore, coder) -> np.ndarray:
+    acts, _ = rows_in_order(store)
+    with torch.no_grad():
+        return coder.encode(torch.from_numpy(acts).float()).numpy()
+
+
+def places(entries: np.ndarray, feature: int) -> list[tuple[int, int]]:
+    own = entries[entries["feature"] == feature]
+    return list(zip(own["context"].tolist(), own["position"].tolist(), strict=True))
+
+
+def assert_same(one: Scan, other: Scan) -> None:
+    """Equal, but for how a product of matrices of another height is rounded."""
+    assert one.n_tokens == other.n_tokens
+    np.testing.assert_array_equal(one.n_active, other.n_active)
+    np.testing.assert_allclose(one.total, other.total, rtol=1e-6)
+    for name in ("top", "spread", "sample"):
+        ours, theirs = getattr(one, name), getattr(other, name)
+        for field in ("feature", "context", "position"):
+            np.testing.assert_array_equal(ours[field], theirs[field])
+        for field in set(ours.dtype.names) - {"score"}:
+            np.testing.assert_allclose(ours[field], theirs[field], rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def store(make_store) -> ActStore:
+    return ActStore.open(make_store(n_rows=50 * CTX_LEN))
+
+
+CODERS = {
+    "relu": lambda: make_coder(),
+    "topk": lambda: make_coder(arch=TopKConfig(k=4)),
+    "batchtopk": lambda: make_coder(arch=BatchTopKConfig(k=4)),
+    "gated": lambda: make_coder(arch=GatedConfig()),
+    "tuned": lambda: tuned(),
+}
+
+
+def tuned() -> TunedCoder:
+    coder = TunedCoder(make_coder())
+    with torch.no_grad():
+        coder.c.normal_(1, 0.3, generator=torch.Generator().manual_seed(1))
+    return coder
+
+
+@pytest.mark.parametrize("kind", CODERS)
+def test_numbers_of_every_feature_are_those_of_all_rows(store, kind):
+    coder = CODERS[kind]()
+    found, z = scan(config_of(), store, SITE, coder), latents_of(store, coder)
+    flat = z.reshape(-1, coder.d_sae).astype(np.float64)
+    assert found.n_tokens == len(flat) == store.n_rows
+    np.testing.assert_array_equal(found.n_active, (flat > 0).sum(0))
+    np.testing.assert_allclose(found.total, flat.sum(0), rtol=1e-5)
+    np.testing.assert_allclose(found.max, flat.max(0), rtol=1e-5)
+    assert found.n_active.dtype == np.int64
+    assert found.total.dtype == np.float64
+
+
+def test_top_contexts_are_those_of_largest_activation_each_counted_once(store):
+    coder = make_coder()
+    found, z = scan(config_of(), store, SITE, coder), latents_of(store, coder)
+    for feature in range(coder.d_sae):
+        peak = z[..., feature].max(1)
+        order = [c for c in np.argsort(-peak, kind="stable").tolist() if peak[c] > 0][:3]
+        at = z[order, :, feature].argmax(1).tolist()
+        assert places(found.top, feature) == list(zip(order, at, strict=True))
+        own = found.top[found.top["feature"] == feature]
+        np.testing.assert_allclose(own["value"], peak[order], rtol=1e-5)
+
+
+@pytest.mark.parametrize("ctx_len", [8, 64])
+def test_windows_hold_the_tokens_around_and_nothing_beyond_the_context(make_store, ctx_len):
+    store = ActStore.open(make_store(n_rows=12 * ctx_len, ctx_len=ctx_len, shard_rows=4 * ctx_len))
+    coder = make_coder()
+    found, z = scan(config_of(), store, SITE, coder), latents_of(store, coder)
+    tokens = rows_in_order(store)[1]
+    assert len(found.top) > 100
+    for entry in (*found.top, *found.spread):
+        context, at, feature = entry["context"], entry["position"], entry["feature"]
+        for place in range(-BEFORE, AFTER + 1):
+            there = 0 <= at + place < ctx_len
+            token = tokens[context, at + place] if there else -1
+            value = z[context, at + place, feature] if there else 0
+            assert entry["tokens"][place + BEFORE] == token
+            assert entry["values"][place + BEFORE] == pytest.approx(value, rel=1e-4, abs=1e-6)
+        assert entry["value"] == entry["values"][BEFORE]
+
+
+def test_what_is_drawn_is_active_of_another_place_each_and_of_all_there_are(store):
+    coder = make_coder()
+    found, z = scan(config_of(), store, SITE, coder), latents_of(store, coder)
+    tokens = rows_in_order(store)[1]
+    for feature in range(coder.d_sae):
+        active = np.argwhere(z[..., feature] > 0).tolist()
+        contexts = {c for c, _ in active}
+        sampled, spread = places(found.sample, feature), places(found.spread, feature)
+        assert len(set(sampled)) == len(sampled) == min(5, len(active))
+        assert {c for c, _ in spread} <= contexts
+        assert len({c for c, _ in spread}) == len(spread) == min(4, len(contexts))
+        values = found.spread[found.spread["feature"] == feature]["value"]
+        assert (np.diff(values) <= 0).all()
+    for entry in found.sample:
+        place = entry["context"], entry["position"]
+        assert entry["token"] == tokens[place]
+        assert entry["value"] == pytest.approx(z[(*place, entry["feature"])], rel=1e-4)
+        assert entry["value"] > 0
+
+
+def test_every_active_token_is_drawn_as_often_as_another(make_store):
+    store, coder = ActStore.open(make_store(n_rows=8 * CTX_LEN)), make_coder(expansion=1)
+    z = latents_of(store, coder)
+    feature = int(np.argmax((z > 0).sum((0, 1)) == np.sort((z > 0).sum((0, 1)))[-3]))
+    active = np.argwhere(z[..., feature] > 0)
+    counts, contexts = np.zeros(z.shape[:2]), np.zeros(len(z))
+    for seed in range(TRIALS):
+        found = scan(config_of(seed=seed, n_values=5, n_spread=2), store, SITE, coder)
+        for place in places(found.sample, feature):
+            counts[place] += 1
+        for context, _ in places(found.spread, feature):
+            contexts[context] += 1
+    share = 5 / len(active)
+    expected, spread = TRIALS * share, np.sqrt(TRIALS * share * (1 - share))
+    assert counts.sum() == 5 * TRIALS
+    assert np.abs(counts[tuple(active.T)] - expected).max() < 4.5 * spread
+    there = np.unique(active[:, 0])
+    share = 2 / len(there)
+    assert np.abs(contexts[there] - TRIALS * share).max() < 4.5 * np.sqrt(
+        TRIALS * share * (1 - share)
+    )
+
+
+def test_neither_blocks_nor_shards_change_what_is_found(make_store, monkeypatch):
+    coder, found = make_coder(), list[Scan]()
+    for name, shard_rows, block, part in [
+        ("a", 64, 2**22, 2**22),
+        ("b", 64, 1, 1),
+        ("c", 400, 3 * CTX_LEN * coder.d_sae, 5 * coder.d_sae),
+        ("d", 40, 2 * CTX_LEN * coder.d_sae, 2**22),
+    ]:
+        monkeypatch.setitem(pipeline.features.collect.BLOCK, "cpu", block)
+        monkeypatch.setattr(pipeline.features.samples, "_PART", part)
+        store = ActStore.open(make_store(name=name, n_rows=400, shard_rows=shard_rows))
+        found.append(scan(config_of(), store, SITE, coder))
+    for other in found[1:]:
+        assert_same(found[0], other)
+
+
+def test_only_the_first_contexts_are_read_where_that_was_asked_for(make_store):
+    coder = make_coder()
+    long = ActStore.open(make_store(name="long", n_rows=50 * CTX_LEN))
+    short = ActStore.open(make_store(name="short", n_rows=21 * CTX_LEN))
+    done: list[int] = []
+    config = config_of(tokens=20 * CTX_LEN + 1)
+    found = scan(config, long, SITE, coder, on_tokens=done.append)
+    assert_same(found, scan(config_of(), short, SITE, coder))
+    assert found.n_tokens == 21 * CTX_LEN == done[-1]
+    assert scan(config_of(tokens=10**9), short, SITE, coder).n_tokens == 21 * CTX_LEN
+
+
+@pytest.mark.parametrize("where", ["W_enc", "b_enc"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(store, where, value):
+    coder = make_coder()
+    with torch.no_grad():
+        getattr(coder, where)[..., 3] = value
+    with pytest.raises(DataError, match="features of run are not finite") as told:
+        scan(config_of(), store, SITE, coder)
+    assert "\n" not in str(told.value)
+
+
+def test_a_coder_whose_features_are_all_dead(store):
+    coder = make_coder()
+    with torch.no_grad():
+        coder.b_enc.fill_(-1e4)
+    found = scan(config_of(), store, SITE, coder)
+    assert found.n_active.sum() == found.max.max() == len(found.top) == len(found.sample) == 0

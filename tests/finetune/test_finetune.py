@@ -1,0 +1,375 @@
+import hashlib
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from pipeline.config.stages import EvalConfig, FinetuneConfig
+from pipeline.errors import CheckpointError, ConfigError, TextError
+from pipeline.evaluate.evaluate import evaluate
+from pipeline.finetune import finetune as finetune_module
+from pipeline.finetune.finetune import finetune, mean_cross_entropy
+from pipeline.finetune.run import FinetunedRun
+from pipeline.lm import cross_entropy
+from pipeline.lm.families import Site
+from pipeline.lm.hooks import splice, splicer
+from pipeline.lm.model import LanguageModel, load_model
+from pipeline.lm.tokenizer import load_tokenizer
+from pipeline.runs.sae_run import Run
+from pipeline.sae.sae import TunedCoder
+from pipeline.text.heldout import load_contexts, split_contexts
+from tests.helpers.tiny import CTX_LEN, WIDTH, make_coder, make_model, make_text, save_coder
+
+CPU, FP32, SITE = torch.device("cpu"), torch.float32, Site.parse("mlp_out.1")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("lm") / "model")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, model):
+    return save_coder(tmp_path_factory.mktemp("runs") / "sae", make_coder(), model=model)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Something a scale and a bias can learn: only some of the letters occur."""
+    return make_text(tmp_path_factory.mktemp("text") / "a.txt", n_contexts=40)
+
+
+@pytest.fixture
+def config(tmp_path, run, text):
+    return lambda **options: FinetuneConfig(
+        **{
+            "run": run, "out": tmp_path / "tuned", "text": text, "batch_size": 4, "epochs": 3,
+            "steps_per_epoch": 5, "ctx_len": CTX_LEN, "heldout_contexts": 6, "lr": 0.05,
+            "device": "cpu",
+        } | options
+    )  # fmt: skip
+
+
+@pytest.fixture
+def lms(monkeypatch):
+    """Every language model that a fine-tuning loads."""
+    loaded: list[LanguageModel] = []
+
+    def load(*args, **options):
+        loaded.append(load_model(*args, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(finetune_module, "load_model", load)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def lm(model):
+    return load_model(str(model), device=CPU, dtype=FP32)
+
+
+@pytest.fixture(scope="module")
+def contexts(model, text):
+    return load_contexts(text, load_tokenizer(str(model)), ctx_len=CTX_LEN, n=40)
+
+
+def test_learning_lowers_the_loss_on_text_it_never_saw(config):
+    steps = []
+    report = finetune(config(lr=0.2), on_step=steps.append)
+    assert report.ce_finetuned < report.ce_spliced - 0.1
+    assert report.loss_last < report.loss_first
+    assert [step.step for step in steps] == list(range(1, 16))
+    assert {step.n_steps for step in steps} == {15}
+    assert report.n_steps == 15
+    assert report.notes == ()
+    assert (report.loss_first, report.loss_last) == (steps[0].loss, steps[-1].loss)
+
+
+def test_only_scales_and_biases_get_gradients_and_all_else_keeps_its_bits(config, lms, monkeypatch):
+    coders: list[TunedCoder] = []
+
+    def keep(coder):
+        coders.append(TunedCoder(coder))
+        return coders[-1]
+
+    monkeypatch.setattr(finetune_module, "TunedCoder", keep)
+    finetune(config())
+    (lm,), (tuned,) = lms, coders
+    frozen = dict(tuned.coder.named_parameters()) | dict(lm.module.named_parameters())
+    assert len(frozen) > 40
+    for name, p in frozen.items():
+        assert not p.requires_grad and p.grad is None, name
+    original = transformers.GPTNeoXForCausalLM.from_pretrained(lm.name).state_dict()
+    for name, value in lm.module.state_dict().items():
+        assert torch.equal(value, original[name]), name
+    for name, value in make_coder().state_dict().items():
+        assert torch.equal(tuned.coder.state_dict()[name], value), name
+    assert tuned.c.grad is not None and tuned.c.grad.any()
+    assert tuned.d.grad is not None and tuned.d.grad.any()
+    assert not torch.equal(tuned.c, torch.ones_like(tuned.c))
+
+
+def test_nothing_is_kept_for_a_gradient_below_the_site(lm, contexts):
+    """Below the site no weight and no input asks for one, so autograd records nothing there."""
+    seen: dict[int, bool] = {}
+    hooks = [
+        layer.register_forward_hook(
+            lambda module, args, out, k=k: seen.update(
+                {k: (out[0] if isinstance(out, tuple) else out).requires_grad}
+            )
+        )
+        for k, layer in enumerate(lm.body.layers)
+    ]
+    with splice(lm, {SITE: splicer(TunedCoder(make_coder()))}):
+        lm.hidden(contexts[:2])
+    for hook in hooks:
+        hook.remove()
+    assert seen == {0: False, 1: True, 2: True}
+
+
+def test_it_starts_as_the_spliced_model_bit_for_bit(lm, contexts):
+    coder = make_coder()
+    with torch.no_grad():
+        with splice(lm, {SITE: splicer(coder)}):
+            before = lm.hidden(contexts)
+        with splice(lm, {SITE: splicer(TunedCoder(coder))}):
+            assert torch.equal(lm.hidden(contexts), before)
+        assert not torch.equal(lm.hidden(contexts), before)
+
+
+def test_the_losses_before_are_those_of_the_plain_and_of_the_spliced_model(config, contexts, model):
+    report = finetune(config(epochs=1, steps_per_epoch=1))
+    plain = transformers.GPTNeoXForCausalLM.from_pretrained(model).eval()
+    coder = make_coder()
+    heldout = contexts[4:10].long()  # the tail of the one batch and the six contexts asked for
+
+    def loss():
+        with torch.no_grad():
+            return plain(heldout, labels=heldout).loss.item()
+
+    assert report.ce_base == pytest.approx(loss(), rel=1e-5)
+    plain.gpt_neox.layers[1].mlp.register_forward_hook(lambda m, a, out: coder(out))
+    assert report.ce_spliced == pytest.approx(loss(), rel=1e-5)
+
+
+def test_the_gradient_is_that_of_the_whole_model_at_once(lm, contexts, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "CPU_ROWS", 7)
+    sliced, whole = TunedCoder(make_coder()), TunedCoder(make_coder())
+    tokens = contexts[:3].long()
+    with splice(lm, {SITE: splicer(sliced)}):
+        cross_entropy.backward_cross_entropy(lm, lm.hidden(tokens), tokens)
+    with splice(lm, {SITE: splicer(whole)}):
+        lm.module(tokens, labels=tokens).loss.backward()
+    torch.testing.assert_close(sliced.c.grad, whole.c.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(sliced.d.grad, whole.d.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_every_context_is_trained_on_once_per_epoch_in_an_order_by_seed(config):
+    def orders(seed: int) -> list[list[int]]:
+        chosen = list(finetune_module._batches(11, config(seed=seed, epochs=2)))
+        assert [len(batch) for batch in chosen] == [4, 4, 3] * 2
+        return [torch.cat(chosen[:3]).tolist(), torch.cat(chosen[3:]).tolist()]
+
+    first, second = orders(0)
+    assert sorted(first) == sorted(second) == list(range(11))
+    assert first != second
+    assert orders(0) == [first, second]
+    assert orders(1) != [first, second]
+
+
+def test_the_same_seed_gives_the_same_bits(config, tmp_path):
+    finetune(config())
+    finetune(config(out=tmp_path / "again"))
+    finetune(config(out=tmp_path / "other", seed=1))
+    same, again, other = (load_file(tmp_path / n / "tuned.safetensors") for n in
+                          ("tuned", "again", "other"))  # fmt: skip
+    assert torch.equal(same["c"], again["c"]) and torch.equal(same["d"], again["d"])
+    assert not torch.equal(same["c"], other["c"])
+
+
+def test_the_folder_holds_all_that_was_promised(config, tmp_path, run):
+    report = finetune(config())
+    out = tmp_path / "tuned"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "features.json", "loss.png", "metrics.jsonl", "run.json", "sae.safetensors",
+        "scales_biases.png", "tuned.safetensors",
+    ]  # fmt: skip
+    document = json.loads((out / "run.json").read_text())
+    assert document["kind"] == "finetune"
+    assert document["coder"]["store"]["fingerprint"] == "f" * 64
+    assert document["report"]["ce_finetuned"] == report.ce_finetuned
+    assert (out / "sae.safetensors").read_bytes() == (run / "sae.safetensors").read_bytes()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 16))
+    assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
+
+
+def test_features_list_the_extremes_with_activations_before_and_after(config, tmp_path, lm, text):
+    finetune(config())
+    features = json.loads((tmp_path / "tuned" / "features.json").read_text())
+    tuned = FinetunedRun.open(tmp_path / "tuned").load_coder(CPU)
+    ascending = tuned.c.argsort().tolist()
+    assert [shift["latent"] for shift in features["inhibited"]] == ascending[:10]
+    assert [shift["latent"] for shift in features["scaled_up"]] == ascending[:-11:-1]
+    assert features["raised"][0]["d"] == tuned.d.max().item()
+    assert features["lowered"][0]["d"] == tuned.d.min().item()
+    shift = next(s for end in features.values() for s in end if s["examples"])
+    train = split_contexts(
+        text, load_tokenizer(lm.name), ctx_len=CTX_LEN, n_train=20, n_heldout=6
+    ).train
+    with torch.no_grad():
+        seen: list[torch.Tensor] = []
+        with splice(lm, {SITE: lambda x: seen.append(x) or x}):
+            lm.hidden(train)
+    before = tuned.coder.encode(seen[0])[..., shift["latent"]]
+    after = tuned.encode(seen[0])[..., shift["latent"]]
+    strongest = torch.maximum(before, after).flatten().argmax().item()
+    example = shift["examples"][0]
+    assert example["before"] == pytest.approx(before.flatten()[strongest].item(), rel=1e-4)
+    assert example["after"] == pytest.approx(after.flatten()[strongest].item(), rel=1e-4)
+    context, position = divmod(strongest, CTX_LEN)
+    letters = "".join(load_tokenizer(lm.name).decode([i]) for i in train[context].tolist())
+    assert example["token"] == letters[position]
+    assert (example["left"] + example["token"] + example["right"]) in letters
+    assert example["left"] == letters[:position]
+    strengths = [max(e["before"], e["after"]) for e in shift["examples"]]
+    assert strengths == sorted(strengths, reverse=True)
+    assert min(strengths) > 0
+
+
+def test_the_same_again_is_reused_and_another_config_is_refused(config, lms):
+    report = finetune(config())
+    again = finetune(config())
+    assert len(lms) == 1
+    assert again.reused
+    assert again.ce_finetuned == report.ce_finetuned
+    with pytest.raises(ConfigError, match=r"another configuration \(lr: 0.05 there, 0.01 now\)"):
+        finetune(config(lr=0.01))
+
+
+def test_a_folder_of_something_else_is_refused_and_kept(config, tmp_path):
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "precious.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not a fine-tuning: choose another --out"):
+        finetune(config())
+    assert (tmp_path / "tuned" / "precious.txt").read_text() == "mine"
+
+
+def test_an_interrupted_fine_tuning_leaves_nothing_and_can_start_again(config, tmp_path):
+    def interrupt(step):
+        if step.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config(), on_step=interrupt)
+    assert not (tmp_path / "tuned").exists()
+    (tmp_path / "tuned.partial").mkdir()
+    (tmp_path / "tuned.partial" / "half").write_text("")  # as a kill while writing leaves it
+    assert not finetune(config()).reused
+    assert not (tmp_path / "tuned" / "half").exists()
+
+
+@pytest.mark.parametrize("name", ["tuned.safetensors", "sae.safetensors", "run.json"])
+def test_damage_to_a_finished_fine_tuning_is_one_line(config, tmp_path, name):
+    finetune(config())
+    path = tmp_path / "tuned" / name
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises((CheckpointError, ConfigError)) as caught:
+        finetune(config())
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="damaged"):
+        FinetunedRun.open(tmp_path / "tuned").load_coder(CPU)
+
+
+def test_a_coder_trained_again_does_not_pass_for_the_one_fine_tuned(config, tmp_path, model):
+    save_coder(tmp_path / "sae", make_coder(), model=model)
+    finetune(config(run=tmp_path / "sae"))
+    Run.open(tmp_path / "sae").finish(make_coder(seed=9))
+    with pytest.raises(ConfigError, match="trained again"):
+        finetune(config(run=tmp_path / "sae"))
+
+
+def test_a_fine_tuning_of_a_fine_tuning_is_refused(config, tmp_path):
+    finetune(config())
+    with pytest.raises(CheckpointError, match="finetune run"):
+        finetune(config(run=tmp_path / "tuned", out=tmp_path / "twice"))
+
+
+def test_transplanting_is_noted_and_refused_where_widths_differ(config, tmp_path, model):
+    moved = finetune(config(site="mlp_out.2", epochs=1))
+    assert (moved.site, moved.trained_on_site) == ("mlp_out.2", "mlp_out.1")
+    assert "is fine-tuned at mlp_out.2" in moved.notes[0]
+    other = make_model(tmp_path / "other", seed=4)
+    there = finetune(config(model=str(other), out=tmp_path / "there", epochs=1))
+    assert (there.model, there.trained_on_model) == (str(other), str(model))
+    assert f"of {model} and is fine-tuned" in there.notes[0]
+    wide = make_model(tmp_path / "wide", width=24)
+    with pytest.raises(ConfigError, match=rf"coder of {WIDTH} dimensions, but mlp_out.1 .* has 24"):
+        finetune(config(model=str(wide), out=tmp_path / "wide_out"))
+    with pytest.raises(ConfigError, match=r"contexts of 65 tokens do not fit"):
+        finetune(config(ctx_len=65, out=tmp_path / "long"))
+
+
+def test_a_short_text_is_used_up_and_noted(config, tmp_path, model):
+    short = make_text(tmp_path / "short.txt", n_contexts=9)
+    report = finetune(config(text=short, steps_per_epoch=100))
+    assert report.n_train_tokens == 7 * CTX_LEN
+    assert report.n_heldout_tokens == 2 * CTX_LEN
+    assert report.n_steps == 3 * 2
+    assert report.notes == (
+        f"400 contexts were asked for to learn from; {short} gives 7",
+        f"6 contexts were asked for to measure on; {short} gives 2",
+    )
+
+
+@pytest.mark.parametrize(("n_letters", "message"), [(5, "fewer than"), (20, "a single context")])
+def test_a_text_too_short_to_learn_and_measure_is_refused(config, tmp_path, n_letters, message):
+    (tmp_path / "short.txt").write_text("a" * n_letters)
+    with pytest.raises(TextError, match=message):
+        finetune(config(text=str(tmp_path / "short.txt")))
+
+
+def test_training_and_held_out_contexts_never_meet(model, text):
+    tokenizer = load_tokenizer(str(model))
+    split = split_contexts(text, tokenizer, ctx_len=CTX_LEN, n_train=20, n_heldout=6)
+    everything = load_contexts(text, tokenizer, ctx_len=CTX_LEN, n=26)
+    assert torch.equal(torch.cat([split.train, split.heldout]), everything)
+    assert (len(split.train), len(split.heldout)) == (20, 6)
+    arithmetic = split_contexts(
+        "builtin:arithmetic", tokenizer, ctx_len=40, n_train=20, n_heldout=6
+    )
+    kept = load_contexts("builtin:arithmetic@heldout", tokenizer, ctx_len=40, n=6)
+    assert torch.equal(arithmetic.heldout, kept)
+    assert not torch.equal(arithmetic.train[:6], kept)
+
+
+def test_a_fine_tuned_run_is_evaluated_with_its_scales_and_biases(config, tmp_path, text, lm, run):
+    report = finetune(config())
+    options = {"text": text, "tokens": 240, "device": "cpu"}
+    plain, tuned = evaluate(EvalConfig(runs=(run, tmp_path / "tuned"), **options))
+    contexts = load_contexts(text, load_tokenizer(lm.name), ctx_len=CTX_LEN, n=20)
+    coder = FinetunedRun.open(tmp_path / "tuned").load_coder(CPU)
+    through = mean_cross_entropy(lm, contexts, {SITE: splicer(coder)}, batch_size=8)
+    assert tuned.ce_patched == pytest.approx(through, rel=1e-6)
+    assert tuned.ce_patched < plain.ce_patched
+    assert tuned.ce_clean == plain.ce_clean
+    assert tuned.l0 != plain.l0
+    assert (tuned.arch, tuned.model) == ("relu", report.model)
+    assert any("fine-tuned on" in note for note in tuned.notes)
+
+
+def test_scales_of_one_and_biases_of_zero_evaluate_as_the_coder_itself(config, tmp_path, text, run):
+    finetune(config())
+    kept = FinetunedRun.open(tmp_path / "tuned")
+    d_sae = 4 * WIDTH
+    path = tmp_path / "tuned" / "tuned.safetensors"
+    save_file({"c": torch.ones(d_sae), "d": torch.zeros(d_sae)}, path)
+    document = json.loads((tmp_path / "tuned" / "run.json").read_text())
+    document["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "tuned" / "run.json").write_text(json.dumps(document))
+    options = {"text": text, "tokens": 240, "device": "cpu"}
+    plain, tuned = evaluate(EvalConfig(runs=(run, kept.path), **options))
+    for key in ("ce_patched", "kl", "l0", "mse", "explained_variance", "density", "dead_cosine"):
+        assert getattr(tuned, key) == getattr(plain, key), key

@@ -1,0 +1,205 @@
+"""A harvest that was made already is found and used, wherever it lies."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actstore.reader import ActStore
+from actstore.removal import find_stores
+from actstore.writer import ActWriter
+from pipeline.config.stages import HarvestConfig
+from pipeline.errors import ConfigError
+from pipeline.harvest.harvest import harvest
+from pipeline.harvest.plan import link, make_plan
+from tests.helpers.stores import make_spec, write_store
+from tests.helpers.tiny import CTX_LEN, make_model, make_text
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory) -> HarvestConfig:
+    """A harvest that was carried out; `out` is its store."""
+    folder = tmp_path_factory.mktemp("stage")
+    config = HarvestConfig(
+        out=folder / "stores" / "made.actstore",
+        model=str(make_model(folder / "model")),
+        text=make_text(folder / "text.txt", n_contexts=20),
+        sites=("mlp_out.1", "resid_pre.0"),
+        tokens=16 * CTX_LEN,
+        ctx_len=CTX_LEN,
+        device="cpu",
+        dtype="fp32",
+        shard_rows=10 * CTX_LEN,
+    )
+    harvest(make_plan(config))
+    return config
+
+
+@pytest.fixture
+def beside(stage) -> HarvestConfig:
+    """The same harvest under another name in the same folder."""
+    return replace(stage, out=stage.out.with_name("wanted.actstore"))
+
+
+def test_a_store_beside_that_holds_the_same_is_found(stage, beside):
+    plan = make_plan(beside)
+    assert (plan.state, plan.found) == ("complete", stage.out)
+    assert (plan.n_rows, plan.rows_to_write, plan.bytes_to_write) == (16 * CTX_LEN, 0, 0)
+    assert make_plan(stage).found is None
+    assert not beside.out.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sites": ("resid_pre.0",)},
+        {"sites": ("resid_pre.0", "mlp_out.1")},
+        {"tokens": 5},
+        {"codec": "zstd"},
+        {"codec": "raw"},
+        {"precision": "fp32"},
+        {"shard_rows": None},
+        {"batch_size": 3},
+    ],
+    ids=str,
+)
+def test_what_the_store_holds_too_is_found(stage, beside, change):
+    assert make_plan(replace(beside, **change)).found == stage.out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sites": ("resid_pre.0", "mlp_out.0")},
+        {"tokens": 17 * CTX_LEN},
+        {"codec": "bitround:4"},
+        {"precision": "bf16"},
+        {"dtype": "bf16"},
+        {"ctx_len": 6},
+        {"seed": 1},
+        {"text_column": "other"},
+    ],
+    ids=str,
+)
+def test_what_differs_is_harvested(beside, change):
+    plan = make_plan(replace(beside, **change))
+    assert (plan.state, plan.found) == ("new", None)
+
+
+def test_where_model_and_text_lie_does_not_matter_and_their_content_does(stage, beside, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(Path(stage.text).read_text())
+    (tmp_path / "model").symlink_to(stage.model)
+    elsewhere = replace(beside, text=str(text), model=str(tmp_path / "model"), revision="other")
+    assert make_plan(elsewhere).found == stage.out
+    text.write_text(text.read_text() + "x")
+    assert make_plan(elsewhere).found is None
+    other = make_model(tmp_path / "another", seed=1)
+    assert make_plan(replace(beside, model=str(other))).found is None
+
+
+def test_a_store_that_holds_all_its_text_has_what_there_is(stage, tmp_path):
+    endless = replace(stage, out=tmp_path / "all.actstore", tokens=10_000)
+    harvest(make_plan(endless))
+    plan = make_plan(replace(endless, out=tmp_path / "again.actstore"))
+    assert (plan.state, plan.found, plan.source_exhausted) == ("complete", endless.out, True)
+    assert plan.n_rows == 20 * CTX_LEN
+
+
+def test_a_rounded_store_serves_only_who_asks_for_that(stage, tmp_path):
+    rounded = replace(stage, out=tmp_path / "r.actstore", codec="bitround:6")
+    harvest(make_plan(rounded))
+    again = replace(rounded, out=tmp_path / "again.actstore")
+    assert make_plan(again).found == rounded.out
+    for codec in ("lz4", "bitround:7"):
+        assert make_plan(replace(again, codec=codec)).found is None
+
+
+def test_known_folders_are_searched_to_the_bottom(stage, tmp_path, monkeypatch):
+    elsewhere = replace(stage, out=tmp_path / "wanted.actstore")
+    assert make_plan(elsewhere).found is None
+    folders = (tmp_path / "gone", tmp_path, "", stage.out.parent.parent)
+    monkeypatch.setenv("SAEPIPE_STORES", os.pathsep.join(map(str, folders)))
+    assert make_plan(elsewhere).found == stage.out
+
+
+def test_what_is_not_whole_or_not_ours_is_passed_over(stage, tmp_path, monkeypatch):
+    """Unfinished, damaged, foreign, or not to be looked into: none of it is in the way."""
+    place = tmp_path / "place"
+    write_store(place / "a foreign.actstore", make_spec(), n_rows=64)
+    spec = ActStore.open(stage.out).spec
+    with ActWriter.create_or_resume(place / "begun.actstore", spec, n_rows=16 * CTX_LEN):
+        pass
+    for name, text in (("d", "?"), ("e", "[]"), ("f", '{"attributes": []}'), ("g", "{}")):
+        root = place / name / "data.zarr" / "zarr.json"
+        root.parent.mkdir(parents=True)
+        root.write_text(text)
+    (place / "a file").write_text("")
+    (place / "loop").symlink_to("loop")
+    shut = place / "shut"
+    shut.mkdir()
+    monkeypatch.setenv("SAEPIPE_STORES", f"{place}{os.pathsep}{stage.out.parent}")
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path) == shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert make_plan(replace(stage, out=place / "wanted.actstore")).found == stage.out
+    assert len(find_stores(place)) == 6
+
+
+def test_a_link_stands_for_the_store(stage, tmp_path):
+    found = write_store(tmp_path / "deep" / "found.actstore", make_spec(), n_rows=64)
+    out = tmp_path / "new" / "er" / "out.actstore"
+    link(found, out)
+    assert str(out.readlink()) == "../../deep/found.actstore"
+    assert ActStore.open(out).fingerprint == ActStore.open(found).fingerprint
+    write_store(out, make_spec(), n_rows=128)
+    assert ActStore.open(found).n_rows == 128
+    tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}-moved"))
+    moved = tmp_path.with_name(f"{tmp_path.name}-moved")
+    assert ActStore.open(moved / "new" / "er" / "out.actstore").n_rows == 128
+
+
+def test_a_link_in_a_linked_folder_leads_to_the_store(tmp_path):
+    found = write_store(tmp_path / "found.actstore", make_spec(), n_rows=64)
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "short").symlink_to("deep/er")
+    link(found, tmp_path / "short" / "out.actstore")
+    assert ActStore.open(tmp_path / "short" / "out.actstore").n_rows == 64
+
+
+def test_nothing_is_linked_over_what_is_there(tmp_path):
+    found = write_store(tmp_path / "found.actstore", make_spec(), n_rows=64)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "gone").symlink_to("nowhere")
+    for name in ("folder", "gone", "found.actstore"):
+        with pytest.raises(ConfigError, match="is there already: choose another --out"):
+            link(found, tmp_path / name)
+    assert (tmp_path / "folder").is_dir() and (tmp_path / "gone").is_symlink()
+
+
+def test_a_link_to_a_store_that_is_gone_is_said(stage, tmp_path):
+    out = tmp_path / "out.actstore"
+    out.symlink_to("gone.actstore")
+    with pytest.raises(ConfigError, match=r"is a link to gone\.actstore, which is gone: remove it"):
+        make_plan(replace(stage, out=out))
+
+
+def test_a_linked_store_is_complete_without_a_search(stage, tmp_path):
+    out = tmp_path / "out.actstore"
+    link(stage.out, out)
+    plan = make_plan(replace(stage, out=out))
+    assert (plan.state, plan.found) == ("complete", None)
+
+
+def test_a_store_is_found_without_torch():
+    code = "import pipeline.harvest.plan, sys; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0

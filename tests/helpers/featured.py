@@ -1,0 +1,62 @@
+"""A tiny model, a store of it, and runs whose features can be found."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from actstore.reader import ActStore
+from pipeline.config.architectures import ReluConfig
+from pipeline.config.stages import FeaturesConfig, HarvestConfig
+from pipeline.config.training import TrainConfig
+from pipeline.harvest.harvest import harvest
+from pipeline.harvest.plan import make_plan
+from pipeline.runs.folder import Provenance
+from pipeline.runs.sae_run import Run
+from tests.helpers.tiny import CTX_LEN, make_coder, make_model, make_text
+
+SITES = ("mlp_out.1", "mlp_pre.1", "mlp_act.1", "resid_post.2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A model and a store of it, in a folder."""
+
+    folder: Path
+    model: Path
+    store: ActStore
+
+    def run(self, name: str = "run", *, site: str = SITES[0], coder=None) -> Path:
+        """A finished run, trained, as it says, from the store."""
+        path = self.folder / name
+        path.mkdir()
+        coder = coder or make_coder(d_in=self.store.width(site))
+        config = TrainConfig(
+            store=self.store.path,
+            out=path,
+            arch=ReluConfig(),
+            expansion=coder.d_sae // coder.d_in,
+        )
+        provenance = Provenance.of(self.store, site=site)
+        Run(path=path, config=config, provenance=provenance).finish(coder)
+        return path
+
+
+def make_store_of(
+    model: Path, out: Path, *, n_contexts: int = 40, sites: tuple[str, ...] = SITES
+) -> ActStore:
+    text = make_text(out.with_suffix(".txt"), n_contexts=n_contexts)
+    config = HarvestConfig(
+        out=out, model=str(model), text=text, sites=sites, tokens=n_contexts * CTX_LEN,
+        ctx_len=CTX_LEN, batch_size=8, device="cpu", dtype="fp32", shard_rows=10 * CTX_LEN,
+    )  # fmt: skip
+    harvest(make_plan(config))
+    return ActStore.open(out)
+
+
+def make_world(folder: Path) -> World:
+    model = make_model(folder / "model")
+    return World(folder=folder, model=model, store=make_store_of(model, folder / "acts.actstore"))
+
+
+def config_of(run: Path, **changes) -> FeaturesConfig:
+    defaults = {"n_top": 3, "n_spread": 4, "n_values": 6, "device": "cpu"}
+    return FeaturesConfig(run=run, **{**defaults, **changes})

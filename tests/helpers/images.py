@@ -1,0 +1,71 @@
+"""Small images of digits and settings, for tests of the experiment on them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.connect.connector import Connector
+from pipeline.mnist.classifier import Classifier
+from pipeline.mnist.config import MnistConfig
+from pipeline.mnist.images import Images, Labelled, split
+from pipeline.mnist.network import FeatureNetwork
+from tests.helpers.tiny import make_coder
+
+SIDE = 5
+
+
+def make_images(n: int = 200, *, seed: int = 0) -> Images:
+    """Ten random patterns, each under noise."""
+    return split("patterns", *_patterns(n, seed=seed))
+
+
+def make_labelled(n: int = 60, *, seed: int = 0) -> Labelled:
+    pixels, labels = _patterns(n, seed=seed)
+    return Labelled(pixels=pixels, labels=labels)
+
+
+def _patterns(n: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    patterns = np.random.default_rng(99).random((10, SIDE, SIDE))
+    labels = rng.integers(0, 10, n)
+    noisy = patterns[labels] + 0.1 * rng.standard_normal((n, SIDE, SIDE))
+    return noisy.clip(0, 1).astype(np.float32), labels.astype(np.int64)
+
+
+def write_images(folder: Path, n: int = 200) -> Path:
+    """The patterns as IDX files."""
+    pixels, labels = _patterns(n, seed=0)
+    folder.mkdir(parents=True)
+    for what, values in (("images-idx3", np.rint(255 * pixels)), ("labels-idx1", labels)):
+        sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+        data = bytes([0, 0, 8, values.ndim]) + sizes + values.astype(np.uint8).tobytes()
+        (folder / f"t10k-{what}-ubyte").write_bytes(data)
+    return folder
+
+
+def make_config(out: Path, **changes) -> MnistConfig:
+    """An experiment that takes a second or two."""
+    images = changes.pop("images", None) or str(write_images(out.parent / "images"))
+    small = {
+        "hidden": 8, "epochs": 20, "lr": 1e-2, "dropout": 0.0, "batch_size": 16, "expansion": 2,
+        "sae_steps": 40, "sae_lr": 1e-2, "connect_epochs": 3, "connect_lr": 1e-2,
+        "connect_l1": (0.001, 0.01), "chosen_l1": 0.001, "device": "cpu",
+    }  # fmt: skip
+    return MnistConfig(out=out, images=images, **(small | changes))
+
+
+def make_network(*, hidden: int = 6, seed: int = 0) -> FeatureNetwork:
+    """Random weights everywhere, some of the connectors' below 0.1."""
+    torch.manual_seed(seed)
+    net = Classifier(SIDE**2, hidden, seed=seed).requires_grad_(False)
+    coders = tuple(
+        make_coder(d_in=hidden, expansion=2, seed=i).requires_grad_(False) for i in range(3)
+    )
+    connectors = tuple(
+        Connector(
+            0.3 * torch.randn(2 * hidden, 2 * hidden), 0.1 * torch.randn(2 * hidden)
+        ).requires_grad_(False)
+        for _ in range(2)
+    )
+    return FeatureNetwork(net=net, coders=coders, connectors=connectors)

@@ -1,0 +1,160 @@
+"""An evaluation in float64, all tokens at once, by hooks and formulas of its own."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from pipeline.lm.tokenizer import load_tokenizer
+from pipeline.sae.sae import SparseCoder
+from tests.helpers.tiny import CTX_LEN
+
+
+def contexts_of(model: Path, text: str, *, n: int) -> torch.Tensor:
+    """The first contexts of a text of one document."""
+    ids = load_tokenizer(str(model)).encode([Path(text).read_text()])[0]
+    return torch.tensor(ids)[: n * CTX_LEN].view(-1, CTX_LEN)
+
+
+def leave_out(run: Path, **excluded: object) -> Path:
+    """Make a run one whose training left out these rows."""
+    document = json.loads((run / "run.json").read_text())
+    document["config"] |= excluded
+    (run / "run.json").write_text(json.dumps(document))
+    return run
+
+
+def rows_left(
+    tokens: torch.Tensor, x: torch.Tensor, *, positions=(), token_ids=(), norms=None
+) -> torch.Tensor:
+    """Which rows training would have kept, one by one."""
+    limit = math.inf
+    if norms is not None:
+        lengths = sorted(x.norm(dim=-1).flatten().tolist())
+        limit = norms * lengths[(len(lengths) - 1) // 2]
+    return torch.tensor(
+        [
+            [
+                p not in positions and int(t) not in token_ids and row.norm() <= limit
+                for p, (t, row) in enumerate(zip(context, rows, strict=True))
+            ]
+            for context, rows in zip(tokens, x, strict=True)
+        ]
+    )
+
+
+class PlainModel:
+    """A model of Pythia's kind, whose MLP outputs can be replaced."""
+
+    def __init__(self, model: Path, tokens: torch.Tensor) -> None:
+        self.lm = transformers.GPTNeoXForCausalLM.from_pretrained(model).double().eval()
+        self.tokens = tokens
+
+    def run(self, layer: int, edit=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer's MLP output as it was, and log-probabilities `[contexts ctx-1 vocab]`."""
+        seen: list[torch.Tensor] = []
+
+        def hook(module, args, out):
+            seen.append(out)
+            return None if edit is None else edit(out)
+
+        handle = self.lm.gpt_neox.layers[layer].mlp.register_forward_hook(hook)
+        with torch.no_grad():
+            logits = self.lm(self.tokens).logits[:, :-1]
+        handle.remove()
+        return seen[0], logits - logits.logsumexp(-1, keepdim=True)
+
+    def nll(self, logp: torch.Tensor) -> torch.Tensor:
+        """Of each prediction, `[contexts ctx-1]`."""
+        return -logp.gather(-1, self.tokens[:, 1:, None])[..., 0]
+
+
+def plain_eval(
+    model: Path, tokens: torch.Tensor, coder: SparseCoder, *, layer: int = 1, **excluded: object
+) -> dict[str, object]:
+    """All the keys, and `nll_clean` and `nll_patched` of each context."""
+    plain = PlainModel(model, tokens)
+    acts, clean = plain.run(layer)
+    kept = rows_left(tokens, acts, **excluded)
+    counted = kept[:, :-1]
+    w = {name: p.detach().double() for name, p in coder.named_parameters()}
+
+    def code(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        z = ((rows - w["b_dec"]) @ w["W_enc"] + w["b_enc"]).clamp_min(0)
+        return z, z @ w["W_dec"] + w["b_dec"]
+
+    def nll_with(values, at: int = layer) -> torch.Tensor:
+        def edit(out):
+            return torch.where(kept[..., None], values(out), out)
+
+        return plain.run(at, edit)[1]
+
+    x = acts[kept]
+    z, x_hat = code(x)
+    patched = nll_with(lambda out: code(out)[1])
+    zero, mean = nll_with(torch.zeros_like), nll_with(lambda out: x.mean(0).expand_as(out))
+    inserted = [nll_with(lambda out: code(out)[1], at) for at in range(3)]
+
+    def ce(logp: torch.Tensor) -> float:
+        return plain.nll(logp)[counted].mean().item()
+
+    def kl(logp: torch.Tensor) -> float:
+        return (clean.exp() * (clean - logp)).sum(-1)[counted].mean().item()
+
+    return {
+        "n_tokens": int(kept.sum()),
+        "n_predictions": int(counted.sum()),
+        "ce_clean": ce(clean),
+        "ce_patched": ce(patched),
+        "ce_zero": ce(zero),
+        "ce_mean": ce(mean),
+        "loss_recovered": (ce(zero) - ce(patched)) / (ce(zero) - ce(clean)),
+        "loss_recovered_mean": (ce(mean) - ce(patched)) / (ce(mean) - ce(clean)),
+        "kl": kl(patched),
+        "kl_zero": kl(zero),
+        "kl_recovered": 1 - kl(patched) / kl(zero),
+        "perplexity_clean": math.exp(ce(clean)),
+        "perplexity_patched": math.exp(ce(patched)),
+        "perplexity_difference": math.exp(ce(patched)) - math.exp(ce(clean)),
+        "explained_variance": (1 - (x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item(),
+        "mse": (x - x_hat).pow(2).sum(1).mean().item(),
+        "cosine": ((x * x_hat).sum(1) / x.norm(dim=1) / x_hat.norm(dim=1)).mean().item(),
+        "relative_bias": (x_hat.pow(2).sum() / (x * x_hat).sum()).item(),
+        "l2_ratio": (x_hat.norm(dim=1) / x.norm(dim=1)).mean().item(),
+        **_of_latents(z, w),
+        "inserted": [(f"mlp_out.{at}", ce(logp)) for at, logp in enumerate(inserted)],
+        "contexts": [
+            (plain.nll(clean)[i][counted[i]].tolist(), plain.nll(patched)[i][counted[i]].tolist())
+            for i in range(len(tokens))
+        ],
+    }
+
+
+def _of_latents(z: torch.Tensor, w: dict[str, torch.Tensor]) -> dict[str, object]:
+    active = z > 0
+    dead, density = ~active.any(0), active.double().mean(0)
+    rows = w["W_dec"] / w["W_dec"].norm(dim=1, keepdim=True)
+    columns = w["W_enc"].T / w["W_enc"].T.norm(dim=1, keepdim=True)
+    to_dead = rows @ (w["W_dec"][dead].mean(0) / w["W_dec"][dead].mean(0).norm())
+    nearest = (rows @ rows.T - 2 * torch.eye(len(rows))).max(1).values
+    return {
+        "l0": active.double().sum(1).mean().item(),
+        "l0_quantiles": tuple(
+            np.quantile(active.sum(1).numpy(), (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
+        ),
+        "l1": z.abs().sum(1).mean().item(),
+        "density": tuple(density.tolist()),
+        "n_dead": int(dead.sum()),
+        "frac_dead": dead.double().mean().item(),
+        "n_rare": int((density < 1e-6).sum()),
+        "n_frequent": int((density > 0.1).sum()),
+        "dead_cosine_mean": to_dead[dead].mean().item(),
+        "alive_cosine_mean": to_dead[~dead].mean().item(),
+        "encoder_decoder_cosine": tuple((rows * columns).sum(1).tolist()),
+        "encoder_decoder_cosine_median": float(np.median((rows * columns).sum(1).numpy())),
+        "max_cosine": tuple(nearest.tolist()),
+        "max_cosine_mean": nearest.mean().item(),
+    }

@@ -1,0 +1,97 @@
+"""Small stores for tests: their content is a function of the context number alone."""
+
+from pathlib import Path
+
+import numpy as np
+
+from actstore.layout import row_permutation
+from actstore.manifest import StoreSpec
+from actstore.reader import ActStore
+from actstore.writer import ActWriter, Shard
+
+CTX_LEN = 8
+
+
+def make_spec(
+    *,
+    widths=None,
+    ctx_len=CTX_LEN,
+    dtype="bfloat16",
+    codec="lz4",
+    shard_rows=64,
+    seed=0,
+    source=None,
+) -> StoreSpec:
+    return StoreSpec.of(
+        widths=widths or {"mlp_out.1": 16},
+        ctx_len=ctx_len,
+        dtype=dtype,
+        codec=codec,
+        shard_rows=shard_rows,
+        seed=seed,
+        source=source or {},
+    )
+
+
+def context(spec: StoreSpec, number: int):
+    """Activations by site, tokens and document ids of one context."""
+    rng = np.random.default_rng([7, number])
+    acts = {}
+    for site in spec.sites:
+        x = rng.standard_normal((spec.ctx_len, site.width), np.float32) + 0.5
+        if spec.dtype == "bfloat16":
+            acts[site.name] = (x.view(np.uint32) >> 16).astype(np.uint16)
+        else:
+            acts[site.name] = x.astype(spec.storage)
+    tokens = rng.integers(0, 500, spec.ctx_len, dtype=np.int32)
+    return acts, tokens, np.full(spec.ctx_len, number // 3, np.int64)
+
+
+def contexts(spec: StoreSpec, start: int, stop: int):
+    """Contexts `start` to `stop`, stacked."""
+    acts, tokens, documents = zip(*(context(spec, i) for i in range(start, stop)), strict=True)
+    stacked = {site.name: np.stack([a[site.name] for a in acts]) for site in spec.sites}
+    return stacked, np.stack(tokens), np.stack(documents)
+
+
+def shard_of(spec: StoreSpec, index: int, n_rows: int) -> Shard:
+    """The shard a harvest would hand over: its rows already permuted."""
+    start = index * spec.shard_rows // spec.ctx_len
+    acts, tokens, documents = contexts(spec, start, start + n_rows // spec.ctx_len)
+    order = row_permutation(n_rows, seed=spec.seed, shard=index)
+    return Shard(
+        index=index,
+        acts={name: x.reshape(n_rows, -1)[order] for name, x in acts.items()},
+        tokens=tokens,
+        document_id=documents,
+        cursor={"context": start + n_rows // spec.ctx_len},
+    )
+
+
+def write_store(path: Path, spec: StoreSpec, *, n_rows: int, stop: int | None = None) -> Path:
+    """Create, resume or extend a store; with `stop`, leave it unfinished before that shard."""
+    with ActWriter.create_or_resume(path, spec, n_rows=n_rows, threads=2) as writer:
+        for k in range(writer.next_shard, writer.n_shards if stop is None else stop):
+            writer.write_shard(shard_of(spec, k, writer.rows_in(k)))
+        if stop is None:
+            writer.finish()
+    return path
+
+
+def column(store: ActStore, name: str) -> np.ndarray:
+    """All of one array."""
+    return np.concatenate([store.shard(name, k) for k in range(store.n_shards)])
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    """Every file of the Zarr group."""
+    root = path / "data.zarr"
+    found = sorted(p for p in root.rglob("*") if p.is_file())
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in found}
+
+
+def as_numbers(values: np.ndarray) -> np.ndarray:
+    """Stored values as float64."""
+    if values.dtype == np.uint16:
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float64)

@@ -1,0 +1,112 @@
+"""A tiny language model, texts and runs on disk, to evaluate and to fine-tune."""
+
+from pathlib import Path
+
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, models, pre_tokenizers
+
+from pipeline.config.architectures import ArchConfig, ReluConfig
+from pipeline.config.training import TrainConfig
+from pipeline.runs.folder import Provenance
+from pipeline.runs.sae_run import Run
+from pipeline.sae.sae import SparseCoder, make_activation
+
+WIDTH, CTX_LEN, N_LAYERS = 16, 12, 3
+EOS = "<|endoftext|>"
+
+
+def make_tokenizer() -> tokenizers.Tokenizer:
+    """One token per byte, and an end of text."""
+    vocab = {byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([EOS])
+    return tokenizer
+
+
+def make_model(folder: Path, *, seed: int = 0, width: int = WIDTH) -> Path:
+    """A random model of Pythia's kind with its tokenizer, whose predictions its MLPs move."""
+    torch.manual_seed(seed)
+    config = transformers.GPTNeoXConfig(
+        vocab_size=260, hidden_size=width, num_hidden_layers=N_LAYERS, num_attention_heads=2,
+        intermediate_size=3 * width, max_position_embeddings=64,
+    )  # fmt: skip
+    model = transformers.GPTNeoXForCausalLM(config)
+    for p in model.parameters():
+        p.data.normal_(std=0.4)
+    model.save_pretrained(folder)
+    make_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(f'{{"eos_token": "{EOS}"}}')
+    return folder
+
+
+def make_text(path: Path, *, n_contexts: int, seed: int = 0) -> str:
+    """A text file of at least so many contexts, of one document."""
+    generator = torch.Generator().manual_seed(seed)
+    letters = torch.randint(97, 123, (n_contexts * CTX_LEN,), generator=generator).tolist()
+    path.write_text("".join(map(chr, letters)))
+    return str(path)
+
+
+def make_coder(
+    *, d_in: int = WIDTH, expansion: int = 4, arch: ArchConfig | None = None, seed: int = 0
+) -> SparseCoder:
+    """A random coder whose biases are not zero and some of whose latents never fire."""
+    generator = torch.Generator().manual_seed(seed)
+    d_sae = expansion * d_in
+    activation = make_activation(arch or ReluConfig(), d_sae=d_sae)
+    coder = SparseCoder(d_in, d_sae, activation, generator=generator)
+    with torch.no_grad():
+        coder.b_enc.normal_(std=0.3, generator=generator)
+        coder.b_enc[::5] = -1e4
+        coder.b_dec.normal_(std=0.3, generator=generator)
+    return coder
+
+
+def identity_coder() -> SparseCoder:
+    """`x = relu(x) - relu(-x)`, exactly."""
+    coder, eye = make_coder(expansion=2), torch.eye(WIDTH)
+    with torch.no_grad():
+        coder.W_enc.copy_(torch.cat([eye, -eye], 1))
+        coder.W_dec.copy_(torch.cat([eye, -eye]))
+        coder.b_enc.zero_()
+        coder.b_dec.zero_()
+    return coder
+
+
+def save_coder(
+    path: Path,
+    coder: SparseCoder,
+    *,
+    model: Path | str,
+    text: str = "somewhere",
+    site: str = "mlp_out.1",
+    arch: ArchConfig | None = None,
+    model_fingerprint: str = "",
+) -> Path:
+    """A finished run of this coder."""
+    path.mkdir(parents=True)
+    config = TrainConfig(
+        store=path / "gone.actstore",
+        out=path,
+        arch=arch or ReluConfig(),
+        expansion=coder.d_sae // coder.d_in,
+    )
+    provenance = Provenance(
+        path=path / "gone.actstore",
+        fingerprint="f" * 64,
+        model=str(model),
+        revision="main",
+        model_fingerprint=model_fingerprint,
+        text=text,
+        site=site,
+        d_in=coder.d_in,
+        ctx_len=CTX_LEN,
+        n_rows=1200,
+        dtype="bfloat16",
+    )
+    Run(path=path, config=config, provenance=provenance).finish(coder)
+    return path

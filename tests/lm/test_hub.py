@@ -1,0 +1,230 @@
+"""A local server stands in for the hub, and notes what it is asked for."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from actstore.reader import ActStore
+from pipeline.errors import ModelError
+from pipeline.lm.hub import ModelFiles
+from pipeline.lm.weights import Weights
+from tests.helpers.tiny import make_model, make_text
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """Serves one model as org/tiny, revisions main and step1."""
+
+    folder: Path
+    fetched: list[str] = field(default_factory=list)
+    url: str = ""
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self):
+                self.answer(body=False)
+
+            def do_GET(self):
+                self.answer(body=True)
+
+            def answer(self, *, body: bool):
+                parts = self.path.partition("?")[0].strip("/").split("/")
+                if parts[:3] != ["org", "tiny", "resolve"]:
+                    return self.missing("RepoNotFound")
+                if parts[3] not in ("main", "step1"):
+                    return self.missing("RevisionNotFound")
+                file = hub.folder / parts[4]
+                if not file.is_file():
+                    return self.missing("EntryNotFound")
+                data = file.read_bytes()
+                self.send_response(200)
+                self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+                self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                if body:
+                    hub.fetched.append(file.name)
+                    self.wfile.write(data)
+                return None
+
+            def missing(self, code: str):
+                self.send_response(404)
+                self.send_header("X-Error-Code", code)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format, *args):
+                pass
+
+        return Handler
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory) -> Iterator[Hub]:
+    whole = make_model(tmp_path_factory.mktemp("lm") / "whole")
+    model = transformers.GPTNeoXForCausalLM.from_pretrained(whole)
+    folder = whole.with_name("sharded")
+    model.save_pretrained(folder, max_shard_size="16KB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((whole / name).read_bytes())
+    hub = Hub(folder)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), hub.handler())
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    yield hub
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def saepipe(*arguments: str, home: Path, endpoint: str, **env: str):
+    """Run the command line as a process of its own: the hub's address is read at import."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    variables |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_ETAG_TIMEOUT": "2", **env}
+    command = [sys.executable, "-c", "from cli import main; main()", *arguments]
+    return subprocess.run(
+        command, env=variables, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def harvest(tmp_path: Path, model: str, *extra: str) -> list[str]:
+    text = make_text(tmp_path / "text.txt", n_contexts=20)
+    return [
+        "harvest", "--model", model, "--text", text, "--site", "mlp_out.0", "--tokens", "120",
+        "--ctx-len", "12", "--device", "cpu", "--out", str(tmp_path / "acts.actstore"), *extra,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def harvested(hub, tmp_path_factory) -> tuple[Path, list[str]]:
+    """Where a harvest from the hub was made and its model kept, and its command."""
+    folder = tmp_path_factory.mktemp("harvested")
+    command = harvest(folder, "org/tiny", "--revision", "step1")
+    hub.fetched.clear()
+    done = saepipe(*command, home=folder / "home", endpoint=hub.url)
+    assert done.returncode == 0, done.stderr
+    (folder / "fetched.json").write_text(json.dumps(hub.fetched))
+    return folder, command
+
+
+def test_only_the_files_a_site_needs_are_downloaded(hub, harvested):
+    folder, _ = harvested
+    index = json.loads((hub.folder / "model.safetensors.index.json").read_text())["weight_map"]
+    needed = {
+        file
+        for tensor, file in index.items()
+        if tensor.removeprefix("gpt_neox.").startswith(
+            ("embed_in", "layers.0.mlp", "layers.0.post_attention_layernorm")
+        )
+    }
+    fetched = json.loads((folder / "fetched.json").read_text())
+    weights = [name for name in fetched if name.endswith(".safetensors")]
+    assert set(weights) == needed
+    assert len(weights) == len(needed) < len(set(index.values()))
+    source = ActStore.open(folder / "acts.actstore").spec.source
+    assert source["model"] == "org/tiny"
+    assert source["revision"] == "step1"
+    assert source["model_fingerprint"] == f"commit:{COMMIT}"
+
+
+def test_the_same_command_again_downloads_nothing(hub, harvested):
+    folder, command = harvested
+    hub.fetched.clear()
+    again = saepipe(*command, home=folder / "home", endpoint=hub.url)
+    assert "complete, reused" in again.stdout, again.stderr
+    assert not hub.fetched
+
+
+@pytest.mark.parametrize(
+    "env",
+    [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}],
+    ids=["offline mode", "no network"],
+)
+def test_a_model_in_the_cache_needs_no_network(hub, harvested, env):
+    folder, command = harvested
+    again = saepipe(*command, home=folder / "home", **{"endpoint": hub.url, **env})
+    assert "complete, reused" in again.stdout, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "extra", "message"),
+    [
+        ("org/absent", (), "the hub has no model org/absent"),
+        ("org/tiny", ("--revision", "step9"), "the hub has no model org/tiny (revision step9)"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_one_line(hub, tmp_path, model, extra, message):
+    command = harvest(tmp_path, model, *extra)
+    done = saepipe(*command, home=tmp_path / "home", endpoint=hub.url)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("env", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["no network", "offline mode"])
+def test_a_hub_out_of_reach_is_one_line(tmp_path, env):
+    closed = "http://127.0.0.1:9"
+    done = saepipe(*harvest(tmp_path, "org/tiny"), home=tmp_path / "h", endpoint=closed, **env)
+    assert done.returncode == 1
+    assert "the hub could not be reached for model org/tiny" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    model = make_model(tmp_path / "model")
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"has no model\.safetensors, and pickled"):
+        Weights.locate(ModelFiles(str(model)))
+
+
+def test_damaged_weights_are_named(tmp_path):
+    model = make_model(tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"\x10" * 40)
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged"):
+        Weights.locate(ModelFiles(str(model)))
+
+
+def test_the_fingerprint_follows_the_weights(tmp_path):
+    model = make_model(tmp_path / "model")
+    before = ModelFiles(str(model)).fingerprint()
+    assert ModelFiles(str(model)).fingerprint() == before
+    make_model(model, seed=1)
+    assert ModelFiles(str(model)).fingerprint() != before
+
+
+def test_the_checkpoints_of_older_neox_and_of_base_models_load(tmp_path):
+    """Pythia's checkpoints name the head `embed_out`; gpt2's have no prefix."""
+    from safetensors.torch import load_file, save_file
+
+    from pipeline.lm.model import load_model
+
+    model = make_model(tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    assert "embed_out.weight" in tensors
+    cpu, fp32 = torch.device("cpu"), torch.float32
+    expected = load_model(str(model), device=cpu, dtype=fp32)
+    bare = {name.removeprefix("gpt_neox."): t for name, t in tensors.items()}
+    bare["lm_head.weight"] = bare.pop("embed_out.weight")
+    save_file(bare, model / "model.safetensors", metadata={"format": "pt"})
+    found = load_model(str(model), device=cpu, dtype=fp32)
+    tokens = torch.arange(8)[None]
+    assert torch.equal(found.hidden(tokens), expected.hidden(tokens))
+    assert torch.equal(found.logits(torch.ones(1, 16)), expected.logits(torch.ones(1, 16)))

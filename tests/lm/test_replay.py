@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.lm.families import Site
+from pipeline.lm.hooks import capture, splice
+from pipeline.lm.model import LanguageModel, load_model
+from pipeline.lm.replay import Replay
+from tests.lm.test_hooks import CPU, FP32, MAKERS, TOKENS, sites_of
+
+OTHER_TOKENS = TOKENS[:1].flip(1)
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def lm(request, tmp_path_factory) -> LanguageModel:
+    return load_model(str(save(request.param, tmp_path_factory)), device=CPU, dtype=FP32)
+
+
+def save(kind: str, tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    model = MAKERS[kind]()
+    for p in model.parameters():
+        p.data.normal_(std=0.2)
+    path = tmp_path_factory.mktemp("model") / kind
+    model.save_pretrained(path)
+    return path
+
+
+@torch.no_grad()
+def spliced(lm: LanguageModel, tokens: torch.Tensor, site: Site, value: torch.Tensor):
+    with splice(lm, {site: lambda _: value}):
+        return lm.hidden(tokens)
+
+
+def test_an_edit_at_any_site_gives_the_bits_of_a_whole_pass_with_it_spliced_in(lm):
+    replay = Replay(lm, sites_of(lm))
+    torch.manual_seed(1)
+    for tokens in (TOKENS, OTHER_TOKENS):
+        clean = replay.clean(tokens)
+        assert torch.equal(clean, spliced(lm, tokens, Site.parse("mlp_out.0"), None))
+        for site in sites_of(lm):
+            acts = replay.acts(site).clone()
+            assert torch.equal(replay.edited(site, acts), clean), site
+            for value in (torch.zeros_like(acts), torch.randn_like(acts)):
+                edited = replay.edited(site, value)
+                assert torch.equal(edited, spliced(lm, tokens, site, value.clone())), site
+                assert not torch.equal(edited, clean), site
+            assert torch.equal(replay.acts(site), acts), site
+
+
+def test_each_site_recorded_alone_gives_the_same(lm):
+    whole = Replay(lm, sites_of(lm))
+    whole.clean(TOKENS)
+    for site in sites_of(lm):
+        alone = Replay(lm, [site])
+        alone.clean(TOKENS)
+        assert torch.equal(alone.acts(site), whole.acts(site)), site
+        value = whole.acts(site) + 1
+        assert torch.equal(alone.edited(site, value), whole.edited(site, value)), site
+
+
+def inputs_of(lm: LanguageModel, run) -> dict[str, list[torch.Tensor]]:
+    """What each module that has weights of its own was given while `run` ran."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    handles = [
+        module.register_forward_hook(
+            lambda _, args, __, name=name: seen.setdefault(name, []).append(args[0].clone())
+        )
+        for name, module in lm.body.named_modules()
+        if list(module.parameters(recurse=False))
+    ]
+    run()
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@torch.no_grad()
+def test_only_what_the_site_reaches_runs_and_runs_once(lm):
+    clean = inputs_of(lm, lambda: lm.hidden(TOKENS))
+    beside = {"mlp.up_proj", "post_attention_layernorm"} & {
+        name.split(".", 2)[2] for name in clean if "up_proj" in name or "post_att" in name
+    }
+    for site in sites_of(lm):
+        replay = Replay(lm, [site])
+        replay.clean(TOKENS)
+        value = torch.randn_like(replay.acts(site))
+        with splice(lm, {site: lambda _, value=value: value}):
+            whole = inputs_of(lm, lambda: lm.hidden(TOKENS))
+        reached = {name for name, (x,) in whole.items() if not torch.equal(x, clean[name][0])}
+        ran = inputs_of(lm, lambda: replay.edited(site, value))  # noqa: B023
+        assert all(len(given) == 1 for given in ran.values()), site
+        more = set(ran) - reached
+        if site.kind == "mlp_pre" and "mlp.up_proj" in beside:  # llama's other way into the MLP
+            more -= {f"layers.{site.layer}.{name}" for name in beside}
+        assert not more, site
+        assert reached <= set(ran), site
+
+
+def parts_of(lm: LanguageModel) -> dict[str, int]:
+    return {name: id(module) for name, module in lm.module.named_modules()}
+
+
+def hooks_on(lm: LanguageModel) -> int:
+    modules = list(lm.body.modules())
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+
+
+def test_the_model_is_left_as_it_was_even_when_an_edit_fails(lm):
+    before, n_hooks = parts_of(lm), hooks_on(lm)
+    replay = Replay(lm, sites_of(lm))
+    replay.clean(TOKENS)
+    for site in sites_of(lm):
+        replay.edited(site, replay.acts(site))
+        assert parts_of(lm) == before, site
+        if site != Site.parse("resid_post.2"):  # only the final norm could object there
+            with pytest.raises(RuntimeError):
+                replay.edited(site, torch.zeros(2, 12, 31))
+        assert parts_of(lm) == before, site
+    assert hooks_on(lm) == n_hooks
+
+
+def test_in_half_precision_the_bits_are_those_of_a_splice_too(tmp_path_factory):
+    path = save("pythia", tmp_path_factory)
+    lm = load_model(str(path), device=CPU, dtype=torch.bfloat16)
+    replay = Replay(lm, sites_of(lm))
+    replay.clean(TOKENS)
+    for site in sites_of(lm):
+        value = torch.randn_like(replay.acts(site))
+        edited = replay.edited(site, value)
+        assert edited.dtype == torch.bfloat16
+        assert torch.equal(edited, spliced(lm, TOKENS, site, value)), site
+
+
+@torch.no_grad()
+def test_what_was_recorded_is_what_the_sites_hold(lm):
+    replay = Replay(lm, sites_of(lm)[::-1])
+    replay.clean(TOKENS)
+    with capture(lm, sites_of(lm)) as acts:
+        lm.hidden(TOKENS)
+    assert all(torch.equal(replay.acts(site), acts[site]) for site in sites_of(lm))
+
+
+def test_a_site_the_model_lacks_is_refused(lm):
+    with pytest.raises(ConfigError, match=r"mlp_out\.3 does not exist: .* has layers 0 to 2"):
+        Replay(lm, [Site.parse("mlp_out.3")])

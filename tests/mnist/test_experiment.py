@@ -1,0 +1,267 @@
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from actstore.reader import ActStore
+from pipeline.config.serialization import from_json, to_json
+from pipeline.connect.run import ConnectorRun
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.mnist.config import MnistConfig
+from pipeline.mnist.experiment import run_experiment
+from pipeline.mnist.result import MnistResult, compared
+from pipeline.mnist.train import load_frames
+from pipeline.runs.sae_run import Run
+from pipeline.terminal.mnist import mnist_tables
+from tests.cli.test_real_data import data
+from tests.helpers.images import make_config, make_images, write_images
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[MnistConfig, MnistResult, list[str]]:
+    """A whole experiment, and the stages it told of."""
+    config, stages = make_config(tmp_path_factory.mktemp("mnist") / "run"), list[str]()
+    result = run_experiment(config, on_progress=lambda progress: stages.append(progress.stage))
+    return config, result, stages
+
+
+def test_all_of_it_is_made_and_told_of(made):
+    config, result, stages = made
+    assert list(dict.fromkeys(stages)) == ["classifier", "saes", "connectors", "figures"]
+    assert not result.reused
+    assert (result.n_train, result.n_test) == (160, 40)
+    assert [(sae.kind, sae.layer) for sae in result.saes] == [
+        (kind, layer) for kind in ("tied", "relu") for layer in ("h1", "h2", "h3")
+    ]
+    names = {one.name for one in result.networks if one.form == "refitted"}
+    assert names == {"l1=0.001", "l1=0.01", "start=random", "start=regression"}
+    there = {path.name for path in config.out.iterdir()}
+    assert there == {
+        "experiment.json", "result.json", "classifier", "train.actstore", "test.actstore", "saes",
+        "connectors", "report.html", "epochs.gif", "epochs-h1-h2.png", "epochs-h2-h3.png",
+        "weights-h1-h2.png", "weights-h2-h3.png", "features-h1.png", "features-h2.png",
+        "features-h3.png", "reconstruction.png", "accuracies.png", "frontier.png",
+    }  # fmt: skip
+    assert "<script" not in (config.out / "report.html").read_text().partition("</head>")[0]
+
+
+def test_the_same_again_is_read_and_changes_nothing(made):
+    config, result, _ = made
+    before = files_of(config.out)
+    stages = []
+    again = run_experiment(config, on_progress=lambda progress: stages.append(progress.stage))
+    assert again.reused
+    assert replace(again, reused=False, config=result.config) == result
+    assert stages == []
+    assert files_of(config.out) == before
+
+
+def test_what_was_trained_is_kept_when_only_the_result_is_gone(made, tmp_path):
+    config, result, _ = made
+    out = tmp_path / "run"
+    shutil.copytree(config.out, out)
+    for name in ("result.json", "report.html", "accuracies.png"):
+        (out / name).unlink()
+    before = files_of(out)
+    stages = []
+    # Connectors name their SAEs by path, so that this must be the same folder.
+    shutil.rmtree(config.out)
+    shutil.move(out, config.out)
+    again = run_experiment(config, on_progress=lambda progress: stages.append(progress.stage))
+    assert set(stages) <= {"figures"}
+    assert replace(again, seconds=0.0) == replace(result, seconds=0.0)
+    after = files_of(config.out)
+    assert {name: after[name] for name in before if "/" in name} == {
+        name: content for name, content in before.items() if "/" in name
+    }
+
+
+def test_stopped_while_connectors_train_it_goes_on_to_the_same_result(made, tmp_path):
+    config, result, _ = made
+    stopped = replace(config, out=tmp_path / "run")
+
+    def stop(progress) -> None:
+        if progress.stage == "connectors" and progress.step >= progress.n_steps // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(stopped, on_progress=stop)
+    assert not (stopped.out / "result.json").exists()
+    again = run_experiment(stopped)
+    assert replace(again, config=result.config, seconds=0.0) == replace(result, seconds=0.0)
+    run = Path("connectors/h1-h2,l1=0.001")
+    for (step, W), (same, W_again) in zip(
+        load_frames(config.out / run), load_frames(stopped.out / run), strict=True
+    ):
+        assert step == same
+        np.testing.assert_array_equal(W, W_again)
+
+
+def test_the_weights_are_kept_after_each_epoch_and_end_as_the_connectors(made):
+    config, _, _ = made
+    import torch
+
+    for pair in ("h1-h2", "h2-h3"):
+        run = ConnectorRun.open(config.out / "connectors" / f"{pair},l1=0.001")
+        frames = load_frames(run.path)
+        every = run.config.checkpoint_every
+        assert [step for step, _ in frames] == [every, 2 * every, 3 * every]
+        W = run.load_connector(torch.device("cpu")).W.numpy()
+        np.testing.assert_array_equal(frames[-1][1], W)
+        assert not np.array_equal(frames[0][1], W)
+        assert not list((config.out / "connectors" / f"{pair},l1=0.01").glob("epochs"))
+    with Image.open(config.out / "epochs.gif") as picture:
+        assert picture.n_frames == 3
+
+
+def test_saes_and_connectors_are_runs_of_the_store_like_any_others(made):
+    config, _, _ = made
+    store = ActStore.open(config.out / "train.actstore")
+    assert store.sites == ("h1", "h2", "h3")
+    tied, untied = (Run.open(config.out / "saes" / f"{kind}-h2") for kind in ("tied", "relu"))
+    assert (tied.config.arch.kind, untied.config.arch.kind) == ("tied", "relu")
+    assert untied.provenance.fingerprint == store.fingerprint
+    assert untied.d_sae == 16
+    run = ConnectorRun.open(config.out / "connectors" / "h2-h3,l1=0.01")
+    assert (run.source.site, run.target.site) == ("h2", "h3")
+    assert run.source.run == untied.path.resolve()
+    assert run.config.layer == (config.out / "classifier" / "layer-3.safetensors").resolve()
+
+
+def test_a_penalty_is_in_units_of_both_layers(made):
+    config, _, _ = made
+    store = ActStore.open(config.out / "train.actstore")
+    rms = {
+        layer: np.sqrt(np.concatenate([store.shard(layer, 0)]).astype(float) ** 2).mean() ** 0
+        * np.sqrt((store.shard(layer, 0).astype(float) ** 2).mean())
+        for layer in store.sites
+    }
+    run = ConnectorRun.open(config.out / "connectors" / "h2-h3,l1=0.01")
+    assert run.config.l1 == pytest.approx(0.01 * rms["h2"] * rms["h3"], rel=1e-5)
+
+
+def test_the_result_survives_its_file(made):
+    config, result, _ = made
+    document = json.loads((config.out / "result.json").read_text())
+    saved = from_json(MnistResult, document)
+    assert replace(saved, seconds=0.0) == replace(result, seconds=0.0)
+    assert from_json(MnistResult, to_json(result)) == result
+
+
+def test_another_configuration_into_the_same_folder_names_what_differs(made):
+    config, _, _ = made
+    with pytest.raises(ConfigError, match="hidden: 8 there, 9 now"):
+        run_experiment(replace(config, hidden=9))
+
+
+def test_other_images_of_the_same_name_are_noticed(made, tmp_path):
+    config, _, _ = made
+    out = tmp_path / "run"
+    shutil.copytree(config.out, out)
+    images = write_images(tmp_path / "images", 190)
+    document = json.loads((out / "experiment.json").read_text())
+    document["config"]["images"] = str(images)
+    (out / "experiment.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match="on other images than"):
+        run_experiment(replace(config, out=out, images=str(images)))
+
+
+def test_what_is_no_experiment_is_left_alone(tmp_path):
+    config = make_config(tmp_path / "run")
+    config.out.mkdir()
+    (config.out / "diary.txt").write_text("dear")
+    with pytest.raises(ConfigError, match="is no experiment of saepipe mnist"):
+        run_experiment(config)
+    assert [path.name for path in config.out.iterdir()] == ["diary.txt"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("result.json", b"{", "result.json is damaged .*: delete it"),
+        ("experiment.json", b"[]", "experiment.json is damaged"),
+        ("classifier/layer-2.safetensors", b"x", "classifier in .* is damaged"),
+    ],
+)
+def test_damage_is_one_line(made, tmp_path, file, content, message):
+    config, _, _ = made
+    out = tmp_path / "run"
+    shutil.copytree(config.out, out)
+    (out / "result.json").unlink()
+    (out / file).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as error:
+        run_experiment(replace(config, out=out))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"connect_l1": ()}, "each once, got none"),
+        ({"connect_l1": (0.1, 0.1), "chosen_l1": 0.1}, "each once, got 0.1, 0.1"),
+        ({"chosen_l1": 3.0}, r"chosen_l1 must be one of connect_l1 \(0.001, 0.01\), got 3"),
+        ({"hidden": 0}, "hidden must be positive"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+    ],
+)
+def test_impossible_settings_are_one_line(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(tmp_path / "run", images="digits", **changes)
+
+
+def test_every_figure_of_s2_stands_beside_ours(made):
+    _, result, _ = made
+    rows = {row.what: row for row in compared(result)}
+    chosen = result.network("l1=0.001", "trained")
+    assert rows["classifier: accuracy on test images"].ours == [f"{result.accuracy:.3f}"]
+    assert rows["weights of features > 0.1"].s2 == "458"
+    assert rows["weights of features > 0.1"].ours == [str(c.n_above) for c in chosen.connectors]
+    assert rows["accuracy, simulated"].ours == [f"{result.accuracy:.3f} → {chosen.accuracy:.3f}"]
+    assert rows["tied SAE: MSE"].ours == [
+        f"{result.sae('tied', layer).mse:.4f}" for layer in ("h1", "h2", "h3")
+    ]
+
+
+def test_the_tables_fit_a_terminal(made):
+    from rich.console import Console
+
+    _, result, _ = made
+    console = Console(width=80, record=True, file=io.StringIO())
+    for table in mnist_tables(result):
+        console.print(table)
+    text = console.export_text()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "E2 W D1" in text
+    assert "0.978 → 0.94" in text
+
+
+def test_the_bundled_digits_are_the_default():
+    assert MnistConfig(out=Path("x")).images == "digits"
+    assert len(make_images().test) == 40
+
+
+def test_real_images_keep_their_accuracy_through_features(tmp_path):
+    config = MnistConfig(
+        out=tmp_path / "run", images=str(data("mnist")), epochs=3, sae_steps=200,
+        connect_epochs=6, connect_l1=(0.002,), chosen_l1=0.002, device="cpu",
+    )  # fmt: skip
+    result = run_experiment(config)
+    assert (result.n_train, result.n_test) == (8000, 2000)
+    assert result.accuracy > 0.85
+    network = result.network("l1=0.002", "refitted")
+    assert network.accuracy > result.accuracy - 0.2
+    assert network.n_above < sum(result.neuron_weights)

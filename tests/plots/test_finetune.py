@@ -1,0 +1,53 @@
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib._pylab_helpers import Gcf
+from matplotlib.figure import Figure
+
+from pipeline.plots import style as canvas
+from pipeline.plots.finetune import loss_figure, scales_and_biases_figure
+
+
+def texts_of(figure: Figure) -> str:
+    parts = [text for axes in figure.axes for text in axes.texts]
+    parts += [t for axes in figure.axes if axes.legend_ for t in axes.legend_.get_texts()]
+    return " | ".join(text.get_text() for text in parts)
+
+
+def test_the_smoothed_line_of_a_straight_line_is_that_line_until_it_ends():
+    x = np.arange(200)
+    _, y = canvas.smoothed(x, 3.0 * x)
+    np.testing.assert_allclose(y[:-3], 3.0 * x[:-3])
+
+
+def test_the_smoothed_line_is_a_mean_of_neighbours():
+    values = np.random.default_rng(0).normal(size=300)
+    _, y = canvas.smoothed(np.arange(300), values)
+    half = round(0.03 * 300 / 2)
+    assert y[100] == pytest.approx(values[100 - half : 100 + half + 1].mean())
+    assert y[0] == values[0]
+
+
+def test_scales_and_biases_ascend_and_their_shares_are_told():
+    c, d = np.array([1.2, 0.5, 0.9, 1.0]), np.array([0.1, 0.3, -0.2, 0.0])
+    left, right = scales_and_biases_figure(c, d).axes
+    assert left.lines[0].get_ydata().tolist() == [0.5, 0.9, 1.0, 1.2]
+    assert right.lines[0].get_ydata().tolist() == [-0.2, 0.0, 0.1, 0.3]
+    assert [t.get_text() for t in left.texts] == ["25% above 1", "50% below 1"]
+    assert [t.get_text() for t in right.texts] == ["50% above 0", "25% below 0"]
+
+
+def test_the_loss_figure_names_the_three_heldout_losses():
+    figure = loss_figure([3.0, 2.0, 1.5], ce_base=3.1, ce_spliced=3.2, ce_finetuned=1.4)
+    said = texts_of(figure)
+    for loss in ("without the coder: 3.100", "c = 1, d = 0: 3.200", "after fine-tuning: 1.400"):
+        assert loss in said
+
+
+def test_figures_are_whole_files_and_leave_no_state_behind(tmp_path):
+    before = dict(matplotlib.rcParams)
+    canvas.save(scales_and_biases_figure(np.ones(3), np.zeros(3)), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert not Gcf.figs
+    assert dict(matplotlib.rcParams) == before

@@ -1,0 +1,338 @@
+"""The page as a file: what is in it, how it is chosen, what is refused. `test_report_page.py`
+opens it."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from pipeline.config.stages import FinetuneConfig, ReportConfig
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.evaluate.report import Overlap, save_report
+from pipeline.features.feature import BEFORE
+from pipeline.finetune.run import FinetunedRun, FinetuneReport
+from pipeline.plots.style import BLUE, INK, axes_in, make_figure
+from pipeline.report.feature_data import feature_data, rounded
+from pipeline.report.figures import inline_svg
+from pipeline.report.gather import N_DEAD, choose_features
+from pipeline.report.page import view, write_page
+from pipeline.report.render import embedded_json, render
+from pipeline.report.saes import coders_view
+from pipeline.runs.curves import METRICS
+from pipeline.runs.sae_run import Run
+from tests.helpers.pages import (
+    PLAIN,
+    VOCABULARY,
+    make_feature,
+    make_material,
+    make_report,
+    make_run,
+    shown,
+)
+from tests.helpers.reading_pages import Reader, data_of
+
+
+def page_of(*materials) -> bytes:
+    return render(view(materials))
+
+
+def bare(run: Path, *features, **changes):
+    """Without figures, which take long to draw."""
+    return make_material(run, *features, **({"curves": None, "evaluation": None} | changes))
+
+
+def plain(run: Path, **changes):
+    """An evaluation of few figures."""
+    return make_report(run, **({"inserted": (), "dead": 0} | changes))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "topk")
+
+
+@pytest.fixture(scope="module")
+def page(run) -> bytes:
+    """About this run, with everything there is to show."""
+    return page_of(make_material(run, make_feature(1)))
+
+
+# --- which features --------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 40))
+def test_chosen_features_are_spread_evenly_over_the_ranks_of_frequency(counts, n):
+    n_active = np.array(counts)
+    chosen = choose_features(n_active, n=n)
+    alive = [i for i in chosen if counts[i]]
+    dead = [i for i in chosen if not counts[i]]
+    n_alive = int((n_active > 0).sum())
+    assert len(set(chosen)) == len(chosen)
+    assert len(chosen) == min(n, n_alive + min(N_DEAD, len(counts) - n_alive))
+    assert chosen == alive + dead
+    assert len(dead) == min(N_DEAD, len(counts) - n_alive, n - 1 if n_alive else n)
+    ranks = sorted(range(len(counts)), key=lambda i: (-counts[i], i))
+    places = [ranks.index(i) for i in alive]
+    if len(alive) > 1:
+        assert places[0] == 0
+        assert places[-1] == n_alive - 1
+        gaps = np.diff(places)
+        assert gaps.max() - gaps.min() <= 1
+
+
+# --- data for the script ---------------------------------------------------------------------
+
+
+def test_numbers_keep_three_significant_digits_and_what_is_no_number_is_null():
+    assert [rounded(x) for x in (0.0, 1234.5, -0.0012345, 3.0)] == [0, 1230, -0.00123, 3]
+    assert json.dumps(rounded(3.0)) == "3"
+    assert [rounded(x) for x in (None, float("nan"), float("inf"))] == [None] * 3
+
+
+def test_tokens_are_places_in_a_table_that_holds_each_text_once():
+    feature = make_feature(3, tokens=range(len(VOCABULARY)))
+    data = feature_data(shown(feature, make_feature(4)))
+    table = data["tokens"]
+    assert len(set(table)) == len(table)
+    examples = data["items"][0]["top"]
+    texts = shown().texts
+    for i, example in enumerate(examples):
+        inside = feature.top.tokens[i] >= 0
+        assert len(example["tokens"]) == len(example["values"]) == inside.sum()
+        assert example["position"] == feature.top.position[i]
+        peak = min(BEFORE, example["position"])
+        assert example["values"][peak] == max(example["values"])
+        assert example["values"][peak] == pytest.approx(feature.top.value[i], rel=5e-3)
+        plain = [t for t in feature.top.tokens[i][inside].tolist() if t < len(PLAIN)]
+        found = {table[place] for place in example["tokens"]}
+        assert {texts.alone(t) for t in plain} <= found
+    tokens = [table[place] for place, _ in data["items"][1]["sample"]]
+    assert tokens == [texts.alone(t) for t in make_feature(4).sample.token.tolist()]
+
+
+@given(st.text())
+def test_json_in_a_script_is_ascii_and_cannot_end_the_script(text):
+    written = str(embedded_json({"text": [text, "</script><!--\u2028"]}))
+    assert written.isascii()
+    assert not set("<>&") & set(written)
+    assert json.loads(written) == {"text": [text, "</script><!--\u2028"]}
+
+
+# --- figures ---------------------------------------------------------------------------------
+
+
+def drawn(name: str) -> str:
+    figure = make_figure(width=4.0, height=3.0)
+    axes = axes_in(figure, (1, 1, 1), title="a < b & c", y="$x_1$")
+    axes.plot([0, 1], [0, 1], color=BLUE, marker="o")
+    axes.axhspan(0, 1, color=INK, hatch="/")
+    return str(inline_svg(figure, name=name, label='it"s <b>'))
+
+
+def test_a_figure_in_the_page_has_text_as_text_and_the_colours_of_the_page():
+    svg = drawn("one")
+    assert " style=" not in svg
+    assert "<style" not in svg
+    assert "metadata" not in svg
+    assert "#2b6cb0" not in svg
+    assert 'stroke="var(--blue)"' in svg
+    assert "a &lt; b &amp; c</text>" in svg
+    assert 'aria-label="it&quot;s &lt;b&gt;"' in svg
+    assert drawn("one") == svg
+
+
+def test_ids_of_two_figures_differ_and_every_reference_is_met():
+    one, other = drawn("one"), drawn("other")
+    ids = [set(re.findall(r' id="([^"]+)"', svg)) for svg in (one, other)]
+    assert not ids[0] & ids[1]
+    for svg, known in zip((one, other), ids, strict=True):
+        asked = set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'href="#([^"]+)"', svg))
+        assert asked
+        assert asked == known
+
+
+# --- the page --------------------------------------------------------------------------------
+
+
+def test_hostile_texts_stay_texts_wherever_they_stand(run):
+    feature = make_feature(1, tokens=range(len(VOCABULARY)))
+    material = bare(run, feature, name="<script>run</script>\u202e\x07", evaluation=plain(run))
+    page = page_of(material)
+    reader = Reader(page)
+    assert [attrs.get("type") for tag, attrs in reader.tags if tag == "script"] == [
+        "application/json", None,
+    ]  # fmt: skip
+    assert not {tag for tag, _ in reader.tags} & {"img", "b", "iframe", "object", "form", "base"}
+    for _, attrs in reader.tags:
+        assert not [name for name in attrs if name.startswith("on") or name == "style"]
+    assert "<script>window.pwned = 1</script>" in reader.text
+    assert "{{ 7 * 7 }}" in reader.text
+    assert "\\u202egnp.exe" in reader.text
+    raw = page.decode()
+    for hidden in "\x00\x07\x1b\u202e\u2066\u200f\u2028":
+        assert hidden not in raw
+    texts = data_of(page)["runs"][0]["tokens"]
+    assert "</script><script>window.pwned = 2</script>" in texts
+    assert not any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for text in texts for c in text)
+
+
+def test_nothing_in_the_page_points_outside_of_it(page):
+    for tag, attrs in Reader(page).tags:
+        for name in ("src", "href", "xlink:href", "action", "data", "srcset", "poster"):
+            assert attrs.get(name, "#").startswith(("#", "data:,")), (tag, attrs)
+
+
+def test_the_policy_names_the_one_script_and_the_one_style_sheet(page):
+    tags = Reader(page).tags
+    (policy,) = (a["content"] for _, a in tags if a.get("http-equiv"))
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    for name in ("script-src", "style-src"):
+        assert re.fullmatch(r"'sha256-[A-Za-z0-9+/=]{44}'", rules[name])
+    before = [tag for tag, _ in tags[: tags.index(("style", {}))]]
+    assert "meta" in before
+    assert "script" not in before
+
+
+def test_the_same_runs_make_the_same_bytes(run, page):
+    assert page_of(make_material(run, make_feature(1))) == page
+
+
+def test_a_page_of_200_features_is_smaller_than_5_mb(run):
+    features = [make_feature(i, tokens=range(len(VOCABULARY))) for i in range(200)]
+    assert len(page_of(bare(run, *features))) < 4.5e6, "figures are another 0.2 MB"
+
+
+def test_the_numbers_of_an_evaluation_stand_with_their_intervals(page):
+    text = Reader(page).text
+    assert "loss recovered (zeroed - spliced) / (zeroed - alone) 0.9877 0.9811 to 0.9922" in text
+    assert "cross-entropy, the model alone 2.432 " in text
+    assert "below 1 where x̂ is shrunk - " in text
+    assert "dead features active on none of the tokens 5 " in text
+    assert "share of dead features 7.81 %" in text
+    assert "100,096 tokens in contexts of 128" in text
+    assert "context 1,234: 2 → 3 nats, perplexity +12.7" in text
+    assert "Numbers of <b>another</b> text" in text
+
+
+def test_a_few_runs_have_a_column_each_and_many_a_row_each(tmp_path):
+    runs = [make_run(tmp_path / f"run{i}", seed=i) for i in range(5)]
+    materials = [bare(path) for path in runs]
+    materials[0] = replace(materials[0], evaluation=plain(runs[0]))
+    few, many = coders_view(materials[:4]), coders_view(materials)
+    assert {len(row.cells) for group in few.groups for row in group.rows} == {4}
+    assert [cell.value for cell in few.groups[0].rows[0].cells] == ["2.432", "", "", ""]
+    assert not few.rows
+    assert [row.name for row in many.rows] == [f"run{i}" for i in range(5)]
+    assert not many.groups
+    assert {len(row.cells) for row in many.rows} == {len(many.columns)}
+    assert view(materials[:4]).title == "4 sparse autoencoders"
+
+
+def test_what_several_runs_have_in_common_is_said_once(tmp_path):
+    paths = [make_run(tmp_path / name, seed=i) for i, name in enumerate(("a", "b"))]
+    overlaps = (Overlap(run=paths[1], mmcs=0.75), Overlap(run=Path("/else/where"), mmcs=0.25))
+    report = plain(paths[0], overlaps=overlaps)
+    features = shown(make_feature(1), notes=("logits are direct",))
+    materials = [
+        bare(path, features=features, evaluation=report if path.name == "a" else None)
+        for path in paths
+    ]
+    made = coders_view(materials)
+    assert made.feature_notes == ["logits are direct"]
+    assert made.runs[0].overlaps == {"b": "0.75", "/else/where": "0.25"}
+    assert made.runs[0].notes[-1] == "None of the 64 features is dead on these tokens."
+    assert [drawing.name for drawing in made.runs[0].figures] == ["r1-density", "r1-encdec"]
+    assert view(materials).lead == "model EleutherAI/pythia-70m · site mlp_out.1 · text somewhere"
+
+
+def test_what_is_not_there_is_said_with_the_command_that_makes_it(run):
+    page = page_of(bare(run, features=None))
+    text = Reader(page).text
+    assert f"saepipe eval {run}" in text
+    assert f"saepipe features {run}" in text
+    assert data_of(page)["runs"][0]["command"] == f"saepipe features {run}"
+    assert "Fidelity" not in text
+
+
+def test_each_curve_and_each_finding_is_a_figure(page):
+    ids = [attrs["id"] for tag, attrs in Reader(page).tags if tag == "figure"]
+    assert ids == [
+        f"r1-{name}"
+        for name in (
+            "density", "encdec", "dead", "inserted", "l0", "recon", "n_dead",
+        )
+    ]  # fmt: skip
+
+
+def test_a_fine_tuned_run_tells_what_was_learned_and_from_what(run):
+    config = FinetuneConfig(run=run, out=run / "tuned", text="sums")
+    report = FinetuneReport(
+        run=run, out=run / "tuned", model="gpt2", revision="main", trained_on_model="builtin",
+        site="mlp_out.3", trained_on_site="mlp_out.1", text="sums", n_train_tokens=5,
+        n_heldout_tokens=5, n_steps=2000, ce_base=1.5, ce_spliced=2.5, ce_finetuned=1.75,
+        loss_first=2.0, loss_last=1.0, notes=(),
+    )  # fmt: skip
+    tuned = FinetunedRun(path=run, config=config, run=Run.open(run), report=report, sha256="0" * 64)
+    (run / METRICS).write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    text = Reader(page_of(bare(run, tuned=tuned, curves=run / METRICS))).text
+    assert "topk SAE (k = 4) at mlp_out.3, fine-tuned" in text
+    for fact in (
+        "fine-tuned on sums, 2,000 steps", "held-out loss, model alone 1.5",
+        "held-out loss, SAE spliced in 2.5", "held-out loss, fine-tuned 1.75",
+        "finetune.weight_decay 0.01", "arch.k 4", "held out, after fine-tuning: 1.750",
+    ):  # fmt: skip
+        assert fact in text
+
+
+# --- from and to the disk --------------------------------------------------------------------
+
+
+def test_a_page_is_written_about_what_lies_in_the_folders_of_runs(tmp_path):
+    runs = [make_run(tmp_path / name / "sae") for name in ("a", "b")]
+    save_report(plain(runs[0]))
+    (runs[1] / METRICS).unlink()
+    out = write_page(ReportConfig(runs=(*runs, runs[0]), out=tmp_path / "new/folder/page.html"))
+    assert out == tmp_path / "new/folder/page.html"
+    data = data_of(out.read_bytes())
+    assert [run["name"] for run in data["runs"]] == ["a/sae", "b/sae"]
+    text = Reader(out.read_bytes()).text
+    assert f"saepipe eval {runs[1]}" in text
+    assert f"saepipe eval {runs[0]}" not in text
+    assert [path.name for path in out.parent.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "out", "error", "said"),
+    [
+        ([], "page.html", ConfigError, "a report needs a run"),
+        (["run"], ".", ConfigError, r"is a folder.*--out .*/report\.html"),
+        (["nowhere"], "page.html", CheckpointError, "is not a run"),
+        (["run", "empty"], "page.html", CheckpointError, "is not a run"),
+        (["unfinished"], "page.html", CheckpointError, "unfinished run"),
+    ],
+)
+def test_what_cannot_be_reported_on_is_one_line(tmp_path, runs, out, error, said):
+    make_run(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    document = json.loads((make_run(tmp_path / "unfinished") / "run.json").read_text())
+    (tmp_path / "unfinished/run.json").write_text(json.dumps(document | {"sha256": ""}))
+    config = ReportConfig(runs=tuple(tmp_path / name for name in runs), out=tmp_path / out)
+    with pytest.raises(error, match=said) as caught:
+        write_page(config)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("name", ["eval.json", "metrics.jsonl", "features/features.json"])
+def test_a_damaged_file_of_a_run_is_one_line_that_names_it(tmp_path, name):
+    path = make_run(tmp_path / "run")
+    (path / name).parent.mkdir(exist_ok=True)
+    (path / name).write_text("{nonsense\n")
+    with pytest.raises(CheckpointError, match=re.escape(name)) as caught:
+        write_page(ReportConfig(runs=(path,), out=tmp_path / "page.html"))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,297 @@
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from pipeline.sae.dead import Resampling, SilentRows, generator_of, resample_random, resample_worst
+
+F, D = 12, 6
+GATED = {"b_gate": 0.0, "r_mag": 0.0, "b_mag": 0.0}
+
+
+def make(*, n_latents=F, width=D, starts=None, unit_norm=True, seed=0, tied=False):
+    """A coder and moments full of numbers that are nowhere a start value."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=rng) + 3
+
+    starts = {"b_enc": 0.0} if starts is None else starts
+    params = {"E": draw(n_latents, width), "W_dec": draw(n_latents, width), "b_dec": draw(width)}
+    params |= {name: draw(n_latents) for name in starts}
+    if tied:
+        params["E"] = params["W_dec"]
+    moments = {
+        key: {n: draw(*p.shape) for n, p in params.items() if not (tied and n == "E")}
+        for key in ("exp_avg", "exp_avg_sq")
+    }
+    return Resampling(params=params, moments=moments, unit_norm=unit_norm, starts=starts)
+
+
+def tensors_of(coder: Resampling) -> dict[str, torch.Tensor]:
+    named = {name: p.clone() for name, p in coder.params.items()}
+    for key, moment in coder.moments.items():
+        named |= {f"{key}.{name}": m.clone() for name, m in moment.items()}
+    return named
+
+
+def mask(*latents, n_latents=F) -> torch.Tensor:
+    dead = torch.zeros(n_latents, dtype=torch.bool)
+    dead[list(latents)] = True
+    return dead
+
+
+def at_random(coder, dead, seed=0):
+    return resample_random(coder, dead, generator=generator_of(seed, 1))
+
+
+def at_worst(coder, dead, seed=0):
+    rng = torch.Generator().manual_seed(9)
+    rows, loss = torch.randn(50, D, generator=rng), torch.rand(50, generator=rng) + 0.1
+    generator = generator_of(seed, 1)
+    return resample_worst(coder, dead, centred=rows, loss=loss, generator=generator)
+
+
+both_ways = pytest.mark.parametrize("resample", [at_random, at_worst])
+
+
+@both_ways
+@pytest.mark.parametrize("starts", [None, {"b_enc": 0.0, "log_threshold": -3.5}, GATED])
+def test_a_dead_latent_starts_anew_and_every_other_keeps_its_bits(resample, starts):
+    coder = make(starts=starts)
+    before, dead = tensors_of(coder), mask(0, 3, 11)
+    assert resample(coder, dead) == 3
+    for name, now in tensors_of(coder).items():
+        parameter = name.rpartition(".")[2]
+        if parameter == "b_dec":
+            assert torch.equal(now, before[name]), name
+            continue
+        assert torch.equal(now[~dead], before[name][~dead]), name
+        assert (now[dead] != before[name][dead]).all(), name
+        if "." in name:
+            assert (now[dead] == 0).all(), name
+        elif parameter in coder.starts:
+            assert (now[dead] == coder.starts[parameter]).all(), name
+
+
+@both_ways
+def test_where_none_is_dead_nothing_changes(resample):
+    coder = make()
+    before = tensors_of(coder)
+    assert resample(coder, mask()) == 0
+    assert all(torch.equal(now, before[name]) for name, now in tensors_of(coder).items())
+
+
+@both_ways
+def test_new_dictionary_rows_have_unit_norm(resample):
+    coder = make()
+    resample(coder, mask(1, 2))
+    norms = coder.params["W_dec"].norm(dim=-1)
+    torch.testing.assert_close(norms[1:3], torch.ones(2))
+    assert (norms[3:] > 2).all()  # a latent that was not resampled is not touched, whatever it has
+
+
+@both_ways
+def test_the_other_members_of_a_stack_keep_their_bits(resample):
+    stack = {name: p.repeat(3, *[1] * p.ndim) for name, p in make().params.items()}
+    moments = {"exp_avg": {name: p.clone() for name, p in stack.items()}}
+    before = {name: p.clone() for name, p in stack.items()}
+    coder = Resampling(
+        params={name: p[1] for name, p in stack.items()},
+        moments={"exp_avg": {name: p[1] for name, p in moments["exp_avg"].items()}},
+        unit_norm=True,
+    )
+    assert resample(coder, torch.ones(F, dtype=torch.bool)) == F
+    for name, was in before.items():
+        for now in (stack[name], moments["exp_avg"][name]):
+            assert torch.equal(now[[0, 2]], was[[0, 2]])
+            assert torch.equal(now[1], was[1]) == (name == "b_dec")
+
+
+@both_ways
+def test_a_tied_coder_keeps_unit_norm(resample):
+    coder = make(tied=True)
+    resample(coder, mask(4))
+    assert coder.params["E"] is coder.params["W_dec"]
+    assert float(coder.params["W_dec"][4].norm()) == pytest.approx(1)
+    assert (coder.moments["exp_avg"]["W_dec"][4] == 0).all()
+
+
+@both_ways
+def test_before_the_first_step_there_are_no_moments(resample):
+    coder = make()
+    empty = Resampling(
+        params=coder.params, moments={"exp_avg": {}, "exp_avg_sq": {}}, unit_norm=True
+    )
+    assert resample(empty, mask(0)) == 1
+
+
+@both_ways
+def test_the_same_seed_and_step_draw_the_same(resample):
+    def rows(seed):
+        coder = make()
+        resample(coder, mask(0, 5), seed)
+        return coder.params["E"][[0, 5]]
+
+    assert torch.equal(rows(3), rows(3))
+    assert not torch.equal(rows(3), rows(4))
+
+
+def test_every_seed_and_step_has_draws_of_its_own():
+    pairs = [(0, 0), (0, 1), (1, 0), (1, 1), (2**63, 1), (-1, 1), (0, 2**33), (10, 5), (5, 10)]
+    first = [torch.rand(4, generator=generator_of(*pair)).tolist() for pair in pairs]
+    assert first == [torch.rand(4, generator=generator_of(*pair)).tolist() for pair in pairs]
+    assert len({tuple(draw) for draw in first}) == len(pairs)
+
+
+def chi_square(observed: np.ndarray, expected: np.ndarray) -> float:
+    """In standard deviations above its mean."""
+    value, freedom = ((observed - expected) ** 2 / expected).sum(), len(expected) - 1
+    return (value - freedom) / math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("width", [10, 24])
+def test_random_rows_are_uniform_within_the_kaiming_bound(width):
+    n = 2000
+    coder = make(n_latents=n, width=width, unit_norm=False)
+    at_random(coder, torch.ones(n, dtype=torch.bool))
+    bound = math.sqrt(6 / width)
+    for name in ("E", "W_dec"):
+        values = coder.params[name].double().numpy()
+        assert np.abs(values).max() <= bound
+        counts, _ = np.histogram(values, bins=20, range=(-bound, bound))
+        assert abs(chi_square(counts, np.full(20, values.size / 20))) < 5
+        by_column = values.mean(0) / (bound / math.sqrt(3 * n))
+        assert np.abs(by_column).max() < 5
+    correlation = np.corrcoef(coder.params["E"].flatten(), coder.params["W_dec"].flatten())[0, 1]
+    assert abs(correlation) < 5 / math.sqrt(n * width)
+
+
+def test_random_dictionary_rows_under_the_constraint_are_the_same_ones_scaled():
+    free, unit = make(unit_norm=False), make()
+    dead = mask(2, 7)
+    at_random(free, dead)
+    at_random(unit, dead)
+    expected = free.params["W_dec"][dead] / free.params["W_dec"][dead].norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(unit.params["W_dec"][dead], expected)
+    assert torch.equal(unit.params["E"], free.params["E"])
+
+
+def drawn(rows, loss, n_dead, seed) -> tuple[int, ...]:
+    """Which rows the new dictionary rows point to."""
+    coder = make(n_latents=n_dead + 1)
+    dead = mask(*range(n_dead), n_latents=n_dead + 1)
+    generator = generator_of(seed, 7)
+    n = resample_worst(coder, dead, centred=rows, loss=loss, generator=generator)
+    cosines = coder.params["W_dec"][:n] @ torch.nn.functional.normalize(rows, dim=-1).T
+    assert n == 0 or float(cosines.amax(1).min()) > 1 - 1e-5
+    return tuple(cosines.argmax(1).tolist())
+
+
+def test_a_row_is_drawn_by_the_square_of_its_loss_and_once():
+    """The law of two draws without replacement, by enumeration."""
+    rows = torch.randn(4, D, generator=torch.Generator().manual_seed(0))
+    loss = torch.tensor([1.0, 2.0, 0.0, 3.0])
+    p = np.array([1, 4, 0, 9]) / 14
+    n_draws = 1500
+    found = [drawn(rows, loss, 2, seed) for seed in range(n_draws)]
+    law = {
+        (i, j): p[i] * p[j] / (1 - p[i]) for i, j in permutations(range(4), 2) if p[i] * p[j] > 0
+    }
+    assert sum(law.values()) == pytest.approx(1)
+    assert {*found} == {*law}
+    observed = np.array([found.count(pair) for pair in law])
+    assert abs(chi_square(observed, n_draws * np.array([*law.values()]))) < 4
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e15])
+def test_the_unit_of_the_loss_does_not_matter(scale):
+    rows = torch.randn(30, D, generator=torch.Generator().manual_seed(0))
+    loss = torch.rand(30, generator=torch.Generator().manual_seed(1)) + 0.5
+    assert drawn(rows, loss * scale, 5, 3) == drawn(rows, loss, 5, 3)
+
+
+def test_rows_without_a_direction_or_a_finite_loss_are_never_drawn():
+    rows = torch.randn(8, D, generator=torch.Generator().manual_seed(0))
+    rows[3] = 0
+    loss = torch.tensor([0.0, math.inf, math.nan, 9.0, 1.0, 1.0, 1e-30, 1.0])
+    for seed in range(20):
+        assert sorted(drawn(rows, loss, 8, seed)) == [4, 5, 6, 7]
+
+
+def test_more_dead_latents_than_rows_leave_the_rest_as_they_are():
+    coder = make()
+    before = tensors_of(coder)
+    dead, generator = mask(1, 2, 5, 8), generator_of(0, 0)
+    rows = torch.randn(2, D, generator=generator)
+    assert resample_worst(coder, dead, centred=rows, loss=torch.ones(2), generator=generator) == 2
+    changed = (coder.params["E"] != before["E"]).any(1)
+    assert torch.equal(changed, mask(1, 2))
+    assert torch.equal((coder.moments["exp_avg"]["b_enc"] == 0), mask(1, 2))
+
+
+@pytest.mark.parametrize("loss", [0.0, math.nan])
+def test_where_no_row_is_badly_reconstructed_nothing_changes(loss):
+    coder = make()
+    before = tensors_of(coder)
+    generator = generator_of(0, 0)
+    rows, losses = torch.randn(5, D, generator=generator), torch.full((5,), loss)
+    assert resample_worst(coder, mask(1), centred=rows, loss=losses, generator=generator) == 0
+    assert all(torch.equal(now, before[name]) for name, now in tensors_of(coder).items())
+
+
+@pytest.mark.parametrize("dead", [(2, 5), tuple(range(F))])
+def test_new_encoder_rows_have_a_fifth_of_the_norm_of_the_living(dead):
+    coder = make()
+    norms = coder.params["E"].double().norm(dim=-1)
+    living = [i for i in range(F) if i not in dead] or range(F)
+    expected = 0.2 * sum(float(norms[i]) for i in living) / len(living)
+    assert at_worst(coder, mask(*dead)) == len(dead)
+    for i in dead:
+        E, W_dec = coder.params["E"][i], coder.params["W_dec"][i]
+        assert float(E.norm()) == pytest.approx(expected, rel=1e-5)
+        torch.testing.assert_close(E / E.norm(), W_dec, rtol=1e-4, atol=1e-6)
+
+
+def test_a_latent_is_active_on_the_row_it_was_drawn_for():
+    coder = make()
+    rows = torch.randn(3, D, generator=torch.Generator().manual_seed(0))
+    resample_worst(
+        coder, mask(0, 1, 2), centred=rows, loss=torch.ones(3), generator=generator_of(0, 0)
+    )
+    pre = rows @ coder.params["E"][:3].T + coder.params["b_enc"][:3]
+    assert (pre.amax(0) > 0).all()
+
+
+@given(seed=st.integers(0, 2**31 - 1), window=st.integers(0, 40))
+def test_dead_latents_are_those_a_brute_force_count_finds(seed: int, window: int):
+    rng = np.random.default_rng(seed)
+    silent = SilentRows(2, 5)
+    history = []
+    for _ in range(8):
+        n_rows = int(rng.integers(1, 7))
+        counts = rng.integers(1, 4, (2, 5)) * (rng.random((2, 5)) < 0.3)
+        dtype = torch.float32 if seed % 2 else torch.int64
+        silent.update(torch.from_numpy(counts).to(dtype), n_rows=n_rows)
+        history.append((n_rows, counts))
+        for member in range(2):
+            for latent in range(5):
+                rows = 0
+                for n_rows, counts in reversed(history):
+                    if counts[member, latent]:
+                        break
+                    rows += n_rows
+                assert silent.silent[member, latent] == rows
+                assert silent.dead(window)[member, latent] == (rows >= window)
+
+
+def test_a_resampled_latent_is_given_a_window_of_its_own():
+    silent = SilentRows(2, 3)
+    silent.update(torch.tensor([[0, 1, 0], [0, 0, 2]]), n_rows=10)
+    silent.forgive(torch.tensor([[True, False, False], [False, False, False]]))
+    assert silent.silent.tolist() == [[0, 0, 10], [10, 10, 0]]
+    silent.update(torch.zeros(2, 3), n_rows=5)
+    assert silent.dead(15).tolist() == [[False, False, True], [True, True, False]]

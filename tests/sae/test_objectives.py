@@ -1,0 +1,300 @@
+"""Loss and gradient of every architecture, against the papers' formulas in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config.architectures import (
+    BatchTopKConfig,
+    GatedConfig,
+    JumpReluConfig,
+    MatryoshkaConfig,
+    ReluAprilConfig,
+    ReluConfig,
+    TiedConfig,
+    TopKConfig,
+)
+from pipeline.sae.registry import coefficient_of, make_aux, make_objective
+from pipeline.sae.sae import make_coder
+from pipeline.sae.stack import Stack, stacked
+
+D_IN, D_SAE, ROWS = 5, 12, 7
+ARCHS = [
+    ReluConfig(l1=0.3),
+    ReluAprilConfig(l1=0.3),
+    TiedConfig(l1=0.3),
+    GatedConfig(l1=0.3),
+    TopKConfig(k=3),
+    BatchTopKConfig(k=3),
+    MatryoshkaConfig(k=3, prefixes=3),
+    JumpReluConfig(l0=4.0, coefficient=0.2, bandwidth=0.4, threshold=0.3),
+]
+every_arch = pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.kind)
+
+
+def make_stack(arch, *, members: int = 1, seed: int = 0, dtype=torch.float64) -> Stack:
+    """Coders with every parameter away from where it starts."""
+    objective = make_objective(arch, d_sae=D_SAE)
+    coders = [
+        make_coder(arch, d_in=D_IN, d_sae=D_SAE, seed=seed + m).to(dtype) for m in range(members)
+    ]
+    params = stacked(coders, objective)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for name, p in params.items():
+        if name in objective.trained:
+            p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(dtype))
+    return Stack(params, objective, aux=make_aux(arch, d_in=D_IN))
+
+
+def make_rows(*, n: int = ROWS, seed: int = 0, dtype=torch.float64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + 100)
+    return torch.randn(n, D_IN, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def learn(stack: Stack, arch, x: torch.Tensor, **how):
+    coefficient = torch.full((stack.n_members,), coefficient_of(arch, d_in=D_IN), dtype=x.dtype)
+    return stack.learn(x, coefficient=coefficient, **how)
+
+
+def numbers(tensors, m: int = 0) -> dict[str, np.ndarray]:
+    return {name: p[m].detach().numpy().copy() for name, p in tensors.items()}
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def latents_by_the_formula(p, x, arch) -> np.ndarray:
+    pre = (x - p["b_dec"]) @ p["E"].T + p["b_enc"]
+    match arch.kind:
+        case "gated":
+            return relu(np.exp(p["r_mag"]) * pre + p["b_mag"]) * (pre + p["b_gate"] > 0)
+        case "topk":
+            kept = np.argsort(-pre, axis=1)[:, : arch.k]
+            return np.array([[relu(v) if i in k else 0 for i, v in enumerate(row)]
+                             for row, k in zip(pre, kept, strict=True)])  # fmt: skip
+        case "batchtopk" | "matryoshka":
+            smallest = np.sort(pre.ravel())[-arch.k * len(x)]
+            return relu(pre) * (pre >= smallest)
+        case "jumprelu":
+            return pre * (pre > np.exp(p["log_threshold"]))
+        case _:
+            return relu(pre)
+
+
+def loss_by_the_formula(p, x, arch, *, frozen=None) -> float:
+    """Row means of everything that is minimised; what the paper freezes comes from `frozen`."""
+    frozen = frozen or p
+    if arch.kind == "tied":
+        p = p | {"E": p["W_dec"]}
+    z = latents_by_the_formula(p, x, arch)
+    n = len(x)
+    error = ((z @ p["W_dec"] + p["b_dec"] - x) ** 2).sum() / n
+    match arch.kind:
+        case "relu" | "tied":
+            return error + arch.l1 * np.abs(z).sum() / n
+        case "relu-april":
+            return error + arch.l1 * (z * np.linalg.norm(p["W_dec"], axis=1)).sum() / n
+        case "gated":
+            gate = relu((x - p["b_dec"]) @ p["E"].T + p["b_gate"])
+            through = gate @ frozen["W_dec"] + frozen["b_dec"]
+            return error + arch.l1 * gate.sum() / n + ((through - x) ** 2).sum() / n
+        case "matryoshka":
+            ends = [D_SAE // 4, D_SAE // 2, D_SAE]
+            nested = [z[:, :end] @ p["W_dec"][:end] + p["b_dec"] for end in ends]
+            return sum(((x_hat - x) ** 2).sum() for x_hat in nested) / n / len(ends)
+        case "jumprelu":
+            l0 = (z > 0).sum() / n
+            return error + arch.coefficient * D_IN * (l0 / arch.l0 - 1) ** 2
+        case _:
+            return error
+
+
+@pytest.mark.parametrize("seed", range(3))
+@every_arch
+def test_the_loss_is_the_formula(arch, seed):
+    stack, x = make_stack(arch, seed=seed), make_rows(seed=seed)
+    expected = loss_by_the_formula(numbers(stack.params), x.numpy(), arch)
+    parts = learn(stack, arch, x)
+    assert parts.total.item() == pytest.approx(expected, rel=1e-12)
+    z = latents_by_the_formula(numbers(stack.params), x.numpy(), arch)
+    np.testing.assert_array_equal(parts.counts[0], (z > 0).sum(0))
+    assert parts.l1.item() == pytest.approx(z.sum() / ROWS)
+
+
+@every_arch
+def test_gradients_are_the_formulas_finite_differences(arch):
+    stack, x = make_stack(arch), make_rows()
+    learn(stack, arch, x)
+    frozen = numbers(stack.params)
+    step = 1e-6
+    for name in stack.objective.trained:
+        if name == "log_threshold":
+            continue  # no output moves with it but by jumps: see the next test
+        for i in np.ndindex(*frozen[name].shape):
+            sides: list[float] = []
+            for sign in (+1, -1):
+                p = numbers(stack.params)
+                p[name][i] += sign * step
+                sides.append(loss_by_the_formula(p, x.numpy(), arch, frozen=frozen))
+            slope = (sides[0] - sides[1]) / (2 * step)
+            found = stack.grads[name][0][i].item()
+            assert found == pytest.approx(slope, rel=1e-5, abs=1e-7), (name, i)
+
+
+def test_a_threshold_feels_its_neighbourhood_as_the_estimator_says():
+    """Rajamanoharan et al. 2024, equations 11 and 12, pair by pair."""
+    arch = ARCHS[-1]
+    assert isinstance(arch, JumpReluConfig)
+    stack, rows = make_stack(arch), make_rows(n=50)
+    learn(stack, arch, rows)
+    p, x = numbers(stack.params), rows.numpy()
+    pre = (x - p["b_dec"]) @ p["E"].T + p["b_enc"]
+    theta = np.exp(p["log_threshold"])
+    z = latents_by_the_formula(p, x, arch)
+    error = z @ p["W_dec"] + p["b_dec"] - x
+    l0 = (z > 0).sum() / len(x)
+    d_l0 = 2 * arch.coefficient * D_IN * (l0 / arch.l0 - 1) / arch.l0
+    expected = np.zeros(D_SAE)
+    for b in range(len(x)):
+        for i in range(D_SAE):
+            if abs(pre[b, i] - theta[i]) < arch.bandwidth / 2:
+                d_z = 2 / len(x) * error[b] @ p["W_dec"][i]
+                expected[i] -= theta[i] / arch.bandwidth * d_z + d_l0 / len(x) / arch.bandwidth
+    assert (expected != 0).sum() > 3
+    np.testing.assert_allclose(stack.grads["log_threshold"][0], expected * theta, rtol=1e-10)
+
+
+@pytest.mark.parametrize("arch", [TopKConfig(k=3), BatchTopKConfig(k=3)], ids=lambda a: a.kind)
+def test_dead_latents_learn_what_the_living_leave_over(arch):
+    stack, x = make_stack(arch), make_rows()
+    dead = torch.zeros(1, D_SAE, dtype=torch.bool)
+    dead[0, [1, 4, 5, 9]] = True
+    p = numbers(stack.params)
+    left = x.numpy() - latents_by_the_formula(p, x.numpy(), arch) @ p["W_dec"] - p["b_dec"]
+
+    def aux_loss(p) -> float:
+        pre = (x.numpy() - p["b_dec"]) @ p["E"].T + p["b_enc"]
+        total = 0.0
+        for row, e in zip(pre, left, strict=True):
+            best = sorted([1, 4, 5, 9], key=lambda i: -row[i])[: D_IN // 2]
+            total += ((e - sum(relu(row[i]) * p["W_dec"][i] for i in best)) ** 2).sum()
+        return total / ROWS / 32
+
+    plain = learn(stack, arch, x)
+    without = {name: g.clone() for name, g in stack.grads.items()}
+    parts = learn(stack, arch, x, dead=dead)
+    assert plain.aux.item() == 0 and parts.aux.item() == pytest.approx(aux_loss(p), rel=1e-12)
+    assert parts.recon.item() == plain.recon.item()
+    for name in stack.objective.trained:
+        for i in np.ndindex(*p[name].shape):
+            sides: list[float] = []
+            for sign in (+1, -1):
+                q = numbers(stack.params)
+                q[name][i] += sign * 1e-6
+                sides.append(aux_loss(q))
+            slope = (sides[0] - sides[1]) / 2e-6
+            found = (stack.grads[name] - without[name])[0][i].item()
+            assert found == pytest.approx(slope, rel=1e-5, abs=1e-7), (name, i)
+
+
+@every_arch
+@pytest.mark.parametrize("members", [1, 3])
+def test_the_sparse_path_gives_the_dense_ones_numbers(arch, members):
+    x = make_rows(n=200, dtype=torch.float32)
+    stack = make_stack(arch, members=members, dtype=torch.float32)
+    if stack.kernels is None:
+        pytest.skip("torch has no MKL here, so that training stays dense")
+    dead = torch.zeros(members, D_SAE, dtype=torch.bool)
+    dead[0, ::3] = True
+    dense = learn(stack, arch, x, dead=dead)
+    grads = {name: stack.grads[name].clone() for name in stack.objective.trained}
+    if "threshold" in stack.params:
+        stack.params["threshold"].zero_()
+    sparse = learn(stack, arch, x, dead=dead, sparse=True)
+    for name in ("recon", "sparsity", "aux", "l1", "counts", "residual"):
+        torch.testing.assert_close(
+            getattr(sparse, name), getattr(dense, name), rtol=2e-5, atol=2e-5
+        )
+    for name, grad in grads.items():
+        torch.testing.assert_close(stack.grads[name], grad, rtol=2e-5, atol=2e-5)
+
+
+@every_arch
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_each_member_of_a_stack_learns_as_it_would_alone(arch, sparse):
+    x = make_rows(n=40, dtype=torch.float32)
+    stack = make_stack(arch, members=3, dtype=torch.float32)
+    if sparse and stack.kernels is None:
+        pytest.skip("torch has no MKL here, so that training stays dense")
+    coefficient = torch.tensor([0.1, 0.5, 2.0])
+    alone = [stack.subset([m]) for m in range(3)]
+    together = stack.learn(x, coefficient=coefficient, sparse=sparse)
+    for m, one in enumerate(alone):
+        parts = one.learn(x, coefficient=coefficient[m : m + 1], sparse=sparse)
+        torch.testing.assert_close(parts.total[0], together.total[m])
+        for name in stack.objective.trained:
+            torch.testing.assert_close(
+                one.grads[name][0], stack.grads[name][m], atol=1e-6, rtol=1e-4
+            )
+
+
+def test_latents_that_are_all_silent_leave_the_bias_alone_to_learn():
+    for sparse in (False, True):
+        stack = make_stack(ReluConfig(), dtype=torch.float32)
+        if sparse and stack.kernels is None:
+            continue
+        stack.params["b_enc"].fill_(-1e4)
+        parts = learn(stack, ReluConfig(), make_rows(dtype=torch.float32), sparse=sparse)
+        assert parts.l1.item() == 0 and not parts.counts.any()
+        assert not stack.grads["E"].any() and not stack.grads["W_dec"].any()
+        assert stack.grads["b_dec"].all()
+
+
+def test_projected_gradients_are_at_right_angles_to_their_rows():
+    stack = make_stack(ReluConfig())
+    stack.renormalise()
+    learn(stack, ReluConfig(), make_rows())
+    before = stack.grads["W_dec"].clone()
+    stack.project()
+    along = (stack.grads["W_dec"] * stack.params["W_dec"]).sum(-1)
+    torch.testing.assert_close(along, torch.zeros_like(along))
+    taken = before - stack.grads["W_dec"]
+    cosine = torch.nn.functional.cosine_similarity(taken, stack.params["W_dec"], dim=-1).abs()
+    torch.testing.assert_close(cosine, torch.ones_like(cosine))
+
+
+def test_clipping_shrinks_each_member_to_the_norm_and_no_further():
+    stack = make_stack(ReluConfig(), members=2)
+    learn(stack, ReluConfig(), make_rows())
+    names = stack.objective.trained
+    stack.grads["E"][1] *= 1e-6
+    stack.grads["W_dec"][1] *= 1e-6
+    stack.grads["b_enc"][1] *= 1e-6
+    stack.grads["b_dec"][1] *= 1e-6
+    before = {name: stack.grads[name].clone() for name in names}
+
+    def norm(m: int, grads) -> float:
+        return sum(float(grads[name][m].square().sum()) for name in names) ** 0.5
+
+    assert norm(0, before) > 0.5 > norm(1, before)
+    stack.clip(0.5)
+    assert norm(0, stack.grads) == pytest.approx(0.5)
+    for name in names:
+        torch.testing.assert_close(stack.grads[name][1], before[name][1], rtol=0, atol=0)
+        ratio = stack.grads[name][0] / before[name][0]
+        torch.testing.assert_close(ratio, torch.full_like(ratio, 0.5 / norm(0, before)))
+
+
+def test_renormalising_keeps_directions_and_brings_rows_to_unit_norm():
+    stack = make_stack(TopKConfig(k=3), members=2)
+    before = torch.nn.functional.normalize(stack.params["W_dec"], dim=-1)
+    stack.params["W_dec"].mul_(torch.linspace(0.1, 9, D_SAE, dtype=torch.float64)[:, None])
+    stack.params["W_dec"][:, 3] = 0
+    stack.renormalise()
+    before[:, 3] = 0
+    torch.testing.assert_close(stack.params["W_dec"], before)
+    free = make_stack(ReluAprilConfig())
+    kept = free.params["W_dec"].clone()
+    free.renormalise()
+    assert torch.equal(free.params["W_dec"], kept)

@@ -1,0 +1,205 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from pipeline.config.architectures import (
+    ARCHS,
+    BatchTopKConfig,
+    GatedConfig,
+    JumpReluConfig,
+    MatryoshkaConfig,
+    ReluAprilConfig,
+    ReluConfig,
+    TopKConfig,
+)
+from pipeline.errors import ConfigError
+from pipeline.sae.active_pairs import Dense, Scratch
+from pipeline.sae.objective import Parts, measure
+from pipeline.sae.registry import make_objective
+from pipeline.sae.sae import make_activation, make_coder
+from pipeline.sae.stack import stacked, to_params, to_state
+
+D_IN, D_SAE, ROWS = 5, 12, 7
+SMALL = {
+    kind: config(**({"k": 3} if hasattr(config, "k") else {"l0": 3.0} if "jump" in kind else {}))
+    for kind, config in ARCHS.items()
+} | {"matryoshka": MatryoshkaConfig(k=3, prefixes=3)}
+every_arch = pytest.mark.parametrize("arch", SMALL.values(), ids=lambda arch: arch.kind)
+
+
+def make(arch, *, seed: int = 0):
+    """A float64 coder with every parameter away from where it starts, and a batch."""
+    coder = make_coder(arch, d_in=D_IN, d_sae=D_SAE, seed=seed).double()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for p in coder.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).abs())
+    return coder, torch.randn(ROWS, D_IN, generator=generator, dtype=torch.float64)
+
+
+@every_arch
+def test_forward_is_decode_after_encode_after_pre(arch):
+    coder, x = make(arch)
+    assert torch.equal(coder.encode(x), coder.activation(coder.pre(x)))
+    assert torch.equal(coder(x), coder.decode(coder.encode(x)))
+    assert (coder.encode(x) >= 0).all()
+
+
+@every_arch
+def test_a_coder_survives_becoming_parameters_and_back(arch):
+    coder, _ = make(arch)
+    objective = make_objective(arch, d_sae=D_SAE)
+    state = to_state(to_params(coder.state_dict(), objective))
+    assert state.keys() == coder.state_dict().keys()
+    for name, value in coder.state_dict().items():
+        torch.testing.assert_close(state[name], value)
+    assert set(stacked([coder], objective)) >= set(objective.trained)
+
+
+def test_thresholds_and_gates_are_their_formulas():
+    pre = torch.randn(50, D_SAE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    threshold = make_activation(JumpReluConfig(threshold=0.5), d_sae=D_SAE, rms=0.6).double()
+    expected = [[v if v > 0.3 else 0.0 for v in row] for row in pre.tolist()]
+    torch.testing.assert_close(threshold(pre).tolist(), expected)
+    batch = make_activation(BatchTopKConfig(k=3), d_sae=D_SAE).double()
+    assert torch.equal(batch(pre), pre.relu())
+    with torch.no_grad():
+        batch.threshold.fill_(1.1)
+    assert torch.equal(batch(pre), torch.where(pre > 1.1, pre, 0.0))
+    gated = make_activation(GatedConfig(), d_sae=D_SAE).double()
+    with torch.no_grad():
+        gated.b_gate.fill_(-0.2)
+        gated.r_mag.fill_(0.7)
+        gated.b_mag.fill_(0.1)
+    expected = [
+        [max(math.exp(0.7) * v + 0.1, 0.0) if v - 0.2 > 0 else 0.0 for v in row]
+        for row in pre.tolist()
+    ]
+    torch.testing.assert_close(gated(pre).tolist(), expected)
+
+
+def test_a_row_codes_the_same_in_a_batch_of_contexts():
+    coder, x = make(TopKConfig(k=3))
+    contexts = torch.stack([x, x + 1])
+    torch.testing.assert_close(coder(contexts)[1], coder(x + 1))
+    assert coder.pre(contexts).shape == (2, ROWS, D_SAE)
+
+
+@given(k=st.integers(1, D_SAE), seed=st.integers(0, 2**31 - 1))
+def test_topk_keeps_the_largest_as_an_explicit_loop_does(k: int, seed: int):
+    pre = torch.randn(4, D_SAE, generator=torch.Generator().manual_seed(seed))
+    expected = torch.zeros_like(pre)
+    for row, values in enumerate(pre.tolist()):
+        for latent in sorted(range(D_SAE), key=lambda i: values[i], reverse=True)[:k]:
+            expected[row, latent] = max(values[latent], 0.0)
+    assert torch.equal(make_activation(TopKConfig(k=k), d_sae=D_SAE)(pre), expected)
+
+
+def test_the_start_is_random_unit_rows_with_the_transpose_as_encoder():
+    coder = make_coder(ReluConfig(), d_in=D_IN, d_sae=D_SAE)
+    torch.testing.assert_close(coder.W_dec.norm(dim=-1), torch.ones(D_SAE))
+    assert torch.equal(coder.W_enc, coder.W_dec.T)
+    assert not coder.b_enc.any() and not coder.b_dec.any()
+    assert (coder.d_in, coder.d_sae) == (D_IN, D_SAE)
+    april = make_coder(ReluAprilConfig(), d_in=D_IN, d_sae=D_SAE)
+    torch.testing.assert_close(april.W_dec.norm(dim=-1), torch.full((D_SAE,), 0.1))
+    assert torch.equal(april.W_enc, april.W_dec.T)
+    for competing in (TopKConfig(k=4), BatchTopKConfig(k=4), MatryoshkaConfig(k=4, prefixes=2)):
+        coder = make_coder(competing, d_in=D_IN, d_sae=D_SAE)
+        torch.testing.assert_close(coder.W_dec.norm(dim=-1), torch.ones(D_SAE))
+        torch.testing.assert_close(coder.W_enc, 0.2 * coder.W_dec.T)
+
+
+def test_the_seed_is_the_whole_randomness_of_the_start():
+    torch.manual_seed(1)
+    first = make_coder(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=3)
+    state = torch.get_rng_state()
+    again = make_coder(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=3)
+    other = make_coder(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=4)
+    assert torch.equal(first.W_dec, again.W_dec) and not torch.equal(first.W_dec, other.W_dec)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        (TopKConfig(k=13), r"k = 13 is above the number of latents, 12 .*--k"),
+        (BatchTopKConfig(k=13), r"k = 13 is above"),
+        (JumpReluConfig(l0=13.0), r"l0 = 13 is above the number of latents, 12 .*--set arch.l0"),
+        (
+            MatryoshkaConfig(k=3, prefixes=5),
+            r"2\^4 for the prefixes is above .*, 12 .*arch.prefixes",
+        ),
+    ],
+)
+def test_more_latents_than_there_are_is_refused(arch, message):
+    with pytest.raises(ConfigError, match=message):
+        make_coder(arch, d_in=D_IN, d_sae=D_SAE)
+
+
+def make_parts(z: torch.Tensor, x_hat: torch.Tensor, x: torch.Tensor) -> Parts:
+    zero = torch.zeros(1, dtype=x.dtype)
+    residual = (x_hat - x)[None]
+    return Parts(
+        recon=residual.square().sum((1, 2)) / len(x),
+        sparsity=zero + 2,
+        aux=zero + 1,
+        l1=z.sum()[None] / len(x),
+        counts=(z > 0).sum(0, keepdim=True).to(x.dtype),
+        residual=residual,
+    )
+
+
+def test_measures_are_their_definitions():
+    coder, x = make(TopKConfig(k=3))
+    with torch.no_grad():
+        z, x_hat = coder.encode(x), coder(x)
+    measured = {name: value.item() for name, value in measure(x, make_parts(z, x_hat, x)).items()}
+    rows = x.numpy()
+    left = sum(((a - b) ** 2).sum() for a, b in zip(rows, x_hat.numpy(), strict=True))
+    spread = sum(((a - rows.mean(0)) ** 2).sum() for a in rows)
+    assert measured == pytest.approx(
+        {
+            "loss": left / ROWS + 3,
+            "recon": left / ROWS,
+            "sparsity": 2.0,
+            "aux": 1.0,
+            "l0": sum(np.count_nonzero(row) for row in z.numpy()) / ROWS,
+            "l1": np.abs(z.numpy()).sum() / ROWS,
+            "explained_variance": 1 - left / spread,
+        }
+    )
+
+
+def test_a_batch_of_equal_rows_still_gives_finite_measures():
+    coder, _ = make(ReluConfig())
+    for x in (torch.ones(4, D_IN).double(), torch.zeros(4, D_IN).double()):
+        with torch.no_grad():
+            parts = make_parts(coder.encode(x), coder(x), x)
+        assert all(math.isfinite(value) for value in measure(x, parts).values())
+
+
+def test_memory_taken_again_is_the_same_and_grows_when_it_must():
+    scratch, where = Scratch(), torch.device("cpu")
+    first = scratch.take("a", (2, 3), dtype=torch.float32, device=where)
+    assert scratch.take("a", (3,), dtype=torch.float32, device=where).data_ptr() == first.data_ptr()
+    assert scratch.take("b", (3,), dtype=torch.float32, device=where).data_ptr() != first.data_ptr()
+    assert scratch.take("a", (4, 5), dtype=torch.float32, device=where).shape == (4, 5)
+    assert scratch.take("a", (2,), dtype=torch.bfloat16, device=where).dtype == torch.bfloat16
+
+
+def test_counts_are_exact_in_bfloat16_however_many_rows():
+    z = torch.zeros(1, 3000, 2, dtype=torch.bfloat16)
+    z[0, :2999, 0] = 1e-3
+    z[0, ::3, 1] = 5.0
+    dense = Dense(z, scratch=Scratch())
+    assert dense.counts(z).tolist() == [[2999.0, 1000.0]]
+
+
+def test_a_wrong_shape_is_caught():
+    coder, _ = make(TopKConfig(k=3))
+    with pytest.raises(Exception, match="Type-check error"):
+        coder.pre(torch.randn(3, D_IN).tolist())

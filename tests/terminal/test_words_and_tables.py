@@ -1,0 +1,201 @@
+"""Words, lines and tables, as people see them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actstore.verify import Finding
+from pipeline.evaluate.report import Interval, Overlap
+from pipeline.terminal.evaluations import EVAL_ROWS, EVAL_SECTIONS, eval_tables, named
+from pipeline.terminal.screen import Screen
+from pipeline.terminal.store import damage_words, finding_line, rows_lost
+from pipeline.terminal.words import duration, many, size
+from tests.helpers.eval_reports import make_report, with_everything
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (size(999), "999B"),
+        (size(1_234_567), "1.23MB"),
+        (size(74.8e9), "74.8GB"),
+        (duration(89), "89 s"),
+        (duration(600), "10 min"),
+        (duration(7200), "2.0 h"),
+        (many(1, "shard"), "1 shard"),
+        (many(1000, "row"), "1,000 rows"),
+    ],
+)
+def test_numbers_are_told_as_people_tell_them(told, words):
+    assert told == words
+
+
+def finding(*, rows: tuple[int, int] | None, shard: int | None = 0) -> Finding:
+    return Finding(path=Path("s/c/0"), what="it is missing", array="x", shard=shard, rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "lost"),
+    [
+        ([], 0),
+        ([(0, 8), (8, 16)], 16),
+        ([(0, 64), (8, 16), (0, 64)], 64),
+        ([(32, 40), (0, 8), (4, 36)], 40),
+    ],
+)
+def test_a_row_that_several_findings_name_is_lost_once(rows, lost):
+    assert rows_lost([finding(rows=r) for r in rows]) == lost
+
+
+def test_damage_outside_of_rows_is_told_as_such():
+    journal = Finding(path=Path("s/journal.jsonl"), what="it is missing")
+    assert damage_words([journal]) == "1 finding, none of them in rows"
+    assert finding_line(journal) == "store: it is missing (s/journal.jsonl)"
+
+
+def test_a_file_is_named_once():
+    told = Finding(path=Path("s/zarr.json"), what="s/zarr.json was altered", array="x")
+    assert finding_line(told) == "x: s/zarr.json was altered"
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(capsys):
+    screen = Screen()
+    screen.say("model [bold]x[/bold]")
+    screen.show("[red]title", {"name": "[green]value"})
+    out = capsys.readouterr().out
+    for text in ("model [bold]x[/bold]", "[red]title", "[green]value"):
+        assert text in out
+
+
+def test_json_goes_where_it_was_asked_for_and_is_whole(tmp_path, capsys):
+    screen = Screen(json=str(tmp_path / "out.json"))
+    screen.emit({"path": tmp_path, "rows": (1, 2)})
+    screen.say("for people")
+    assert json.loads((tmp_path / "out.json").read_text()) == {
+        "path": str(tmp_path),
+        "rows": [1, 2],
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+    assert capsys.readouterr().out == "for people\n"
+    beside = Screen(json="-")
+    beside.say("for people")
+    beside.emit([None])
+    assert capsys.readouterr() == ("[\n null\n]\n", "for people\n")
+
+
+def shown(capsys, *reports) -> str:
+    """The tables of an evaluation in 80 columns, as in a pipe."""
+    screen = Screen()
+    for table in eval_tables(reports):
+        screen.draw(table)
+    return capsys.readouterr().out
+
+
+def line_of(text: str, start: str) -> str:
+    (line,) = [line for line in text.splitlines() if line.strip("│ ").startswith(start)]
+    return line
+
+
+def test_an_evaluation_shows_every_metric_it_has(capsys):
+    report = make_report()
+    text = shown(capsys, report)
+    for section in EVAL_SECTIONS:
+        for words in section.values():
+            assert words in text
+    assert "builtin on builtin@heldout, 40,064 tokens" in text
+    assert "31 [20 .. 51]" in line_of(text, "L0, median")
+    assert "0.4417" in line_of(text, "max cosine")
+    assert "0.5800" in line_of(text, "perplexity added")
+    assert "3.1e-05" in line_of(text, "mean squared error")  # not 0.0000
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_brief_rows_are_some_of_all_rows():
+    told = named(make_report(), EVAL_ROWS)
+    assert told["L0"] == 32.25
+    assert told["loss recovered (zero)"] == 0.934622
+
+
+def test_a_lone_run_shows_all_its_intervals(capsys):
+    intervals = (
+        Interval(metric="loss_recovered", low=0.93123, high=0.93771),
+        Interval(metric="l0", low=31.9, high=32.61),
+        Interval(metric="mse", low=2.95e-5, high=3.2e-5),
+    )
+    text = shown(capsys, make_report(intervals=intervals))
+    assert "0.9346 [0.931..0.938]" in text
+    assert "32.2500 [31.900..32.610]" in text
+    assert "3.1e-05 [2.95e-05..3.2e-05]" in text
+
+
+def test_runs_side_by_side_show_the_interval_of_the_loss_recovered_alone(capsys):
+    intervals = (
+        Interval(metric="loss_recovered", low=0.931, high=0.938),
+        Interval(metric="l0", low=31.9, high=32.6),
+    )
+    runs = [make_report(Path(name), intervals=intervals) for name in ("a", "b", "c")]
+    text = shown(capsys, *runs)
+    assert text.count("[0.931..0.938]") == 3
+    assert "31.900" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_many_runs_have_a_line_each(capsys):
+    runs = [make_report(Path(f"sweep/k={k}"), l0=float(k)) for k in (8, 16, 32, 64)]
+    text = shown(capsys, *runs, replace(runs[0], run=Path("x/k=8"), loss_recovered=None))
+    assert "16.0000" in line_of(text, "sweep/k=16")
+    assert "-" in line_of(text, "x/k=8").split()
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_runs_of_several_models_and_texts_do_not_seem_to_be_of_one(capsys):
+    other = make_report(Path("b"), model="elsewhere", n_tokens=99)
+    text = shown(capsys, make_report(Path("a")), other)
+    assert "2 models on builtin@heldout, 99 to 40,064 tokens" in text
+
+
+def test_layers_and_the_worst_contexts_have_tables_of_their_own(capsys):
+    text = shown(capsys, with_everything())
+    assert "+1.4769" in line_of(text, "mlp_out.1")
+    assert "+0.0411" in line_of(text, "mlp_out.2")
+    worst = line_of(text, "17")
+    numbers = [word for word in worst.split() if word not in "│"]
+    assert numbers[:4] == ["17", "2.5000", "3.5000", "20.9000"]
+    assert numbers[4].startswith("two")
+
+
+def test_the_text_of_a_data_set_cannot_move_the_cursor_or_turn_a_line_around(capsys):
+    text = shown(capsys, with_everything())
+    assert "\x1b[31m" not in text
+    assert "\u202e" not in text
+    assert "\nlines" not in text
+
+
+def test_long_contexts_are_cut_to_the_width(capsys):
+    report = with_everything()
+    long = replace(report.worst[0], text="word " * 300)
+    text = shown(capsys, replace(report, worst=(long,)))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "word word" in line_of(text, "17")
+
+
+def test_each_dictionary_is_compared_with_each_other_one(capsys):
+    paths = [Path("a"), Path("b"), Path("c")]
+    runs = [
+        make_report(one, overlaps=tuple(
+            Overlap(run=other, mmcs=0.1 * i + 0.01 * j)
+            for j, other in enumerate(paths) if other != one
+        ))
+        for i, one in enumerate(paths)
+    ]  # fmt: skip
+    text = shown(capsys, *runs)
+    cells = [word for word in line_of(text, "2 b").split() if word not in "│"]
+    assert cells == ["2", "b", "0.100", "-", "0.120"]
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(capsys):
+    text = shown(capsys, replace(with_everything(Path("[red]a")), site="[b]"))
+    assert "[red]a" in text
+    assert "[b]" in text

@@ -1,0 +1,178 @@
+"""What a training cannot do is one line on stderr, whatever it was asked for."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.training import make_rows, make_training_store, write_rows
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return make_training_store(tmp_path_factory.mktemp("stores") / "a.actstore", n_rows=512)
+
+
+@pytest.fixture
+def train(saepipe, store, tmp_path):
+    """`saepipe train` for a few steps of 64 rows into `out`, with more options."""
+
+    def run(*options: object, site: str | None = "mlp_out.0", where: Path = store):
+        sites = [] if site is None else ["--site", site]
+        return saepipe(
+            "train", where, "--out", tmp_path / "out", "--batch-size", 64, "--tokens", 256,
+            "--device", "cpu", *sites, *options,
+        )  # fmt: skip
+
+    return run
+
+
+def one_line(answer: tuple[int, str, str]) -> str:
+    code, _, err = answer
+    assert code in (1, 2)
+    assert err.startswith("error: ") and len(err.splitlines()) == 1
+    return err.strip()
+
+
+BAD = {
+    "--arch topk --k 33": "k = 33 is above the number of latents, 32 (the site's width is 8): "
+    "lower --k or raise --expansion",
+    "--arch topk,relu --k 2,40": "k = 40 is above the number of latents, 32",
+    "--arch topk --k 12 --expansion 2,1": "k = 12 is above the number of latents, 8",
+    "--target 0": "target must be above 0 and below 1, got 0.0",
+    "--target 0.5,1": "target must be above 0 and below 1, got 1.0",
+    "--target 0.1 --l1 0": "l1 is 0, and a target multiplies it until it is right",
+    "--l1 ,": "--l1 must be a number, or several with commas between them, got ','",
+    "--seed 1,": "--seed must be a whole number, or several",
+    "--l1 1,1": "the sweep has l1=1.0 twice: name each value once",
+    "--arch relu,relu": "the sweep has relu twice",
+    "--lr 1e-3,0": "lr must be positive, got 0",
+    "--site mlp_out.7": "choose --site from mlp_out.0, resid_post.0",
+    "--site mlp_out.0": "the sweep has mlp_out.0 twice",
+    "--log tensorbord": "--log knows tensorboard, wandb, trackio, got 'tensorbord'",
+    "--arch sparse": "config.arch.kind must be one of",
+    "--tokens 0": "tokens must be positive, got 0",
+}
+
+
+@pytest.mark.parametrize("options", BAD)
+def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(train, tmp_path, options):
+    assert BAD[options] in one_line(train(*options.split()))
+    if "multiplies" not in BAD[options]:
+        assert not (tmp_path / "out").exists()
+
+
+def test_of_several_sites_one_must_be_chosen(train):
+    assert "has several sites: choose --site from mlp_out.0, resid_post.0" in one_line(
+        train(site=None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("exclude_positions = [[], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]]",
+         "exclude_positions 0, 1, 2, 3, 4, 5, 6, 7, ... leaves none of 512 rows of mlp_out.0"),
+        ("exclude_norms = 1e-3", "exclude_norms 0.001 leaves none of 512 rows"),
+        ("exclude_positions = [16]", "exclude_positions 16 is no position: they are 0 to 15"),
+        ("batch_size = [64, 128]", "batch_size must be one for all members of a sweep"),
+        ('hold = "soon"', "'soon' is not a length of training: type 10k steps, 5M or 20%"),
+        ("ema = 1.0", "ema must be above 0 and below 1, got 1.0"),
+        ('precision = "fp16"', "precision fp16 overflows in training"),
+        ("seed = []", "seed is an empty list: give it at least one value"),
+        ("learning_rate = 1", "config has no setting 'learning_rate'"),
+    ],
+)  # fmt: skip
+def test_a_setting_of_the_file_that_cannot_be_is_one_line(saepipe, store, tmp_path, setting, said):
+    (tmp_path / "c.toml").write_text(f"tokens = 128\ndevice = 'cpu'\nsite = 'mlp_out.0'\n{setting}")
+    answer = saepipe("train", store, "--out", tmp_path / "out", "--config", tmp_path / "c.toml")
+    assert said in one_line(answer)
+
+
+def test_a_run_is_not_gone_on_with_by_other_options(train):
+    assert train("--l1", 0.5)[0] == 0
+    said = one_line(train("--l1", 0.25, "--seed", 3, "--resume"))
+    assert "holds a run of another configuration" in said and said.endswith("choose another --out")
+    assert "arch.l1: 0.5 there, 0.25 now" in said and "seed: 0 there, 3 now" in said
+    assert "lr" not in said.split("(")[1]
+
+
+def test_a_sweep_is_not_gone_on_with_as_another(train):
+    assert train("--l1", "0.5,1")[0] == 0
+    said = one_line(train("--l1", "0.5,2", "--resume"))
+    assert "(only there: l1=1.0; only now: l1=2.0): choose another --out" in said
+    assert "is not a run: choose another --out" in one_line(train("--l1", "0.5"))
+    said = one_line(train("--l1", "0.5,1", "--lr", 0.1, "--resume"))
+    assert "lr: 0.0001 there, 0.1 now" in said
+
+
+def test_a_store_that_changed_since_is_noticed(train, tmp_path):
+    path = write_rows(tmp_path / "s.actstore", make_rows(512, width=8))
+    assert train(where=path)[0] == 0
+    path.rename(tmp_path / "old.actstore")
+    write_rows(path, make_rows(512, width=8, seed=9))
+    said = one_line(train("--resume", where=path))
+    assert "was trained on another store, or" in said and f"{path} changed since" in said
+
+
+def test_a_run_that_diverges_says_where_and_stays_as_it_is(train, tmp_path):
+    said = one_line(train("--lr", 1e25))
+    assert f"training diverged: the loss is nan at step 2 of {tmp_path / 'out'} with lr" in said
+    assert one_line(train("--lr", 1e25, "--resume")) == said
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["failure"] in said
+
+
+def test_a_member_that_diverges_is_told_and_the_others_are_shown(train, tmp_path):
+    code, out, err = train("--lr", "1e25,0.001", "--json", tmp_path / "r.json")
+    assert (code, err) == (0, "")
+    assert [line[:28] for line in out.splitlines()] == [
+        "train     training diverged:", "train     256 rows: " + str(tmp_path)[:8],
+    ]  # fmt: skip
+    (report,) = json.loads((tmp_path / "r.json").read_text())
+    assert report["run"].endswith("lr=0.001")
+
+
+def test_without_kernels_the_sparse_path_cannot_be_asked_for(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.backends.mkl.is_available", lambda: False)
+    (tmp_path / "c.toml").write_text('sparse = "on"')
+    said = one_line(train("--config", tmp_path / "c.toml"))
+    assert "no sparse kernels for cpu here" in said and said.endswith("sparse=auto")
+
+
+IMPORTS = """
+import os, sys
+from pathlib import Path
+
+os.fsync = lambda fd: None
+
+from pipeline.config.serialization import from_json
+from pipeline.config.training import TrainConfig
+from pipeline.training.train import train_all
+
+settings = {"store": sys.argv[1], "site": "mlp_out.0", "tokens": 256, "batch_size": 64,
+            "device": "cpu", "log_every": 1, "checkpoint_every": 2, "exclude_positions": [0],
+            "normalize": "rms", "ema": 0.9, "b_dec_start": "median"}
+archs = [{"kind": "relu", "target": 0.1}, {"kind": "batchtopk", "k": 2}, {"kind": "jumprelu"}]
+train_all([
+    from_json(TrainConfig, settings | {"out": f"{sys.argv[2]}/{i}", "arch": arch, "seed": i,
+                                       "resample": resample, "resample_every": "2 steps",
+                                       "resample_window": "1 steps", "sparse": sparse})
+    for i, (arch, resample, sparse) in enumerate(
+        (arch, resample, sparse) for arch in archs for resample, sparse in
+        (("worst", "on"), ("worst", "on"), ("random", "off")))
+])
+heavy = {"transformers", "datasets", "tokenizers", "torch._dynamo", "matplotlib", "triton"}
+print(*sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_a_whole_training_loads_no_language_model_library_compiler_or_figures(store, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, store, tmp_path],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

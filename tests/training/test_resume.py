@@ -1,0 +1,160 @@
+"""A run that was stopped, at any moment and in any configuration, ends as one that was not."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.serialization import from_json
+from pipeline.config.training import TrainConfig
+from pipeline.errors import ConfigError
+from pipeline.runs.curves import TrainReport
+from pipeline.training.train import train
+from tests.helpers.training import (
+    killed,
+    lines_of,
+    make_training_store,
+    result,
+    settings_for,
+    steps_kept,
+    syncs_of,
+    train_settings,
+)
+
+CASES: dict[str, dict[str, object]] = {
+    "relu controlled": {
+        "arch": {"kind": "relu", "l1": 0.01, "target": 0.1}, "hold": "6 steps", "ema": 0.9,
+        "resample": "random", "resample_every": "4 steps", "resample_window": "2 steps",
+        "clip": 0.5, "project": True, "lr_warmup": "7 steps", "lr_decay": "40%",
+        "l1_warmup": "4 steps", "normalize": "rms", "lr": 0.03,
+    },
+    "relu into the sparse path and back": {
+        "arch": {"kind": "relu", "l1": 10.0}, "lr": 0.06, "batch_size": 16, "resample": "random",
+        "resample_every": "30 steps", "resample_window": "6 steps",
+    },
+    "relu-april in bf16, worst": {
+        "arch": {"kind": "relu-april", "l1": 3.0, "target": 0.05}, "hold": "0", "lr": 0.1,
+        "batch_size": 16, "precision": "bf16", "resample": "worst", "resample_every": "4 steps",
+        "resample_window": "2 steps", "exclude_positions": [0, 3], "b_dec_start": "median",
+    },
+    "tied, sparse, worst": {
+        "arch": {"kind": "tied", "l1": 2.0}, "sparse": "on", "ema": 0.7, "exclude_norms": 1.3,
+        "resample": "worst", "resample_every": "4 steps", "resample_window": "2 steps", "lr": 0.03,
+    },
+    "gated, sparse": {
+        "arch": {"kind": "gated", "l1": 1.0, "target": 0.2}, "hold": "3 steps", "sparse": "on",
+        "resample": "random", "resample_every": "4 steps", "resample_window": "2 steps",
+        "clip": 1.0, "lr": 0.02, "normalize": "rms", "l1_warmup": "30%", "ema": 0.9,
+    },
+    "topk, mostly empty batches": {
+        "arch": {"kind": "topk", "k": 2, "k_aux": 3}, "dead_window": "3 steps", "batch_size": 8,
+        "exclude_positions": [*range(1, 16)], "sparse": "off", "ema": 0.5, "b_dec_start": "zero",
+        "lr": 0.02, "project": True,
+    },
+    "batchtopk in bf16": {
+        "arch": {"kind": "batchtopk", "k": 2, "k_aux": 4}, "dead_window": "2 steps",
+        "precision": "bf16", "sparse": "auto", "lr": 0.03, "clip": 0.7,
+        "exclude_tokens": [*range(5, 60)],
+    },
+    "matryoshka, sparse": {
+        "arch": {"kind": "matryoshka", "k": 2, "prefixes": 3}, "dead_window": "2 steps",
+        "sparse": "on", "normalize": "rms", "lr": 0.03, "resample": "random",
+        "resample_every": "5 steps", "resample_window": "3 steps",
+    },
+    "jumprelu": {
+        "arch": {"kind": "jumprelu", "l0": 1.0}, "lr": 0.1, "batch_size": 8, "ema": 0.9,
+        "l1_warmup": "10 steps", "resample": "worst", "resample_every": "4 steps",
+        "resample_window": "2 steps",
+    },
+}  # fmt: skip
+STEPS = 34
+
+cases = pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return make_training_store(tmp_path_factory.mktemp("stores") / "a.actstore")
+
+
+@pytest.fixture(scope="module")
+def whole(store, tmp_path_factory):
+    """`whole(settings)`: what those settings are with a store, and an uninterrupted run of them."""
+    runs: dict[str, tuple[dict[str, object], Path, int]] = {}
+
+    def make(changes: dict[str, object]):
+        name = str(changes)
+        if name not in runs:
+            settings = settings_for(store, steps=STEPS, **changes)
+            out = tmp_path_factory.mktemp("runs") / "whole"
+            with pytest.MonkeyPatch.context() as patch:
+                runs[name] = settings, out, syncs_of(patch, settings, out)
+        return runs[name]
+
+    return make
+
+
+def train_until(settings: dict[str, object], out: Path, *, stop_after: int) -> bool:
+    """Train on to the first line of the curves after a step, and press Ctrl-C; False at the end."""
+
+    def interrupt(report: TrainReport) -> None:
+        if report.step > stop_after:
+            raise KeyboardInterrupt
+
+    config = from_json(TrainConfig, settings | {"out": str(out)})
+    try:
+        train(config, resume=True, on_step=interrupt)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+@cases
+def test_a_run_stopped_again_and_again_is_the_same_to_the_bit(whole, tmp_path, settings):
+    settings, uninterrupted, _ = whole(settings)
+    out, step = tmp_path / "run", 0
+    while train_until(settings, out, stop_after=step):
+        step = steps_kept(out)[-1]
+    assert step > 0.8 * STEPS
+    assert result(out) == result(uninterrupted)
+
+
+@cases
+def test_a_run_killed_twice_anywhere_is_the_same_to_the_bit(whole, tmp_path, settings):
+    settings, uninterrupted, n_syncs = whole(settings)
+    rng = random.Random(str(settings["arch"]))
+    out = tmp_path / "run"
+    first = rng.randrange(1, n_syncs)
+    killed(settings, out, at_sync=first)
+    killed(settings, out, at_sync=rng.randrange(1, (n_syncs - first) // 2 + 2), resume=True)
+    train_settings(settings, out, resume=True)
+    assert result(out) == result(uninterrupted)
+    assert steps_kept(out) == steps_kept(uninterrupted)
+
+
+def test_the_cases_do_what_they_are_named_for(whole):
+    """Else, what they show would be less than it seems."""
+    curves = {name: lines_of(whole(settings)[1]) for name, settings in CASES.items()}
+    ends = {name: lines[-1] for name, lines in curves.items()}
+    paths = [line["sparse"] for line in curves["relu into the sparse path and back"]]
+    assert paths == [False] * 4 + [True] * 4 + [False] * 2
+    for name, settings in CASES.items():
+        if "resample" in settings:
+            assert ends[name]["n_resampled"] > 0, name
+        if "dead_window" in settings:
+            assert ends[name]["n_dead"] > 0, name
+        if "target" in str(settings["arch"]):
+            assert len({line["beta"] for line in curves[name]}) > 5, name
+    assert len(curves["topk, mostly empty batches"]) < len(curves["jumprelu"])
+
+
+def test_a_run_is_not_gone_on_with_in_another_way(whole, tmp_path):
+    settings, uninterrupted, _ = whole(CASES["gated, sparse"])
+    for change, said in (
+        ({"sparse": "off"}, "sparse: on there, off now"),
+        ({"arch": {"kind": "gated", "l1": 2.0, "target": 0.2}}, r"arch\.l1: 1\.0 there, 2\.0 now"),
+        ({"seed": 1, "ema": None}, r"seed: 0 there, 1 now; ema: 0\.9 there, None now"),
+    ):
+        with pytest.raises(ConfigError, match=said) as caught:
+            train_settings(settings | change, uninterrupted, resume=True)
+        assert "\n" not in str(caught.value)

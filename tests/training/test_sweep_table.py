@@ -1,0 +1,166 @@
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from actstore import files
+from pipeline.config.grid import Point, expand
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.runs.curves import NOT_IN_LINES, Curves, TrainReport
+from pipeline.training.sweep import Sweep, enter_sweep, read_table, write_table
+
+
+def make_points(out: Path, **settings: object) -> tuple[Point, ...]:
+    swept = settings or {"arch": {"kind": ["relu", "topk"], "l1": [0.1, 0.2]}}
+    return expand({"store": "s.actstore"} | swept, out=out)
+
+
+def append_line(folder: Path, *, step: int, loss: float = 0.1 + 0.2) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    report = TrainReport(
+        run=folder, step=step, n_steps=9, rows=step * 8, loss=loss, recon=1e-17, sparsity=0.0,
+        aux=0.0, l0=1.5, l1=2.0, explained_variance=0.5, beta=0.1, n_dead=3, n_resampled=0,
+        lr=1e-4, sparse=False, rows_per_s=100.0,
+    )  # fmt: skip
+    with Curves(folder / "metrics.jsonl", keep=2**30) as curves:
+        curves.append(report)
+
+
+def states_of(points: tuple[Point, ...], **states: str) -> dict[str, str]:
+    return {point.name: "running" for point in points} | states
+
+
+def test_a_sweep_is_found_again_with_its_members_and_what_varies(tmp_path):
+    points = make_points(tmp_path / "sweep")
+    made = enter_sweep(tmp_path / "sweep", points)
+    assert Sweep.open(tmp_path / "sweep") == made
+    assert made.members == ("relu,l1=0.1", "relu,l1=0.2", "topk")
+    assert made.folders == tuple(point.config.out for point in points)
+    assert made.varies == ("arch", "l1")
+    assert enter_sweep(tmp_path / "sweep", points) == made
+    document = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert (document["format"], document["kind"]) == (1, "sweep")
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"seed": [0, 1]}, "only there: seed=2; only now: seed=1"),
+        ({"seed": [0, 1, 2]}, "only now: seed=1"),
+        ({"seed": list(range(9))}, r"only now: seed=1, seed=3, seed=4 and 4 more"),
+    ],
+)
+def test_another_sweep_in_the_folder_is_refused_in_one_line(tmp_path, other, said):
+    out = tmp_path / "sweep"
+    enter_sweep(out, make_points(out, seed=[0, 2]))
+    before = (out / "sweep.json").read_bytes()
+    with pytest.raises(ConfigError, match=rf"sweep of other members \({said}\): choose") as caught:
+        enter_sweep(out, make_points(out, **other))
+    assert "\n" not in str(caught.value)
+    assert (out / "sweep.json").read_bytes() == before
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    points = make_points(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is a single run, not a sweep: choose another --out"):
+        enter_sweep(tmp_path, points)
+    (tmp_path / "run.json").rename(tmp_path / "thesis.tex")
+    with pytest.raises(ConfigError, match="exists and is not a sweep: choose another --out"):
+        enter_sweep(tmp_path, points)
+    with pytest.raises(ConfigError, match="exists and is not a sweep"):
+        enter_sweep(tmp_path / "thesis.tex", points)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_a_kill_left_of_the_first_file_is_no_obstacle(tmp_path):
+    (tmp_path / "sweep.json.partial").write_text('{"form')
+    assert enter_sweep(tmp_path, make_points(tmp_path)) == Sweep.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not a sweep: it has no sweep.json; saepipe train makes one"),
+        ("{", "sweep.json is damaged: "),
+        ('{"format": 1, "kind": "sae"}', "sweep.json is damaged: sweep.json.kind must be"),
+        ('{"format": 2, "members": []}', "is a sweep of format 2, this saepipe reads 1"),
+        ('{"members": [3]}', "damaged: sweep.json.members[0] must be text, got 3"),
+    ],
+)
+def test_a_folder_without_a_whole_sweep_is_one_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        Sweep.open(tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_table_has_a_line_a_member_with_what_varies_and_its_last_curves(tmp_path):
+    points = make_points(tmp_path)
+    for step in (1, 5):
+        append_line(points[0].config.out, step=step, loss=0.1 + step)
+    append_line(points[2].config.out, step=3)
+    with (points[2].config.out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # a line that is being written
+    told = 'diverged: the loss is nan, at "step" 4'
+    states = states_of(points, topk=told) | {points[0].name: "complete"}
+    write_table(tmp_path, points, states=states)
+    complete, running, diverged = read_table(tmp_path)
+    measured = ["last_" + f.name for f in fields(TrainReport) if f.name not in NOT_IN_LINES]
+    assert list(complete) == ["folder", "state", "arch", "l1", *measured]
+    assert (complete["folder"], complete["state"]) == ("relu,l1=0.1", "complete")
+    assert (complete["arch"], complete["l1"]) == ("relu", "0.1")
+    line = json.loads((points[0].config.out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {k[5:]: v for k, v in complete.items() if k in measured} == {
+        name: str(value) for name, value in line.items()
+    }
+    assert (running["state"], running["l1"], running["last_step"]) == ("running", "0.2", "")
+    assert (diverged["state"], diverged["last_step"], diverged["l1"]) == (told, "3", "")
+    assert float(diverged["last_loss"]) == 0.1 + 0.2
+
+
+def test_lists_and_what_is_left_open_have_cells_too(tmp_path):
+    points = make_points(tmp_path, ema=[0.5, None], exclude_positions=[[], [0, 1]])
+    write_table(tmp_path, points, states=states_of(points))
+    cells = [(row["ema"], row["exclude_positions"]) for row in read_table(tmp_path)]
+    assert cells == [("0.5", ""), ("none", ""), ("0.5", "0 1"), ("none", "0 1")]
+
+
+def test_only_the_end_of_long_curves_is_read(tmp_path):
+    points = make_points(tmp_path, seed=[0, 1])
+    folder = points[0].config.out
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("not JSON\n" + '{"step": 7}\n' * 20_000 + '{"step": 8}\n')
+    write_table(tmp_path, points, states=states_of(points))
+    assert [row["last_step"] for row in read_table(tmp_path)] == ["8", ""]
+
+
+def test_damaged_curves_and_a_missing_table_are_one_line(tmp_path):
+    points = make_points(tmp_path, seed=[0, 1])
+    with pytest.raises(CheckpointError, match=r"cannot read the table .*sweep\.csv"):
+        read_table(tmp_path)
+    append_line(points[0].config.out, step=1)
+    (points[0].config.out / "metrics.jsonl").write_text("not JSON\n")
+    with pytest.raises(CheckpointError, match=r"cannot read the curves in .*metrics\.jsonl"):
+        write_table(tmp_path, points, states=states_of(points))
+
+
+def test_a_table_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
+    points = make_points(tmp_path, seed=[0, 1])
+    write_table(tmp_path, points, states=states_of(points))
+    before = (tmp_path / "sweep.csv").read_bytes()
+    append_line(points[0].config.out, step=1)
+
+    def full(fd, parts):
+        os.write(fd, b"folder,st")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "write_all", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_table(tmp_path, points, states=states_of(points))
+    assert (tmp_path / "sweep.csv").read_bytes() == before
+    assert not (tmp_path / "sweep.csv.partial").exists()

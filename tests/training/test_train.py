@@ -1,0 +1,319 @@
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from actstore.errors import StoreError
+from actstore.manifest import StoreSpec
+from actstore.reader import ActStore
+from actstore.writer import ActWriter
+from pipeline.config.architectures import ReluConfig, TopKConfig
+from pipeline.config.training import TrainConfig
+from pipeline.errors import CheckpointError, ConfigError, DataError
+from pipeline.runs.curves import TrainReport
+from pipeline.runs.sae_run import Run
+from pipeline.training.train import count_steps, train
+
+D_IN, CTX = 8, 16
+
+
+def write_store(path: Path, x: np.ndarray, *, dtype: str = "float32", site: str = "mlp_out.0"):
+    """A store of one site from rows of one context after another."""
+    spec = StoreSpec.of(
+        widths={site: x.shape[1]},
+        ctx_len=CTX,
+        dtype=dtype,
+        shard_rows=1024,
+        source={"model": "builtin", "revision": "main", "text": "builtin"},
+    )
+    contexts = x.reshape(-1, CTX, x.shape[1])
+    tokens = np.zeros(contexts.shape[:2], np.int32)
+    with ActWriter.create_or_resume(path, spec, n_rows=len(x)) as writer:
+        writer.append({site: contexts}, tokens=tokens)
+        writer.finish()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Steps this small only wait for a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2048, D_IN)).astype(np.float32) + 2
+    return write_store(tmp_path_factory.mktemp("stores") / "a.actstore", x)
+
+
+def config_for(store: Path, out: Path, **changes) -> TrainConfig:
+    settings: dict[str, Any] = {
+        "batch_size": 64,
+        "tokens": 64 * 30,
+        "checkpoint_every": 10,
+        "log_every": 4,
+    }
+    return TrainConfig(store=store, out=out, device="cpu", **(settings | changes))
+
+
+def result(out: Path) -> tuple[bytes, bytes, list[dict[str, float]]]:
+    """All that two equal runs must share: final weights, final moments, curves but their speed."""
+    moments = max((out / "checkpoints").iterdir()) / "optimizer.safetensors"
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line.pop("rows_per_s") > 0
+    return (out / "sae.safetensors").read_bytes(), moments.read_bytes(), lines
+
+
+def steps_kept(out: Path) -> list[int]:
+    return sorted(int(p.name.split("-")[1]) for p in (out / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def whole(store: Path, tmp_path: Path) -> Path:
+    """An uninterrupted run of 30 steps."""
+    train(config_for(store, tmp_path / "whole"))
+    return tmp_path / "whole"
+
+
+def test_a_run_leaves_checkpoints_curves_and_a_coder(store, tmp_path):
+    seen: list[TrainReport] = []
+    out = tmp_path / "run"
+    report = train(config_for(store, out), on_step=seen.append)
+    assert steps_kept(out) == [10, 20, 30]
+    assert [r.step for r in seen] == [1, 4, 8, 12, 16, 20, 24, 28, 30]
+    assert report == seen[-1] and (report.rows, report.n_steps) == (1920, 30)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == [r.loss for r in seen]
+    assert set(lines[0]) == {
+        "step", "rows", "loss", "recon", "sparsity", "aux", "l0", "l1", "explained_variance",
+        "beta", "n_dead", "n_resampled", "lr", "sparse", "rows_per_s",
+    }  # fmt: skip
+    run = Run.open(out)
+    assert (run.config.site, run.provenance.model, run.provenance.d_in) == (
+        "mlp_out.0",
+        "builtin",
+        D_IN,
+    )
+    assert run.provenance.fingerprint == ActStore.open(store).fingerprint
+    norms = run.load_coder(torch.device("cpu")).W_dec.norm(dim=-1)
+    torch.testing.assert_close(norms, torch.ones(4 * D_IN))
+
+
+def test_the_first_step_is_adam_on_the_first_batch(store, tmp_path):
+    """One step, recomputed with Adam's formula: each weight moves by lr against its gradient."""
+    out = tmp_path / "run"
+    train(config_for(store, out, tokens=64, lr=1e-3))
+    coder = Run.open(out).load_coder(torch.device("cpu"))
+    mean = torch.from_numpy(ActStore.open(store).mean("mlp_out.0")).float()
+    moved = (coder.b_dec - mean).abs()
+    torch.testing.assert_close(moved, torch.full((D_IN,), 1e-3), rtol=0.01, atol=0)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(store, tmp_path, whole):
+    train(config_for(store, tmp_path / "again", threads=2))
+    train(config_for(store, tmp_path / "other", seed=1))
+    assert result(tmp_path / "again") == result(whole)
+    assert result(tmp_path / "other")[0] != result(whole)[0]
+
+
+def unfinish(out: Path, *, keep: Callable[[int], bool]) -> None:
+    """Turn a complete run into what a kill would have left: later curves, some checkpoints."""
+    document = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(document | {"sha256": ""}))
+    (out / "sae.safetensors").unlink()
+    for folder in (out / "checkpoints").iterdir():
+        if not keep(int(folder.name.split("-")[1])):
+            shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("arch", [ReluConfig(), TopKConfig(k=4)], ids=lambda arch: arch.kind)
+def test_from_every_checkpoint_the_rest_is_the_same_to_the_bit(store, tmp_path, arch):
+    config = config_for(store, tmp_path / "whole", arch=arch, checkpoint_every=5, tokens=64 * 40)
+    train(config)  # longer than an epoch, with dead latents counted across the cuts
+    for step in range(0, 41, 10):
+        out = shutil.copytree(config.out, tmp_path / f"from-{step}")
+        unfinish(out, keep=lambda s, step=step: s <= step)
+        train(replace(config, out=out), resume=True)
+        assert result(out) == result(config.out), step
+
+
+def test_silent_rows_survive_a_checkpoint(store, tmp_path):
+    config = config_for(
+        store, tmp_path / "a", arch=TopKConfig(k=1), expansion=16, dead_window="12 steps"
+    )
+    report = train(config)
+    unfinish(config.out, keep=lambda s: s == 20)
+    resumed = train(config, resume=True)
+    assert report.n_dead == resumed.n_dead > 0
+
+
+@pytest.mark.parametrize("how", ["signal", "exception"])
+def test_ctrl_c_leaves_a_checkpoint_of_its_very_step(store, tmp_path, whole, how):
+    def interrupt(report: TrainReport) -> None:
+        if report.step == 12:
+            if how == "exception":
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    out = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        train(config_for(store, out), on_step=interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert steps_kept(out) == [10, 12]
+    with pytest.raises(ConfigError, match="unfinished run"):
+        train(config_for(store, out))
+    train(config_for(store, out), resume=True)
+    assert result(out) == result(whole)
+
+
+def test_a_second_ctrl_c_stops_at_once(store, tmp_path):
+    def interrupt(report: TrainReport) -> None:
+        if report.step == 12:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config_for(store, tmp_path / "a"), on_step=interrupt)
+    assert steps_kept(tmp_path / "a") == [10]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_complete_run_is_reused(store, whole, resume):
+    files = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+    seen: list[TrainReport] = []
+    report = train(config_for(store, whole), resume=resume, on_step=seen.append)
+    assert report.reused and report.step == report.n_steps == 30 and not seen
+    assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == files
+
+
+def test_the_end_is_reached_from_the_last_checkpoint_too(store, tmp_path, whole):
+    out = shutil.copytree(whole, tmp_path / "copy")
+    unfinish(out, keep=lambda s: True)
+    report = train(config_for(store, out), resume=True)
+    assert report.step == 30 and not report.reused
+    assert result(out) == result(whole)
+
+
+def test_another_configuration_or_store_in_the_same_place_is_refused(store, tmp_path, whole):
+    with pytest.raises(ConfigError, match=r"lr: 0\.0001 there, 0\.01 now"):
+        train(config_for(store, whole, lr=0.01), resume=True)
+    other = write_store(tmp_path / "b.actstore", np.ones((1024, D_IN), np.float32))
+    with pytest.raises(ConfigError, match="another store"):
+        train(config_for(other, whole), resume=True)
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:20])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
+@pytest.mark.parametrize("name", ["sae.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_says_what_to_delete(store, tmp_path, whole, name, damage):
+    out = shutil.copytree(whole, tmp_path / "copy")
+    unfinish(out, keep=lambda s: s <= 20)
+    folder = out / "checkpoints" / "step-000000020"
+    if (name, damage) == ("state.json", flip_a_bit):
+        damage = truncate  # a flipped bit in its text need not be noticed: it has no checksum
+    damage(folder / name)
+    with pytest.raises(CheckpointError) as caught:
+        train(config_for(store, out), resume=True)
+    text = str(caught.value)
+    assert f"{folder / name} is missing or damaged" in text and "\n" not in text
+    assert f"delete the folder {folder} to go back" in text
+    shutil.rmtree(folder)
+    train(config_for(store, out), resume=True)
+    assert result(out) == result(whole)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good(store, tmp_path):
+    config = config_for(store, tmp_path / "a", lr=1e25, checkpoint_every=1, log_every=7)
+    with pytest.raises(DataError, match=r"training diverged: .* at step \d .*lower --lr") as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
+    for folder in (tmp_path / "a" / "checkpoints").iterdir():
+        assert b"NaN" not in (folder / "state.json").read_bytes()
+    assert not (tmp_path / "a" / "sae.safetensors").exists()
+
+
+def test_a_full_disk_is_one_line(store, tmp_path, monkeypatch):
+    def full(path, parts):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.runs.checkpoints.write_file", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device\): make room.*--resume"):
+        train(config_for(store, tmp_path / "a"))
+    monkeypatch.undo()
+    assert train(config_for(store, tmp_path / "a"), resume=True).step == 30
+    assert steps_kept(tmp_path / "a") == [10, 20, 30]
+
+
+def test_settings_that_do_not_fit_the_store_are_refused_before_anything_is_written(store, tmp_path):
+    out = tmp_path / "a"
+    with pytest.raises(ConfigError, match=r"no site 'mlp_out\.9': choose --site from mlp_out\.0"):
+        train(config_for(store, out, site="mlp_out.9"))
+    with pytest.raises(ConfigError, match="k = 40 is above the number of latents, 32"):
+        train(config_for(store, out, arch=TopKConfig(k=40)))
+    with pytest.raises(StoreError):
+        train(config_for(tmp_path / "absent", out))
+    assert not out.exists()
+
+
+def test_steps_cover_the_rows_asked_for(store):
+    def steps(**changes):
+        return count_steps(config_for(store, Path("x"), **changes), n_rows=1000)
+
+    assert steps(tokens=None, batch_size=300) == 3
+    assert steps(tokens=None, batch_size=4000) == 1
+    assert steps(tokens=1000, batch_size=300) == 4
+    assert steps(tokens=5000, batch_size=300) == 17
+
+
+def test_the_stores_dtype_changes_only_the_precision_of_rows(tmp_path):
+    """bfloat16 rows train like the float32 rows they stand for."""
+    x = np.random.default_rng(1).standard_normal((1024, D_IN)).astype(np.float32)
+    bits = (x.view(np.uint32) >> 16).astype(np.uint16)
+    same = (bits.astype(np.uint32) << 16).view(np.float32)
+    narrow = write_store(tmp_path / "n.actstore", bits, dtype="bfloat16")
+    plain = write_store(tmp_path / "p.actstore", same)
+    # One chunk holds all rows of either store, so that their order is the same.
+    losses = [train(config_for(path, tmp_path / path.stem)).loss for path in (narrow, plain)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("arch", [ReluConfig(l1=0.3), TopKConfig(k=2)], ids=lambda arch: arch.kind)
+def test_training_finds_planted_directions(tmp_path, arch):
+    """Sparse sums of 24 hidden directions in 16 dimensions: each is some latent's direction."""
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((24, 16))
+    truth /= np.linalg.norm(truth, axis=1, keepdims=True)
+    active = rng.random((16384, 24)) < 0.06
+    x = (active * rng.uniform(0.5, 1.5, active.shape)) @ truth
+    store = write_store(tmp_path / "s.actstore", x.astype(np.float32))
+    config = config_for(
+        store, tmp_path / "run", arch=arch, lr=1e-2, lr_decay="30%", batch_size=256,
+        tokens=256 * 400, log_every=400, checkpoint_every=10**6,
+    )  # fmt: skip
+    report = train(config)
+    W_dec = Run.open(config.out).load_coder(torch.device("cpu")).W_dec.detach().numpy()
+    cosine = (truth @ W_dec.T).max(axis=1)
+    assert cosine.mean() > 0.95  # the best of 64 random directions gives 0.6
+    assert report.explained_variance > 0.85 and report.l0 < 6
