@@ -1,0 +1,136 @@
+"""Checkpoints: `RUN/checkpoints/step-000020000/`, whole or absent.
+
+    sae.safetensors        the coder's parameters
+    optimizer.safetensors  moments of each parameter, rows of silence of each latent
+    state.json             step, length of metrics.jsonl, SHA-256 of the two files above
+
+A checkpoint is written under a temporary name, fsynced and renamed. What is in it, with the config
+and the store, determines every later bit of the run on a CPU; the order of rows needs no state but
+the step, and nothing else in training is random.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from actstore.files import PARTIAL, make_folder, partial_of, sync_folder, write_file, write_json
+from pipeline.config.serialization import from_json, to_json
+from pipeline.errors import CheckpointError, ConfigError
+
+FOLDER = "checkpoints"
+CODER, OPTIMIZER, STATE = "sae.safetensors", "optimizer.safetensors", "state.json"
+T = TypeVar("T")
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """All that changes while a coder is trained."""
+
+    step: int
+    metrics_bytes: int
+    """Length of metrics.jsonl when this was taken."""
+    coder: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    format: int
+    step: int
+    metrics_bytes: int
+    sha256_coder: str
+    sha256_optimizer: str
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint; one that is there for the same step stays, it holds the same.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        OSError: the disk is full or fails; what was there before stays.
+    """
+    folder = run / FOLDER / f"step-{checkpoint.step:09d}"
+    if folder.exists():
+        return folder
+    partial = partial_of(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    make_folder(partial)
+    coder, optimizer = save(dict(checkpoint.coder)), save(dict(checkpoint.optimizer))
+    write_file(partial / CODER, [coder])
+    write_file(partial / OPTIMIZER, [optimizer])
+    state = _State(
+        format=FORMAT,
+        step=checkpoint.step,
+        metrics_bytes=checkpoint.metrics_bytes,
+        sha256_coder=hashlib.sha256(coder).hexdigest(),
+        sha256_optimizer=hashlib.sha256(optimizer).hexdigest(),
+    )
+    write_json(partial / STATE, to_json(state))
+    partial.rename(folder)
+    sync_folder(folder.parent)
+    return folder
+
+
+def checkpoints_of(run: Path) -> dict[int, Path]:
+    """The folders of whole checkpoints by step; what a kill left half written is not one."""
+    folders = (run / FOLDER).glob("step-*")
+    return {int(f.name.removeprefix("step-")): f for f in folders if f.suffix != PARTIAL}
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; a kill on the way leaves it whole or absent.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    partial = partial_of(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    folder.rename(partial)
+    shutil.rmtree(partial)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint, every byte checked.
+
+    Raises:
+        CheckpointError: a file of it is missing or damaged.
+    """
+    state = _attempt(folder / STATE, lambda data: from_json(_State, json.loads(data)))
+    return Checkpoint(
+        step=state.step,
+        metrics_bytes=state.metrics_bytes,
+        coder=_tensors(folder / CODER, state.sha256_coder),
+        optimizer=_tensors(folder / OPTIMIZER, state.sha256_optimizer),
+    )
+
+
+def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    def read(data: bytes) -> dict[str, Tensor]:
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise ValueError("its checksum does not match")
+        return load(data)
+
+    return _attempt(path, read)
+
+
+def _attempt(path: Path, read: Callable[[bytes], T]) -> T:
+    """`read` of the file's bytes, with one line for whatever is wrong with it."""
+    try:
+        return read(path.read_bytes())
+    except (OSError, ValueError, SafetensorError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path} is missing or damaged ({error}): delete the folder {path.parent} to go back "
+            "to the checkpoint before it, or to the start, then train again with --resume"
+        ) from error

@@ -1,0 +1,144 @@
+"""The curves of a run: `metrics.jsonl`, one JSON line every few steps."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from actstore.files import sync_folder
+from pipeline.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """Where a training stands; all but `run`, `n_steps` and `reused` are in metrics.jsonl."""
+
+    run: Path
+    step: int
+    """Steps done; `n_steps - step` are left."""
+    n_steps: int
+    rows: int
+    """Rows seen, `step` times the batch size."""
+    loss: float
+    """All that is minimised, of this step's batch before its update, as all that follows."""
+    recon: float
+    """Mean over rows of the squared error's sum: `||x - x_hat||^2`, `||z2 - z2_hat||^2`."""
+    sparsity: float
+    """The penalty with its coefficient."""
+    beta: float
+    """Coefficient of the penalty."""
+    lr: float
+    sparse: bool
+    """Whether only active latents are computed."""
+    rows_per_s: float
+    """Since the line before; the one figure that two equal runs do not share."""
+    reused: bool = False
+    """The run was already complete: nothing was trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport(StepReport):
+    """Where the training of a sparse autoencoder stands."""
+
+    aux: float
+    """AuxK, the gate's own reconstruction, or what nested dictionaries add to `recon`."""
+    l0: float
+    """Mean number of active latents of a row."""
+    l1: float
+    """Mean of `||z||_1`."""
+    explained_variance: float
+    """Over the batch, around the batch's mean."""
+    n_dead: int
+    """Latents silent for at least the config's `dead_window`."""
+    n_resampled: int
+    """Latents resampled so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectStep(StepReport):
+    """Where the training of a connector stands."""
+
+    fvu: float
+    """`sum (z2 - z2_hat)^2 / sum (z2 - mean)^2` over the batch and the outputs predicted."""
+    weights: float
+    """Weights per output predicted whose size is above `WEIGHTY`."""
+    nonzero: float
+    """Weights per output predicted that are not zero."""
+
+
+WEIGHTY = 0.1
+"""From where on the authors of connectors count a weight: Riggs, Mitchell and Kaufman 2023."""
+AnyReport = TypeVar("AnyReport", bound=StepReport)
+METRICS = "metrics.jsonl"
+NOT_IN_LINES = {"run", "n_steps", "reused"}
+
+
+class Curves:
+    """Appends reports to a run's metrics.jsonl. A context manager: closes the file.
+
+    Args:
+        path: The file; created if absent.
+        keep: Bytes of it to keep: those that the checkpoint to go on from knew of.
+    """
+
+    def __init__(self, path: Path, *, keep: int) -> None:
+        self._file = path.open("ab")
+        self._file.truncate(min(keep, path.stat().st_size))
+        self._file.seek(0, os.SEEK_END)
+        sync_folder(path.parent)
+
+    def __enter__(self) -> "Curves":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def append(self, report: StepReport) -> None:
+        """Write one line, at once visible to whoever follows the file."""
+        names = [f.name for f in fields(report) if f.name not in NOT_IN_LINES]
+        line = {name: getattr(report, name) for name in names}
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def sync(self) -> int:
+        """Make all lines survive a power cut; the file's length in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+
+def read_curves(path: Path) -> Iterator[dict[str, float]]:
+    """The lines of a metrics.jsonl, as dicts; an unfinished last line is left out.
+
+    Raises:
+        CheckpointError: the file is missing, or a line of it is not JSON.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+        yield from map(json.loads, lines)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read the curves in {path}: {error}") from error
+
+
+def last_report(
+    run: Path, kind: type[AnyReport], *, n_steps: int, reused: bool = True
+) -> AnyReport:
+    """How a complete run ended.
+
+    Raises:
+        CheckpointError: the file is missing, empty or damaged.
+    """
+    path = run / METRICS
+    lines = list(read_curves(path))
+    try:
+        return kind(run=run, **lines[-1], n_steps=n_steps, reused=reused)  # pyright: ignore[reportArgumentType]
+    except (IndexError, TypeError) as error:
+        raise CheckpointError(f"{path} does not end in a line of curves: {error}") from error

@@ -1,0 +1,18 @@
+"""Names of runs, short enough for a table's head or a figure."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """The ends of these paths, as few folders of each as it takes to tell all apart."""
+    for n in range(1, max((len(run.parts) for run in runs), default=0)):
+        names = ["/".join(run.parts[-n:]) for run in runs]
+        if len(set(names)) == len(names):
+            return names
+    return [str(run) for run in runs]
+
+
+def middle_out(name: str, n: int) -> str:
+    """At most `n` characters: a longer name loses its middle, as its ends tell it from others."""
+    return name if len(name) <= n else f"{name[: (n - 1) // 2]}…{name[-(n // 2) :]}"

@@ -1,0 +1,187 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config.architectures import TopKConfig
+from pipeline.config.training import TrainConfig
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.runs.folder import Provenance, enter
+from pipeline.runs.sae_run import Run
+from pipeline.sae.sae import make_coder
+
+PROVENANCE = Provenance(
+    path=Path("/data/a.actstore"),
+    fingerprint="f" * 64,
+    model="EleutherAI/pythia-70m",
+    revision="step1000",
+    model_fingerprint="m" * 64,
+    text="builtin",
+    site="mlp_out.1",
+    d_in=6,
+    ctx_len=128,
+    n_rows=1280,
+    dtype="bfloat16",
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        store=Path("/data/a.actstore"), out=tmp_path / "runs" / "a", site="mlp_out.1"
+    )
+
+
+def enter_run(config, provenance, *, resume):
+    return enter(Run(path=config.out, config=config, provenance=provenance), resume=resume)
+
+
+def finished(config: TrainConfig) -> tuple[Run, dict[str, torch.Tensor]]:
+    coder = make_coder(config.arch, d_in=6, d_sae=24, seed=5)
+    run = enter_run(config, PROVENANCE, resume=False).finish(coder)
+    return run, coder.state_dict()
+
+
+def test_a_run_reads_back_what_made_it(config):
+    run, weights = finished(replace(config, arch=TopKConfig(k=3)))
+    opened = Run.open(config.out)
+    assert opened == run
+    assert (opened.config.arch, opened.provenance, opened.d_sae) == (
+        TopKConfig(k=3),
+        PROVENANCE,
+        24,
+    )
+    coder = opened.load_coder(torch.device("cpu"))
+    for name, tensor in coder.state_dict().items():
+        assert torch.equal(tensor, weights[name])
+
+
+def test_run_json_says_what_a_stranger_needs(config):
+    finished(config)
+    document = json.loads((config.out / "run.json").read_text())
+    assert (document["format"], document["kind"]) == (1, "sae")
+    assert document["config"]["arch"] == {"kind": "relu", "l1": 1e-3, "target": None}
+    assert document["store"]["model"] == "EleutherAI/pythia-70m"
+    assert document["store"]["d_in"] == 6
+
+
+def test_a_folder_without_a_run_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is not a run: it has no run\.json"):
+        Run.open(tmp_path)
+
+
+def test_an_unfinished_run_says_how_to_finish_it(config):
+    enter_run(config, PROVENANCE, resume=False)
+    with pytest.raises(CheckpointError, match=r"unfinished run: .*a\.actstore --out .*--resume"):
+        Run.open(config.out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "is a run of format 2, this saepipe reads format 1"),
+        ({"kind": "finetune"}, "is a finetune run, not one of saepipe train"),
+        ({"config": {"store": "s"}}, "damaged: run.json.config lacks the setting 'out'"),
+        ({"stroe": 1}, "damaged: run.json has no setting 'stroe': did you mean 'store'?"),
+    ],
+)
+def test_a_run_json_that_cannot_be_used_is_one_line(config, change, message):
+    finished(config)
+    path = config.out / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError) as caught:
+        Run.open(config.out)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3"])
+def test_a_run_json_that_is_not_one_is_damaged(config, text):
+    finished(config)
+    (config.out / "run.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
+        Run.open(config.out)
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
+def test_a_damaged_coder_is_refused(config, damage):
+    run, _ = finished(config)
+    damage(config.out / "sae.safetensors")
+    with pytest.raises(CheckpointError, match=r"sae\.safetensors is missing or damaged \(.+\)"):
+        run.load_coder(torch.device("cpu"))
+
+
+def begun(config) -> Run:
+    """A run that made a step."""
+    run = enter_run(config, PROVENANCE, resume=False)
+    (config.out / "metrics.jsonl").write_text("{}\n")
+    return run
+
+
+def test_an_unfinished_run_is_only_entered_on_purpose(config):
+    run = begun(config)
+    with pytest.raises(ConfigError, match="add --resume"):
+        enter_run(config, PROVENANCE, resume=False)
+    assert enter_run(config, PROVENANCE, resume=True) == run
+
+
+def test_a_run_that_never_made_a_step_gives_way(config):
+    enter_run(config, PROVENANCE, resume=False)
+    other = replace(config, lr=1e-3)
+    assert enter_run(other, PROVENANCE, resume=False).config == other
+    begun(other)
+    with pytest.raises(ConfigError, match="lr"):
+        enter_run(config, PROVENANCE, resume=False)
+
+
+def test_another_configuration_is_named_setting_by_setting(config):
+    begun(config)
+    other = replace(config, lr=1e-3, arch=TopKConfig(k=8))
+    with pytest.raises(ConfigError) as caught:
+        enter_run(other, PROVENANCE, resume=True)
+    text = str(caught.value)
+    assert "lr: 0.0001 there, 0.001 now" in text
+    assert "arch.kind: relu there, topk now" in text
+    assert "arch.l1: 0.001 there, None now" in text and "arch.k: None there, 8 now" in text
+    assert text.endswith("choose another --out") and "\n" not in text
+
+
+def test_where_it_lies_and_who_computes_may_change(config):
+    run = begun(config)
+    moved = config.out.rename(config.out.with_name("b"))
+    other = replace(config, out=moved, store=Path("/mnt/a.actstore"), device="cpu", threads=3)
+    found = enter_run(other, replace(PROVENANCE, path=Path("/mnt/a.actstore")), resume=True)
+    assert found.config == run.config and found.path == moved
+
+
+def test_another_store_is_refused(config):
+    begun(config)
+    with pytest.raises(ConfigError, match=r"another store.*ffffffffffff there, eeeeeeeeeeee now"):
+        enter_run(config, replace(PROVENANCE, fingerprint="e" * 64), resume=True)
+
+
+def test_a_folder_with_something_else_is_left_alone(config):
+    config.out.mkdir(parents=True)
+    (config.out / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="exists and is not a run: choose another --out"):
+        enter_run(config, PROVENANCE, resume=False)
+    assert [p.name for p in config.out.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("leftover", [None, "run.json.partial"])
+def test_an_empty_folder_or_the_trace_of_a_kill_is_no_obstacle(config, leftover):
+    config.out.mkdir(parents=True)
+    if leftover:
+        (config.out / leftover).write_text("{")
+    assert enter_run(config, PROVENANCE, resume=False).path == config.out
