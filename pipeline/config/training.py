@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipeline.config.architectures import ArchConfig, ReluConfig
 from pipeline.config.checks import (
@@ -26,6 +26,9 @@ ConnectorStart = Literal["random", "weights", "regression"]
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """What every training is told. Lengths are spans: `10k steps`, `5M` (tokens) or `20%` of it."""
+
+    KIND: ClassVar[str]
+    """Of the runs that it makes."""
 
     store: Path
     out: Path
@@ -90,6 +93,8 @@ class LoopConfig:
 class TrainConfig(LoopConfig):
     """One training of a sparse autoencoder."""
 
+    KIND: ClassVar[str] = "sae"
+
     site: str | None = None
     """None means the store's only site."""
     arch: ArchConfig = field(default_factory=ReluConfig)
@@ -132,6 +137,8 @@ class TrainConfig(LoopConfig):
 @dataclass(frozen=True, kw_only=True)
 class ConnectConfig(LoopConfig):
     """One training of a connector: latents of one SAE to those of another, of the same store."""
+
+    KIND: ClassVar[str] = "connector"
 
     lr: float = 1e-3
     clip: float = 0.0

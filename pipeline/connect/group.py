@@ -169,8 +169,6 @@ class ConnectorGroup:
         ConfigError: the sparse path was asked for, and there are no kernels for it.
     """
 
-    kind = ConnectStep
-
     def __init__(
         self,
         member: ConnectorMember,

@@ -25,7 +25,7 @@ from pipeline.lm.hooks import Coder, check_fits
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.runs.folder import Provenance
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.text.heldout import heldout_text, load_contexts
 
 _SHOWN = 8
@@ -156,7 +156,7 @@ def load_subject(path: Path, *, device: torch.device) -> Subject:
         CheckpointError: there is no finished run at `path`, or it is damaged.
     """
     if not is_finetuned(path):
-        run = Run.open(path)
+        run = SAERun.open(path)
         return Subject(
             path=path,
             coder=run.load_coder(device),

@@ -27,7 +27,7 @@ from pipeline.lm.families import Site
 from pipeline.lm.hooks import Edit, check_fits, splice, splicer
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedCoder
 from pipeline.text.heldout import Split, split_contexts
 
@@ -50,7 +50,7 @@ def finetune(config: FinetuneConfig, *, on_step: OnStep | None = None) -> Finetu
         DataError: the loss is not finite.
     """
     config = replace(config, run=config.run.resolve(), out=config.out.resolve())
-    run = Run.open(config.run)
+    run = SAERun.open(config.run)
     done = finished_report(config, run)
     if done is not None:
         return done
@@ -82,7 +82,7 @@ class _Setup:
     """All that a fine-tuning works with."""
 
     config: FinetuneConfig
-    run: Run
+    run: SAERun
     coder: TunedCoder
     lm: LanguageModel
     site: Site
@@ -96,7 +96,7 @@ class _Setup:
         )
 
 
-def _load(config: FinetuneConfig, run: Run) -> _Setup:
+def _load(config: FinetuneConfig, run: SAERun) -> _Setup:
     """The coder, the model it goes into, its own unless told otherwise, and the texts."""
     device, source = pick_device(config.device), run.provenance
     name = source.model if config.model is None else config.model
@@ -150,7 +150,7 @@ def _report(
     )
 
 
-def _transplant_notes(run: Run, lm: LanguageModel, site: Site) -> tuple[str, ...]:
+def _transplant_notes(run: SAERun, lm: LanguageModel, site: Site) -> tuple[str, ...]:
     source = run.provenance
     if (lm.name, str(site)) == (source.model, source.site):
         return ()

@@ -28,9 +28,9 @@ from pipeline.config.stages import (
     ReportConfig,
 )
 from pipeline.connect.reading.values import Reading, ReadingConfig
-from pipeline.connect.run import is_connector
 from pipeline.errors import ConfigError
 from pipeline.features.files import FeatureSet
+from pipeline.runs.kinds import says_kind
 from pipeline.terminal.evaluations import connector_tables, eval_tables
 from pipeline.terminal.screen import Screen
 from pipeline.terminal.words import size
@@ -256,16 +256,16 @@ def run_report(
     """Write the page, having made what is missing for it."""
     from pipeline.connect.reading.values import ReadingConfig
     from pipeline.connect.report import load_connector_report
-    from pipeline.connect.run import is_connector
     from pipeline.evaluate.report import load_report
     from pipeline.features.files import has_features
     from pipeline.report.page import require_file, write_page
+    from pipeline.runs.kinds import says_kind
 
     config = ReportConfig(
         runs=tuple(runs), out=out or beside(runs) / "report.html", n_features=n_features
     )
     require_file(config.out)  # before hours of work
-    connectors = [run for run in runs if is_connector(run)]
+    connectors = [run for run in runs if says_kind(run) == "connector"]
     coders = [run for run in runs if run not in connectors]
     missing = tuple(run for run in coders if load_report(run) is None)
     if missing:
@@ -306,7 +306,7 @@ def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
 
 def show_evaluations(config: EvalConfig, *, out: Path | None, screen: Screen) -> list[object]:
     """Evaluate SAEs and connectors; gives their reports, SAEs first."""
-    connectors = tuple(run for run in config.runs if is_connector(run))
+    connectors = tuple(run for run in config.runs if says_kind(run) == "connector")
     coders = tuple(run for run in config.runs if run not in connectors)
     found: list[object] = []
     if coders or not connectors:
@@ -333,7 +333,7 @@ def show_run(
     screen: Screen,
 ) -> list[dict[str, object]]:
     """The features of an SAE, or the equations of a connector; gives what JSON is to hold."""
-    if is_connector(config.run):
+    if says_kind(config.run) == "connector":
         from pipeline.connect.reading.values import ReadingConfig
 
         read = ReadingConfig(run=config.run, store=config.store, device=config.device)

@@ -25,7 +25,7 @@ from pipeline.config.training import BDecStart, TrainConfig
 from pipeline.device import DTYPES, pick_device, pick_precision
 from pipeline.runs.checkpoints import Checkpoint, checkpoints_of, drop_checkpoint, load_checkpoint
 from pipeline.runs.curves import METRICS, Curves
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.registry import coefficient_of, make_aux, make_objective
 from pipeline.sae.sae import SparseCoder, make_coder
 from pipeline.sae.stack import Stack, stacked
@@ -147,7 +147,7 @@ OWN = {"out": None, "seed": 0, "lr": 1.0, "lr_warmup": "0", "lr_decay": "0", "l1
 class Entry:
     """A run that is to be trained, and for how long."""
 
-    run: Run
+    run: SAERun
     n_steps: int
 
     @property

@@ -100,8 +100,6 @@ class Group:
         feed: Which rows those are.
     """
 
-    kind = TrainReport
-
     def __init__(
         self, members: Sequence[Member], stack: Stack, *, feeder: Feeder, feed: Feed
     ) -> None:

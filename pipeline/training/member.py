@@ -18,7 +18,7 @@ from pipeline.config.training import LoopConfig
 from pipeline.errors import CheckpointError, DataError
 from pipeline.runs.checkpoints import FOLDER, Checkpoint, save_checkpoint
 from pipeline.runs.curves import Curves, StepReport, TrainReport
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SparseCoder, fold
 from pipeline.sae.stack import to_state
 from pipeline.training.optimizer import Controller, Learner, Schedule
@@ -180,7 +180,7 @@ class Member(Record):
         coefficient: Of the sparsity penalty, before warm-up and control.
     """
 
-    def __init__(self, run: Run, *, curves: Curves, n_steps: int, coefficient: float) -> None:
+    def __init__(self, run: SAERun, *, curves: Curves, n_steps: int, coefficient: float) -> None:
         schedule = Schedule.of(run.config, n_steps=n_steps, hold=run.config.hold)
         super().__init__(run.path, run.config, curves=curves, schedule=schedule)
         self.run = run

@@ -17,7 +17,7 @@ from pipeline.lm.families import Site
 from pipeline.lm.hooks import splice, splicer
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import load_tokenizer
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedCoder
 from pipeline.text.heldout import load_contexts, split_contexts
 from tests.helpers.tiny import CTX_LEN, WIDTH, make_coder, make_model, make_text, save_coder
@@ -286,7 +286,7 @@ def test_damage_to_a_finished_fine_tuning_is_one_line(config, tmp_path, name):
 def test_a_coder_trained_again_does_not_pass_for_the_one_fine_tuned(config, tmp_path, model):
     save_coder(tmp_path / "sae", make_coder(), model=model)
     finetune(config(run=tmp_path / "sae"))
-    Run.open(tmp_path / "sae").finish(make_coder(seed=9))
+    SAERun.open(tmp_path / "sae").finish(make_coder(seed=9))
     with pytest.raises(ConfigError, match="trained again"):
         finetune(config(run=tmp_path / "sae"))
 

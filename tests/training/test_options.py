@@ -13,7 +13,7 @@ from actstore.reader import ActStore
 from pipeline.config.architectures import ARCHS
 from pipeline.config.serialization import from_json
 from pipeline.config.training import TrainConfig
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SparseCoder, make_coder
 from pipeline.training.train import train
 from tests.helpers.stores import column
@@ -59,7 +59,7 @@ def rows_of(store: Path, site: str = "mlp_out.0") -> torch.Tensor:
 
 def coder_at(out: Path, step: int) -> SparseCoder:
     """The coder of a checkpoint, which takes rows as they were fed."""
-    coder = Run.open(out).blank_coder()
+    coder = SAERun.open(out).blank_coder()
     coder.load_state_dict(load_file(out / "checkpoints" / f"step-{step:09d}" / "sae.safetensors"))
     return coder
 
@@ -84,7 +84,7 @@ def test_the_coder_of_a_normalised_run_takes_rows_as_they_are(store, tmp_path, k
     x = rows_of(store)
     position = torch.from_numpy(column(ActStore.open(store), "position"))
     scale = float(x[position != 0].double().square().mean().sqrt())
-    inner, saved = coder_at(tmp_path, 4), Run.open(tmp_path).load_coder(torch.device("cpu"))
+    inner, saved = coder_at(tmp_path, 4), SAERun.open(tmp_path).load_coder(torch.device("cpu"))
     with torch.no_grad():
         z, z_inner = saved.encode(x), inner.encode(x / scale)
         torch.testing.assert_close(saved(x), scale * inner(x / scale), rtol=1e-4, atol=1e-4)
