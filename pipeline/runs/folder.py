@@ -12,10 +12,10 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast, get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -135,31 +135,26 @@ class RunFolder(ABC):
             CheckpointError: there is none, or one of another kind, or its run.json is damaged.
         """
         try:
-            document = json.loads((path / RUN).read_bytes())
-            if not isinstance(document, dict):
-                raise ConfigError("it is no table")  # noqa: TRY301 - as whatever else is wrong
-            told = cast("dict[str, Any]", document)
-            if (kind := told.pop("kind", cls.KIND)) != cls.KIND:
+            told = json.loads((path / RUN).read_bytes())
+            kind = told.get("kind", cls.KIND) if isinstance(told, dict) else cls.KIND
+            if kind != cls.KIND:
                 raise CheckpointError(f"{path} is a {kind} run, not one of {cls.MADE_BY}")
-            if (there := told.pop("format", FORMAT)) != FORMAT:
-                raise CheckpointError(
-                    f"{path} is a run of format {there}, this saepipe reads format {FORMAT}"
-                )
-            told.pop("saepipe", None)
-            if "store" in told:
-                told["provenance"] = told.pop("store")
-            return from_json(cls, told | {"path": str(path)}, where=RUN)
+            document = from_json(_document(cls), told, where=RUN)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CheckpointError(
                 f"{path} is not a run: it has no {RUN}; {cls.MADE_BY} makes one"
             ) from error
         except (OSError, ValueError, ConfigError) as error:
             raise CheckpointError(f"{path / RUN} is damaged: {error}") from error
+        if document.format != FORMAT:
+            raise CheckpointError(
+                f"{path} is a run of format {document.format}, this saepipe reads format {FORMAT}"
+            )
+        return cls(path=path, **{name: getattr(document, key) for name, key in _keys(cls).items()})
 
     def write(self) -> None:
         """Write run.json."""
-        told = {f.name: to_json(getattr(self, f.name)) for f in fields(self) if f.name != "path"}
-        told["store"] = told.pop("provenance")
+        told = {key: to_json(getattr(self, name)) for name, key in _keys(type(self)).items()}
         head = {"format": FORMAT, "saepipe": saepipe_version(), "kind": self.KIND}
         write_json(self.path / RUN, head | told)
 
@@ -182,6 +177,23 @@ class RunFolder(ABC):
         """
         advice = "train again into another --out"
         return load_tensors(self.path / self.WEIGHTS, sha256=self.sha256, advice=advice)
+
+
+def _keys(kind: type[RunFolder]) -> dict[str, str]:
+    """Under which key of run.json each field stands."""
+    names = [f.name for f in fields(kind) if f.name != "path"]
+    return {name: "store" if name == "provenance" else name for name in names}
+
+
+def _document(kind: type[RunFolder]) -> Any:  # noqa: ANN401 - a class that is made here
+    """What the run.json of a kind may hold."""
+    hints, known = get_type_hints(kind), {f.name: f for f in fields(kind)}
+    head = [("format", int, FORMAT), ("saepipe", str, ""), ("kind", str, kind.KIND)]
+    own = [
+        (key, hints[name], field(default=known[name].default, kw_only=True))
+        for name, key in _keys(kind).items()
+    ]
+    return make_dataclass(RUN, [*head, *own], frozen=True, kw_only=True)
 
 
 def enter(run: RunT, *, resume: bool) -> RunT:
