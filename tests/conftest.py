@@ -14,8 +14,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a worker already
 
-from tests.helpers.stores import make_spec, write_store
-
 settings.register_profile("saepipe", deadline=None)  # shapes are checked while testing: slow
 settings.load_profile("saepipe")
 
@@ -44,6 +42,7 @@ def no_waiting_for_the_disk(monkeypatch):
 @pytest.fixture
 def make_store(tmp_path: Path):
     """A finished store of random rows: `make_store(n_rows=80, widths={"mlp_out.1": 16}, ...)`."""
+    from tests.helpers.stores import make_spec, write_store  # jaxtyping must see the package first
 
     def make(*, n_rows: int = 200, name: str = "acts", **spec) -> Path:
         return write_store(tmp_path / f"{name}.actstore", make_spec(**spec), n_rows=n_rows)

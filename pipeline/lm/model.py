@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.lm.families import Shape, Site
 from pipeline.lm.hub import ModelFiles
-from pipeline.lm.weights import Weights
-
-_HEAD = "lm_head.weight"
+from pipeline.lm.weights import HEADS, Weights
 
 
 class LanguageModel:
@@ -132,10 +130,8 @@ def _fill(
     """Read these parameters from the checkpoint straight to the device."""
     module, prefix = model.module, model.module.base_model_prefix
     weights = Weights.locate(model.files)
-    wanted = list(names)
-    tied = module.config.tie_word_embeddings and _HEAD in wanted
-    if tied:
-        wanted.remove(_HEAD)
+    tied = module.config.tie_word_embeddings and not set(HEADS).isdisjoint(names)
+    wanted = [name for name in names if not (tied and name in HEADS)]
     tensors = weights.load(wanted, prefix=prefix, device=device, dtype=dtype)
     module.load_state_dict(tensors, strict=False, assign=True)
     module.requires_grad_(False)

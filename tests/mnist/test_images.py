@@ -156,7 +156,14 @@ def test_an_unknown_name_lists_what_there_is(name):
         open_images(name)
 
 
-def test_the_bundled_digits_need_nothing():
+def test_digits_without_scikit_learn_say_in_one_line_what_to_type(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # as if it were not installed
+    with pytest.raises(ConfigError) as caught:
+        open_images("digits")
+    assert str(caught.value) == "--images digits needs scikit-learn: pip install 'saepipe[mnist]'"
+
+
+def test_the_bundled_digits_need_no_file():
     images = open_images("digits")
     assert (len(images.train), len(images.test), images.side) == (1438, 359, 8)
     assert images.train.pixels.min() == 0
