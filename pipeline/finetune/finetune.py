@@ -28,7 +28,7 @@ from pipeline.lm.hooks import Edit, check_fits, splice, splicer
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.runs.sae_run import Run
-from pipeline.sae.sae import TunedCoder
+from pipeline.sae.sae import TunedSAE
 from pipeline.text.heldout import Split, split_contexts
 
 OnStep = Callable[[FinetuneStep], None]
@@ -83,7 +83,7 @@ class _Setup:
 
     config: FinetuneConfig
     run: Run
-    coder: TunedCoder
+    coder: TunedSAE
     lm: LanguageModel
     site: Site
     tokenizer: Tokenizer
@@ -104,7 +104,7 @@ def _load(config: FinetuneConfig, run: Run) -> _Setup:
         raise ConfigError(
             f"{config.run} does not say which model its activations are from: name it with --model"
         )
-    coder = TunedCoder(run.load_coder(device))
+    coder = TunedSAE(run.load_sae(device))
     site = Site.parse(config.site or source.site)
     revision = (source.revision if name == source.model else "") or "main"
     dtype = pick_dtype(config.precision, device)

@@ -32,7 +32,7 @@ from pipeline.plots.style import save as save_figure
 from pipeline.runs.curves import METRICS
 from pipeline.runs.folder import FORMAT, RUN, Provenance, kind_of, load_tensors, saepipe_version
 from pipeline.runs.sae_run import CODER, Run
-from pipeline.sae.sae import TunedCoder
+from pipeline.sae.sae import TunedSAE
 
 TUNED, FEATURES = "tuned.safetensors", "features.json"
 LOSS_FIGURE, SCALES_FIGURE = "loss.png", "scales_biases.png"
@@ -141,13 +141,13 @@ class FinetunedRun:
         config, report, sha256 = document.config, document.report, document.sha256
         return FinetunedRun(path=path, config=config, run=run, report=report, sha256=sha256)
 
-    def load_coder(self, device: torch.device) -> TunedCoder:
+    def load_sae(self, device: torch.device) -> TunedSAE:
         """The coder with its `c` and `d`, in float32, every byte checked.
 
         Raises:
             CheckpointError: a file of it is missing or damaged.
         """
-        coder = TunedCoder(self.run.load_coder(device))
+        coder = TunedSAE(self.run.load_sae(device))
         tensors = load_tensors(
             self.path / TUNED, sha256=self.sha256, advice="fine-tune again into another --out"
         )
@@ -191,14 +191,14 @@ def finished_report(config: FinetuneConfig, run: Run) -> FinetuneReport | None:
         raise ConfigError(
             f"{out} was fine-tuned before {run.path} was trained again: choose another --out"
         )
-    found.load_coder(torch.device("cpu"))  # damage shows here, not later
+    found.load_sae(torch.device("cpu"))  # damage shows here, not later
     return replace(found.report, out=out, reused=True)
 
 
 def save_run(
     config: FinetuneConfig,
     run: Run,
-    coder: TunedCoder,
+    coder: TunedSAE,
     report: FinetuneReport,
     *,
     losses: Sequence[float],

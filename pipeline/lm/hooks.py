@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from pipeline.errors import ConfigError
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel
-from pipeline.sae.sae import SparseCoder, TunedCoder
+from pipeline.sae.sae import SAE, TunedSAE
 
 Edit = Callable[[Tensor], Tensor]
 Seen = Callable[[Tensor], Tensor | None]
@@ -115,7 +115,7 @@ def reading(
         yield read
 
 
-Coder = SparseCoder | TunedCoder
+Coder = SAE | TunedSAE
 
 
 def splicer(coder: Coder) -> Edit:

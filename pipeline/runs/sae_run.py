@@ -19,7 +19,7 @@ from pipeline.runs.folder import (
     read_document,
     save_tensors,
 )
-from pipeline.sae.sae import SparseCoder, make_activation
+from pipeline.sae.sae import SAE, make_activation
 
 CODER = "sae.safetensors"
 
@@ -81,13 +81,13 @@ class Run:
         """Number of latents."""
         return self.config.expansion * self.provenance.d_in
 
-    def load_coder(self, device: torch.device) -> SparseCoder:
+    def load_sae(self, device: torch.device) -> SAE:
         """The finished coder in float32, every byte checked.
 
         Raises:
             CheckpointError: sae.safetensors is missing or damaged.
         """
-        coder = self.blank_coder()
+        coder = self.blank_sae()
         coder.load_state_dict(
             load_tensors(
                 self.path / CODER, sha256=self.sha256, advice="train again into another --out"
@@ -95,12 +95,12 @@ class Run:
         )
         return coder.to(device)
 
-    def blank_coder(self) -> SparseCoder:
+    def blank_sae(self) -> SAE:
         """A coder of this run's shape and architecture, its parameters still to be loaded."""
         activation = make_activation(self.config.arch, d_sae=self.d_sae)
-        return SparseCoder(self.provenance.d_in, self.d_sae, activation)
+        return SAE(self.provenance.d_in, self.d_sae, activation)
 
-    def finish(self, coder: SparseCoder) -> "Run":
+    def finish(self, coder: SAE) -> "Run":
         """Write the finished coder, and only then call the run complete.
 
         Raises:

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from pipeline.lm.tokenizer import load_tokenizer
-from pipeline.sae.sae import SparseCoder
+from pipeline.sae.sae import SAE
 from tests.helpers.tiny import CTX_LEN
 
 
@@ -73,7 +73,7 @@ class PlainModel:
 
 
 def plain_eval(
-    model: Path, tokens: torch.Tensor, coder: SparseCoder, *, layer: int = 1, **excluded: object
+    model: Path, tokens: torch.Tensor, coder: SAE, *, layer: int = 1, **excluded: object
 ) -> dict[str, object]:
     """All the keys, and `nll_clean` and `nll_patched` of each context."""
     plain = PlainModel(model, tokens)
