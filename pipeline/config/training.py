@@ -109,7 +109,7 @@ class TrainConfig(LoopConfig):
     """Those silent for so long are resampled."""
 
     normalize: Normalize = "none"
-    """rms scales activations to a mean square of 1; the coder that is saved takes them as they are.
+    """rms scales activations to a mean square of 1; the SAE that is saved takes them as they are.
     """
     b_dec_start: BDecStart = "mean"
     exclude_positions: tuple[int, ...] = ()

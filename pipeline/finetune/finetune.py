@@ -155,7 +155,7 @@ def _transplant_notes(run: Run, lm: LanguageModel, site: Site) -> tuple[str, ...
     if (lm.name, str(site)) == (source.model, source.site):
         return ()
     return (
-        f"the coder was trained on {source.site} of {source.model} and is fine-tuned at {site} "
+        f"the SAE was trained on {source.site} of {source.model} and is fine-tuned at {site} "
         f"of {lm.name}",
     )
 
@@ -216,7 +216,7 @@ def _batches(n_contexts: int, config: FinetuneConfig) -> Iterator[Tensor]:
 def _finite(loss: float, lm: LanguageModel) -> float:
     if not math.isfinite(loss):
         raise DataError(
-            f"the loss of {lm.name} with the coder at its site is {loss}: lower --lr, or try "
+            f"the loss of {lm.name} with the SAE at its site is {loss}: lower --lr, or try "
             "--precision fp32"
         )
     return loss

@@ -136,7 +136,7 @@ def check_fits(lm: LanguageModel, site: Site, *, d_in: int, ctx_len: int, run: P
     lm.shape.check(site, name=lm.name)
     if lm.width(site) != d_in:
         raise ConfigError(
-            f"{run} is a coder of {d_in} dimensions, but {site} of {lm.name} has "
+            f"{run} is an SAE of {d_in} dimensions, but {site} of {lm.name} has "
             f"{lm.width(site)}: choose the model or the site it was trained on"
         )
     if ctx_len > lm.shape.n_positions:

@@ -473,7 +473,7 @@ def test_a_connector_of_no_language_model_is_refused_before_its_sites_are_read(b
 
 def test_a_model_without_the_sites_is_refused(bench, tmp_path):
     wide = make_model(tmp_path / "wide", width=2 * WIDTH)
-    with pytest.raises(ConfigError, match=r"a coder of 16 dimensions, but resid_pre.1 .* has 32"):
+    with pytest.raises(ConfigError, match=r"an SAE of 16 dimensions, but resid_pre.1 .* has 32"):
         bench.evaluate(bench.connect(), model=str(wide))
 
 

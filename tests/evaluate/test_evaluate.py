@@ -198,7 +198,7 @@ def test_a_text_without_one_context_is_refused(run_eval, tmp_path):
 
 
 def test_a_coder_of_another_width_is_refused(run_eval):
-    with pytest.raises(ConfigError, match=r"coder of 8 dimensions, but mlp_out.1 .* has 16"):
+    with pytest.raises(ConfigError, match=r"SAE of 8 dimensions, but mlp_out.1 .* has 16"):
         run_eval(make_sae(d_in=8))
 
 

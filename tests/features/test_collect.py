@@ -229,7 +229,7 @@ def test_a_store_that_does_not_fit_is_told_in_one_line(own, tmp_path):
         collect(config_of(run, store=other.path))
     assert "--store" in one_line(told)
     wide = write_store(tmp_path / "wide", make_spec(widths={"mlp_out.1": 24}), n_rows=80)
-    with pytest.raises(ConfigError, match="coder of 16 dimensions, and mlp_out.1 of .* has 24"):
+    with pytest.raises(ConfigError, match="SAE of 16 dimensions, and mlp_out.1 of .* has 24"):
         collect(config_of(run, store=wide))
     half = write_store(tmp_path / "half", make_spec(widths={"mlp_out.1": 16}), n_rows=160, stop=1)
     with pytest.raises(StoreError, match="is not finished"):

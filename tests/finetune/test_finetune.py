@@ -306,7 +306,7 @@ def test_transplanting_is_noted_and_refused_where_widths_differ(config, tmp_path
     assert (there.model, there.trained_on_model) == (str(other), str(model))
     assert f"of {model} and is fine-tuned" in there.notes[0]
     wide = make_model(tmp_path / "wide", width=24)
-    with pytest.raises(ConfigError, match=rf"coder of {WIDTH} dimensions, but mlp_out.1 .* has 24"):
+    with pytest.raises(ConfigError, match=rf"SAE of {WIDTH} dimensions, but mlp_out.1 .* has 24"):
         finetune(config(model=str(wide), out=tmp_path / "wide_out"))
     with pytest.raises(ConfigError, match=r"contexts of 65 tokens do not fit"):
         finetune(config(ctx_len=65, out=tmp_path / "long"))
