@@ -82,7 +82,7 @@ class BatchTopKConfig(_Competing):
     """Keep the `k * rows` largest latents of each batch (Bussmann et al. 2024, arXiv 2412.06410).
 
     The smallest kept value, averaged over batches, is the threshold that takes the batch's place
-    once the coder is trained.
+    once the SAE is trained.
     """
 
     kind: Literal["batchtopk"] = "batchtopk"

@@ -63,13 +63,13 @@ _UNIT: dict[str | None, Unit] = {
 }
 
 
-def steps_of(span: str, *, batch_size: int, n_steps: int) -> int:
-    """How many steps a span takes in a run of `n_steps`; a part of a step counts as one.
+def steps_of(duration: str, *, batch_size: int, n_steps: int) -> int:
+    """How many steps a duration takes in a run of `n_steps`; a part of a step counts as one.
 
     Raises:
-        ConfigError: it is not a span.
+        ConfigError: it is not a duration.
     """
-    amount, unit = parse_span(span)
+    amount, unit = parse_duration(duration)
     match unit:
         case "steps":
             return math.ceil(amount)
@@ -79,14 +79,14 @@ def steps_of(span: str, *, batch_size: int, n_steps: int) -> int:
             return math.ceil(amount / 100 * n_steps)
 
 
-def parse_span(span: str) -> tuple[Fraction, Unit]:
+def parse_duration(duration: str) -> tuple[Fraction, Unit]:
     """Amount and unit; exactly, so that 7% of 100 steps is 7 steps and not 8.
 
     Raises:
-        ConfigError: it is not a span.
+        ConfigError: it is not a duration.
     """
-    found = _FORM.fullmatch(span)
+    found = _FORM.fullmatch(duration)
     if found is None:
-        raise ConfigError(f"{span!r} is not a length of training: type 10k steps, 5M or 20%")
+        raise ConfigError(f"{duration!r} is not a length of training: type 10k steps, 5M or 20%")
     number, factor, unit = found.groups()
     return Fraction(number) * _FACTOR[factor], _UNIT[unit]

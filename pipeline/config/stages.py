@@ -59,9 +59,9 @@ class EvalConfig:
     as_trained: bool = False
     """Leave as they are, and do not count, the rows that training left out."""
     layers: tuple[int, ...] = ()
-    """Also splice each coder, alone, into these layers."""
+    """Also splice each SAE, alone, into these layers."""
     n_worst: int = 10
-    """Contexts to name whose loss a coder raises most."""
+    """Contexts to name whose loss an SAE raises most."""
     n_bootstrap: int = 1000
     """Resamplings of the contexts that intervals are made of; 0 makes none."""
     seed: int = 0
@@ -126,9 +126,9 @@ class FinetuneConfig:
     text: str = "builtin:arithmetic"
     text_column: str = "text"
     model: str | None = None
-    """Another model to transplant the coder into; None means its own."""
+    """Another model to transplant the SAE into; None means its own."""
     site: str | None = None
-    """Another site to transplant the coder to; None means its own."""
+    """Another site to transplant the SAE to; None means its own."""
     lr: float = 1e-3
     weight_decay: float = 1e-2
     batch_size: int = 8

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pipeline.config.architectures import ArchConfig, ReluConfig
 from pipeline.config.checks import (
-    parse_span,
+    parse_duration,
     require_fraction,
     require_not_negative,
     require_positive,
@@ -25,7 +25,7 @@ ConnectorStart = Literal["random", "weights", "regression"]
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """What every training is told. Lengths are spans: `10k steps`, `5M` (tokens) or `20%` of it."""
+    """What every training is told. Durations are `10k steps`, `5M` (tokens) or `20%` of it."""
 
     KIND: ClassVar[str]
     """Of the runs that it makes."""
@@ -84,7 +84,7 @@ class LoopConfig:
         if not 0 <= self.beta1 < 1:
             raise ConfigError(f"beta1 must be at least 0 and below 1, got {self.beta1}")
         for name in ("lr_warmup", "lr_decay", "l1_warmup"):
-            parse_span(getattr(self, name))
+            parse_duration(getattr(self, name))
         if self.precision == "fp16":
             raise ConfigError("precision fp16 overflows in training: type --precision bf16 or fp32")
 
@@ -114,7 +114,7 @@ class TrainConfig(LoopConfig):
     """Those silent for so long are resampled."""
 
     normalize: Normalize = "none"
-    """rms scales activations to a mean square of 1; the coder that is saved takes them as they are.
+    """rms scales activations to a mean square of 1; the SAE that is saved takes them as they are.
     """
     b_dec_start: BDecStart = "mean"
     exclude_positions: tuple[int, ...] = ()
@@ -131,7 +131,7 @@ class TrainConfig(LoopConfig):
         super().__post_init__()
         require_positive(self, "expansion", "exclude_norms")
         for name in ("hold", "dead_window", "resample_every", "resample_window"):
-            parse_span(getattr(self, name))
+            parse_duration(getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from pipeline.config.training import Rectify
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.kernels import Kernels
-from pipeline.sae.sae import SparseCoder
+from pipeline.sae.sae import SAE
 from pipeline.sae.select import Picked, above
 
 
@@ -81,9 +81,9 @@ class End:
 class Pair:
     """Both, loaded."""
 
-    source: SparseCoder
+    source: SAE
     """Whose latents are read."""
-    target: SparseCoder
+    target: SAE
     """Whose latents are predicted."""
     sites: tuple[str, str]
 

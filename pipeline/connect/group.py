@@ -33,7 +33,7 @@ from pipeline.sae.active_pairs import Scratch
 from pipeline.sae.kernels import Kernels, kernels_for
 from pipeline.sae.stack import BREAK_EVEN
 from pipeline.training.member import Record, writing
-from pipeline.training.optimizer import SECOND, Learner, Schedule
+from pipeline.training.optimizer import SECOND, Adam, Schedule
 
 
 @final
@@ -202,7 +202,7 @@ class ConnectorGroup:
             "b": torch.zeros_like(b),
         }
         self._trained = ("W", "b") if config.bias else ("W",)
-        member.learner = Learner({"W": W, "b": b}, self._grads, config, trained=self._trained)
+        member.adam = Adam({"W": W, "b": b}, self._grads, config, trained=self._trained)
         self._failures: list[tuple[ConnectorMember, DataError]] = []
 
     @property
@@ -267,9 +267,9 @@ class ConnectorGroup:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become what was saved, to the bit."""
-        for name, param in self._member.learner.params.items():
+        for name, param in self._member.adam.params.items():
             param.copy_(checkpoint.coder[name])
-        self._member.learner.load(checkpoint.optimizer)
+        self._member.adam.load(checkpoint.optimizer)
         self._member.go_on_from(checkpoint.step)
 
     def finish(self) -> None:
@@ -278,7 +278,7 @@ class ConnectorGroup:
         Raises:
             CheckpointError: the disk is full or fails.
         """
-        result = self._member.learner.result
+        result = self._member.adam.result
         with writing(self._member.path):
             self._member.run.finish(
                 Connector(result["W"], result["b"], activation=self._config.activation)
@@ -296,22 +296,22 @@ class ConnectorGroup:
 
     def _move(self, lr: float, coefficient: float) -> None:
         """One step of the weights."""
-        learner, config = self._member.learner, self._config
+        adam, config = self._member.adam, self._config
         if not config.proximal:
             self._problem.add_penalty(self._grads["W"], coefficient)
         if config.clip:
             self._clip(config.clip)
-        learner.step(lr)
+        adam.step(lr)
         if config.proximal and coefficient:
             shrink(
                 self._problem.W,
-                learner.moments[SECOND]["W"],
-                step=learner.n_steps,
+                adam.moments[SECOND]["W"],
+                step=adam.n_steps,
                 beta2=config.beta2,
                 lr=lr,
                 coefficient=coefficient,
             )
-        learner.track()
+        adam.track()
 
     def _clip(self, largest: float) -> None:
         grads = [self._grads[name] for name in self._trained]
@@ -366,4 +366,4 @@ class ConnectorGroup:
     def _save(self) -> None:
         member = self._member
         if not member.saved:
-            member.checkpoint(member.learner.params, member.learner.state())
+            member.checkpoint(member.adam.params, member.adam.state())

@@ -102,8 +102,8 @@ def load_pair(source: SAERun, target: SAERun, *, device: torch.device) -> Pair:
         CheckpointError: the weights of one are missing or damaged.
     """
     return Pair(
-        source=source.load_coder(device).requires_grad_(False),
-        target=target.load_coder(device).requires_grad_(False),
+        source=source.load_sae(device).requires_grad_(False),
+        target=target.load_sae(device).requires_grad_(False),
         sites=(source.provenance.site, target.provenance.site),
     )
 

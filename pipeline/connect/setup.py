@@ -30,7 +30,7 @@ from pipeline.evaluate.setup import Exclusion, Place, Subject
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import SparseCoder
+from pipeline.sae.sae import SAE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,7 +63,7 @@ def load_ends(runs: Sequence[ConnectorRun], *, device: torch.device) -> Ends:
     run = runs[0]
     pair = run.load_pair(device)
 
-    def subject(end: End, coder: SparseCoder) -> Subject:
+    def subject(end: End, coder: SAE) -> Subject:
         config = SAERun.open(end.run).config
         site = replace(run.provenance, site=end.site, d_in=coder.d_in)
         return Subject(

@@ -27,7 +27,7 @@ from pipeline.connect.connector import Connector, Pair
 from pipeline.connect.moments import Moments, Products
 from pipeline.errors import ConfigError
 from pipeline.evaluate.metrics import exact
-from pipeline.sae.sae import Gated, SparseCoder
+from pipeline.sae.sae import SAE, Gated
 
 STRIPE = 2**24
 """Values of the solution that are solved for at a time."""
@@ -195,7 +195,7 @@ def weights_connector(
 
 
 def _encoder(
-    coder: SparseCoder,
+    coder: SAE,
 ) -> tuple[Float64[Tensor, "d_in d_sae"], Float64[Tensor, " d_sae"]]:
     """`E, e` of `(x - b_dec) @ E + e`, which is each latent that is active.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.lm.hooks import Coder
-from pipeline.sae.sae import SparseCoder, TunedCoder
+from pipeline.sae.sae import SAE, TunedSAE
 
 _CELLS = 2**25
 """Cosines held at once: 128 MiB of float32, a block of 256 rows against 131,072."""
@@ -36,9 +36,9 @@ def encoder_decoder_cosine(coder: Coder) -> Float64[Tensor, " d_sae"]:
     negative the latent reads the opposite direction, and the sign changes.
     """
     match coder:
-        case SparseCoder():
+        case SAE():
             columns = coder.W_enc.T
-        case TunedCoder():
+        case TunedSAE():
             columns = (coder.coder.W_enc * coder.c).T
     n = _block(coder.d_in)
     pairs = zip(columns.split(n), coder.W_dec.split(n), strict=True)

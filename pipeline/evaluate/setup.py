@@ -159,7 +159,7 @@ def load_subject(path: Path, *, device: torch.device) -> Subject:
         run = SAERun.open(path)
         return Subject(
             path=path,
-            coder=run.load_coder(device),
+            coder=run.load_sae(device),
             arch=run.config.arch.kind,
             model=run.provenance.model,
             revision=run.provenance.revision,
@@ -170,7 +170,7 @@ def load_subject(path: Path, *, device: torch.device) -> Subject:
     tuned = FinetunedRun.open(path)
     return Subject(
         path=path,
-        coder=tuned.load_coder(device),
+        coder=tuned.load_sae(device),
         arch=tuned.run.config.arch.kind,
         model=tuned.report.model,
         revision=tuned.report.revision,

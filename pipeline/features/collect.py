@@ -174,7 +174,7 @@ def open_store(config: FeaturesConfig, subject: Subject) -> ActStore:
         )
     if store.width(site) != d_in:
         raise ConfigError(
-            f"{config.run} is a coder of {d_in} dimensions, and {site} of {path} has "
+            f"{config.run} is an SAE of {d_in} dimensions, and {site} of {path} has "
             f"{store.width(site)}: name a store of the model it was trained on, with --store"
         )
     return store
@@ -298,7 +298,7 @@ def _notes(
     notes = list(subject.notes)
     if source.model != subject.model:
         notes.append(
-            f"activations are those of {source.model or 'an unknown model'}, and the coder is one "
+            f"activations are those of {source.model or 'an unknown model'}, and the SAE is one "
             f"of {subject.model or 'an unknown model'}"
         )
     elif source.fingerprint != subject.provenance.fingerprint:

@@ -28,7 +28,7 @@ from pipeline.lm.hooks import Edit, check_fits, splice, splicer
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import TunedCoder
+from pipeline.sae.sae import TunedSAE
 from pipeline.text.heldout import Split, split_contexts
 
 OnStep = Callable[[FinetuneStep], None]
@@ -83,7 +83,7 @@ class _Setup:
 
     config: FinetuneConfig
     run: SAERun
-    coder: TunedCoder
+    coder: TunedSAE
     lm: LanguageModel
     site: Site
     tokenizer: Tokenizer
@@ -104,7 +104,7 @@ def _load(config: FinetuneConfig, run: SAERun) -> _Setup:
         raise ConfigError(
             f"{config.run} does not say which model its activations are from: name it with --model"
         )
-    coder = TunedCoder(run.load_coder(device))
+    coder = TunedSAE(run.load_sae(device))
     site = Site.parse(config.site or source.site)
     revision = (source.revision if name == source.model else "") or "main"
     dtype = pick_dtype(config.precision, device)
@@ -155,7 +155,7 @@ def _transplant_notes(run: SAERun, lm: LanguageModel, site: Site) -> tuple[str, 
     if (lm.name, str(site)) == (source.model, source.site):
         return ()
     return (
-        f"the coder was trained on {source.site} of {source.model} and is fine-tuned at {site} "
+        f"the SAE was trained on {source.site} of {source.model} and is fine-tuned at {site} "
         f"of {lm.name}",
     )
 
@@ -216,7 +216,7 @@ def _batches(n_contexts: int, config: FinetuneConfig) -> Iterator[Tensor]:
 def _finite(loss: float, lm: LanguageModel) -> float:
     if not math.isfinite(loss):
         raise DataError(
-            f"the loss of {lm.name} with the coder at its site is {loss}: lower --lr, or try "
+            f"the loss of {lm.name} with the SAE at its site is {loss}: lower --lr, or try "
             "--precision fp32"
         )
     return loss

@@ -33,7 +33,7 @@ from pipeline.runs.curves import METRICS
 from pipeline.runs.folder import FORMAT, RUN, Provenance, load_tensors, saepipe_version
 from pipeline.runs.kinds import says_kind
 from pipeline.runs.sae_run import CODER, SAERun
-from pipeline.sae.sae import TunedCoder
+from pipeline.sae.sae import TunedSAE
 
 TUNED, FEATURES = "tuned.safetensors", "features.json"
 LOSS_FIGURE, SCALES_FIGURE = "loss.png", "scales_biases.png"
@@ -142,13 +142,13 @@ class FinetunedRun:
         config, report, sha256 = document.config, document.report, document.sha256
         return FinetunedRun(path=path, config=config, run=run, report=report, sha256=sha256)
 
-    def load_coder(self, device: torch.device) -> TunedCoder:
+    def load_sae(self, device: torch.device) -> TunedSAE:
         """The coder with its `c` and `d`, in float32, every byte checked.
 
         Raises:
             CheckpointError: a file of it is missing or damaged.
         """
-        coder = TunedCoder(self.run.load_coder(device))
+        coder = TunedSAE(self.run.load_sae(device))
         tensors = load_tensors(
             self.path / TUNED, sha256=self.sha256, advice="fine-tune again into another --out"
         )
@@ -192,14 +192,14 @@ def finished_report(config: FinetuneConfig, run: SAERun) -> FinetuneReport | Non
         raise ConfigError(
             f"{out} was fine-tuned before {run.path} was trained again: choose another --out"
         )
-    found.load_coder(torch.device("cpu"))  # damage shows here, not later
+    found.load_sae(torch.device("cpu"))  # damage shows here, not later
     return replace(found.report, out=out, reused=True)
 
 
 def save_run(
     config: FinetuneConfig,
     run: SAERun,
-    coder: TunedCoder,
+    coder: TunedSAE,
     report: FinetuneReport,
     *,
     losses: Sequence[float],

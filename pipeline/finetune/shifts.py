@@ -11,7 +11,7 @@ from pipeline.lm.families import Site
 from pipeline.lm.hooks import reading
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.tokenizer import Tokenizer
-from pipeline.sae.sae import TunedCoder
+from pipeline.sae.sae import TunedSAE
 
 N_LATENTS = 10
 """Latents of each list."""
@@ -63,7 +63,7 @@ class Shifts:
 def find_shifts(
     lm: LanguageModel,
     site: Site,
-    coder: TunedCoder,
+    coder: TunedSAE,
     contexts: Int[Tensor, "contexts ctx_len"],
     tokenizer: Tokenizer,
     *,
@@ -104,7 +104,7 @@ def _extremes(values: Float[Tensor, " d_sae"]) -> list[int]:
 def _activations(
     lm: LanguageModel,
     site: Site,
-    coder: TunedCoder,
+    coder: TunedSAE,
     batches: Sequence[Tensor],
     latents: list[int],
 ) -> tuple[Float[Tensor, "tokens latents"], Float[Tensor, "tokens latents"]]:

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from pipeline.errors import ConfigError
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel
-from pipeline.sae.sae import SparseCoder, TunedCoder
+from pipeline.sae.sae import SAE, TunedSAE
 
 Edit = Callable[[Tensor], Tensor]
 Seen = Callable[[Tensor], Tensor | None]
@@ -115,7 +115,7 @@ def reading(
         yield read
 
 
-Coder = SparseCoder | TunedCoder
+Coder = SAE | TunedSAE
 
 
 def splicer(coder: Coder) -> Edit:
@@ -136,7 +136,7 @@ def check_fits(lm: LanguageModel, site: Site, *, d_in: int, ctx_len: int, run: P
     lm.shape.check(site, name=lm.name)
     if lm.width(site) != d_in:
         raise ConfigError(
-            f"{run} is a coder of {d_in} dimensions, but {site} of {lm.name} has "
+            f"{run} is an SAE of {d_in} dimensions, but {site} of {lm.name} has "
             f"{lm.width(site)}: choose the model or the site it was trained on"
         )
     if ctx_len > lm.shape.n_positions:

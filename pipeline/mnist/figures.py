@@ -32,14 +32,14 @@ from pipeline.plots.mnist import (
 )
 from pipeline.plots.style import save
 from pipeline.plots.weights import Epoch, epochs_animation, epochs_figure, weights_figure
-from pipeline.sae.sae import SparseCoder
+from pipeline.sae.sae import SAE
 
 N_TOP = 8
 """Images that a feature is shown with."""
 
 
 def feature_images(
-    net: Classifier, coder: SparseCoder, images: Labelled, *, layer: str, n_features: int
+    net: Classifier, coder: SAE, images: Labelled, *, layer: str, n_features: int
 ) -> list[FeatureImages]:
     """The features of a layer that are active most often, each with the images it fires on most."""
     x, _ = images.tensors(coder.W_enc.device)
@@ -91,7 +91,7 @@ def told(share: Float[np.ndarray, " classes"]) -> str:
 
 def pixel_slope(
     net: Classifier,
-    coder: SparseCoder,
+    coder: SAE,
     x: Float[Tensor, "n d_in"],
     feature: int,
     *,

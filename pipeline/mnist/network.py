@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.connect.connector import Connector
 from pipeline.mnist.classifier import LAYERS, N_HIDDEN, Classifier
 from pipeline.mnist.result import ConnectorFigures, Form, NetworkFigures, SaeFigures
-from pipeline.sae.sae import SparseCoder
+from pipeline.sae.sae import SAE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +37,7 @@ class FeatureNetwork:
     """
 
     net: Classifier
-    coders: tuple[SparseCoder, ...]
+    coders: tuple[SAE, ...]
     connectors: tuple[Connector, ...]
 
     def latents(self, x: Float[Tensor, "n d_in"]) -> list[Float[Tensor, "n d_sae"]]:
@@ -157,7 +157,7 @@ def fvu(wanted: Float[Tensor, "n d"], found: Float[Tensor, "n d"]) -> float:
 def sae_figures(
     kind: str,
     layer: str,
-    coder: SparseCoder,
+    coder: SAE,
     h: Float[Tensor, "n d_in"],
     *,
     accuracy_spliced: float,

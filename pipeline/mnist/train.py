@@ -52,7 +52,7 @@ from pipeline.mnist.result import fingerprint, load_classifier, network_name, sa
 from pipeline.runs.checkpoints import CODER, checkpoints_of
 from pipeline.runs.curves import StepReport
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import SparseCoder
+from pipeline.sae.sae import SAE
 from pipeline.training.feed import mean_square
 from pipeline.training.train import train_all
 
@@ -237,7 +237,7 @@ class Trained:
 
     net: Classifier
     store: ActStore
-    coders: dict[tuple[Kind, str], SparseCoder]
+    coders: dict[tuple[Kind, str], SAE]
     """By kind and layer."""
     connectors: list[tuple[Planned, Connector]]
 
@@ -324,8 +324,8 @@ def _require_finite(outcomes: Sequence[StepReport | DataError]) -> None:
             raise outcome
 
 
-def _coder(folder: Path, device: torch.device) -> SparseCoder:
-    return SAERun.open(folder).load_coder(device).requires_grad_(False)
+def _coder(folder: Path, device: torch.device) -> SAE:
+    return SAERun.open(folder).load_sae(device).requires_grad_(False)
 
 
 BASELINES = ("mean", "correlation", "E2 W D1", "ridge")

@@ -20,8 +20,8 @@ def loss_figure(
     axes.plot(steps, losses, color=BLUE, alpha=0.25, lw=0.7)
     axes.plot(*smoothed(steps, losses), color=BLUE, lw=1.8, label="training batches")
     for loss, name, color, style in (
-        (ce_base, "model without the coder", GRAY, ":"),
-        (ce_spliced, "coder spliced in, c = 1, d = 0", RED, "--"),
+        (ce_base, "model without the SAE", GRAY, ":"),
+        (ce_spliced, "SAE spliced in, c = 1, d = 0", RED, "--"),
         (ce_finetuned, "after fine-tuning", INK, "-"),
     ):
         axes.axhline(loss, color=color, ls=style, lw=1.3, label=f"held out, {name}: {loss:.3f}")

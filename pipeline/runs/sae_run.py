@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config.training import TrainConfig
 from pipeline.runs.folder import RunFolder
-from pipeline.sae.sae import SparseCoder, make_activation
+from pipeline.sae.sae import SAE, make_activation
 
 CODER = "sae.safetensors"
 
@@ -41,17 +41,17 @@ class SAERun(RunFolder):
         """Number of latents."""
         return self.config.expansion * self.provenance.d_in
 
-    def load_coder(self, device: torch.device) -> SparseCoder:
+    def load_sae(self, device: torch.device) -> SAE:
         """The finished SAE in float32, every byte checked.
 
         Raises:
             CheckpointError: sae.safetensors is missing or damaged.
         """
-        coder = self.blank_coder()
+        coder = self.blank_sae()
         coder.load_state_dict(self.trained())
         return coder.to(device)
 
-    def blank_coder(self) -> SparseCoder:
+    def blank_sae(self) -> SAE:
         """An SAE of this run's shape and architecture, its parameters still to be loaded."""
         activation = make_activation(self.config.arch, d_sae=self.d_sae)
-        return SparseCoder(self.provenance.d_in, self.d_sae, activation)
+        return SAE(self.provenance.d_in, self.d_sae, activation)

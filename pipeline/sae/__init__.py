@@ -1,1 +1,1 @@
-"""Sparse coders: one module (`coder.SparseCoder`), its activation, its loss, its dead latents."""
+"""Sparse coders: one module (`coder.SAE`), its activation, its loss, its dead latents."""

@@ -129,7 +129,7 @@ COMPETING_NORM = 0.2
 overshoot. From 0.1 to 0.3 they end 0.01 higher in explained variance; at 0.1 more of them die."""
 
 
-class SparseCoder(nn.Module):
+class SAE(nn.Module):
     """`x_hat = f((x - b_dec) @ W_enc + b_enc) @ W_dec + b_dec`.
 
     Rows of `W_dec` are the dictionary: `W_dec[i]` is the direction latent `i` writes. They start
@@ -200,9 +200,7 @@ def require_possible(config: ArchConfig, *, d_in: int, d_sae: int) -> None:
     )
 
 
-def make_coder(
-    config: ArchConfig, *, d_in: int, d_sae: int, seed: int = 0, rms: float = 1.0
-) -> SparseCoder:
+def make_sae(config: ArchConfig, *, d_in: int, d_sae: int, seed: int = 0, rms: float = 1.0) -> SAE:
     """A coder at its random start, on the CPU: one seed gives the same bits for every device.
 
     Args:
@@ -218,7 +216,7 @@ def make_coder(
     require_possible(config, d_in=d_in, d_sae=d_sae)
     generator = torch.Generator().manual_seed(seed)
     activation = make_activation(config, d_sae=d_sae, rms=rms)
-    coder = SparseCoder(d_in, d_sae, activation, generator=generator)
+    coder = SAE(d_in, d_sae, activation, generator=generator)
     with torch.no_grad():
         match config:
             case ReluAprilConfig():
@@ -247,13 +245,13 @@ def fold(state: Mapping[str, Tensor], *, scale: float) -> dict[str, Tensor]:
 
 
 @final
-class TunedCoder(nn.Module):
+class TunedSAE(nn.Module):
     """`z = f(c * pre(x) + d)`: `c` and `d` act just before the activation `f` of a frozen coder.
 
     It starts at `c = 1, d = 0`, which is the coder itself, bit for bit.
     """
 
-    def __init__(self, coder: SparseCoder) -> None:
+    def __init__(self, coder: SAE) -> None:
         super().__init__()
         self.coder = coder.requires_grad_(False)
         self.c = nn.Parameter(torch.ones_like(coder.b_enc))
@@ -291,7 +289,7 @@ class TunedCoder(nn.Module):
         return self.decode(self.encode(x))
 
     @torch.no_grad()
-    def fold(self) -> SparseCoder:
+    def fold(self) -> SAE:
         """The plain coder that computes the same, for tools that know no `c` and `d`.
 
         `c * ((x - b_dec) W_enc + b_enc) + d = (x - b_dec) (W_enc * c) + (c * b_enc + d)`:

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.sae.active_pairs import Dense, Latents, Pairs, Scratch, product
 from pipeline.sae.kernels import kernels_for
 from pipeline.sae.objective import Objective, Parts, Problem
-from pipeline.sae.sae import SparseCoder
+from pipeline.sae.sae import SAE
 from pipeline.sae.topk import AuxK
 
 ACTIVATION = "activation."
@@ -192,7 +192,7 @@ class Stack:
             grads["W_dec"].add_(grads["E"])
 
 
-def stacked(coders: Sequence[SparseCoder], objective: Objective) -> dict[str, Tensor]:
+def stacked(coders: Sequence[SAE], objective: Objective) -> dict[str, Tensor]:
     """The parameters of coders of one shape, copied, the members first."""
     every = [to_params(coder.state_dict(), objective) for coder in coders]
     return {name: torch.stack([params[name] for params in every]) for name in every[0]}

@@ -27,7 +27,7 @@ from pipeline.runs.checkpoints import Checkpoint, checkpoints_of, drop_checkpoin
 from pipeline.runs.curves import METRICS, Curves
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.registry import coefficient_of, make_aux, make_objective
-from pipeline.sae.sae import SparseCoder, make_coder
+from pipeline.sae.sae import SAE, make_sae
 from pipeline.sae.stack import Stack, stacked
 from pipeline.training.feed import Feed, Feeder
 from pipeline.training.group import STACKED, Group
@@ -272,7 +272,7 @@ def _stack(feeder: Feeder, entries: Sequence[Entry]) -> Stack:
 
 
 @torch.no_grad()
-def _coder(feeder: Feeder, entry: Entry) -> SparseCoder:
+def _coder(feeder: Feeder, entry: Entry) -> SAE:
     """A new coder: weights of the seed, `b_dec` in the middle of the rows.
 
     From there, the first reconstruction is already centred: the latents need not spend the first
@@ -280,7 +280,7 @@ def _coder(feeder: Feeder, entry: Entry) -> SparseCoder:
     """
     run, feed = entry.run, entry.feed
     config = run.config
-    coder = make_coder(
+    coder = make_sae(
         config.arch,
         d_in=run.provenance.d_in,
         d_sae=run.d_sae,

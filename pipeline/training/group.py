@@ -21,11 +21,11 @@ from pipeline.runs.curves import TrainReport
 from pipeline.sae.dead import Resampling, SilentRows, generator_of, resample_random, resample_worst
 from pipeline.sae.objective import Parts, measure
 from pipeline.sae.registry import starts_of
-from pipeline.sae.sae import SparseCoder
+from pipeline.sae.sae import SAE
 from pipeline.sae.stack import Stack, member_of, to_params
 from pipeline.training.feed import Feed, Feeder
 from pipeline.training.member import Member
-from pipeline.training.optimizer import Learner
+from pipeline.training.optimizer import Adam
 
 SAMPLE_ROWS = 2**15
 BLOCK_ROWS = 2**12
@@ -49,20 +49,20 @@ class Renewal:
         if config.resample == "none":
             return None
         every, silent = (
-            steps_of(span, batch_size=config.batch_size, n_steps=n_steps)
-            for span in (config.resample_every, config.resample_window)
+            steps_of(duration, batch_size=config.batch_size, n_steps=n_steps)
+            for duration in (config.resample_every, config.resample_window)
         )
         return Renewal(config=config, every=every, window=silent * config.batch_size, rms=rms)
 
     def renew(self, member: Member, dead: Bool[Tensor, " F"], *, sample: Sample) -> None:
         """Give a member's dead latents new weights, and count them."""
-        config, learner = member.run.config, member.learner
+        config, adam = member.run.config, member.adam
         if not bool(dead.any()):
             return
         coder = Resampling(
-            params=learner.params,
-            moments=learner.moments,
-            unit_norm=learner.unit_norm,
+            params=adam.params,
+            moments=adam.moments,
+            unit_norm=adam.unit_norm,
             starts=starts_of(config.arch, rms=self.rms),
         )
         generator = generator_of(config.seed, member.step)
@@ -73,14 +73,14 @@ class Renewal:
         member.n_resampled += resample_worst(
             coder,
             dead,
-            centred=x - learner.params["b_dec"],
-            loss=squared_errors(member.make_coder(learner.params), x),
+            centred=x - adam.params["b_dec"],
+            loss=squared_errors(member.make_sae(adam.params), x),
             generator=generator,
         )
 
 
 @torch.no_grad()
-def squared_errors(coder: SparseCoder, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+def squared_errors(coder: SAE, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """`||x - x_hat||^2` of each row."""
     return torch.cat([(coder(rows) - rows).square().sum(-1) for rows in x.split(BLOCK_ROWS)])
 
@@ -158,13 +158,13 @@ class Group:
         gone, self._failures = self._failures, []
         kept = [m for m, member in enumerate(self.members) if all(member is not g for g, _ in gone)]
         if gone:
-            states = [self.members[m].learner.state() for m in kept]
+            states = [self.members[m].adam.state() for m in kept]
             self.members = [self.members[m] for m in kept]
             self._silent.silent = self._silent.silent[kept]
             if kept:
                 self._attach(self._stack.subset(kept))
             for member, state in zip(self.members, states, strict=True):
-                member.learner.load(state)
+                member.adam.load(state)
         return gone
 
     def save(self) -> None:
@@ -186,7 +186,7 @@ class Group:
             state = checkpoint.optimizer
             kept = to_params(checkpoint.coder, self._stack.objective)
             kept |= {name: state[name] for name in kept.keys() & state.keys()}
-            for name, param in member.learner.params.items():
+            for name, param in member.adam.params.items():
                 param.copy_(kept[name])
             member.restore(checkpoint)
             self._silent.silent[m].copy_(state[SILENT])
@@ -205,7 +205,7 @@ class Group:
         """Let the members learn in the memory of a stack."""
         self._stack = stack
         for m, member in enumerate(self.members):
-            member.learner = Learner(
+            member.adam = Adam(
                 member_of(stack.params, m),
                 member_of(stack.grads, m),
                 member.run.config,
@@ -223,10 +223,10 @@ class Group:
         if config.clip:
             stack.clip(config.clip)
         for member, (_, lr) in zip(self.members, used, strict=True):
-            member.learner.step(lr)
+            member.adam.step(lr)
         stack.renormalise()
         for member in self.members:
-            member.learner.track()
+            member.adam.track()
         return parts
 
     def _dead(self) -> Bool[Tensor, "M F"] | None:

@@ -19,9 +19,9 @@ from pipeline.errors import CheckpointError, DataError
 from pipeline.runs.checkpoints import FOLDER, Checkpoint, save_checkpoint
 from pipeline.runs.curves import Curves, StepReport, TrainReport
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import SparseCoder, fold
+from pipeline.sae.sae import SAE, fold
 from pipeline.sae.stack import to_state
-from pipeline.training.optimizer import Controller, Learner, Schedule
+from pipeline.training.optimizer import Adam, Controller, Schedule
 
 ROWS = 1024
 """Of a matrix that are looked at together: no second one is made."""
@@ -37,7 +37,7 @@ class Record:
         schedule: Of its learning rate and penalty.
     """
 
-    learner: Learner
+    adam: Adam
     """Given by the group it is trained in."""
 
     def __init__(
@@ -135,7 +135,7 @@ class Record:
                 if not abs(loss) < float("inf"):
                     raise self._diverged(step, f"the loss is {loss}")
         parts = (
-            part for p in self.learner.params.values() for part in torch.atleast_1d(p).split(ROWS)
+            part for p in self.adam.params.values() for part in torch.atleast_1d(p).split(ROWS)
         )
         if not all(bool(part.isfinite().all()) for part in parts):
             raise self._diverged(self.step, "a weight is not finite")
@@ -228,18 +228,18 @@ class Member(Record):
         """
         if self.saved:
             return
-        learner = self.learner
+        adam = self.adam
         own = {"n_resampled": torch.tensor(self.n_resampled)}
         if self.controller is not None:
             for name, value in self.controller.state().items():
                 own[CONTROLLER + name] = torch.tensor(value, dtype=torch.float64)
-        if "log_threshold" in learner.params:  # its exponential, in the coder, is not all its bits
-            own["log_threshold"] = learner.params["log_threshold"]
-        self.checkpoint(to_state(learner.params), learner.state() | own | dict(extra))
+        if "log_threshold" in adam.params:  # its exponential, in the coder, is not all its bits
+            own["log_threshold"] = adam.params["log_threshold"]
+        self.checkpoint(to_state(adam.params), adam.state() | own | dict(extra))
 
-    def make_coder(self, params: Mapping[str, Tensor], *, scale: float = 1.0) -> SparseCoder:
+    def make_sae(self, params: Mapping[str, Tensor], *, scale: float = 1.0) -> SAE:
         """The coder of these parameters, for activations `scale` times those it was fed."""
-        coder = self.run.blank_coder()
+        coder = self.run.blank_sae()
         coder.load_state_dict(fold(to_state(params), scale=scale))
         return coder.to(params["W_dec"].device)
 
@@ -250,7 +250,7 @@ class Member(Record):
             CheckpointError: the disk is full or fails.
         """
         with writing(self.path):
-            self.run.finish(self.make_coder(self.learner.result, scale=scale))
+            self.run.finish(self.make_sae(self.adam.result, scale=scale))
 
     def fail(self, error: DataError) -> None:
         """Leave word that the run diverged, so that it is not gone on with.
@@ -266,7 +266,7 @@ class Member(Record):
         self.go_on_from(checkpoint.step)
         state = checkpoint.optimizer
         self.n_resampled = int(state["n_resampled"])
-        self.learner.load(state)
+        self.adam.load(state)
         if self.controller is not None:
             names = [name for name in state if name.startswith(CONTROLLER)]
             self.controller.restore(

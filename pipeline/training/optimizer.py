@@ -24,7 +24,7 @@ EMA = "ema."
 FIRST, SECOND, COUNT = "exp_avg", "exp_avg_sq", "step"
 
 
-class Learner:
+class Adam:
     """Moves parameters against their gradients.
 
     The step is torch's, by its function: the optimiser class first loads the compiler, which takes
@@ -140,11 +140,11 @@ class Schedule:
         """The schedule of a run.
 
         Raises:
-            ConfigError: a setting is not a span.
+            ConfigError: a setting is not a duration.
         """
 
-        def steps(span: str) -> int:
-            return steps_of(span, batch_size=config.batch_size, n_steps=n_steps)
+        def steps(duration: str) -> int:
+            return steps_of(duration, batch_size=config.batch_size, n_steps=n_steps)
 
         l1_warmup = steps(config.l1_warmup)
         return cls(

@@ -58,7 +58,7 @@ from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import SparseCoder, make_activation
+from pipeline.sae.sae import SAE, make_activation
 from pipeline.text.builtin import builtin_model_path
 from pipeline.text.heldout import load_contexts
 
@@ -100,12 +100,12 @@ def activations(lm: LanguageModel, batches: Sequence[torch.Tensor], site: Site) 
         return torch.cat([read(batch)[site].flatten(0, 1) for batch in batches])
 
 
-def make_coder(x: torch.Tensor, *, seed: int) -> SparseCoder:
+def make_sae(x: torch.Tensor, *, seed: int) -> SAE:
     """A ReLU coder whose latents look for some of these rows, each on one token in fifty."""
     d_in = x.shape[1]
     d_sae = EXPANSION * d_in
     generator = torch.Generator().manual_seed(seed)
-    coder = SparseCoder(d_in, d_sae, make_activation(ReluConfig(), d_sae=d_sae))
+    coder = SAE(d_in, d_sae, make_activation(ReluConfig(), d_sae=d_sae))
     some = x[torch.randperm(len(x), generator=generator)[: min(d_sae, 2048)]]
     mean = x.mean(0)
     noise = torch.randn(d_sae, d_in, generator=generator) * x.std(0)
@@ -125,7 +125,7 @@ def make_coder(x: torch.Tensor, *, seed: int) -> SparseCoder:
     return coder
 
 
-def save_run(path: Path, coder: SparseCoder, *, model: str, site: Site) -> Path:
+def save_run(path: Path, coder: SAE, *, model: str, site: Site) -> Path:
     """A finished run, beside an empty store: that is where ablated losses are kept."""
     store = path.with_name("a.actstore")
     for folder in (path, store):
@@ -200,8 +200,7 @@ def make_runs(
     np.save(folder / "tokens.npy", tokens.numpy())
     x = activations(lm, tokens[:32].split(BATCH), site)
     runs = [
-        save_run(folder / f"run{i}", make_coder(x, seed=i), model=model, site=site)
-        for i in range(n)
+        save_run(folder / f"run{i}", make_sae(x, seed=i), model=model, site=site) for i in range(n)
     ]
     return lm, list(tokens.split(BATCH)), runs
 
@@ -218,7 +217,7 @@ def cells_of(
     """What is timed in this process."""
     n, site, folder = len(runs), Site.parse(f"mlp_out.{layer}"), runs[0].parent
     n_tokens = sum(batch.numel() for batch in batches)
-    coder = SAERun.open(runs[0]).load_coder(CPU)
+    coder = SAERun.open(runs[0]).load_sae(CPU)
     x = activations(lm, batches, site)
     model, weights = hugging_face(lm.name), load_file(runs[0] / "sae.safetensors")
 

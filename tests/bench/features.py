@@ -26,7 +26,7 @@ from actstore.writer import ActWriter, Shard
 from pipeline.config.architectures import ReluConfig, TopKConfig
 from pipeline.config.stages import FeaturesConfig
 from pipeline.features.collect import BLOCK, scan
-from pipeline.sae.sae import SparseCoder, make_activation
+from pipeline.sae.sae import SAE, make_activation
 
 SITE, D, F, CTX_LEN = "mlp_out.1", 512, 4096, 128
 BIAS = -1.295  # a normal number is above 1.295 in 9.77 % of all cases: 400 of 4096
@@ -53,18 +53,16 @@ def make_store(path: Path, *, n_rows: int) -> ActStore:
     return ActStore.open(path)
 
 
-def make_coder(kind: str) -> SparseCoder:
+def make_sae(kind: str) -> SAE:
     config = TopKConfig(k=32) if kind == "topk" else ReluConfig()
-    coder = SparseCoder(
-        D, F, make_activation(config, d_sae=F), generator=torch.Generator().manual_seed(0)
-    )
+    coder = SAE(D, F, make_activation(config, d_sae=F), generator=torch.Generator().manual_seed(0))
     if kind == "relu":
         torch.nn.init.constant_(coder.b_enc, BIAS)
     return coder
 
 
 @torch.inference_mode()
-def encode_only(coder: SparseCoder, x: torch.Tensor, *, n_rows: int) -> None:
+def encode_only(coder: SAE, x: torch.Tensor, *, n_rows: int) -> None:
     """As many blocks as the store has, from rows in memory."""
     rows = BLOCK["cpu"] // (CTX_LEN * F) * CTX_LEN
     for start in range(0, n_rows, rows):
@@ -85,7 +83,7 @@ def spread(values: list[float], pattern: str = "{:.2f}") -> str:
 
 def print_cell(kind: str, store: ActStore, *, rounds: int) -> None:
     """One line of the table."""
-    coder, x, config = make_coder(kind), torch.randn(2**16, D), FeaturesConfig(run=Path("run"))
+    coder, x, config = make_sae(kind), torch.randn(2**16, D), FeaturesConfig(run=Path("run"))
     found = scan(config, store, SITE, coder)  # the first one warms up
     alone, whole = list[tuple[float, float]](), list[tuple[float, float]]()
     for _ in range(rounds):

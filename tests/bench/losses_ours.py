@@ -17,7 +17,7 @@ from pipeline.config.architectures import (
     TopKConfig,
 )
 from pipeline.sae.registry import coefficient_of, make_aux, make_objective
-from pipeline.sae.sae import make_coder
+from pipeline.sae.sae import make_sae
 from pipeline.sae.stack import Stack, stacked
 
 
@@ -62,7 +62,7 @@ def arch_of(case: str, given: Arrays) -> ArchConfig:
 
 def stack_of(arch: ArchConfig, given: Arrays, dtype: torch.dtype) -> Stack:
     """One coder with the given weights, by way of its state as it would be loaded."""
-    coder = make_coder(arch, d_in=D_IN, d_sae=D_SAE).to(dtype)
+    coder = make_sae(arch, d_in=D_IN, d_sae=D_SAE).to(dtype)
     state = coder.state_dict()
     for name, held in state.items():
         weight = given[name.removeprefix("activation.")]

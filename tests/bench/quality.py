@@ -41,7 +41,7 @@ from pipeline.config.stages import HarvestConfig
 from pipeline.harvest.harvest import harvest
 from pipeline.harvest.plan import make_plan
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import SparseCoder
+from pipeline.sae.sae import SAE
 from pipeline.training.sweep import train_sweep
 
 SITE, CTX_LEN, HELD = "mlp_out.2", 16, 2**14
@@ -116,7 +116,7 @@ def ours(
     train_sweep(points, out=out)
     results = []
     for point in points:
-        coder = SAERun.open(point.config.out).load_coder(torch.device("cpu"))
+        coder = SAERun.open(point.config.out).load_sae(torch.device("cpu"))
         arch = point.config.arch
         value = next(getattr(arch, name) for name in ("l1", "k", "l0") if hasattr(arch, name))
         told = {"arch": arch.kind, "value": value, "seed": point.config.seed}
@@ -125,7 +125,7 @@ def ours(
 
 
 @torch.no_grad()
-def measured(args, coder: SparseCoder, held: Tensor, kind: str, value: float) -> dict[str, Any]:
+def measured(args, coder: SAE, held: Tensor, kind: str, value: float) -> dict[str, Any]:
     """By the peers' judge where they have such a coder, else by the coder itself."""
     if kind in COMPARED:
         weights = {n: getattr(coder, n).detach() for n in ("W_enc", "b_enc", "W_dec", "b_dec")}

@@ -119,7 +119,7 @@ def sweep(store: Path, truth: Truth, settings: dict[str, object], *, out: Path) 
     reports = train_sweep(points, out=out)
     found = []
     for point, report in zip(points, reports, strict=True):
-        coder = SAERun.open(point.config.out).load_coder(torch.device("cpu"))
+        coder = SAERun.open(point.config.out).load_sae(torch.device("cpu"))
         cosines = best_cosines(truth.features, coder.W_dec.detach())
         found.append(Found(point=point, cosines=cosines, report=report))
     return found

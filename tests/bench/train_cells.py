@@ -84,7 +84,7 @@ def make_group(store: ActStore, out: Path, files: ExitStack, **changes: Any) -> 
 
 def let_through(group: Group, share: float, x: Tensor) -> None:
     """Lower the biases until this share of latents is active, and learn next to nothing."""
-    params = group.members[0].learner.params
+    params = group.members[0].adam.params
     pre = (x[:64] - params["b_dec"]) @ params["E"].T
     params["b_enc"].sub_(np.quantile(pre.numpy(), 1 - share).item())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.featured import World, make_store_of
-from tests.helpers.tiny import make_coder, make_model, make_text
+from tests.helpers.tiny import make_model, make_sae, make_text
 
 SITES = ("resid_pre.1", "mlp_out.1")
 
@@ -18,7 +18,7 @@ def world(tmp_path_factory) -> World:
     store = make_store_of(model, folder / "acts.actstore", sites=SITES)
     world = World(folder=folder, model=model, store=store)
     for seed, site in enumerate(SITES):
-        world.run(site, site=site, coder=make_coder(d_in=store.width(site), seed=seed))
+        world.run(site, site=site, coder=make_sae(d_in=store.width(site), seed=seed))
     return world
 
 

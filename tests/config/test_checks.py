@@ -6,12 +6,12 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, strategies as st
 
-from pipeline.config.checks import parse_span, steps_of
+from pipeline.config.checks import parse_duration, steps_of
 from pipeline.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("span", "amount", "unit"),
+    ("duration", "amount", "unit"),
     [
         ("0", 0, "rows"),
         ("5M", 5_000_000, "rows"),
@@ -27,21 +27,23 @@ from pipeline.errors import ConfigError
         (" 2.5 % ", 2.5, "%"),
     ],
 )
-def test_a_span_is_an_amount_and_a_unit(span, amount, unit):
-    assert parse_span(span) == (amount, unit)
+def test_a_duration_is_an_amount_and_a_unit(duration, amount, unit):
+    assert parse_duration(duration) == (amount, unit)
 
 
 @pytest.mark.parametrize(
-    "span",
+    "duration",
     ["", " ", "M", "%", "steps", "-1", "+1", "1e6", "1,000", ".5", "5.", "5 m", "5K", "5 apples",
      "10k k", "1_", "_1", "1__0", "5M 20%", "5 step s", "inf", "nan", "٣"],
 )  # fmt: skip
-def test_what_is_not_a_span_is_refused_in_one_line_that_shows_some(span):
+def test_what_is_not_a_duration_is_refused_in_one_line_that_shows_some(duration):
     with pytest.raises(ConfigError) as error:
-        parse_span(span)
-    assert str(error.value) == (f"{span!r} is not a length of training: type 10k steps, 5M or 20%")
+        parse_duration(duration)
+    assert str(error.value) == (
+        f"{duration!r} is not a length of training: type 10k steps, 5M or 20%"
+    )
     with pytest.raises(ConfigError, match="not a length of training"):
-        steps_of(span, batch_size=1, n_steps=1)
+        steps_of(duration, batch_size=1, n_steps=1)
 
 
 def test_rows_become_steps_by_the_batch_and_percents_by_the_run():
@@ -54,18 +56,18 @@ def test_rows_become_steps_by_the_batch_and_percents_by_the_run():
 
 
 def test_no_length_is_no_step():
-    for span in ("0", "0 steps", "0%", "0.0M tokens"):
-        assert steps_of(span, batch_size=1024, n_steps=1000) == 0
+    for duration in ("0", "0 steps", "0%", "0.0M tokens"):
+        assert steps_of(duration, batch_size=1024, n_steps=1000) == 0
 
 
 @given(st.integers(0, 10_000), st.integers(1, 10**9))
 def test_a_percentage_is_exact(hundredths, n_steps):
-    span = f"{hundredths // 100}.{hundredths % 100:02d}%"
+    duration = f"{hundredths // 100}.{hundredths % 100:02d}%"
     exact = math.ceil(Fraction(hundredths * n_steps, 10_000))
-    assert steps_of(span, batch_size=1, n_steps=n_steps) == exact
+    assert steps_of(duration, batch_size=1, n_steps=n_steps) == exact
 
 
 @given(st.integers(0, 10**12), st.integers(1, 10**5))
 def test_rows_in_thousands_are_exact(rows, batch_size):
-    span = f"{rows // 1000}.{rows % 1000:03d}k"
-    assert steps_of(span, batch_size=batch_size, n_steps=1) == -(-rows // batch_size)
+    duration = f"{rows // 1000}.{rows % 1000:03d}k"
+    assert steps_of(duration, batch_size=batch_size, n_steps=1) == -(-rows // batch_size)

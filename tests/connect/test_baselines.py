@@ -20,7 +20,7 @@ from pipeline.connect.start import (
     weights_connector,
 )
 from pipeline.errors import ConfigError
-from tests.helpers.tiny import make_coder
+from tests.helpers.tiny import make_sae
 
 N_IN, N_OUT, ROWS = 12, 9, 400
 DEAD_IN, DEAD_OUT = 5, 7
@@ -150,8 +150,8 @@ def test_least_squares_leaves_the_products_as_they_were():
 
 def make_pair(*, target: ArchConfig | None = None) -> Pair:
     pair = Pair(
-        source=make_coder(d_in=6, expansion=3, seed=1),
-        target=make_coder(d_in=4, expansion=3, arch=target or ReluConfig(), seed=2),
+        source=make_sae(d_in=6, expansion=3, seed=1),
+        target=make_sae(d_in=4, expansion=3, arch=target or ReluConfig(), seed=2),
         sites=("resid_pre.0", "mlp_out.0"),
     )
     torch.manual_seed(0)

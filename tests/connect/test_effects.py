@@ -116,7 +116,7 @@ def test_rows_that_an_sae_was_not_trained_on_are_not_read(connected, tmp_path):
     config = replace(second.config, exclude_positions=(0, 3), out=tmp_path / "left")
     left = replace(second, path=config.out, config=config)
     config.out.mkdir()
-    left.finish(second.load_coder(CPU))
+    left.finish(second.load_sae(CPU))
     run = connect(connected.world, (first.path, left.path), tmp_path / "connector")
     assert seen(connected, 480, run=run).n_rows == 480 - 2 * 40
 

@@ -33,9 +33,9 @@ from pipeline.connect.setup import fit_baselines, load_ends
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel, load_model
-from pipeline.sae.sae import SparseCoder
+from pipeline.sae.sae import SAE
 from tests.helpers.plain_eval import LOSS, OTHER, contexts_of, leave_out, rows_left
-from tests.helpers.tiny import CTX_LEN, WIDTH, make_coder, make_model, make_text, save_coder
+from tests.helpers.tiny import CTX_LEN, WIDTH, make_model, make_sae, make_text, save_sae
 
 N_CONTEXTS, N_LATENTS = 14, 4 * WIDTH
 SITES = ("resid_pre.1", "mlp_out.1")
@@ -82,12 +82,12 @@ class Plain:
         return -logp.gather(-1, self.tokens[:, 1:, None])[..., 0]
 
 
-def weights_of(coder: SparseCoder) -> dict[str, torch.Tensor]:
+def weights_of(coder: SAE) -> dict[str, torch.Tensor]:
     return {name: p.detach().double() for name, p in coder.named_parameters()}
 
 
 def plain_eval(
-    plain: Plain, source: SparseCoder, target: SparseCoder, maps: list[Connector], **excluded
+    plain: Plain, source: SAE, target: SAE, maps: list[Connector], **excluded
 ) -> dict[str, object]:
     """The numbers of a report, all tokens at once."""
     one, two = weights_of(source), weights_of(target)
@@ -149,9 +149,9 @@ class Bench:
 
     def __init__(self, folder: Path, model: Path, text: str) -> None:
         self.folder, self.model, self.text = folder, model, text
-        self.coders = make_coder(seed=1), make_coder(seed=2)
+        self.coders = make_sae(seed=1), make_sae(seed=2)
         self.ends = tuple(
-            save_coder(folder / f"sae{i}", coder, model=model, site=site)
+            save_sae(folder / f"sae{i}", coder, model=model, site=site)
             for i, (coder, site) in enumerate(zip(self.coders, SITES, strict=True))
         )
         self.store = folder / "acts.actstore"
@@ -262,9 +262,7 @@ def test_rows_left_out_count_nowhere(bench, model, text):
 
 def test_a_connector_that_cannot_err_recovers_what_the_sae_does(bench, tmp_path):
     """The source's latents are the target's: one SAE at one site, through the identity."""
-    ends = tuple(
-        save_coder(tmp_path / name, make_coder(seed=2), model=bench.model) for name in "ab"
-    )
+    ends = tuple(save_sae(tmp_path / name, make_sae(seed=2), model=bench.model) for name in "ab")
     config = ConnectConfig(store=bench.store, out=tmp_path / "eye", ends=ends)
     run = blank_connector_run(ActStore.open(bench.store), config)
     make_folder(run.path)
@@ -310,8 +308,8 @@ def test_connectors_between_other_saes_keep_their_order_and_load_the_model_once(
     bench, tmp_path, monkeypatch
 ):
     first, third = bench.connect(seed=0), bench.connect(seed=1)
-    bench.ends = bench.ends[0], save_coder(
-        tmp_path / "topk", make_coder(arch=TopKConfig(k=3)), model=bench.model, site=SITES[1],
+    bench.ends = bench.ends[0], save_sae(
+        tmp_path / "topk", make_sae(arch=TopKConfig(k=3)), model=bench.model, site=SITES[1],
         arch=TopKConfig(k=3),
     )  # fmt: skip
     second = bench.connect(seed=2)
@@ -480,7 +478,7 @@ def test_a_connector_of_no_language_model_is_refused_before_its_sites_are_read(b
 
 def test_a_model_without_the_sites_is_refused(bench, tmp_path):
     wide = make_model(tmp_path / "wide", width=2 * WIDTH)
-    with pytest.raises(ConfigError, match=r"a coder of 16 dimensions, but resid_pre.1 .* has 32"):
+    with pytest.raises(ConfigError, match=r"an SAE of 16 dimensions, but resid_pre.1 .* has 32"):
         bench.evaluate(bench.connect(), model=str(wide))
 
 

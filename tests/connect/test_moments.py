@@ -13,7 +13,7 @@ from pipeline.connect.connector import Pair
 from pipeline.connect.moments import BLOCK, add_dense, add_latents, find_moments
 from pipeline.errors import ConfigError
 from pipeline.training.feed import sample_rows
-from tests.helpers.tiny import make_coder
+from tests.helpers.tiny import make_sae
 from tests.helpers.training import make_training_store
 
 SITES = ("resid_post.0", "mlp_out.0")
@@ -24,8 +24,8 @@ def make_pair(*, sites: tuple[str, str] = SITES, expansions: tuple[int, int] = (
     """Coders of different widths and kinds, between the sites of the training store."""
     first, second = expansions
     return Pair(
-        source=make_coder(d_in=8, expansion=first, arch=TopKConfig(k=4), seed=1),
-        target=make_coder(d_in=8, expansion=second, seed=2),
+        source=make_sae(d_in=8, expansion=first, arch=TopKConfig(k=4), seed=1),
+        target=make_sae(d_in=8, expansion=second, seed=2),
         sites=sites,
     )
 
@@ -74,7 +74,7 @@ def test_outputs_that_never_fire_are_not_alive(tmp_path):
     alive = (moments.active2 > 0).numpy()
     *_, z2 = all_rows(store, pair)
     np.testing.assert_array_equal(alive, (z2 > 0).any(0))
-    assert 0 < alive.sum() < len(alive)  # make_coder silences every fifth
+    assert 0 < alive.sum() < len(alive)  # make_sae silences every fifth
     once = replace(moments, active2=torch.tensor([0, 1, 2]))
     assert (once.active2 > 0).tolist() == [False, True, True]
 

@@ -19,7 +19,7 @@ from pipeline.connect.start import (
     weights_connector,
 )
 from pipeline.errors import ConfigError
-from tests.helpers.tiny import make_coder
+from tests.helpers.tiny import make_sae
 from tests.helpers.training import make_training_store
 
 SITES = ("resid_post.0", "mlp_out.0")
@@ -32,7 +32,7 @@ def make_config(**changes) -> ConnectConfig:
 
 def make_pair(*, expansions: tuple[int, int] = (4, 6)) -> Pair:
     source, target = (
-        make_coder(d_in=8, expansion=expansion, seed=seed)
+        make_sae(d_in=8, expansion=expansion, seed=seed)
         for seed, expansion in enumerate(expansions)
     )
     return Pair(source=source, target=target, sites=SITES)
@@ -107,7 +107,7 @@ def test_a_start_from_weights_takes_the_layer_given_else_the_one_that_fits(tmp_p
 def test_a_layer_must_lead_from_the_first_site_to_the_second(tmp_path):
     path = tmp_path / "layer.safetensors"
     config = make_config(start="weights", layer=path)
-    pair = Pair(source=make_coder(d_in=8), target=make_coder(d_in=6), sites=SITES)
+    pair = Pair(source=make_sae(d_in=8), target=make_sae(d_in=6), sites=SITES)
     save_file(dict(torch.nn.Linear(8, 6).state_dict()), path)
     assert start_connector(config, pair, None).W.shape == (32, 24)
     save_file(dict(torch.nn.Linear(6, 8).state_dict()), path)

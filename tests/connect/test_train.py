@@ -264,7 +264,7 @@ def test_outputs_that_are_never_active_are_not_predicted_and_end_without_weights
     run = SAERun.open(place / SITES[1])
     folder = tmp_path / "half"
     shutil.copytree(place / SITES[1], folder)
-    coder = run.load_coder(CPU)
+    coder = run.load_sae(CPU)
     with torch.no_grad():
         coder.b_enc[::2] = -1e6  # silent, and with k = 3 of the others always some active
     replace(run, path=folder).finish(coder)
@@ -306,7 +306,7 @@ def test_an_sae_that_was_trained_anew_is_noticed(place, tmp_path):
     config = make_config(place, tmp_path / "c", ends=tuple(ends))
     connect(config)
     run = SAERun.open(ends[0])
-    coder = run.load_coder(CPU)
+    coder = run.load_sae(CPU)
     with torch.no_grad():
         coder.b_dec += 1
     run.finish(coder)

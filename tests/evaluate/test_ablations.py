@@ -9,7 +9,7 @@ from safetensors.torch import save
 from pipeline.evaluate.ablations import ABLATED, Ablations, Ground, Slot
 from tests.helpers.evaluations import N_CONTEXTS
 from tests.helpers.plain_eval import leave_out
-from tests.helpers.tiny import CTX_LEN, make_coder, make_model, make_text
+from tests.helpers.tiny import CTX_LEN, make_model, make_sae, make_text
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def make_run(evals):
     """A run beside its store; a store is a folder, and no more of it is looked at."""
 
     def make(name: str = "run", *, seed: int = 0, stored: bool = True, **saved) -> Path:
-        run = evals.save(name, make_coder(seed=seed), **saved)
+        run = evals.save(name, make_sae(seed=seed), **saved)
         if stored:
             (run / "gone.actstore").mkdir()
         return run

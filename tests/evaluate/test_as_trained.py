@@ -12,7 +12,7 @@ from tests.helpers.plain_eval import (
     plain_eval,
     worst_first,
 )
-from tests.helpers.tiny import CTX_LEN, make_coder
+from tests.helpers.tiny import CTX_LEN, make_sae
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def make_run(evals):
     """A run whose training left out these rows."""
 
     def make(name: str, *, seed: int = 0, site: str = "mlp_out.1", **excluded):
-        return leave_out(evals.save(name, make_coder(seed=seed), site=site), **excluded)
+        return leave_out(evals.save(name, make_sae(seed=seed), site=site), **excluded)
 
     return make
 
@@ -60,7 +60,7 @@ def test_what_training_left_out_is_neither_edited_nor_counted(
     settings, plainly = cases(tokens)[case]
     run = make_run("run", **settings)
     (report,) = eval_runs(run, batch_size=4, layers=(0, 1, 2))
-    plain = plain_eval(tiny_model, tokens, make_coder(), **plainly)
+    plain = plain_eval(tiny_model, tokens, make_sae(), **plainly)
     assert 0.3 * tokens.numel() < plain["n_tokens"] < tokens.numel()
     assert_numbers_agree(
         vars(report), {key: plain[key] for key in plain.keys() - {"inserted", "contexts"}}

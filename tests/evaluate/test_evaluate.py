@@ -15,26 +15,26 @@ from pipeline.evaluate import evaluate as evaluation
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.lm import cross_entropy
 from pipeline.lm.model import LanguageModel
-from pipeline.sae.sae import SparseCoder
+from pipeline.sae.sae import SAE
 from tests.helpers.evaluations import N_CONTEXTS
 from tests.helpers.plain_eval import assert_numbers_agree, contexts_of, plain_eval
-from tests.helpers.tiny import CTX_LEN, WIDTH, identity_coder, make_coder, make_model
+from tests.helpers.tiny import CTX_LEN, WIDTH, identity_sae, make_model, make_sae
 
 
 @pytest.fixture
 def run_eval(evals):
     """Saves coders as runs and evaluates them together."""
 
-    def run(*coders: SparseCoder, saved=None, **options):
+    def run(*coders: SAE, saved=None, **options):
         runs = [evals.save(f"run{i}", coder, **saved or {}) for i, coder in enumerate(coders)]
         return evals.reports(*runs, **options)
 
     return run
 
 
-def constant_coder(value: torch.Tensor) -> SparseCoder:
+def constant_sae(value: torch.Tensor) -> SAE:
     """Reconstructs everything as one vector."""
-    coder = make_coder()
+    coder = make_sae()
     with torch.no_grad():
         coder.W_dec.zero_()
         coder.b_dec.copy_(value)
@@ -42,7 +42,7 @@ def constant_coder(value: torch.Tensor) -> SparseCoder:
 
 
 def test_every_number_agrees_with_a_plain_float64_computation(run_eval, tiny_model, tiny_text):
-    coder = make_coder()
+    coder = make_sae()
     (report,) = run_eval(coder, batch_size=3)
     plain = plain_eval(tiny_model, contexts_of(tiny_model, tiny_text, n=N_CONTEXTS), coder)
     numbers = {name: value for name, value in plain.items() if hasattr(report, name)}
@@ -59,7 +59,7 @@ def test_every_number_agrees_with_a_plain_float64_computation(run_eval, tiny_mod
 
 
 def test_a_perfect_coder_recovers_everything(run_eval):
-    (report,) = run_eval(identity_coder())
+    (report,) = run_eval(identity_sae())
     assert report.ce_patched == report.ce_clean
     assert report.kl == 0
     assert report.mse == 0
@@ -69,7 +69,7 @@ def test_a_perfect_coder_recovers_everything(run_eval):
 
 
 def test_a_coder_that_says_nothing_is_zero_ablation(run_eval):
-    (report,) = run_eval(constant_coder(torch.zeros(WIDTH)))
+    (report,) = run_eval(constant_sae(torch.zeros(WIDTH)))
     assert report.ce_patched == report.ce_zero
     assert report.loss_recovered == 0
     assert report.cosine == 0
@@ -82,7 +82,7 @@ def test_a_coder_that_says_the_mean_is_mean_ablation(run_eval, tiny_model, tiny_
     lm.gpt_neox.layers[1].mlp.register_forward_hook(lambda m, a, out: seen.append(out))
     with torch.no_grad():
         lm(contexts_of(tiny_model, tiny_text, n=N_CONTEXTS))
-    (report,) = run_eval(constant_coder(seen[0].double().mean((0, 1)).float()))
+    (report,) = run_eval(constant_sae(seen[0].double().mean((0, 1)).float()))
     assert report.ce_patched == pytest.approx(report.ce_mean, rel=1e-6)
     assert report.explained_variance == pytest.approx(0, abs=1e-6)
     assert abs(report.ce_mean - report.ce_zero) > 1e-4
@@ -108,16 +108,16 @@ def test_batches_and_slices_change_no_number(evals, monkeypatch):
 
 
 def test_runs_together_give_the_reports_they_give_alone(evals, run_eval):
-    together = run_eval(make_coder(seed=1), make_coder(seed=2, expansion=2), identity_coder())
+    together = run_eval(make_sae(seed=1), make_sae(seed=2, expansion=2), identity_sae())
     assert len({report.ce_patched for report in together}) == 3
     for report in together:
         assert evals.reports(report.run) == (replace(report, overlaps=()),)
 
 
 def test_each_run_says_how_much_of_it_every_other_as_wide_has_found(evals, run_eval, tmp_path):
-    coders = make_coder(seed=1), make_coder(seed=2, expansion=2)
+    coders = make_sae(seed=1), make_sae(seed=2, expansion=2)
     other_model = make_model(tmp_path / "wide", width=2 * WIDTH)
-    wide = make_coder(seed=3, d_in=2 * WIDTH)
+    wide = make_sae(seed=3, d_in=2 * WIDTH)
     third = evals.save("wide_run", wide, model=other_model, text="other")
     one, two = run_eval(*coders)
     (first,), (second,) = one.overlaps, two.overlaps
@@ -131,13 +131,13 @@ def test_each_run_says_how_much_of_it_every_other_as_wide_has_found(evals, run_e
 
 def test_many_runs_are_not_compared_each_with_each(run_eval, monkeypatch):
     monkeypatch.setattr(evaluation, "COMPARED", 1)
-    assert [report.overlaps for report in run_eval(make_coder(seed=1), make_coder(seed=2))] == [
+    assert [report.overlaps for report in run_eval(make_sae(seed=1), make_sae(seed=2))] == [
         (), (),
     ]  # fmt: skip
 
 
 def test_runs_of_one_site_share_every_pass_but_their_own(run_eval, passes):
-    coders = [make_coder(seed=seed) for seed in (1, 2, 3)]
+    coders = [make_sae(seed=seed) for seed in (1, 2, 3)]
     _, n = passes(lambda: run_eval(*coders, batch_size=N_CONTEXTS))
     assert n == 1 + 1 + 2 + 3  # means, clean, zero and mean, one per run
 
@@ -146,7 +146,7 @@ def test_runs_of_several_sites_and_archs_keep_their_order(evals):
     arch = TopKConfig(k=3)
     runs = (
         evals.save("a", site="resid_post.2"),
-        evals.save("b", make_coder(arch=arch), site="mlp_out.0", arch=arch),
+        evals.save("b", make_sae(arch=arch), site="mlp_out.0", arch=arch),
         evals.save("c", site="mlp_out.1"),
     )
     reports = evals.reports(*runs, tokens=100)
@@ -169,24 +169,24 @@ def test_a_coder_in_another_model_says_so(evals, tmp_path, tiny_model):
 
 
 def test_weights_that_changed_since_the_harvest_are_noted(run_eval):
-    (report,) = run_eval(make_coder(), saved={"model_fingerprint": "another"})
+    (report,) = run_eval(make_sae(), saved={"model_fingerprint": "another"})
     assert any("have changed since" in note for note in report.notes)
 
 
 def test_the_training_text_is_not_called_held_out(run_eval, tiny_text):
-    (report,) = run_eval(make_coder(), saved={"text": tiny_text})
+    (report,) = run_eval(make_sae(), saved={"text": tiny_text})
     assert any("not held out" in note for note in report.notes)
 
 
 def test_the_embedded_text_is_evaluated_on_its_held_out_part(run_eval):
-    (report,) = run_eval(make_coder(), saved={"text": "builtin"}, text=None, tokens=50)
+    (report,) = run_eval(make_sae(), saved={"text": "builtin"}, text=None, tokens=50)
     assert report.text == "builtin@heldout"
     assert report.n_tokens == 60
     assert not any("held out" in note for note in report.notes)
 
 
 def test_a_text_that_ends_early_is_used_up_and_noted(run_eval):
-    (report,) = run_eval(make_coder(), tokens=10_000)
+    (report,) = run_eval(make_sae(), tokens=10_000)
     assert report.n_tokens == N_CONTEXTS * CTX_LEN
     assert any("10000 were asked for" in note for note in report.notes)
 
@@ -194,17 +194,17 @@ def test_a_text_that_ends_early_is_used_up_and_noted(run_eval):
 def test_a_text_without_one_context_is_refused(run_eval, tmp_path):
     (tmp_path / "short.txt").write_text("abc")
     with pytest.raises(TextError, match="one context"):
-        run_eval(make_coder(), text=str(tmp_path / "short.txt"))
+        run_eval(make_sae(), text=str(tmp_path / "short.txt"))
 
 
 def test_a_coder_of_another_width_is_refused(run_eval):
-    with pytest.raises(ConfigError, match=r"coder of 8 dimensions, but mlp_out.1 .* has 16"):
-        run_eval(make_coder(d_in=8))
+    with pytest.raises(ConfigError, match=r"SAE of 8 dimensions, but mlp_out.1 .* has 16"):
+        run_eval(make_sae(d_in=8))
 
 
 def test_a_site_beyond_the_model_is_refused(run_eval):
     with pytest.raises(ConfigError, match=r"mlp_out.9 does not exist"):
-        run_eval(make_coder(), saved={"site": "mlp_out.9"})
+        run_eval(make_sae(), saved={"site": "mlp_out.9"})
 
 
 def test_no_run_a_run_twice_and_no_such_run_are_refused(tmp_path):
@@ -218,11 +218,11 @@ def test_no_run_a_run_twice_and_no_such_run_are_refused(tmp_path):
 
 def test_a_run_that_does_not_know_its_model_asks_for_it(run_eval):
     with pytest.raises(ConfigError, match="--model"):
-        run_eval(make_coder(), saved={"model": ""})
+        run_eval(make_sae(), saved={"model": ""})
 
 
 def test_weights_that_are_not_numbers_are_refused(run_eval):
-    coder = make_coder()
+    coder = make_sae()
     with torch.no_grad():
         coder.b_dec[3] = math.nan
     with pytest.raises(DataError, match="run0 are not finite"):
@@ -240,7 +240,7 @@ def test_progress_is_told_up_to_the_end(evals, tiny_text):
 
 
 def test_a_report_is_json_with_the_promised_keys(run_eval):
-    (report,) = run_eval(constant_coder(torch.zeros(WIDTH)))
+    (report,) = run_eval(constant_sae(torch.zeros(WIDTH)))
     document = json.loads(json.dumps(to_json(report), allow_nan=False))
     promised = set(
         re.findall(
@@ -256,7 +256,7 @@ def test_a_report_is_json_with_the_promised_keys(run_eval):
 
 
 def test_without_dead_latents_there_is_no_dead_cosine(run_eval):
-    coder = make_coder()
+    coder = make_sae()
     with torch.no_grad():
         coder.b_enc.fill_(100.0)
     (report,) = run_eval(coder)
@@ -265,7 +265,7 @@ def test_without_dead_latents_there_is_no_dead_cosine(run_eval):
 
 
 def test_with_all_latents_dead_there_are_no_living_ones(run_eval):
-    coder = make_coder()
+    coder = make_sae()
     with torch.no_grad():
         coder.b_enc.fill_(-1e5)
     (report,) = run_eval(coder)

@@ -8,8 +8,8 @@ import torch
 from pipeline.config.architectures import TopKConfig
 from pipeline.evaluate import geometry
 from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine, max_cosine, mutual_mmcs
-from pipeline.sae.sae import TunedCoder
-from tests.helpers.tiny import make_coder
+from pipeline.sae.sae import TunedSAE
+from tests.helpers.tiny import make_sae
 
 
 def cosine(a: list[float], b: list[float]) -> float:
@@ -28,13 +28,13 @@ def small_blocks(monkeypatch):
 
 
 def test_a_latent_that_writes_what_it_reads_has_cosine_1():
-    coder = make_coder()
+    coder = make_sae()
     torch.testing.assert_close(encoder_decoder_cosine(coder), torch.ones(64).double())
 
 
 @pytest.mark.usefixtures("small_blocks")
 def test_encoder_columns_are_compared_with_their_own_decoder_rows():
-    coder = make_coder(arch=TopKConfig(k=3))
+    coder = make_sae(arch=TopKConfig(k=3))
     with torch.no_grad():
         coder.W_enc.copy_(3 * rows(16, 64, seed=1))
         coder.W_dec.copy_(rows(64, 16, seed=2) * torch.arange(1, 65)[:, None])
@@ -46,7 +46,7 @@ def test_encoder_columns_are_compared_with_their_own_decoder_rows():
 
 
 def test_a_negative_scale_turns_what_a_latent_reads_around_and_a_zero_one_leaves_nothing():
-    tuned = TunedCoder(make_coder())
+    tuned = TunedSAE(make_sae())
     with torch.no_grad():
         tuned.coder.W_enc.copy_(rows(16, 64))
         tuned.c.copy_(torch.linspace(-2, 2, 64))

@@ -6,13 +6,13 @@ from pipeline.errors import ConfigError
 from pipeline.lm.tokenizer import load_tokenizer
 from tests.helpers.evaluations import N_CONTEXTS
 from tests.helpers.plain_eval import LOSS, contexts_of, plain_eval, worst_first
-from tests.helpers.tiny import identity_coder, make_coder
+from tests.helpers.tiny import identity_sae, make_sae
 
 
 @pytest.fixture(scope="module")
 def plain(tiny_model, tiny_text):
     contexts = contexts_of(tiny_model, tiny_text, n=N_CONTEXTS)
-    return plain_eval(tiny_model, contexts, make_coder())
+    return plain_eval(tiny_model, contexts, make_sae())
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_each_run_goes_to_its_own_kind_of_site(evals):
     arch = TopKConfig(k=3)
     runs = (
         evals.save("a", site="resid_post.2"),
-        evals.save("b", make_coder(arch=arch), site="mlp_out.0", arch=arch),
+        evals.save("b", make_sae(arch=arch), site="mlp_out.0", arch=arch),
     )
     one, two = evals.reports(*runs, layers=(0, 2))
     assert [found.site for found in one.inserted] == ["resid_post.0", "resid_post.2"]
@@ -76,7 +76,7 @@ def test_the_worst_contexts_are_those_of_a_plain_computation(
 
 
 def test_contexts_whose_loss_does_not_rise_are_not_among_the_worst(evals):
-    perfect, some = evals.save("perfect", identity_coder()), evals.save("some")
+    perfect, some = evals.save("perfect", identity_sae()), evals.save("some")
     nothing, everything = evals.reports(perfect, some, n_worst=100)
     assert nothing.worst == ()
     assert 5 < len(everything.worst) <= N_CONTEXTS

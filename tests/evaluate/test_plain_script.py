@@ -16,7 +16,7 @@ from pipeline.text.builtin import builtin_model_path
 from pipeline.text.heldout import load_contexts
 from tests.bench.eval_plain import evaluate_plain
 from tests.helpers.plain_eval import assert_numbers_agree
-from tests.helpers.tiny import CTX_LEN, make_coder, save_coder
+from tests.helpers.tiny import CTX_LEN, make_sae, save_sae
 
 TEXT, N_CONTEXTS = "builtin@heldout", 61
 
@@ -27,8 +27,8 @@ def run_at(tmp_path):
 
     def make(layer: int) -> Path:
         d_in = json.loads((builtin_model_path() / "config.json").read_text())["hidden_size"]
-        coder = make_coder(d_in=d_in, expansion=2)
-        return save_coder(tmp_path / "run", coder, model="builtin", site=f"mlp_out.{layer}")
+        coder = make_sae(d_in=d_in, expansion=2)
+        return save_sae(tmp_path / "run", coder, model="builtin", site=f"mlp_out.{layer}")
 
     return make
 

@@ -23,7 +23,7 @@ from pipeline.lm.families import Site
 from pipeline.runs.sae_run import SAERun
 from tests.helpers.featured import SITES, World, config_of, make_store_of, make_world
 from tests.helpers.stores import make_spec, write_store
-from tests.helpers.tiny import CTX_LEN, make_coder, make_model
+from tests.helpers.tiny import CTX_LEN, make_model, make_sae
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def one_line(error) -> str:
 
 
 def test_what_is_read_again_is_what_was_found(world, run, features):
-    coder = SAERun.open(run).load_coder(CPU)
+    coder = SAERun.open(run).load_sae(CPU)
     found = scan(config_of(run), world.store, SITES[0], coder)
     dead = found.n_active == 0
     cosine = dead_cosine(coder.W_dec, torch.from_numpy(dead)).numpy()
@@ -86,7 +86,7 @@ def test_what_is_read_again_is_what_was_found(world, run, features):
 
 
 def test_what_the_weights_say_of_a_feature(world, run, features):
-    coder = SAERun.open(run).load_coder(CPU)
+    coder = SAERun.open(run).load_sae(CPU)
     path = load_path(
         str(world.model), Site.parse(SITES[0]), revision="main", n_vocab=257, device=CPU
     )
@@ -152,7 +152,7 @@ def test_the_same_features_are_reused_and_others_are_found_anew(own):
 def test_features_of_another_coder_or_store_are_not_reused(own, tmp_path):
     run = own.run()
     collect(config_of(run))
-    other = own.run("other", coder=make_coder(seed=1))
+    other = own.run("other", coder=make_sae(seed=1))
     shutil.copytree(run / "features", other / "features")
     assert not collect(config_of(other)).reused
     shutil.move(run, own.folder / "moved")
@@ -229,7 +229,7 @@ def test_a_store_that_does_not_fit_is_told_in_one_line(own, tmp_path):
         collect(config_of(run, store=other.path))
     assert "--store" in one_line(told)
     wide = write_store(tmp_path / "wide", make_spec(widths={"mlp_out.1": 24}), n_rows=80)
-    with pytest.raises(ConfigError, match="coder of 16 dimensions, and mlp_out.1 of .* has 24"):
+    with pytest.raises(ConfigError, match="SAE of 16 dimensions, and mlp_out.1 of .* has 24"):
         collect(config_of(run, store=wide))
     half = write_store(tmp_path / "half", make_spec(widths={"mlp_out.1": 16}), n_rows=160, stop=1)
     with pytest.raises(StoreError, match="is not finished"):
@@ -278,7 +278,7 @@ def test_a_store_of_another_model_is_noted(own, tmp_path):
 
 
 def test_a_run_whose_features_are_all_dead(own):
-    coder = make_coder()
+    coder = make_sae()
     with torch.no_grad():
         coder.b_enc.fill_(-1e4)
     found = collect(config_of(own.run(coder=coder)))
@@ -290,7 +290,7 @@ def test_a_run_whose_features_are_all_dead(own):
 
 
 def test_a_run_without_dead_features_has_no_dead_cosine(own):
-    coder = make_coder()
+    coder = make_sae()
     with torch.no_grad():
         coder.b_enc.fill_(2.0)
     found = collect(config_of(own.run(coder=coder)))

@@ -21,7 +21,7 @@ from pipeline.lm.hooks import capture, splice
 from pipeline.lm.model import load_model
 from pipeline.text.token_text import TokenTexts
 from tests.helpers.featured import World, config_of, make_world
-from tests.helpers.tiny import make_coder
+from tests.helpers.tiny import make_sae
 
 CPU = torch.device("cpu")
 N_VOCAB = 60
@@ -184,7 +184,7 @@ def test_the_ablation_effect_is_what_the_model_loses_without_the_feature(
     world, lm, cells, monkeypatch
 ):
     monkeypatch.setattr(pipeline.features.ablation, "_CELLS", cells)
-    coder, feature = make_coder(), 1
+    coder, feature = make_sae(), 1
     tokens = torch.from_numpy(world.store.tokens(np.arange(5)))
     drops = mean_drops(lm, Site.parse("mlp_out.1"), coder, feature, tokens, POSITIONS)
     module = lm.module.gpt_neox.layers[1].mlp
@@ -206,14 +206,14 @@ def test_the_ablation_effect_is_what_the_model_loses_without_the_feature(
 
 
 def test_a_dead_feature_changes_nothing(world, lm):
-    coder = make_coder()
+    coder = make_sae()
     tokens = torch.from_numpy(world.store.tokens(np.arange(5)))
     drops = mean_drops(lm, Site.parse("mlp_out.1"), coder, 0, tokens, POSITIONS)
     assert drops.abs().max() == 0
 
 
 def test_an_effect_names_the_tokens_at_both_ends(world, lm):
-    n, site, coder = 5, Site.parse("mlp_out.1"), make_coder()
+    n, site, coder = 5, Site.parse("mlp_out.1"), make_sae()
     examples = Examples(
         context=np.arange(n),
         position=POSITIONS,
@@ -272,7 +272,7 @@ def test_features_that_are_few_have_fewer_neighbours():
 
 
 def test_effects_of_some_features_of_a_run(world, lm):
-    run, coder = world.run(), make_coder()
+    run, coder = world.run(), make_sae()
     features = collect(config_of(run))
     told = ablation_effects(features, [1, 0], device="cpu")
     assert told[0] is None  # a dead one

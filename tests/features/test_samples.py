@@ -15,9 +15,9 @@ from pipeline.errors import DataError
 from pipeline.features.collect import scan
 from pipeline.features.feature import AFTER, BEFORE
 from pipeline.features.samples import Scan
-from pipeline.sae.sae import TunedCoder
+from pipeline.sae.sae import TunedSAE
 from tests.helpers.stores import CTX_LEN, as_numbers
-from tests.helpers.tiny import make_coder
+from tests.helpers.tiny import make_sae
 
 SITE = "mlp_out.1"
 TRIALS = 100
@@ -64,16 +64,16 @@ def store(make_store) -> ActStore:
 
 
 CODERS = {
-    "relu": lambda: make_coder(),
-    "topk": lambda: make_coder(arch=TopKConfig(k=4)),
-    "batchtopk": lambda: make_coder(arch=BatchTopKConfig(k=4)),
-    "gated": lambda: make_coder(arch=GatedConfig()),
+    "relu": lambda: make_sae(),
+    "topk": lambda: make_sae(arch=TopKConfig(k=4)),
+    "batchtopk": lambda: make_sae(arch=BatchTopKConfig(k=4)),
+    "gated": lambda: make_sae(arch=GatedConfig()),
     "tuned": lambda: tuned(),
 }
 
 
-def tuned() -> TunedCoder:
-    coder = TunedCoder(make_coder())
+def tuned() -> TunedSAE:
+    coder = TunedSAE(make_sae())
     with torch.no_grad():
         coder.c.normal_(1, 0.3, generator=torch.Generator().manual_seed(1))
     return coder
@@ -93,7 +93,7 @@ def test_numbers_of_every_feature_are_those_of_all_rows(store, kind):
 
 
 def test_top_contexts_are_those_of_largest_activation_each_counted_once(store):
-    coder = make_coder()
+    coder = make_sae()
     found, z = scan(config_of(), store, SITE, coder), latents_of(store, coder)
     for feature in range(coder.d_sae):
         peak = z[..., feature].max(1)
@@ -107,7 +107,7 @@ def test_top_contexts_are_those_of_largest_activation_each_counted_once(store):
 @pytest.mark.parametrize("ctx_len", [8, 64])
 def test_windows_hold_the_tokens_around_and_nothing_beyond_the_context(make_store, ctx_len):
     store = ActStore.open(make_store(n_rows=12 * ctx_len, ctx_len=ctx_len, shard_rows=4 * ctx_len))
-    coder = make_coder()
+    coder = make_sae()
     found, z = scan(config_of(), store, SITE, coder), latents_of(store, coder)
     tokens = rows_in_order(store)[1]
     assert len(found.top) > 100
@@ -123,7 +123,7 @@ def test_windows_hold_the_tokens_around_and_nothing_beyond_the_context(make_stor
 
 
 def test_what_is_drawn_is_active_of_another_place_each_and_of_all_there_are(store):
-    coder = make_coder()
+    coder = make_sae()
     found, z = scan(config_of(), store, SITE, coder), latents_of(store, coder)
     tokens = rows_in_order(store)[1]
     for feature in range(coder.d_sae):
@@ -143,7 +143,7 @@ def test_what_is_drawn_is_active_of_another_place_each_and_of_all_there_are(stor
 
 
 def test_every_active_token_is_drawn_as_often_as_another(make_store):
-    store, coder = ActStore.open(make_store(n_rows=8 * CTX_LEN)), make_coder(expansion=1)
+    store, coder = ActStore.open(make_store(n_rows=8 * CTX_LEN)), make_sae(expansion=1)
     z = latents_of(store, coder)
     feature = int(np.argmax((z > 0).sum((0, 1)) == np.sort((z > 0).sum((0, 1)))[-3]))
     active = np.argwhere(z[..., feature] > 0)
@@ -166,7 +166,7 @@ def test_every_active_token_is_drawn_as_often_as_another(make_store):
 
 
 def test_neither_blocks_nor_shards_change_what_is_found(make_store, monkeypatch):
-    coder, found = make_coder(), list[Scan]()
+    coder, found = make_sae(), list[Scan]()
     for name, shard_rows, block, part in [
         ("a", 64, 2**22, 2**22),
         ("b", 64, 1, 1),
@@ -182,7 +182,7 @@ def test_neither_blocks_nor_shards_change_what_is_found(make_store, monkeypatch)
 
 
 def test_only_the_first_contexts_are_read_where_that_was_asked_for(make_store):
-    coder = make_coder()
+    coder = make_sae()
     long = ActStore.open(make_store(name="long", n_rows=50 * CTX_LEN))
     short = ActStore.open(make_store(name="short", n_rows=21 * CTX_LEN))
     done: list[int] = []
@@ -196,7 +196,7 @@ def test_only_the_first_contexts_are_read_where_that_was_asked_for(make_store):
 @pytest.mark.parametrize("where", ["W_enc", "b_enc"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_features_that_are_not_finite_are_refused(store, where, value):
-    coder = make_coder()
+    coder = make_sae()
     with torch.no_grad():
         getattr(coder, where)[..., 3] = value
     with pytest.raises(DataError, match="features of run are not finite") as told:
@@ -205,7 +205,7 @@ def test_features_that_are_not_finite_are_refused(store, where, value):
 
 
 def test_a_coder_whose_features_are_all_dead(store):
-    coder = make_coder()
+    coder = make_sae()
     with torch.no_grad():
         coder.b_enc.fill_(-1e4)
     found = scan(config_of(), store, SITE, coder)

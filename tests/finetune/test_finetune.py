@@ -18,9 +18,9 @@ from pipeline.lm.hooks import splice, splicer
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import TunedCoder
+from pipeline.sae.sae import TunedSAE
 from pipeline.text.heldout import load_contexts, split_contexts
-from tests.helpers.tiny import CTX_LEN, WIDTH, make_coder, make_model, make_text, save_coder
+from tests.helpers.tiny import CTX_LEN, WIDTH, make_model, make_sae, make_text, save_sae
 
 CPU, FP32, SITE = torch.device("cpu"), torch.float32, Site.parse("mlp_out.1")
 
@@ -32,7 +32,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, model):
-    return save_coder(tmp_path_factory.mktemp("runs") / "sae", make_coder(), model=model)
+    return save_sae(tmp_path_factory.mktemp("runs") / "sae", make_sae(), model=model)
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +88,13 @@ def test_learning_lowers_the_loss_on_text_it_never_saw(config):
 
 
 def test_only_scales_and_biases_get_gradients_and_all_else_keeps_its_bits(config, lms, monkeypatch):
-    coders: list[TunedCoder] = []
+    coders: list[TunedSAE] = []
 
     def keep(coder):
-        coders.append(TunedCoder(coder))
+        coders.append(TunedSAE(coder))
         return coders[-1]
 
-    monkeypatch.setattr(finetune_module, "TunedCoder", keep)
+    monkeypatch.setattr(finetune_module, "TunedSAE", keep)
     finetune(config())
     (lm,), (tuned,) = lms, coders
     frozen = dict(tuned.coder.named_parameters()) | dict(lm.module.named_parameters())
@@ -104,7 +104,7 @@ def test_only_scales_and_biases_get_gradients_and_all_else_keeps_its_bits(config
     original = transformers.GPTNeoXForCausalLM.from_pretrained(lm.name).state_dict()
     for name, value in lm.module.state_dict().items():
         assert torch.equal(value, original[name]), name
-    for name, value in make_coder().state_dict().items():
+    for name, value in make_sae().state_dict().items():
         assert torch.equal(tuned.coder.state_dict()[name], value), name
     assert tuned.c.grad is not None and tuned.c.grad.any()
     assert tuned.d.grad is not None and tuned.d.grad.any()
@@ -122,7 +122,7 @@ def test_nothing_is_kept_for_a_gradient_below_the_site(lm, contexts):
         )
         for k, layer in enumerate(lm.body.layers)
     ]
-    with splice(lm, {SITE: splicer(TunedCoder(make_coder()))}):
+    with splice(lm, {SITE: splicer(TunedSAE(make_sae()))}):
         lm.hidden(contexts[:2])
     for hook in hooks:
         hook.remove()
@@ -130,11 +130,11 @@ def test_nothing_is_kept_for_a_gradient_below_the_site(lm, contexts):
 
 
 def test_it_starts_as_the_spliced_model_bit_for_bit(lm, contexts):
-    coder = make_coder()
+    coder = make_sae()
     with torch.no_grad():
         with splice(lm, {SITE: splicer(coder)}):
             before = lm.hidden(contexts)
-        with splice(lm, {SITE: splicer(TunedCoder(coder))}):
+        with splice(lm, {SITE: splicer(TunedSAE(coder))}):
             assert torch.equal(lm.hidden(contexts), before)
         assert not torch.equal(lm.hidden(contexts), before)
 
@@ -142,7 +142,7 @@ def test_it_starts_as_the_spliced_model_bit_for_bit(lm, contexts):
 def test_the_losses_before_are_those_of_the_plain_and_of_the_spliced_model(config, contexts, model):
     report = finetune(config(epochs=1, steps_per_epoch=1))
     plain = transformers.GPTNeoXForCausalLM.from_pretrained(model).eval()
-    coder = make_coder()
+    coder = make_sae()
     heldout = contexts[4:10].long()  # the tail of the one batch and the six contexts asked for
 
     def loss():
@@ -156,7 +156,7 @@ def test_the_losses_before_are_those_of_the_plain_and_of_the_spliced_model(confi
 
 def test_the_gradient_is_that_of_the_whole_model_at_once(lm, contexts, monkeypatch):
     monkeypatch.setattr(cross_entropy, "CPU_ROWS", 7)
-    sliced, whole = TunedCoder(make_coder()), TunedCoder(make_coder())
+    sliced, whole = TunedSAE(make_sae()), TunedSAE(make_sae())
     tokens = contexts[:3].long()
     with splice(lm, {SITE: splicer(sliced)}):
         cross_entropy.backward_cross_entropy(lm, lm.hidden(tokens), tokens)
@@ -209,7 +209,7 @@ def test_the_folder_holds_all_that_was_promised(config, tmp_path, run):
 def test_features_list_the_extremes_with_activations_before_and_after(config, tmp_path, lm, text):
     finetune(config())
     features = json.loads((tmp_path / "tuned" / "features.json").read_text())
-    tuned = FinetunedRun.open(tmp_path / "tuned").load_coder(CPU)
+    tuned = FinetunedRun.open(tmp_path / "tuned").load_sae(CPU)
     ascending = tuned.c.argsort().tolist()
     assert [shift["latent"] for shift in features["inhibited"]] == ascending[:10]
     assert [shift["latent"] for shift in features["scaled_up"]] == ascending[:-11:-1]
@@ -280,13 +280,13 @@ def test_damage_to_a_finished_fine_tuning_is_one_line(config, tmp_path, name):
         finetune(config())
     assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match="damaged"):
-        FinetunedRun.open(tmp_path / "tuned").load_coder(CPU)
+        FinetunedRun.open(tmp_path / "tuned").load_sae(CPU)
 
 
 def test_a_coder_trained_again_does_not_pass_for_the_one_fine_tuned(config, tmp_path, model):
-    save_coder(tmp_path / "sae", make_coder(), model=model)
+    save_sae(tmp_path / "sae", make_sae(), model=model)
     finetune(config(run=tmp_path / "sae"))
-    SAERun.open(tmp_path / "sae").finish(make_coder(seed=9))
+    SAERun.open(tmp_path / "sae").finish(make_sae(seed=9))
     with pytest.raises(ConfigError, match="trained again"):
         finetune(config(run=tmp_path / "sae"))
 
@@ -306,7 +306,7 @@ def test_transplanting_is_noted_and_refused_where_widths_differ(config, tmp_path
     assert (there.model, there.trained_on_model) == (str(other), str(model))
     assert f"of {model} and is fine-tuned" in there.notes[0]
     wide = make_model(tmp_path / "wide", width=24)
-    with pytest.raises(ConfigError, match=rf"coder of {WIDTH} dimensions, but mlp_out.1 .* has 24"):
+    with pytest.raises(ConfigError, match=rf"SAE of {WIDTH} dimensions, but mlp_out.1 .* has 24"):
         finetune(config(model=str(wide), out=tmp_path / "wide_out"))
     with pytest.raises(ConfigError, match=r"contexts of 65 tokens do not fit"):
         finetune(config(ctx_len=65, out=tmp_path / "long"))
@@ -350,7 +350,7 @@ def test_a_fine_tuned_run_is_evaluated_with_its_scales_and_biases(config, tmp_pa
     options = {"text": text, "tokens": 240, "device": "cpu"}
     plain, tuned = evaluate(EvalConfig(runs=(run, tmp_path / "tuned"), **options))
     contexts = load_contexts(text, load_tokenizer(lm.name), ctx_len=CTX_LEN, n=20)
-    coder = FinetunedRun.open(tmp_path / "tuned").load_coder(CPU)
+    coder = FinetunedRun.open(tmp_path / "tuned").load_sae(CPU)
     through = mean_cross_entropy(lm, contexts, {SITE: splicer(coder)}, batch_size=8)
     assert tuned.ce_patched == pytest.approx(through, rel=1e-6)
     assert tuned.ce_patched < plain.ce_patched

@@ -6,8 +6,8 @@ from pathlib import Path
 from pipeline.config.stages import EvalConfig
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.report import EvalReport
-from pipeline.sae.sae import SparseCoder
-from tests.helpers.tiny import CTX_LEN, make_coder, save_coder
+from pipeline.sae.sae import SAE
+from tests.helpers.tiny import CTX_LEN, make_sae, save_sae
 
 N_CONTEXTS = 14
 
@@ -20,11 +20,9 @@ class Evaluations:
     model: Path
     text: str
 
-    def save(self, name: str = "run", coder: SparseCoder | None = None, **saved: object) -> Path:
+    def save(self, name: str = "run", coder: SAE | None = None, **saved: object) -> Path:
         """A run of this coder."""
-        return save_coder(
-            self.folder / name, coder or make_coder(), **{"model": self.model} | saved
-        )
+        return save_sae(self.folder / name, coder or make_sae(), **{"model": self.model} | saved)
 
     def reports(self, *runs: Path, **options: object) -> tuple[EvalReport, ...]:
         """What an evaluation of some runs says, with settings of its own."""

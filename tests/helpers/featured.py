@@ -11,7 +11,7 @@ from pipeline.harvest.harvest import harvest
 from pipeline.harvest.plan import make_plan
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
-from tests.helpers.tiny import CTX_LEN, make_coder, make_model, make_text
+from tests.helpers.tiny import CTX_LEN, make_model, make_sae, make_text
 
 SITES = ("mlp_out.1", "mlp_pre.1", "mlp_act.1", "resid_post.2")
 
@@ -28,7 +28,7 @@ class World:
         """A finished run, trained, as it says, from the store."""
         path = self.folder / name
         path.mkdir()
-        coder = coder or make_coder(d_in=self.store.width(site))
+        coder = coder or make_sae(d_in=self.store.width(site))
         config = TrainConfig(
             store=self.store.path,
             out=path,

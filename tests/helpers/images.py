@@ -10,7 +10,7 @@ from pipeline.mnist.classifier import Classifier
 from pipeline.mnist.config import MnistConfig
 from pipeline.mnist.images import Images, Labelled, split
 from pipeline.mnist.network import FeatureNetwork
-from tests.helpers.tiny import make_coder
+from tests.helpers.tiny import make_sae
 
 SIDE = 5
 
@@ -60,7 +60,7 @@ def make_network(*, hidden: int = 6, seed: int = 0) -> FeatureNetwork:
     torch.manual_seed(seed)
     net = Classifier(SIDE**2, hidden, seed=seed).requires_grad_(False)
     coders = tuple(
-        make_coder(d_in=hidden, expansion=2, seed=i).requires_grad_(False) for i in range(3)
+        make_sae(d_in=hidden, expansion=2, seed=i).requires_grad_(False) for i in range(3)
     )
     connectors = tuple(
         Connector(

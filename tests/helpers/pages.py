@@ -23,7 +23,7 @@ from pipeline.report.feature_data import ShownFeatures
 from pipeline.report.gather import Material
 from pipeline.runs.sae_run import SAERun
 from pipeline.text.token_text import TokenTexts
-from tests.helpers.tiny import make_coder, save_coder
+from tests.helpers.tiny import make_sae, save_sae
 
 WIDTH = BEFORE + 1 + AFTER
 D_SAE, N_TOKENS = 64, 10_000
@@ -138,8 +138,8 @@ def make_report(run: Path, *, d_sae: int = D_SAE, dead: int = 5, **changes: Any)
 
 def make_run(path: Path, *, seed: int = 0) -> Path:
     """The folder of a trained run, with its curves."""
-    coder = make_coder(arch=TopKConfig(k=4), seed=seed)
-    save_coder(path, coder, model="EleutherAI/pythia-70m", arch=TopKConfig(k=4))
+    coder = make_sae(arch=TopKConfig(k=4), seed=seed)
+    save_sae(path, coder, model="EleutherAI/pythia-70m", arch=TopKConfig(k=4))
     lines = (
         {"step": i, "rows": i * 1024, "recon": 4 / i, "l0": 4.0, "n_dead": 3, "lr": 1e-3}
         for i in range(1, 80)

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from pipeline.lm.tokenizer import load_tokenizer
-from pipeline.sae.sae import SparseCoder
+from pipeline.sae.sae import SAE
 from tests.helpers.tiny import CTX_LEN
 
 # Of float32 products and their logarithms, in another order on another CPU: 16 roundings of a mean
@@ -82,7 +82,7 @@ class PlainModel:
 
 
 def plain_eval(
-    model: Path, tokens: torch.Tensor, coder: SparseCoder, *, layer: int = 1, **excluded: object
+    model: Path, tokens: torch.Tensor, coder: SAE, *, layer: int = 1, **excluded: object
 ) -> dict[str, object]:
     """All the keys, and `nll_clean` and `nll_patched` of each context."""
     plain = PlainModel(model, tokens)

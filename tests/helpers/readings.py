@@ -17,7 +17,7 @@ from pipeline.connect.run import ConnectorRun, blank_connector_run
 from pipeline.harvest.harvest import harvest
 from pipeline.harvest.plan import make_plan
 from tests.helpers.featured import World, make_store_of
-from tests.helpers.tiny import CTX_LEN, make_coder, make_model
+from tests.helpers.tiny import CTX_LEN, make_model, make_sae
 
 SITES = ("resid_pre.1", "mlp_out.1")
 
@@ -75,7 +75,7 @@ def make_connected(
         store = make_store_of(model, out, n_contexts=n_contexts, sites=sites)
     world = World(folder=folder, model=model, store=store)
     ends = tuple(
-        world.run(f"sae{i}", site=site, coder=make_coder(d_in=store.width(site), seed=i))
+        world.run(f"sae{i}", site=site, coder=make_sae(d_in=store.width(site), seed=i))
         for i, site in enumerate(sites)
     )
     return Connected(world=world, run=connect(world, ends, folder / "connector"))

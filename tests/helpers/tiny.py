@@ -11,7 +11,7 @@ from pipeline.config.architectures import ArchConfig, ReluConfig
 from pipeline.config.training import TrainConfig
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import SparseCoder, make_activation
+from pipeline.sae.sae import SAE, make_activation
 
 WIDTH, CTX_LEN, N_LAYERS = 16, 12, 3
 EOS = "<|endoftext|>"
@@ -51,14 +51,14 @@ def make_text(path: Path, *, n_contexts: int, seed: int = 0) -> str:
     return str(path)
 
 
-def make_coder(
+def make_sae(
     *, d_in: int = WIDTH, expansion: int = 4, arch: ArchConfig | None = None, seed: int = 0
-) -> SparseCoder:
+) -> SAE:
     """A random coder whose biases are not zero and some of whose latents never fire."""
     generator = torch.Generator().manual_seed(seed)
     d_sae = expansion * d_in
     activation = make_activation(arch or ReluConfig(), d_sae=d_sae)
-    coder = SparseCoder(d_in, d_sae, activation, generator=generator)
+    coder = SAE(d_in, d_sae, activation, generator=generator)
     with torch.no_grad():
         coder.b_enc.normal_(std=0.3, generator=generator)
         coder.b_enc[::5] = -1e4
@@ -66,9 +66,9 @@ def make_coder(
     return coder
 
 
-def identity_coder() -> SparseCoder:
+def identity_sae() -> SAE:
     """`x = relu(x) - relu(-x)`, exactly."""
-    coder, eye = make_coder(expansion=2), torch.eye(WIDTH)
+    coder, eye = make_sae(expansion=2), torch.eye(WIDTH)
     with torch.no_grad():
         coder.W_enc.copy_(torch.cat([eye, -eye], 1))
         coder.W_dec.copy_(torch.cat([eye, -eye]))
@@ -77,9 +77,9 @@ def identity_coder() -> SparseCoder:
     return coder
 
 
-def save_coder(
+def save_sae(
     path: Path,
-    coder: SparseCoder,
+    coder: SAE,
     *,
     model: Path | str,
     text: str = "somewhere",

@@ -10,7 +10,7 @@ from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runs.folder import Provenance, enter
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import make_coder
+from pipeline.sae.sae import make_sae
 
 PROVENANCE = Provenance(
     path=Path("/data/a.actstore"),
@@ -39,7 +39,7 @@ def enter_run(config, provenance, *, resume):
 
 
 def finished(config: TrainConfig) -> tuple[SAERun, dict[str, torch.Tensor]]:
-    coder = make_coder(config.arch, d_in=6, d_sae=24, seed=5)
+    coder = make_sae(config.arch, d_in=6, d_sae=24, seed=5)
     run = enter_run(config, PROVENANCE, resume=False).finish(coder)
     return run, coder.state_dict()
 
@@ -53,7 +53,7 @@ def test_a_run_reads_back_what_made_it(config):
         PROVENANCE,
         24,
     )
-    coder = opened.load_coder(torch.device("cpu"))
+    coder = opened.load_sae(torch.device("cpu"))
     for name, tensor in coder.state_dict().items():
         assert torch.equal(tensor, weights[name])
 
@@ -119,7 +119,7 @@ def test_a_damaged_coder_is_refused(config, damage):
     run, _ = finished(config)
     damage(config.out / "sae.safetensors")
     with pytest.raises(CheckpointError, match=r"sae\.safetensors is missing or damaged \(.+\)"):
-        run.load_coder(torch.device("cpu"))
+        run.load_sae(torch.device("cpu"))
 
 
 def begun(config) -> SAERun:

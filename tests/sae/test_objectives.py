@@ -15,7 +15,7 @@ from pipeline.config.architectures import (
     TopKConfig,
 )
 from pipeline.sae.registry import coefficient_of, make_aux, make_objective
-from pipeline.sae.sae import make_coder
+from pipeline.sae.sae import make_sae
 from pipeline.sae.stack import Stack, stacked
 
 D_IN, D_SAE, ROWS = 5, 12, 7
@@ -36,7 +36,7 @@ def make_stack(arch, *, members: int = 1, seed: int = 0, dtype=torch.float64) ->
     """Coders with every parameter away from where it starts."""
     objective = make_objective(arch, d_sae=D_SAE)
     coders = [
-        make_coder(arch, d_in=D_IN, d_sae=D_SAE, seed=seed + m).to(dtype) for m in range(members)
+        make_sae(arch, d_in=D_IN, d_sae=D_SAE, seed=seed + m).to(dtype) for m in range(members)
     ]
     params = stacked(coders, objective)
     generator = torch.Generator().manual_seed(seed + 1)

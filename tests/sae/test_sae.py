@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.sae.active_pairs import Dense, Scratch
 from pipeline.sae.objective import Parts, measure
 from pipeline.sae.registry import make_objective
-from pipeline.sae.sae import make_activation, make_coder
+from pipeline.sae.sae import make_activation, make_sae
 from pipeline.sae.stack import stacked, to_params, to_state
 
 D_IN, D_SAE, ROWS = 5, 12, 7
@@ -32,7 +32,7 @@ every_arch = pytest.mark.parametrize("arch", SMALL.values(), ids=lambda arch: ar
 
 def make(arch, *, seed: int = 0):
     """A float64 coder with every parameter away from where it starts, and a batch."""
-    coder = make_coder(arch, d_in=D_IN, d_sae=D_SAE, seed=seed).double()
+    coder = make_sae(arch, d_in=D_IN, d_sae=D_SAE, seed=seed).double()
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for p in coder.parameters():
@@ -99,26 +99,26 @@ def test_topk_keeps_the_largest_as_an_explicit_loop_does(k: int, seed: int):
 
 
 def test_the_start_is_random_unit_rows_with_the_transpose_as_encoder():
-    coder = make_coder(ReluConfig(), d_in=D_IN, d_sae=D_SAE)
+    coder = make_sae(ReluConfig(), d_in=D_IN, d_sae=D_SAE)
     torch.testing.assert_close(coder.W_dec.norm(dim=-1), torch.ones(D_SAE))
     assert torch.equal(coder.W_enc, coder.W_dec.T)
     assert not coder.b_enc.any() and not coder.b_dec.any()
     assert (coder.d_in, coder.d_sae) == (D_IN, D_SAE)
-    april = make_coder(ReluAprilConfig(), d_in=D_IN, d_sae=D_SAE)
+    april = make_sae(ReluAprilConfig(), d_in=D_IN, d_sae=D_SAE)
     torch.testing.assert_close(april.W_dec.norm(dim=-1), torch.full((D_SAE,), 0.1))
     assert torch.equal(april.W_enc, april.W_dec.T)
     for competing in (TopKConfig(k=4), BatchTopKConfig(k=4), MatryoshkaConfig(k=4, prefixes=2)):
-        coder = make_coder(competing, d_in=D_IN, d_sae=D_SAE)
+        coder = make_sae(competing, d_in=D_IN, d_sae=D_SAE)
         torch.testing.assert_close(coder.W_dec.norm(dim=-1), torch.ones(D_SAE))
         torch.testing.assert_close(coder.W_enc, 0.2 * coder.W_dec.T)
 
 
 def test_the_seed_is_the_whole_randomness_of_the_start():
     torch.manual_seed(1)
-    first = make_coder(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=3)
+    first = make_sae(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=3)
     state = torch.get_rng_state()
-    again = make_coder(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=3)
-    other = make_coder(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=4)
+    again = make_sae(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=3)
+    other = make_sae(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=4)
     assert torch.equal(first.W_dec, again.W_dec) and not torch.equal(first.W_dec, other.W_dec)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -137,7 +137,7 @@ def test_the_seed_is_the_whole_randomness_of_the_start():
 )
 def test_more_latents_than_there_are_is_refused(arch, message):
     with pytest.raises(ConfigError, match=message):
-        make_coder(arch, d_in=D_IN, d_sae=D_SAE)
+        make_sae(arch, d_in=D_IN, d_sae=D_SAE)
 
 
 def make_parts(z: torch.Tensor, x_hat: torch.Tensor, x: torch.Tensor) -> Parts:

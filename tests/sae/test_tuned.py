@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from pipeline.config.architectures import ReluConfig, TopKConfig
-from pipeline.sae.sae import TunedCoder
-from tests.helpers.tiny import WIDTH, make_coder
+from pipeline.sae.sae import TunedSAE
+from tests.helpers.tiny import WIDTH, make_sae
 
 ARCHS = [ReluConfig(), TopKConfig(k=5)]
 
 
-def moved(tuned: TunedCoder) -> TunedCoder:
+def moved(tuned: TunedSAE) -> TunedSAE:
     """The same with every scale and bias somewhere else, some scales below zero."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -19,7 +19,7 @@ def moved(tuned: TunedCoder) -> TunedCoder:
 
 @pytest.fixture(params=ARCHS, ids=lambda arch: arch.kind)
 def coder(request):
-    return make_coder(arch=request.param)
+    return make_sae(arch=request.param)
 
 
 @pytest.fixture
@@ -28,14 +28,14 @@ def x():
 
 
 def test_it_starts_as_the_coder_itself_bit_for_bit(coder, x):
-    tuned = TunedCoder(coder)
+    tuned = TunedSAE(coder)
     assert torch.equal(tuned(x), coder(x))
     assert torch.equal(tuned.encode(x), coder.encode(x))
 
 
 def test_scale_and_bias_act_just_before_the_activation(x):
-    coder = make_coder()
-    tuned = moved(TunedCoder(coder))
+    coder = make_sae()
+    tuned = moved(TunedSAE(coder))
     pre = (x.double() - coder.b_dec) @ coder.W_enc.double() + coder.b_enc
     z = (tuned.c * pre + tuned.d).clamp_min(0)
     expected = z @ coder.W_dec.double() + coder.b_dec
@@ -43,7 +43,7 @@ def test_scale_and_bias_act_just_before_the_activation(x):
 
 
 def test_folding_gives_a_plain_coder_that_computes_the_same(coder, x):
-    tuned = moved(TunedCoder(coder))
+    tuned = moved(TunedSAE(coder))
     plain, x = tuned.fold().double(), x.double()
     torch.testing.assert_close(plain.encode(x), tuned.double().encode(x), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(plain(x), tuned(x), rtol=1e-5, atol=1e-5)
@@ -54,13 +54,13 @@ def test_folding_gives_a_plain_coder_that_computes_the_same(coder, x):
 
 def test_folding_leaves_the_frozen_coder_as_it_is(coder):
     before = {name: value.clone() for name, value in coder.state_dict().items()}
-    moved(TunedCoder(coder)).fold()
+    moved(TunedSAE(coder)).fold()
     for name, value in coder.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
 def test_only_scales_and_biases_can_learn(coder, x):
-    tuned = TunedCoder(coder)
+    tuned = TunedSAE(coder)
     tuned(x).square().sum().backward()
     learning = {name for name, p in tuned.named_parameters() if p.requires_grad}
     assert learning == {"c", "d"}

@@ -107,7 +107,7 @@ def test_a_run_leaves_checkpoints_curves_and_a_coder(store, tmp_path):
         D_IN,
     )
     assert run.provenance.fingerprint == ActStore.open(store).fingerprint
-    norms = run.load_coder(torch.device("cpu")).W_dec.norm(dim=-1)
+    norms = run.load_sae(torch.device("cpu")).W_dec.norm(dim=-1)
     torch.testing.assert_close(norms, torch.ones(4 * D_IN))
 
 
@@ -115,7 +115,7 @@ def test_the_first_step_is_adam_on_the_first_batch(store, tmp_path):
     """One step, recomputed with Adam's formula: each weight moves by lr against its gradient."""
     out = tmp_path / "run"
     train(config_for(store, out, tokens=64, lr=1e-3))
-    coder = SAERun.open(out).load_coder(torch.device("cpu"))
+    coder = SAERun.open(out).load_sae(torch.device("cpu"))
     mean = torch.from_numpy(ActStore.open(store).mean("mlp_out.0")).float()
     moved = (coder.b_dec - mean).abs()
     torch.testing.assert_close(moved, torch.full((D_IN,), 1e-3), rtol=0.01, atol=0)
@@ -313,7 +313,7 @@ def test_training_finds_planted_directions(tmp_path, arch):
         tokens=256 * 400, log_every=400, checkpoint_every=10**6,
     )  # fmt: skip
     report = train(config)
-    W_dec = SAERun.open(config.out).load_coder(torch.device("cpu")).W_dec.detach().numpy()
+    W_dec = SAERun.open(config.out).load_sae(torch.device("cpu")).W_dec.detach().numpy()
     cosine = (truth @ W_dec.T).max(axis=1)
     assert cosine.mean() > 0.95  # the best of 64 random directions gives 0.6
     assert report.explained_variance > 0.85 and report.l0 < 6
