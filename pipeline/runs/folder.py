@@ -97,6 +97,10 @@ class Folder(Protocol):
         """What run.json says."""
         ...
 
+    def fail(self, why: str) -> None:
+        """Write why it will never be complete."""
+        ...
+
 
 FolderT = TypeVar("FolderT", bound=Folder)
 

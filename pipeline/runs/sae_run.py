@@ -19,7 +19,7 @@ from pipeline.runs.folder import (
     read_document,
     save_tensors,
 )
-from pipeline.sae.sae import SAE, make_activation
+from pipeline.sae.sae import SAE
 
 CODER = "sae.safetensors"
 
@@ -97,8 +97,8 @@ class Run:
 
     def blank_sae(self) -> SAE:
         """A coder of this run's shape and architecture, its parameters still to be loaded."""
-        activation = make_activation(self.config.arch, d_sae=self.d_sae)
-        return SAE(self.provenance.d_in, self.d_sae, activation)
+        source = self.provenance
+        return SAE(self.config.arch, d_in=source.d_in, d_sae=self.d_sae, site=source.site)
 
     def finish(self, coder: SAE) -> "Run":
         """Write the finished coder, and only then call the run complete.

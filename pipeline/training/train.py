@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.runs.curves import ConnectStep, TrainReport, last_report
 from pipeline.runs.folder import Provenance, enter
 from pipeline.runs.sae_run import Run
-from pipeline.sae.sae import require_possible
+from pipeline.sae.architecture import architecture_of
 from pipeline.training.assemble import Entry, assemble
 from pipeline.training.feed import Feeder
 from pipeline.training.loop import (
@@ -194,7 +194,7 @@ def _blank(store: ActStore, config: Trainable) -> AnyRun:
         return blank_connector_run(store, config)
     site = only_site(store, config.site)
     d_in = store.width(site)
-    require_possible(config.arch, d_in=d_in, d_sae=config.expansion * d_in)
+    architecture_of(config.arch, d_in=d_in, d_sae=config.expansion * d_in)  # or it cannot be
     config = replace(config, site=site)
     return Run(path=config.out, config=config, provenance=Provenance.of(store, site=site))
 

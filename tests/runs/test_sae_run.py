@@ -10,7 +10,7 @@ from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runs.folder import Provenance, enter
 from pipeline.runs.sae_run import Run
-from pipeline.sae.sae import make_sae
+from pipeline.sae.sae import SAE
 
 PROVENANCE = Provenance(
     path=Path("/data/a.actstore"),
@@ -39,7 +39,7 @@ def enter_run(config, provenance, *, resume):
 
 
 def finished(config: TrainConfig) -> tuple[Run, dict[str, torch.Tensor]]:
-    coder = make_sae(config.arch, d_in=6, d_sae=24, seed=5)
+    coder = SAE(config.arch, d_in=6, d_sae=24, seed=5)
     run = enter_run(config, PROVENANCE, resume=False).finish(coder)
     return run, coder.state_dict()
 

@@ -17,9 +17,8 @@ from pipeline.config.architectures import (
 )
 from pipeline.errors import ConfigError
 from pipeline.sae.active_pairs import Dense, Scratch
-from pipeline.sae.objective import Parts, measure
-from pipeline.sae.registry import make_objective
-from pipeline.sae.sae import make_activation, make_sae
+from pipeline.sae.architecture import Parts, architecture_of, measure
+from pipeline.sae.sae import SAE
 from pipeline.sae.stack import stacked, to_params, to_state
 
 D_IN, D_SAE, ROWS = 5, 12, 7
@@ -32,12 +31,16 @@ every_arch = pytest.mark.parametrize("arch", SMALL.values(), ids=lambda arch: ar
 
 def make(arch, *, seed: int = 0):
     """A float64 coder with every parameter away from where it starts, and a batch."""
-    coder = make_sae(arch, d_in=D_IN, d_sae=D_SAE, seed=seed).double()
+    coder = SAE(arch, d_in=D_IN, d_sae=D_SAE, seed=seed).double()
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for p in coder.parameters():
             p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).abs())
     return coder, torch.randn(ROWS, D_IN, generator=generator, dtype=torch.float64)
+
+
+def activation(arch, **given):
+    return architecture_of(arch, d_in=D_IN, d_sae=D_SAE, **given).activation()
 
 
 @every_arch
@@ -51,25 +54,25 @@ def test_forward_is_decode_after_encode_after_pre(arch):
 @every_arch
 def test_a_coder_survives_becoming_parameters_and_back(arch):
     coder, _ = make(arch)
-    objective = make_objective(arch, d_sae=D_SAE)
-    state = to_state(to_params(coder.state_dict(), objective))
+    kind = architecture_of(arch, d_in=D_IN, d_sae=D_SAE)
+    state = to_state(to_params(coder.state_dict(), kind))
     assert state.keys() == coder.state_dict().keys()
     for name, value in coder.state_dict().items():
         torch.testing.assert_close(state[name], value)
-    assert set(stacked([coder], objective)) >= set(objective.trained)
+    assert set(stacked([coder], kind)) >= set(kind.trained)
 
 
 def test_thresholds_and_gates_are_their_formulas():
     pre = torch.randn(50, D_SAE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    threshold = make_activation(JumpReluConfig(threshold=0.5), d_sae=D_SAE, rms=0.6).double()
+    threshold = activation(JumpReluConfig(l0=3.0, threshold=0.5), rms=0.6).double()
     expected = [[v if v > 0.3 else 0.0 for v in row] for row in pre.tolist()]
     torch.testing.assert_close(threshold(pre).tolist(), expected)
-    batch = make_activation(BatchTopKConfig(k=3), d_sae=D_SAE).double()
+    batch = activation(BatchTopKConfig(k=3)).double()
     assert torch.equal(batch(pre), pre.relu())
     with torch.no_grad():
         batch.threshold.fill_(1.1)
     assert torch.equal(batch(pre), torch.where(pre > 1.1, pre, 0.0))
-    gated = make_activation(GatedConfig(), d_sae=D_SAE).double()
+    gated = activation(GatedConfig()).double()
     with torch.no_grad():
         gated.b_gate.fill_(-0.2)
         gated.r_mag.fill_(0.7)
@@ -95,30 +98,30 @@ def test_topk_keeps_the_largest_as_an_explicit_loop_does(k: int, seed: int):
     for row, values in enumerate(pre.tolist()):
         for latent in sorted(range(D_SAE), key=lambda i: values[i], reverse=True)[:k]:
             expected[row, latent] = max(values[latent], 0.0)
-    assert torch.equal(make_activation(TopKConfig(k=k), d_sae=D_SAE)(pre), expected)
+    assert torch.equal(activation(TopKConfig(k=k))(pre), expected)
 
 
 def test_the_start_is_random_unit_rows_with_the_transpose_as_encoder():
-    coder = make_sae(ReluConfig(), d_in=D_IN, d_sae=D_SAE)
+    coder = SAE(ReluConfig(), d_in=D_IN, d_sae=D_SAE)
     torch.testing.assert_close(coder.W_dec.norm(dim=-1), torch.ones(D_SAE))
     assert torch.equal(coder.W_enc, coder.W_dec.T)
     assert not coder.b_enc.any() and not coder.b_dec.any()
     assert (coder.d_in, coder.d_sae) == (D_IN, D_SAE)
-    april = make_sae(ReluAprilConfig(), d_in=D_IN, d_sae=D_SAE)
+    april = SAE(ReluAprilConfig(), d_in=D_IN, d_sae=D_SAE)
     torch.testing.assert_close(april.W_dec.norm(dim=-1), torch.full((D_SAE,), 0.1))
     assert torch.equal(april.W_enc, april.W_dec.T)
     for competing in (TopKConfig(k=4), BatchTopKConfig(k=4), MatryoshkaConfig(k=4, prefixes=2)):
-        coder = make_sae(competing, d_in=D_IN, d_sae=D_SAE)
+        coder = SAE(competing, d_in=D_IN, d_sae=D_SAE)
         torch.testing.assert_close(coder.W_dec.norm(dim=-1), torch.ones(D_SAE))
         torch.testing.assert_close(coder.W_enc, 0.2 * coder.W_dec.T)
 
 
 def test_the_seed_is_the_whole_randomness_of_the_start():
     torch.manual_seed(1)
-    first = make_sae(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=3)
+    first = SAE(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=3)
     state = torch.get_rng_state()
-    again = make_sae(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=3)
-    other = make_sae(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=4)
+    again = SAE(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=3)
+    other = SAE(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=4)
     assert torch.equal(first.W_dec, again.W_dec) and not torch.equal(first.W_dec, other.W_dec)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -137,7 +140,7 @@ def test_the_seed_is_the_whole_randomness_of_the_start():
 )
 def test_more_latents_than_there_are_is_refused(arch, message):
     with pytest.raises(ConfigError, match=message):
-        make_sae(arch, d_in=D_IN, d_sae=D_SAE)
+        SAE(arch, d_in=D_IN, d_sae=D_SAE)
 
 
 def make_parts(z: torch.Tensor, x_hat: torch.Tensor, x: torch.Tensor) -> Parts:

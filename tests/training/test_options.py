@@ -14,7 +14,7 @@ from pipeline.config.architectures import ARCHS
 from pipeline.config.serialization import from_json
 from pipeline.config.training import TrainConfig
 from pipeline.runs.sae_run import Run
-from pipeline.sae.sae import SAE, make_sae
+from pipeline.sae.sae import SAE
 from pipeline.training.train import train
 from tests.helpers.stores import column
 from tests.helpers.training import (
@@ -66,7 +66,7 @@ def coder_at(out: Path, step: int) -> SAE:
 
 def test_the_coder_that_is_saved_is_the_moving_average_of_the_weights(store, tmp_path):
     run(store, tmp_path, ema=0.75, lr=1e-2, b_dec_start="zero")
-    average = {k: v.double() for k, v in make_sae(ARCHS["relu"](), d_in=8, d_sae=32)
+    average = {k: v.double() for k, v in SAE(ARCHS["relu"](), d_in=8, d_sae=32)
                .state_dict().items()}  # fmt: skip
     for step in range(1, 9):
         weights, _ = kept(tmp_path, step)
@@ -193,7 +193,7 @@ def test_a_gradient_is_shortened_to_the_norm_it_is_clipped_to(store, tmp_path):
 
 
 def test_a_projected_gradient_has_nothing_along_the_dictionary(store, tmp_path):
-    W_dec = make_sae(ARCHS["relu"](), d_in=8, d_sae=32).W_dec.detach().double()
+    W_dec = SAE(ARCHS["relu"](), d_in=8, d_sae=32).W_dec.detach().double()
     parallel = {}
     for project in (False, True):
         run(store, tmp_path / str(project), steps=1, project=project)
