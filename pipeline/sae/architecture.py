@@ -24,7 +24,7 @@ from pipeline.sae.dead import AuxK
 from pipeline.sae.select import Picked
 
 Params = Mapping[str, Tensor]
-"""Of M coders, the members first: `E` `[M, F, d]` (rows are latents: the transpose of `W_enc`),
+"""Of M SAEs, the members first: `E` `[M, F, d]` (rows are latents: the transpose of `W_enc`),
 `b_enc` `[M, F]`, `W_dec` `[M, F, d]`, `b_dec` `[M, d]`, and what an architecture adds."""
 
 

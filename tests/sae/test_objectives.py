@@ -33,10 +33,10 @@ every_arch = pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.kind)
 
 
 def make_stack(arch, *, members: int = 1, seed: int = 0, dtype=torch.float64) -> Stack:
-    """Coders with every parameter away from where it starts."""
+    """SAEs with every parameter away from where it starts."""
     kind = architecture_of(arch, d_in=D_IN, d_sae=D_SAE)
-    coders = [SAE(arch, d_in=D_IN, d_sae=D_SAE, seed=seed + m).to(dtype) for m in range(members)]
-    params = stacked(coders, kind)
+    saes = [SAE(arch, d_in=D_IN, d_sae=D_SAE, seed=seed + m).to(dtype) for m in range(members)]
+    params = stacked(saes, kind)
     generator = torch.Generator().manual_seed(seed + 1)
     for name, p in params.items():
         if name in kind.trained:
