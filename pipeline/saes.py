@@ -13,7 +13,7 @@ from pipeline.runs.curves import TrainReport
 from pipeline.runs.folder import Provenance
 from pipeline.runs.kinds import AnyGroup, RunKind, Source
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import require_possible
+from pipeline.sae.architecture import architecture_of
 from pipeline.training.assemble import Entry, assemble
 from pipeline.training.feed import Feeder
 
@@ -28,7 +28,7 @@ class SAEs(RunKind):
         """An SAE of one site."""
         site = only_site(store, config.site)
         d_in = store.width(site)
-        require_possible(config.arch, d_in=d_in, d_sae=config.expansion * d_in)
+        architecture_of(config.arch, d_in=d_in, d_sae=config.expansion * d_in)  # or it cannot be
         config = replace(config, site=site)
         return SAERun(path=config.out, config=config, provenance=Provenance.of(store, site=site))
 

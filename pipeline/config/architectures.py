@@ -1,14 +1,51 @@
-"""The architectures that can be trained: one config each, told apart by `kind`."""
+"""The architectures that can be trained: one config each, told apart by `kind`.
 
-from dataclasses import dataclass
-from typing import Literal
+A config says what may be set, and names the class that computes (`pipeline.sae.architecture`),
+which is imported when it is needed: configs never bring torch. To add an architecture, write both,
+and name the config once: at the end of this file; or with `@register`, where it is; or, in a
+package of its own, as an entry point that is installed with it:
+
+    [project.entry-points."saepipe.architectures"]
+    mine = "my_package.my_architecture:MyConfig"
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import ClassVar, Literal, TypeVar
 
 from pipeline.config.checks import require_not_negative, require_penalty, require_positive
+from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Penalised:
-    """What kinds with an L1 penalty share."""
+class ArchConfig:
+    """What every architecture's config is."""
+
+    kind: str = ""
+    made_by: ClassVar[str] = ""
+    """Its `Architecture`, as `module:class`."""
+
+    @classmethod
+    def kinds(cls) -> Mapping[str, "type[ArchConfig]"]:
+        """What a config of any architecture may be, by `kind`."""
+        return ARCHS
+
+    @property
+    def shape(self) -> "ArchConfig":
+        """Equal for those whose SAEs can learn in one stack."""
+        return self
+
+    def __str__(self) -> str:
+        knobs = [f for f in fields(self) if f.name != "kind"]
+        said = [f.name for i, f in enumerate(knobs) if not i or getattr(self, f.name) != f.default]
+        return " ".join([self.kind, *(f"{name}={getattr(self, name)}" for name in said)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalised(ArchConfig):
+    """What kinds with a penalty share that can be adjusted."""
 
     l1: float = 1e-3
     target: float | None = None
@@ -17,9 +54,14 @@ class _Penalised:
     def __post_init__(self) -> None:
         require_penalty(self)
 
+    @property
+    def shape(self) -> ArchConfig:
+        """Members of a stack may differ in their penalties."""
+        return replace(self, l1=0.0, target=None)
+
 
 @dataclass(frozen=True, kw_only=True)
-class _Competing:
+class Competing(ArchConfig):
     """What kinds share whose latents compete."""
 
     k: int = 32
@@ -34,51 +76,56 @@ class _Competing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReluConfig(_Penalised):
+class ReluConfig(Penalised):
     """ReLU latents, dictionary rows of unit norm, `||x - x_hat||^2 + l1 * ||z||_1`."""
 
     kind: Literal["relu"] = "relu"
+    made_by: ClassVar = "pipeline.sae.relu:ReluArchitecture"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReluAprilConfig(_Penalised):
+class ReluAprilConfig(Penalised):
     """`||x - x_hat||^2 + l1 * sum_i z_i ||W_dec_i||`, rows of any norm.
 
     Anthropic, "Update on how we train SAEs", April 2024.
     """
 
     kind: Literal["relu-april"] = "relu-april"
+    made_by: ClassVar = "pipeline.sae.relu:ReluAprilArchitecture"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TiedConfig(_Penalised):
+class TiedConfig(Penalised):
     """`relu` whose encoder is its dictionary transposed, without `b_dec`.
 
     Cunningham et al. 2023, arXiv 2309.08600.
     """
 
     kind: Literal["tied"] = "tied"
+    made_by: ClassVar = "pipeline.sae.relu:TiedArchitecture"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatedConfig(_Penalised):
+class GatedConfig(Penalised):
     """One path decides which latents are active, another how much; l1 is that of the first.
 
     Rajamanoharan et al. 2024, arXiv 2404.16014.
     """
 
     kind: Literal["gated"] = "gated"
+    made_by: ClassVar = "pipeline.sae.gated:GatedArchitecture"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopKConfig(_Competing):
+class TopKConfig(Competing):
     """Keep the `k` largest latents of each row (Gao et al. 2024, arXiv 2406.04093)."""
 
     kind: Literal["topk"] = "topk"
+    made_by: ClassVar = "pipeline.sae.topk:TopKArchitecture"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchTopKConfig(_Competing):
+class BatchTopKConfig(Competing):
     """Keep the `k * rows` largest latents of each batch (Bussmann et al. 2024, arXiv 2412.06410).
 
     The smallest kept value, averaged over batches, is the threshold that takes the batch's place
@@ -86,13 +133,15 @@ class BatchTopKConfig(_Competing):
     """
 
     kind: Literal["batchtopk"] = "batchtopk"
+    made_by: ClassVar = "pipeline.sae.topk:BatchTopKArchitecture"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatryoshkaConfig(_Competing):
+class MatryoshkaConfig(Competing):
     """BatchTopK whose first latents must reconstruct alone (Bussmann et al. 2025, 2503.17547)."""
 
     kind: Literal["matryoshka"] = "matryoshka"
+    made_by: ClassVar = "pipeline.sae.matryoshka:MatryoshkaArchitecture"
     prefixes: int = 5
     """Nested dictionaries, each half of the next."""
 
@@ -102,13 +151,14 @@ class MatryoshkaConfig(_Competing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JumpReluConfig:
+class JumpReluConfig(ArchConfig):
     """`z = pre * (pre > threshold)`, a learned threshold per latent, towards a number of latents.
 
     Rajamanoharan et al. 2024, arXiv 2407.14435; the loss adds `coefficient * (L0 / l0 - 1)^2`.
     """
 
     kind: Literal["jumprelu"] = "jumprelu"
+    made_by: ClassVar = "pipeline.sae.jumprelu:JumpReluArchitecture"
     l0: float = 32.0
     """Active latents to aim at."""
     coefficient: float = 1.0
@@ -124,24 +174,50 @@ class JumpReluConfig:
         require_not_negative(self, "coefficient")
 
 
-ArchConfig = (
-    ReluConfig
-    | ReluAprilConfig
-    | TiedConfig
-    | GatedConfig
-    | TopKConfig
-    | BatchTopKConfig
-    | MatryoshkaConfig
-    | JumpReluConfig
+Config = TypeVar("Config", bound=ArchConfig)
+
+
+class Architectures(Mapping[str, type[ArchConfig]]):
+    """Configs by kind: ours, registered ones, and those of other packages, imported on demand."""
+
+    def __init__(self, *configs: type[ArchConfig]) -> None:
+        self._here: dict[str, type[ArchConfig]] = {config.kind: config for config in configs}
+
+    def register(self, config: type[Config]) -> type[Config]:
+        """Let a config be asked for by its kind; a decorator."""
+        self._here[config.kind] = config
+        return config
+
+    def __getitem__(self, kind: str) -> type[ArchConfig]:
+        if kind not in self._here:
+            entry = self._elsewhere[kind]
+            try:
+                self._here[kind] = entry.load()
+            except (ImportError, AttributeError) as error:
+                raise ConfigError(
+                    f"the architecture {kind} cannot be imported from {entry.value}: {error}"
+                ) from error
+        return self._here[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self._here, *self._elsewhere)))
+
+    def __len__(self) -> int:
+        return len({*self._here, *self._elsewhere})
+
+    @cached_property
+    def _elsewhere(self) -> dict[str, EntryPoint]:
+        return {entry.name: entry for entry in entry_points(group="saepipe.architectures")}
+
+
+ARCHS = Architectures(
+    ReluConfig,
+    ReluAprilConfig,
+    TiedConfig,
+    GatedConfig,
+    TopKConfig,
+    BatchTopKConfig,
+    MatryoshkaConfig,
+    JumpReluConfig,
 )
-Arch = Literal["relu", "relu-april", "tied", "gated", "topk", "batchtopk", "matryoshka", "jumprelu"]
-ARCHS: dict[Arch, type[ArchConfig]] = {
-    "relu": ReluConfig,
-    "relu-april": ReluAprilConfig,
-    "tied": TiedConfig,
-    "gated": GatedConfig,
-    "topk": TopKConfig,
-    "batchtopk": BatchTopKConfig,
-    "matryoshka": MatryoshkaConfig,
-    "jumprelu": JumpReluConfig,
-}
+register = ARCHS.register

@@ -76,8 +76,7 @@ def arch_table(
     table = {str(k): v for k, v in arch.items()} if isinstance(arch, Mapping) else {"kind": arch}
     named = table.get("kind")
     kinds = [str(kind) for kind in named] if isinstance(named, list | tuple) else [str(named)]
-    every = {str(name): config for name, config in ARCHS.items()}
-    known = {f.name for kind in kinds if kind in every for f in fields(every[kind])}
+    known = {f.name for kind in kinds if kind in ARCHS for f in fields(ARCHS[kind])}
     for name, value in knobs.items():
         if name in given and name not in known:
             raise ConfigError(f"--{name} means nothing to --arch {', '.join(kinds)}")

@@ -158,7 +158,7 @@ def _archs(table: object) -> list[tuple[object, Settings]]:
 
 def _knobs_of(kind: object, *, given: Iterable[str]) -> list[str]:
     """What a kind knows; one that does not exist gets all, for the config to refuse it."""
-    config = {str(name): config for name, config in ARCHS.items()}.get(str(kind))
+    config = ARCHS.get(str(kind))
     return [f.name for f in fields(config) if f.name != "kind"] if config else list(given)
 
 

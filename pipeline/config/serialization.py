@@ -1,4 +1,4 @@
-"""Configs as JSON and TOML: strict, small, unions of dataclasses told apart by `kind`.
+"""Configs as JSON and TOML: strict, small, dataclasses of one family told apart by `kind`.
 
 What `to_json` writes, `from_json` reads back equal. A key nobody knows is an error, never ignored.
 """
@@ -62,8 +62,9 @@ def load_toml(path: Path) -> dict[str, object]:
 def _read(hint: Any, value: object, where: str) -> object:  # noqa: ANN401 - a type hint is anything
     """`value` as `hint` asks for it."""
     origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return _read_union(args, value, where)
+    if origin in (Union, UnionType):  # X | None
+        (some,) = (arg for arg in args if arg is not NoneType)
+        return None if value is None else _read(some, value, where)
     if origin is Literal:
         if value not in args or isinstance(value, bool | float):
             raise ConfigError(f"{where} must be one of {_listed(args)}, got {value!r}")
@@ -73,6 +74,8 @@ def _read(hint: Any, value: object, where: str) -> object:  # noqa: ANN401 - a t
             raise ConfigError(f"{where} must be a list, got {value!r}")
         return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if isinstance(hint, type) and is_dataclass(hint):
+        if "kinds" in vars(hint):  # one of a family, by name
+            return _read_by_kind(cast("Any", hint).kinds(), value, where)
         return _read_dataclass(hint, value, where)
     if hint is Path:
         return Path(cast("str", _read(str, value, where)))
@@ -87,23 +90,16 @@ def _read_scalar(hint: type, value: object, where: str) -> object:
     return value
 
 
-def _read_union(options: tuple[Any, ...], value: object, where: str) -> object:
-    """`X | None`, or dataclasses told apart by their `kind`."""
-    if value is None and NoneType in options:
-        return None
-    options = tuple(option for option in options if option is not NoneType)
-    if len(options) == 1:
-        return _read(options[0], value, where)
-    by_kind = {option.kind: option for option in options}
+def _read_by_kind(kinds: Mapping[str, type], value: object, where: str) -> object:
     if not isinstance(value, Mapping):
         raise ConfigError(
             f"{where} must be a table with a kind, got {value!r}: type {{kind = {value!r}}}"
         )
     got = value.get("kind")
-    if got not in by_kind:
-        hint = _nearest(got, by_kind)
-        raise ConfigError(f"{where}.kind must be one of {_listed(by_kind)}, got {got!r}{hint}")
-    return _read(by_kind[got], value, where)
+    if not isinstance(got, str) or got not in kinds:
+        hint = _nearest(got, kinds)
+        raise ConfigError(f"{where}.kind must be one of {_listed(kinds)}, got {got!r}{hint}")
+    return _read_dataclass(kinds[got], value, where)
 
 
 def _read_dataclass(hint: type, value: object, where: str) -> object:

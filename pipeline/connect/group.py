@@ -13,7 +13,7 @@ over the outputs o that are predicted. The mean over all elements that Riggs, Mi
 One connector in training.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -26,34 +26,16 @@ from pipeline.connect.connector import Connector, Latents
 from pipeline.connect.feed import Ends
 from pipeline.connect.run import ConnectorRun
 from pipeline.device import DTYPES, pick_precision
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.runs.checkpoints import Checkpoint
-from pipeline.runs.curves import WEIGHTY, ConnectStep, Curves
+from pipeline.runs.curves import WEIGHTY, ConnectStep
 from pipeline.sae.active_pairs import Scratch
 from pipeline.sae.kernels import Kernels, kernels_for
 from pipeline.sae.stack import BREAK_EVEN
-from pipeline.training.member import Record, writing
-from pipeline.training.optimizer import SECOND, Adam, Schedule
+from pipeline.training.member import Member, MemberGroup, writing
+from pipeline.training.optimizer import SECOND, Adam
 
-
-@final
-class ConnectorMember(Record):
-    """What the run of a connector keeps from step to step."""
-
-    def __init__(self, run: ConnectorRun, *, curves: Curves, n_steps: int) -> None:
-        schedule = Schedule.of(run.config, n_steps=n_steps)
-        super().__init__(run.path, run.config, curves=curves, schedule=schedule)
-        self.run = run
-
-    def fail(self, error: DataError) -> None:
-        """Leave word that the run diverged, so that it is not gone on with.
-
-        Raises:
-            CheckpointError: the disk is full or fails.
-        """
-        with writing(self.path):
-            self.run.fail(str(error))
-
+ConnectorMember = Member[ConnectorRun]
 
 BLOCK = 2**20
 """Weights that are looked at together: what they need stays in the cache."""
@@ -156,7 +138,7 @@ GRAD = "W_grad"
 
 
 @final
-class ConnectorGroup:
+class ConnectorGroup(MemberGroup[ConnectorMember]):
     """Trains one connector; several that are fed alike share the latents, not the step.
 
     Args:
@@ -177,7 +159,7 @@ class ConnectorGroup:
         predicted: Bool[Tensor, " n_out"],
         scratch: Scratch,
     ) -> None:
-        self.members = [member]
+        super().__init__([member])
         self.feed: Ends = (member.run.source, member.run.target)
         self._member = member
         self._config = config = member.run.config
@@ -203,17 +185,6 @@ class ConnectorGroup:
         }
         self._trained = ("W", "b") if config.bias else ("W",)
         member.adam = Adam({"W": W, "b": b}, self._grads, config, trained=self._trained)
-        self._failures: list[tuple[ConnectorMember, DataError]] = []
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return self._member.step
-
-    @property
-    def done(self) -> bool:
-        """Whether every step was made."""
-        return self._member.done
 
     @torch.no_grad()
     def advance(self, latents: Latents) -> list[ConnectStep]:
@@ -238,37 +209,21 @@ class ConnectorGroup:
                 measured = self._measure(latents, recon, error, coefficient=coefficient)
             self._move(lr, coefficient)
         member.count(recon)
-        try:
-            if measured is not None:
+        if measured is not None:
+            with self.failing(member):
                 written = [self._report(measured, lr=lr, beta=coefficient, sparse=sparse)]
-            if member.step % config.checkpoint_every == 0 or member.done:
-                self._save()
-        except DataError as error:
-            self._failures.append((member, error))
+        if member.step % config.checkpoint_every == 0 or member.done:
+            self.save()
         return written
 
-    def part_with_failures(self) -> list[tuple[ConnectorMember, DataError]]:
-        """Let go of the connector if it diverged."""
-        gone, self._failures = self._failures, []
-        if gone:
-            self.members = []
-        return gone
-
-    def save(self) -> None:
-        """Write a checkpoint, unless there is nothing new.
-
-        Raises:
-            CheckpointError: the disk is full or fails.
-        """
-        try:
-            self._save()
-        except DataError as error:
-            self._failures.append((self._member, error))
+    def keep(self, kept: Sequence[int]) -> None:
+        """Let go of the connector, if it diverged."""
+        self.members = [self.members[m] for m in kept]
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become what was saved, to the bit."""
         for name, param in self._member.adam.params.items():
-            param.copy_(checkpoint.coder[name])
+            param.copy_(checkpoint.trained[name])
         self._member.adam.load(checkpoint.optimizer)
         self._member.go_on_from(checkpoint.step)
 
@@ -363,7 +318,8 @@ class ConnectorGroup:
         member.write(report)
         return report
 
-    def _save(self) -> None:
-        member = self._member
+    def save_member(self, m: int) -> None:
+        """Write a checkpoint, unless there is nothing new."""
+        member = self.members[m]
         if not member.saved:
             member.checkpoint(member.adam.params, member.adam.state())

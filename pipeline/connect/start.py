@@ -27,7 +27,8 @@ from pipeline.connect.connector import Connector, Pair
 from pipeline.connect.moments import Moments, Products
 from pipeline.errors import ConfigError
 from pipeline.evaluate.metrics import exact
-from pipeline.sae.sae import SAE, Gated
+from pipeline.sae.gated import Gated
+from pipeline.sae.sae import SAE
 
 STRIPE = 2**24
 """Values of the solution that are solved for at a time."""

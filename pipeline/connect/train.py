@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.runs.checkpoints import checkpoints_of, load_checkpoint
 from pipeline.runs.curves import METRICS, Curves
 from pipeline.sae.active_pairs import Scratch
+from pipeline.training.optimizer import Schedule
 
 FLOAT = 4
 SOLVING = 11
@@ -118,9 +119,8 @@ def assemble_connectors(
         folders = checkpoints_of(run.path)
         checkpoint = load_checkpoint(folders[max(folders)]) if folders else None
         keep = checkpoint.metrics_bytes if checkpoint else 0
-        member = ConnectorMember(
-            run, curves=files.enter_context(Curves(run.path / METRICS, keep=keep)), n_steps=n
-        )
+        curves = files.enter_context(Curves(run.path / METRICS, keep=keep))
+        member = ConnectorMember(run, curves=curves, schedule=Schedule.of(run.config, n_steps=n))
         start = _blank(run) if checkpoint else starts.of(run)
         group = ConnectorGroup(
             member, start.to(device), predicted=starts.predicted(run), scratch=scratch

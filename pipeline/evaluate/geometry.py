@@ -39,7 +39,7 @@ def encoder_decoder_cosine(coder: Coder) -> Float64[Tensor, " d_sae"]:
         case SAE():
             columns = coder.W_enc.T
         case TunedSAE():
-            columns = (coder.coder.W_enc * coder.c).T
+            columns = (coder.sae.W_enc * coder.c).T
     n = _block(coder.d_in)
     pairs = zip(columns.split(n), coder.W_dec.split(n), strict=True)
     parts = [

@@ -114,7 +114,7 @@ def _activations(
     with reading(lm, [site]) as read:
         for tokens in batches:
             x = read(tokens.to(lm.device))[site].flatten(0, 1).float()
-            before.append(coder.coder.encode(x)[:, latents].cpu())
+            before.append(coder.sae.encode(x)[:, latents].cpu())
             after.append(coder.encode(x)[:, latents].cpu())
     return torch.cat(before), torch.cat(after)
 

@@ -1,6 +1,6 @@
 """Checkpoints: `RUN/checkpoints/step-000020000/`, whole or absent.
 
-    sae.safetensors        the coder's parameters
+    sae.safetensors        the parameters of what is trained
     optimizer.safetensors  moments of each parameter, rows of silence of each latent
     state.json             step, length of metrics.jsonl, SHA-256 of the two files above
 
@@ -26,20 +26,19 @@ from pipeline.config.serialization import from_json, to_json
 from pipeline.errors import CheckpointError, ConfigError
 
 FOLDER = "checkpoints"
-CODER, OPTIMIZER, STATE = "sae.safetensors", "optimizer.safetensors", "state.json"
-T = TypeVar("T")
-
+TRAINED, OPTIMIZER, STATE = "sae.safetensors", "optimizer.safetensors", "state.json"
 FORMAT = 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """All that changes while a coder is trained."""
+    """All that changes in training."""
 
     step: int
     metrics_bytes: int
     """Length of metrics.jsonl when this was taken."""
-    coder: Mapping[str, Tensor]
+    trained: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
 
 
@@ -67,14 +66,14 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
     partial = partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)
     make_folder(partial)
-    coder, optimizer = save(dict(checkpoint.coder)), save(dict(checkpoint.optimizer))
-    write_file(partial / CODER, [coder])
+    trained, optimizer = save(dict(checkpoint.trained)), save(dict(checkpoint.optimizer))
+    write_file(partial / TRAINED, [trained])
     write_file(partial / OPTIMIZER, [optimizer])
     state = _State(
         format=FORMAT,
         step=checkpoint.step,
         metrics_bytes=checkpoint.metrics_bytes,
-        sha256_coder=hashlib.sha256(coder).hexdigest(),
+        sha256_coder=hashlib.sha256(trained).hexdigest(),
         sha256_optimizer=hashlib.sha256(optimizer).hexdigest(),
     )
     write_json(partial / STATE, to_json(state))
@@ -111,7 +110,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(
         step=state.step,
         metrics_bytes=state.metrics_bytes,
-        coder=_tensors(folder / CODER, state.sha256_coder),
+        trained=_tensors(folder / TRAINED, state.sha256_coder),
         optimizer=_tensors(folder / OPTIMIZER, state.sha256_optimizer),
     )
 

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config.training import TrainConfig
 from pipeline.runs.folder import RunFolder
-from pipeline.sae.sae import SAE, make_activation
+from pipeline.sae.sae import SAE
 
 CODER = "sae.safetensors"
 
@@ -53,5 +53,5 @@ class SAERun(RunFolder):
 
     def blank_sae(self) -> SAE:
         """An SAE of this run's shape and architecture, its parameters still to be loaded."""
-        activation = make_activation(self.config.arch, d_sae=self.d_sae)
-        return SAE(self.provenance.d_in, self.d_sae, activation)
+        source = self.provenance
+        return SAE(self.config.arch, d_in=source.d_in, d_sae=self.d_sae, site=source.site)

@@ -1,1 +1,1 @@
-"""Sparse coders: one module (`coder.SAE`), its activation, its loss, its dead latents."""
+"""SAEs: what they are, and the loss and gradient of each architecture. Tensors are all it knows."""

@@ -1,18 +1,10 @@
 """The four products of a step: of whole matrices, or of the active pairs alone.
 
-Values at (row, latent) pairs, and the four products that training makes of them.
-
 An architecture's loss and gradient are written once, in terms of `Latents`: elementwise on its
-values, with `decode`, `pull`, `outer` and `by_latent` for all that sums. `dense.Dense` holds a
-value for every pair, `pairs.Pairs` only for those that can matter.
+values, with `decode`, `pull`, `outer` and `by_latent` for all that sums. `Dense` holds a value for
+every pair of a row and a latent, `Pairs` only for those that can matter.
 
-Members of a stack come first in every shape: M coders, B rows, F latents, d coordinates.
-
-Memory that is taken once and used at every step.
-
-All pairs of rows and latents: every product is one of whole matrices.
-
-The few pairs of rows and latents that can matter, with exact products at those alone.
+Members of a stack come first in every shape: M SAEs, B rows, F latents, d coordinates.
 """
 
 from abc import ABC, abstractmethod
@@ -30,7 +22,7 @@ Values = Float[Tensor, "..."]
 
 
 class Latents(ABC):
-    """Pairs of rows and latents of M coders, with the pre-activation at each."""
+    """Pairs of rows and latents of M SAEs, with the pre-activation at each."""
 
     pre: Values
 

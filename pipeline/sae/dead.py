@@ -1,15 +1,14 @@
-"""Which latents went silent; new weights for them.
+"""Which latents went silent, and what brings them back.
 
-Which latents have gone silent.
+A latent that is never active has no gradient, and nothing in the squared error brings it back.
 
-New weights for dead latents.
+AuxK lets dead latents learn to reconstruct what the living leave over: `coefficient * mean
+||e - e_hat||^2`, where `e = x - x_hat` is taken as given and `e_hat` is made of the `k` largest of
+the dead latents of each row (Gao et al. 2024, arXiv 2406.04093, appendix A.2).
 
-A latent that is never active has no gradient, and nothing in the loss brings it back. Resampling
-starts it anew, at random or towards rows that the coder reconstructs badly. Everything here works
-in place on the parameters of one coder, and leaves every other latent as it is, to the bit.
-
-Draws are made on the CPU, from the seed and the step alone: the same on every device, and by a run
-that was resumed.
+Resampling starts them anew, at random or towards rows that the SAE reconstructs badly, in place,
+and leaves every other latent as it is, to the bit. Draws are made on the CPU, from the seed and
+the step alone: the same on every device, and by a run that was resumed.
 """
 
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 
 class SilentRows:
-    """For each latent of M coders, the rows since the last batch in which it was active.
+    """For each latent of M SAEs, the rows since the last batch in which it was active.
 
     Counted in whole batches: a latent that is active anywhere in a batch starts again from zero.
     """
@@ -52,17 +51,57 @@ class SilentRows:
         self.silent.masked_fill_(which, 0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AuxK:
+    """How many dead latents try, and what their success is worth."""
+
+    k: int
+    coefficient: float
+
+    def learn(
+        self,
+        pre: Float[Tensor, "B n"],
+        dead: Int64[Tensor, " n"],
+        *,
+        residual: Float[Tensor, "B d"],
+        centred: Float[Tensor, "B d"],
+        params: Mapping[str, Tensor],
+        grads: Mapping[str, Tensor],
+    ) -> Float[Tensor, ""]:
+        """The loss of one member; its gradient is added to `grads`.
+
+        Args:
+            pre: Pre-activations of the dead latents.
+            dead: Which they are.
+            residual: `x_hat - x`.
+            centred: `x - b_dec`.
+            params: Of the one member, without its leading axis.
+            grads: Likewise.
+        """
+        W_dead, n_rows = params["W_dec"][dead], len(pre)
+        values, places = pre.topk(min(self.k, pre.shape[1]), dim=-1, sorted=False)
+        z = torch.zeros_like(pre).scatter_(-1, places, values.relu_())
+        error = (z @ W_dead).add_(residual)
+        r = error * (2 * self.coefficient / n_rows)
+        d_pre = (r @ W_dead.T) * (z > 0)
+        # Not index_add_, which on CUDA adds in any order: each latent is in `dead` once.
+        grads["W_dec"][dead] += z.T @ r
+        grads["E"][dead] += d_pre.T @ centred
+        grads["b_enc"][dead] += d_pre.sum(0)
+        return error.square().sum() * (self.coefficient / n_rows)
+
+
 ENCODER_NORM = 0.2
 """Norm of a new encoder row, in mean norms of the living ones (Bricken et al. 2023)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Resampling:
-    """One coder's parameters and moments, as far as latents own a share of them.
+    """One SAE's parameters and moments, as far as latents own a share of them.
 
     Args:
         params: Among others `E` (`W_enc` transposed) and `W_dec`, each `[F, d]`, and what
-            `starts` names; a tied coder's `E` is the memory of its `W_dec`.
+            `starts` names; a tied SAE's `E` is the memory of its `W_dec`.
         moments: Adam's, by their name and then by parameter; absent ones were never needed.
         unit_norm: Whether rows of `W_dec` have unit norm.
         starts: Where the parameters with one value a latent start.
@@ -94,7 +133,7 @@ def generator_of(seed: int, step: int) -> torch.Generator:
 
 @torch.no_grad()
 def resample_random(
-    coder: Resampling, dead: Bool[Tensor, " F"], *, generator: torch.Generator
+    sae: Resampling, dead: Bool[Tensor, " F"], *, generator: torch.Generator
 ) -> int:
     """Draw both rows of each dead latent anew; returns how many.
 
@@ -106,19 +145,19 @@ def resample_random(
         return 0
     E, W_dec = (
         nn.init.kaiming_uniform_(
-            torch.empty(len(latents), coder.params[name].shape[1]), generator=generator
+            torch.empty(len(latents), sae.params[name].shape[1]), generator=generator
         )
         for name in ("E", "W_dec")
     )
-    if coder.unit_norm:
+    if sae.unit_norm:
         W_dec = nn.functional.normalize(W_dec, dim=-1)
-    coder.restart(latents, E=E, W_dec=W_dec)
+    sae.restart(latents, E=E, W_dec=W_dec)
     return len(latents)
 
 
 @torch.no_grad()
 def resample_worst(
-    coder: Resampling,
+    sae: Resampling,
     dead: Bool[Tensor, " F"],
     *,
     centred: Float[Tensor, "n d"],
@@ -134,7 +173,7 @@ def resample_worst(
     than dead latents, the others stay as they are.
 
     Args:
-        coder: Changed in place.
+        sae: Changed in place.
         dead: Of its latents.
         centred: Rows less `b_dec`.
         loss: Squared error of the reconstruction of each.
@@ -149,7 +188,7 @@ def resample_worst(
     weight = torch.where(usable, weight, 0.0)
     rows = (weight / weight.max()).multinomial(len(latents), generator=generator)
     towards = nn.functional.normalize(centred[rows.to(centred.device)], dim=-1)
-    norms = torch.linalg.vector_norm(coder.params["E"], dim=-1)
+    norms = torch.linalg.vector_norm(sae.params["E"], dim=-1)
     length = ENCODER_NORM * (norms if bool(dead.all()) else norms[~dead]).mean()
-    coder.restart(latents, E=towards * length, W_dec=towards)
+    sae.restart(latents, E=towards * length, W_dec=towards)
     return len(latents)

@@ -10,24 +10,58 @@ The last part, through a frozen dictionary, teaches the gate to detect what reco
 it and the penalty reach `b_gate`.
 """
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from pipeline.config.architectures import GatedConfig
 from pipeline.sae.active_pairs import Latents
-from pipeline.sae.objective import Objective, Params, Parts, Problem, reconstruct
+from pipeline.sae.architecture import (
+    Activation,
+    Architecture,
+    Params,
+    Parts,
+    Problem,
+    reconstruct,
+)
 from pipeline.sae.select import Picked, above
 
 
 @final
-class GatedObjective(Objective):
-    """Of `gated`."""
+class Gated(Activation):
+    """`relu(exp(r_mag) pre + b_mag)` where `pre + b_gate > 0`, else zero.
 
-    unit_norm = True
-    share = None
+    The SAE's own `b_enc` stays zero.
+    """
+
+    def __init__(self, d_sae: int) -> None:
+        super().__init__()
+        self.b_gate = nn.Parameter(torch.zeros(d_sae))
+        self.r_mag = nn.Parameter(torch.zeros(d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(d_sae))
+
+    def forward(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """Latents of these pre-activations."""
+        return (self.r_mag.exp() * pre + self.b_mag).relu() * (pre + self.b_gate > 0)
+
+
+@final
+class GatedArchitecture(Architecture):
+    """`gated`."""
+
     trained = ("E", "b_gate", "r_mag", "b_mag", "W_dec", "b_dec")
+    starts: Mapping[str, float] = dict.fromkeys(("b_enc", "b_gate", "r_mag", "b_mag"), 0.0)
+
+    def __init__(self, config: GatedConfig, *, d_in: int, d_sae: int, rms: float) -> None:
+        self.coefficient = config.l1
+        self.d_sae = d_sae
+
+    def activation(self) -> Gated:
+        """Both paths."""
+        return Gated(self.d_sae)
 
     def pick(self, pre: Float[Tensor, "M B F"], params: Params) -> Picked:
         """Those whose gate is open."""

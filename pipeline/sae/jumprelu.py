@@ -9,28 +9,62 @@ A threshold moves no output but by a jump. Its gradient is therefore estimated (
     dz/dtheta  = -theta / e K((pre - theta) / e)        dL0/dtheta = -1 / e K((pre - theta) / e)
 """
 
+from math import log
 from typing import final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from pipeline.config.architectures import JumpReluConfig
 from pipeline.sae.active_pairs import Latents
-from pipeline.sae.objective import Objective, Params, Parts, Problem, reconstruct
+from pipeline.sae.architecture import (
+    Activation,
+    Architecture,
+    Params,
+    Parts,
+    Problem,
+    reconstruct,
+    require_latents,
+)
 from pipeline.sae.select import Picked, above
 
 
 @final
-class JumpReluObjective(Objective):
-    """Of `jumprelu`; `bandwidth` is in the unit of `x`."""
+class Threshold(Activation):
+    """`pre` where it is above a threshold, else zero.
 
-    unit_norm = True
-    share = None
+    One threshold for all latents stands for the batch that BatchTopK and Matryoshka were trained
+    with; JumpReLU has one each.
+    """
+
+    def __init__(self, threshold: Float[Tensor, "*d_sae"]) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(threshold)
+
+    def forward(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """Latents of these pre-activations."""
+        return pre.relu() * (pre > self.threshold)
+
+
+@final
+class JumpReluArchitecture(Architecture):
+    """`jumprelu`; thresholds and bandwidth are in units of `rms`."""
+
     trained = ("E", "b_enc", "W_dec", "b_dec", "log_threshold")
 
-    def __init__(self, *, l0: float, bandwidth: float) -> None:
-        self.l0 = l0
-        self.bandwidth = bandwidth
+    def __init__(self, config: JumpReluConfig, *, d_in: int, d_sae: int, rms: float) -> None:
+        require_latents(config.l0, f"l0 = {config.l0:g}", "--set arch.l0", d_in=d_in, d_sae=d_sae)
+        self.l0 = config.l0
+        self.d_sae = d_sae
+        self.bandwidth = config.bandwidth * rms
+        self.threshold = config.threshold * rms
+        self.coefficient = config.coefficient * rms * rms * d_in
+        self.starts = {"b_enc": 0.0, "log_threshold": log(self.threshold)}
+
+    def activation(self) -> Threshold:
+        """A threshold each."""
+        return Threshold(torch.full((self.d_sae,), self.threshold))
 
     def pick(self, pre: Float[Tensor, "M B F"], params: Params) -> Picked:
         """The active ones, and those a little below their threshold."""

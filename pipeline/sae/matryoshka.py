@@ -12,32 +12,24 @@ from itertools import pairwise
 from typing import final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from pipeline.config.architectures import MatryoshkaConfig
 from pipeline.sae.active_pairs import Latents
-from pipeline.sae.objective import Objective, Params, Parts, Problem, mean_square
-from pipeline.sae.relu import masked
-from pipeline.sae.select import Picked
-from pipeline.sae.topk import pick_of_batch
+from pipeline.sae.architecture import Parts, Problem, masked, mean_square, require_latents
+from pipeline.sae.topk import CompetingInBatch
 
 
 @final
-class MatryoshkaObjective(Objective):
-    """Of `matryoshka`: prefixes of `d_sae / 2^(n-1), ..., d_sae / 2, d_sae` latents."""
+class MatryoshkaArchitecture(CompetingInBatch):
+    """`matryoshka`: prefixes of `d_sae / 2^(n-1), ..., d_sae / 2, d_sae` latents."""
 
-    unit_norm = True
-    trained = ("E", "b_enc", "W_dec", "b_dec")
-
-    def __init__(self, k: int, *, prefixes: int, d_sae: int) -> None:
-        self.k = k
-        self.share = k / d_sae
-        ends = {d_sae >> i for i in range(prefixes)} - {0}
-        self.groups = tuple(pairwise([0, *sorted(ends)]))
-
-    def pick(self, pre: Float[Tensor, "M B F"], params: Params) -> Picked:
-        """The largest of the batch; the running threshold is moved on."""
-        return pick_of_batch(pre, self.k, params)
+    def __init__(self, config: MatryoshkaConfig, *, d_in: int, d_sae: int, rms: float) -> None:
+        super().__init__(config, d_in=d_in, d_sae=d_sae, rms=rms)
+        halvings = config.prefixes - 1
+        told = f"2^{halvings} for the prefixes"
+        require_latents(2**halvings, told, "--set arch.prefixes", d_in=d_in, d_sae=d_sae)
+        self.groups = tuple(pairwise([0, *(d_sae >> i for i in range(halvings, -1, -1))]))
 
     def learn(self, latents: Latents, problem: Problem) -> Parts:
         """Loss and gradient; `latents.pre` becomes `z`."""

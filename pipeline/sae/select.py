@@ -18,7 +18,7 @@ GROUP = 8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Picked:
-    """Pairs of M coders' rows and latents, row after row (compressed sparse rows).
+    """Pairs of M SAEs' rows and latents, row after row (compressed sparse rows).
 
     Pair `j` of row `b` of member `m` is with latent `col[j] - m * F`, for `j` from
     `crow[m * B + b]` to `crow[m * B + b + 1]`.

@@ -1,4 +1,4 @@
-"""M coders of one shape, stacked: their parameters, and the gradients of a step.
+"""M SAEs of one shape, stacked: their parameters, and the gradients of a step.
 
 Every product of a step is made for all members at once, of whole matrices or, where few latents
 are active, of the active pairs alone. Both give the same numbers to float tolerance.
@@ -13,12 +13,13 @@ from torch import Tensor
 from pipeline.config.training import Switch
 from pipeline.errors import ConfigError
 from pipeline.sae.active_pairs import Dense, Latents, Pairs, Scratch, product
+from pipeline.sae.architecture import Architecture, Parts, Problem
 from pipeline.sae.kernels import kernels_for
-from pipeline.sae.objective import Objective, Parts, Problem
 from pipeline.sae.sae import SAE
-from pipeline.sae.topk import AuxK
 
 ACTIVATION = "activation."
+LOG = "log_"
+"""A parameter of that name is the logarithm of one of the activation's."""
 BREAK_EVEN = {"cpu": (0.12, 0.18), "cuda": (0.01, 0.02)}
 """Share of active pairs below which the sparse path is taken, and above which it is left.
 
@@ -29,27 +30,24 @@ byte that is gathered.
 
 
 class Stack:
-    """Coders that learn together.
+    """SAEs that learn together.
 
     Args:
         params: Theirs, the members first, on their device; see `stacked`.
-        objective: What they minimise.
-        aux: How their dead latents are revived.
+        arch: What they minimise.
         dtype: Of the large products; None means that of the parameters.
     """
 
     def __init__(
         self,
         params: Mapping[str, Tensor],
-        objective: Objective,
+        arch: Architecture,
         *,
-        aux: AuxK | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.objective = objective
-        self.aux = aux
+        self.arch = arch
         self.params = dict(params)
-        if "E" not in objective.trained:  # tied: one memory for both
+        if "E" not in arch.trained:  # tied: one memory for both
             self.params["E"] = self.params["W_dec"]
         self.grads = {name: torch.zeros_like(p) for name, p in self.params.items()}
         self.dtype = dtype or self.params["W_dec"].dtype
@@ -59,11 +57,11 @@ class Stack:
     def subset(self, members: Sequence[int]) -> "Stack":
         """Some of the members, in memory of their own."""
         params = {name: p[list(members)] for name, p in self.params.items()}
-        return Stack(params, self.objective, aux=self.aux, dtype=self.dtype)
+        return Stack(params, self.arch, dtype=self.dtype)
 
     @property
     def n_members(self) -> int:
-        """How many coders there are."""
+        """How many SAEs there are."""
         return len(self.params["W_dec"])
 
     def starts_sparse(self, wanted: Switch) -> bool:
@@ -78,8 +76,8 @@ class Stack:
                 f"sparse on was asked for, but there are no sparse kernels for {device} here "
                 "(torch with MKL on a CPU, triton on CUDA): type --set sparse=auto"
             )
-        if wanted == "auto" and self.objective.share is not None:
-            return self.prefers_sparse(self.objective.share, now=False)
+        if wanted == "auto" and self.arch.share is not None:
+            return self.prefers_sparse(self.arch.share, now=False)
         return wanted == "on"
 
     def prefers_sparse(self, density: float, *, now: bool) -> bool:
@@ -111,10 +109,10 @@ class Stack:
         problem = Problem(
             x=x, centred=centred, params=self.params, grads=self.grads, coefficient=coefficient
         )
-        parts = self.objective.learn(self._latents(pre, centred, sparse=sparse), problem)
-        if self.aux is not None:
+        parts = self.arch.learn(self._latents(pre, centred, sparse=sparse), problem)
+        if self.arch.aux is not None:
             for m, (latents, pre_of_dead) in revived.items():
-                parts.aux[m] += self.aux.learn(
+                parts.aux[m] += self.arch.aux.learn(
                     pre_of_dead,
                     latents,
                     residual=parts.residual[m],
@@ -134,19 +132,19 @@ class Stack:
         """Shrink the gradient of each member whose norm is above `largest` to that norm."""
         norms = [
             torch.linalg.vector_norm(self.grads[name].flatten(1), dim=1)
-            for name in self.objective.trained
+            for name in self.arch.trained
         ]
         norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
         shrink = (largest / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
         if norm.device.type == "cpu" and bool((shrink == 1).all()):
             return  # on a GPU, waiting to know costs more than multiplying by one
-        for name in self.objective.trained:
+        for name in self.arch.trained:
             grad = self.grads[name]
             grad.mul_(shrink.view(-1, *[1] * (grad.ndim - 1)))
 
     def renormalise(self) -> None:
         """Bring dictionary rows back to unit norm, where the architecture wants it."""
-        if self.objective.unit_norm:
+        if self.arch.unit_norm:
             W_dec = self.params["W_dec"]
             norm = torch.linalg.vector_norm(W_dec, dim=-1, keepdim=True)
             W_dec.div_(norm.clamp_min(torch.finfo(norm.dtype).tiny))
@@ -162,7 +160,7 @@ class Stack:
         self, pre: Float[Tensor, "M B F"], dead: Bool[Tensor, "M F"] | None
     ) -> dict[int, tuple[Tensor, Tensor]]:
         """For members with dead latents to revive: which, and their pre-activations."""
-        if self.aux is None or dead is None:
+        if self.arch.aux is None or dead is None:
             return {}
         found = {m: dead[m].nonzero()[:, 0] for m in range(len(dead))}
         dtype = self.params["W_dec"].dtype
@@ -173,11 +171,11 @@ class Stack:
     ) -> Latents:
         params = self.params
         if not sparse:
-            if self.objective.share is not None:
-                pre.mul_(self.objective.pick(pre, params).mask())
+            if self.arch.share is not None:
+                pre.mul_(self.arch.pick(pre, params).mask())
             return Dense(pre, scratch=self._scratch)
         assert self.kernels is not None
-        picked = self.objective.pick(pre, params)
+        picked = self.arch.pick(pre, params)
         if pre.dtype == params["E"].dtype:
             return Pairs(picked, picked.values(pre), kernels=self.kernels)
         # A narrow product only says which; the values come from exact ones, which are few.
@@ -186,15 +184,15 @@ class Stack:
     def _finish_gradients(self) -> None:
         """What centring means to `b_dec`, and one gradient for a tied encoder."""
         grads = self.grads
-        if "b_dec" in self.objective.trained:
+        if "b_dec" in self.arch.trained:
             grads["b_dec"].sub_(product(grads["b_enc"][:, None], self.params["E"])[:, 0])
-        if "E" not in self.objective.trained:
+        if "E" not in self.arch.trained:
             grads["W_dec"].add_(grads["E"])
 
 
-def stacked(coders: Sequence[SAE], objective: Objective) -> dict[str, Tensor]:
-    """The parameters of coders of one shape, copied, the members first."""
-    every = [to_params(coder.state_dict(), objective) for coder in coders]
+def stacked(saes: Sequence[SAE], arch: Architecture) -> dict[str, Tensor]:
+    """The parameters of SAEs of one shape, copied, the members first."""
+    every = [to_params(sae.state_dict(), arch) for sae in saes]
     return {name: torch.stack([params[name] for params in every]) for name in every[0]}
 
 
@@ -203,23 +201,24 @@ def member_of(tensors: Mapping[str, Tensor], m: int) -> dict[str, Tensor]:
     return {name: tensor[m] for name, tensor in tensors.items()}
 
 
-def to_params(state: Mapping[str, Tensor], objective: Objective) -> dict[str, Tensor]:
-    """A coder's state as the parameters that training works on, without the members' axis."""
+def to_params(state: Mapping[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
+    """An SAE's state as the parameters that training works on, without the members' axis."""
     params = {name.removeprefix(ACTIVATION): p.detach().clone() for name, p in state.items()}
     params["E"] = params.pop("W_enc").T.contiguous()
-    if "log_threshold" in objective.trained:
-        params["log_threshold"] = params.pop("threshold").log()
+    for name in arch.trained:
+        if name.startswith(LOG):
+            params[name] = params.pop(name.removeprefix(LOG)).log()
     return params
 
 
 def to_state(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One member's parameters as the state of a coder."""
-    state = {
-        name if name in {"b_enc", "W_dec", "b_dec"} else ACTIVATION + name: p
-        for name, p in params.items()
-        if name not in {"E", "log_threshold"}
-    }
-    state["W_enc"] = params["E"].T
-    if "log_threshold" in params:
-        state[f"{ACTIVATION}threshold"] = params["log_threshold"].exp()
+    """One member's parameters as the state of an SAE."""
+    state = {"W_enc": params["E"].T}
+    for name, p in params.items():
+        if name in {"b_enc", "W_dec", "b_dec"}:
+            state[name] = p
+        elif name.startswith(LOG):
+            state[ACTIVATION + name.removeprefix(LOG)] = p.exp()
+        elif name != "E":
+            state[ACTIVATION + name] = p
     return state

@@ -1,14 +1,4 @@
-"""From runs to groups, each where its checkpoint left it; where b_dec starts; whether to stack.
-
-Whether members of one shape are computed at once or one after another: measured, not guessed.
-
-Where `b_dec` starts: in the middle of the rows, so that the latents need not learn the offset.
-
-The mean is the middle for the squared loss; the geometric median hardly moves for a few rows that
-lie far out (Bricken et al. 2023, "Towards Monosemanticity").
-
-From runs to groups that train together, each where its checkpoints left it.
-"""
+"""From runs of SAEs to groups that train together, each where its checkpoints left it."""
 
 import logging
 import time
@@ -22,18 +12,151 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from pipeline.config.training import BDecStart, TrainConfig
-from pipeline.device import DTYPES, pick_device, pick_precision
+from pipeline.device import pick_device, pick_dtype
 from pipeline.runs.checkpoints import Checkpoint, checkpoints_of, drop_checkpoint, load_checkpoint
 from pipeline.runs.curves import METRICS, Curves
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.registry import coefficient_of, make_aux, make_objective
-from pipeline.sae.sae import SAE, make_sae
+from pipeline.sae.architecture import Architecture, architecture_of
+from pipeline.sae.sae import SAE
 from pipeline.sae.stack import Stack, stacked
 from pipeline.training.feed import Feed, Feeder
-from pipeline.training.group import STACKED, Group
-from pipeline.training.member import Member, writing
+from pipeline.training.group import STACKED, Group, SAEMember
+from pipeline.training.member import writing
 
 log = logging.getLogger(__name__)
+
+OWN = {"out": None, "seed": 0, "lr": 1.0, "lr_warmup": "0", "lr_decay": "0", "l1_warmup": "0"}
+"""Settings that members of one stack may differ in, beside the penalty's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A run that is to be trained, and for how long."""
+
+    run: SAERun
+    n_steps: int
+
+    @property
+    def feed(self) -> Feed:
+        """What it is fed."""
+        return Feed.of(self.run.config, site=self.run.provenance.site)
+
+
+def assemble(feeder: Feeder, entries: Sequence[Entry], *, files: ExitStack) -> list[Group]:
+    """Groups of these runs: stacked where that is faster, else of one member each.
+
+    Args:
+        feeder: Makes the rows of every run's feed.
+        entries: Runs of one store that are not finished.
+        files: Closes the runs' curves.
+
+    Raises:
+        CheckpointError: a checkpoint is damaged, or the disk fails.
+        ConfigError: a device or kernels that were asked for are not there.
+    """
+    shapes: dict[object, list[Entry]] = {}
+    for entry in entries:
+        shapes.setdefault(_shape(entry.run.config), []).append(entry)
+    groups = list[Group]()
+    for alike in shapes.values():
+        checkpoints = _common(alike)
+        if _at_once(feeder, alike, checkpoints):
+            groups.append(_group(feeder, alike, checkpoints, files=files))
+        else:
+            for entry, checkpoint in zip(alike, checkpoints, strict=True):
+                groups.append(_group(feeder, [entry], [checkpoint], files=files))
+    return groups
+
+
+def _shape(config: TrainConfig) -> TrainConfig:
+    """Equal for runs that can be one stack."""
+    own: dict[str, Any] = OWN | {"out": config.store, "arch": config.arch.shape}
+    return replace(config, **own)
+
+
+def _common(entries: Sequence[Entry]) -> list[Checkpoint | None]:
+    """The newest checkpoint of each whose step all have: members of a stack keep step.
+
+    A kill may have left some members a newer one. It is dropped: the curves are written again from
+    the common step on, and its word of how long they were would no longer be true.
+    """
+    found = [checkpoints_of(entry.run.path) for entry in entries]
+    newest = max(set(found[0]).intersection(*found), default=0)
+    for entry, folders in zip(entries, found, strict=True):
+        with writing(entry.run.path):
+            for step in folders:
+                if step > newest:
+                    drop_checkpoint(folders[step])
+    return [load_checkpoint(folders[newest]) if newest else None for folders in found]
+
+
+def _at_once(
+    feeder: Feeder, entries: Sequence[Entry], checkpoints: Sequence[Checkpoint | None]
+) -> bool:
+    """Whether to make these runs one stack: as they were before, as was asked for, or by test."""
+    config = entries[0].run.config
+    if len(entries) == 1 or config.stack == "off":
+        return False
+    began = checkpoints[0]
+    if began is not None:
+        return bool(began.optimizer[STACKED])
+    if config.stack == "on":
+        return True
+    stack = _stack(feeder, entries)
+    sparse = stack.starts_sparse(config.sparse)
+    return stack_is_faster(
+        stack, n_rows=config.batch_size, n_steps=entries[0].n_steps, sparse=sparse
+    )
+
+
+def _group(
+    feeder: Feeder,
+    entries: Sequence[Entry],
+    checkpoints: Sequence[Checkpoint | None],
+    *,
+    files: ExitStack,
+) -> Group:
+    stack = _stack(feeder, entries)
+    members = list[SAEMember]()
+    for entry, checkpoint in zip(entries, checkpoints, strict=True):
+        keep = checkpoint.metrics_bytes if checkpoint else 0
+        curves = files.enter_context(Curves(entry.run.path / METRICS, keep=keep))
+        coefficient = _architecture(feeder, entry).coefficient
+        members.append(
+            SAEMember(entry.run, curves=curves, n_steps=entry.n_steps, coefficient=coefficient)
+        )
+    group = Group(members, stack, feeder=feeder, feed=entries[0].feed)
+    saved = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
+    if saved:
+        group.restore(saved)
+    return group
+
+
+def _architecture(feeder: Feeder, entry: Entry) -> Architecture:
+    run, rms = entry.run, feeder.rms(entry.feed)
+    return architecture_of(run.config.arch, d_in=run.provenance.d_in, d_sae=run.d_sae, rms=rms)
+
+
+@torch.no_grad()
+def _stack(feeder: Feeder, entries: Sequence[Entry]) -> Stack:
+    """SAEs at their start, on their device: weights of the seed, `b_dec` in the middle of the rows.
+
+    From there, the first reconstruction is already centred: the latents need not spend the first
+    steps on the offset that all rows share.
+    """
+    first, device = entries[0], pick_device(entries[0].run.config.device)
+    arch, saes = _architecture(feeder, first), list[SAE]()
+    for entry in entries:
+        run, config = entry.run, entry.run.config
+        d_in, rms = run.provenance.d_in, feeder.rms(entry.feed)
+        sae = SAE(config.arch, d_in=d_in, d_sae=run.d_sae, seed=config.seed, rms=rms)
+        if "b_dec" in arch.trained:
+            sae.b_dec.copy_(b_dec_start(feeder, entry.feed, config.b_dec_start))
+        saes.append(sae.to(device))
+    return Stack(stacked(saes, arch), arch, dtype=pick_dtype(first.run.config.precision, device))
+
+
+# Whether members are computed at once or one after another: measured, not guessed.
 
 TRIALS, TRIAL_ROWS = 2, 1024
 SHARE = 0.02
@@ -81,6 +204,9 @@ def _seconds(stacks: Sequence[Stack], x: torch.Tensor, *, sparse: bool) -> float
         torch.accelerator.synchronize()
     return time.perf_counter() - start
 
+
+# Where `b_dec` starts. The mean is the middle of the rows for the squared loss; the geometric
+# median hardly moves for a few that lie far out (Bricken et al. 2023, "Towards Monosemanticity").
 
 START_ROWS = 2**14
 """Of the sample, where one is needed: its middle is off by less than a hundredth of a deviation."""
@@ -137,156 +263,3 @@ def geometric_median(x: Float[Tensor, "n d"]) -> Float64[Tensor, " d"]:
         if float(torch.linalg.vector_norm(step)) <= TOLERANCE * total / len(x):
             return y
     return y
-
-
-OWN = {"out": None, "seed": 0, "lr": 1.0, "lr_warmup": "0", "lr_decay": "0", "l1_warmup": "0"}
-"""Settings that members of one stack may differ in, beside the penalty's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A run that is to be trained, and for how long."""
-
-    run: SAERun
-    n_steps: int
-
-    @property
-    def feed(self) -> Feed:
-        """What it is fed."""
-        return Feed.of(self.run.config, site=self.run.provenance.site)
-
-
-def assemble(feeder: Feeder, entries: Sequence[Entry], *, files: ExitStack) -> list[Group]:
-    """Groups of these runs: stacked where that is faster, else of one member each.
-
-    Args:
-        feeder: Makes the rows of every run's feed.
-        entries: Runs of one store that are not finished.
-        files: Closes the runs' curves.
-
-    Raises:
-        CheckpointError: a checkpoint is damaged, or the disk fails.
-        ConfigError: a device or kernels that were asked for are not there.
-    """
-    shapes: dict[object, list[Entry]] = {}
-    for entry in entries:
-        shapes.setdefault(_shape(entry.run.config), []).append(entry)
-    groups = list[Group]()
-    for alike in shapes.values():
-        checkpoints = _common(alike)
-        if _at_once(feeder, alike, checkpoints):
-            groups.append(_group(feeder, alike, checkpoints, files=files))
-        else:
-            for entry, checkpoint in zip(alike, checkpoints, strict=True):
-                groups.append(_group(feeder, [entry], [checkpoint], files=files))
-    return groups
-
-
-def _shape(config: TrainConfig) -> TrainConfig:
-    """Equal for runs that can be one stack."""
-    own: dict[str, Any] = OWN | {"out": config.store}
-    arch: Any = config.arch
-    if hasattr(arch, "l1"):
-        own["arch"] = replace(arch, l1=0.0, target=None)
-    return replace(config, **own)
-
-
-def _common(entries: Sequence[Entry]) -> list[Checkpoint | None]:
-    """The newest checkpoint of each whose step all have: members of a stack keep step.
-
-    A kill may have left some members a newer one. It is dropped: the curves are written again from
-    the common step on, and its word of how long they were would no longer be true.
-    """
-    found = [checkpoints_of(entry.run.path) for entry in entries]
-    newest = max(set(found[0]).intersection(*found), default=0)
-    for entry, folders in zip(entries, found, strict=True):
-        with writing(entry.run.path):
-            for step in folders:
-                if step > newest:
-                    drop_checkpoint(folders[step])
-    return [load_checkpoint(folders[newest]) if newest else None for folders in found]
-
-
-def _at_once(
-    feeder: Feeder, entries: Sequence[Entry], checkpoints: Sequence[Checkpoint | None]
-) -> bool:
-    """Whether to make these runs one stack: as they were before, as was asked for, or by test."""
-    config = entries[0].run.config
-    if len(entries) == 1 or config.stack == "off":
-        return False
-    began = checkpoints[0]
-    if began is not None:
-        return bool(began.optimizer[STACKED])
-    if config.stack == "on":
-        return True
-    stack = _stack(feeder, entries)
-    sparse = stack.starts_sparse(config.sparse)
-    return stack_is_faster(
-        stack, n_rows=config.batch_size, n_steps=entries[0].n_steps, sparse=sparse
-    )
-
-
-def _group(
-    feeder: Feeder,
-    entries: Sequence[Entry],
-    checkpoints: Sequence[Checkpoint | None],
-    *,
-    files: ExitStack,
-) -> Group:
-    feed = entries[0].feed
-    members = list[Member]()
-    for entry, checkpoint in zip(entries, checkpoints, strict=True):
-        run = entry.run
-        keep = checkpoint.metrics_bytes if checkpoint else 0
-        coefficient = coefficient_of(
-            run.config.arch, d_in=run.provenance.d_in, rms=feeder.rms(feed)
-        )
-        members.append(
-            Member(
-                run,
-                curves=files.enter_context(Curves(run.path / METRICS, keep=keep)),
-                n_steps=entry.n_steps,
-                coefficient=coefficient,
-            )
-        )
-    group = Group(members, _stack(feeder, entries), feeder=feeder, feed=feed)
-    saved = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
-    if saved:
-        group.restore(saved)
-    return group
-
-
-def _stack(feeder: Feeder, entries: Sequence[Entry]) -> Stack:
-    """Coders at their start, on their device."""
-    run, feed = entries[0].run, entries[0].feed
-    config, d_in, rms = run.config, run.provenance.d_in, feeder.rms(feed)
-    device = pick_device(config.device)
-    objective = make_objective(config.arch, d_sae=run.d_sae, rms=rms)
-    coders = [_coder(feeder, entry).to(device) for entry in entries]
-    return Stack(
-        stacked(coders, objective),
-        objective,
-        aux=make_aux(config.arch, d_in=d_in),
-        dtype=DTYPES[pick_precision(config.precision, device=device)],
-    )
-
-
-@torch.no_grad()
-def _coder(feeder: Feeder, entry: Entry) -> SAE:
-    """A new coder: weights of the seed, `b_dec` in the middle of the rows.
-
-    From there, the first reconstruction is already centred: the latents need not spend the first
-    steps on the offset that all rows share.
-    """
-    run, feed = entry.run, entry.feed
-    config = run.config
-    coder = make_sae(
-        config.arch,
-        d_in=run.provenance.d_in,
-        d_sae=run.d_sae,
-        seed=config.seed,
-        rms=feeder.rms(feed),
-    )
-    if config.arch.kind != "tied":
-        coder.b_dec.copy_(b_dec_start(feeder, feed, config.b_dec_start))
-    return coder

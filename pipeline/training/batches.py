@@ -1,9 +1,4 @@
-"""Batches of a store as tensors on the device; StoreBatches for a DataLoader.
-
-Batches of the store as float32 tensors on the device, one ahead where that pays.
-
-A store's batches for loops that are written around torch's DataLoader.
-"""
+"""Batches of a store as float32 tensors, one ahead where that pays; and for a DataLoader."""
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
@@ -99,7 +94,7 @@ class StoreBatches(IterableDataset[dict[str, Tensor]]):
 
         dataset = StoreBatches(store=path, sites=("mlp_out.1",), batch_size=4096, seed=0)
         for step, batch in enumerate(DataLoader(dataset, batch_size=None)):
-            loss = coder(batch["mlp_out.1"])
+            loss = my_loss(batch["mlp_out.1"])
         # To go on later, at the same batch: StoreBatches(..., start=step + 1).
 
     Batches are made here, by threads, so the DataLoader is told `batch_size=None`; `num_workers=1`

@@ -1,8 +1,4 @@
-"""Which rows a member is fed, in what unit; a fixed sample of them.
-
-A fixed sample of a store's rows, for what need not look at all of them.
-
-What a member of a sweep is fed: which rows of its site, and in what unit.
+"""What a member is fed: which rows of its site, and in what unit; and a fixed sample of rows.
 
 Members that are fed alike share one tensor a batch. A row can be excluded by its position, by its
 token, or because its norm is far above the others': a few rows of some models, the first of each
@@ -26,41 +22,9 @@ from pipeline.config.training import Normalize, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.training.batches import as_tensor
 
+POSITION, TOKEN = "position", "token_id"
 SAMPLE_ROWS = 2**16
 BLOCK_ROWS = 2**12
-
-
-def sample_rows(
-    store: ActStore,
-    *,
-    sites: tuple[str, ...],
-    metadata: tuple[str, ...] = (),
-    n_rows: int = SAMPLE_ROWS,
-    seed: int = 0,
-) -> Generator[dict[str, Tensor], None, None]:
-    """Rows of the sites as float32, with their metadata, block by block.
-
-    They come from chunks all over the store, the same for the same seed. A store that has no more
-    than `n_rows` gives each of its rows once.
-
-    Raises:
-        StoreError: while iterating, if bytes of the store were altered.
-    """
-    n_rows = min(n_rows, store.n_rows)
-    size = min(n_rows, BLOCK_ROWS)
-    batches = Batches(
-        store=store, sites=sites, batch_size=size, seed=seed, window_rows=n_rows, metadata=metadata
-    )
-    with closing(batches.start_at(0)) as stream:
-        for start in range(0, n_rows, size):
-            block = {name: values[: n_rows - start] for name, values in next(stream).items()}
-            yield {
-                name: as_tensor(values).float() if name in sites else torch.from_numpy(values)
-                for name, values in block.items()
-            }
-
-
-POSITION, TOKEN = "position", "token_id"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +187,36 @@ class Feeder:
                 f"{feed.site} is zero in every row and cannot be scaled: type --set normalize=none"
             )
         return _Rule(feed=feed, rms=square**0.5, limit=limit, excluded=excluded)
+
+
+def sample_rows(
+    store: ActStore,
+    *,
+    sites: tuple[str, ...],
+    metadata: tuple[str, ...] = (),
+    n_rows: int = SAMPLE_ROWS,
+    seed: int = 0,
+) -> Generator[dict[str, Tensor], None, None]:
+    """Rows of the sites as float32, with their metadata, block by block.
+
+    They come from chunks all over the store, the same for the same seed. A store that has no more
+    than `n_rows` gives each of its rows once.
+
+    Raises:
+        StoreError: while iterating, if bytes of the store were altered.
+    """
+    n_rows = min(n_rows, store.n_rows)
+    size = min(n_rows, BLOCK_ROWS)
+    batches = Batches(
+        store=store, sites=sites, batch_size=size, seed=seed, window_rows=n_rows, metadata=metadata
+    )
+    with closing(batches.start_at(0)) as stream:
+        for start in range(0, n_rows, size):
+            block = {name: values[: n_rows - start] for name, values in next(stream).items()}
+            yield {
+                name: as_tensor(values).float() if name in sites else torch.from_numpy(values)
+                for name, values in block.items()
+            }
 
 
 def mean_square(store: ActStore, site: str) -> float:

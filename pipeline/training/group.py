@@ -1,131 +1,132 @@
-"""Members that learn from the same rows; resampling.
+"""SAEs of one shape that learn from the same rows, as one stack."""
 
-When dead latents are resampled, and towards which rows.
-
-Members of one shape that learn from the same rows, as one stack.
-"""
-
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline.config.checks import steps_of
-from pipeline.config.training import TrainConfig
-from pipeline.errors import DataError
 from pipeline.runs.checkpoints import Checkpoint
-from pipeline.runs.curves import TrainReport
+from pipeline.runs.curves import Curves, TrainReport
+from pipeline.runs.sae_run import SAERun
+from pipeline.sae.architecture import Parts, measure
 from pipeline.sae.dead import Resampling, SilentRows, generator_of, resample_random, resample_worst
-from pipeline.sae.objective import Parts, measure
-from pipeline.sae.registry import starts_of
-from pipeline.sae.sae import SAE
-from pipeline.sae.stack import Stack, member_of, to_params
+from pipeline.sae.sae import SAE, fold
+from pipeline.sae.stack import LOG, Stack, member_of, to_params, to_state
 from pipeline.training.feed import Feed, Feeder
-from pipeline.training.member import Member
-from pipeline.training.optimizer import Adam
+from pipeline.training.member import Member, MemberGroup, writing
+from pipeline.training.optimizer import Adam, Controller, Schedule
 
 SAMPLE_ROWS = 2**15
+"""Of the store, among which resampling looks for those that are badly reconstructed."""
 BLOCK_ROWS = 2**12
-
-Sample = Callable[[int], Float[Tensor, "rows d"]]
-"""So many rows from all over the store, fed as the members' batches are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Renewal:
-    """How a group resamples: `every` steps, what was silent for `window` rows."""
-
-    config: TrainConfig
-    every: int
-    window: int
-    rms: float
-
-    @staticmethod
-    def of(config: TrainConfig, *, n_steps: int, rms: float) -> "Renewal | None":
-        """What a config asks for; None is no resampling."""
-        if config.resample == "none":
-            return None
-        every, silent = (
-            steps_of(duration, batch_size=config.batch_size, n_steps=n_steps)
-            for duration in (config.resample_every, config.resample_window)
-        )
-        return Renewal(config=config, every=every, window=silent * config.batch_size, rms=rms)
-
-    def renew(self, member: Member, dead: Bool[Tensor, " F"], *, sample: Sample) -> None:
-        """Give a member's dead latents new weights, and count them."""
-        config, adam = member.run.config, member.adam
-        if not bool(dead.any()):
-            return
-        coder = Resampling(
-            params=adam.params,
-            moments=adam.moments,
-            unit_norm=adam.unit_norm,
-            starts=starts_of(config.arch, rms=self.rms),
-        )
-        generator = generator_of(config.seed, member.step)
-        if config.resample == "random":
-            member.n_resampled += resample_random(coder, dead, generator=generator)
-            return
-        x = sample(SAMPLE_ROWS)
-        member.n_resampled += resample_worst(
-            coder,
-            dead,
-            centred=x - adam.params["b_dec"],
-            loss=squared_errors(member.make_sae(adam.params), x),
-            generator=generator,
-        )
-
-
-@torch.no_grad()
-def squared_errors(coder: SAE, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """`||x - x_hat||^2` of each row."""
-    return torch.cat([(coder(rows) - rows).square().sum(-1) for rows in x.split(BLOCK_ROWS)])
-
-
-SILENT, SPARSE, STACKED = "silent", "sparse", "stacked"
 CHOOSE_EVERY = 16
 """Steps between looks at whether the sparse path is still the faster one."""
 
+# What a checkpoint has beside weights and moments.
+SILENT, SPARSE, STACKED, RESAMPLED = "silent", "sparse", "stacked", "n_resampled"
+CONTROLLER = "controller."
 
-class Group:
+
+@final
+class SAEMember(Member[SAERun]):
+    """One SAE in training.
+
+    Args:
+        run: Where it is kept, and its config.
+        curves: Open at the end of what is to be kept.
+        n_steps: When it is done.
+        coefficient: Of the sparsity penalty, before warm-up and control.
+    """
+
+    def __init__(self, run: SAERun, *, curves: Curves, n_steps: int, coefficient: float) -> None:
+        schedule = Schedule.of(run.config, n_steps=n_steps, hold=run.config.hold)
+        super().__init__(run, curves=curves, schedule=schedule)
+        self.controller = Controller.of(run.config, coefficient, hold=schedule.hold)
+        self.n_resampled = 0
+        self._coefficient = coefficient
+
+    @property
+    def coefficient(self) -> float:
+        """Of the sparsity penalty, for the step to come."""
+        base = self._coefficient if self.controller is None else self.controller.l1
+        return base * self.schedule.penalty(self.step + 1)
+
+    def report(self, measured: Mapping[str, float], *, n_dead: int, sparse: bool) -> TrainReport:
+        """Write a line of the curves.
+
+        Raises:
+            DataError: a loss since the last check was not finite; earlier checkpoints are kept.
+        """
+        self.require_finite()
+        report = TrainReport(
+            run=self.path,
+            step=self.step,
+            n_steps=self.n_steps,
+            rows=self.step * self.run.config.batch_size,
+            **measured,  # pyright: ignore[reportArgumentType] - of the right names
+            n_dead=n_dead,
+            n_resampled=self.n_resampled,
+            sparse=sparse,
+            rows_per_s=self.pace(),
+        )
+        self.write(report)
+        return report
+
+    def state(self) -> dict[str, Tensor]:
+        """What is needed, beside the SAE and what its group keeps, to go on to the same bits."""
+        own = {RESAMPLED: torch.tensor(self.n_resampled)}
+        if self.controller is not None:
+            for name, value in self.controller.state().items():
+                own[CONTROLLER + name] = torch.tensor(value, dtype=torch.float64)
+        # Of a logarithm, the exponential that the SAE has is not all its bits.
+        logs = {name: p for name, p in self.adam.params.items() if name.startswith(LOG)}
+        return self.adam.state() | own | logs
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Become what `state` was of, to the bit."""
+        self.go_on_from(checkpoint.step)
+        state = checkpoint.optimizer
+        self.n_resampled = int(state[RESAMPLED])
+        self.adam.load(state)
+        if self.controller is not None:
+            names = [name for name in state if name.startswith(CONTROLLER)]
+            self.controller.restore(
+                {name.removeprefix(CONTROLLER): float(state[name]) for name in names}
+            )
+
+    def make_sae(self, params: Mapping[str, Tensor], *, scale: float = 1.0) -> SAE:
+        """The SAE of these parameters, for activations `scale` times those it was fed."""
+        sae = self.run.blank_sae()
+        sae.load_state_dict(fold(to_state(params), scale=scale))
+        return sae.to(params["W_dec"].device)
+
+
+@final
+class Group(MemberGroup[SAEMember]):
     """Trains a stack, each member on a schedule of its own.
 
     Args:
         members: With equal configs but for seeds, learning rates and penalties.
-        stack: Of their coders, in the same order.
+        stack: Of their SAEs, in the same order.
         feeder: Makes their rows.
         feed: Which rows those are.
     """
 
     def __init__(
-        self, members: Sequence[Member], stack: Stack, *, feeder: Feeder, feed: Feed
+        self, members: Sequence[SAEMember], stack: Stack, *, feeder: Feeder, feed: Feed
     ) -> None:
-        self.members = list(members)
+        super().__init__(members)
         self.feed = feed
         self._feeder = feeder
         self._config = config = members[0].run.config
-        n_steps = members[0].n_steps
-        window = steps_of(config.dead_window, batch_size=config.batch_size, n_steps=n_steps)
-        self._dead_rows = window * config.batch_size
-        self._renewal = Renewal.of(config, n_steps=n_steps, rms=feeder.rms(feed))
+        self._dead_rows = self._steps(config.dead_window) * config.batch_size
         b_enc = stack.params["b_enc"]
         self._silent = SilentRows(*b_enc.shape, device=b_enc.device)
         self._sparse = stack.starts_sparse(config.sparse)
-        self._failures: list[tuple[Member, DataError]] = []
         self._attach(stack)
-
-    @property
-    def step(self) -> int:
-        """Steps done, by every member."""
-        return max((member.step for member in self.members), default=0)
-
-    @property
-    def done(self) -> bool:
-        """Whether every step was made."""
-        return all(member.done for member in self.members)
 
     @torch.no_grad()
     def advance(self, x: Float[Tensor, "rows d"]) -> list[TrainReport]:
@@ -146,45 +147,43 @@ class Group:
         written = list[TrainReport]()
         if parts is not None:
             self._follow(parts, [lr for _, lr in used], n_rows=len(x))
-            self._renew()
+            self._resample()
             if reports:
                 written = self._report(measure(x, parts), used)
         if self.step % self._config.checkpoint_every == 0 or self.done:
             self.save()
         return written
 
-    def part_with_failures(self) -> list[tuple[Member, DataError]]:
-        """Let go of the members that diverged, and say why; the others go on without them."""
-        gone, self._failures = self._failures, []
-        kept = [m for m, member in enumerate(self.members) if all(member is not g for g, _ in gone)]
-        if gone:
-            states = [self.members[m].adam.state() for m in kept]
-            self.members = [self.members[m] for m in kept]
-            self._silent.silent = self._silent.silent[kept]
-            if kept:
-                self._attach(self._stack.subset(kept))
-            for member, state in zip(self.members, states, strict=True):
-                member.adam.load(state)
-        return gone
+    def keep(self, kept: Sequence[int]) -> None:
+        """Go on with these of the members alone, in memory of their own."""
+        states = [self.members[m].adam.state() for m in kept]
+        self.members = [self.members[m] for m in kept]
+        self._silent.silent = self._silent.silent[list(kept)]
+        if kept:
+            self._attach(self._stack.subset(kept))
+        for member, state in zip(self.members, states, strict=True):
+            member.adam.load(state)
 
-    def save(self) -> None:
-        """Write a checkpoint of every member that did not diverge, unless there is nothing new.
+    def save_member(self, m: int) -> None:
+        """Write a checkpoint of a member, unless there is nothing new.
 
         Raises:
-            CheckpointError: the disk is full or fails.
+            DataError: it is no longer finite, so nothing was written.
         """
-        own = {SPARSE: torch.tensor(self._sparse), STACKED: torch.tensor(len(self.members) > 1)}
-        for m, member in enumerate(self.members):
-            if self._failed(member):
-                continue
-            with self._failing(member):
-                member.save({SILENT: self._silent.silent[m]} | own)
+        member = self.members[m]
+        if not member.saved:
+            own = {
+                SILENT: self._silent.silent[m],
+                SPARSE: torch.tensor(self._sparse),
+                STACKED: torch.tensor(len(self.members) > 1),
+            }
+            member.checkpoint(to_state(member.adam.params), member.state() | own)
 
     def restore(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Become what was saved, to the bit: one checkpoint a member, all of one step."""
         for m, (member, checkpoint) in enumerate(zip(self.members, checkpoints, strict=True)):
             state = checkpoint.optimizer
-            kept = to_params(checkpoint.coder, self._stack.objective)
+            kept = to_params(checkpoint.trained, self._stack.arch)
             kept |= {name: state[name] for name in kept.keys() & state.keys()}
             for name, param in member.adam.params.items():
                 param.copy_(kept[name])
@@ -193,13 +192,15 @@ class Group:
             self._sparse = bool(state[SPARSE])
 
     def finish(self) -> None:
-        """Leave the finished coders behind.
+        """Leave the finished SAEs behind.
 
         Raises:
             CheckpointError: the disk is full or fails.
         """
+        scale = self._feeder.scale(self.feed)
         for member in self.members:
-            member.finish(scale=self._feeder.scale(self.feed))
+            with writing(member.path):
+                member.run.finish(member.make_sae(member.adam.result, scale=scale))
 
     def _attach(self, stack: Stack) -> None:
         """Let the members learn in the memory of a stack."""
@@ -209,16 +210,20 @@ class Group:
                 member_of(stack.params, m),
                 member_of(stack.grads, m),
                 member.run.config,
-                trained=stack.objective.trained,
-                unit_norm=stack.objective.unit_norm,
+                trained=stack.arch.trained,
             )
+
+    def _steps(self, duration: str) -> int:
+        return steps_of(
+            duration, batch_size=self._config.batch_size, n_steps=self.members[0].n_steps
+        )
 
     def _learn(self, x: Float[Tensor, "rows d"], used: Sequence[tuple[float, float]]) -> Parts:
         """One step of every member's weights."""
         stack, config = self._stack, self._config
         coefficient = stack.params["b_enc"].new_tensor([c for c, _ in used])
         parts = stack.learn(x, coefficient=coefficient, dead=self._dead(), sparse=self._sparse)
-        if config.project and stack.objective.unit_norm:
+        if config.project and stack.arch.unit_norm:
             stack.project()
         if config.clip:
             stack.clip(config.clip)
@@ -231,7 +236,7 @@ class Group:
 
     def _dead(self) -> Bool[Tensor, "M F"] | None:
         """Latents for AuxK, if there are any."""
-        if self._stack.aux is None:
+        if self._stack.arch.aux is None:
             return None
         dead = self._silent.dead(self._dead_rows)
         return dead if bool(dead.any()) else None
@@ -250,17 +255,29 @@ class Group:
         if look and self._config.sparse == "auto":
             self._sparse = self._stack.prefers_sparse(max(active), now=self._sparse)
 
-    def _renew(self) -> None:
-        """Resample dead latents where it is time to."""
-        renewal = self._renewal
-        if renewal is None or self.step % renewal.every or self.done:
+    def _resample(self) -> None:
+        """Give dead latents new weights, where it is time to."""
+        config = self._config
+        if config.resample == "none" or self.done or self.step % self._steps(config.resample_every):
             return
-        dead = self._silent.dead(renewal.window)
+        dead = self._silent.dead(self._steps(config.resample_window) * config.batch_size)
         for m, member in enumerate(self.members):
-            renewal.renew(
-                member, dead[m], sample=lambda n: self._feeder.sample(self.feed, n_rows=n)
-            )
+            if bool(dead[m].any()):
+                member.n_resampled += self._resample_member(member, dead[m])
         self._silent.forgive(dead)
+
+    def _resample_member(self, member: SAEMember, dead: Bool[Tensor, " F"]) -> int:
+        config, adam, arch = member.run.config, member.adam, self._stack.arch
+        latents = Resampling(
+            params=adam.params, moments=adam.moments, unit_norm=arch.unit_norm, starts=arch.starts
+        )
+        generator = generator_of(config.seed, member.step)
+        if config.resample == "random":
+            return resample_random(latents, dead, generator=generator)
+        x = self._feeder.sample(self.feed, n_rows=SAMPLE_ROWS)
+        loss = squared_errors(member.make_sae(adam.params), x)
+        centred = x - adam.params["b_dec"]
+        return resample_worst(latents, dead, centred=centred, loss=loss, generator=generator)
 
     def _report(
         self, measured: Mapping[str, Float[Tensor, " M"]], used: Sequence[tuple[float, float]]
@@ -270,20 +287,13 @@ class Group:
         n_dead = self._silent.dead(self._dead_rows).sum(-1).tolist()
         written = list[TrainReport]()
         for member, row, dead, (beta, lr) in zip(self.members, rows, n_dead, used, strict=True):
-            with self._failing(member):
+            with self.failing(member):
                 values = dict(zip(measured, row, strict=True)) | {"beta": beta, "lr": lr}
                 written.append(member.report(values, n_dead=dead, sparse=self._sparse))
         return written
 
-    @contextmanager
-    def _failing(self, member: Member) -> Generator[None, None, None]:
-        """Within the block, a member that diverged is noted, once."""
-        try:
-            yield
-        except DataError as error:
-            if not self._failed(member):
-                self._failures.append((member, error))
 
-    def _failed(self, member: Member) -> bool:
-        """Whether it diverged, and is still to be parted with."""
-        return any(member is other for other, _ in self._failures)
+@torch.no_grad()
+def squared_errors(sae: SAE, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """`||x - x_hat||^2` of each row."""
+    return torch.cat([(sae(rows) - rows).square().sum(-1) for rows in x.split(BLOCK_ROWS)])

@@ -1,38 +1,32 @@
-"""One SAE in training: curves, checkpoints.
-
-What any run keeps from step to step: its schedule, its curves, its checkpoints.
-
-One sparse autoencoder in training.
-"""
+"""Runs in training, and groups of them that take their steps together, whatever they train."""
 
 import time
-from collections.abc import Generator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import final
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from pipeline.config.training import LoopConfig
 from pipeline.errors import CheckpointError, DataError
 from pipeline.runs.checkpoints import FOLDER, Checkpoint, save_checkpoint
-from pipeline.runs.curves import Curves, StepReport, TrainReport
-from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import SAE, fold
-from pipeline.sae.stack import to_state
-from pipeline.training.optimizer import Adam, Controller, Schedule
+from pipeline.runs.curves import Curves, StepReport
+from pipeline.runs.folder import RunFolder
+from pipeline.training.optimizer import Adam, Schedule
 
 ROWS = 1024
 """Of a matrix that are looked at together: no second one is made."""
 
+RunT = TypeVar("RunT", bound=RunFolder)
 
-class Record:
-    """The part of a member that is alike for whatever is trained.
+
+class Member(Generic[RunT]):
+    """One run in training: its place in it, its curves and checkpoints.
 
     Args:
-        path: Folder of the run.
-        config: Of the run.
+        run: Where it is kept, and its config.
         curves: Open at the end of what is to be kept.
         schedule: Of its learning rate and penalty.
     """
@@ -40,14 +34,12 @@ class Record:
     adam: Adam
     """Given by the group it is trained in."""
 
-    def __init__(
-        self, path: Path, config: LoopConfig, *, curves: Curves, schedule: Schedule
-    ) -> None:
-        self.path = path
+    def __init__(self, run: RunT, *, curves: Curves, schedule: Schedule) -> None:
+        self.run = run
+        self.path = run.path
         self.schedule = schedule
         self.n_steps = schedule.n_steps
         self.step = 0
-        self._config = config
         self._curves = curves
         self._unchecked: list[Tensor] = []
         self._saved = 0
@@ -67,7 +59,7 @@ class Record:
     def reports_next(self) -> bool:
         """Whether the step to come has a line in the curves."""
         step = self.step + 1
-        return step == 1 or step % self._config.log_every == 0 or step == self.n_steps
+        return step == 1 or step % self.run.config.log_every == 0 or step == self.n_steps
 
     @property
     def saved(self) -> bool:
@@ -83,14 +75,10 @@ class Record:
         """Rows a second since this was asked last."""
         before, since = self._logged
         self._logged = (self.step, time.perf_counter())
-        return (self.step - before) * self._config.batch_size / (self._logged[1] - since)
+        return (self.step - before) * self.run.config.batch_size / (self._logged[1] - since)
 
     def write(self, report: StepReport) -> None:
-        """Write a line of the curves.
-
-        Raises:
-            CheckpointError: the disk is full or fails.
-        """
+        """Write a line of the curves."""
         with writing(self.path):
             self._curves.append(report)
 
@@ -103,14 +91,13 @@ class Record:
 
         Raises:
             DataError: a weight or loss is no longer finite, so nothing was written.
-            CheckpointError: the disk is full or fails.
         """
         self.require_finite()
         with writing(self.path):
             checkpoint = Checkpoint(
                 step=self.step,
                 metrics_bytes=self._curves.sync(),
-                coder=_on_cpu(trained),
+                trained=_on_cpu(trained),
                 optimizer=_on_cpu(state),
             )
             save_checkpoint(self.path, checkpoint)
@@ -120,6 +107,11 @@ class Record:
         """Stand where a checkpoint was taken."""
         self.step = self._saved = step
         self._logged = (step, time.perf_counter())
+
+    def fail(self, error: DataError) -> None:
+        """Leave word that the run diverged, so that it is not gone on with."""
+        with writing(self.path):
+            self.run.fail(str(error))
 
     def require_finite(self) -> None:
         """Check losses and weights.
@@ -146,8 +138,69 @@ class Record:
             kept = "there was no checkpoint yet"
         return DataError(
             f"training diverged: {what} at step {step} of {self.path} with lr "
-            f"{self._config.lr:g}; {kept}; train with a lower --lr into another --out"
+            f"{self.run.config.lr:g}; {kept}; train with a lower --lr into another --out"
         )
+
+
+MemberT = TypeVar("MemberT", bound=Member[Any])
+
+
+class MemberGroup(ABC, Generic[MemberT]):
+    """Members that take their steps together. One that diverges is parted with, alone."""
+
+    def __init__(self, members: Sequence[MemberT]) -> None:
+        self.members = list(members)
+        self._failures: list[tuple[MemberT, DataError]] = []
+
+    @property
+    def step(self) -> int:
+        """Steps done, by every member."""
+        return max((member.step for member in self.members), default=0)
+
+    @property
+    def done(self) -> bool:
+        """Whether every step was made."""
+        return all(member.done for member in self.members)
+
+    @abstractmethod
+    def save_member(self, m: int) -> None:
+        """Write a checkpoint of a member, unless there is nothing new.
+
+        Raises:
+            DataError: it diverged.
+        """
+
+    @abstractmethod
+    def keep(self, kept: Sequence[int]) -> None:
+        """Go on with these of the members alone."""
+
+    def save(self) -> None:
+        """Write a checkpoint of every member that did not diverge, unless there is nothing new."""
+        for m, member in enumerate(self.members):
+            if not self._failed(member):
+                with self.failing(member):
+                    self.save_member(m)
+
+    def part_with_failures(self) -> list[tuple[MemberT, DataError]]:
+        """Let go of the members that diverged, and say why; the others go on without them."""
+        gone = self._failures
+        if gone:
+            self.keep([m for m, member in enumerate(self.members) if not self._failed(member)])
+            self._failures = []
+        return gone
+
+    @contextmanager
+    def failing(self, member: MemberT) -> Generator[None, None, None]:
+        """Within the block, a member that diverged is noted, once."""
+        try:
+            yield
+        except DataError as error:
+            if not self._failed(member):
+                self._failures.append((member, error))
+
+    def _failed(self, member: MemberT) -> bool:
+        """Whether it diverged, and is still to be parted with."""
+        return any(member is other for other, _ in self._failures)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -164,111 +217,3 @@ def writing(path: Path) -> Generator[None, None, None]:
             f"cannot write to {path} ({error.strerror or error}): make room, then train again "
             f"with --resume; what is in {path / FOLDER} is whole"
         ) from error
-
-
-CONTROLLER = "controller."
-
-
-@final
-class Member(Record):
-    """What one run keeps from step to step.
-
-    Args:
-        run: Where it is kept, and its config.
-        curves: Open at the end of what is to be kept.
-        n_steps: When it is done.
-        coefficient: Of the sparsity penalty, before warm-up and control.
-    """
-
-    def __init__(self, run: SAERun, *, curves: Curves, n_steps: int, coefficient: float) -> None:
-        schedule = Schedule.of(run.config, n_steps=n_steps, hold=run.config.hold)
-        super().__init__(run.path, run.config, curves=curves, schedule=schedule)
-        self.run = run
-        self.controller = Controller.of(run.config, coefficient, hold=schedule.hold)
-        self.n_resampled = 0
-        self._coefficient = coefficient
-
-    @property
-    def coefficient(self) -> float:
-        """Of the sparsity penalty, for the step to come."""
-        base = self._coefficient if self.controller is None else self.controller.l1
-        return base * self.schedule.penalty(self.step + 1)
-
-    def report(self, measured: Mapping[str, float], *, n_dead: int, sparse: bool) -> TrainReport:
-        """Write a line of the curves.
-
-        Raises:
-            DataError: a loss since the last check was not finite; earlier checkpoints are kept.
-            CheckpointError: the disk is full or fails.
-        """
-        self.require_finite()
-        report = TrainReport(
-            run=self.path,
-            step=self.step,
-            n_steps=self.n_steps,
-            rows=self.step * self.run.config.batch_size,
-            **measured,  # pyright: ignore[reportArgumentType] - of the right names
-            n_dead=n_dead,
-            n_resampled=self.n_resampled,
-            sparse=sparse,
-            rows_per_s=self.pace(),
-        )
-        self.write(report)
-        return report
-
-    def save(self, extra: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint of this step, unless there is nothing new.
-
-        Args:
-            extra: What the group keeps for this member.
-
-        Raises:
-            DataError: the coder is no longer finite, so nothing was written.
-            CheckpointError: the disk is full or fails.
-        """
-        if self.saved:
-            return
-        adam = self.adam
-        own = {"n_resampled": torch.tensor(self.n_resampled)}
-        if self.controller is not None:
-            for name, value in self.controller.state().items():
-                own[CONTROLLER + name] = torch.tensor(value, dtype=torch.float64)
-        if "log_threshold" in adam.params:  # its exponential, in the coder, is not all its bits
-            own["log_threshold"] = adam.params["log_threshold"]
-        self.checkpoint(to_state(adam.params), adam.state() | own | dict(extra))
-
-    def make_sae(self, params: Mapping[str, Tensor], *, scale: float = 1.0) -> SAE:
-        """The coder of these parameters, for activations `scale` times those it was fed."""
-        coder = self.run.blank_sae()
-        coder.load_state_dict(fold(to_state(params), scale=scale))
-        return coder.to(params["W_dec"].device)
-
-    def finish(self, *, scale: float) -> None:
-        """Leave the finished coder behind and call the run complete.
-
-        Raises:
-            CheckpointError: the disk is full or fails.
-        """
-        with writing(self.path):
-            self.run.finish(self.make_sae(self.adam.result, scale=scale))
-
-    def fail(self, error: DataError) -> None:
-        """Leave word that the run diverged, so that it is not gone on with.
-
-        Raises:
-            CheckpointError: the disk is full or fails.
-        """
-        with writing(self.path):
-            self.run.fail(str(error))
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Become what the checkpoint's member was, to the bit, but for what its group keeps."""
-        self.go_on_from(checkpoint.step)
-        state = checkpoint.optimizer
-        self.n_resampled = int(state["n_resampled"])
-        self.adam.load(state)
-        if self.controller is not None:
-            names = [name for name in state if name.startswith(CONTROLLER)]
-            self.controller.restore(
-                {name.removeprefix(CONTROLLER): float(state[name]) for name in names}
-            )

@@ -1,11 +1,4 @@
-"""Adam, schedules, and the controller of l1.
-
-One coder's parameters under Adam, with their moving average where one is kept.
-
-What a step is told by its number: the learning rate, and how much of the penalty counts.
-
-The controller of the sparsity penalty: it finds the l1 that leaves a target share active.
-"""
+"""What moves a member: Adam, the schedule of its rates, and the controller of its l1."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from pipeline.config.architectures import GatedConfig, ReluAprilConfig, ReluConfig, TiedConfig
+from pipeline.config.architectures import Penalised
 from pipeline.config.checks import steps_of
 from pipeline.config.training import LoopConfig, TrainConfig
 from pipeline.errors import ConfigError
@@ -25,7 +18,7 @@ FIRST, SECOND, COUNT = "exp_avg", "exp_avg_sq", "step"
 
 
 class Adam:
-    """Moves parameters against their gradients.
+    """Moves one member's parameters against their gradients, and keeps a moving average of them.
 
     The step is torch's, by its function: the optimiser class first loads the compiler, which takes
     as long as half of a short run.
@@ -35,7 +28,6 @@ class Adam:
         grads: The same of its gradients.
         config: For Adam's settings and the average's decay.
         trained: Which parameters are learned.
-        unit_norm: Whether dictionary rows are held at unit norm, by whoever owns the stack.
     """
 
     def __init__(
@@ -45,10 +37,8 @@ class Adam:
         config: LoopConfig,
         *,
         trained: tuple[str, ...],
-        unit_norm: bool = False,
     ) -> None:
         self.params = dict(params)
-        self.unit_norm = unit_norm
         self._betas = config.beta1, config.beta2
         self._trained = trained
         self._grads = [grads[name] for name in trained]
@@ -119,7 +109,7 @@ class Adam:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Lengths of a run in steps; steps are counted from 1.
+    """Rates by the number of a step: lengths of a run in steps; steps are counted from 1.
 
     A warm-up of w steps multiplies by 1/w, 2/w, ... and leaves step w whole; a decay of the last w
     steps by w/w, ..., 1/w: the last step still learns. Where a run is too short for both, the
@@ -140,7 +130,7 @@ class Schedule:
         """The schedule of a run.
 
         Raises:
-            ConfigError: a setting is not a duration.
+            ConfigError: a setting is no duration.
         """
 
         def steps(duration: str) -> int:
@@ -233,11 +223,8 @@ class Controller:
         Raises:
             ConfigError: there is a target, and `l1` is zero.
         """
-        match config.arch:
-            case ReluConfig() | ReluAprilConfig() | TiedConfig() | GatedConfig() as arch:
-                return None if arch.target is None else cls(l1, target=arch.target, hold=hold)
-            case _:
-                return None
+        target = config.arch.target if isinstance(config.arch, Penalised) else None
+        return None if target is None else cls(l1, target=target, hold=hold)
 
     def update(self, active_fraction: float, *, lr: float) -> float:
         """The l1 of the next step.

@@ -37,6 +37,7 @@ from pipeline.connect.train import connector_bytes
 from pipeline.runs.curves import METRICS, Curves
 from pipeline.runs.folder import Provenance
 from pipeline.sae.active_pairs import Scratch
+from pipeline.training.optimizer import Schedule
 
 L0, BATCH, L1, LR = 32, 1024, 1e-3, 1e-4
 WARM, STEPS = 2, 3
@@ -81,7 +82,9 @@ def make_groups(
             path=out, config=config, provenance=provenance, source=ends[0], target=ends[1]
         )
         curves = files.enter_context(Curves(out / METRICS, keep=0))
-        member = ConnectorMember(run, curves=curves, n_steps=10**6)
+        member = ConnectorMember(
+            run, curves=curves, schedule=Schedule.of(run.config, n_steps=10**6)
+        )
         start = Connector(*make_start(d_sae))
         everything = torch.ones(d_sae, dtype=torch.bool)
         groups.append(ConnectorGroup(member, start, predicted=everything, scratch=scratch))

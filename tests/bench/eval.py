@@ -58,7 +58,7 @@ from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import SAE, make_activation
+from pipeline.sae.sae import SAE
 from pipeline.text.builtin import builtin_model_path
 from pipeline.text.heldout import load_contexts
 
@@ -105,7 +105,7 @@ def make_sae(x: torch.Tensor, *, seed: int) -> SAE:
     d_in = x.shape[1]
     d_sae = EXPANSION * d_in
     generator = torch.Generator().manual_seed(seed)
-    coder = SAE(d_in, d_sae, make_activation(ReluConfig(), d_sae=d_sae))
+    coder = SAE(ReluConfig(), d_in=d_in, d_sae=d_sae)
     some = x[torch.randperm(len(x), generator=generator)[: min(d_sae, 2048)]]
     mean = x.mean(0)
     noise = torch.randn(d_sae, d_in, generator=generator) * x.std(0)

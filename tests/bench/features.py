@@ -26,7 +26,7 @@ from actstore.writer import ActWriter, Shard
 from pipeline.config.architectures import ReluConfig, TopKConfig
 from pipeline.config.stages import FeaturesConfig
 from pipeline.features.collect import BLOCK, scan
-from pipeline.sae.sae import SAE, make_activation
+from pipeline.sae.sae import SAE
 
 SITE, D, F, CTX_LEN = "mlp_out.1", 512, 4096, 128
 BIAS = -1.295  # a normal number is above 1.295 in 9.77 % of all cases: 400 of 4096
@@ -55,7 +55,7 @@ def make_store(path: Path, *, n_rows: int) -> ActStore:
 
 def make_sae(kind: str) -> SAE:
     config = TopKConfig(k=32) if kind == "topk" else ReluConfig()
-    coder = SAE(D, F, make_activation(config, d_sae=F), generator=torch.Generator().manual_seed(0))
+    coder = SAE(config, d_in=D, d_sae=F)
     if kind == "relu":
         torch.nn.init.constant_(coder.b_enc, BIAS)
     return coder

@@ -30,10 +30,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from losses_given import D_IN, L0, SETTINGS, WIDTHS, Arrays, Setting, make, pre_of
+from losses_given import D_IN, D_SAE, L0, SETTINGS, WIDTHS, Arrays, Setting, make, pre_of
 from losses_ours import Learned, arch_of, learn
 
-from pipeline.sae.registry import coefficient_of
+from pipeline.sae.architecture import architecture_of
 
 EXACT, SINGLE = 1e-10, 1e-4
 
@@ -193,7 +193,7 @@ def compare(setting: Setting, given: Arrays, peer: str, answers: Arrays) -> Iter
             todo = [("aux", lined, [s - f for s, f in zip(sums, fits, strict=True)], sums)]
         else:
             todo = [("fit", fit_lined(peer, case, given, setting), fits, fits)]
-            if coefficient_of(arch, d_in=D_IN):
+            if architecture_of(arch, d_in=D_IN, d_sae=D_SAE).coefficient:
                 lined = penalty_lined(peer, case, setting)
                 sums = learn(arch, given, penalised=True)[0]
                 extra = [s - f for s, f in zip(sums, fits, strict=True)]

@@ -16,8 +16,8 @@ from pipeline.config.architectures import (
     ReluConfig,
     TopKConfig,
 )
-from pipeline.sae.registry import coefficient_of, make_aux, make_objective
-from pipeline.sae.sae import make_sae
+from pipeline.sae.architecture import architecture_of
+from pipeline.sae.sae import SAE
 from pipeline.sae.stack import Stack, stacked
 
 
@@ -62,7 +62,7 @@ def arch_of(case: str, given: Arrays) -> ArchConfig:
 
 def stack_of(arch: ArchConfig, given: Arrays, dtype: torch.dtype) -> Stack:
     """One coder with the given weights, by way of its state as it would be loaded."""
-    coder = make_sae(arch, d_in=D_IN, d_sae=D_SAE).to(dtype)
+    coder = SAE(arch, d_in=D_IN, d_sae=D_SAE).to(dtype)
     state = coder.state_dict()
     for name, held in state.items():
         weight = given[name.removeprefix("activation.")]
@@ -70,8 +70,8 @@ def stack_of(arch: ArchConfig, given: Arrays, dtype: torch.dtype) -> Stack:
             held.copy_(torch.from_numpy(weight))
     if arch.kind == "gated":
         state["b_enc"].zero_()
-    objective = make_objective(arch, d_sae=D_SAE)
-    return Stack(stacked([coder], objective), objective, aux=make_aux(arch, d_in=D_IN))
+    kind = architecture_of(arch, d_in=D_IN, d_sae=D_SAE)
+    return Stack(stacked([coder], kind), kind)
 
 
 def learn(
@@ -84,11 +84,11 @@ def learn(
         stack = stack_of(arch, given, dtype)
         parts = stack.learn(
             torch.from_numpy(given["x"]).to(dtype),
-            coefficient=torch.tensor([coefficient_of(arch, d_in=D_IN) * penalised], dtype=dtype),
+            coefficient=torch.tensor([stack.arch.coefficient * penalised], dtype=dtype),
             dead=None if dead is None else torch.from_numpy(dead)[None],
             sparse=sparse,
         )
-        grads = {name: stack.grads[name][0].double().numpy() for name in stack.objective.trained}
+        grads = {name: stack.grads[name][0].double().numpy() for name in stack.arch.trained}
         grads["W_enc"] = grads.pop("E").T
         if "log_threshold" in grads:
             grads["threshold"] = grads.pop("log_threshold") / given["threshold"]

@@ -6,13 +6,12 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 import cli
 from actstore.reader import ActStore
-from pipeline.config.architectures import ARCHS, Arch, ArchConfig, ReluConfig, TopKConfig
+from pipeline.config.architectures import ARCHS, ReluConfig, TopKConfig
 from pipeline.config.stages import (
     EvalConfig,
     FeaturesConfig,
@@ -75,8 +74,6 @@ def test_options_have_the_defaults_of_the_config(command):
 
 
 def test_every_architecture_can_be_chosen():
-    assert set(get_args(Arch)) == set(ARCHS)
-    assert set(ARCHS.values()) == set(get_args(ArchConfig))
     assert all(config().kind == arch for arch, config in ARCHS.items())
 
 

@@ -48,10 +48,10 @@ def test_encoder_columns_are_compared_with_their_own_decoder_rows():
 def test_a_negative_scale_turns_what_a_latent_reads_around_and_a_zero_one_leaves_nothing():
     tuned = TunedSAE(make_sae())
     with torch.no_grad():
-        tuned.coder.W_enc.copy_(rows(16, 64))
+        tuned.sae.W_enc.copy_(rows(16, 64))
         tuned.c.copy_(torch.linspace(-2, 2, 64))
         tuned.c[5] = 0
-    plain = encoder_decoder_cosine(tuned.coder)
+    plain = encoder_decoder_cosine(tuned.sae)
     found = encoder_decoder_cosine(tuned)
     torch.testing.assert_close(found, plain * tuned.c.sign(), rtol=0, atol=1e-7)
     assert found[5] == 0

@@ -97,7 +97,7 @@ def test_only_scales_and_biases_get_gradients_and_all_else_keeps_its_bits(config
     monkeypatch.setattr(finetune_module, "TunedSAE", keep)
     finetune(config())
     (lm,), (tuned,) = lms, coders
-    frozen = dict(tuned.coder.named_parameters()) | dict(lm.module.named_parameters())
+    frozen = dict(tuned.sae.named_parameters()) | dict(lm.module.named_parameters())
     assert len(frozen) > 40
     for name, p in frozen.items():
         assert not p.requires_grad and p.grad is None, name
@@ -105,7 +105,7 @@ def test_only_scales_and_biases_get_gradients_and_all_else_keeps_its_bits(config
     for name, value in lm.module.state_dict().items():
         assert torch.equal(value, original[name]), name
     for name, value in make_sae().state_dict().items():
-        assert torch.equal(tuned.coder.state_dict()[name], value), name
+        assert torch.equal(tuned.sae.state_dict()[name], value), name
     assert tuned.c.grad is not None and tuned.c.grad.any()
     assert tuned.d.grad is not None and tuned.d.grad.any()
     assert not torch.equal(tuned.c, torch.ones_like(tuned.c))
@@ -223,7 +223,7 @@ def test_features_list_the_extremes_with_activations_before_and_after(config, tm
         seen: list[torch.Tensor] = []
         with splice(lm, {SITE: lambda x: seen.append(x) or x}):
             lm.hidden(train)
-    before = tuned.coder.encode(seen[0])[..., shift["latent"]]
+    before = tuned.sae.encode(seen[0])[..., shift["latent"]]
     after = tuned.encode(seen[0])[..., shift["latent"]]
     strongest = torch.maximum(before, after).flatten().argmax().item()
     example = shift["examples"][0]

@@ -11,7 +11,7 @@ from pipeline.config.architectures import ArchConfig, ReluConfig
 from pipeline.config.training import TrainConfig
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import SAE, make_activation
+from pipeline.sae.sae import SAE
 
 WIDTH, CTX_LEN, N_LAYERS = 16, 12, 3
 EOS = "<|endoftext|>"
@@ -55,11 +55,11 @@ def make_sae(
     *, d_in: int = WIDTH, expansion: int = 4, arch: ArchConfig | None = None, seed: int = 0
 ) -> SAE:
     """A random coder whose biases are not zero and some of whose latents never fire."""
+    coder = SAE(arch or ReluConfig(), d_in=d_in, d_sae=expansion * d_in, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    d_sae = expansion * d_in
-    activation = make_activation(arch or ReluConfig(), d_sae=d_sae)
-    coder = SAE(d_in, d_sae, activation, generator=generator)
+    torch.randn(coder.W_dec.shape, generator=generator)  # as its directions were drawn
     with torch.no_grad():
+        coder.W_enc.copy_(coder.W_dec.T)
         coder.b_enc.normal_(std=0.3, generator=generator)
         coder.b_enc[::5] = -1e4
         coder.b_dec.normal_(std=0.3, generator=generator)

@@ -47,7 +47,12 @@ def make_training_store(path: Path, *, n_rows: int = 2048) -> Path:
 
 
 def write_rows(
-    path: Path, acts: np.ndarray | dict[str, np.ndarray], *, tokens: np.ndarray | None = None
+    path: Path,
+    acts: np.ndarray | dict[str, np.ndarray],
+    *,
+    tokens: np.ndarray | None = None,
+    dtype: str = "float32",
+    shard_rows: int = 512,
 ) -> Path:
     """A store of rows of contexts of CTX tokens, one context after another."""
     sites = {"mlp_out.0": acts} if isinstance(acts, np.ndarray) else acts
@@ -55,8 +60,8 @@ def write_rows(
     spec = StoreSpec.of(
         widths={site: x.shape[1] for site, x in sites.items()},
         ctx_len=CTX,
-        dtype="float32",
-        shard_rows=512,
+        dtype=dtype,
+        shard_rows=shard_rows,
         source={"model": "builtin", "revision": "main", "text": "builtin"},
     )
     contexts = {site: x.reshape(-1, CTX, x.shape[1]) for site, x in sites.items()}
@@ -116,6 +121,21 @@ def assert_alike(out: Path, other: Path) -> None:
 def steps_kept(out: Path) -> list[int]:
     """The steps of a run's checkpoints."""
     return sorted(int(path.name.split("-")[1]) for path in (out / "checkpoints").glob("step-*"))
+
+
+def flip_a_bit(path: Path) -> None:
+    """In the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    """Take a few bytes off the end of a file."""
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+DAMAGES = (flip_a_bit, truncate, Path.unlink)
 
 
 def unfinish(out: Path, *, up_to: int) -> None:

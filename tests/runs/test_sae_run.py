@@ -1,3 +1,5 @@
+"""The run of an SAE on disk: written, found again, refused where it is another."""
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,8 @@ from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runs.folder import Provenance, enter
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import make_sae
+from pipeline.sae.sae import SAE
+from tests.helpers.training import DAMAGES
 
 PROVENANCE = Provenance(
     path=Path("/data/a.actstore"),
@@ -39,9 +42,9 @@ def enter_run(config, provenance, *, resume):
 
 
 def finished(config: TrainConfig) -> tuple[SAERun, dict[str, torch.Tensor]]:
-    coder = make_sae(config.arch, d_in=6, d_sae=24, seed=5)
-    run = enter_run(config, PROVENANCE, resume=False).finish(coder)
-    return run, coder.state_dict()
+    sae = SAE(config.arch, d_in=6, d_sae=24, seed=5)
+    run = enter_run(config, PROVENANCE, resume=False).finish(sae)
+    return run, sae.state_dict()
 
 
 def test_a_run_reads_back_what_made_it(config):
@@ -53,8 +56,8 @@ def test_a_run_reads_back_what_made_it(config):
         PROVENANCE,
         24,
     )
-    coder = opened.load_sae(torch.device("cpu"))
-    for name, tensor in coder.state_dict().items():
+    sae = opened.load_sae(torch.device("cpu"))
+    for name, tensor in sae.state_dict().items():
         assert torch.equal(tensor, weights[name])
 
 
@@ -104,18 +107,8 @@ def test_a_run_json_that_is_not_one_is_damaged(config, text):
         SAERun.open(config.out)
 
 
-def flip_a_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-5] ^= 1
-    path.write_bytes(data)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-5])
-
-
-@pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
-def test_a_damaged_coder_is_refused(config, damage):
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_weights_are_refused(config, damage):
     run, _ = finished(config)
     damage(config.out / "sae.safetensors")
     with pytest.raises(CheckpointError, match=r"sae\.safetensors is missing or damaged \(.+\)"):
@@ -185,3 +178,43 @@ def test_an_empty_folder_or_the_trace_of_a_kill_is_no_obstacle(config, leftover)
     if leftover:
         (config.out / leftover).write_text("{")
     assert enter_run(config, PROVENANCE, resume=False).path == config.out
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (2, 3, 4)])
+def test_an_sae_is_loaded_from_its_run_for_rows_of_any_leading_dimensions(config, shape):
+    _, weights = finished(replace(config, arch=TopKConfig(k=3)))
+    sae = SAE.from_pretrained(str(config.out), device="cpu")
+    assert all(torch.equal(p, weights[name]) for name, p in sae.state_dict().items())
+    assert repr(sae) == "SAE(topk k=3, d_in=6, d_sae=24, site=mlp_out.1)"
+    x = torch.randn(*shape, 6, generator=torch.Generator().manual_seed(0))
+    z = sae.encode(x)
+    assert (z.shape, sae.decode(z).shape, sae(x).shape) == ((*shape, 24), x.shape, x.shape)
+    flat = x.reshape(-1, 6)
+    torch.testing.assert_close(sae(x).reshape(-1, 6), sae(flat))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda document: document | {"sha256": ""}, "is an unfinished run: train it to its end"),
+        (lambda document: document | {"sha256": "0"}, r"sae.safetensors is missing or damaged \("),
+        (lambda document: {"kind": "sae"}, "run.json is not of the run of an SAE: 'config'"),
+        (lambda document: [], "run.json is not of the run of an SAE: list indices"),
+    ],
+)
+def test_what_holds_no_whole_sae_is_one_line(config, tmp_path, change, said):
+    finished(config)
+    path = config.out / "run.json"
+    path.write_text(json.dumps(change(json.loads(path.read_bytes()))))
+    with pytest.raises(CheckpointError, match=said):
+        SAE.from_pretrained(config.out)
+    with pytest.raises(CheckpointError, match="holds no SAE: it has neither the run.json of a"):
+        SAE.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_sae_that_was_saved_and_damaged_is_refused(tmp_path, damage):
+    SAE(TopKConfig(k=3), d_in=6, d_sae=24).save_pretrained(tmp_path)
+    damage(tmp_path / "sae.safetensors")
+    with pytest.raises(CheckpointError, match=r"sae\.safetensors is missing or damaged \(.+\)$"):
+        SAE.from_pretrained(tmp_path)

@@ -13,7 +13,7 @@ GATED = {"b_gate": 0.0, "r_mag": 0.0, "b_mag": 0.0}
 
 
 def make(*, n_latents=F, width=D, starts=None, unit_norm=True, seed=0, tied=False):
-    """A coder and moments full of numbers that are nowhere a start value."""
+    """An SAE and moments full of numbers that are nowhere a start value."""
     rng = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -31,9 +31,9 @@ def make(*, n_latents=F, width=D, starts=None, unit_norm=True, seed=0, tied=Fals
     return Resampling(params=params, moments=moments, unit_norm=unit_norm, starts=starts)
 
 
-def tensors_of(coder: Resampling) -> dict[str, torch.Tensor]:
-    named = {name: p.clone() for name, p in coder.params.items()}
-    for key, moment in coder.moments.items():
+def tensors_of(sae: Resampling) -> dict[str, torch.Tensor]:
+    named = {name: p.clone() for name, p in sae.params.items()}
+    for key, moment in sae.moments.items():
         named |= {f"{key}.{name}": m.clone() for name, m in moment.items()}
     return named
 
@@ -44,15 +44,15 @@ def mask(*latents, n_latents=F) -> torch.Tensor:
     return dead
 
 
-def at_random(coder, dead, seed=0):
-    return resample_random(coder, dead, generator=generator_of(seed, 1))
+def at_random(sae, dead, seed=0):
+    return resample_random(sae, dead, generator=generator_of(seed, 1))
 
 
-def at_worst(coder, dead, seed=0):
+def at_worst(sae, dead, seed=0):
     rng = torch.Generator().manual_seed(9)
     rows, loss = torch.randn(50, D, generator=rng), torch.rand(50, generator=rng) + 0.1
     generator = generator_of(seed, 1)
-    return resample_worst(coder, dead, centred=rows, loss=loss, generator=generator)
+    return resample_worst(sae, dead, centred=rows, loss=loss, generator=generator)
 
 
 both_ways = pytest.mark.parametrize("resample", [at_random, at_worst])
@@ -61,10 +61,10 @@ both_ways = pytest.mark.parametrize("resample", [at_random, at_worst])
 @both_ways
 @pytest.mark.parametrize("starts", [None, {"b_enc": 0.0, "log_threshold": -3.5}, GATED])
 def test_a_dead_latent_starts_anew_and_every_other_keeps_its_bits(resample, starts):
-    coder = make(starts=starts)
-    before, dead = tensors_of(coder), mask(0, 3, 11)
-    assert resample(coder, dead) == 3
-    for name, now in tensors_of(coder).items():
+    sae = make(starts=starts)
+    before, dead = tensors_of(sae), mask(0, 3, 11)
+    assert resample(sae, dead) == 3
+    for name, now in tensors_of(sae).items():
         parameter = name.rpartition(".")[2]
         if parameter == "b_dec":
             assert torch.equal(now, before[name]), name
@@ -73,23 +73,23 @@ def test_a_dead_latent_starts_anew_and_every_other_keeps_its_bits(resample, star
         assert (now[dead] != before[name][dead]).all(), name
         if "." in name:
             assert (now[dead] == 0).all(), name
-        elif parameter in coder.starts:
-            assert (now[dead] == coder.starts[parameter]).all(), name
+        elif parameter in sae.starts:
+            assert (now[dead] == sae.starts[parameter]).all(), name
 
 
 @both_ways
 def test_where_none_is_dead_nothing_changes(resample):
-    coder = make()
-    before = tensors_of(coder)
-    assert resample(coder, mask()) == 0
-    assert all(torch.equal(now, before[name]) for name, now in tensors_of(coder).items())
+    sae = make()
+    before = tensors_of(sae)
+    assert resample(sae, mask()) == 0
+    assert all(torch.equal(now, before[name]) for name, now in tensors_of(sae).items())
 
 
 @both_ways
 def test_new_dictionary_rows_have_unit_norm(resample):
-    coder = make()
-    resample(coder, mask(1, 2))
-    norms = coder.params["W_dec"].norm(dim=-1)
+    sae = make()
+    resample(sae, mask(1, 2))
+    norms = sae.params["W_dec"].norm(dim=-1)
     torch.testing.assert_close(norms[1:3], torch.ones(2))
     assert (norms[3:] > 2).all()  # a latent that was not resampled is not touched, whatever it has
 
@@ -99,12 +99,12 @@ def test_the_other_members_of_a_stack_keep_their_bits(resample):
     stack = {name: p.repeat(3, *[1] * p.ndim) for name, p in make().params.items()}
     moments = {"exp_avg": {name: p.clone() for name, p in stack.items()}}
     before = {name: p.clone() for name, p in stack.items()}
-    coder = Resampling(
+    sae = Resampling(
         params={name: p[1] for name, p in stack.items()},
         moments={"exp_avg": {name: p[1] for name, p in moments["exp_avg"].items()}},
         unit_norm=True,
     )
-    assert resample(coder, torch.ones(F, dtype=torch.bool)) == F
+    assert resample(sae, torch.ones(F, dtype=torch.bool)) == F
     for name, was in before.items():
         for now in (stack[name], moments["exp_avg"][name]):
             assert torch.equal(now[[0, 2]], was[[0, 2]])
@@ -112,29 +112,27 @@ def test_the_other_members_of_a_stack_keep_their_bits(resample):
 
 
 @both_ways
-def test_a_tied_coder_keeps_unit_norm(resample):
-    coder = make(tied=True)
-    resample(coder, mask(4))
-    assert coder.params["E"] is coder.params["W_dec"]
-    assert float(coder.params["W_dec"][4].norm()) == pytest.approx(1)
-    assert (coder.moments["exp_avg"]["W_dec"][4] == 0).all()
+def test_a_tied_sae_keeps_unit_norm(resample):
+    sae = make(tied=True)
+    resample(sae, mask(4))
+    assert sae.params["E"] is sae.params["W_dec"]
+    assert float(sae.params["W_dec"][4].norm()) == pytest.approx(1)
+    assert (sae.moments["exp_avg"]["W_dec"][4] == 0).all()
 
 
 @both_ways
 def test_before_the_first_step_there_are_no_moments(resample):
-    coder = make()
-    empty = Resampling(
-        params=coder.params, moments={"exp_avg": {}, "exp_avg_sq": {}}, unit_norm=True
-    )
+    sae = make()
+    empty = Resampling(params=sae.params, moments={"exp_avg": {}, "exp_avg_sq": {}}, unit_norm=True)
     assert resample(empty, mask(0)) == 1
 
 
 @both_ways
 def test_the_same_seed_and_step_draw_the_same(resample):
     def rows(seed):
-        coder = make()
-        resample(coder, mask(0, 5), seed)
-        return coder.params["E"][[0, 5]]
+        sae = make()
+        resample(sae, mask(0, 5), seed)
+        return sae.params["E"][[0, 5]]
 
     assert torch.equal(rows(3), rows(3))
     assert not torch.equal(rows(3), rows(4))
@@ -156,17 +154,17 @@ def chi_square(observed: np.ndarray, expected: np.ndarray) -> float:
 @pytest.mark.parametrize("width", [10, 24])
 def test_random_rows_are_uniform_within_the_kaiming_bound(width):
     n = 2000
-    coder = make(n_latents=n, width=width, unit_norm=False)
-    at_random(coder, torch.ones(n, dtype=torch.bool))
+    sae = make(n_latents=n, width=width, unit_norm=False)
+    at_random(sae, torch.ones(n, dtype=torch.bool))
     bound = math.sqrt(6 / width)
     for name in ("E", "W_dec"):
-        values = coder.params[name].double().numpy()
+        values = sae.params[name].double().numpy()
         assert np.abs(values).max() <= bound
         counts, _ = np.histogram(values, bins=20, range=(-bound, bound))
         assert abs(chi_square(counts, np.full(20, values.size / 20))) < 5
         by_column = values.mean(0) / (bound / math.sqrt(3 * n))
         assert np.abs(by_column).max() < 5
-    correlation = np.corrcoef(coder.params["E"].flatten(), coder.params["W_dec"].flatten())[0, 1]
+    correlation = np.corrcoef(sae.params["E"].flatten(), sae.params["W_dec"].flatten())[0, 1]
     assert abs(correlation) < 5 / math.sqrt(n * width)
 
 
@@ -182,11 +180,11 @@ def test_random_dictionary_rows_under_the_constraint_are_the_same_ones_scaled():
 
 def drawn(rows, loss, n_dead, seed) -> tuple[int, ...]:
     """Which rows the new dictionary rows point to."""
-    coder = make(n_latents=n_dead + 1)
+    sae = make(n_latents=n_dead + 1)
     dead = mask(*range(n_dead), n_latents=n_dead + 1)
     generator = generator_of(seed, 7)
-    n = resample_worst(coder, dead, centred=rows, loss=loss, generator=generator)
-    cosines = coder.params["W_dec"][:n] @ torch.nn.functional.normalize(rows, dim=-1).T
+    n = resample_worst(sae, dead, centred=rows, loss=loss, generator=generator)
+    cosines = sae.params["W_dec"][:n] @ torch.nn.functional.normalize(rows, dim=-1).T
     assert n == 0 or float(cosines.amax(1).min()) > 1 - 1e-5
     return tuple(cosines.argmax(1).tolist())
 
@@ -223,46 +221,46 @@ def test_rows_without_a_direction_or_a_finite_loss_are_never_drawn():
 
 
 def test_more_dead_latents_than_rows_leave_the_rest_as_they_are():
-    coder = make()
-    before = tensors_of(coder)
+    sae = make()
+    before = tensors_of(sae)
     dead, generator = mask(1, 2, 5, 8), generator_of(0, 0)
     rows = torch.randn(2, D, generator=generator)
-    assert resample_worst(coder, dead, centred=rows, loss=torch.ones(2), generator=generator) == 2
-    changed = (coder.params["E"] != before["E"]).any(1)
+    assert resample_worst(sae, dead, centred=rows, loss=torch.ones(2), generator=generator) == 2
+    changed = (sae.params["E"] != before["E"]).any(1)
     assert torch.equal(changed, mask(1, 2))
-    assert torch.equal((coder.moments["exp_avg"]["b_enc"] == 0), mask(1, 2))
+    assert torch.equal((sae.moments["exp_avg"]["b_enc"] == 0), mask(1, 2))
 
 
 @pytest.mark.parametrize("loss", [0.0, math.nan])
 def test_where_no_row_is_badly_reconstructed_nothing_changes(loss):
-    coder = make()
-    before = tensors_of(coder)
+    sae = make()
+    before = tensors_of(sae)
     generator = generator_of(0, 0)
     rows, losses = torch.randn(5, D, generator=generator), torch.full((5,), loss)
-    assert resample_worst(coder, mask(1), centred=rows, loss=losses, generator=generator) == 0
-    assert all(torch.equal(now, before[name]) for name, now in tensors_of(coder).items())
+    assert resample_worst(sae, mask(1), centred=rows, loss=losses, generator=generator) == 0
+    assert all(torch.equal(now, before[name]) for name, now in tensors_of(sae).items())
 
 
 @pytest.mark.parametrize("dead", [(2, 5), tuple(range(F))])
 def test_new_encoder_rows_have_a_fifth_of_the_norm_of_the_living(dead):
-    coder = make()
-    norms = coder.params["E"].double().norm(dim=-1)
+    sae = make()
+    norms = sae.params["E"].double().norm(dim=-1)
     living = [i for i in range(F) if i not in dead] or range(F)
     expected = 0.2 * sum(float(norms[i]) for i in living) / len(living)
-    assert at_worst(coder, mask(*dead)) == len(dead)
+    assert at_worst(sae, mask(*dead)) == len(dead)
     for i in dead:
-        E, W_dec = coder.params["E"][i], coder.params["W_dec"][i]
+        E, W_dec = sae.params["E"][i], sae.params["W_dec"][i]
         assert float(E.norm()) == pytest.approx(expected, rel=1e-5)
         torch.testing.assert_close(E / E.norm(), W_dec, rtol=1e-4, atol=1e-6)
 
 
 def test_a_latent_is_active_on_the_row_it_was_drawn_for():
-    coder = make()
+    sae = make()
     rows = torch.randn(3, D, generator=torch.Generator().manual_seed(0))
     resample_worst(
-        coder, mask(0, 1, 2), centred=rows, loss=torch.ones(3), generator=generator_of(0, 0)
+        sae, mask(0, 1, 2), centred=rows, loss=torch.ones(3), generator=generator_of(0, 0)
     )
-    pre = rows @ coder.params["E"][:3].T + coder.params["b_enc"][:3]
+    pre = rows @ sae.params["E"][:3].T + sae.params["b_enc"][:3]
     assert (pre.amax(0) > 0).all()
 
 

@@ -14,8 +14,8 @@ from pipeline.config.architectures import (
     TiedConfig,
     TopKConfig,
 )
-from pipeline.sae.registry import coefficient_of, make_aux, make_objective
-from pipeline.sae.sae import make_sae
+from pipeline.sae.architecture import architecture_of
+from pipeline.sae.sae import SAE
 from pipeline.sae.stack import Stack, stacked
 
 D_IN, D_SAE, ROWS = 5, 12, 7
@@ -33,17 +33,15 @@ every_arch = pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.kind)
 
 
 def make_stack(arch, *, members: int = 1, seed: int = 0, dtype=torch.float64) -> Stack:
-    """Coders with every parameter away from where it starts."""
-    objective = make_objective(arch, d_sae=D_SAE)
-    coders = [
-        make_sae(arch, d_in=D_IN, d_sae=D_SAE, seed=seed + m).to(dtype) for m in range(members)
-    ]
-    params = stacked(coders, objective)
+    """SAEs with every parameter away from where it starts."""
+    kind = architecture_of(arch, d_in=D_IN, d_sae=D_SAE)
+    saes = [SAE(arch, d_in=D_IN, d_sae=D_SAE, seed=seed + m).to(dtype) for m in range(members)]
+    params = stacked(saes, kind)
     generator = torch.Generator().manual_seed(seed + 1)
     for name, p in params.items():
-        if name in objective.trained:
+        if name in kind.trained:
             p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(dtype))
-    return Stack(params, objective, aux=make_aux(arch, d_in=D_IN))
+    return Stack(params, kind)
 
 
 def make_rows(*, n: int = ROWS, seed: int = 0, dtype=torch.float64) -> torch.Tensor:
@@ -51,8 +49,8 @@ def make_rows(*, n: int = ROWS, seed: int = 0, dtype=torch.float64) -> torch.Ten
     return torch.randn(n, D_IN, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def learn(stack: Stack, arch, x: torch.Tensor, **how):
-    coefficient = torch.full((stack.n_members,), coefficient_of(arch, d_in=D_IN), dtype=x.dtype)
+def learn(stack: Stack, x: torch.Tensor, **how):
+    coefficient = torch.full((stack.n_members,), stack.arch.coefficient, dtype=x.dtype)
     return stack.learn(x, coefficient=coefficient, **how)
 
 
@@ -115,7 +113,7 @@ def loss_by_the_formula(p, x, arch, *, frozen=None) -> float:
 def test_the_loss_is_the_formula(arch, seed):
     stack, x = make_stack(arch, seed=seed), make_rows(seed=seed)
     expected = loss_by_the_formula(numbers(stack.params), x.numpy(), arch)
-    parts = learn(stack, arch, x)
+    parts = learn(stack, x)
     assert parts.total.item() == pytest.approx(expected, rel=1e-12)
     z = latents_by_the_formula(numbers(stack.params), x.numpy(), arch)
     np.testing.assert_array_equal(parts.counts[0], (z > 0).sum(0))
@@ -125,10 +123,10 @@ def test_the_loss_is_the_formula(arch, seed):
 @every_arch
 def test_gradients_are_the_formulas_finite_differences(arch):
     stack, x = make_stack(arch), make_rows()
-    learn(stack, arch, x)
+    learn(stack, x)
     frozen = numbers(stack.params)
     step = 1e-6
-    for name in stack.objective.trained:
+    for name in stack.arch.trained:
         if name == "log_threshold":
             continue  # no output moves with it but by jumps: see the next test
         for i in np.ndindex(*frozen[name].shape):
@@ -147,7 +145,7 @@ def test_a_threshold_feels_its_neighbourhood_as_the_estimator_says():
     arch = ARCHS[-1]
     assert isinstance(arch, JumpReluConfig)
     stack, rows = make_stack(arch), make_rows(n=50)
-    learn(stack, arch, rows)
+    learn(stack, rows)
     p, x = numbers(stack.params), rows.numpy()
     pre = (x - p["b_dec"]) @ p["E"].T + p["b_enc"]
     theta = np.exp(p["log_threshold"])
@@ -181,12 +179,12 @@ def test_dead_latents_learn_what_the_living_leave_over(arch):
             total += ((e - sum(relu(row[i]) * p["W_dec"][i] for i in best)) ** 2).sum()
         return total / ROWS / 32
 
-    plain = learn(stack, arch, x)
+    plain = learn(stack, x)
     without = {name: g.clone() for name, g in stack.grads.items()}
-    parts = learn(stack, arch, x, dead=dead)
+    parts = learn(stack, x, dead=dead)
     assert plain.aux.item() == 0 and parts.aux.item() == pytest.approx(aux_loss(p), rel=1e-12)
     assert parts.recon.item() == plain.recon.item()
-    for name in stack.objective.trained:
+    for name in stack.arch.trained:
         for i in np.ndindex(*p[name].shape):
             sides: list[float] = []
             for sign in (+1, -1):
@@ -207,11 +205,11 @@ def test_the_sparse_path_gives_the_dense_ones_numbers(arch, members):
         pytest.skip("torch has no MKL here, so that training stays dense")
     dead = torch.zeros(members, D_SAE, dtype=torch.bool)
     dead[0, ::3] = True
-    dense = learn(stack, arch, x, dead=dead)
-    grads = {name: stack.grads[name].clone() for name in stack.objective.trained}
+    dense = learn(stack, x, dead=dead)
+    grads = {name: stack.grads[name].clone() for name in stack.arch.trained}
     if "threshold" in stack.params:
         stack.params["threshold"].zero_()
-    sparse = learn(stack, arch, x, dead=dead, sparse=True)
+    sparse = learn(stack, x, dead=dead, sparse=True)
     for name in ("recon", "sparsity", "aux", "l1", "counts", "residual"):
         torch.testing.assert_close(
             getattr(sparse, name), getattr(dense, name), rtol=2e-5, atol=2e-5
@@ -233,7 +231,7 @@ def test_each_member_of_a_stack_learns_as_it_would_alone(arch, sparse):
     for m, one in enumerate(alone):
         parts = one.learn(x, coefficient=coefficient[m : m + 1], sparse=sparse)
         torch.testing.assert_close(parts.total[0], together.total[m])
-        for name in stack.objective.trained:
+        for name in stack.arch.trained:
             torch.testing.assert_close(
                 one.grads[name][0], stack.grads[name][m], atol=1e-6, rtol=1e-4
             )
@@ -245,7 +243,7 @@ def test_latents_that_are_all_silent_leave_the_bias_alone_to_learn():
         if sparse and stack.kernels is None:
             continue
         stack.params["b_enc"].fill_(-1e4)
-        parts = learn(stack, ReluConfig(), make_rows(dtype=torch.float32), sparse=sparse)
+        parts = learn(stack, make_rows(dtype=torch.float32), sparse=sparse)
         assert parts.l1.item() == 0 and not parts.counts.any()
         assert not stack.grads["E"].any() and not stack.grads["W_dec"].any()
         assert stack.grads["b_dec"].all()
@@ -254,7 +252,7 @@ def test_latents_that_are_all_silent_leave_the_bias_alone_to_learn():
 def test_projected_gradients_are_at_right_angles_to_their_rows():
     stack = make_stack(ReluConfig())
     stack.renormalise()
-    learn(stack, ReluConfig(), make_rows())
+    learn(stack, make_rows())
     before = stack.grads["W_dec"].clone()
     stack.project()
     along = (stack.grads["W_dec"] * stack.params["W_dec"]).sum(-1)
@@ -266,8 +264,8 @@ def test_projected_gradients_are_at_right_angles_to_their_rows():
 
 def test_clipping_shrinks_each_member_to_the_norm_and_no_further():
     stack = make_stack(ReluConfig(), members=2)
-    learn(stack, ReluConfig(), make_rows())
-    names = stack.objective.trained
+    learn(stack, make_rows())
+    names = stack.arch.trained
     stack.grads["E"][1] *= 1e-6
     stack.grads["W_dec"][1] *= 1e-6
     stack.grads["b_enc"][1] *= 1e-6

@@ -17,9 +17,8 @@ from pipeline.config.architectures import (
 )
 from pipeline.errors import ConfigError
 from pipeline.sae.active_pairs import Dense, Scratch
-from pipeline.sae.objective import Parts, measure
-from pipeline.sae.registry import make_objective
-from pipeline.sae.sae import make_activation, make_sae
+from pipeline.sae.architecture import Parts, architecture_of, measure
+from pipeline.sae.sae import SAE
 from pipeline.sae.stack import stacked, to_params, to_state
 
 D_IN, D_SAE, ROWS = 5, 12, 7
@@ -31,45 +30,49 @@ every_arch = pytest.mark.parametrize("arch", SMALL.values(), ids=lambda arch: ar
 
 
 def make(arch, *, seed: int = 0):
-    """A float64 coder with every parameter away from where it starts, and a batch."""
-    coder = make_sae(arch, d_in=D_IN, d_sae=D_SAE, seed=seed).double()
+    """A float64 sae with every parameter away from where it starts, and a batch."""
+    sae = SAE(arch, d_in=D_IN, d_sae=D_SAE, seed=seed).double()
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
-        for p in coder.parameters():
+        for p in sae.parameters():
             p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64).abs())
-    return coder, torch.randn(ROWS, D_IN, generator=generator, dtype=torch.float64)
+    return sae, torch.randn(ROWS, D_IN, generator=generator, dtype=torch.float64)
+
+
+def activation(arch, **given):
+    return architecture_of(arch, d_in=D_IN, d_sae=D_SAE, **given).activation()
 
 
 @every_arch
 def test_forward_is_decode_after_encode_after_pre(arch):
-    coder, x = make(arch)
-    assert torch.equal(coder.encode(x), coder.activation(coder.pre(x)))
-    assert torch.equal(coder(x), coder.decode(coder.encode(x)))
-    assert (coder.encode(x) >= 0).all()
+    sae, x = make(arch)
+    assert torch.equal(sae.encode(x), sae.activation(sae.pre(x)))
+    assert torch.equal(sae(x), sae.decode(sae.encode(x)))
+    assert (sae.encode(x) >= 0).all()
 
 
 @every_arch
-def test_a_coder_survives_becoming_parameters_and_back(arch):
-    coder, _ = make(arch)
-    objective = make_objective(arch, d_sae=D_SAE)
-    state = to_state(to_params(coder.state_dict(), objective))
-    assert state.keys() == coder.state_dict().keys()
-    for name, value in coder.state_dict().items():
+def test_a_sae_survives_becoming_parameters_and_back(arch):
+    sae, _ = make(arch)
+    kind = architecture_of(arch, d_in=D_IN, d_sae=D_SAE)
+    state = to_state(to_params(sae.state_dict(), kind))
+    assert state.keys() == sae.state_dict().keys()
+    for name, value in sae.state_dict().items():
         torch.testing.assert_close(state[name], value)
-    assert set(stacked([coder], objective)) >= set(objective.trained)
+    assert set(stacked([sae], kind)) >= set(kind.trained)
 
 
 def test_thresholds_and_gates_are_their_formulas():
     pre = torch.randn(50, D_SAE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    threshold = make_activation(JumpReluConfig(threshold=0.5), d_sae=D_SAE, rms=0.6).double()
+    threshold = activation(JumpReluConfig(l0=3.0, threshold=0.5), rms=0.6).double()
     expected = [[v if v > 0.3 else 0.0 for v in row] for row in pre.tolist()]
     torch.testing.assert_close(threshold(pre).tolist(), expected)
-    batch = make_activation(BatchTopKConfig(k=3), d_sae=D_SAE).double()
+    batch = activation(BatchTopKConfig(k=3)).double()
     assert torch.equal(batch(pre), pre.relu())
     with torch.no_grad():
         batch.threshold.fill_(1.1)
     assert torch.equal(batch(pre), torch.where(pre > 1.1, pre, 0.0))
-    gated = make_activation(GatedConfig(), d_sae=D_SAE).double()
+    gated = activation(GatedConfig()).double()
     with torch.no_grad():
         gated.b_gate.fill_(-0.2)
         gated.r_mag.fill_(0.7)
@@ -82,10 +85,10 @@ def test_thresholds_and_gates_are_their_formulas():
 
 
 def test_a_row_codes_the_same_in_a_batch_of_contexts():
-    coder, x = make(TopKConfig(k=3))
+    sae, x = make(TopKConfig(k=3))
     contexts = torch.stack([x, x + 1])
-    torch.testing.assert_close(coder(contexts)[1], coder(x + 1))
-    assert coder.pre(contexts).shape == (2, ROWS, D_SAE)
+    torch.testing.assert_close(sae(contexts)[1], sae(x + 1))
+    assert sae.pre(contexts).shape == (2, ROWS, D_SAE)
 
 
 @given(k=st.integers(1, D_SAE), seed=st.integers(0, 2**31 - 1))
@@ -95,30 +98,30 @@ def test_topk_keeps_the_largest_as_an_explicit_loop_does(k: int, seed: int):
     for row, values in enumerate(pre.tolist()):
         for latent in sorted(range(D_SAE), key=lambda i: values[i], reverse=True)[:k]:
             expected[row, latent] = max(values[latent], 0.0)
-    assert torch.equal(make_activation(TopKConfig(k=k), d_sae=D_SAE)(pre), expected)
+    assert torch.equal(activation(TopKConfig(k=k))(pre), expected)
 
 
 def test_the_start_is_random_unit_rows_with_the_transpose_as_encoder():
-    coder = make_sae(ReluConfig(), d_in=D_IN, d_sae=D_SAE)
-    torch.testing.assert_close(coder.W_dec.norm(dim=-1), torch.ones(D_SAE))
-    assert torch.equal(coder.W_enc, coder.W_dec.T)
-    assert not coder.b_enc.any() and not coder.b_dec.any()
-    assert (coder.d_in, coder.d_sae) == (D_IN, D_SAE)
-    april = make_sae(ReluAprilConfig(), d_in=D_IN, d_sae=D_SAE)
+    sae = SAE(ReluConfig(), d_in=D_IN, d_sae=D_SAE)
+    torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(D_SAE))
+    assert torch.equal(sae.W_enc, sae.W_dec.T)
+    assert not sae.b_enc.any() and not sae.b_dec.any()
+    assert (sae.d_in, sae.d_sae) == (D_IN, D_SAE)
+    april = SAE(ReluAprilConfig(), d_in=D_IN, d_sae=D_SAE)
     torch.testing.assert_close(april.W_dec.norm(dim=-1), torch.full((D_SAE,), 0.1))
     assert torch.equal(april.W_enc, april.W_dec.T)
     for competing in (TopKConfig(k=4), BatchTopKConfig(k=4), MatryoshkaConfig(k=4, prefixes=2)):
-        coder = make_sae(competing, d_in=D_IN, d_sae=D_SAE)
-        torch.testing.assert_close(coder.W_dec.norm(dim=-1), torch.ones(D_SAE))
-        torch.testing.assert_close(coder.W_enc, 0.2 * coder.W_dec.T)
+        sae = SAE(competing, d_in=D_IN, d_sae=D_SAE)
+        torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(D_SAE))
+        torch.testing.assert_close(sae.W_enc, 0.2 * sae.W_dec.T)
 
 
 def test_the_seed_is_the_whole_randomness_of_the_start():
     torch.manual_seed(1)
-    first = make_sae(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=3)
+    first = SAE(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=3)
     state = torch.get_rng_state()
-    again = make_sae(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=3)
-    other = make_sae(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=4)
+    again = SAE(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=3)
+    other = SAE(ReluConfig(), d_in=D_IN, d_sae=D_SAE, seed=4)
     assert torch.equal(first.W_dec, again.W_dec) and not torch.equal(first.W_dec, other.W_dec)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -137,7 +140,7 @@ def test_the_seed_is_the_whole_randomness_of_the_start():
 )
 def test_more_latents_than_there_are_is_refused(arch, message):
     with pytest.raises(ConfigError, match=message):
-        make_sae(arch, d_in=D_IN, d_sae=D_SAE)
+        SAE(arch, d_in=D_IN, d_sae=D_SAE)
 
 
 def make_parts(z: torch.Tensor, x_hat: torch.Tensor, x: torch.Tensor) -> Parts:
@@ -154,9 +157,9 @@ def make_parts(z: torch.Tensor, x_hat: torch.Tensor, x: torch.Tensor) -> Parts:
 
 
 def test_measures_are_their_definitions():
-    coder, x = make(TopKConfig(k=3))
+    sae, x = make(TopKConfig(k=3))
     with torch.no_grad():
-        z, x_hat = coder.encode(x), coder(x)
+        z, x_hat = sae.encode(x), sae(x)
     measured = {name: value.item() for name, value in measure(x, make_parts(z, x_hat, x)).items()}
     rows = x.numpy()
     left = sum(((a - b) ** 2).sum() for a, b in zip(rows, x_hat.numpy(), strict=True))
@@ -175,10 +178,10 @@ def test_measures_are_their_definitions():
 
 
 def test_a_batch_of_equal_rows_still_gives_finite_measures():
-    coder, _ = make(ReluConfig())
+    sae, _ = make(ReluConfig())
     for x in (torch.ones(4, D_IN).double(), torch.zeros(4, D_IN).double()):
         with torch.no_grad():
-            parts = make_parts(coder.encode(x), coder(x), x)
+            parts = make_parts(sae.encode(x), sae(x), x)
         assert all(math.isfinite(value) for value in measure(x, parts).values())
 
 
@@ -200,6 +203,6 @@ def test_counts_are_exact_in_bfloat16_however_many_rows():
 
 
 def test_a_wrong_shape_is_caught():
-    coder, _ = make(TopKConfig(k=3))
+    sae, _ = make(TopKConfig(k=3))
     with pytest.raises(Exception, match="Type-check error"):
-        coder.pre(torch.randn(3, D_IN).tolist())
+        sae.pre(torch.randn(3, D_IN).tolist())

@@ -18,7 +18,7 @@ def moved(tuned: TunedSAE) -> TunedSAE:
 
 
 @pytest.fixture(params=ARCHS, ids=lambda arch: arch.kind)
-def coder(request):
+def sae(request):
     return make_sae(arch=request.param)
 
 
@@ -27,40 +27,40 @@ def x():
     return torch.randn(3, 50, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
-def test_it_starts_as_the_coder_itself_bit_for_bit(coder, x):
-    tuned = TunedSAE(coder)
-    assert torch.equal(tuned(x), coder(x))
-    assert torch.equal(tuned.encode(x), coder.encode(x))
+def test_it_starts_as_the_sae_itself_bit_for_bit(sae, x):
+    tuned = TunedSAE(sae)
+    assert torch.equal(tuned(x), sae(x))
+    assert torch.equal(tuned.encode(x), sae.encode(x))
 
 
 def test_scale_and_bias_act_just_before_the_activation(x):
-    coder = make_sae()
-    tuned = moved(TunedSAE(coder))
-    pre = (x.double() - coder.b_dec) @ coder.W_enc.double() + coder.b_enc
+    sae = make_sae()
+    tuned = moved(TunedSAE(sae))
+    pre = (x.double() - sae.b_dec) @ sae.W_enc.double() + sae.b_enc
     z = (tuned.c * pre + tuned.d).clamp_min(0)
-    expected = z @ coder.W_dec.double() + coder.b_dec
+    expected = z @ sae.W_dec.double() + sae.b_dec
     torch.testing.assert_close(tuned(x).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_folding_gives_a_plain_coder_that_computes_the_same(coder, x):
-    tuned = moved(TunedSAE(coder))
+def test_folding_gives_a_plain_sae_that_computes_the_same(sae, x):
+    tuned = moved(TunedSAE(sae))
     plain, x = tuned.fold().double(), x.double()
     torch.testing.assert_close(plain.encode(x), tuned.double().encode(x), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(plain(x), tuned(x), rtol=1e-5, atol=1e-5)
-    assert torch.equal(plain.W_dec, coder.W_dec)
-    assert torch.equal(plain.b_dec, coder.b_dec)
-    assert not torch.equal(plain.W_enc, coder.W_enc)
+    assert torch.equal(plain.W_dec, sae.W_dec)
+    assert torch.equal(plain.b_dec, sae.b_dec)
+    assert not torch.equal(plain.W_enc, sae.W_enc)
 
 
-def test_folding_leaves_the_frozen_coder_as_it_is(coder):
-    before = {name: value.clone() for name, value in coder.state_dict().items()}
-    moved(TunedSAE(coder)).fold()
-    for name, value in coder.state_dict().items():
+def test_folding_leaves_the_frozen_sae_as_it_is(sae):
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    moved(TunedSAE(sae)).fold()
+    for name, value in sae.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
-def test_only_scales_and_biases_can_learn(coder, x):
-    tuned = TunedSAE(coder)
+def test_only_scales_and_biases_can_learn(sae, x):
+    tuned = TunedSAE(sae)
     tuned(x).square().sum().backward()
     learning = {name for name, p in tuned.named_parameters() if p.requires_grad}
     assert learning == {"c", "d"}

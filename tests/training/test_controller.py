@@ -1,4 +1,4 @@
-"""The controller of l1, on surrogates of what it controls and on a real coder."""
+"""The controller of l1, on surrogates of what it controls and on a real SAE."""
 
 import itertools
 import json
@@ -44,7 +44,7 @@ def lagging(
 ) -> Iterator[tuple[float, float]]:
     """L0 / TARGET and l1 / RIGHT of each step, where log L0 follows log l1 late and elastically.
 
-    At most half of all latents are active, as of a new coder; `knock` is added to log L0.
+    At most half of all latents are active, as of a new sae; `knock` is added to log L0.
     """
     draw = random.Random(0)
     log_l0 = math.log(0.5)
@@ -219,8 +219,8 @@ def test_only_a_run_with_a_target_is_controlled():
     assert Controller.of(config(JumpReluConfig()), 0.1, hold=5) is None
 
 
-class Coders:
-    """ReLU coders of 96 latents under Adam, dictionary rows of unit norm, on sparse features."""
+class SAEs:
+    """ReLU SAEs of 96 latents under Adam, dictionary rows of unit norm, on sparse features."""
 
     def __init__(self, n: int) -> None:
         draw = torch.Generator().manual_seed(0)
@@ -247,12 +247,12 @@ class Coders:
         return (z > 0).float().mean((1, 2)).tolist()
 
 
-def test_real_coders_are_brought_to_their_target_and_held_there_from_far_starts():
+def test_real_saes_are_brought_to_their_target_and_held_there_from_far_starts():
     """The right l1 is near 0.1."""
     controllers = [make_controller(l1, target=0.03, hold=100) for l1 in (1e-4, 1e-2, 1.0)]
-    coders, active = Coders(3), list[list[float]]()
+    saes, active = SAEs(3), list[list[float]]()
     for _ in range(1200):
-        active.append(coders.step([controller.l1 for controller in controllers]))
+        active.append(saes.step([controller.l1 for controller in controllers]))
         for controller, fraction in zip(controllers, active[-1], strict=True):
             controller.update(fraction, lr=1e-2)
     late = torch.tensor(active[-300:]).reshape(10, 30, 3).mean(1) / 0.03

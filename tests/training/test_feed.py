@@ -340,7 +340,7 @@ def test_the_geometric_median_hardly_feels_a_few_long_rows():
     assert x.mean(0).abs().min() > 100
 
 
-def test_a_folded_coder_takes_rows_as_they_are_to_the_same_latents():
+def test_a_folded_sae_takes_rows_as_they_are_to_the_same_latents():
     rng = torch.Generator().manual_seed(0)
     d, f, scale = 5, 12, 7.3
     shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,), "threshold": (f,)}

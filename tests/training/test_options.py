@@ -14,7 +14,7 @@ from pipeline.config.architectures import ARCHS
 from pipeline.config.serialization import from_json
 from pipeline.config.training import TrainConfig
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import SAE, make_sae
+from pipeline.sae.sae import SAE
 from pipeline.training.train import train
 from tests.helpers.stores import column
 from tests.helpers.training import (
@@ -57,16 +57,16 @@ def rows_of(store: Path, site: str = "mlp_out.0") -> torch.Tensor:
     return torch.from_numpy(column(ActStore.open(store), site))
 
 
-def coder_at(out: Path, step: int) -> SAE:
-    """The coder of a checkpoint, which takes rows as they were fed."""
-    coder = SAERun.open(out).blank_sae()
-    coder.load_state_dict(load_file(out / "checkpoints" / f"step-{step:09d}" / "sae.safetensors"))
-    return coder
+def sae_at(out: Path, step: int) -> SAE:
+    """The SAE of a checkpoint, which takes rows as they were fed."""
+    sae = SAERun.open(out).blank_sae()
+    sae.load_state_dict(load_file(out / "checkpoints" / f"step-{step:09d}" / "sae.safetensors"))
+    return sae
 
 
-def test_the_coder_that_is_saved_is_the_moving_average_of_the_weights(store, tmp_path):
+def test_the_sae_that_is_saved_is_the_moving_average_of_the_weights(store, tmp_path):
     run(store, tmp_path, ema=0.75, lr=1e-2, b_dec_start="zero")
-    average = {k: v.double() for k, v in make_sae(ARCHS["relu"](), d_in=8, d_sae=32)
+    average = {k: v.double() for k, v in SAE(ARCHS["relu"](), d_in=8, d_sae=32)
                .state_dict().items()}  # fmt: skip
     for step in range(1, 9):
         weights, _ = kept(tmp_path, step)
@@ -78,13 +78,13 @@ def test_the_coder_that_is_saved_is_the_moving_average_of_the_weights(store, tmp
 
 
 @pytest.mark.parametrize("kind", ARCHS)
-def test_the_coder_of_a_normalised_run_takes_rows_as_they_are(store, tmp_path, kind):
+def test_the_sae_of_a_normalised_run_takes_rows_as_they_are(store, tmp_path, kind):
     arch = {"kind": kind} | KNOBS.get(kind, {})
     run(store, tmp_path, arch=arch, normalize="rms", lr=1e-2, steps=4, exclude_positions=[0])
     x = rows_of(store)
     position = torch.from_numpy(column(ActStore.open(store), "position"))
     scale = float(x[position != 0].double().square().mean().sqrt())
-    inner, saved = coder_at(tmp_path, 4), SAERun.open(tmp_path).load_sae(torch.device("cpu"))
+    inner, saved = sae_at(tmp_path, 4), SAERun.open(tmp_path).load_sae(torch.device("cpu"))
     with torch.no_grad():
         z, z_inner = saved.encode(x), inner.encode(x / scale)
         torch.testing.assert_close(saved(x), scale * inner(x / scale), rtol=1e-4, atol=1e-4)
@@ -193,7 +193,7 @@ def test_a_gradient_is_shortened_to_the_norm_it_is_clipped_to(store, tmp_path):
 
 
 def test_a_projected_gradient_has_nothing_along_the_dictionary(store, tmp_path):
-    W_dec = make_sae(ARCHS["relu"](), d_in=8, d_sae=32).W_dec.detach().double()
+    W_dec = SAE(ARCHS["relu"](), d_in=8, d_sae=32).W_dec.detach().double()
     parallel = {}
     for project in (False, True):
         run(store, tmp_path / str(project), steps=1, project=project)

@@ -8,7 +8,7 @@ import torch
 
 from actstore.reader import ActStore
 from pipeline.config.architectures import ReluConfig
-from pipeline.sae.sae import make_sae
+from pipeline.sae.sae import SAE
 from tests.bench.superposition import SITE, Found, Truth, best_cosines, sweep, write_rows
 from tests.helpers.stores import column
 
@@ -59,10 +59,10 @@ def test_the_known_features_are_found_out_of_superposition(store, truth, tmp_pat
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_coder_that_has_learned_nothing_knows_nothing_of_the_truth(truth, seed):
+def test_a_sae_that_has_learned_nothing_knows_nothing_of_the_truth(truth, seed):
     """Also of the truth's own seed: else it would begin with the features it is to find."""
-    coder = make_sae(ReluConfig(), d_in=D, d_sae=4 * D, seed=seed)
-    assert 0.4 < float(best_cosines(truth.features, coder.W_dec.detach()).mean()) < 0.7
+    sae = SAE(ReluConfig(), d_in=D, d_sae=4 * D, seed=seed)
+    assert 0.4 < float(best_cosines(truth.features, sae.W_dec.detach()).mean()) < 0.7
 
 
 def test_cosines_are_those_of_every_pair_compared_one_by_one(truth):

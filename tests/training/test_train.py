@@ -1,44 +1,34 @@
+"""A training from a store to its run on disk: what it leaves, and how it ends."""
+
 import json
 import shutil
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from actstore.errors import StoreError
-from actstore.manifest import StoreSpec
 from actstore.reader import ActStore
-from actstore.writer import ActWriter
 from pipeline.config.architectures import ReluConfig, TopKConfig
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.runs.curves import TrainReport
 from pipeline.runs.sae_run import SAERun
 from pipeline.training.train import count_steps, train
+from tests.helpers.training import (
+    DAMAGES,
+    flip_a_bit,
+    result,
+    steps_kept,
+    truncate,
+    unfinish,
+    write_rows,
+)
 
-D_IN, CTX = 8, 16
-
-
-def write_store(path: Path, x: np.ndarray, *, dtype: str = "float32", site: str = "mlp_out.0"):
-    """A store of one site from rows of one context after another."""
-    spec = StoreSpec.of(
-        widths={site: x.shape[1]},
-        ctx_len=CTX,
-        dtype=dtype,
-        shard_rows=1024,
-        source={"model": "builtin", "revision": "main", "text": "builtin"},
-    )
-    contexts = x.reshape(-1, CTX, x.shape[1])
-    tokens = np.zeros(contexts.shape[:2], np.int32)
-    with ActWriter.create_or_resume(path, spec, n_rows=len(x)) as writer:
-        writer.append({site: contexts}, tokens=tokens)
-        writer.finish()
-    return path
+D_IN = 8
 
 
 @pytest.fixture(autouse=True)
@@ -54,30 +44,12 @@ def one_thread():
 def store(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2048, D_IN)).astype(np.float32) + 2
-    return write_store(tmp_path_factory.mktemp("stores") / "a.actstore", x)
+    return write_rows(tmp_path_factory.mktemp("stores") / "a.actstore", x, shard_rows=1024)
 
 
 def config_for(store: Path, out: Path, **changes) -> TrainConfig:
-    settings: dict[str, Any] = {
-        "batch_size": 64,
-        "tokens": 64 * 30,
-        "checkpoint_every": 10,
-        "log_every": 4,
-    }
+    settings = {"batch_size": 64, "tokens": 64 * 30, "checkpoint_every": 10, "log_every": 4}
     return TrainConfig(store=store, out=out, device="cpu", **(settings | changes))
-
-
-def result(out: Path) -> tuple[bytes, bytes, list[dict[str, float]]]:
-    """All that two equal runs must share: final weights, final moments, curves but their speed."""
-    moments = max((out / "checkpoints").iterdir()) / "optimizer.safetensors"
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        assert line.pop("rows_per_s") > 0
-    return (out / "sae.safetensors").read_bytes(), moments.read_bytes(), lines
-
-
-def steps_kept(out: Path) -> list[int]:
-    return sorted(int(p.name.split("-")[1]) for p in (out / "checkpoints").iterdir())
 
 
 @pytest.fixture
@@ -87,7 +59,7 @@ def whole(store: Path, tmp_path: Path) -> Path:
     return tmp_path / "whole"
 
 
-def test_a_run_leaves_checkpoints_curves_and_a_coder(store, tmp_path):
+def test_a_run_leaves_checkpoints_curves_and_a_sae(store, tmp_path):
     seen: list[TrainReport] = []
     out = tmp_path / "run"
     report = train(config_for(store, out), on_step=seen.append)
@@ -115,9 +87,9 @@ def test_the_first_step_is_adam_on_the_first_batch(store, tmp_path):
     """One step, recomputed with Adam's formula: each weight moves by lr against its gradient."""
     out = tmp_path / "run"
     train(config_for(store, out, tokens=64, lr=1e-3))
-    coder = SAERun.open(out).load_sae(torch.device("cpu"))
+    sae = SAERun.open(out).load_sae(torch.device("cpu"))
     mean = torch.from_numpy(ActStore.open(store).mean("mlp_out.0")).float()
-    moved = (coder.b_dec - mean).abs()
+    moved = (sae.b_dec - mean).abs()
     torch.testing.assert_close(moved, torch.full((D_IN,), 1e-3), rtol=0.01, atol=0)
 
 
@@ -128,23 +100,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(store, tmp_path,
     assert result(tmp_path / "other")[0] != result(whole)[0]
 
 
-def unfinish(out: Path, *, keep: Callable[[int], bool]) -> None:
-    """Turn a complete run into what a kill would have left: later curves, some checkpoints."""
-    document = json.loads((out / "run.json").read_text())
-    (out / "run.json").write_text(json.dumps(document | {"sha256": ""}))
-    (out / "sae.safetensors").unlink()
-    for folder in (out / "checkpoints").iterdir():
-        if not keep(int(folder.name.split("-")[1])):
-            shutil.rmtree(folder)
-
-
 @pytest.mark.parametrize("arch", [ReluConfig(), TopKConfig(k=4)], ids=lambda arch: arch.kind)
 def test_from_every_checkpoint_the_rest_is_the_same_to_the_bit(store, tmp_path, arch):
     config = config_for(store, tmp_path / "whole", arch=arch, checkpoint_every=5, tokens=64 * 40)
     train(config)  # longer than an epoch, with dead latents counted across the cuts
     for step in range(0, 41, 10):
         out = shutil.copytree(config.out, tmp_path / f"from-{step}")
-        unfinish(out, keep=lambda s, step=step: s <= step)
+        unfinish(out, up_to=step)
         train(replace(config, out=out), resume=True)
         assert result(out) == result(config.out), step
 
@@ -154,7 +116,7 @@ def test_silent_rows_survive_a_checkpoint(store, tmp_path):
         store, tmp_path / "a", arch=TopKConfig(k=1), expansion=16, dead_window="12 steps"
     )
     report = train(config)
-    unfinish(config.out, keep=lambda s: s == 20)
+    unfinish(config.out, up_to=20)
     resumed = train(config, resume=True)
     assert report.n_dead == resumed.n_dead > 0
 
@@ -201,7 +163,7 @@ def test_a_complete_run_is_reused(store, whole, resume):
 
 def test_the_end_is_reached_from_the_last_checkpoint_too(store, tmp_path, whole):
     out = shutil.copytree(whole, tmp_path / "copy")
-    unfinish(out, keep=lambda s: True)
+    unfinish(out, up_to=30)
     report = train(config_for(store, out), resume=True)
     assert report.step == 30 and not report.reused
     assert result(out) == result(whole)
@@ -210,26 +172,16 @@ def test_the_end_is_reached_from_the_last_checkpoint_too(store, tmp_path, whole)
 def test_another_configuration_or_store_in_the_same_place_is_refused(store, tmp_path, whole):
     with pytest.raises(ConfigError, match=r"lr: 0\.0001 there, 0\.01 now"):
         train(config_for(store, whole, lr=0.01), resume=True)
-    other = write_store(tmp_path / "b.actstore", np.ones((1024, D_IN), np.float32))
+    other = write_rows(tmp_path / "b.actstore", np.ones((1024, D_IN), np.float32))
     with pytest.raises(ConfigError, match="another store"):
         train(config_for(other, whole), resume=True)
 
 
-def flip_a_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:20])
-
-
-@pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["sae.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_damaged_checkpoint_says_what_to_delete(store, tmp_path, whole, name, damage):
     out = shutil.copytree(whole, tmp_path / "copy")
-    unfinish(out, keep=lambda s: s <= 20)
+    unfinish(out, up_to=20)
     folder = out / "checkpoints" / "step-000000020"
     if (name, damage) == ("state.json", flip_a_bit):
         damage = truncate  # a flipped bit in its text need not be noticed: it has no checksum
@@ -292,8 +244,8 @@ def test_the_stores_dtype_changes_only_the_precision_of_rows(tmp_path):
     x = np.random.default_rng(1).standard_normal((1024, D_IN)).astype(np.float32)
     bits = (x.view(np.uint32) >> 16).astype(np.uint16)
     same = (bits.astype(np.uint32) << 16).view(np.float32)
-    narrow = write_store(tmp_path / "n.actstore", bits, dtype="bfloat16")
-    plain = write_store(tmp_path / "p.actstore", same)
+    narrow = write_rows(tmp_path / "n.actstore", bits, dtype="bfloat16", shard_rows=1024)
+    plain = write_rows(tmp_path / "p.actstore", same, shard_rows=1024)
     # One chunk holds all rows of either store, so that their order is the same.
     losses = [train(config_for(path, tmp_path / path.stem)).loss for path in (narrow, plain)]
     assert losses[0] == losses[1]
@@ -307,7 +259,7 @@ def test_training_finds_planted_directions(tmp_path, arch):
     truth /= np.linalg.norm(truth, axis=1, keepdims=True)
     active = rng.random((16384, 24)) < 0.06
     x = (active * rng.uniform(0.5, 1.5, active.shape)) @ truth
-    store = write_store(tmp_path / "s.actstore", x.astype(np.float32))
+    store = write_rows(tmp_path / "s.actstore", x.astype(np.float32))
     config = config_for(
         store, tmp_path / "run", arch=arch, lr=1e-2, lr_decay="30%", batch_size=256,
         tokens=256 * 400, log_every=400, checkpoint_every=10**6,

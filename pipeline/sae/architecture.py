@@ -1,6 +1,4 @@
-"""What an architecture minimises: the base class, the parts of a loss, what curves show of it.
-
-What an architecture minimises, and by which gradient.
+"""What an architecture is: an activation, a loss, and the gradient that its SAEs learn by.
 
 Gradients are written out by hand: the activations' part of a step is then a few products of whole
 matrices, or of the active pairs alone, with every large temporary reused. Tests hold them to the
@@ -8,23 +6,25 @@ formulas of the papers, differentiated numerically in float64.
 
 With B rows, `r = 2/B (x_hat - x)` is the gradient of the mean squared error at the output, and
 `r_b . W_dec_i` what it means to latent `i` of row `b`.
-
-What the curves show of one batch; the names are those of a line of metrics.jsonl.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.sae.active_pairs import Latents
+from pipeline.config.architectures import ArchConfig
+from pipeline.errors import ConfigError
+from pipeline.sae.active_pairs import Latents, Values
+from pipeline.sae.dead import AuxK
 from pipeline.sae.select import Picked
 
 Params = Mapping[str, Tensor]
-"""Of M coders, the members first: `E` `[M, F, d]` (rows are latents: the transpose of `W_enc`),
+"""Of M SAEs, the members first: `E` `[M, F, d]` (rows are latents: the transpose of `W_enc`),
 `b_enc` `[M, F]`, `W_dec` `[M, F, d]`, `b_dec` `[M, d]`, and what an architecture adds."""
 
 
@@ -66,18 +66,46 @@ class Parts:
         return self.recon + self.sparsity + self.aux
 
 
-class Objective(ABC):
-    """The loss and gradient of one architecture, for M coders of one shape at once."""
+class Activation(nn.Module, ABC):
+    """Makes pre-activations sparse. Subclasses are final: compose, do not override."""
 
-    unit_norm: bool
+    @abstractmethod
+    def forward(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """Latents, none below zero, of these pre-activations."""
+
+
+class Architecture(ABC):
+    """An architecture at one setting, for any number of SAEs of one shape that learn at once."""
+
+    unit_norm: bool = True
     """Whether rows of `W_dec` are held at unit norm."""
+    trained: tuple[str, ...] = ("E", "b_enc", "W_dec", "b_dec")
+    """Names of the parameters that are learned. Of a `log_NAME`, the activation has the `NAME`."""
+    starts: Mapping[str, float] = {"b_enc": 0.0}
+    """Where the parameters with one value a latent start."""
+    encoder_norm: float = 1.0
+    decoder_norm: float = 1.0
+    """Of columns of `W_enc` and rows of `W_dec` at the start."""
 
-    trained: tuple[str, ...]
-    """Names of the parameters that are learned."""
-
-    share: float | None
+    share: float | None = None
     """The share of pairs that are active, where latents compete for that: pairs must then be
     picked even where all are computed. None where each latent decides for itself."""
+    coefficient: float = 0.0
+    """Of the sparsity penalty, before warm-up and control."""
+    aux: AuxK | None = None
+    """How dead latents are revived, where an architecture has a way of its own."""
+
+    @abstractmethod
+    def __init__(self, config: ArchConfig, *, d_in: int, d_sae: int, rms: float) -> None:
+        """What this config means for these widths, and for rows of this root mean square.
+
+        Raises:
+            ConfigError: it cannot be had with so few latents; see `require_latents`.
+        """
+
+    @abstractmethod
+    def activation(self) -> Activation:
+        """A new one, at its start."""
 
     @abstractmethod
     def pick(self, pre: Float[Tensor, "M B F"], params: Params) -> Picked:
@@ -89,6 +117,31 @@ class Objective(ABC):
 
         `b_dec` is left to the caller, but for what the loss itself means to it: the sum of `r`.
         """
+
+
+def architecture_of(config: ArchConfig, *, d_in: int, d_sae: int, rms: float = 1.0) -> Architecture:
+    """The architecture that a config describes.
+
+    Args:
+        config: Says which, and its settings.
+        d_in: Width of the activations.
+        d_sae: Number of latents.
+        rms: Root mean square of the activations, the unit of what JumpReLU is told.
+
+    Raises:
+        ConfigError: it needs more latents.
+    """
+    module, _, name = config.made_by.partition(":")
+    return getattr(import_module(module), name)(config, d_in=d_in, d_sae=d_sae, rms=rms)
+
+
+def require_latents(wanted: int | float, told: str, option: str, *, d_in: int, d_sae: int) -> None:
+    """Raise ConfigError where more latents are `wanted`, as `told`, than there are."""
+    if wanted > d_sae:
+        raise ConfigError(
+            f"{told} is above the number of latents, {d_sae} (the site's width is {d_in}): lower "
+            f"{option} or raise --expansion"
+        )
 
 
 def reconstruct(
@@ -104,6 +157,32 @@ def mean_square(residual: Float[Tensor, "M B d"]) -> Float[Tensor, " M"]:
     """Mean over rows of the squared norm."""
     norm = torch.linalg.vector_norm(residual, dim=(1, 2))
     return norm.square() / residual.shape[1]
+
+
+def backward(
+    latents: Latents,
+    z: Values,
+    residual: Float[Tensor, "M B d"],
+    problem: Problem,
+    *,
+    base: Float[Tensor, "M F"] | None = None,
+) -> None:
+    """Write the gradients of a squared error through rectified latents.
+
+    `base` is what else the loss has for each unit of a latent.
+    """
+    grads = problem.grads
+    r = residual * (2 / len(problem.x))
+    latents.outer(z, r, grads["W_dec"])
+    d_pre = masked(latents.pull(r, problem.params["W_dec"], base=base), z)
+    latents.outer(d_pre, problem.centred, grads["E"])
+    grads["b_enc"].copy_(latents.by_latent(d_pre))
+    torch.sum(r, 1, out=grads["b_dec"])
+
+
+def masked(d_z: Values, z: Values) -> Values:
+    """`d_z` in its own memory, zero where `z` is not above zero."""
+    return torch.ops.aten.threshold_backward.grad_input(d_z, z, 0, grad_input=d_z)
 
 
 @torch.no_grad()
