@@ -69,7 +69,7 @@ def steps_of(span: str, *, batch_size: int, n_steps: int) -> int:
     Raises:
         ConfigError: it is not a span.
     """
-    amount, unit = parse_span(span)
+    amount, unit = parse_duration(span)
     match unit:
         case "steps":
             return math.ceil(amount)
@@ -79,7 +79,7 @@ def steps_of(span: str, *, batch_size: int, n_steps: int) -> int:
             return math.ceil(amount / 100 * n_steps)
 
 
-def parse_span(span: str) -> tuple[Fraction, Unit]:
+def parse_duration(span: str) -> tuple[Fraction, Unit]:
     """Amount and unit; exactly, so that 7% of 100 steps is 7 steps and not 8.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pipeline.config.architectures import ArchConfig, ReluConfig
 from pipeline.config.checks import (
-    parse_span,
+    parse_duration,
     require_fraction,
     require_not_negative,
     require_positive,
@@ -81,7 +81,7 @@ class LoopConfig:
         if not 0 <= self.beta1 < 1:
             raise ConfigError(f"beta1 must be at least 0 and below 1, got {self.beta1}")
         for name in ("lr_warmup", "lr_decay", "l1_warmup"):
-            parse_span(getattr(self, name))
+            parse_duration(getattr(self, name))
         if self.precision == "fp16":
             raise ConfigError("precision fp16 overflows in training: type --precision bf16 or fp32")
 
@@ -126,7 +126,7 @@ class TrainConfig(LoopConfig):
         super().__post_init__()
         require_positive(self, "expansion", "exclude_norms")
         for name in ("hold", "dead_window", "resample_every", "resample_window"):
-            parse_span(getattr(self, name))
+            parse_duration(getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,10 @@ class Site:
             )
         return cls(layer=int(layer), rank=KINDS.index(kind))
 
+    def at(self, layer: int) -> "Site":
+        """The same kind of site in another layer."""
+        return Site(layer=layer, rank=self.rank)
+
     @property
     def kind(self) -> str:
         """`mlp_out` of `mlp_out.3`."""

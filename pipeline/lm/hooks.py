@@ -7,16 +7,13 @@ A coder in its place inside a language model.
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from pipeline.errors import ConfigError
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel
-from pipeline.sae.sae import SparseCoder, TunedCoder
 
 Edit = Callable[[Tensor], Tensor]
 Seen = Callable[[Tensor], Tensor | None]
@@ -115,32 +112,14 @@ def reading(
         yield read
 
 
-Coder = SparseCoder | TunedCoder
+def in_float(reconstruct: Edit) -> Edit:
+    """The edit that puts in place what a function of float32 activations makes of them.
 
-
-def splicer(coder: Coder) -> Edit:
-    """The edit that puts a coder's reconstruction in the place of the activations."""
+    Args:
+        reconstruct: An SAE, say: any `x -> x_hat`, `[batch, position, width]` both.
+    """
 
     def edit(x: Tensor) -> Tensor:
-        return coder(x.float()).to(x.dtype)
+        return reconstruct(x.float()).to(x.dtype)
 
     return edit
-
-
-def check_fits(lm: LanguageModel, site: Site, *, d_in: int, ctx_len: int, run: Path) -> None:
-    """Refuse a model that a coder cannot be spliced into.
-
-    Raises:
-        ConfigError: the model lacks the site, its width differs, or its context is too short.
-    """
-    lm.shape.check(site, name=lm.name)
-    if lm.width(site) != d_in:
-        raise ConfigError(
-            f"{run} is a coder of {d_in} dimensions, but {site} of {lm.name} has "
-            f"{lm.width(site)}: choose the model or the site it was trained on"
-        )
-    if ctx_len > lm.shape.n_positions:
-        raise ConfigError(
-            f"contexts of {ctx_len} tokens do not fit into {lm.name}, which takes "
-            f"{lm.shape.n_positions}"
-        )

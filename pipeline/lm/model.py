@@ -1,12 +1,14 @@
 """Language models, whole or only as far as a site needs. The only importer of transformers."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pipeline.errors import ConfigError
 from pipeline.lm.families import Shape, Site
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.weights import Weights
@@ -41,6 +43,24 @@ class LanguageModel:
     def width(self, site: Site) -> int:
         """Width of the activations at this site."""
         return self.shape.width(site)
+
+    def require_fits(self, site: Site, *, d_in: int, ctx_len: int, run: Path) -> None:
+        """Refuse an SAE that cannot be spliced in.
+
+        Raises:
+            ConfigError: the model lacks the site, its width differs, or its context is too short.
+        """
+        self.shape.check(site, name=self.name)
+        if self.width(site) != d_in:
+            raise ConfigError(
+                f"{run} is an SAE of {d_in} dimensions, but {site} of {self.name} has "
+                f"{self.width(site)}: choose the model or the site it was trained on"
+            )
+        if ctx_len > self.shape.n_positions:
+            raise ConfigError(
+                f"contexts of {ctx_len} tokens do not fit into {self.name}, which takes "
+                f"{self.shape.n_positions}"
+            )
 
     def fingerprint(self) -> str:
         """What identifies the weights; see `ModelFiles.fingerprint`."""

@@ -301,3 +301,7 @@ class TunedCoder(nn.Module):
         plain.W_enc.mul_(self.c)
         plain.b_enc.mul_(self.c).add_(self.d)
         return plain
+
+
+Coder = SparseCoder | TunedCoder
+"""Whatever encodes and decodes."""

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, strategies as st
 
-from pipeline.config.checks import parse_span, steps_of
+from pipeline.config.checks import parse_duration, steps_of
 from pipeline.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ from pipeline.errors import ConfigError
     ],
 )
 def test_a_span_is_an_amount_and_a_unit(span, amount, unit):
-    assert parse_span(span) == (amount, unit)
+    assert parse_duration(span) == (amount, unit)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_span_is_an_amount_and_a_unit(span, amount, unit):
 )  # fmt: skip
 def test_what_is_not_a_span_is_refused_in_one_line_that_shows_some(span):
     with pytest.raises(ConfigError) as error:
-        parse_span(span)
+        parse_duration(span)
     assert str(error.value) == (f"{span!r} is not a length of training: type 10k steps, 5M or 20%")
     with pytest.raises(ConfigError, match="not a length of training"):
         steps_of(span, batch_size=1, n_steps=1)
