@@ -104,9 +104,7 @@ class Replay:
             _replace(lm.body, tokens, _Given(start), stack)
             for path in positions:
                 _replace(lm.body, path, _Given(start.new_zeros(())), stack)  # it is added
-            _replace(
-                lm.body, family.layers, nn.ModuleList(layers[site.layer + ends_layer :]), stack
-            )
+            _replace(lm.body, family.layers, above, stack)
             return lm.hidden(self._tokens)
 
     def _unreached(self, site: Site) -> tuple[Branch, ...]:
