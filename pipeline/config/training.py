@@ -6,10 +6,12 @@ from typing import ClassVar, Literal
 
 from pipeline.config.architectures import ArchConfig, ReluConfig
 from pipeline.config.checks import (
+    Count,
     parse_duration,
     require_fraction,
     require_not_negative,
     require_positive,
+    settle,
 )
 from pipeline.config.stages import Device, Precision
 from pipeline.errors import ConfigError
@@ -32,7 +34,7 @@ class LoopConfig:
 
     store: Path
     out: Path
-    tokens: int | None = None
+    tokens: Count | None = None
     """Rows to train on; None means one pass over the store; more than it holds repeats it."""
     batch_size: int = 1024
     """Rows per step."""
@@ -65,7 +67,7 @@ class LoopConfig:
     """
     sparse: Switch = "auto"
     """Compute only what active latents need; auto does where it is faster."""
-    window_rows: int = 2**18
+    window_rows: Count = 2**18
     """Rows in memory that batches are drawn from; two windows are held at a time."""
     threads: int | None = None
     """Threads that decode the store; None lets the machine decide."""
@@ -75,6 +77,7 @@ class LoopConfig:
     """Steps between lines of metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        settle(self)
         require_positive(
             self, "lr", "tokens", "batch_size", "window_rows", "threads", "checkpoint_every",
             "log_every",

@@ -42,10 +42,10 @@ from pipeline.features.logits import (
 from pipeline.features.samples import Found, Scan
 from pipeline.features.save import Directions, save
 from pipeline.finetune.run import FinetunedRun, is_finetuned
-from pipeline.lm.hooks import Coder
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
+from pipeline.sae.sae import Coder
 from pipeline.text.contexts import ReadAhead
 from pipeline.text.token_text import TokenTexts
 from pipeline.training.batches import as_tensor

@@ -24,7 +24,7 @@ from pipeline.finetune.run import FinetuneReport, FinetuneStep, finished_report,
 from pipeline.finetune.shifts import find_shifts
 from pipeline.lm.cross_entropy import backward_cross_entropy, cross_entropy_sum
 from pipeline.lm.families import Site
-from pipeline.lm.hooks import Edit, check_fits, splice, splicer
+from pipeline.lm.hooks import Edit, in_float, splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.runs.sae_run import SAERun
@@ -55,7 +55,7 @@ def finetune(config: FinetuneConfig, *, on_step: OnStep | None = None) -> Finetu
     if done is not None:
         return done
     setup = _load(config, run)
-    through = {setup.site: splicer(setup.coder)}
+    through = {setup.site: in_float(setup.coder)}
     ce_base, ce_spliced = setup.heldout_loss({}), setup.heldout_loss(through)
     losses = _learn(setup, on_step)
     report = _report(
@@ -109,7 +109,7 @@ def _load(config: FinetuneConfig, run: SAERun) -> _Setup:
     revision = (source.revision if name == source.model else "") or "main"
     dtype = pick_dtype(config.precision, device)
     lm = load_model(name, revision=revision, device=device, dtype=dtype)
-    check_fits(lm, site, d_in=coder.d_in, ctx_len=config.ctx_len, run=config.run)
+    lm.require_fits(site, d_in=coder.d_in, ctx_len=config.ctx_len, run=config.run)
     tokenizer = load_tokenizer(name, revision=revision)
     split = split_contexts(
         config.text,
@@ -194,7 +194,7 @@ def _learn(setup: _Setup, on_step: OnStep | None) -> list[float]:
     )
     n_steps = config.epochs * -(-len(contexts) // config.batch_size)
     losses: list[float] = []
-    with splice(lm, {setup.site: splicer(coder)}):
+    with splice(lm, {setup.site: in_float(coder)}):
         for chosen in _batches(len(contexts), config):
             tokens = contexts[chosen].to(lm.device)
             optimizer.zero_grad()

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelError, PipelineError
-from pipeline.text.builtin import builtin_model_path
 
 
 @contextmanager
@@ -185,3 +184,20 @@ class ModelFiles:
             except network_error():
                 return True
         return False
+
+
+def builtin_model_path() -> Path:
+    """Folder of the embedded model: beside the package in a wheel, in `data/` in a checkout.
+
+    Raises:
+        ModelError: neither is there.
+    """
+    package = Path(__file__).parent.parent
+    places = (package / "embedded" / "tiny-pythia", package.parent / "data" / "tiny-pythia")
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    raise ModelError(
+        f"the embedded model is not in {places[0]} nor in {places[1]}: install saepipe again, "
+        "or name a model of your own with --model"
+    )

@@ -54,12 +54,12 @@ from pipeline.evaluate.report import QUANTILES, EvalReport
 from pipeline.lm.cross_entropy import cross_entropy_sum
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import reading
+from pipeline.lm.hub import builtin_model_path
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
-from pipeline.text.builtin import builtin_model_path
 from pipeline.text.heldout import load_contexts
 
 TEXT, BATCH, CPU = "builtin@heldout", 8, torch.device("cpu")

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from pipeline.config.stages import EvalConfig
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.report import QUANTILES, EvalReport
+from pipeline.lm.hub import builtin_model_path
 from pipeline.lm.tokenizer import load_tokenizer
-from pipeline.text.builtin import builtin_model_path
 from pipeline.text.heldout import load_contexts
 from tests.bench.eval_plain import evaluate_plain
 from tests.helpers.plain_eval import assert_numbers_agree

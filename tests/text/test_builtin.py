@@ -10,12 +10,12 @@ import pytest
 
 import pipeline.text.builtin
 from pipeline.errors import ModelError, TextError
+from pipeline.lm.hub import builtin_model_path
 from pipeline.text.builtin import (
     REPEATED_SHARE,
     Arithmetic,
     BuiltinText,
     Document,
-    builtin_model_path,
     heldout_documents,
     train_documents,
 )
