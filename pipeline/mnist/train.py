@@ -49,7 +49,7 @@ from pipeline.mnist.classifier import (
 from pipeline.mnist.config import MnistConfig
 from pipeline.mnist.images import Images
 from pipeline.mnist.result import fingerprint, load_classifier, network_name, save_classifier
-from pipeline.runs.checkpoints import CODER, checkpoints_of
+from pipeline.runs.checkpoints import TRAINED, checkpoints_of
 from pipeline.runs.curves import StepReport
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
@@ -200,7 +200,7 @@ def keep_frames(run: Path) -> None:
         file = _file(folder, step)
         if file.exists():
             continue
-        W = load((checkpoint / CODER).read_bytes())[_WEIGHTS]
+        W = load((checkpoint / TRAINED).read_bytes())[_WEIGHTS]
         data = BytesIO()
         np.savez_compressed(data, W=W)
         make_folder(folder)
