@@ -58,7 +58,7 @@ HOMES = {
         "pipeline/report/experiment.py",
         "pipeline/report/figures.py",
         "figures.py",
-    ),  # fmt: skip
+    ),
     "rich": ("pipeline/terminal/",),
     "typer": ("cli.py",),
 }
