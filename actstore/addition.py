@@ -13,9 +13,10 @@ from actstore.journal import read_journal
 from actstore.ledger import STAGING
 from actstore.lock import writing
 from actstore.manifest import Manifest, SiteSpec, StoreSpec
-from actstore.merge import ADDING, complete_addition, merge, settle
+from actstore.merge import ADDING, complete_addition, merge
 from actstore.resume import open_ledger
 from actstore.root import peek
+from actstore.settle import settle, sweep
 from actstore.twin import Twin
 from actstore.writer import ActWriter
 
@@ -85,6 +86,7 @@ def _made_ready(path: Path, sites: set[str]) -> Manifest:
         )
     added = complete_addition(path, there)
     if added is not None and {site.name for site in added.spec.sites} == sites:
+        sweep(path, there)
         return there  # its last steps are repeated on leaving
     there = settle(path) or there
     for name in sites & {site.name for site in there.spec.sites}:

@@ -12,6 +12,7 @@ from actstore.codec import kept_bits
 from actstore.errors import StoreError
 from actstore.manifest import Manifest, StoreSpec
 from actstore.reader import peek
+from actstore.settle import settled
 from pipeline.errors import ConfigError
 
 STORES = "SAEPIPE_STORES"
@@ -28,7 +29,7 @@ def find_equal(out: Path, wanted: StoreSpec, *, n_rows: int) -> tuple[Path, Mani
     """
     for path, there in (*_beside(out), *_below_known_folders()):
         if _holds(there, wanted, n_rows):
-            return path, there
+            return path, settled(path) or there
     return None
 
 

@@ -1,9 +1,11 @@
 """Writers that end at a moment nobody chose, and clean nothing up."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -32,6 +34,82 @@ def crash_before(patch: pytest.MonkeyPatch, n: int, *steps: tuple[object, str]) 
 
     for owner, name in steps:
         patch.setattr(owner, name, crashing(getattr(owner, name)))
+
+
+Tree = dict[str, bytes | None]
+"""A folder: its files by path, and the folders in it, which are None."""
+
+CHANGES = (
+    "open", "write", "writev", "pwrite", "truncate", "ftruncate", "mkdir", "rmdir", "unlink",
+    "remove", "rename", "replace", "symlink", "link",
+)  # fmt: skip
+"""Whatever of `os` alters a file or a folder."""
+
+
+def tree_of(folder: Path) -> Tree:
+    """A folder as it is; who held the lock, and how much of a file was written, is all one."""
+    tree: Tree = {} if folder.is_dir() else {".": None}
+    for place, folders, files in os.walk(folder):
+        start = f"{place}/"[len(str(folder)) + 1 :]
+        tree |= {f"{start}{name}": None for name in folders}
+        for name in files:
+            told = name != "LOCK" and not name.endswith(".partial")
+            tree[f"{start}{name}"] = Path(place, name).read_bytes() if told else b"torn"
+    return tree
+
+
+def plant(tree: Tree, folder: Path) -> Path:
+    """Make a folder out of what `tree_of` told."""
+    if "." not in tree:
+        folder.mkdir()
+    for path, data in sorted(tree.items()):
+        if path != ".":
+            (folder / path).mkdir() if data is None else (folder / path).write_bytes(data)
+    return folder
+
+
+@contextmanager
+def filmed(folder: Path) -> Generator[list[Tree]]:
+    """Every state that a folder is in until the end, each once: a kill may leave any of them.
+
+    One is taken between any two calls that change a file or a folder, and amid each line that is
+    appended; threads take turns.
+    """
+    film, turn, unseen = [tree_of(folder)], threading.Lock(), list[str]()
+
+    def look() -> None:
+        last[0] = tree_of(folder)
+        if last[0] not in film:
+            film.append(last[0])
+
+    def watched(name):
+        real = getattr(os, name)
+
+        def step(*args, **options):
+            if name == "open" and not args[1] & (os.O_CREAT | os.O_TRUNC):
+                return real(*args, **options)
+            with turn:
+                if tree_of(folder) != last[0]:
+                    unseen.append(name)
+                done = 0
+                if name == "writev" and fcntl.fcntl(args[0], fcntl.F_GETFL) & os.O_APPEND:
+                    line = b"".join(args[1])
+                    done = real(args[0], [line[: len(line) // 2]])
+                    look()
+                    args = (args[0], [line[done:]])
+                try:
+                    return done + real(*args, **options) if done else real(*args, **options)
+                finally:
+                    look()
+
+        return step
+
+    last = [film[0]]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in CHANGES:
+            patch.setattr(os, name, watched(name))
+        yield film
+    assert not unseen, f"before {unseen[0]} something changed the folder that is not of {CHANGES}"
 
 
 class Nursery:
