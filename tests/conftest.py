@@ -17,7 +17,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from tests.helpers.ids import name_of
 from tests.helpers.stores import make_spec, write_store
 
-settings.register_profile("saepipe", deadline=None)  # shapes are checked while testing: slow
+# Shapes are checked while testing, which takes time. --hypothesis-profile=long looks longer.
+settings.register_profile("saepipe", deadline=None, max_examples=40)
+settings.register_profile("long", deadline=None, max_examples=400)
 settings.load_profile("saepipe")
 
 
@@ -114,6 +116,13 @@ def passes(monkeypatch):
         return call(), len(calls)
 
     return of
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No curves are drawn by `saepipe train`: for tests of what else it does."""
+    for name in ("training_curves", "sweep_figure"):
+        monkeypatch.setattr(f"pipeline.plots.training.{name}", lambda *_: None)
 
 
 @pytest.fixture

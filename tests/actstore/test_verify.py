@@ -16,6 +16,7 @@ from actstore.summary import read_summary
 from actstore.verify import verify
 from actstore.writer import ActWriter
 from tests.helpers.crashing import Crash, crash_before
+from tests.helpers.slow import slow
 from tests.helpers.stores import files_of, make_spec, shard_of, write_store
 
 
@@ -32,7 +33,7 @@ def edges_of_chunks(file: Path, *, slots: int, n_chunks: int) -> list[int]:
     return [*index[:, 0].tolist(), int(index[-1].sum())]
 
 
-@pytest.mark.parametrize("codec", ["lz4", "raw", "zstd"])
+@pytest.mark.parametrize("codec", [slow("lz4"), "raw", slow("zstd")])
 def test_every_bit_of_a_shard_belongs_to_its_chunk_or_to_its_index(make_store, codec):
     path = make_store(codec=codec, n_rows=200)
     rng = random.Random(0)
@@ -219,7 +220,7 @@ def test_leftovers_are_no_damage(make_store):
     assert verify(path) == []
 
 
-@pytest.mark.parametrize("first", [192, 200], ids=["full last shard", "short last shard"])
+@pytest.mark.parametrize("first", [slow(192), 200], ids=["full last shard", "short last shard"])
 def test_an_extension_that_stopped_anywhere_is_no_damage(tmp_path, first):
     spec = make_spec()
     for stop in range(first // 64, 7):

@@ -139,9 +139,12 @@ def lasso(z1: np.ndarray, z2: np.ndarray, l1: float) -> np.ndarray:
     gram, cross = z1.T @ z1 / len(z1), z1.T @ z2 / len(z1)
     W = np.zeros((z1.shape[1], z2.shape[1]))
     for _ in range(2000):
+        before = W.copy()
         for i in range(len(W)):
             rest = cross[i] - gram[i] @ W + gram[i, i] * W[i]
             W[i] = np.sign(rest) * np.maximum(np.abs(rest) - l1 / 2, 0) / gram[i, i]
+        if np.array_equal(W, before):  # a fixed point, to the bit
+            break
     return W
 
 

@@ -69,6 +69,7 @@ def test_the_same_again_is_read_and_changes_nothing(made):
     assert files_of(config.out) == before
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_kept_when_only_the_result_is_gone(made, tmp_path):
     config, result, _ = made
     out = tmp_path / "run"
@@ -89,6 +90,7 @@ def test_what_was_trained_is_kept_when_only_the_result_is_gone(made, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_stopped_while_connectors_train_it_goes_on_to_the_same_result(made, tmp_path):
     config, result, _ = made
     stopped = replace(config, out=tmp_path / "run")
@@ -254,6 +256,7 @@ def test_the_bundled_digits_are_the_default():
     assert len(make_images().test) == 40
 
 
+@pytest.mark.slow
 def test_real_images_keep_their_accuracy_through_features(tmp_path):
     config = MnistConfig(
         out=tmp_path / "run", images=str(data("mnist")), epochs=3, sae_steps=200,

@@ -14,6 +14,7 @@ import pytest
 from actstore.addition import adding
 from actstore.reader import ActStore
 from pipeline.harvest.repair import RepairReport
+from tests.helpers.slow import slow
 from tests.helpers.stores import as_numbers, column, contexts, files_of, make_spec, write_store
 from tests.helpers.tiny import CTX_LEN, make_model, make_text
 
@@ -235,7 +236,7 @@ def test_rm_without_anyone_to_ask_wants_yes(saepipe, make_store, monkeypatch):
     assert f"removed   {path}" in out
 
 
-@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 1)])
+@pytest.mark.parametrize(("answer", "code"), [slow("y", 0), ("n", 1)])
 def test_rm_asks_at_a_terminal(make_store, answer, code):
     path = make_store()
     mine, theirs = pty.openpty()

@@ -83,7 +83,7 @@ def small_groups(monkeypatch):
 
 @pytest.mark.usefixtures("small_groups")
 class TestAnyDocuments:
-    @settings(deadline=None, max_examples=60)
+    @settings(deadline=None, max_examples=25)
     @given(documents=texts, ctx_len=st.integers(1, 7), n=st.integers(1, 4))
     def test_contexts_are_the_documents_end_to_end_and_only_a_partial_one_is_lost(
         self, documents, ctx_len, n
@@ -94,7 +94,7 @@ class TestAnyDocuments:
         assert pairs(parts) == expected[: len(expected) // ctx_len * ctx_len]
         assert all(part.tokens.shape == part.document_id.shape for part in parts)
 
-    @settings(deadline=None, max_examples=60)
+    @settings(deadline=None, max_examples=25)
     @given(documents=texts, ctx_len=st.integers(1, 7), other=st.integers(1, 5))
     def test_a_stream_opened_at_any_cursor_goes_on_as_the_first_would_have(
         self, documents, ctx_len, other

@@ -20,6 +20,7 @@ from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.runs.curves import TrainReport
 from pipeline.runs.sae_run import Run
 from pipeline.training.train import count_steps, train
+from tests.helpers.slow import slow
 
 D_IN, CTX = 8, 16
 
@@ -299,7 +300,9 @@ def test_the_stores_dtype_changes_only_the_precision_of_rows(tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("arch", [ReluConfig(l1=0.3), TopKConfig(k=2)], ids=lambda arch: arch.kind)
+@pytest.mark.parametrize(
+    "arch", [ReluConfig(l1=0.3), slow(TopKConfig(k=2))], ids=lambda arch: arch.kind
+)
 def test_training_finds_planted_directions(tmp_path, arch):
     """Sparse sums of 24 hidden directions in 16 dimensions: each is some latent's direction."""
     rng = np.random.default_rng(0)
