@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from actstore.reader import ActStore
 from pipeline.errors import ModelError
-from pipeline.lm.hub import ModelFiles
+from pipeline.lm.hub import ModelFiles, builtin_model_path
+from pipeline.lm.model import load_model
 from pipeline.lm.weights import Weights
 from tests.helpers.tiny import make_model, make_text
 
@@ -212,10 +214,6 @@ def test_the_fingerprint_follows_the_weights(tmp_path):
 
 def test_the_checkpoints_of_older_neox_and_of_base_models_load(tmp_path):
     """Pythia's checkpoints name the head `embed_out`; gpt2's have no prefix."""
-    from safetensors.torch import load_file, save_file
-
-    from pipeline.lm.model import load_model
-
     model = make_model(tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
     assert "embed_out.weight" in tensors
@@ -228,3 +226,16 @@ def test_the_checkpoints_of_older_neox_and_of_base_models_load(tmp_path):
     tokens = torch.arange(8)[None]
     assert torch.equal(found.hidden(tokens), expected.hidden(tokens))
     assert torch.equal(found.logits(torch.ones(1, 16)), expected.logits(torch.ones(1, 16)))
+
+
+def test_the_embedded_model_is_found_beside_the_package_then_in_the_checkout(monkeypatch, tmp_path):
+    monkeypatch.setattr("pipeline.lm.hub.__file__", str(tmp_path / "pipeline" / "lm" / "hub.py"))
+    with pytest.raises(ModelError, match="install saepipe again") as caught:
+        builtin_model_path()
+    assert "\n" not in str(caught.value)
+    checkout = tmp_path / "data" / "tiny-pythia"
+    beside = tmp_path / "pipeline" / "embedded" / "tiny-pythia"
+    for folder in (checkout, beside):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        assert builtin_model_path() == folder
