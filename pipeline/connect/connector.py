@@ -78,7 +78,7 @@ class End:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Pair:
+class SAEPair:
     """Both, loaded."""
 
     source: SAE
@@ -97,7 +97,7 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Latents:
+class PairLatents:
     """Those of one batch; every connector between the same SAEs learns from the same."""
 
     z1: Float32[Tensor, "rows n_in"]

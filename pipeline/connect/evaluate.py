@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from pipeline.config.stages import EvalConfig
-from pipeline.connect.connector import Connector, End, Latents
+from pipeline.connect.connector import Connector, End, PairLatents
 from pipeline.connect.report import CONNECTOR, TAU, ConnectorReport
 from pipeline.connect.run import ConnectorRun
 from pipeline.connect.scores import (
@@ -232,7 +232,7 @@ class Splices:
     ) -> None:
         """Write what stands in some rows, and what these rows add to the sums."""
         pair, at = self._ends.pair, rows.to(table.device)
-        latents = Latents(
+        latents = PairLatents(
             z1=pair.source.encode(x1[rows].float()), z2=pair.target.encode(x2[rows].float())
         )
         self.n_active += int((latents.z1 > 0).sum())

@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from actstore.reader import ActStore
-from pipeline.connect.connector import End, Latents, Pair
+from pipeline.connect.connector import End, PairLatents, SAEPair
 from pipeline.connect.run import ConnectorRun, load_pair
 from pipeline.runs.sae_run import Run
 from pipeline.training.feed import SAMPLE_ROWS, Feed, Feeder, sample_rows
@@ -54,17 +54,17 @@ class PairFeeder:
         """The metadata that every batch must hold."""
         return self._rows.metadata
 
-    def pair(self, ends: Ends) -> Pair:
+    def pair(self, ends: Ends) -> SAEPair:
         """The SAEs of a connector."""
         return self._pairs[ends]
 
-    def fed(self, batch: Mapping[str, Tensor]) -> dict[Ends, Latents]:
+    def fed(self, batch: Mapping[str, Tensor]) -> dict[Ends, PairLatents]:
         """Latents at the rows of a batch that are left, of which there may be none."""
         return {ends: self._latents(ends, batch) for ends in self._pairs}
 
     def sample(
         self, ends: Ends, *, n_rows: int = SAMPLE_ROWS, seed: int = 0
-    ) -> Generator[Latents, None, None]:
+    ) -> Generator[PairLatents, None, None]:
         """Latents at a fixed sample of rows from all over the store.
 
         Raises:
@@ -101,14 +101,14 @@ class PairFeeder:
             return torch.ones(n_rows, dtype=torch.bool, device=self._device)
         return torch.stack(some).all(0)
 
-    def _latents(self, ends: Ends, batch: Mapping[str, Tensor]) -> Latents:
+    def _latents(self, ends: Ends, batch: Mapping[str, Tensor]) -> PairLatents:
         pair = self._pairs[ends]
         rows = {site: batch[site] for site in pair.sites}
         if any(feed.excludes for feed in self._feeds[ends]):
             kept = self.mask(ends, batch)
             rows = {site: x[kept] for site, x in rows.items()}
         z1, z2 = pair.latents(rows)
-        return Latents(z1=z1, z2=z2)
+        return PairLatents(z1=z1, z2=z2)
 
 
 def _feed(run: Run) -> Feed:

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline.config.training import Rectify
-from pipeline.connect.connector import Connector, Latents
+from pipeline.connect.connector import Connector, PairLatents
 from pipeline.connect.feed import Ends
 from pipeline.connect.run import ConnectorRun
 from pipeline.device import DTYPES, pick_precision
@@ -73,7 +73,7 @@ class Problem:
 
     def learn(
         self,
-        latents: Latents,
+        latents: PairLatents,
         W_grad: Float[Tensor, "n_in n_out"],
         b_grad: Float[Tensor, " n_out"],
         *,
@@ -218,7 +218,7 @@ class ConnectorGroup:
         return self._member.done
 
     @torch.no_grad()
-    def advance(self, latents: Latents) -> list[ConnectStep]:
+    def advance(self, latents: PairLatents) -> list[ConnectStep]:
         """One step on a batch, of which exclusions may have left nothing.
 
         Returns:
@@ -289,7 +289,7 @@ class ConnectorGroup:
     def _named_grads(self) -> dict[str, Tensor]:
         return {"W_grad": self._grads["W"], "b_grad": self._grads["b"]}
 
-    def _sparse(self, latents: Latents) -> bool:
+    def _sparse(self, latents: PairLatents) -> bool:
         """Whether to compute what active input latents need alone."""
         if self._kernels is None or self._config.sparse == "off":
             return False
@@ -325,7 +325,7 @@ class ConnectorGroup:
 
     def _measure(
         self,
-        latents: Latents,
+        latents: PairLatents,
         recon: Float[Tensor, ""],
         error: Float[Tensor, "rows n_out"],
         *,

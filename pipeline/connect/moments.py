@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from actstore.reader import ActStore
-from pipeline.connect.connector import Pair
+from pipeline.connect.connector import SAEPair
 from pipeline.errors import ConfigError
 from pipeline.sae.select import Picked, above
 from pipeline.training.feed import SAMPLE_ROWS, sample_rows
@@ -145,7 +145,7 @@ class Moments:
 
 @torch.no_grad()
 def find_moments(
-    pair: Pair,
+    pair: SAEPair,
     store: ActStore,
     *,
     n_rows: int = SAMPLE_ROWS,
@@ -202,7 +202,7 @@ def _only(batch: Mapping[str, Tensor], kept: Bool[Tensor, " rows"]) -> dict[str,
 class _Totals:
     """Sums over the rows so far."""
 
-    def __init__(self, pair: Pair, *, device: torch.device) -> None:
+    def __init__(self, pair: SAEPair, *, device: torch.device) -> None:
         d1, d2 = pair.source.d_in, pair.target.d_in
         n_in, n_out = pair.source.d_sae, pair.target.d_sae
         self._n_rows = 0

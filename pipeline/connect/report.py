@@ -35,7 +35,7 @@ TAU = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredMap:
+class MapScores:
     """One map from latents to latents, scored. Ratios are None where they would divide by nothing.
 
     An output is alive if it is above zero on at least one of the tokens scored.
@@ -134,7 +134,7 @@ class ConnectorReport:
     """The ceiling: the second site replaced by what its own SAE reconstructs."""
     loss_recovered_sae: float | None
 
-    maps: tuple[ScoredMap, ...]
+    maps: tuple[MapScores, ...]
     """The connector, then the baselines."""
     explained: tuple[float | None, ...]
     """Per output, the variance that the connector explains; None where it is dead."""
@@ -144,12 +144,12 @@ class ConnectorReport:
     """What a reader of these numbers must know, one sentence each."""
 
     @property
-    def connector(self) -> ScoredMap:
+    def connector(self) -> MapScores:
         """The map that was trained."""
         return self.maps[0]
 
     @property
-    def baselines(self) -> tuple[ScoredMap, ...]:
+    def baselines(self) -> tuple[MapScores, ...]:
         """The others."""
         return self.maps[1:]
 
@@ -213,7 +213,7 @@ def write_connector_table(reports: Sequence[ConnectorReport], path: Path) -> Non
     write_file(path, [text.getvalue().encode()])
 
 
-def _row(report: ConnectorReport, scored: ScoredMap) -> dict[str, object]:
+def _row(report: ConnectorReport, scored: MapScores) -> dict[str, object]:
     """The fields of one line, by the names of their columns."""
     row: dict[str, object] = {"map": scored.name}
     for f in fields(report):

@@ -34,8 +34,8 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
-from pipeline.connect.connector import Connector, Latents
-from pipeline.connect.report import TAU, LayerWeights, ScoredMap
+from pipeline.connect.connector import Connector, PairLatents
+from pipeline.connect.report import TAU, LayerWeights, MapScores
 from pipeline.evaluate.metrics import LEVEL, Columns, exact, zeros
 from pipeline.evaluate.report import QUANTILES, Interval
 from pipeline.lm.families import Shape, Site
@@ -108,7 +108,7 @@ half as long as the dense product at this share, and as long as it at 0.1.
 
 
 @torch.no_grad()
-def predict(connector: Connector, latents: Latents) -> Float32[Tensor, "rows n_out"]:
+def predict(connector: Connector, latents: PairLatents) -> Float32[Tensor, "rows n_out"]:
     """As `connector(latents.z1)`; which inputs are active is found once for all maps."""
     W, b = connector.W, connector.b
     kernels = kernels_for(W.device)
@@ -142,13 +142,13 @@ class Errors:
 
 
 def score(
-    maps: Mapping[str, Connector], rows: Sequence[Latents], *, tau: float = TAU
-) -> tuple[ScoredMap, ...]:
+    maps: Mapping[str, Connector], rows: Sequence[PairLatents], *, tau: float = TAU
+) -> tuple[MapScores, ...]:
     """Score maps on latents of both sites, without a language model.
 
     Args:
         maps: By their names.
-        rows: Latents of some rows each, on the device of the maps.
+        rows: PairLatents of some rows each, on the device of the maps.
         tau: Weights above it are counted.
     """
     sums = OutputSums(rows[0].z2.shape[1], device=rows[0].z2.device)
@@ -172,14 +172,14 @@ def scored(
     outputs: OutputStats,
     *,
     tau: float,
-) -> ScoredMap:
+) -> MapScores:
     """What squared errors, summed over rows, and weights say of a map; nothing of losses."""
     alive = outputs.alive
     spread = outputs.spread.sum().item()
     explained = explained_of(errors, outputs)
     nonzero, above = above_of(connector, tau=0.0), above_of(connector, tau=tau)
     W = connector.W.detach()
-    return ScoredMap(
+    return MapScores(
         name=name,
         fvu=errors[alive].sum().item() / spread if spread else None,
         mse=errors.sum().item() / max(1, outputs.n_rows * len(errors)),
@@ -281,7 +281,7 @@ def resampled(sums: Columns, *, n: int, seed: int) -> Totals | None:
     return dict(zip(sums, totals.T, strict=True))
 
 
-def with_losses(scored: ScoredMap, sums: Columns, draws: Totals | None, *, i: int) -> ScoredMap:
+def with_losses(scored: MapScores, sums: Columns, draws: Totals | None, *, i: int) -> MapScores:
     """A map's scores with what it costs, as map number `i` of these sums."""
     totals = {name: values.sum(keepdims=True) for name, values in sums.items()}
     numbers = {name: number(value) for name, value in metrics_of(totals, i).items()}

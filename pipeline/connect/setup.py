@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from actstore.reader import ActStore
-from pipeline.connect.connector import Connector, End, Pair
+from pipeline.connect.connector import Connector, End, SAEPair
 from pipeline.connect.feed import PairFeeder
 from pipeline.connect.moments import find_moments
 from pipeline.connect.run import ConnectorRun
@@ -38,7 +38,7 @@ class Ends:
     """Two SAEs, loaded, and the connectors between them."""
 
     runs: tuple[ConnectorRun, ...]
-    pair: Pair
+    pair: SAEPair
     source: Subject
     target: Subject
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.config.training import ConnectConfig, Rectify
-from pipeline.connect.connector import Connector, Pair
+from pipeline.connect.connector import Connector, SAEPair
 from pipeline.connect.moments import Moments, Products
 from pipeline.errors import ConfigError
 from pipeline.evaluate.metrics import exact
@@ -171,7 +171,7 @@ def ridge_connector(
 
 
 def weights_connector(
-    pair: Pair, layer: Layer, *, activation: Rectify = "relu", bias: bool = True
+    pair: SAEPair, layer: Layer, *, activation: Rectify = "relu", bias: bool = True
 ) -> Connector:
     """What the weights of both SAEs and of the layer between say, `E2 W D1`, fitted to nothing.
 
@@ -219,7 +219,7 @@ def needs_moments(config: ConnectConfig) -> bool:
     return config.start == "regression" or (config.start == "weights" and config.layer is None)
 
 
-def start_connector(config: ConnectConfig, pair: Pair, moments: Moments | None) -> Connector:
+def start_connector(config: ConnectConfig, pair: SAEPair, moments: Moments | None) -> Connector:
     """The connector before its first step, on the CPU; without a bias, `b` is zero.
 
     Args:
@@ -246,7 +246,7 @@ def start_connector(config: ConnectConfig, pair: Pair, moments: Moments | None) 
     return connector.cpu()
 
 
-def random_connector(config: ConnectConfig, pair: Pair) -> Connector:
+def random_connector(config: ConnectConfig, pair: SAEPair) -> Connector:
     """Weights uniform within `0.1 / sqrt(n_in)` of zero; biases zero.
 
     That is a tenth of what `nn.Linear`, and so S2, starts with. Its outputs are small, but all of
@@ -260,7 +260,7 @@ def random_connector(config: ConnectConfig, pair: Pair) -> Connector:
     return Connector(W, torch.zeros(n_out), activation=config.activation)
 
 
-def _layer(config: ConnectConfig, pair: Pair, moments: Moments | None) -> Layer:
+def _layer(config: ConnectConfig, pair: SAEPair, moments: Moments | None) -> Layer:
     if config.layer is not None:
         return read_layer(config.layer, d_1=pair.source.d_in, d_2=pair.target.d_in)
     assert moments is not None

@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MultipleLocator, NullFormatter
 
 from pipeline.connect.reading.values import Effect, Effects
-from pipeline.connect.report import CONNECTOR, MAP_WORDS, ConnectorReport, ScoredMap
+from pipeline.connect.report import CONNECTOR, MAP_WORDS, ConnectorReport, MapScores
 from pipeline.evaluate.report import QUANTILES
 from pipeline.plots.style import (
     BLUE,
@@ -49,8 +49,8 @@ class Line:
     """What tells it from the other lines."""
     names: tuple[str, ...]
     """Of its connectors: their coefficients."""
-    maps: tuple[ScoredMap, ...]
-    baselines: tuple[ScoredMap, ...]
+    maps: tuple[MapScores, ...]
+    baselines: tuple[MapScores, ...]
     """Empty where another line has the same."""
 
 
@@ -112,7 +112,7 @@ class _Axis:
     """What is drawn of a map, and the bounds that it is drawn within."""
 
     words: str
-    value: Callable[[ScoredMap], float | None]
+    value: Callable[[MapScores], float | None]
     low: float = -np.inf
     high: float = np.inf
 
@@ -122,8 +122,8 @@ class _Count:
     """A number of weights per output."""
 
     words: str
-    mean: Callable[[ScoredMap], float | None]
-    median: Callable[[ScoredMap], float]
+    mean: Callable[[MapScores], float | None]
+    median: Callable[[MapScores], float]
 
 
 _FVU = _Axis(words="variance unexplained (FVU)", value=lambda one: one.fvu, low=0.0, high=1.25)

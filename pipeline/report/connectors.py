@@ -16,7 +16,7 @@ from pipeline.connect.report import ConnectorReport
 from pipeline.features.files import has_features
 from pipeline.report.data import connector_data
 from pipeline.report.figures import Drawing, connector_curves, connector_drawings, frontier_drawings
-from pipeline.report.gather import ConnectorMaterial
+from pipeline.report.gather import ConnectorExhibit
 from pipeline.report.render import Tile
 from pipeline.report.saes import flat, named
 from pipeline.report.tables import (
@@ -40,15 +40,15 @@ _STARTS = {
 }
 
 
-def connector_headline(material: ConnectorMaterial) -> str:
+def connector_headline(exhibit: ConnectorExhibit) -> str:
     """From where to where: `resid_pre.1 → mlp_out.1 (l1 = 0.01)`."""
-    run = material.run
+    run = exhibit.run
     return f"{run.source.site} → {run.target.site} (l1 = {run.config.l1:g})"
 
 
-def connector_facts(material: ConnectorMaterial) -> dict[str, str]:
+def connector_facts(exhibit: ConnectorExhibit) -> dict[str, str]:
     """The few that say what one is looking at."""
-    run = material.run
+    run = exhibit.run
     config, store = run.config, run.provenance
     tokens = store.n_rows if config.tokens is None else config.tokens
     epochs = tokens / store.n_rows if store.n_rows else 0
@@ -67,9 +67,9 @@ def connector_facts(material: ConnectorMaterial) -> dict[str, str]:
     }
 
 
-def connector_settings(material: ConnectorMaterial) -> dict[str, str]:
+def connector_settings(exhibit: ConnectorExhibit) -> dict[str, str]:
     """Every setting and everything known of the store and of both ends."""
-    run = material.run
+    run = exhibit.run
     return {
         **flat(to_json(run.config)),
         **flat(to_json(run.source), prefix="source."),
@@ -78,13 +78,13 @@ def connector_settings(material: ConnectorMaterial) -> dict[str, str]:
     }
 
 
-def connector_tiles(material: ConnectorMaterial) -> list[Tile]:
+def connector_tiles(exhibit: ConnectorExhibit) -> list[Tile]:
     """The few numbers in front of a page about one connector."""
     tiles: list[Tile] = []
-    if material.evaluation:
-        tiles += _scores(material.evaluation)
-    if material.connections and material.connections.reading.effects:
-        found = material.connections.reading.effects.connected
+    if exhibit.evaluation:
+        tiles += _scores(exhibit.evaluation)
+    if exhibit.connections and exhibit.connections.reading.effects:
+        found = exhibit.connections.reading.effects.connected
         note = f"correlation over {found.n:,} removed inputs"
         tiles.append(Tile(name="predicted and true effect", value=number(found.pearson), note=note))
     return tiles
@@ -168,51 +168,51 @@ class ConnectorsView:
         }
 
 
-def connectors_view(materials: Sequence[ConnectorMaterial]) -> ConnectorsView:
+def connectors_view(exhibits: Sequence[ConnectorExhibit]) -> ConnectorsView:
     """The part about these connectors.
 
     Raises:
         CheckpointError: the curves of one are damaged.
     """
-    reports = [material.evaluation for material in materials]
+    reports = [exhibit.evaluation for exhibit in exhibits]
     evaluated = [report for report in reports if report is not None]
-    names = {material.name: connector_headline(material) for material in materials}
-    several = len(materials) > 1 and evaluated
+    names = {exhibit.name: connector_headline(exhibit) for exhibit in exhibits}
+    several = len(exhibits) > 1 and evaluated
     return ConnectorsView(
         columns=main_names(evaluated) if several else (),
         rows=main_rows(names, reports) if several else (),
         frontier=frontier_drawings(evaluated),
         runs=[
-            _run(material, place=i, single=len(materials) == 1)
-            for i, material in enumerate(materials, start=1)
+            _run(exhibit, place=i, single=len(exhibits) == 1)
+            for i, exhibit in enumerate(exhibits, start=1)
         ],
     )
 
 
-def connector_browsed(material: ConnectorMaterial) -> dict[str, object]:
+def connector_browsed(exhibit: ConnectorExhibit) -> dict[str, object]:
     """A connector as the browser of outputs shows it."""
-    head: dict[str, object] = {"name": material.name, "command": _read_command(material)}
-    if material.connections is None:
+    head: dict[str, object] = {"name": exhibit.name, "command": _read_command(exhibit)}
+    if exhibit.connections is None:
         return head | {"nTokens": 0, "tokens": [], "inputs": {}, "items": []}
-    return head | connector_data(material.connections)
+    return head | connector_data(exhibit.connections)
 
 
-def _run(material: ConnectorMaterial, *, place: int, single: bool) -> ConnectorView:
-    report, connections = material.evaluation, material.connections
+def _run(exhibit: ConnectorExhibit, *, place: int, single: bool) -> ConnectorView:
+    report, connections = exhibit.evaluation, exhibit.connections
     link = "#output=" if single else f"#connector={place}&output="
     return ConnectorView(
-        name=material.name,
-        headline=connector_headline(material),
-        facts=connector_facts(material),
-        settings=connector_settings(material),
-        missing=_missing(material),
+        name=exhibit.name,
+        headline=connector_headline(exhibit),
+        facts=connector_facts(exhibit),
+        settings=connector_settings(exhibit),
+        missing=_missing(exhibit),
         evaluated=_evaluated(report) if report else (),
         maps=map_names(report) if report else (),
         groups=map_groups(report) if report else (),
         figures=connector_drawings(report, connections, place=place),
-        curves=connector_curves(material.curves, place=place),
+        curves=connector_curves(exhibit.curves, place=place),
         relations=relation_tables(connections, link=link) if connections else (),
-        read=_read(material),
+        read=_read(exhibit),
     )
 
 
@@ -234,10 +234,10 @@ def _evaluated(report: ConnectorReport) -> list[str]:
     return [*filter(None, told), *report.notes]
 
 
-def _read(material: ConnectorMaterial) -> list[str]:
-    if material.connections is None:
+def _read(exhibit: ConnectorExhibit) -> list[str]:
+    if exhibit.connections is None:
         return []
-    reading = material.connections.reading
+    reading = exhibit.connections.reading
     told = [f"Read from {reading.n_tokens:,} tokens of {reading.store.name}."]
     if reading.effects:
         told.append(_agreement(reading.effects))
@@ -257,18 +257,18 @@ def _agreement(effects: Effects) -> str:
     return f"{told}; of pairs that it leaves unconnected the true one is {number(control)} in size."
 
 
-def _missing(material: ConnectorMaterial) -> dict[str, str]:
+def _missing(exhibit: ConnectorExhibit) -> dict[str, str]:
     missing: dict[str, str] = {}
-    if material.evaluation is None:
-        missing["It has not been evaluated yet."] = f"saepipe eval {material.path}"
-    if material.connections is None:
-        missing["It has not been read yet."] = _read_command(material)
-    for end in (material.run.source, material.run.target):
+    if exhibit.evaluation is None:
+        missing["It has not been evaluated yet."] = f"saepipe eval {exhibit.path}"
+    if exhibit.connections is None:
+        missing["It has not been read yet."] = _read_command(exhibit)
+    for end in (exhibit.run.source, exhibit.run.target):
         if not has_features(end.run):
             what = f"Features of {end.run.name} have not been collected yet."
             missing[what] = f"saepipe features {end.run}"
     return missing
 
 
-def _read_command(material: ConnectorMaterial) -> str:
-    return f"saepipe features {material.path}"
+def _read_command(exhibit: ConnectorExhibit) -> str:
+    return f"saepipe features {exhibit.path}"

@@ -41,7 +41,7 @@ from pipeline.plots.evaluation import (
 from pipeline.plots.finetune import loss_figure
 from pipeline.plots.style import BLUE, GRAY, GRID, INK, RED
 from pipeline.plots.training import curve_figures
-from pipeline.report.gather import Connections, Material
+from pipeline.report.gather import Connections, SAEExhibit
 from pipeline.runs.curves import read_curves
 
 COLORS = {
@@ -148,23 +148,23 @@ class Drawing:
     svg: Markup
 
 
-def curve_drawings(material: Material, *, place: int) -> list[Drawing]:
+def curve_drawings(exhibit: SAEExhibit, *, place: int) -> list[Drawing]:
     """The curves of a training, or the loss of a fine-tuning; none without them.
 
     Raises:
         CheckpointError: metrics.jsonl is damaged.
     """
-    if material.curves is None:
+    if exhibit.curves is None:
         return []
-    if material.tuned:
+    if exhibit.tuned:
         report, losses = (
-            material.tuned.report,
-            [line["loss"] for line in read_curves(material.curves)],
+            exhibit.tuned.report,
+            [line["loss"] for line in read_curves(exhibit.curves)],
         )
         heldout = {name: getattr(report, name) for name in _HELDOUT}
         figures = {"loss": loss_figure(losses, **heldout)}
     else:
-        figures = curve_figures(material.curves)
+        figures = curve_figures(exhibit.curves)
     return [drawing(figure, f"r{place}-{key}") for key, figure in figures.items()]
 
 

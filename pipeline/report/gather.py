@@ -117,7 +117,7 @@ class Connections:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ConnectorMaterial:
+class ConnectorExhibit:
     """One connector. What is absent is None."""
 
     name: str
@@ -130,9 +130,9 @@ class ConnectorMaterial:
     connections: Connections | None
 
 
-def connector_material(
+def connector_exhibit(
     path: Path, name: str, *, curves: Path | None, n_features: int
-) -> ConnectorMaterial:
+) -> ConnectorExhibit:
     """What is known of one connector.
 
     Raises:
@@ -140,7 +140,7 @@ def connector_material(
     """
     run = ConnectorRun.open(path)
     reading = load_reading(path)
-    return ConnectorMaterial(
+    return ConnectorExhibit(
         name=name,
         path=path,
         run=run,
@@ -172,7 +172,7 @@ def _features(end: End, chosen: set[int]) -> EndFeatures:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Material:
+class SAEExhibit:
     """One run of a sparse autoencoder."""
 
     name: str
@@ -187,7 +187,7 @@ class Material:
     features: ShownFeatures | None
 
 
-def gather(paths: Sequence[Path], *, n_features: int) -> tuple[Material | ConnectorMaterial, ...]:
+def gather(paths: Sequence[Path], *, n_features: int) -> tuple[SAEExhibit | ConnectorExhibit, ...]:
     """What is known of each run, in the order given, each once.
 
     Raises:
@@ -199,9 +199,9 @@ def gather(paths: Sequence[Path], *, n_features: int) -> tuple[Material | Connec
     distinct = list({path.resolve(): path for path in paths}.values())
     names = names_of([path.resolve() for path in distinct])
     return tuple(
-        connector_material(path, name, curves=_curves(path), n_features=n_features)
+        connector_exhibit(path, name, curves=_curves(path), n_features=n_features)
         if is_connector(path)
-        else _material(path, name, n_features=n_features)
+        else _exhibit(path, name, n_features=n_features)
         for path, name in zip(distinct, names, strict=True)
     )
 
@@ -212,10 +212,10 @@ def _curves(run: Path) -> Path | None:
     return curves if curves.exists() and curves.stat().st_size else None
 
 
-def _material(path: Path, name: str, *, n_features: int) -> Material:
+def _exhibit(path: Path, name: str, *, n_features: int) -> SAEExhibit:
     tuned = FinetunedRun.open(path) if is_finetuned(path) else None
     run = tuned.run if tuned else Run.open(path)
-    return Material(
+    return SAEExhibit(
         name=name,
         path=path,
         run=run,

@@ -19,21 +19,21 @@ from pipeline.report.connectors import (
     connectors_view,
 )
 from pipeline.report.experiment import Chapter, experiment_view
-from pipeline.report.gather import ConnectorMaterial, Material, gather
+from pipeline.report.gather import ConnectorExhibit, SAEExhibit, gather
 from pipeline.report.render import PageView, Part, Tile, render
 from pipeline.report.saes import coder_data, coder_tiles, coders_view, headline
 from pipeline.report.tables import many
 from pipeline.runs.folder import Provenance
 
 
-def view(materials: Sequence[Material | ConnectorMaterial]) -> PageView:
+def view(exhibits: Sequence[SAEExhibit | ConnectorExhibit]) -> PageView:
     """The page about these runs: connectors before sparse autoencoders.
 
     Raises:
         CheckpointError: the curves of one are damaged.
     """
-    coders = [m for m in materials if isinstance(m, Material)]
-    connectors = [m for m in materials if isinstance(m, ConnectorMaterial)]
+    coders = [m for m in exhibits if isinstance(m, SAEExhibit)]
+    connectors = [m for m in exhibits if isinstance(m, ConnectorExhibit)]
     parts: list[Part] = []
     if connectors:
         parts.append(connectors_view(connectors))
@@ -42,18 +42,18 @@ def view(materials: Sequence[Material | ConnectorMaterial]) -> PageView:
     return PageView(
         kind="Connector report" if connectors else "Sparse autoencoder report",
         title=_title(connectors, coders),
-        lead=_lead([m.run.provenance for m in materials]),
+        lead=_lead([m.run.provenance for m in exhibits]),
         tiles=_tiles(connectors, coders),
         parts=parts,
         data={
             "before": BEFORE,
-            "connectors": [connector_browsed(material) for material in connectors],
-            "runs": [coder_data(material) for material in coders],
+            "connectors": [connector_browsed(exhibit) for exhibit in connectors],
+            "runs": [coder_data(exhibit) for exhibit in coders],
         },
     )
 
 
-def _title(connectors: Sequence[ConnectorMaterial], coders: Sequence[Material]) -> str:
+def _title(connectors: Sequence[ConnectorExhibit], coders: Sequence[SAEExhibit]) -> str:
     """The one connector, or the one autoencoder; else how many there are."""
     if len(connectors) == 1:
         return f"Connector {connector_headline(connectors[0])}"
@@ -63,7 +63,7 @@ def _title(connectors: Sequence[ConnectorMaterial], coders: Sequence[Material]) 
     return " and ".join(many(n, what) for n, what in counts if n)
 
 
-def _tiles(connectors: Sequence[ConnectorMaterial], coders: Sequence[Material]) -> list[Tile]:
+def _tiles(connectors: Sequence[ConnectorExhibit], coders: Sequence[SAEExhibit]) -> list[Tile]:
     """Those of the run that is in the title."""
     if len(connectors) == 1:
         return connector_tiles(connectors[0])

@@ -14,7 +14,7 @@ from pipeline.config.serialization import to_json
 from pipeline.evaluate.report import EvalReport, WorstContext
 from pipeline.report.feature_data import feature_data
 from pipeline.report.figures import Drawing, curve_drawings, evaluation_drawings, frontier_drawing
-from pipeline.report.gather import Material
+from pipeline.report.gather import SAEExhibit
 from pipeline.report.render import Tile
 from pipeline.report.tables import Group, Row, main_names, main_rows, metric_groups, number, percent
 
@@ -22,19 +22,19 @@ _KNOBS = ("k", "l1", "l0", "target")
 """What tells runs of one architecture apart."""
 
 
-def headline(material: Material) -> str:
+def headline(exhibit: SAEExhibit) -> str:
     """Architecture and place: `topk SAE (k = 32) at mlp_out.2`."""
-    arch = material.run.config.arch
+    arch = exhibit.run.config.arch
     settings = [(name, getattr(arch, name, None)) for name in _KNOBS]
     knobs = ", ".join(f"{name} = {value:g}" for name, value in settings if value is not None)
-    tuned = ", fine-tuned" if material.tuned else ""
-    site = material.tuned.report.site if material.tuned else material.run.provenance.site
+    tuned = ", fine-tuned" if exhibit.tuned else ""
+    site = exhibit.tuned.report.site if exhibit.tuned else exhibit.run.provenance.site
     return f"{arch.kind} SAE{f' ({knobs})' if knobs else ''} at {site}{tuned}"
 
 
-def facts(material: Material) -> dict[str, str]:
+def facts(exhibit: SAEExhibit) -> dict[str, str]:
     """The few that say what one is looking at."""
-    run, tuned = material.run, material.tuned
+    run, tuned = exhibit.run, exhibit.tuned
     config, source = run.config, run.provenance
     tokens = source.n_rows if config.tokens is None else config.tokens
     epochs = tokens / source.n_rows if source.n_rows else 0
@@ -60,12 +60,12 @@ def facts(material: Material) -> dict[str, str]:
     return found
 
 
-def settings(material: Material) -> dict[str, str]:
+def settings(exhibit: SAEExhibit) -> dict[str, str]:
     """Every setting and everything known of the store."""
-    tuned = material.tuned
+    tuned = exhibit.tuned
     return {
-        **flat(to_json(material.run.config)),
-        **flat(to_json(material.run.provenance), prefix="store."),
+        **flat(to_json(exhibit.run.config)),
+        **flat(to_json(exhibit.run.provenance), prefix="store."),
         **(flat(to_json(tuned.config), prefix="finetune.") if tuned else {}),
     }
 
@@ -145,24 +145,24 @@ class CodersView:
         return told | {"runs": "Run" if len(self.runs) == 1 else "Runs", "features": "Features"}
 
 
-def coders_view(materials: Sequence[Material]) -> CodersView:
+def coders_view(exhibits: Sequence[SAEExhibit]) -> CodersView:
     """The part about these runs.
 
     Raises:
         CheckpointError: the curves of one are damaged.
     """
-    reports = [material.evaluation for material in materials]
+    reports = [exhibit.evaluation for exhibit in exhibits]
     evaluated = [report for report in reports if report is not None]
-    names = [material.name for material in materials]
-    few = len(materials) <= MANY
-    known = {material.path.resolve(): material.name for material in materials}
-    notes = [note for m in materials if m.features for note in m.features.notes]
+    names = [exhibit.name for exhibit in exhibits]
+    few = len(exhibits) <= MANY
+    known = {exhibit.path.resolve(): exhibit.name for exhibit in exhibits}
+    notes = [note for m in exhibits if m.features for note in m.features.notes]
     return CodersView(
         groups=metric_groups(reports) if evaluated and few else (),
         columns=main_names(),
         rows=main_rows(names, reports) if evaluated and not few else (),
         frontier=frontier_drawing(evaluated),
-        runs=[_run(m, place=i, known=known) for i, m in enumerate(materials, start=1)],
+        runs=[_run(m, place=i, known=known) for i, m in enumerate(exhibits, start=1)],
         feature_notes=list(dict.fromkeys(notes)),
     )
 
@@ -186,23 +186,23 @@ def coder_tiles(report: EvalReport) -> list[Tile]:
     ]
 
 
-def _run(material: Material, *, place: int, known: Mapping[Path, str]) -> RunView:
+def _run(exhibit: SAEExhibit, *, place: int, known: Mapping[Path, str]) -> RunView:
     """One run; `known` are the names of all that are on the page."""
-    report = material.evaluation
+    report = exhibit.evaluation
     overlaps = report.overlaps if report else ()
     return RunView(
-        name=material.name,
-        path=str(material.path),
-        headline=headline(material),
-        facts=facts(material),
-        settings=settings(material),
-        curves=curve_drawings(material, place=place),
+        name=exhibit.name,
+        path=str(exhibit.path),
+        headline=headline(exhibit),
+        facts=facts(exhibit),
+        settings=settings(exhibit),
+        curves=curve_drawings(exhibit, place=place),
         figures=evaluation_drawings(report, place=place),
         evaluated=_evaluated(report) if report else "",
         worst=report.worst if report else (),
         overlaps={known.get(o.run.resolve(), str(o.run)): number(o.mmcs) for o in overlaps},
         notes=_notes(report) if report else (),
-        missing=_missing(material),
+        missing=_missing(exhibit),
     )
 
 
@@ -220,22 +220,22 @@ def _notes(report: EvalReport) -> list[str]:
     return [*report.notes, *(told if report.dead_cosine is None else ())]
 
 
-def _missing(material: Material) -> dict[str, str]:
+def _missing(exhibit: SAEExhibit) -> dict[str, str]:
     missing: dict[str, str] = {}
-    if material.evaluation is None:
-        missing["It has not been evaluated yet."] = f"saepipe eval {material.path}"
-    if material.features is None:
-        missing["Its features have not been collected yet."] = _collect(material)
+    if exhibit.evaluation is None:
+        missing["It has not been evaluated yet."] = f"saepipe eval {exhibit.path}"
+    if exhibit.features is None:
+        missing["Its features have not been collected yet."] = _collect(exhibit)
     return missing
 
 
-def _collect(material: Material) -> str:
-    return f"saepipe features {material.path}"
+def _collect(exhibit: SAEExhibit) -> str:
+    return f"saepipe features {exhibit.path}"
 
 
-def coder_data(material: Material) -> dict[str, object]:
+def coder_data(exhibit: SAEExhibit) -> dict[str, object]:
     """A run as the browser of features shows it."""
-    head: dict[str, object] = {"name": material.name, "command": _collect(material)}
-    if material.features is None:
+    head: dict[str, object] = {"name": exhibit.name, "command": _collect(exhibit)}
+    if exhibit.features is None:
         return head | {"nTokens": 0, "tokens": [], "items": []}
-    return head | feature_data(material.features)
+    return head | feature_data(exhibit.features)

@@ -15,7 +15,7 @@ from typing import cast
 
 from pipeline.connect.reading.relations import CARRIES, CLEAR, MIN_ROWS, TAKES
 from pipeline.connect.reading.values import KINDS, Cell as Rows, Kind, Relation
-from pipeline.connect.report import MAP_WORDS, ConnectorReport, ScoredMap
+from pipeline.connect.report import MAP_WORDS, ConnectorReport, MapScores
 from pipeline.evaluate.report import QUANTILES, EvalReport
 from pipeline.report.gather import N_RELATIONS, Connections, EndFeatures
 
@@ -178,7 +178,7 @@ METRICS_CONNECT_TABLE: dict[str, dict[str, tuple[str, str]]] = {
         "kl": ("KL divergence", "from the model's predictions to those"),
     },
 }
-"""By group and field of `ScoredMap`: name and definition."""
+"""By group and field of `MapScores`: name and definition."""
 
 NOTES = {
     "mean": "of each output",
@@ -188,7 +188,7 @@ NOTES = {
 }
 """On maps."""
 
-MAIN_CONNECT_TABLE: dict[str, Callable[[ScoredMap], Cell]] = {
+MAIN_CONNECT_TABLE: dict[str, Callable[[MapScores], Cell]] = {
     "FVU": lambda scored: _cell_connect_table(scored, "fvu"),
     "weights above {tau:g} an output": lambda scored: Cell(
         value=number(scored.above_mean), interval=""
@@ -270,7 +270,7 @@ def main_rows_of_connect_table(
     return rows
 
 
-def _name(scored: ScoredMap) -> str:
+def _name(scored: MapScores) -> str:
     return MAP_WORDS.get(scored.name, scored.name)
 
 
@@ -282,7 +282,7 @@ def _middle(quantiles: Sequence[float]) -> Cell:
     return Cell(value=number(quantiles[len(quantiles) // 2]), interval=f"{low} to {high}")
 
 
-def _cell_connect_table(scored: ScoredMap, key: str) -> Cell:
+def _cell_connect_table(scored: MapScores, key: str) -> Cell:
     value = getattr(scored, key)
     if isinstance(value, tuple):
         return _middle(cast("tuple[float, ...]", value))

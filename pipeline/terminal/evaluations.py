@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.connect.report import MAP_WORDS, ConnectorReport, ScoredMap
+from pipeline.connect.report import MAP_WORDS, ConnectorReport, MapScores
 from pipeline.evaluate.report import QUANTILES, EvalReport, Interval
 from pipeline.runs.names import middle_out, names_of
 from pipeline.terminal.words import cell
@@ -217,7 +217,7 @@ def _number(value: float | int | None) -> str:
     return f"{value:,.1f}" if 1e3 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
-Told = Callable[[ScoredMap], object]
+Told = Callable[[MapScores], object]
 
 
 def connector_tables(reports: Sequence[ConnectorReport]) -> Iterator[Table]:
@@ -293,7 +293,7 @@ def connectors_table(reports: Sequence[ConnectorReport]) -> Table:
     return table
 
 
-def _line(one: ScoredMap) -> list[Text]:
+def _line(one: MapScores) -> list[Text]:
     fvu, *recovered = map(_told_connect_tables, (one.fvu, one.loss_recovered, one.recovered_of_sae))
     counts = (one.above_mean, one.nonzero_mean)
     return [fvu, *(Text("-" if n is None else f"{n:.3g}") for n in counts), *recovered]
@@ -334,7 +334,7 @@ def _sections(tau: float, *, with_losses: bool) -> list[dict[str, Told]]:
 def _bounds(metric: str) -> dict[str, Told]:
     """The ends of its 95 % interval; the words differ from those of another's in their length."""
 
-    def end(one: ScoredMap, *, high: bool) -> float | None:
+    def end(one: MapScores, *, high: bool) -> float | None:
         found = next((i for i in one.intervals if i.metric == metric), None)
         return None if found is None else (found.high if high else found.low)
 
@@ -352,7 +352,7 @@ def _at(q: float) -> str:
     return "median" if q == 0.5 else f"{100 * q:g} %"
 
 
-def _name(one: ScoredMap) -> str:
+def _name(one: MapScores) -> str:
     return MAP_WORDS.get(one.name, one.name)
 
 

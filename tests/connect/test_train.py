@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from actstore.reader import ActStore
 from pipeline.config.training import ConnectConfig
 from pipeline.connect import train as room
-from pipeline.connect.connector import Latents
+from pipeline.connect.connector import PairLatents
 from pipeline.connect.feed import PairFeeder
 from pipeline.connect.group import Problem, shrink
 from pipeline.connect.run import ConnectorRun, is_connector
@@ -92,7 +92,7 @@ def make_problem(*, activation="relu", n_in=13, n_out=7, rows=32, seed=0):
         activation=activation,
         dtype=torch.float32,
     )
-    return problem, Latents(z1=z1, z2=z2)
+    return problem, PairLatents(z1=z1, z2=z2)
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])

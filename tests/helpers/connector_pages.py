@@ -20,10 +20,10 @@ from pipeline.connect.reading.values import (
     Relation,
     Term,
 )
-from pipeline.connect.report import ConnectorReport, LayerWeights, ScoredMap
+from pipeline.connect.report import ConnectorReport, LayerWeights, MapScores
 from pipeline.connect.run import ConnectorRun
 from pipeline.evaluate.report import Interval
-from pipeline.report.gather import Connections, ConnectorMaterial, EndFeatures
+from pipeline.report.gather import Connections, ConnectorExhibit, EndFeatures
 from pipeline.runs.folder import Provenance
 from pipeline.text.token_text import TokenTexts
 from tests.helpers.pages import D_SAE, N_TOKENS, ORDINARY, VOCABULARY, make_feature
@@ -56,7 +56,7 @@ def make_connector_run(path: Path, *, l1: float = 0.01) -> ConnectorRun:
     return run
 
 
-def make_scored(name: str, *, fvu: float, n_above: int, **changes: Any) -> ScoredMap:
+def make_scored(name: str, *, fvu: float, n_above: int, **changes: Any) -> MapScores:
     """A map, scored in a language model."""
     values: dict[str, Any] = {
         "name": name, "fvu": fvu, "mse": fvu / 100,
@@ -69,7 +69,7 @@ def make_scored(name: str, *, fvu: float, n_above: int, **changes: Any) -> Score
         "recovered_of_sae": 1.02 - fvu,
         "intervals": (Interval(metric="fvu", low=fvu - 0.011, high=fvu + 0.012),),
     }  # fmt: skip
-    return ScoredMap(**(values | changes))
+    return MapScores(**(values | changes))
 
 
 def make_connector_report(
@@ -186,11 +186,11 @@ def make_connections(
     return Connections(reading=reading, outputs=outputs, source=source, target=target)
 
 
-def make_connector_material(path: Path, **changes: Any) -> ConnectorMaterial:
+def make_connector_exhibit(path: Path, **changes: Any) -> ConnectorExhibit:
     """A connector with everything there is to show."""
     run = make_connector_run(path, l1=changes.pop("l1", 0.01))
-    material = ConnectorMaterial(
+    exhibit = ConnectorExhibit(
         name=path.name, path=path, run=run, curves=None, evaluation=make_connector_report(run),
         connections=make_connections(make_reading(run)),
     )  # fmt: skip
-    return replace(material, **changes)
+    return replace(exhibit, **changes)

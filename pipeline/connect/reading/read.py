@@ -22,9 +22,9 @@ from actstore.files import canonical_json, write_file
 from actstore.reader import ActStore
 from pipeline.config.serialization import from_json, to_json
 from pipeline.config.stages import Device, FeaturesConfig
-from pipeline.connect.connector import Connector, End, Pair
+from pipeline.connect.connector import Connector, End, SAEPair
 from pipeline.connect.feed import PairFeeder
-from pipeline.connect.reading.effects import Link, Scene, chosen_links, measure
+from pipeline.connect.reading.effects import Link, ReadingContext, chosen_links, measure
 from pipeline.connect.reading.observe import observe
 from pipeline.connect.reading.relations import equations, relations
 from pipeline.connect.reading.values import Effect, Effects, Reading, ReadingConfig
@@ -107,7 +107,7 @@ def open_store(run: ConnectorRun, path: Path | None) -> ActStore:
     return store
 
 
-def check_widths(run: ConnectorRun, pair: Pair, store: ActStore) -> None:
+def check_widths(run: ConnectorRun, pair: SAEPair, store: ActStore) -> None:
     """Refuse a store whose activations the SAEs cannot take.
 
     Raises:
@@ -171,7 +171,9 @@ class _TopContexts:
         return self.store.tokens(context)
 
 
-def open_scene(run: ConnectorRun, pair: Pair, connector: Connector, features: FeatureSet) -> Scene:
+def open_context(
+    run: ConnectorRun, pair: SAEPair, connector: Connector, features: FeatureSet
+) -> ReadingContext:
     """The model with everything in its place.
 
     Args:
@@ -205,7 +207,7 @@ def open_scene(run: ConnectorRun, pair: Pair, connector: Connector, features: Fe
     ):  # fmt: skip
         check_fits(lm, site, d_in=coder.d_in, ctx_len=store.spec.ctx_len, run=end.run)
     contexts = _TopContexts(features=features, store=store)
-    return Scene(lm=lm, pair=pair, connector=connector, contexts=contexts)
+    return ReadingContext(lm=lm, pair=pair, connector=connector, contexts=contexts)
 
 
 _TERMS_MEASURED = 4
@@ -279,8 +281,8 @@ def effects_on(reading: Reading, output: int, *, device: Device = "auto") -> tup
         return ()
     run, where = ConnectorRun.open(reading.config.run), pick_device(device)
     features = features_of(reading.source, store=reading.config.store, device=device)
-    scene = open_scene(run, run.load_pair(where), run.load_connector(where), features)
-    return measure(scene, links)
+    context = open_context(run, run.load_pair(where), run.load_connector(where), features)
+    return measure(context, links)
 
 
 def _blank(config: ReadingConfig, run: ConnectorRun, store: ActStore) -> Reading:
@@ -327,7 +329,7 @@ def _same(wanted: Reading) -> Reading | None:
 def _with_effects(
     reading: Reading,
     run: ConnectorRun,
-    pair: Pair,
+    pair: SAEPair,
     connector: Connector,
     tell: Callable[[str, int, int], None],
 ) -> Reading:
@@ -346,7 +348,7 @@ def _with_effects(
         for end in (run.source, run.target)
     )
     try:
-        scene = open_scene(run, pair, connector, source)
+        context = open_context(run, pair, connector, source)
     except (ModelError, ConfigError) as error:
         return replace(reading, notes=(*reading.notes, f"effects were not measured: {error}"))
     links = chosen_links(
@@ -356,5 +358,5 @@ def _with_effects(
         n_terms=_TERMS_MEASURED,
         seed=config.seed,
     )
-    points = measure(scene, links, on_inputs=lambda n, total: tell("effects", n, total))
+    points = measure(context, links, on_inputs=lambda n, total: tell("effects", n, total))
     return replace(reading, effects=Effects(points=points))
