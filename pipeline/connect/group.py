@@ -1,16 +1,12 @@
 """One connector in training: loss, gradient, proximal step.
 
-The run of a connector in training.
-
-What a connector minimises, and by which gradient.
+It minimises
 
     mean over rows of sum_o (z2_o - z2_hat_o)^2  +  l1 * sum_io |W_io|
 
 over the outputs o that are predicted. The mean over all elements that Riggs, Mitchell and Kaufman
 (2023) take, beside `l1' * mean_o ||W_o||_1`, is this divided by the number of outputs, so that
 `l1 = l1'` where all outputs are predicted.
-
-One connector in training.
 """
 
 from collections.abc import Mapping
@@ -22,8 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline.config.training import Rectify
-from pipeline.connect.connector import Connector, PairLatents
-from pipeline.connect.feed import Ends
+from pipeline.connect.connector import Connector, Ends, PairLatents
 from pipeline.connect.run import ConnectorRun
 from pipeline.device import DTYPES, pick_precision
 from pipeline.errors import ConfigError, DataError

@@ -13,9 +13,8 @@ from pathlib import Path
 from actstore.reader import ActStore
 from pipeline.config.grid import Trainable
 from pipeline.config.training import ConnectConfig, LoopConfig, TrainConfig
-from pipeline.connect.feed import PairFeeder
 from pipeline.connect.run import ConnectorRun, blank_connector_run
-from pipeline.connect.train import assemble_connectors
+from pipeline.connect.train import PairFeeder, assemble_connectors
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs.curves import ConnectStep, TrainReport, last_report

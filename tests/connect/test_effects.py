@@ -10,13 +10,13 @@ import transformers
 import pipeline.connect.reading.effects
 import pipeline.connect.reading.observe
 from pipeline.connect.connector import PairLatents
-from pipeline.connect.feed import PairFeeder
 from pipeline.connect.reading.effects import Link, chosen_links, measure
 from pipeline.connect.reading.observe import Observed, observe
 from pipeline.connect.reading.read import features_of, open_context
 from pipeline.connect.reading.relations import equations
 from pipeline.connect.reading.values import Equation, Term, agreement
 from pipeline.connect.run import ConnectorRun
+from pipeline.connect.train import PairFeeder
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs.sae_run import Run
 from tests.helpers.readings import Connected, connect, make_connected

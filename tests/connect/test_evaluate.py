@@ -29,7 +29,7 @@ from pipeline.connect.report import (
 )
 from pipeline.connect.run import ConnectorRun, blank_connector_run
 from pipeline.connect.scores import layer_weights
-from pipeline.connect.setup import fit_baselines, load_ends
+from pipeline.connect.setup import fit_baselines, load_connectors
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel, load_model
@@ -182,7 +182,7 @@ class Bench:
         return evaluate_connectors(EvalConfig(runs=runs, **options))
 
     def baselines(self, run: Path) -> dict[str, Connector]:
-        ends = load_ends([ConnectorRun.open(run)], device=CPU)
+        ends = load_connectors([ConnectorRun.open(run)], device=CPU)
         return dict(fit_baselines(ends, device=CPU).maps)
 
 
@@ -431,10 +431,10 @@ def test_progress_is_told_up_to_the_end(bench):
     run, seen = bench.connect(), []
     config = EvalConfig(runs=(run,), text=bench.text, tokens=120, batch_size=4, device="cpu")
     evaluate_connectors(config, on_progress=seen.append)
-    assert [(p.stage, p.n_done) for p in seen] == [
+    assert [(p.stage, p.done) for p in seen] == [
         (stage, n * CTX_LEN) for stage in ("mean", "losses") for n in (4, 8, 10)
     ]
-    assert {p.n_tokens for p in seen} == {120}
+    assert {(p.total, p.unit) for p in seen} == {(120, "tokens")}
 
 
 def test_what_a_reader_must_know_is_noted(bench, tmp_path):

@@ -14,10 +14,9 @@ from actstore.reader import ActStore
 from pipeline.config.training import ConnectConfig
 from pipeline.connect import train as room
 from pipeline.connect.connector import PairLatents
-from pipeline.connect.feed import PairFeeder
 from pipeline.connect.group import Problem, shrink
 from pipeline.connect.run import ConnectorRun, is_connector
-from pipeline.connect.train import connector_bytes
+from pipeline.connect.train import PairFeeder, connector_bytes
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.runs.curves import ConnectStep
 from pipeline.runs.sae_run import Run
@@ -330,7 +329,7 @@ def test_a_store_without_one_of_the_sites_is_refused_before_anything_is_written(
 
 
 def test_what_does_not_fit_into_memory_is_refused_with_the_figures(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "bytes_free", lambda device: 1000)
+    monkeypatch.setattr(room, "memory_free", lambda device: 1000)
     with pytest.raises(ConfigError, match=r"this connector needs about .* and cpu has 0.0 GB free"):
         connect(make_config(place, tmp_path / "c"))
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from pipeline.config.training import ConnectConfig
 from pipeline.connect.connector import End
+from pipeline.connect.page.connections import Connections, EndFeatures
+from pipeline.connect.page.part import ConnectorExhibit
 from pipeline.connect.reading.values import (
     Cell,
     Effect,
@@ -23,7 +25,6 @@ from pipeline.connect.reading.values import (
 from pipeline.connect.report import ConnectorReport, LayerWeights, MapScores
 from pipeline.connect.run import ConnectorRun
 from pipeline.evaluate.report import Interval
-from pipeline.report.gather import Connections, ConnectorExhibit, EndFeatures
 from pipeline.runs.folder import Provenance
 from pipeline.text.token_text import TokenTexts
 from tests.helpers.pages import D_SAE, N_TOKENS, ORDINARY, VOCABULARY, make_feature

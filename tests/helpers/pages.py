@@ -20,7 +20,7 @@ from pipeline.features.feature import (
     TokenValues,
 )
 from pipeline.report.feature_data import ShownFeatures
-from pipeline.report.gather import SAEExhibit
+from pipeline.report.saes import SAEExhibit
 from pipeline.runs.sae_run import Run
 from pipeline.text.token_text import TokenTexts
 from tests.helpers.tiny import make_sae, save_sae

@@ -21,7 +21,7 @@ from pipeline.report.figures import inline_svg
 from pipeline.report.gather import N_DEAD, choose_features
 from pipeline.report.page import view, write_page
 from pipeline.report.render import embedded_json, render
-from pipeline.report.saes import coders_view
+from pipeline.report.saes import SAEExhibit
 from pipeline.runs.curves import METRICS
 from pipeline.runs.sae_run import Run
 from tests.helpers.pages import (
@@ -223,13 +223,13 @@ def test_a_few_runs_have_a_column_each_and_many_a_row_each(tmp_path):
     runs = [make_run(tmp_path / f"run{i}", seed=i) for i in range(5)]
     exhibits = [bare(path) for path in runs]
     exhibits[0] = replace(exhibits[0], evaluation=plain(runs[0]))
-    few, many = coders_view(exhibits[:4]), coders_view(exhibits)
+    few, many = SAEExhibit.part(exhibits[:4]), SAEExhibit.part(exhibits)
     assert {len(row.cells) for group in few.groups for row in group.rows} == {4}
     assert [cell.value for cell in few.groups[0].rows[0].cells] == ["2.432", "", "", ""]
     assert not few.rows
     assert [row.name for row in many.rows] == [f"run{i}" for i in range(5)]
     assert not many.groups
-    assert {len(row.cells) for row in many.rows} == {len(many.columns)}
+    assert {len(row.cells) for row in many.rows} == {len(many.heads)}
     assert view(exhibits[:4]).title == "4 sparse autoencoders"
 
 
@@ -242,7 +242,7 @@ def test_what_several_runs_have_in_common_is_said_once(tmp_path):
         bare(path, features=features, evaluation=report if path.name == "a" else None)
         for path in paths
     ]
-    made = coders_view(exhibits)
+    made = SAEExhibit.part(exhibits)
     assert made.feature_notes == ["logits are direct"]
     assert made.runs[0].overlaps == {"b": "0.75", "/else/where": "0.25"}
     assert made.runs[0].notes[-1] == "None of the 64 features is dead on these tokens."

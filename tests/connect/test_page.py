@@ -10,6 +10,10 @@ import torch
 from pipeline.config.stages import ReportConfig
 from pipeline.config.training import ConnectConfig
 from pipeline.connect.connector import Connector
+from pipeline.connect.page.connections import choose_outputs
+from pipeline.connect.page.data import connector_data
+from pipeline.connect.page.part import ConnectorExhibit, frontier_drawings
+from pipeline.connect.page.tables import main_heads, main_rows, relation_tables
 from pipeline.connect.reading.read import read_connector, save_reading
 from pipeline.connect.reading.values import Cell, Equation, ReadingConfig
 from pipeline.connect.report import save_connector_report
@@ -17,17 +21,8 @@ from pipeline.connect.run import blank_connector_run
 from pipeline.errors import CheckpointError
 from pipeline.evaluate.report import Interval
 from pipeline.features.feature import BEFORE
-from pipeline.report.connectors import connector_facts, connectors_view
-from pipeline.report.data import connector_data
-from pipeline.report.figures import frontier_drawings
-from pipeline.report.gather import choose_outputs, gather
-from pipeline.report.page import view, write_page
+from pipeline.report.page import gather, view, write_page
 from pipeline.report.render import render
-from pipeline.report.tables import (
-    main_names_of_connect_table as main_names,
-    main_rows_of_connect_table as main_rows,
-    relation_tables,
-)
 from pipeline.text.token_text import TokenTexts
 from tests.helpers.connector_pages import (
     make_connections,
@@ -201,13 +196,13 @@ def test_figures_are_drawn_of_what_there_is(page, tmp_path):
     lines = ({"step": i, "rows": 1024 * i, "recon": 3 / i, "fvu": 1 / i, "weights": 4.0, "lr": 1e-3}
              for i in range(1, 9))  # fmt: skip
     exhibit.curves.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (drawn,) = connectors_view([exhibit]).runs
+    (drawn,) = ConnectorExhibit.part([exhibit]).runs
     assert not drawn.figures
     assert [drawing.name for drawing in drawn.curves] == ["w1-recon", "w1-fvu", "w1-weights"]
 
 
 def test_relations_stand_by_kind_with_the_words_of_their_features(exhibit, page):
-    tables = connectors_view([exhibit]).runs[0].relations
+    tables = ConnectorExhibit.part([exhibit]).runs[0].relations
     assert [(t.title, len(t.rows)) for t in tables] == [("OR", 2), ("AND NOT", 1), ("AND", 1)]
     relation = exhibit.connections.reading.relations[1]
     row = tables[1].rows[0]
@@ -270,7 +265,7 @@ def test_several_connectors_have_a_row_each_and_share_their_baselines(tmp_path):
     fvus = [row.cells[0].value for row in rows]
     assert fvus == ["0.21", "0.5", "", "1", "0.93", "0.55", "0.19"]
     assert [row.note for row in rows[:3]] == list(names.values())
-    assert {len(row.cells) for row in rows} == {len(main_names([first]))}
+    assert {len(row.cells) for row in rows} == {len(main_heads([first]))}
     elsewhere = replace(second, text="elsewhere")
     assert len(main_rows(names, [first, elsewhere, None])) == 3, "baselines of two texts differ"
 
@@ -280,7 +275,7 @@ def test_several_connectors_stand_against_each_other(tmp_path):
     names = [drawing.name for drawing in frontier_drawings(reports)]
     assert names == ["weights-fvu", "weights-recovered"]
     assert frontier_drawings(reports[:1]) == []
-    made = connectors_view([bare(tmp_path / name) for name in ("c", "d")])
+    made = ConnectorExhibit.part([bare(tmp_path / name) for name in ("c", "d")])
     assert made.runs[1].relations[0].rows[0].output.link == "#connector=2&output=20"
     assert list(made.sections) == ["connectors", "logic", "connections"]
 
@@ -293,7 +288,7 @@ def test_without_a_language_model_there_are_no_losses(tmp_path):
         model="", text="", precision="",
         maps=(make_scored("connector", fvu=0.2, n_above=9, **none),),
     )  # fmt: skip
-    made = connectors_view([replace(exhibit, evaluation=report)]).runs[0]
+    made = ConnectorExhibit.part([replace(exhibit, evaluation=report)]).runs[0]
     assert [group.title for group in made.groups] == ["How well it predicts", "How sparse it is"]
     assert made.evaluated[0].startswith("On 100,096 rows. 60 of 64 outputs")
     assert not any("Cross-entropy" in words for words in made.evaluated)
@@ -303,7 +298,7 @@ def test_an_interval_stands_below_its_number_and_no_other(tmp_path):
     run = make_connector_run(tmp_path / "run")
     interval = Interval(metric="loss_recovered", low=0.7, high=0.8)
     scored = make_scored("connector", fvu=0.2, n_above=9, intervals=(interval,))
-    made = connectors_view([
+    made = ConnectorExhibit.part([
         replace(bare(tmp_path / "other"), evaluation=make_connector_report(run, maps=(scored,)))
     ]).runs[0]  # fmt: skip
     cells = {row.name: row.cells[0] for group in made.groups for row in group.rows}
@@ -316,7 +311,7 @@ def test_an_interval_stands_below_its_number_and_no_other(tmp_path):
 def test_a_linear_map_without_bias_is_said_to_be_one(tmp_path):
     exhibit = bare(tmp_path / "run")
     config = replace(exhibit.run.config, activation="linear", bias=False, proximal=False)
-    facts = connector_facts(replace(exhibit, run=replace(exhibit.run, config=config)))
+    facts = replace(exhibit, run=replace(exhibit.run, config=config)).facts
     assert facts["map"] == "z2 = z1 W"
     assert facts["penalty"] == "0.01 Σ|W|, by gradient"
 
