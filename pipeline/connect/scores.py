@@ -1,10 +1,4 @@
-"""FVU, weights, losses of a map.
-
-What the latents to be predicted are like, before anything is predicted.
-
-What a map from latents to latents predicts of some rows.
-
-How well maps from latents to latents predict, and with how many weights.
+"""How well maps from latents to latents predict, and with how many weights.
 
 `z2` are the latents to predict, `z2_hat` what a map predicts. A latent of `z2` is alive if it is
 above zero in at least one of the rows that are scored; `mean` is one mean per latent over all of
@@ -18,11 +12,11 @@ these rows. Sums over rows are in float64.
 Weights above tau are counted as in Riggs, Mitchell and Kaufman, "Finding Sparse Linear Connections
 between Features in LLMs" (2023). That count depends on the scales of the latents, hence on those of
 the two sites: it compares maps between the same SAEs, not between others. Weights that are not
-exactly zero are counted too.
+exactly zero are counted too. Where the two sites are the input and output of one MLP, so are its
+own weights.
 
-What a map costs the model, and how far that would move with another text of the same kind.
-
-The model's own weights between two sites, where these are the input and output of one MLP.
+What a map costs the model, and how far that would move with another text of the same kind, is told
+by losses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +29,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from pipeline.connect.connector import Connector, PairLatents
-from pipeline.connect.report import TAU, LayerWeights, MapScores
+from pipeline.connect.report import BOUNDED, TAU, LayerWeights, MapScores
 from pipeline.evaluate.metrics import LEVEL, Columns, exact, zeros
 from pipeline.evaluate.report import QUANTILES, Interval
 from pipeline.lm.families import Shape, Site
@@ -228,8 +222,6 @@ def _quantiles(values: Float64[Tensor, " n"]) -> tuple[float, ...]:
     return tuple(np.quantile(values.numpy(), QUANTILES).tolist()) if len(values) else ()
 
 
-_BOUNDED = ("fvu", "loss_recovered", "recovered_of_sae")
-"""Metrics that get an interval."""
 _BLOCK = 1 << 21
 """Numbers of draws in memory at a time, of 8 bytes."""
 
@@ -288,7 +280,7 @@ def with_losses(scored: MapScores, sums: Columns, draws: Totals | None, *, i: in
     del numbers["fvu"]  # it is there, from the same errors
     found: list[Interval] = []
     for name, drawn in metrics_of(draws, i).items() if draws is not None else ():
-        if name in _BOUNDED and np.isfinite(drawn).all():
+        if name in BOUNDED and np.isfinite(drawn).all():
             low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
             found.append(Interval(metric=name, low=float(low), high=float(high)))
     return replace(scored, **numbers, intervals=tuple(found))

@@ -15,6 +15,8 @@ from pipeline.config.training import ConnectConfig
 from pipeline.connect import train as room
 from pipeline.connect.connector import PairLatents
 from pipeline.connect.group import Problem, shrink
+from pipeline.connect.reading.read import read_connector
+from pipeline.connect.reading.values import ReadingConfig
 from pipeline.connect.run import ConnectorRun, is_connector
 from pipeline.connect.train import PairFeeder, connector_bytes
 from pipeline.errors import CheckpointError, ConfigError, DataError
@@ -295,6 +297,20 @@ def test_rows_that_either_sae_was_not_trained_on_are_left_out(place, tmp_path):
     norm = rows[SITES[1]].norm(dim=1)
     expected = (norm <= 1.5 * norm.median()) & (position != 0) & (position != 3)
     assert torch.equal(kept, expected) and 0 < int(kept.sum()) < int((position != 0).sum())
+
+
+def test_two_saes_of_one_site_are_connected_and_read(place, tmp_path):
+    settings = settings_for(place / "s.actstore", steps=8, site=SITES[1], arch={"kind": "relu"})
+    train_settings(settings, tmp_path / "other")
+    config = make_config(
+        place, tmp_path / "c", ends=(tmp_path / "other", place / SITES[1]), start="regression"
+    )
+    outcome = connect(config)
+    run = ConnectorRun.open(tmp_path / "c")
+    assert outcome.step == 20 and run.source.site == run.target.site == SITES[1]
+    store = ActStore.open(config.store)
+    assert PairFeeder(store, [run], device=CPU).sites == (SITES[1],)
+    assert read_connector(ReadingConfig(run=run.path, device="cpu")).n_tokens == store.n_rows
 
 
 def test_an_sae_that_was_trained_anew_is_noticed(place, tmp_path):
