@@ -10,7 +10,7 @@ the best that any map can do; and zero, the worst.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -35,6 +35,7 @@ from pipeline.connect.scores import (
     Errors,
     OutputStats,
     OutputSums,
+    Totals,
     above_of,
     explained_of,
     layer_weights,
@@ -45,7 +46,14 @@ from pipeline.connect.scores import (
     scored,
     with_losses,
 )
-from pipeline.connect.setup import LoadedConnectors, Rows, find_rows, fit_baselines, load_connectors
+from pipeline.connect.setup import (
+    Baselines,
+    LoadedConnectors,
+    Rows,
+    find_rows,
+    fit_baselines,
+    load_connectors,
+)
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.ablations import OnTokens
@@ -162,18 +170,7 @@ def _evaluate_between(
     outputs = find_outputs(scene, batches, loaded, rows, told("mean"))
     splices = Splices(loaded, maps, outputs)
     _measure(scene, batches, rows, splices, told("losses"))
-    notes = notes_on(scene, loaded.target.provenance, loaded.left_out, config)
-    measured = Measured(
-        maps=maps,
-        baselines=tuple(baselines.maps),
-        errors=tuple(errors.per_output for errors in splices.errors),
-        outputs=outputs,
-        n_active=splices.n_active,
-        sums=splices.sums,
-        excluded=loaded.left_out if config.as_trained else (),
-        notes=(*notes, *baselines.notes),
-    )
-    return reports_of(scene, loaded, measured, config)
+    return reports_of(scene, loaded, splices, baselines, config)
 
 
 # --- passes over the text --------------------------------------------------------------------
@@ -189,7 +186,7 @@ class Splices:
 
     Args:
         loaded: Both sites, and their SAEs.
-        maps: From latents to latents.
+        maps: The connectors, in the order of their runs, then the baselines.
         outputs: Statistics of the rows that count.
     """
 
@@ -201,19 +198,20 @@ class Splices:
         self.errors = [Errors(outputs, device=connector.W.device) for connector in maps]
         self.n_active = 0
         """Inputs that were active, in all rows together."""
-        self._ends, self._maps, self._outputs = loaded, maps, outputs
+        self.maps, self.outputs = maps, outputs
+        self._loaded = loaded
         self._sums = ContextSums()
 
     def edited(
         self, replay: Replay, kept: Bool[Tensor, "contexts ctx_len"]
     ) -> dict[Hashable, Tensor]:
         """Last hidden states of the edited passes of a batch, by name."""
-        source, target = self._ends.sites
+        source, target = self._loaded.sites
         x1, x2 = replay.acts(source).flatten(0, 1), replay.acts(target).flatten(0, 1)
         values: dict[Hashable, Tensor] = {name: x2.clone() for name in (ZERO, SAE, *self.diverging)}
         rows = kept.flatten().nonzero()[:, 0]
         values[ZERO][rows] = 0
-        table = zeros(len(self._maps) + 1, kept.numel(), device=kept.device)
+        table = zeros(len(self.maps) + 1, kept.numel(), device=kept.device)
         for part in slices(rows):
             self._edit(x1, x2, rows[part], values, table)
         for name, per_row in zip(self._of_rows, table.view(-1, *kept.shape), strict=True):
@@ -230,15 +228,15 @@ class Splices:
         table: Float64[Tensor, "sums all_rows"],
     ) -> None:
         """Write what stands in some rows, and what these rows add to the sums."""
-        pair, at = self._ends.pair, rows.to(table.device)
+        pair, at = self._loaded.pair, rows.to(table.device)
         latents = PairLatents(
             z1=pair.source.encode(x1[rows].float()), z2=pair.target.encode(x2[rows].float())
         )
         self.n_active += int((latents.z1 > 0).sum())
-        mean = self._outputs.mean.to(table.device)
+        mean = self.outputs.mean.to(table.device)
         table[-1, at] = (exact(latents.z2) - mean).square().sum(-1)
         values[SAE][rows] = pair.target.decode(latents.z2).to(x2.dtype)
-        for i, connector in enumerate(self._maps):
+        for i, connector in enumerate(self.maps):
             z2_hat = predict(connector, latents)
             table[i, at] = self.errors[i].add(latents.z2, z2_hat)
             values[i][rows] = pair.target.decode(z2_hat).to(x2.dtype)
@@ -303,32 +301,12 @@ def _measure(
 # --- from sums to reports --------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Measured:
-    """What the passes over a text gave, for all connectors between the same SAEs."""
-
-    maps: tuple[Connector, ...]
-    """The connectors, in the order of their runs, then the baselines."""
-    baselines: tuple[str, ...]
-    """Names of the latter."""
-    errors: tuple[Tensor, ...]
-    """Of each map and output `[n_out]`, the squared error summed over rows in float64."""
-    outputs: OutputStats
-    n_active: int
-    """Inputs that were active, in all rows together."""
-    sums: Columns
-    """See `Splices.sums`."""
-    excluded: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def n_runs(self) -> int:
-        """Connectors among the maps."""
-        return len(self.maps) - len(self.baselines)
-
-
 def reports_of(
-    scene: Scene, loaded: LoadedConnectors, measured: Measured, config: EvalConfig
+    scene: Scene,
+    loaded: LoadedConnectors,
+    splices: Splices,
+    baselines: Baselines,
+    config: EvalConfig,
 ) -> list[ConnectorReport]:
     """A report on each connector.
 
@@ -336,39 +314,18 @@ def reports_of(
         ConfigError: no prediction of the text counts.
         DataError: a loss is not finite.
     """
-    _require_sound(scene, loaded, measured)
-    draws = resampled(measured.sums, n=config.n_bootstrap, seed=config.seed)
-    names = (*(CONNECTOR for _ in loaded.runs), *measured.baselines)
+    setting, outputs, sums = scene.setting, splices.outputs, splices.sums
+    excluded = loaded.left_out if config.as_trained else ()
+    totals = {name: values.sum(keepdims=True) for name, values in sums.items()}
+    _require_sound(totals, loaded, setting, excluded)
+    draws = resampled(sums, n=config.n_bootstrap, seed=config.seed)
+    names = (*(CONNECTOR for _ in loaded.runs), *baselines.maps)
+    errors = [of_map.per_output for of_map in splices.errors]
     maps = [
-        with_losses(
-            scored(name, connector, errors, measured.outputs, tau=TAU), measured.sums, draws, i=i
-        )
-        for i, (name, connector, errors) in enumerate(
-            zip(names, measured.maps, measured.errors, strict=True)
-        )
+        with_losses(scored(name, connector, its, outputs, tau=TAU), sums, draws, i=i)
+        for i, (name, connector, its) in enumerate(zip(names, splices.maps, errors, strict=True))
     ]
-    shared, baselines = _shared(scene, loaded, measured), maps[measured.n_runs :]
-    return [
-        ConnectorReport(
-            run=run.path,
-            activation=run.config.activation,
-            start=run.config.start,
-            l1=run.config.l1,
-            maps=(scored_map, *baselines),
-            explained=_listed(explained_of(errors, measured.outputs).numpy()),
-            above=tuple(above_of(connector, tau=TAU).tolist()),
-            **shared,
-        )
-        for run, scored_map, errors, connector in zip(
-            loaded.runs, maps, measured.errors, measured.maps, strict=False
-        )
-    ]
-
-
-def _shared(scene: Scene, loaded: LoadedConnectors, measured: Measured) -> dict[str, Any]:
-    """The fields that all of these reports share."""
-    setting, outputs, sums = scene.setting, measured.outputs, _totals(measured.sums)
-    return {
+    shared: dict[str, Any] = {
         "source": loaded.source.path,
         "target": loaded.target.path,
         "sites": tuple(map(str, loaded.sites)),
@@ -378,41 +335,53 @@ def _shared(scene: Scene, loaded: LoadedConnectors, measured: Measured) -> dict[
         "precision": scene.precision,
         "ctx_len": setting.ctx_len,
         "n_tokens": outputs.n_rows,
-        "n_predictions": int(sums["n_predictions"].item()),
-        "excluded": measured.excluded,
+        "n_predictions": int(totals["n_predictions"].item()),
+        "excluded": excluded,
         "n_in": loaded.pair.source.d_sae,
         "n_out": loaded.pair.target.d_sae,
         "n_alive": int(outputs.alive.sum()),
-        "l0_in": measured.n_active / outputs.n_rows,
+        "l0_in": splices.n_active / outputs.n_rows,
         "l0_out": outputs.l0,
         "tau": TAU,
         "layer": layer_weights(scene.lm, *loaded.sites, tau=TAU),
-        **{name: number(value) for name, value in losses_of(sums).items()},
-        "notes": measured.notes,
+        **{name: number(value) for name, value in losses_of(totals).items()},
+        "notes": (
+            *notes_on(scene, loaded.target.provenance, loaded.left_out, config),
+            *baselines.notes,
+        ),
     }
+    return [
+        ConnectorReport(
+            run=run.path,
+            activation=run.config.activation,
+            start=run.config.start,
+            l1=run.config.l1,
+            maps=(maps[i], *maps[len(loaded.runs) :]),
+            explained=tuple(
+                None if np.isnan(value) else value
+                for value in explained_of(errors[i], outputs).tolist()
+            ),
+            above=tuple(above_of(splices.maps[i], tau=TAU).tolist()),
+            **shared,
+        )
+        for i, run in enumerate(loaded.runs)
+    ]
 
 
-def _require_sound(scene: Scene, loaded: LoadedConnectors, measured: Measured) -> None:
+def _require_sound(
+    totals: Totals, loaded: LoadedConnectors, setting: Setting, excluded: Sequence[str]
+) -> None:
     """Refuse sums from which no number can be made."""
-    path, setting, sums = loaded.runs[0].path, scene.setting, _totals(measured.sums)
-    if not sums["n_predictions"].any():
-        left_out = ", ".join(measured.excluded) or "nothing"
+    path = loaded.runs[0].path
+    if not totals["n_predictions"].any():
         raise ConfigError(
             f"{path} leaves no prediction of {setting.text} to count: contexts have "
-            f"{setting.ctx_len} tokens, and {left_out} is left out"
+            f"{setting.ctx_len} tokens, and {', '.join(excluded) or 'nothing'} is left out"
         )
-    if broken := [name for name, total in sums.items() if not np.isfinite(total).all()]:
+    if broken := [name for name, total in totals.items() if not np.isfinite(total).all()]:
         of_maps = [str(run.path) for i, run in enumerate(loaded.runs) if f"nll_{i}" in broken]
         raise DataError(
             f"losses of {', '.join(of_maps) or path} are not finite: weights of a connector or of "
             f"its SAEs, or activations at {loaded.sites[0]} or {loaded.sites[1]}, overflow or hold "
             "NaN; try --precision fp32"
         )
-
-
-def _totals(sums: Columns) -> Mapping[str, np.ndarray]:
-    return {name: values.sum(keepdims=True) for name, values in sums.items()}
-
-
-def _listed(values: Float64[np.ndarray, " n"]) -> tuple[float | None, ...]:
-    return tuple(None if np.isnan(value) else value for value in values.tolist())

@@ -142,7 +142,7 @@ def score(
 
     Args:
         maps: By their names.
-        rows: PairLatents of some rows each, on the device of the maps.
+        rows: Latents of some rows each, on the device of the maps.
         tau: Weights above it are counted.
     """
     sums = OutputSums(rows[0].z2.shape[1], device=rows[0].z2.device)

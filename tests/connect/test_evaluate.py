@@ -32,24 +32,15 @@ from pipeline.connect.scores import layer_weights
 from pipeline.connect.setup import fit_baselines, load_connectors
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.lm.families import Site
-from pipeline.lm.model import LanguageModel, load_model
+from pipeline.lm.model import load_model
 from pipeline.sae.sae import SAE
+from tests.helpers.evaluations import N_CONTEXTS
 from tests.helpers.plain_eval import contexts_of, leave_out, rows_left
-from tests.helpers.tiny import CTX_LEN, WIDTH, make_model, make_sae, make_text, save_sae
+from tests.helpers.tiny import CTX_LEN, WIDTH, make_model, make_sae, save_sae
 
-N_CONTEXTS, N_LATENTS = 14, 4 * WIDTH
+N_LATENTS = 4 * WIDTH
 SITES = ("resid_pre.1", "mlp_out.1")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("lm") / "model")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return make_text(tmp_path_factory.mktemp("text") / "a.txt", n_contexts=N_CONTEXTS)
 
 
 class Plain:
@@ -194,8 +185,8 @@ def make_connector(seed: int, *, activation: str = "relu") -> Connector:
 
 
 @pytest.fixture
-def bench(tmp_path, model, text):
-    return Bench(tmp_path, model, text)
+def bench(tmp_path, tiny_model, tiny_text):
+    return Bench(tmp_path, tiny_model, tiny_text)
 
 
 def assert_agrees(report: ConnectorReport, expected: dict[str, object]) -> None:
@@ -212,13 +203,13 @@ def assert_agrees(report: ConnectorReport, expected: dict[str, object]) -> None:
         assert told == (pytest.approx(next(explained), rel=1e-4, abs=1e-5) if alive else None)
 
 
-def test_every_number_agrees_with_a_plain_float64_computation(bench, model, text):
+def test_every_number_agrees_with_a_plain_float64_computation(bench):
     run = bench.connect()
     (report,) = bench.evaluate(run, batch_size=5)
     baselines = bench.baselines(run)
     maps = [make_connector(0), *baselines.values()]
     assert [one.name for one in report.maps] == ["connector", *baselines]
-    assert_agrees(report, plain_eval(Plain(model, text), *bench.coders, maps))
+    assert_agrees(report, plain_eval(Plain(bench.model, bench.text), *bench.coders, maps))
     assert 10 < report.n_out - report.n_alive < report.n_out / 2
     assert report.above == tuple((make_connector(0).W.abs() > 0.1).sum(0).tolist())
     assert (report.sites, report.n_in, report.n_out) == (SITES, N_LATENTS, N_LATENTS)
@@ -226,7 +217,7 @@ def test_every_number_agrees_with_a_plain_float64_computation(bench, model, text
     assert report.notes == report.excluded == ()
 
 
-def test_rows_that_the_saes_were_not_trained_on_can_be_left_out(bench, model, text):
+def test_rows_that_the_saes_were_not_trained_on_can_be_left_out(bench):
     run = bench.connect()
     leave_out(bench.ends[0], exclude_positions=[0, 7])
     leave_out(bench.ends[1], exclude_positions=[3], exclude_norms=1.1)
@@ -237,7 +228,7 @@ def test_rows_that_the_saes_were_not_trained_on_can_be_left_out(bench, model, te
         "positions 0, 7", "position 3", "rows whose norm is above 1.1 times the median",
     )  # fmt: skip
     assert not any("--as-trained" in note for note in left.notes)
-    plain = Plain(model, text)
+    plain = Plain(bench.model, bench.text)
     x1, x2, _ = plain.run()
     kept = rows_left(plain.tokens, x1, positions=(0, 7)) & rows_left(
         plain.tokens, x2, positions=(3,), norms=1.1
@@ -245,13 +236,13 @@ def test_rows_that_the_saes_were_not_trained_on_can_be_left_out(bench, model, te
     assert left.n_tokens == int(kept.sum()) < counted.n_tokens
 
 
-def test_rows_left_out_count_nowhere(bench, model, text):
+def test_rows_left_out_count_nowhere(bench):
     run = bench.connect()
     for end in bench.ends:
         leave_out(end, exclude_positions=[0, 4])
     (report,) = bench.evaluate(run, as_trained=True)
     maps = [make_connector(0), *bench.baselines(run).values()]
-    expected = plain_eval(Plain(model, text), *bench.coders, maps, positions=(0, 4))
+    expected = plain_eval(Plain(bench.model, bench.text), *bench.coders, maps, positions=(0, 4))
     assert_agrees(report, expected)
 
 
@@ -271,21 +262,11 @@ def test_a_connector_that_cannot_err_recovers_what_the_sae_does(bench, tmp_path)
     assert report.layer is None  # not from an MLP's input to its output
 
 
-def test_connectors_between_the_same_saes_share_passes_and_give_what_they_give_alone(
-    bench, monkeypatch
-):
+def test_connectors_between_the_same_saes_share_passes_and_give_what_they_give_alone(bench, passes):
     runs = [bench.connect(seed=seed) for seed in range(3)]
     alone = [bench.evaluate(run)[0] for run in runs]
-    calls = list[int]()
-    hidden = LanguageModel.hidden
-
-    def counted(self, tokens):
-        calls.append(len(tokens))
-        return hidden(self, tokens)
-
-    monkeypatch.setattr(LanguageModel, "hidden", counted)
-    together = bench.evaluate(*runs, batch_size=N_CONTEXTS)
-    assert len(calls) == 1 + 1 + 2 + 3 + 4  # means, clean, bounds, connectors, baselines
+    together, n_passes = passes(lambda: bench.evaluate(*runs, batch_size=N_CONTEXTS))
+    assert n_passes == 1 + 1 + 2 + 3 + 4  # means, clean, bounds, connectors, baselines
     assert [report.run for report in together] == runs
     assert len({report.connector.ce for report in together}) == 3
     for one, other in zip(together, alone, strict=True):

@@ -88,7 +88,7 @@ def test_however_many_rows_are_encoded_at_a_time_the_moments_are_the_same(
     monkeypatch.setitem(BLOCK, "cpu", block)
     moments = find_moments(pair, store, device=CPU)
     assert moments.n_rows == 160
-    # PairLatents of order 1, whose float32 rounding depends on how many rows are encoded together.
+    # Latents of order 1, whose float32 rounding depends on how many rows are encoded together.
     assert_products(moments.latents, z1, z2, rtol=2e-6, atol=1e-6)
 
 
