@@ -126,12 +126,12 @@ def test_no_file_imports_itself_by_way_of_others():
 
 def test_the_store_knows_no_torch_and_training_no_language_model():
     for name, found in IMPORTS.items():
-        tops = {module.split(".")[0] for module in found}
-        if name.startswith("actstore"):
+        tops, room = {module.split(".")[0] for module in found}, room_of(name)
+        if room == "actstore":
             assert not tops & {"torch", "transformers", "pipeline"}, name
-        if name.startswith(("pipeline.sae", "pipeline.training", "pipeline.connect.train")):
+        if room in ("sae", "training") or name == "pipeline.connect.train":
             assert not any(module.startswith("pipeline.lm") for module in found), name
-        if name.startswith("pipeline.sae"):
+        if room == "sae":
             assert "actstore" not in tops, name
 
 

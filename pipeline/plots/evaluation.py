@@ -149,7 +149,7 @@ def dead_cosine_figure(
         axes.axvline(mean, ymax=1 / _ROOM, color=color, lw=1.2, ls="--")
     axes.set_xlim(low, 1)
     _make_room(axes)
-    axes.legend(title=f"dead: never active on {n_tokens:,} tokens", **LEGEND)
+    axes.legend(loc="best", title=f"dead: never active on {n_tokens:,} tokens", **LEGEND)
     return figure
 
 
@@ -181,7 +181,7 @@ def density_figure(density: Float[np.ndarray, " d_sae"], *, n_tokens: int) -> Fi
     axes.set_xticks([never, *powers], ["never", *(f"$10^{{{power}}}$" for power in powers)])
     axes.set_xlim(never - _BIN, edges[-1])
     _make_room(axes)
-    axes.legend(title=f"of {density.size:,} features", **LEGEND)
+    axes.legend(loc="best", title=f"of {density.size:,} features", **LEGEND)
     return figure
 
 

@@ -122,8 +122,8 @@ def test_what_is_not_needed_is_not_loaded(folder):
     assert len(model.body.get_submodule(layers)) == 2
     assert any(f"{layers}.0." in name for name in real)
     assert not any("lm_head" in name or "final_layer_norm" in name for name in real)
-    attention = model.shape.family.attention[1]
-    ran = any(f"{layers}.1.{attention}." in name for name in real)
+    attention = model.shape.family.path(1, "attention")
+    ran = any(f"{attention}." in name for name in real)
     assert ran == (not model.shape.parallel)
 
 
@@ -177,7 +177,7 @@ def test_hooks_are_removed_even_when_the_block_fails(folder):
 
 def test_bad_sites_say_what_is_allowed():
     for text in ("mlp", "mlp_out.", "mlp_out.x", "mlp_uot.1", "mlp_out.-1", "mlp_out.²"):
-        with pytest.raises(ConfigError, match=r"expected KIND\.LAYER.*resid_pre, attn_out"):
+        with pytest.raises(ConfigError, match=r"expected KIND\.LAYER.*resid_pre, attn_z, attn_out"):
             Site.parse(text)
 
 

@@ -1,5 +1,6 @@
 """What the figures of evaluations show, looked at from inside."""
 
+import ast
 from dataclasses import replace
 from pathlib import Path
 
@@ -273,3 +274,11 @@ def test_the_frontier_goes_into_the_folder_that_was_named(tmp_path):
     paths = save_frontier([run("a", 10, 0.6), run("b", 20, 0.8)], tmp_path)
     assert [path.name for path in paths] == ["frontier.png", "frontier.svg"]
     assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_every_legend_is_told_its_place():
+    """Where none is told matplotlib warns when the machine was slow, and a warning is an error."""
+    for path in (Path(__file__).parents[2] / "pipeline").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "legend":
+                assert "loc" in {keyword.arg for keyword in node.keywords}, f"{path}:{node.lineno}"
