@@ -10,8 +10,9 @@ from actstore.errors import StoreError
 from actstore.files import remove, writing
 from actstore.ledger import STAGING, Twin, read_journal
 from actstore.manifest import Manifest, SiteSpec, StoreSpec
-from actstore.merge import ADDING, complete_addition, merge, settle
+from actstore.merge import ADDING, complete_addition, merge
 from actstore.resume import open_ledger
+from actstore.settle import settle, sweep
 from actstore.summary import peek
 from actstore.writer import ActWriter, failed
 
@@ -81,6 +82,7 @@ def _made_ready(path: Path, sites: set[str]) -> Manifest:
         )
     added = complete_addition(path, there)
     if added is not None and {site.name for site in added.spec.sites} == sites:
+        sweep(path, there)
         return there  # its last steps are repeated on leaving
     there = settle(path) or there
     for name in sites & {site.name for site in there.spec.sites}:

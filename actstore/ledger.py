@@ -120,6 +120,19 @@ def append_entry(folder: Path, entry: Entry) -> None:
         os.close(fd)
 
 
+def cut_torn_line(folder: Path) -> None:
+    """Take away the beginning of a line whose writer died; it committed nothing.
+
+    Raises:
+        OSError: If the disk is full or fails; the journal is as it was.
+    """
+    path = folder / JOURNAL
+    data = path.read_bytes() if path.exists() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        write_file(path, [whole])
+
+
 def rewrite_journal(folder: Path, entries: Iterable[Entry]) -> None:
     """Replace the journal by these entries, in one step."""
     write_file(folder / JOURNAL, [entry.as_line() for entry in entries])

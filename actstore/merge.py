@@ -28,24 +28,6 @@ from actstore.summary import GROUP, Summary, peek, read_summary, summary_name
 ADDING = "adding"
 
 
-def settle(path: Path) -> Manifest | None:
-    """Finish what an addition left to do.
-
-    Returns:
-        What the store says of itself then; None if there is none.
-
-    Raises:
-        StoreError: If the store, or what was added to it, is damaged.
-        OSError: If the disk is full or fails.
-    """
-    there = peek(path)
-    if there is None:
-        return None
-    remove(partial_of(path / ADDING))
-    added = complete_addition(path, there)
-    return there if added is None else merge(path, there, added)
-
-
 def complete_addition(path: Path, there: Manifest) -> Manifest | None:
     """The addition that waits to be merged, or whose merging is not over; None if there is none.
 
@@ -80,9 +62,21 @@ def merge(path: Path, there: Manifest, added: Manifest) -> Manifest:
         _move_sites(path, added.spec)
         ledger.publish(summary)
         there = ledger.manifest
-    _merge_journal(path)
-    _discard(path)
+    end_joined(path, there)
     return there
+
+
+def end_joined(path: Path, there: Manifest) -> None:
+    """Of an addition whose sites are part of the store: its journal joins, the rest goes.
+
+    Raises:
+        StoreError: If it is damaged.
+        OSError: If the disk is full or fails; the next writer goes on.
+    """
+    added = complete_addition(path, there)
+    if added is not None and _names(added.spec) <= _names(there.spec):
+        _merge_journal(path)
+        _discard(path)
 
 
 def _names(spec: StoreSpec) -> set[str]:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actstore.errors import StoreError
-from actstore.files import LOCK, PARTIAL, remove, sync_folder, writing
+from actstore.files import LOCK, PARTIAL, partial_of, remove, sync_folder, writing
 from actstore.ledger import JOURNAL, MOMENTS, STAGING, read_journal
 from actstore.manifest import CONTEXT_TOKENS, ROW_ARRAYS, Manifest
 from actstore.merge import ADDING
 from actstore.summary import GROUP, peek, summary_name
 
 OWN = (GROUP, MOMENTS, STAGING, ADDING, JOURNAL, LOCK)
-"""What a store's folder may hold, in the order in which it goes."""
+"""What a store's folder may hold."""
 SUMMARIES = f"{summary_name(0)[:-1]}*"
 
 
@@ -50,7 +50,7 @@ def removable(path: Path) -> Removable:
     except StoreError as error:
         manifest, problem = None, str(error)
     arrays = _arrays(path, manifest)
-    if not arrays and (_holds_files(path) or LOCK not in names):
+    if not (arrays or half_removed(path) or _just_begun(path)):
         raise StoreError(f"{path} is no activation store ({problem}): nothing was removed")
     for name in sorted(_names(path / GROUP)):
         if not (name in arrays or name == "zarr.json" or name.endswith(PARTIAL)):
@@ -67,7 +67,7 @@ def removable(path: Path) -> Removable:
 
 
 def remove_store(path: Path) -> None:
-    """Remove a store, its root first; or, where `path` is a link to one, the link alone.
+    """Remove a store; or, where `path` is a link to one, the link alone.
 
     Whoever has the store open goes on reading it. Stopped half way, the next call goes on.
 
@@ -81,22 +81,35 @@ def remove_store(path: Path) -> None:
         return
     with writing(path):
         removable(path)
-        group = path / GROUP
-        if group.is_symlink():
-            group.unlink()
-        else:
-            (group / "zarr.json").unlink(missing_ok=True)
-            if group.exists():
-                sync_folder(group)
-            summaries = set(group.glob(SUMMARIES))  # last: they tell which arrays are the store's
-            for name in _names(group):
-                if group / name not in summaries:
-                    _remove(group / name)
-        for name in OWN:
-            for file in (path / f"{name}{PARTIAL}", path / name):
-                _remove(file)
+        clear(path)
+        remove(path / LOCK)
         path.rmdir()
     sync_folder(path.parent)
+
+
+def clear(path: Path) -> None:
+    """Remove, under its lock, all of a store but the lock.
+
+    The group gets another name first and goes last, so that at no time half of one is met, and
+    that what else is left is known for what it is.
+
+    Raises:
+        OSError: If the system refuses.
+    """
+    group, gone = path / GROUP, partial_of(path / GROUP)
+    if os.path.lexists(group):
+        remove(gone)
+        group.replace(gone)
+        sync_folder(path)
+    for name in OWN[1:-1]:
+        remove(partial_of(path / name))
+        remove(path / name)
+    remove(gone)
+
+
+def half_removed(path: Path) -> bool:
+    """Whether someone began to remove a store, and died."""
+    return os.path.lexists(partial_of(path / GROUP))
 
 
 def _arrays(path: Path, manifest: Manifest | None) -> set[str]:
@@ -127,21 +140,15 @@ def _files(path: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names)
 
 
-def _holds_files(path: Path) -> bool:
-    """Whether there is anything but the lock and empty folders."""
-    return any(file != path / LOCK for file in _files(path))
+def _just_begun(path: Path) -> bool:
+    """Whether there is no more than what a writer makes before the root: nothing of value."""
+    begun = {path / LOCK, *map(partial_of, (path / JOURNAL, path / GROUP / "zarr.json"))}
+    files = {file for file in _files(path) if file != path / JOURNAL or file.stat().st_size}
+    return (path / LOCK).exists() and files <= begun
 
 
 def _size(file: Path) -> int:
     return file.lstat().st_size
-
-
-def _remove(path: Path) -> None:
-    """Remove what is there; of a link, the link."""
-    if path.is_symlink():
-        path.unlink()
-    else:
-        remove(path)
 
 
 def find_stores(folder: Path) -> list[tuple[Path, Manifest | str]]:

@@ -6,7 +6,7 @@ and take their place only if every array of the shard comes out as the summary s
 
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from os import cpu_count
 from pathlib import Path
@@ -15,7 +15,9 @@ from actstore.errors import NonFiniteError, StoreError
 from actstore.files import readable_json, write_many, writing
 from actstore.ledger import JOURNAL, MOMENTS, Entry
 from actstore.manifest import Manifest, StoreSpec
+from actstore.merge import end_joined
 from actstore.metadata import array_document, shard_key
+from actstore.settle import sweep
 from actstore.shardwriter import Shard, Written, write_files
 from actstore.summary import (
     GROUP,
@@ -151,6 +153,9 @@ def _begin(path: Path, findings: Sequence[Finding]) -> Repair:
     for finding in findings:
         if finding.shard is not None and finding.array is not None:
             lost[finding.shard] = lost.get(finding.shard, frozenset()) | {finding.array}
+    with suppress(StoreError):  # damaged: whoever adds sites tells
+        end_joined(path, manifest)
+    sweep(path, manifest)
     summary = _summary(path, manifest)
     return Repair(
         path=path,

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from actstore.errors import StoreError
 from actstore.files import LOCK, PARTIAL, canonical_json, make_folder, remove
-from actstore.ledger import JOURNAL, MOMENTS, STAGING, Ledger, Twin, read_journal, rewrite_journal
+from actstore.ledger import JOURNAL, Ledger, Twin, read_journal, rewrite_journal
 from actstore.manifest import Manifest, StoreSpec, differences
-from actstore.merge import settle
-from actstore.summary import GROUP, peek, read_summary, summary_name, write_root
+from actstore.settle import settle, sweep
+from actstore.summary import GROUP, peek, write_root
 
 
 def open_ledger(path: Path, spec: StoreSpec, *, n_rows: int, beside: Twin | None = None) -> Ledger:
-    """Find out where a store stands, sweep away what was never committed, and say what is next.
+    """Find out where a store stands, settle what was left of it, and say what is next.
 
     Raises:
         StoreError: If it is another store, damaged, or has lost what it needs to go on.
@@ -28,14 +28,11 @@ def open_ledger(path: Path, spec: StoreSpec, *, n_rows: int, beside: Twin | None
         there = Manifest(spec=spec, n_rows=n_rows, state="writing")
     _require_same(path, there.spec, spec)
     ledger = Ledger(path=path, manifest=there, layout=spec.layout(n_rows), beside=beside)
-    _roll_forward(ledger)
-    ledger.remove_old()
     if ledger.complete:
         return ledger
     _replay(ledger)
     if ledger.manifest.state == "writing":
         _announce(ledger)
-    _sweep(ledger)
     return ledger
 
 
@@ -56,13 +53,6 @@ def _require_same(path: Path, there: StoreSpec, now: StoreSpec) -> None:
         raise StoreError(f"{path} holds another store ({told}); choose another path, or remove it")
 
 
-def _roll_forward(ledger: Ledger) -> None:
-    """Complete a generation whose writer died after its summary stood."""
-    folder = ledger.root / summary_name(ledger.manifest.generation + 1)
-    if (folder / "zarr.json").exists():
-        ledger.publish(read_summary(folder, ledger.spec))
-
-
 def _replay(ledger: Ledger) -> None:
     """Take up the committed shards, less a last one that is shorter than is now wanted."""
     entries = list(takewhile(ledger.holds, read_journal(ledger.path)))
@@ -76,10 +66,11 @@ def _replay(ledger: Ledger) -> None:
     committed = sum(entry.rows for entry in entries)
     ledger.layout = replace(ledger.layout, n_rows=max(ledger.layout.n_rows, committed))
     last = len(entries) - 1
-    if entries and entries[last].rows < ledger.layout.rows_in(last):
-        entries.pop()
-    ledger.entries = entries
-    rewrite_journal(ledger.path, entries)
+    short = bool(entries) and entries[last].rows < ledger.layout.rows_in(last)
+    ledger.entries = entries[:last] if short else entries
+    rewrite_journal(ledger.path, ledger.entries)
+    if short:
+        sweep(ledger.path, ledger.manifest)
 
 
 def _announce(ledger: Ledger) -> None:
@@ -90,19 +81,3 @@ def _announce(ledger: Ledger) -> None:
         write_root(ledger.path, manifest)
     ledger.manifest = manifest
     ledger.write_documents(manifest.n_rows)
-
-
-def _sweep(ledger: Ledger) -> None:
-    """Remove what was written and never committed."""
-    n_kept = max(ledger.n_kept, len(ledger.entries))
-    for name in ledger.spec.arrays:
-        (ledger.root / name / f"zarr.json{PARTIAL}").unlink(missing_ok=True)
-        for file in (ledger.root / name).glob("c/*"):
-            if not (file.name.isdecimal() and int(file.name) < n_kept):
-                remove(file)
-    if not any(map(ledger.staged, ledger.entries)):
-        remove(ledger.path / STAGING)
-    remove(ledger.root / summary_name(ledger.manifest.generation + 1))
-    for folder in (ledger.path, ledger.root, ledger.path / MOMENTS):
-        for file in folder.glob(f"*{PARTIAL}"):
-            remove(file)

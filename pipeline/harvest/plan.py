@@ -25,6 +25,7 @@ from actstore.layout import plan_layout
 from actstore.manifest import Manifest, SiteSpec, StoreSpec, differences
 from actstore.reader import peek
 from actstore.removal import find_stores
+from actstore.settle import settled
 from pipeline.config.stages import HarvestConfig
 from pipeline.errors import ConfigError
 from pipeline.lm.families import Shape, Site
@@ -46,7 +47,7 @@ def find_equal(out: Path, wanted: StoreSpec, *, n_rows: int) -> tuple[Path, Mani
     """
     for path, there in (*_beside(out), *_below_known_folders()):
         if _holds(there, wanted, n_rows):
-            return path, there
+            return path, settled(path) or there
     return None
 
 
@@ -233,7 +234,7 @@ def _store_at(path: Path) -> Manifest | None:
             f"{path} is a link to {path.readlink()}, which is gone: remove it, "
             "or choose another --out"
         )
-    return peek(path)
+    return settled(path)
 
 
 def _source(
@@ -305,32 +306,21 @@ def _from_store(config: HarvestConfig, spec: StoreSpec, there: Manifest) -> Harv
     enough = there.source_exhausted or there.n_rows >= n_rows
     if enough and not missing:
         return _complete(config, there)
-    begun = under_way(config.out)
-    if missing or (begun is not None and _waits(begun, there)):
-        return _addition(config, missing, there, begun)
+    if missing:
+        return _addition(config, missing, there)
     more = n_rows - there.n_rows
     return _checked(_plan(config, there.spec, "extend", n_rows=n_rows, rows_to_write=more))
 
 
-def _addition(
-    config: HarvestConfig, missing: tuple[SiteSpec, ...], there: Manifest, begun: Manifest | None
-) -> HarvestPlan:
+def _addition(config: HarvestConfig, missing: tuple[SiteSpec, ...], there: Manifest) -> HarvestPlan:
     """Of the sites that are missing; or of those of an addition that was begun, so that it ends."""
-    sites, rows = missing, there.n_rows
-    if begun is not None:
-        sites = begun.spec.sites
-        if _waits(begun, there):
-            rows = 0
-        elif set(sites).isdisjoint(missing):
-            raise _other_sites(f"{config.out} is just being given", sites, missing)
+    begun = under_way(config.out)
+    sites = missing if begun is None else begun.spec.sites
+    if set(sites).isdisjoint(missing):
+        raise _other_sites(f"{config.out} is just being given", sites, missing)
     spec = replace(there.spec, sites=sites)
-    plan = _plan(config, spec, "add", n_rows=there.n_rows, rows_to_write=rows)
+    plan = _plan(config, spec, "add", n_rows=there.n_rows, rows_to_write=there.n_rows)
     return plan if begun is not None else _checked(plan)
-
-
-def _waits(begun: Manifest, there: Manifest) -> bool:
-    """Whether an addition has all its rows, and its writer died before they joined the store."""
-    return begun.state == "complete" and begun.n_rows == there.n_rows
 
 
 def _other_sites(what: str, first: tuple[SiteSpec, ...], then: tuple[SiteSpec, ...]) -> ConfigError:

@@ -17,6 +17,7 @@ from actstore.codec import CRC_BYTES, checksum
 from actstore.errors import StoreError
 from actstore.files import partial_of
 from actstore.reader import ActStore, peek
+from actstore.settle import settled
 from actstore.verify import verify
 from actstore.writer import ActWriter
 from tests.helpers import crashing
@@ -244,7 +245,7 @@ def _crashed_joining(path, whole, monkeypatch, n) -> bool:
 def add_or_find(path: Path, n_rows: int) -> None:
     """Add what is missing to a store of so many rows, wherever the writer before was killed."""
     assert ActStore.open(path).n_rows == n_rows
-    if len(peek(path).spec.sites) == 1 or (path / "adding").exists():
+    if len(settled(path).spec.sites) == 1:
         add(path, both_sites())
 
 

@@ -1,9 +1,12 @@
 """Writers that end at a moment nobody chose, and clean nothing up."""
 
+import fcntl
+import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -32,6 +35,85 @@ def crash_before(patch: pytest.MonkeyPatch, n: int, *steps: tuple[object, str]) 
 
     for owner, name in steps:
         patch.setattr(owner, name, crashing(getattr(owner, name)))
+
+
+Tree = dict[str, bytes | None]
+"""A folder: its files by path, and the folders in it, which are None."""
+
+CHANGES = (
+    "write", "writev", "pwrite", "truncate", "ftruncate", "mkdir", "rmdir", "unlink", "remove",
+    "rename", "replace", "symlink", "link",
+)  # fmt: skip
+"""Whatever of `os` alters a file or a folder, but for opening one."""
+
+
+def tree_of(folder: Path) -> Tree:
+    """A folder as it is; who held the lock, and how much of a file was written, is all one."""
+    tree: Tree = {} if folder.is_dir() else {".": None}
+    for place, folders, files in os.walk(folder):
+        start = f"{place}/"[len(str(folder)) + 1 :]
+        tree |= {f"{start}{name}": None for name in folders}
+        for name in files:
+            told = name != "LOCK" and not name.endswith(".partial")
+            tree[f"{start}{name}"] = Path(place, name).read_bytes() if told else b"torn"
+    return tree
+
+
+def plant(tree: Tree, folder: Path) -> Path:
+    """Make a folder out of what `tree_of` told."""
+    if "." not in tree:
+        folder.mkdir()
+    for path, data in sorted(tree.items()):
+        if path != ".":
+            (folder / path).mkdir() if data is None else (folder / path).write_bytes(data)
+    return folder
+
+
+@contextmanager
+def filmed(folder: Path) -> Generator[list[Tree]]:
+    """Every state that a folder is in until the end, each once: a kill may leave any of them.
+
+    One is taken before each call that changes a file or a folder, and amid each line that is
+    appended; threads take turns.
+    """
+    film, turn = list[Tree](), threading.Lock()
+
+    def look() -> None:
+        tree = tree_of(folder)
+        if tree not in film:
+            film.append(tree)
+
+    def watched(real, changes):
+        def step(*args, **options):
+            if not changes(*args, **options):
+                return real(*args, **options)
+            with turn:
+                look()
+                if real is not writev or not fcntl.fcntl(args[0], fcntl.F_GETFL) & os.O_APPEND:
+                    return real(*args, **options)
+                line = b"".join(args[1])
+                written = real(args[0], [line[: len(line) // 2]])
+                look()
+                return written + real(args[0], [line[written:]])
+
+        return step
+
+    writev = os.writev
+    with pytest.MonkeyPatch.context() as patch:
+        for name in CHANGES:
+            patch.setattr(os, name, watched(getattr(os, name), lambda *args, **options: True))
+        patch.setattr(os, "open", watched(os.open, _opens_to_write))
+        patch.setattr(io, "open", watched(io.open, _opened_to_write))
+        yield film
+    look()
+
+
+def _opens_to_write(path: object, flags: int, *args: object, **options: object) -> bool:
+    return bool(flags & (os.O_CREAT | os.O_TRUNC))
+
+
+def _opened_to_write(path: object, mode: str = "r", *args: object, **options: object) -> bool:
+    return bool(set(mode) & set("wax+"))
 
 
 class Nursery:

@@ -1,0 +1,141 @@
+"""What earlier processes left of a store: finished where its end was certain, otherwise removed.
+
+Whoever writes a store does this first; so does whoever says that one is complete.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import takewhile
+from pathlib import Path
+
+from actstore.errors import StoreError
+from actstore.files import PARTIAL, partial_of, remove, writing
+from actstore.ledger import JOURNAL, MOMENTS, STAGING, Entry, Ledger, cut_torn_line, read_journal
+from actstore.manifest import Manifest
+from actstore.merge import ADDING, complete_addition, merge
+from actstore.removal import OWN, SUMMARIES, clear, half_removed
+from actstore.summary import GROUP, being_extended, peek, read_summary, summary_name
+
+
+def settled(path: Path) -> Manifest | None:
+    """What a store says of itself once nothing is left of earlier processes; None if there is none.
+
+    Where another process writes it, or its disk can only be read, it stays as it is; and a whole
+    one is not even locked.
+
+    Raises:
+        StoreError: If there is something else, another version, or a damaged root.
+    """
+    with suppress(OSError, StoreError):  # told by whoever writes to it
+        there = peek(path)
+        if there is not None and there.state == "complete" and _unsettled(path, there):
+            with writing(path):
+                settle(path)
+    return peek(path)
+
+
+def settle(path: Path) -> Manifest | None:
+    """Finish and remove, under the writer's lock, what is left of earlier processes.
+
+    Returns:
+        What the store says of itself then; None if there is none.
+
+    Raises:
+        StoreError: If the store, or what was added to it, is damaged.
+        OSError: If the disk is full or fails.
+    """
+    there = peek(path)
+    if there is None:
+        if half_removed(path):
+            clear(path)
+        return None
+    added = complete_addition(path, there)
+    there = _rolled_forward(path, there) if added is None else merge(path, there, added)
+    sweep(path, there)
+    return there
+
+
+def sweep(path: Path, there: Manifest) -> None:
+    """Remove, under the writer's lock, what nobody can go on from; nothing else changes.
+
+    Raises:
+        OSError: If the disk fails.
+    """
+    for leftover in list(_leftovers(path, there)):
+        remove(leftover)
+    if _is_told(path, there):
+        cut_torn_line(path)
+
+
+def _unsettled(path: Path, there: Manifest) -> bool:
+    return (
+        being_extended(path, there) is not None
+        or complete_addition(path, there) is not None
+        or any(True for _ in _leftovers(path, there))
+    )
+
+
+def _rolled_forward(path: Path, there: Manifest) -> Manifest:
+    """Complete a generation whose writer died after its summary stood."""
+    if being_extended(path, there) is None:
+        return there
+    ledger = Ledger(path=path, manifest=there, layout=there.spec.layout(there.n_rows))
+    ledger.publish(read_summary(ledger.root / summary_name(there.generation + 1), there.spec))
+    return ledger.manifest
+
+
+def _leftovers(path: Path, there: Manifest) -> Iterator[Path]:
+    """Of a store: files half written, shards never committed, and what is over or never began."""
+    for name in (GROUP, MOMENTS, STAGING):
+        for folder, _, files in os.walk(path / name):
+            yield from (Path(folder, file) for file in files if file.endswith(PARTIAL))
+    yield from filter(os.path.lexists, (partial_of(path / name) for name in OWN))
+    for summary in (path / GROUP).glob(SUMMARIES):
+        number = summary.name.removeprefix(summary_name(0)[:-1])
+        stands = number == str(there.generation + 1) and (summary / "zarr.json").exists()
+        if number != str(there.generation) and not stands:
+            yield summary
+    if _is_told(path, there):
+        yield from _uncommitted(path, there)
+    if (path / ADDING).is_dir():
+        try:
+            added = peek(path / ADDING)
+        except StoreError:  # whoever goes on with it tells
+            return
+        yield from [path / ADDING] if added is None else _leftovers(path / ADDING, added)
+
+
+def _uncommitted(path: Path, there: Manifest) -> Iterator[Path]:
+    """What stands for shards that are neither complete nor told by the journal."""
+    ledger = Ledger(path=path, manifest=there, layout=there.spec.layout(there.n_rows))
+    entries = _committed(ledger)
+    n_shards = max(ledger.n_kept, len(entries))
+    for name in there.spec.arrays:
+        for file in (ledger.root / name).glob("c/*"):
+            if not (file.name.isdecimal() and int(file.name) < n_shards):
+                yield file
+    staged = {str(entry.shard) for entry in entries if ledger.staged(entry)}
+    if staged:
+        yield from (f for f in (path / STAGING).glob("*/c/*") if f.name not in staged)
+    elif (path / STAGING).exists():
+        yield path / STAGING
+    kept = {str(entry.shard) for entry in entries[-2:]}
+    yield from (file for file in (path / MOMENTS).glob("*") if file.name not in kept)
+
+
+def _committed(ledger: Ledger) -> list[Entry]:
+    """What the journal tells; of shards that are not complete yet, while their files are there."""
+
+    def counts(entry: Entry) -> bool:
+        return (entry.shard < ledger.n_kept and not ledger.staged(entry)) or ledger.holds(entry)
+
+    return list(takewhile(counts, read_journal(ledger.path)))
+
+
+def _is_told(path: Path, there: Manifest) -> bool:
+    """Whether the journal tells of all that is complete: if not, it may yet come from a backup."""
+    if there.state == "writing":
+        return True
+    full = there.n_rows // there.spec.shard_rows
+    return (path / JOURNAL).exists() and len(read_journal(path)) >= full
