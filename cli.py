@@ -46,6 +46,8 @@ JsonOut = Annotated[
     str | None, typer.Option("--json", help="Write the result as JSON there; - is stdout.")
 ]
 Store = Annotated[Path, typer.Argument(help="NAME.actstore.")]
+# Whatever is wrong with a command line: a class of click, or of typer itself since 0.26.
+USAGE_ERROR: Any = typer.BadParameter.__base__
 Source = "builtin, a hub dataset (name[:config][@split]), or a local file or folder."
 
 
@@ -405,7 +407,7 @@ def main() -> None:
     """Run the command line; turn what the user can fix into one line on stderr."""
     try:
         code = app(standalone_mode=False)  # it, too, answers 130 to Ctrl-C
-    except typer.TyperException as error:
+    except USAGE_ERROR as error:
         typer.secho(f"error: {error.format_message()}", fg="red", err=True)
         sys.exit(error.exit_code)
     except (PipelineError, StoreError) as error:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.helpers.ids import name_of
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a worker already
-
-from tests.helpers.stores import make_spec, write_store
 
 settings.register_profile("saepipe", deadline=None)  # shapes are checked while testing: slow
 settings.load_profile("saepipe")
@@ -34,6 +34,24 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    return name_of(val, argname)
+
+
+COLLECTED = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[COLLECTED] = [item.nodeid for item in items]  # before a marker leaves some out
+
+
+@pytest.fixture(scope="session")
+def collected_ids(request: pytest.FixtureRequest) -> list[str]:
+    """The names of all tests that were collected, those too that will not run."""
+    return request.config.stash[COLLECTED]
+
+
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch):
     """Syncing matters to power cuts only, and takes most of the time of a small store."""
@@ -44,6 +62,7 @@ def no_waiting_for_the_disk(monkeypatch):
 @pytest.fixture
 def make_store(tmp_path: Path):
     """A finished store of random rows: `make_store(n_rows=80, widths={"mlp_out.1": 16}, ...)`."""
+    from tests.helpers.stores import make_spec, write_store  # jaxtyping must see the package first
 
     def make(*, n_rows: int = 200, name: str = "acts", **spec) -> Path:
         return write_store(tmp_path / f"{name}.actstore", make_spec(**spec), n_rows=n_rows)

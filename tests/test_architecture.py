@@ -35,12 +35,30 @@ ORDER = (
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 
+# What still points the wrong way: connectors are to bring their own part of page and figures. No
+# other may, and one that is mended must go from here.
+NOT_YET = {
+    ("pipeline/finetune/run.py", "plots"),
+    ("pipeline/plots/connectors.py", "connect"),
+    ("pipeline/plots/save.py", "connect"),
+    ("pipeline/report/connectors.py", "connect"),
+    ("pipeline/report/data.py", "connect"),
+    ("pipeline/report/figures.py", "connect"),
+    ("pipeline/report/gather.py", "connect"),
+    ("pipeline/report/tables.py", "connect"),
+}
+
 # Where a library may be imported.
 HOMES = {
     "zarr": ("actstore/",),
     "numcodecs": ("actstore/",),
     "transformers": ("pipeline/lm/model.py",),
-    "matplotlib": ("pipeline/plots/", "pipeline/report/figures.py", "figures.py"),
+    "matplotlib": (
+        "pipeline/plots/",
+        "pipeline/report/experiment.py",
+        "pipeline/report/figures.py",
+        "figures.py",
+    ),
     "rich": ("pipeline/terminal/",),
     "typer": ("cli.py",),
 }
@@ -85,12 +103,10 @@ IMPORTS = {module_of(path): imports_of(path) for path in SOURCES}
 @pytest.mark.parametrize("path", SOURCES, ids=where)
 def test_a_room_imports_only_what_stands_before_it(path: Path):
     here = room_of(module_of(path))
-    for name in IMPORTS[module_of(path)] & MODULES:
-        there = room_of(name)
-        allowed = there == here or there == "__init__" or LEVEL[there] < LEVEL[here]
-        assert allowed, (
-            f"{where(path)} must not import {name}: {there} does not stand before {here}"
-        )
+    rooms = {room_of(name) for name in IMPORTS[module_of(path)] & MODULES} - {here, "__init__"}
+    wrong = {(where(path), room) for room in rooms if LEVEL[room] >= LEVEL[here]}
+    known = {pair for pair in NOT_YET if pair[0] == where(path)}
+    assert wrong == known, f"it must not import {wrong - known}; mended: {known - wrong}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=where)

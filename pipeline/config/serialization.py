@@ -10,8 +10,19 @@ from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
+from pipeline.config.checks import Count, parse_count
 from pipeline.errors import ConfigError
 
 T = TypeVar("T")
@@ -62,6 +73,13 @@ def load_toml(path: Path) -> dict[str, object]:
 def _read(hint: Any, value: object, where: str) -> object:  # noqa: ANN401 - a type hint is anything
     """`value` as `hint` asks for it."""
     origin, args = get_origin(hint), get_args(hint)
+    if hint is Count and isinstance(value, str):
+        try:
+            return parse_count(value)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    if origin is Annotated:
+        return _read(args[0], value, where)
     if origin in (Union, UnionType):  # X | None
         (some,) = (arg for arg in args if arg is not NoneType)
         return None if value is None else _read(some, value, where)
@@ -105,7 +123,7 @@ def _read_by_kind(kinds: Mapping[str, type], value: object, where: str) -> objec
 def _read_dataclass(hint: type, value: object, where: str) -> object:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} must be a table of settings, got {value!r}")
-    hints = get_type_hints(hint)
+    hints = get_type_hints(hint, include_extras=True)
     settings = {f.name: f for f in fields(hint)}
     for key in value:
         if key not in settings:

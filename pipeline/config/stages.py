@@ -1,10 +1,13 @@
-"""What every stage but training can be told. A config is a value: frozen, comparable."""
+"""What every stage but training can be told. A config is a value: frozen, comparable.
+
+Paths and counts may be given as text: `HarvestConfig(out="a.actstore", tokens="500k")`.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config.checks import require_not_negative, require_positive
+from pipeline.config.checks import Count, require_not_negative, require_positive, settle
 from pipeline.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -23,7 +26,7 @@ class HarvestConfig:
     text: str = "builtin"
     text_column: str = "text"
     sites: tuple[str, ...] = ()
-    tokens: int = 1_000_000
+    tokens: Count = 1_000_000
     """Rows to store per site; rounded up to whole contexts."""
     ctx_len: int = 128
     batch_size: int | None = None
@@ -36,10 +39,11 @@ class HarvestConfig:
     """lz4, zstd, raw, or the lossy bitround:N, which keeps N bits of mantissa."""
     seed: int = 0
     """Of the order of rows inside a shard."""
-    shard_rows: int | None = None
+    shard_rows: Count | None = None
     """Rows per shard; None means about 64 MiB of the widest site."""
 
     def __post_init__(self) -> None:
+        settle(self)
         require_positive(self, "tokens", "ctx_len", "batch_size", "shard_rows")
         if len(set(self.sites)) < len(self.sites):
             raise ConfigError(f"a site is named twice in {', '.join(self.sites)}")
@@ -55,7 +59,7 @@ class EvalConfig:
     text: str | None = None
     """None means held-out text: the embedded one for the embedded text, WikiText-103 otherwise."""
     text_column: str = "text"
-    tokens: int = 100_000
+    tokens: Count = 100_000
     as_trained: bool = False
     """Leave as they are, and do not count, the rows that training left out."""
     layers: tuple[int, ...] = ()
@@ -71,6 +75,7 @@ class EvalConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
+        settle(self)
         require_positive(self, "tokens", "batch_size")
         require_not_negative(self, "n_worst", "n_bootstrap")
         if any(layer < 0 for layer in self.layers):
@@ -87,7 +92,7 @@ class FeaturesConfig:
     run: Path
     store: Path | None = None
     """None means the one it was trained from."""
-    tokens: int | None = None
+    tokens: Count | None = None
     """Rows to read, in whole contexts from the store's first; None means all."""
     n_top: int = 12
     """Contexts with the largest activations, a feature."""
@@ -100,6 +105,7 @@ class FeaturesConfig:
     device: Device = "auto"
 
     def __post_init__(self) -> None:
+        settle(self)
         require_positive(self, "tokens", "n_top", "n_spread", "n_values")
 
 
@@ -114,6 +120,7 @@ class ReportConfig:
     outputs."""
 
     def __post_init__(self) -> None:
+        settle(self)
         require_positive(self, "n_features")
 
 
@@ -143,6 +150,7 @@ class FinetuneConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
+        settle(self)
         require_positive(
             self, "lr", "batch_size", "epochs", "steps_per_epoch", "ctx_len", "heldout_contexts"
         )

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipeline.config.architectures import ArchConfig, ReluConfig
 from pipeline.config.checks import (
+    Count,
     parse_duration,
     require_fraction,
     require_not_negative,
     require_positive,
+    settle,
 )
 from pipeline.config.stages import Device, Precision
 from pipeline.errors import ConfigError
@@ -27,9 +29,12 @@ ConnectorStart = Literal["random", "weights", "regression"]
 class LoopConfig:
     """What every training is told. Durations are `10k steps`, `5M` (tokens) or `20%` of it."""
 
+    KIND: ClassVar[str]
+    """Of the runs that it makes."""
+
     store: Path
     out: Path
-    tokens: int | None = None
+    tokens: Count | None = None
     """Rows to train on; None means one pass over the store; more than it holds repeats it."""
     batch_size: int = 1024
     """Rows per step."""
@@ -62,7 +67,7 @@ class LoopConfig:
     """
     sparse: Switch = "auto"
     """Compute only what active latents need; auto does where it is faster."""
-    window_rows: int = 2**18
+    window_rows: Count = 2**18
     """Rows in memory that batches are drawn from; two windows are held at a time."""
     threads: int | None = None
     """Threads that decode the store; None lets the machine decide."""
@@ -72,6 +77,7 @@ class LoopConfig:
     """Steps between lines of metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        settle(self)
         require_positive(
             self, "lr", "tokens", "batch_size", "window_rows", "threads", "checkpoint_every",
             "log_every",
@@ -89,6 +95,8 @@ class LoopConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(LoopConfig):
     """One training of a sparse autoencoder."""
+
+    KIND: ClassVar[str] = "sae"
 
     site: str | None = None
     """None means the store's only site."""
@@ -132,6 +140,8 @@ class TrainConfig(LoopConfig):
 @dataclass(frozen=True, kw_only=True)
 class ConnectConfig(LoopConfig):
     """One training of a connector: latents of one SAE to those of another, of the same store."""
+
+    KIND: ClassVar[str] = "connector"
 
     lr: float = 1e-3
     clip: float = 0.0

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config.training import Rectify
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.kernels import Kernels
 from pipeline.sae.sae import SAE
 from pipeline.sae.select import Picked, above
@@ -71,7 +71,7 @@ class End:
     d_sae: int
 
     @staticmethod
-    def of(run: Run) -> "End":
+    def of(run: SAERun) -> "End":
         """The end that a finished run is."""
         site = run.provenance.site
         return End(run=run.path.resolve(), site=site, sha256=run.sha256, d_sae=run.d_sae)

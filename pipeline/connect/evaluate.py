@@ -63,7 +63,7 @@ from pipeline.evaluate.metrics import (
 from pipeline.evaluate.report import EvalProgress, Stage
 from pipeline.evaluate.setup import Scene, Setting, load_scene
 from pipeline.lm.cross_entropy import slices
-from pipeline.lm.hooks import check_fits, reading
+from pipeline.lm.hooks import reading
 from pipeline.lm.replay import Replay
 
 
@@ -316,12 +316,8 @@ def _scene(
         scenes.clear()  # one language model at a time
         scenes[setting] = load_scene(setting, subjects, replace(config, layers=()), device=device)
     for subject in subjects:
-        check_fits(
-            scenes[setting].lm,
-            subject.site,
-            d_in=subject.coder.d_in,
-            ctx_len=setting.ctx_len,
-            run=subject.path,
+        scenes[setting].lm.require_fits(
+            subject.site, d_in=subject.coder.d_in, ctx_len=setting.ctx_len, run=subject.path
         )
     return scenes[setting]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from actstore.reader import ActStore
 from pipeline.connect.connector import End, Latents, Pair
 from pipeline.connect.run import ConnectorRun, load_pair
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.training.feed import SAMPLE_ROWS, Feed, Feeder, sample_rows
 
 Ends = tuple[End, End]
@@ -38,7 +38,7 @@ class PairFeeder:
         self.store = store
         self._device = device
         ends = list(dict.fromkeys((run.source, run.target) for run in runs))
-        opened = {pair: [Run.open(end.run) for end in pair] for pair in ends}
+        opened = {pair: [SAERun.open(end.run) for end in pair] for pair in ends}
         self._pairs = {pair: load_pair(*opened[pair], device=device) for pair in ends}
         self._feeds = {pair: [_feed(run) for run in opened[pair]] for pair in ends}
         feeds = [feed for pair in self._feeds.values() for feed in pair]
@@ -111,6 +111,6 @@ class PairFeeder:
         return Latents(z1=z1, z2=z2)
 
 
-def _feed(run: Run) -> Feed:
+def _feed(run: SAERun) -> Feed:
     """The rows of an SAE, which are given to it as they are in the store."""
     return replace(Feed.of(run.config, site=run.provenance.site), normalize="none")

@@ -151,8 +151,6 @@ class ConnectorGroup(MemberGroup[ConnectorMember]):
         ConfigError: the sparse path was asked for, and there are no kernels for it.
     """
 
-    kind = ConnectStep
-
     def __init__(
         self,
         member: ConnectorMember,

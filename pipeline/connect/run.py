@@ -3,82 +3,30 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, final
 
 import torch
 
-from actstore.files import write_json
 from actstore.reader import ActStore
-from pipeline.config.serialization import to_json
 from pipeline.config.training import ConnectConfig
 from pipeline.connect.connector import Connector, End, Pair
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.runs.folder import (
-    RUN,
-    Provenance,
-    RunDocument,
-    kind_of,
-    load_tensors,
-    read_document,
-    save_tensors,
-)
-from pipeline.runs.sae_run import Run
-
-CONNECTOR = "connector.safetensors"
+from pipeline.runs.folder import Provenance, RunFolder
+from pipeline.runs.sae_run import SAERun
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
-class _Document(RunDocument):
-    """run.json."""
+class ConnectorRun(RunFolder):
+    """The training of a connector on disk. `provenance` is that of the site it predicts."""
 
-    kind: Literal["connector"] = "connector"
+    KIND: ClassVar[str] = "connector"
+    WEIGHTS: ClassVar[str] = "connector.safetensors"
+    MADE_BY: ClassVar[str] = "saepipe train --connect"
+
     config: ConnectConfig
-    store: Provenance
     source: End
     target: End
-    sha256: str = ""
-    """Of connector.safetensors; empty until the run is complete."""
-    failure: str = ""
-    """Why training stopped for good."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConnectorRun:
-    """The training of a connector on disk."""
-
-    path: Path
-    config: ConnectConfig
-    """As it ran: the paths absolute."""
-    provenance: Provenance
-    """Of the site whose latents are predicted."""
-    source: End
-    target: End
-    sha256: str = ""
-    failure: str = ""
-    """Why it will never be complete."""
-
-    @staticmethod
-    def open(path: Path) -> "ConnectorRun":
-        """A complete run.
-
-        Raises:
-            CheckpointError: there is no connector at `path`, or it is unfinished or damaged.
-        """
-        run = _read(path)
-        if run.failure:
-            raise CheckpointError(f"{path} was never finished: {run.failure}")
-        if not run.finished:
-            raise CheckpointError(
-                f"{path} is an unfinished run: finish it with saepipe train "
-                f"{run.provenance.path} --connect {run.source.run}:{run.target.run} --out {path} "
-                "--resume and the options it began with"
-            )
-        return run
-
-    @property
-    def finished(self) -> bool:
-        """Whether training reached its end."""
-        return bool(self.sha256)
 
     @property
     def origins(self) -> Mapping[str, tuple[Path, str]]:
@@ -89,15 +37,19 @@ class ConnectorRun:
             "SAE to predict": (self.target.run, self.target.sha256),
         }
 
+    @property
+    def command(self) -> str:
+        """The command that began it, without its options."""
+        ends = f"{self.source.run}:{self.target.run}"
+        return f"saepipe train {self.provenance.path} --connect {ends}"
+
     def load_connector(self, device: torch.device) -> Connector:
         """The finished connector in float32, every byte checked.
 
         Raises:
             CheckpointError: connector.safetensors is missing or damaged.
         """
-        tensors = load_tensors(
-            self.path / CONNECTOR, sha256=self.sha256, advice="train again into another --out"
-        )
+        tensors = self.trained()
         connector = Connector(tensors["W"], tensors["b"], activation=self.config.activation)
         return connector.to(device).requires_grad_(False)
 
@@ -110,53 +62,6 @@ class ConnectorRun:
         source, target = (_opened(self.path, end) for end in (self.source, self.target))
         return load_pair(source, target, device=device)
 
-    def finish(self, connector: Connector) -> "ConnectorRun":
-        """Write the finished connector, and only then call the run complete.
-
-        Raises:
-            OSError: the disk is full or fails.
-        """
-        run = replace(self, sha256=save_tensors(self.path / CONNECTOR, connector.state_dict()))
-        run.write()
-        return run
-
-    def fail(self, why: str) -> None:
-        """Keep word that training diverged.
-
-        Raises:
-            OSError: the disk is full or fails.
-        """
-        replace(self, failure=why).write()
-
-    def write(self) -> None:
-        """Write run.json.
-
-        Raises:
-            OSError: the disk is full or fails.
-        """
-        document = _Document(
-            config=self.config,
-            store=self.provenance,
-            source=self.source,
-            target=self.target,
-            sha256=self.sha256,
-            failure=self.failure,
-        )
-        write_json(self.path / RUN, to_json(document))
-
-    def reread(self) -> "ConnectorRun":
-        """The run that is in this one's folder.
-
-        Raises:
-            CheckpointError: its run.json is damaged, or it is another kind of run.
-        """
-        return _read(self.path)
-
-
-def is_connector(path: Path) -> bool:
-    """Whether the run at `path`, if there is one, says that it is a connector."""
-    return kind_of(path) == "connector"
-
 
 def blank_connector_run(store: ActStore, config: ConnectConfig) -> ConnectorRun:
     """The run of a config, before anything is trained or written.
@@ -167,7 +72,7 @@ def blank_connector_run(store: ActStore, config: ConnectConfig) -> ConnectorRun:
     """
     ends = tuple(path.resolve() for path in config.ends)
     layer = config.layer and config.layer.resolve()
-    source, target = (Run.open(path) for path in ends)
+    source, target = (SAERun.open(path) for path in ends)
     for run in (source, target):
         site, d_in = run.provenance.site, run.provenance.d_in
         if site not in store.sites:
@@ -190,7 +95,7 @@ def blank_connector_run(store: ActStore, config: ConnectConfig) -> ConnectorRun:
     )
 
 
-def load_pair(source: Run, target: Run, *, device: torch.device) -> Pair:
+def load_pair(source: SAERun, target: SAERun, *, device: torch.device) -> Pair:
     """Two SAEs, ready to encode, and the rows that either was not trained on.
 
     Raises:
@@ -203,9 +108,9 @@ def load_pair(source: Run, target: Run, *, device: torch.device) -> Pair:
     )
 
 
-def _opened(path: Path, end: End) -> Run:
+def _opened(path: Path, end: End) -> SAERun:
     try:
-        run = Run.open(end.run)
+        run = SAERun.open(end.run)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is a connector between SAEs, and {error}") from error
     if run.sha256 != end.sha256:
@@ -214,16 +119,3 @@ def _opened(path: Path, end: End) -> Run:
             "another --out"
         )
     return run
-
-
-def _read(path: Path) -> ConnectorRun:
-    document = read_document(path, _Document, named="connector", made_by="saepipe train --connect")
-    return ConnectorRun(
-        path=path,
-        config=document.config,
-        provenance=document.store,
-        source=document.source,
-        target=document.target,
-        sha256=document.sha256,
-        failure=document.failure,
-    )

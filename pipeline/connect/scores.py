@@ -312,7 +312,8 @@ def is_mlp(shape: Shape, source: Site, target: Site) -> bool:
     the attention reads, the layer's own input.
     """
     reads = "resid_pre" if shape.parallel else "resid_mid"
-    return source.layer == target.layer and (source.kind, target.kind) == (reads, "mlp_out")
+    kinds = source.kind.name, target.kind.name
+    return source.layer == target.layer and kinds == (reads, "mlp_out")
 
 
 def layer_weights(

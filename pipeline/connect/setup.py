@@ -29,7 +29,7 @@ from pipeline.evaluate.ablations import OnTokens, find_grounds
 from pipeline.evaluate.setup import Exclusion, Place, Subject
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
 
 
@@ -64,7 +64,7 @@ def load_ends(runs: Sequence[ConnectorRun], *, device: torch.device) -> Ends:
     pair = run.load_pair(device)
 
     def subject(end: End, coder: SAE) -> Subject:
-        config = Run.open(end.run).config
+        config = SAERun.open(end.run).config
         site = replace(run.provenance, site=end.site, d_in=coder.d_in)
         return Subject(
             path=end.run,

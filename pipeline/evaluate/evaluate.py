@@ -43,10 +43,9 @@ from pipeline.evaluate.report import (
     WorstContext,
 )
 from pipeline.evaluate.setup import Place, Scene, Setting, Subject, load_scene, load_subject
-from pipeline.lm.families import Site
-from pipeline.lm.hooks import Coder
 from pipeline.lm.tokenizer import Tokenizer
 from pipeline.runs.folder import Provenance
+from pipeline.sae.sae import Coder
 
 
 def notes_on(
@@ -199,7 +198,7 @@ def _inserted(sums: Columns, subject: Subject, layers: tuple[int, ...]) -> tuple
     n, clean = sums["n_predictions"].sum(), sums["nll_clean"].sum()
     found: list[Inserted] = []
     for layer in dict.fromkeys(layers):
-        site = Site(layer=layer, rank=subject.site.rank)
+        site = subject.site.at(layer)
         ce = (nll := sums[nll_at(site)].sum()) / n
         found.append(Inserted(site=str(site), ce_patched=float(ce), added=float((nll - clean) / n)))
     return tuple(found)

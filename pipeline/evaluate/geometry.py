@@ -8,8 +8,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.lm.hooks import Coder
-from pipeline.sae.sae import SAE, TunedSAE
+from pipeline.sae.sae import SAE, Coder, TunedSAE
 
 _CELLS = 2**25
 """Cosines held at once: 128 MiB of float32, a block of 256 rows against 131,072."""

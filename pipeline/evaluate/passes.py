@@ -35,9 +35,9 @@ from pipeline.evaluate.metrics import (
 from pipeline.evaluate.setup import Place
 from pipeline.lm.cross_entropy import slices
 from pipeline.lm.families import Site
-from pipeline.lm.hooks import Coder
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.replay import Replay
+from pipeline.sae.sae import Coder
 
 Edited = dict[Hashable, Tensor]
 """Last hidden states `[contexts ctx_len d_model]` of edited passes, by name."""
@@ -60,7 +60,7 @@ class RunView:
     ) -> None:
         self.place = place
         own = place.site
-        elsewhere = (Site(layer=layer, rank=own.rank) for layer in layers)
+        elsewhere = (own.at(layer) for layer in layers)
         self.sites = tuple(dict.fromkeys((own, *elsewhere)))
         self.diverging: tuple[Hashable, ...] = ((self, own),)
         self.sparsity = Sparsity(coder.d_sae, device=coder.W_dec.device)

@@ -21,11 +21,11 @@ from pipeline.device import pick_dtype, pick_precision
 from pipeline.errors import ConfigError
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.lm.families import Site
-from pipeline.lm.hooks import Coder, check_fits
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.runs.folder import Provenance
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
+from pipeline.sae.sae import Coder
 from pipeline.text.heldout import heldout_text, load_contexts
 
 _SHOWN = 8
@@ -156,7 +156,7 @@ def load_subject(path: Path, *, device: torch.device) -> Subject:
         CheckpointError: there is no finished run at `path`, or it is damaged.
     """
     if not is_finetuned(path):
-        run = Run.open(path)
+        run = SAERun.open(path)
         return Subject(
             path=path,
             coder=run.load_sae(device),
@@ -207,9 +207,9 @@ def load_scene(
     lm = load_model(setting.model, revision=setting.revision, device=device, dtype=dtype)
     for subject in subjects:
         site = subject.site
-        check_fits(lm, site, d_in=subject.coder.d_in, ctx_len=setting.ctx_len, run=subject.path)
+        lm.require_fits(site, d_in=subject.coder.d_in, ctx_len=setting.ctx_len, run=subject.path)
         for layer in config.layers:
-            lm.shape.check(Site(layer=layer, rank=site.rank), name=lm.name)
+            lm.shape.check(site.at(layer), name=lm.name)
     tokenizer = load_tokenizer(setting.model, revision=setting.revision)
     contexts = load_contexts(
         setting.text,

@@ -21,10 +21,10 @@ from pipeline.evaluate.setup import load_subject
 from pipeline.features.feature import Examples, TokenEffect
 from pipeline.features.files import FeatureSet
 from pipeline.lm.families import Site
-from pipeline.lm.hooks import Coder, check_fits
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.replay import Replay
 from pipeline.lm.tokenizer import load_tokenizer
+from pipeline.sae.sae import Coder
 from pipeline.text.token_text import TokenTexts
 
 N_TOKENS = 10
@@ -105,8 +105,8 @@ def ablation_effects(
     revision, where = subject.revision or "main", subject.coder.W_dec.device
     store = ActStore.open(features.facts.store)
     lm = load_model(subject.model, revision=revision, device=where, dtype=pick_dtype("auto", where))
-    check_fits(
-        lm, subject.site, d_in=subject.coder.d_in, ctx_len=store.spec.ctx_len, run=features.run
+    lm.require_fits(
+        subject.site, d_in=subject.coder.d_in, ctx_len=store.spec.ctx_len, run=features.run
     )
     tokenizer = load_tokenizer(subject.model, revision=revision)
     texts = TokenTexts(tokenizer.token_bytes)

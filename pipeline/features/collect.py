@@ -42,10 +42,10 @@ from pipeline.features.logits import (
 from pipeline.features.samples import Found, Scan
 from pipeline.features.save import Directions, save
 from pipeline.finetune.run import FinetunedRun, is_finetuned
-from pipeline.lm.hooks import Coder
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.runs.folder import Provenance
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
+from pipeline.sae.sae import Coder
 from pipeline.text.contexts import ReadAhead
 from pipeline.text.token_text import TokenTexts
 from pipeline.training.batches import as_tensor
@@ -317,7 +317,7 @@ def _identity(run: Path) -> str:
     if is_finetuned(run):
         tuned = FinetunedRun.open(run)
         return f"{tuned.run.sha256}+{tuned.sha256}"
-    return Run.open(run).sha256
+    return SAERun.open(run).sha256
 
 
 def _same(wanted: Facts) -> FeatureSet | None:

@@ -6,7 +6,8 @@ A feature that is active by `z` adds `z W_dec[f]` at its site, and what is writt
 stream stays in it up to the end: `(z / s) W_U (g * C W_dec[f])` is what reaches the logits, where
 `C` subtracts the mean over coordinates (where the final norm is a LayerNorm; an RMSNorm has none),
 `g` is the final norm's weight, `s` the root mean square that it divides by, and `W_U` the
-unembedding. For `mlp_act` the way to the stream goes through the MLP's output matrix first.
+unembedding. For `mlp_act` and `attn_z` the way there goes through the MLP's or the
+attention's output matrix first.
 
 Reported is `W_U (g * C W_dec[f])`, the change of each logit for an activation of 1 where `s` is 1.
 Left out are the division by `s`, which depends on the token and scales all of a token's logits
@@ -72,7 +73,7 @@ class Path:
 
 def writes_to_the_stream(site: Site) -> bool:
     """Whether what a feature writes at this site has a linear way to the logits."""
-    return site.kind != "mlp_pre"
+    return not site.kind.nonlinear
 
 
 def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: torch.device) -> Path:
@@ -91,12 +92,13 @@ def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: to
     norm = f"{family.prefix}.{family.final_norm}.weight"
     tied = files.config.get("tie_word_embeddings", family.ties)
     head = f"{family.prefix}.{family.embeddings[0]}.weight" if tied else "lm_head.weight"
-    out = f"{family.prefix}.{family.module_path(site)}.weight"
-    wanted = [norm, head, *([out] if site.kind == "mlp_act" else [])]
+    part = site.kind.through
+    out = part and f"{family.prefix}.{family.path(site.layer, part)}.weight"
+    wanted = [norm, head, *([out] if out else [])]
     loaded = Weights.locate(files).load(
         wanted, prefix=family.prefix, device=device, dtype=torch.float32
     )
-    matrix = loaded.get(out)
+    matrix = loaded[out] if out else None
     return Path(
         out=matrix.T if matrix is not None and family.transposed else matrix,
         centered=family.centered,

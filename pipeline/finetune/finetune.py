@@ -24,10 +24,10 @@ from pipeline.finetune.run import FinetuneReport, FinetuneStep, finished_report,
 from pipeline.finetune.shifts import find_shifts
 from pipeline.lm.cross_entropy import backward_cross_entropy, cross_entropy_sum
 from pipeline.lm.families import Site
-from pipeline.lm.hooks import Edit, check_fits, splice, splicer
+from pipeline.lm.hooks import Edit, in_float, splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
 from pipeline.text.heldout import Split, split_contexts
 
@@ -50,12 +50,12 @@ def finetune(config: FinetuneConfig, *, on_step: OnStep | None = None) -> Finetu
         DataError: the loss is not finite.
     """
     config = replace(config, run=config.run.resolve(), out=config.out.resolve())
-    run = Run.open(config.run)
+    run = SAERun.open(config.run)
     done = finished_report(config, run)
     if done is not None:
         return done
     setup = _load(config, run)
-    through = {setup.site: splicer(setup.coder)}
+    through = {setup.site: in_float(setup.coder)}
     ce_base, ce_spliced = setup.heldout_loss({}), setup.heldout_loss(through)
     losses = _learn(setup, on_step)
     report = _report(
@@ -82,7 +82,7 @@ class _Setup:
     """All that a fine-tuning works with."""
 
     config: FinetuneConfig
-    run: Run
+    run: SAERun
     coder: TunedSAE
     lm: LanguageModel
     site: Site
@@ -96,7 +96,7 @@ class _Setup:
         )
 
 
-def _load(config: FinetuneConfig, run: Run) -> _Setup:
+def _load(config: FinetuneConfig, run: SAERun) -> _Setup:
     """The coder, the model it goes into, its own unless told otherwise, and the texts."""
     device, source = pick_device(config.device), run.provenance
     name = source.model if config.model is None else config.model
@@ -109,7 +109,7 @@ def _load(config: FinetuneConfig, run: Run) -> _Setup:
     revision = (source.revision if name == source.model else "") or "main"
     dtype = pick_dtype(config.precision, device)
     lm = load_model(name, revision=revision, device=device, dtype=dtype)
-    check_fits(lm, site, d_in=coder.d_in, ctx_len=config.ctx_len, run=config.run)
+    lm.require_fits(site, d_in=coder.d_in, ctx_len=config.ctx_len, run=config.run)
     tokenizer = load_tokenizer(name, revision=revision)
     split = split_contexts(
         config.text,
@@ -150,7 +150,7 @@ def _report(
     )
 
 
-def _transplant_notes(run: Run, lm: LanguageModel, site: Site) -> tuple[str, ...]:
+def _transplant_notes(run: SAERun, lm: LanguageModel, site: Site) -> tuple[str, ...]:
     source = run.provenance
     if (lm.name, str(site)) == (source.model, source.site):
         return ()
@@ -194,7 +194,7 @@ def _learn(setup: _Setup, on_step: OnStep | None) -> list[float]:
     )
     n_steps = config.epochs * -(-len(contexts) // config.batch_size)
     losses: list[float] = []
-    with splice(lm, {setup.site: splicer(coder)}):
+    with splice(lm, {setup.site: in_float(coder)}):
         for chosen in _batches(len(contexts), config):
             tokens = contexts[chosen].to(lm.device)
             optimizer.zero_grad()

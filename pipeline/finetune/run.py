@@ -30,8 +30,9 @@ from pipeline.finetune.shifts import Shifts
 from pipeline.plots.finetune import loss_figure, scales_and_biases_figure
 from pipeline.plots.style import save as save_figure
 from pipeline.runs.curves import METRICS
-from pipeline.runs.folder import FORMAT, RUN, Provenance, kind_of, load_tensors, saepipe_version
-from pipeline.runs.sae_run import CODER, Run
+from pipeline.runs.folder import FORMAT, RUN, Provenance, load_tensors, saepipe_version
+from pipeline.runs.kinds import says_kind
+from pipeline.runs.sae_run import CODER, SAERun
 from pipeline.sae.sae import TunedSAE
 
 TUNED, FEATURES = "tuned.safetensors", "features.json"
@@ -116,7 +117,7 @@ class FinetunedRun:
     path: Path
     config: FinetuneConfig
     """As it ran, the paths absolute."""
-    run: Run
+    run: SAERun
     """The frozen coder's run, as kept in this directory."""
     report: FinetuneReport
     sha256: str
@@ -137,7 +138,7 @@ class FinetunedRun:
         except (OSError, ValueError, ConfigError) as error:
             raise CheckpointError(f"{path / RUN} is damaged: {error}") from error
         coder = document.coder
-        run = Run(path=path, config=coder.config, provenance=coder.store, sha256=coder.sha256)
+        run = SAERun(path=path, config=coder.config, provenance=coder.store, sha256=coder.sha256)
         config, report, sha256 = document.config, document.report, document.sha256
         return FinetunedRun(path=path, config=config, run=run, report=report, sha256=sha256)
 
@@ -157,10 +158,10 @@ class FinetunedRun:
 
 def is_finetuned(path: Path) -> bool:
     """Whether the run at `path`, if there is one, says that it is a fine-tuning."""
-    return kind_of(path) == "finetune"
+    return says_kind(path) == "finetune"
 
 
-def finished_report(config: FinetuneConfig, run: Run) -> FinetuneReport | None:
+def finished_report(config: FinetuneConfig, run: SAERun) -> FinetuneReport | None:
     """The report of the same fine-tuning if `config.out` holds it; None if nothing is there.
 
     Args:
@@ -197,7 +198,7 @@ def finished_report(config: FinetuneConfig, run: Run) -> FinetuneReport | None:
 
 def save_run(
     config: FinetuneConfig,
-    run: Run,
+    run: SAERun,
     coder: TunedSAE,
     report: FinetuneReport,
     *,

@@ -24,7 +24,7 @@ OnFilled = Callable[[int], None]
 """Told the contexts of the shard that went through the model so far."""
 
 
-def fill_shard(
+def harvest_shard(
     plan: HarvestPlan,
     index: int,
     n_contexts: int,
@@ -174,7 +174,7 @@ class _Run:
             if tell is not None:
                 tell(self._progress(index, n_contexts))
 
-        self.filled = fill_shard(
+        self.filled = harvest_shard(
             self.plan,
             index,
             n_rows // self.plan.spec.ctx_len,

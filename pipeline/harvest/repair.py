@@ -13,7 +13,7 @@ from actstore.writer import Shard
 from pipeline.config.stages import Device, HarvestConfig
 from pipeline.errors import ConfigError
 from pipeline.harvest.forward import Forward, forward_of
-from pipeline.harvest.harvest import fill_shard
+from pipeline.harvest.harvest import harvest_shard
 from pipeline.harvest.plan import DTYPES, HarvestPlan
 from pipeline.lm.families import Site
 from pipeline.lm.hub import ModelFiles
@@ -123,7 +123,7 @@ class _Harvester:
         n_rows = self.job.rows_in(index)
         start = self.cursors[index]
         with ContextStream(self.text, self.tokenizer, ctx_len=ctx_len, start=start) as stream:
-            filled = fill_shard(
+            filled = harvest_shard(
                 self.plan,
                 index,
                 n_rows // ctx_len,

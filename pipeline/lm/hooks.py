@@ -1,42 +1,55 @@
-"""Read, replace and stop at sites; put an SAE in its place.
-
-Read, replace, and stop at the sites of a running model, by hooks that cannot leak.
-
-A coder in its place inside a language model.
-"""
+"""Read, replace and stop at the sites of a running model, by hooks that cannot leak."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pipeline.errors import ConfigError
-from pipeline.lm.families import Site
-from pipeline.lm.model import LanguageModel
-from pipeline.sae.sae import SAE, TunedSAE
+from pipeline.lm.families import Shape, Site
 
 Edit = Callable[[Tensor], Tensor]
+"""From the activations `[batch, position, width]` at a site to what takes their place."""
 Seen = Callable[[Tensor], Tensor | None]
+
+
+class HookedModel:
+    """What hooks need of a language model: its layers, and where in them its sites are.
+
+    Args:
+        body: From tokens to hidden states.
+        shape: What is known of it.
+        name: For messages.
+    """
+
+    def __init__(self, body: nn.Module, *, shape: Shape, name: str) -> None:
+        self.body = body
+        self.shape = shape
+        self.name = name
+
+    def hidden(
+        self, tokens: Int[Tensor, "batch position"]
+    ) -> Float[Tensor, "batch position d_model"]:
+        """Hidden states after the final norm."""
+        return self.body(input_ids=tokens, use_cache=False).last_hidden_state
 
 
 class _Stopped(Exception):  # noqa: N818 - a signal, not an error
     """Leaves a forward pass once nothing after it is wanted."""
 
 
-def _hook(model: LanguageModel, site: Site, seen: Seen) -> RemovableHandle:
+def _hook(model: HookedModel, site: Site, seen: Seen) -> RemovableHandle:
     """Call `seen` with the tensor at this site; what it returns, if anything, replaces it."""
     model.shape.check(site, name=model.name)
     module = model.body.get_submodule(model.shape.family.module_path(site))
-    stage = model.shape.family.stage(site)
 
     def at_input(_: object, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         new = seen(args[0])
         if new is None:
             return None
-        return (args[0].copy_(new) if stage.shared else new, *args[1:])
+        return (args[0].copy_(new) if site.kind.shared else new, *args[1:])
 
     def at_output(_: object, __: object, out: Tensor | tuple[Any, ...]) -> object:
         if isinstance(out, tuple):
@@ -44,15 +57,13 @@ def _hook(model: LanguageModel, site: Site, seen: Seen) -> RemovableHandle:
             return None if new is None else (new, *out[1:])
         return seen(out)
 
-    if stage.side == "in":
+    if site.kind.side == "in":
         return module.register_forward_pre_hook(at_input)
     return module.register_forward_hook(at_output)
 
 
 @contextmanager
-def capture(
-    model: LanguageModel, sites: Sequence[Site]
-) -> Generator[dict[Site, Tensor], None, None]:
+def capture(model: HookedModel, sites: Sequence[Site]) -> Generator[dict[Site, Tensor], None, None]:
     """Within the block, each forward pass leaves its activations in the yielded dict.
 
     Yields:
@@ -76,7 +87,7 @@ def capture(
 
 
 @contextmanager
-def splice(model: LanguageModel, edits: Mapping[Site, Edit]) -> Generator[None, None, None]:
+def splice(model: HookedModel, edits: Mapping[Site, Edit]) -> Generator[None, None, None]:
     """Within the block, the activations at each site are replaced by `edits[site](them)`.
 
     Raises:
@@ -88,9 +99,22 @@ def splice(model: LanguageModel, edits: Mapping[Site, Edit]) -> Generator[None, 
         yield
 
 
+def in_float(reconstruct: Edit) -> Edit:
+    """The edit that puts in place what a function of float32 activations makes of them.
+
+    Args:
+        reconstruct: An SAE, say: any `x -> x_hat`, `[batch, position, width]` both.
+    """
+
+    def edit(x: Tensor) -> Tensor:
+        return reconstruct(x.float()).to(x.dtype)
+
+    return edit
+
+
 @contextmanager
 def reading(
-    model: LanguageModel, sites: Sequence[Site]
+    model: HookedModel, sites: Sequence[Site]
 ) -> Generator[Callable[[Tensor], dict[Site, Tensor]], None, None]:
     """Within the block, a function from tokens to activations that stops at the last site.
 
@@ -113,34 +137,3 @@ def reading(
             return {site: acts[site] for site in sites}
 
         yield read
-
-
-Coder = SAE | TunedSAE
-
-
-def splicer(coder: Coder) -> Edit:
-    """The edit that puts a coder's reconstruction in the place of the activations."""
-
-    def edit(x: Tensor) -> Tensor:
-        return coder(x.float()).to(x.dtype)
-
-    return edit
-
-
-def check_fits(lm: LanguageModel, site: Site, *, d_in: int, ctx_len: int, run: Path) -> None:
-    """Refuse a model that a coder cannot be spliced into.
-
-    Raises:
-        ConfigError: the model lacks the site, its width differs, or its context is too short.
-    """
-    lm.shape.check(site, name=lm.name)
-    if lm.width(site) != d_in:
-        raise ConfigError(
-            f"{run} is an SAE of {d_in} dimensions, but {site} of {lm.name} has "
-            f"{lm.width(site)}: choose the model or the site it was trained on"
-        )
-    if ctx_len > lm.shape.n_positions:
-        raise ConfigError(
-            f"contexts of {ctx_len} tokens do not fit into {lm.name}, which takes "
-            f"{lm.shape.n_positions}"
-        )

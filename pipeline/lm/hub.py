@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelError, PipelineError
-from pipeline.text.builtin import builtin_model_path
 
 
 @contextmanager
@@ -27,8 +26,6 @@ def explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
     """
     from huggingface_hub import errors
 
-    # The base of what the hub's HTTP library raises, whichever library that is.
-    network_error = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]
     try:
         yield
     except errors.GatedRepoError as error:
@@ -45,8 +42,17 @@ def explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         raise raises(f"the hub answered {status} for {what}: try again later") from error
-    except (network_error, ConnectionError, TimeoutError) as error:
+    except (network_error(), ConnectionError, TimeoutError) as error:
         raise raises(_out_of_reach(what)) from error
+
+
+def network_error() -> type[Exception]:
+    """The base of what the hub's HTTP library raises: httpx, or requests before the hub's 1.0."""
+    from huggingface_hub import errors
+
+    http_error = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]
+    # In requests it stands for answers alone, below a base that a refused connection shares.
+    return [base for base in http_error.__mro__ if base.__module__ != "builtins"][-1]
 
 
 def _out_of_reach(what: str) -> str:
@@ -170,12 +176,28 @@ class ModelFiles:
         if constants.HF_HUB_OFFLINE:
             return True
         url = hf_hub_url(self.name, "config.json", revision=self.revision)
-        network_error = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]
         with explained(self._what, raises=ModelError):
             try:
                 get_hf_file_metadata(url, timeout=_TIMEOUT)
             except errors.HfHubHTTPError:
                 raise
-            except network_error:
+            except network_error():
                 return True
         return False
+
+
+def builtin_model_path() -> Path:
+    """Folder of the embedded model: beside the package in a wheel, in `data/` in a checkout.
+
+    Raises:
+        ModelError: neither is there.
+    """
+    package = Path(__file__).parent.parent
+    places = (package / "embedded" / "tiny-pythia", package.parent / "data" / "tiny-pythia")
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    raise ModelError(
+        f"the embedded model is not in {places[0]} nor in {places[1]}: install saepipe again, "
+        "or name a model of your own with --model"
+    )

@@ -1,32 +1,67 @@
 """Language models, whole or only as far as a site needs. The only importer of transformers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from pipeline.config.stages import Device, Precision
+from pipeline.device import pick_device, pick_dtype
+from pipeline.errors import ConfigError
 from pipeline.lm.families import Shape, Site
+from pipeline.lm.hooks import HookedModel, capture, in_float, splice
 from pipeline.lm.hub import ModelFiles
-from pipeline.lm.weights import Weights
+from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
+from pipeline.lm.weights import HEADS, Weights
 
-_HEAD = "lm_head.weight"
+Text = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | np.ndarray | Tensor
+"""One text or several of equally many tokens; as text, or as token ids."""
 
 
-class LanguageModel:
-    """A frozen causal language model: tokens to hidden states, hidden states to logits."""
+class LanguageModel(HookedModel):
+    """A frozen causal language model: tokens to hidden states, hidden states to logits.
+
+    model = LanguageModel.from_pretrained("builtin")
+    logits, acts = model.run_with_acts("def f(x):", sites=["mlp_out.2"])
+    with model.spliced({"mlp_out.2": sae}):
+        print(model.generate("def f(x):", max_new_tokens=20))
+    """
 
     def __init__(self, module: Any, *, files: ModelFiles, shape: Shape) -> None:  # noqa: ANN401
+        super().__init__(module.base_model, shape=shape, name=files.name)
         self.module = module
-        self.body: nn.Module = module.base_model
         self.files = files
-        self.shape = shape
 
-    @property
-    def name(self) -> str:
-        """Hub id, local folder, or `builtin`."""
-        return self.files.name
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path = "builtin",
+        *,
+        revision: str = "main",
+        device: Device = "auto",
+        precision: Precision = "auto",
+    ) -> "LanguageModel":
+        """A whole model, in evaluation mode, every weight frozen.
+
+        Args:
+            name: Hub id, local folder, or `builtin` for the embedded model.
+            revision: Of a model of the hub.
+            device: auto is cuda, then mps, then cpu, by what is there.
+            precision: Of weights and arithmetic; auto is fp32, but bf16 on a GPU that has it.
+
+        Raises:
+            ModelError: not found, not reached, damaged, or of an unknown family.
+            ConfigError: the device is not there.
+        """
+        where = pick_device(device)
+        dtype = pick_dtype(precision, where)
+        return load_model(str(name), revision=revision, device=where, dtype=dtype)
 
     @property
     def device(self) -> torch.device:
@@ -38,6 +73,15 @@ class LanguageModel:
         """Rows of the embedding; a tokenizer may use fewer."""
         return self.module.config.vocab_size
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """From text to token ids and back; read when it is first asked for.
+
+        Raises:
+            ModelError: the model has no tokenizer.json, or it cannot be read.
+        """
+        return load_tokenizer(self.name, revision=self.files.revision)
+
     def width(self, site: Site) -> int:
         """Width of the activations at this site."""
         return self.shape.width(site)
@@ -46,15 +90,171 @@ class LanguageModel:
         """What identifies the weights; see `ModelFiles.fingerprint`."""
         return self.files.fingerprint()
 
-    def hidden(
-        self, tokens: Int[Tensor, "batch position"]
-    ) -> Float[Tensor, "batch position d_model"]:
-        """Hidden states after the final norm."""
-        return self.body(input_ids=tokens, use_cache=False).last_hidden_state
-
     def logits(self, hidden: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows n_vocab"]:
         """Next-token logits of these rows; slice the rows to bound the memory."""
         return self.module.get_output_embeddings()(hidden)
+
+    def to_tokens(self, text: Text) -> Int64[Tensor, "batch position"]:
+        """Token ids on the model's device, as harvesting has them but without an end of text.
+
+        Args:
+            text: A text or several, or token ids: a list, a list of lists, an array or a tensor.
+
+        Raises:
+            ConfigError: there is no token, texts differ in length, are longer than the model knows
+                positions, or an id is not one of its vocabulary.
+        """
+        if isinstance(text, str):
+            ids: Any = self.tokenizer.encode([text], end=False)
+        elif isinstance(text, Tensor | np.ndarray):
+            ids = text[None] if text.ndim == 1 else text
+        elif text and all(isinstance(one, str) for one in text):
+            ids = self.tokenizer.encode([str(one) for one in text], end=False)
+        else:
+            ids = [text] if not text or isinstance(text[0], int) else text
+        lengths = sorted({len(one) for one in ids})
+        if not any(lengths):
+            raise ConfigError("there is no token to run the model on: give it some text")
+        if len(lengths) > 1:
+            raise ConfigError(
+                f"texts of {lengths[0]} to {lengths[-1]} tokens make no batch: give them one by "
+                "one, or cut them to one length"
+            )
+        self._require_positions(lengths[0])
+        tokens = torch.as_tensor(ids).long().to(self.device)
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.n_vocab:
+            raise ConfigError(
+                f"token ids of {self.name} are 0 to {self.n_vocab - 1}, got {low} to {high}"
+            )
+        return tokens
+
+    @torch.no_grad()
+    def run_with_acts(
+        self, text: Text, sites: Sequence[str | Site]
+    ) -> tuple[Float[Tensor, "batch position n_vocab"], dict[str, Tensor]]:
+        """One forward pass: its next-token logits, and the activations at these sites.
+
+        Args:
+            text: As `to_tokens` takes it.
+            sites: `mlp_out.2` and the like.
+
+        Returns:
+            Logits `[batch, position, n_vocab]`, and by the name of each site `[batch, position,
+            width]`, both as the model computes them, on its device.
+
+        Raises:
+            ConfigError: the model has no such site, or the text is none it can read.
+        """
+        tokens, read = self.to_tokens(text), [Site.parse(str(site)) for site in sites]
+        with capture(self, read) as acts:
+            logits = self.logits(self.hidden(tokens).flatten(0, 1))
+        return logits.unflatten(0, tokens.shape), {str(site): acts[site] for site in read}
+
+    @contextmanager
+    def spliced(
+        self, edits: Mapping[str | Site, Callable[[Tensor], Tensor]] | Mapping[str, nn.Module]
+    ) -> Generator["LanguageModel"]:
+        """Within the block, every forward pass has the activations at these sites replaced.
+
+        Args:
+            edits: For each site what makes `x_hat` of `x`, an SAE or any other callable. Both are
+                `[batch, position, width]`, `x` in float32 whatever the model computes in; in
+                `generate`, `position` is the prompt first, and then one token at a time.
+
+        Raises:
+            ConfigError: the model has no such site, or `x_hat` has not the shape of `x`.
+        """
+
+        def checked(site: Site, edit: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            def edited(x: Tensor) -> Tensor:
+                x_hat = edit(x)
+                if x_hat.shape != x.shape:
+                    raise ConfigError(
+                        f"what is spliced in at {site} makes {tuple(x_hat.shape)} of "
+                        f"{tuple(x.shape)}: it must keep the shape"
+                    )
+                return x_hat
+
+            return in_float(edited)
+
+        parsed = {Site.parse(str(name)): edit for name, edit in edits.items()}
+        with splice(self, {site: checked(site, edit) for site, edit in parsed.items()}):
+            yield self
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Text,
+        *,
+        max_new_tokens: int = 50,
+        do_sample: bool = False,
+        **options: Any,  # noqa: ANN401
+    ) -> str | list[str] | Int64[Tensor, "batch position"]:
+        """Go on with a text, by transformers' own `generate`, keys and values cached.
+
+        Args:
+            prompt: As `to_tokens` takes it.
+            max_new_tokens: Fewer where the model ends its text.
+            do_sample: Draw from its predictions; else take the likeliest token each time.
+            options: What else transformers' `generate` takes, as `temperature`.
+
+        Returns:
+            The prompt and what follows: text for text, several for several, else token ids.
+
+        Raises:
+            ConfigError: the prompt is none the model can read, or too long to go on.
+        """
+        tokens = self.to_tokens(prompt)
+        self._require_positions(tokens.shape[1] + max_new_tokens)
+        ids: Tensor = self.module.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            **{"pad_token_id": self._eos_id or 0, **options},
+        )
+        if isinstance(prompt, str):
+            return self.tokenizer.decode(ids[0].tolist())
+        if not isinstance(prompt, Tensor | np.ndarray) and isinstance(prompt[0], str):
+            return [self.tokenizer.decode(one) for one in ids.tolist()]
+        return ids
+
+    def require_fits(self, site: Site, *, d_in: int, ctx_len: int, run: Path) -> None:
+        """Refuse an SAE that cannot be spliced in.
+
+        Raises:
+            ConfigError: the model lacks the site, its width differs, or its context is too short.
+        """
+        self.shape.check(site, name=self.name)
+        if self.width(site) != d_in:
+            raise ConfigError(
+                f"{run} is an SAE of {d_in} dimensions, but {site} of {self.name} has "
+                f"{self.width(site)}: choose the model or the site it was trained on"
+            )
+        self._require_positions(ctx_len)
+
+    def _require_positions(self, n: int) -> None:
+        if n > self.shape.n_positions:
+            raise ConfigError(
+                f"contexts of {n} tokens do not fit into {self.name}, which takes "
+                f"{self.shape.n_positions}"
+            )
+
+    @property
+    def _eos_id(self) -> int | None:
+        told = self.module.config.eos_token_id
+        return told[0] if isinstance(told, list) else told
+
+    def __repr__(self) -> str:
+        shape, weight = self.shape, self.body.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
+        kinds = ", ".join(map(str, shape.kinds()))
+        return (
+            f"LanguageModel({self.name!r}: {shape.family.model_class}, {shape.n_layers} layers, "
+            f"d_model {shape.d_model}, d_mlp {shape.d_mlp}, {self.n_vocab} tokens, "
+            f"{shape.n_positions} positions; {weight.dtype} on {weight.device}; "
+            f"sites {kinds}, each with .0 to .{shape.n_layers - 1})"
+        )
 
 
 class _NoAttention(nn.Module):
@@ -72,8 +272,7 @@ def load_model(
     Raises:
         ModelError: not found, not reached, damaged, or of an unknown family.
     """
-    files = ModelFiles(name, revision)
-    model = _empty(files)
+    model = _empty(ModelFiles(name, revision))
     names = [key for key, _ in model.module.named_parameters(remove_duplicate=False)]
     return _fill(model, names, device=device, dtype=dtype)
 
@@ -98,15 +297,19 @@ def load_for_sites(
     shape = Shape.of(files.config, name=name)
     for site in sites:
         shape.check(site, name=name)
-    model = _empty(files, n_layers=max(sites).layer + 1)
+    last, family = max(sites), shape.family
+    model = _empty(files, n_layers=last.layer + 1)
     if shape.skips_attention(sites):
-        layer = model.body.get_submodule(f"{shape.family.layers}.{max(sites).layer}")
-        norm, attention = shape.family.attention
-        setattr(layer, norm, nn.Identity())
-        setattr(layer, attention, _NoAttention())
-    prefix = model.module.base_model_prefix
-    roots = tuple(f"{prefix}.{path}." for path in shape.modules_for(sites))
-    names = [key for key, _ in model.module.named_parameters() if key.startswith(roots)]
+        for part, stand_in in (("attention_norm", nn.Identity()), ("attention", _NoAttention())):
+            model.body.set_submodule(family.path(last.layer, part), stand_in)
+    prefix = f"{model.module.base_model_prefix}."
+    runs = tuple(f"{prefix}{path}." for path in shape.modules_for(sites))
+    reached = f"{prefix}{family.module_path(last)}." if last.kind.side == "in" else "nothing"
+    names = [
+        key
+        for key, _ in model.module.named_parameters()
+        if key.startswith(runs) and not key.startswith(reached)
+    ]
     return _fill(model, names, device=device, dtype=dtype)
 
 
@@ -132,10 +335,8 @@ def _fill(
     """Read these parameters from the checkpoint straight to the device."""
     module, prefix = model.module, model.module.base_model_prefix
     weights = Weights.locate(model.files)
-    wanted = list(names)
-    tied = module.config.tie_word_embeddings and _HEAD in wanted
-    if tied:
-        wanted.remove(_HEAD)
+    tied = module.config.tie_word_embeddings and not set(HEADS).isdisjoint(names)
+    wanted = [name for name in names if not (tied and name in HEADS)]
     tensors = weights.load(wanted, prefix=prefix, device=device, dtype=dtype)
     module.load_state_dict(tensors, strict=False, assign=True)
     module.requires_grad_(False)

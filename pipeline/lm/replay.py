@@ -15,20 +15,30 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pipeline.lm.families import Site
-from pipeline.lm.hooks import capture
-from pipeline.lm.model import LanguageModel
+from pipeline.lm.families import BRANCHES, MLP, Branch, Site
+from pipeline.lm.hooks import HookedModel, capture
 
 
 class _Given(nn.Module):
     """Stands where a module would run whose result is known, or read by nobody."""
 
-    def __init__(self, result: object) -> None:
+    def __init__(self, result: object = None) -> None:
         super().__init__()
         self._result = result
 
     def forward(self, *_: object, **__: object) -> object:
         return self._result
+
+
+class _Fed(nn.Module):
+    """A module that is given a value whatever it is called with."""
+
+    def __init__(self, module: nn.Module, value: Tensor) -> None:
+        super().__init__()
+        self._module, self._value = module, value
+
+    def forward(self, _: object, *rest: object, **options: object) -> object:
+        return self._module(self._value, *rest, **options)
 
 
 @final
@@ -46,14 +56,16 @@ class Replay:
         ConfigError: the model has no such site.
     """
 
-    def __init__(self, lm: LanguageModel, sites: Iterable[Site]) -> None:
+    def __init__(self, lm: HookedModel, sites: Iterable[Site]) -> None:
         self._lm = lm
-        self._sites = tuple(sites)
-        for site in self._sites:
+        self._recorded: dict[Site, None] = {}
+        for site in sites:
             lm.shape.check(site, name=lm.name)
-        self._recorded = tuple(
-            dict.fromkeys(s for site in self._sites for s in (site, *self._beside(site)))
-        )
+            self._recorded[site] = None
+            if site.kind.branch is not None:
+                self._recorded[_beside(site, "resid_pre")] = None
+            for branch in self._unreached(site):
+                self._recorded[_beside(site, branch.output)] = None
         self._acts: dict[Site, Tensor] = {}
         self._tokens: Tensor | None = None
 
@@ -63,7 +75,7 @@ class Replay:
     ) -> Float[Tensor, "contexts ctx_len d_model"]:
         """Last hidden states of the untouched model; what was recorded before is given up."""
         self._acts, self._tokens = {}, tokens
-        with capture(self._lm, self._recorded) as acts:
+        with capture(self._lm, tuple(self._recorded)) as acts:
             hidden = self._lm.hidden(tokens)
         self._acts = acts
         return hidden
@@ -81,61 +93,60 @@ class Replay:
         lm, family = self._lm, self._lm.shape.family
         layers = lm.body.get_submodule(family.layers)
         assert isinstance(layers, nn.ModuleList)
-        start = self._start(site, value)
-        above = layers[site.layer + (site.kind == "resid_post") :]
+        ends_layer = site.kind.added == BRANCHES
+        above = nn.ModuleList(layers[site.layer + ends_layer :])
+        start = value if site.kind.branch is None else self._acts[_beside(site, "resid_pre")]
         tokens, *positions = family.embeddings
         with ExitStack() as stack:
-            for path, result in self._known(site, value).items():
-                _replace(layers[site.layer], path, _Given(result), stack)
+            if not ends_layer:
+                for path, stand_in in self._known(site, value).items():
+                    _replace(lm.body, path, stand_in, stack)
             _replace(lm.body, tokens, _Given(start), stack)
             for path in positions:
                 _replace(lm.body, path, _Given(start.new_zeros(())), stack)  # it is added
-            _replace(lm.body, family.layers, nn.ModuleList(above), stack)
+            _replace(lm.body, family.layers, above, stack)
             return lm.hidden(self._tokens)
 
-    def _beside(self, site: Site) -> tuple[Site, ...]:
-        """What else of the site's layer an edited pass needs to know."""
-        match site.kind:
-            case "attn_out":
-                kinds = ("resid_pre", "mlp_out") if self._lm.shape.parallel else ("resid_pre",)
-            case "mlp_pre" | "mlp_act" | "mlp_out":
-                kinds = ("resid_pre", "attn_out")
-            case _:
-                kinds = ()
-        return tuple(Site.parse(f"{kind}.{site.layer}") for kind in kinds)
+    def _unreached(self, site: Site) -> tuple[Branch, ...]:
+        """The other branches of a branch's layer, as far as they do not read what it adds."""
+        own = site.kind.branch
+        if own is None:
+            return ()
+        reached = () if self._lm.shape.parallel else (MLP,)  # reads what the attention adds
+        return tuple(branch for branch in BRANCHES if branch is not own and branch not in reached)
 
-    def _start(self, site: Site, value: Tensor) -> Tensor:
-        """The residual stream that the first layer to run is given."""
-        if site.kind.startswith("resid"):
-            return value
-        return self._acts[Site.parse(f"resid_pre.{site.layer}")]
+    def _known(self, site: Site, value: Tensor) -> dict[str, nn.Module]:
+        """Stand-ins for modules of the site's layer, by their paths."""
+        kind, parts = site.kind, self._lm.shape.family.parts
 
-    def _known(self, site: Site, value: Tensor) -> dict[str, object]:
-        """What modules of the site's layer give, by their paths; None where nobody reads it."""
-        shape = self._lm.shape
-        if site.kind in ("resid_pre", "resid_post"):
-            return {}
-        stages = shape.family.stages
-        norm, attention = shape.family.attention
-        mlp_norm, first = stages["mlp_pre"].needs
-        mlp = stages["mlp_out"].module
+        def at(part: str) -> str:
+            return self._lm.shape.family.path(site.layer, part)
 
-        def before(kind: str) -> Tensor:
-            return self._acts[Site.parse(f"{kind}.{site.layer}")]
+        def gives(branch: Branch, result: Tensor) -> dict[str, nn.Module]:
+            whole = (result, None) if branch.gives_pair else result
+            return {at(branch.norm): _Given(), at(branch.module): _Given(whole)}
 
-        if site.kind == "resid_mid":  # nothing is added to the value the layer starts with
-            return {norm: None, attention: (value.new_zeros(()), None)}
-        if site.kind == "attn_out":
-            beside = {mlp_norm: None, mlp: before("mlp_out")} if shape.parallel else {}
-            return {norm: None, attention: (value, None), **beside}
-        attended = {norm: None, attention: (before("attn_out"), None)}
-        if site.kind == "mlp_pre":
-            alone = not stages["mlp_act"].needs  # else the norm is read beside the site, too
-            return {**attended, first: value, **({mlp_norm: None} if alone else {})}
-        if site.kind == "mlp_act":
-            layer = self._lm.body.get_submodule(f"{shape.family.layers}.{site.layer}")
-            value = layer.get_submodule(stages["mlp_act"].module)(value)
-        return {**attended, mlp_norm: None, mlp: value}
+        known: dict[str, nn.Module] = {}
+        for branch in kind.added:  # the value holds what they add
+            known |= gives(branch, value.new_zeros(()))
+        for branch in self._unreached(site):
+            known |= gives(branch, self._acts[_beside(site, branch.output)])
+        if kind.branch is None:
+            return known
+        module = self._lm.body.get_submodule(at(kind.part))
+        if not kind.nonlinear:
+            if kind.through is not None:
+                value = self._lm.body.get_submodule(at(kind.through))(value)
+            return known | gives(kind.branch, value)
+        if kind.side == "in":
+            return known | {at(kind.part): _Fed(module, value)}
+        if not any(part in parts for part in kind.beside):  # else they read the norm
+            known[at(kind.branch.norm)] = _Given()
+        return known | {at(kind.part): _Given(value)}
+
+
+def _beside(site: Site, kind: str) -> Site:
+    return Site.parse(f"{kind}.{site.layer}")
 
 
 def _replace(root: nn.Module, path: str, stand_in: nn.Module, stack: ExitStack) -> None:

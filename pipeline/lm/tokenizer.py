@@ -47,10 +47,10 @@ class Tokenizer:
         """Number of token ids, special ones included."""
         return self._fast.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each document, its separator included."""
+    def encode(self, texts: Sequence[str], *, end: bool = True) -> list[list[int]]:
+        """Token ids of each document, its separator included, or without an end of text."""
         ids = [encoding.ids for encoding in self._fast.encode_batch_fast(list(texts))]
-        if self.eos_id is None or self._opens:
+        if not end or self.eos_id is None or self._opens:
             return ids
         return [[*document, self.eos_id] for document in ids]
 

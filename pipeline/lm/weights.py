@@ -14,7 +14,8 @@ from pipeline.lm.hub import ModelFiles
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_OLD_NAMES = {"lm_head.weight": "embed_out.weight"}  # GPT-NeoX checkpoints, Pythia's among them
+HEADS = ("lm_head.weight", "embed_out.weight")
+"""GPT-NeoX's head is the second in checkpoints like Pythia's, and in transformers 4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,4 +80,4 @@ class Weights:
 
 def _spellings(name: str, *, prefix: str) -> tuple[str, ...]:
     """A checkpoint saved from the base model lacks the prefix that the whole model has."""
-    return (name, name.removeprefix(f"{prefix}."), _OLD_NAMES.get(name, name))
+    return (name, name.removeprefix(f"{prefix}."), *(HEADS if name in HEADS else ()))

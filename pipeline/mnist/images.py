@@ -260,8 +260,12 @@ def _checked(name: str, train: Labelled, test: Labelled) -> Images:
 
 
 def _digits() -> tuple[Float32[np.ndarray, "n side side"], Int64[np.ndarray, " n"]]:
-    from sklearn.datasets import load_digits
-
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ConfigError(
+            f"--images {DIGITS} needs scikit-learn: pip install 'saepipe[mnist]'"
+        ) from error
     rows, labels = load_digits(return_X_y=True)
     pixels = np.asarray(rows, np.float32).reshape(-1, _DIGITS_SIDE, _DIGITS_SIDE) / _DIGITS_INK
     return pixels, np.asarray(labels, np.int64)

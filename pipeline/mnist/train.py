@@ -49,9 +49,9 @@ from pipeline.mnist.classifier import (
 from pipeline.mnist.config import MnistConfig
 from pipeline.mnist.images import Images
 from pipeline.mnist.result import fingerprint, load_classifier, network_name, save_classifier
-from pipeline.runs.checkpoints import CODER, checkpoints_of
+from pipeline.runs.checkpoints import TRAINED, checkpoints_of
 from pipeline.runs.curves import StepReport
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
 from pipeline.training.feed import mean_square
 from pipeline.training.train import train_all
@@ -200,7 +200,7 @@ def keep_frames(run: Path) -> None:
         file = _file(folder, step)
         if file.exists():
             continue
-        W = load((checkpoint / CODER).read_bytes())[_WEIGHTS]
+        W = load((checkpoint / TRAINED).read_bytes())[_WEIGHTS]
         data = BytesIO()
         np.savez_compressed(data, W=W)
         make_folder(folder)
@@ -325,7 +325,7 @@ def _require_finite(outcomes: Sequence[StepReport | DataError]) -> None:
 
 
 def _coder(folder: Path, device: torch.device) -> SAE:
-    return Run.open(folder).load_sae(device).requires_grad_(False)
+    return SAERun.open(folder).load_sae(device).requires_grad_(False)
 
 
 BASELINES = ("mean", "correlation", "E2 W D1", "ridge")
@@ -348,7 +348,7 @@ def _of_pair(
     config: MnistConfig, store: ActStore, layers: tuple[str, str], *, device: torch.device
 ) -> dict[str, Connector]:
     folders = [sae_folder(config.out, kind=config.sae, layer=layer) for layer in layers]
-    pair = load_pair(Run.open(folders[0]), Run.open(folders[1]), device=device)
+    pair = load_pair(SAERun.open(folders[0]), SAERun.open(folders[1]), device=device)
     moments = find_moments(pair, store, device=device)
     file = layer_file(config.out / CLASSIFIER, LAYERS.index(layers[1]) + 1)
     between = read_layer(file, d_1=config.hidden, d_2=config.hidden)

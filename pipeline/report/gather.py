@@ -18,7 +18,7 @@ from pipeline.connect.connector import End
 from pipeline.connect.reading.read import load_reading
 from pipeline.connect.reading.values import KINDS, Reading
 from pipeline.connect.report import ConnectorReport, load_connector_report
-from pipeline.connect.run import ConnectorRun, is_connector
+from pipeline.connect.run import ConnectorRun
 from pipeline.errors import ConfigError
 from pipeline.evaluate.report import EvalReport, load_report
 from pipeline.features.feature import BEFORE, Feature
@@ -26,8 +26,9 @@ from pipeline.features.files import FeatureSet, has_features
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.report.feature_data import ShownFeatures
 from pipeline.runs.curves import METRICS
+from pipeline.runs.kinds import says_kind
 from pipeline.runs.names import names_of
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.text.token_text import TokenTexts, label
 
 N_DEAD = 6
@@ -178,7 +179,7 @@ class Material:
     name: str
     """The end of its path that tells it from the others."""
     path: Path
-    run: Run
+    run: SAERun
     """The coder's; of a fine-tuned one, that of the coder it froze."""
     tuned: FinetunedRun | None
     curves: Path | None
@@ -200,7 +201,7 @@ def gather(paths: Sequence[Path], *, n_features: int) -> tuple[Material | Connec
     names = names_of([path.resolve() for path in distinct])
     return tuple(
         connector_material(path, name, curves=_curves(path), n_features=n_features)
-        if is_connector(path)
+        if says_kind(path) == "connector"
         else _material(path, name, n_features=n_features)
         for path, name in zip(distinct, names, strict=True)
     )
@@ -214,7 +215,7 @@ def _curves(run: Path) -> Path | None:
 
 def _material(path: Path, name: str, *, n_features: int) -> Material:
     tuned = FinetunedRun.open(path) if is_finetuned(path) else None
-    run = tuned.run if tuned else Run.open(path)
+    run = tuned.run if tuned else SAERun.open(path)
     return Material(
         name=name,
         path=path,

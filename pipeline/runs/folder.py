@@ -1,6 +1,4 @@
-"""RunFolder: created, gone on with or complete; its document, tensors and provenance.
-
-The folder of a training: created, gone on with, or found complete.
+"""The folder of a training, whatever is trained: created, gone on with, or found complete.
 
     run.json            config, what it is trained on, version; written again when complete
     metrics.jsonl       the curves
@@ -8,25 +6,22 @@ The folder of a training: created, gone on with, or found complete.
     *.safetensors       what was trained
 
 A run is complete when run.json names the checksum of what was trained.
-
-Tensors of a run in one safetensors file, by whose checksum the run is complete.
-
-Which activations a coder was trained on.
 """
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, TypeVar, cast, get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from actstore.files import make_folder, write_file
+from actstore.files import make_folder, write_file, write_json
 from actstore.reader import ActStore
 from pipeline.config.serialization import from_json, to_json
 from pipeline.config.training import LoopConfig
@@ -40,212 +35,12 @@ RUN = "run.json"
 # What may differ between a run and its continuation: where things lie and who computes, not what.
 FREE = {"store", "out", "device", "threads", "stack", "checkpoint_every"}
 
-
-def saepipe_version() -> str:
-    """The version installed, `unknown` in a bare checkout."""
-    try:
-        return version("saepipe")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunDocument:
-    """What every run.json begins with."""
-
-    format: int = FORMAT
-    saepipe: str = field(default_factory=saepipe_version)
-
-
-Document = TypeVar("Document", bound=RunDocument)
-
-
-@runtime_checkable
-class Folder(Protocol):
-    """What can be entered."""
-
-    @property
-    def path(self) -> Path:
-        """Of the folder."""
-        ...
-
-    @property
-    def config(self) -> LoopConfig:
-        """As it ran."""
-        ...
-
-    @property
-    def origins(self) -> Mapping[str, tuple[Path, str]]:
-        """What it was trained on, by name: where that lies, and its checksum."""
-        ...
-
-    @property
-    def finished(self) -> bool:
-        """Whether training reached its end."""
-        ...
-
-    @property
-    def failure(self) -> str:
-        """Why it never will."""
-        ...
-
-    def write(self) -> None:
-        """Write run.json."""
-        ...
-
-    def reread(self) -> "Folder":
-        """What run.json says."""
-        ...
-
-    def fail(self, why: str) -> None:
-        """Write why it will never be complete."""
-        ...
-
-
-FolderT = TypeVar("FolderT", bound=Folder)
-
-
-def enter(run: FolderT, *, resume: bool) -> FolderT:
-    """The run in `run.path`: created, gone on with, or found complete.
-
-    Raises:
-        ConfigError: the folder holds another run, something else, or an unfinished run while
-            `resume` was not asked for.
-        CheckpointError: its run.json is damaged.
-    """
-    out = run.path
-    if not (out / RUN).exists():
-        if out.exists() and (not out.is_dir() or any(out.glob("[!.]*"))):
-            partial = sorted(p.name for p in out.iterdir()) == [f"{RUN}.partial"]
-            if not partial:
-                raise ConfigError(f"{out} exists and is not a run: choose another --out")
-        make_folder(out)
-        run.write()
-        return run
-    found = cast("FolderT", run.reread())
-    if not found.finished and not found.failure and not _began(out):
-        run.write()  # what was asked for before never made a step
-        return run
-    _require_same(found, run)
-    if not found.finished and not found.failure and not resume:
-        raise ConfigError(
-            f"{out} holds an unfinished run of this configuration: add --resume to go on "
-            "with it, or choose another --out"
-        )
-    return found
-
-
-def read_document(path: Path, kind: type[Document], *, named: str, made_by: str) -> Document:
-    """The run.json of a run of one kind.
-
-    Args:
-        path: Folder of the run.
-        kind: What its run.json is.
-        named: The `kind` that it must say.
-        made_by: The command that makes such runs.
-
-    Raises:
-        CheckpointError: there is no run at `path`, or one of another kind, or it is damaged.
-    """
-    try:
-        raw = json.loads((path / RUN).read_bytes())
-        there = raw["kind"] if isinstance(raw, dict) and "kind" in raw else named
-        if there != named:
-            raise CheckpointError(f"{path} is a {there} run, not one of {made_by}")
-        document = from_json(kind, raw, where=RUN)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} is not a run: it has no {RUN}; {made_by} makes one"
-        ) from error
-    except (OSError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path / RUN} is damaged: {error}") from error
-    if document.format != FORMAT:
-        raise CheckpointError(
-            f"{path} is a run of format {document.format}, this saepipe reads format {FORMAT}"
-        )
-    return document
-
-
-def kind_of(path: Path) -> str:
-    """What the run at `path` says that it is; empty where there is none that can be read."""
-    try:
-        document = json.loads((path / RUN).read_bytes())
-    except (OSError, ValueError):
-        return ""
-    return str(document.get("kind", "")) if isinstance(document, dict) else ""
-
-
-def _began(path: Path) -> bool:
-    """Whether training left anything behind."""
-    metrics = path / METRICS
-    lines = metrics.exists() and metrics.stat().st_size > 0
-    return lines or any((path / FOLDER).glob("step-*"))
-
-
-def _require_same(found: Folder, now: Folder) -> None:
-    """Raise ConfigError naming what differs between the run that is there and the one asked for."""
-    before, after = _flat(to_json(found.config)), _flat(to_json(now.config))
-    changed = [
-        f"{name}: {before.get(name)} there, {after.get(name)} now"
-        for name in (*before, *(after.keys() - before.keys()))
-        if before.get(name) != after.get(name) and name not in FREE
-    ]
-    if changed:
-        raise ConfigError(
-            f"{now.path} holds a run of another configuration ({'; '.join(changed)}): "
-            "choose another --out"
-        )
-    for name, (path, checksum) in now.origins.items():
-        _, was = found.origins[name]
-        if was != checksum:
-            raise ConfigError(
-                f"{now.path} was trained on another {name}, or {path} changed since "
-                f"(fingerprint {was[:12]} there, {checksum[:12]} now): choose another --out"
-            )
-
-
-def _flat(value: object, prefix: str = "") -> dict[str, object]:
-    """A nested config as `arch.kind` -> value."""
-    flat: dict[str, object] = {}
-    for name, item in cast("dict[str, object]", value).items():
-        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {prefix + name: item}
-    return flat
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write them, whole or not at all; gives the file's SHA-256.
-
-    Raises:
-        OSError: the disk is full or fails.
-    """
-    data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-    write_file(path, [data])
-    return hashlib.sha256(data).hexdigest()
-
-
-def load_tensors(path: Path, *, sha256: str, advice: str) -> dict[str, Tensor]:
-    """Read them, every byte checked.
-
-    Args:
-        path: The file.
-        sha256: What its bytes must come to.
-        advice: What to do where they do not.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
-    try:
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise ValueError("its checksum does not match run.json")  # noqa: TRY301
-        return load(data)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is missing or damaged ({error}): {advice}") from error
+RunT = TypeVar("RunT", bound="RunFolder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Which activations a coder was trained on. Texts are empty where the store does not say."""
+    """Which activations an SAE was trained on. Texts are empty where the store does not say."""
 
     path: Path
     fingerprint: str
@@ -277,3 +72,227 @@ class Provenance:
             n_rows=store.n_rows,
             dtype=spec.dtype,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder(ABC):
+    """A training on disk. Its fields, but for the path, are what run.json holds."""
+
+    KIND: ClassVar[str]
+    """What run.json calls it."""
+    WEIGHTS: ClassVar[str]
+    """The file of what was trained."""
+    MADE_BY: ClassVar[str]
+    """The command that makes such runs."""
+
+    path: Path
+    config: LoopConfig
+    """As it ran: the paths absolute."""
+    provenance: Provenance
+    """`store` in run.json."""
+    sha256: str = ""
+    """Of what was trained; empty until the run is complete."""
+    failure: str = ""
+    """Why it will never be complete."""
+
+    @property
+    @abstractmethod
+    def origins(self) -> Mapping[str, tuple[Path, str]]:
+        """What it was trained on, by name: where that lies, and its checksum."""
+
+    @property
+    @abstractmethod
+    def command(self) -> str:
+        """The command that began it, without its options."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether training reached its end."""
+        return bool(self.sha256)
+
+    @classmethod
+    def open(cls: type[RunT], path: str | Path) -> RunT:
+        """A complete run.
+
+        Raises:
+            CheckpointError: there is no such run at `path`, or it is unfinished or damaged.
+        """
+        run = cls.read(Path(path))
+        if run.failure:
+            raise CheckpointError(f"{path} was never finished: {run.failure}")
+        if not run.finished:
+            raise CheckpointError(
+                f"{path} is an unfinished run: finish it with {run.command} --out {path} --resume "
+                "and the options it began with"
+            )
+        return run
+
+    @classmethod
+    def read(cls: type[RunT], path: Path) -> RunT:
+        """The run in a folder, complete or not.
+
+        Raises:
+            CheckpointError: there is none, or one of another kind, or its run.json is damaged.
+        """
+        try:
+            told = json.loads((path / RUN).read_bytes())
+            kind = told.get("kind", cls.KIND) if isinstance(told, dict) else cls.KIND
+            if kind != cls.KIND:
+                raise CheckpointError(f"{path} is a {kind} run, not one of {cls.MADE_BY}")
+            document = from_json(_document(cls), told, where=RUN)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise CheckpointError(
+                f"{path} is not a run: it has no {RUN}; {cls.MADE_BY} makes one"
+            ) from error
+        except (OSError, ValueError, ConfigError) as error:
+            raise CheckpointError(f"{path / RUN} is damaged: {error}") from error
+        if document.format != FORMAT:
+            raise CheckpointError(
+                f"{path} is a run of format {document.format}, this saepipe reads format {FORMAT}"
+            )
+        return cls(path=path, **{name: getattr(document, key) for name, key in _keys(cls).items()})
+
+    def write(self) -> None:
+        """Write run.json."""
+        told = {key: to_json(getattr(self, name)) for name, key in _keys(type(self)).items()}
+        head = {"format": FORMAT, "saepipe": saepipe_version(), "kind": self.KIND}
+        write_json(self.path / RUN, head | told)
+
+    def fail(self, why: str) -> None:
+        """Keep word that training diverged: going on would only lead there again."""
+        replace(self, failure=why).write()
+
+    def finish(self: RunT, trained: nn.Module) -> RunT:
+        """Write what was trained, and only then call the run complete."""
+        weights = save_tensors(self.path / self.WEIGHTS, trained.state_dict())
+        run = replace(self, sha256=weights)
+        run.write()
+        return run
+
+    def trained(self) -> dict[str, Tensor]:
+        """What was trained, every byte checked.
+
+        Raises:
+            CheckpointError: its file is missing or damaged.
+        """
+        advice = "train again into another --out"
+        return load_tensors(self.path / self.WEIGHTS, sha256=self.sha256, advice=advice)
+
+
+def _keys(kind: type[RunFolder]) -> dict[str, str]:
+    """Under which key of run.json each field stands."""
+    names = [f.name for f in fields(kind) if f.name != "path"]
+    return {name: "store" if name == "provenance" else name for name in names}
+
+
+def _document(kind: type[RunFolder]) -> Any:  # noqa: ANN401 - a class that is made here
+    """What the run.json of a kind may hold."""
+    hints, known = get_type_hints(kind), {f.name: f for f in fields(kind)}
+    head = [("format", int, FORMAT), ("saepipe", str, ""), ("kind", str, kind.KIND)]
+    own = [
+        (key, hints[name], field(default=known[name].default, kw_only=True))
+        for name, key in _keys(kind).items()
+    ]
+    return make_dataclass(RUN, [*head, *own], frozen=True, kw_only=True)
+
+
+def enter(run: RunT, *, resume: bool) -> RunT:
+    """The run in `run.path`: created, gone on with, or found complete.
+
+    Raises:
+        ConfigError: the folder holds another run, something else, or an unfinished run while
+            `resume` was not asked for.
+        CheckpointError: its run.json is damaged.
+    """
+    out = run.path
+    if not (out / RUN).exists():
+        if out.exists() and (not out.is_dir() or any(out.glob("[!.]*"))):
+            partial = sorted(p.name for p in out.iterdir()) == [f"{RUN}.partial"]
+            if not partial:
+                raise ConfigError(f"{out} exists and is not a run: choose another --out")
+        make_folder(out)
+        run.write()
+        return run
+    found = type(run).read(out)
+    if not found.finished and not found.failure and not _began(out):
+        run.write()  # what was asked for before never made a step
+        return run
+    _require_same(found, run)
+    if not found.finished and not found.failure and not resume:
+        raise ConfigError(
+            f"{out} holds an unfinished run of this configuration: add --resume to go on "
+            "with it, or choose another --out"
+        )
+    return found
+
+
+def _began(path: Path) -> bool:
+    """Whether training left anything behind."""
+    metrics = path / METRICS
+    lines = metrics.exists() and metrics.stat().st_size > 0
+    return lines or any((path / FOLDER).glob("step-*"))
+
+
+def _require_same(found: RunFolder, now: RunFolder) -> None:
+    """Raise ConfigError naming what differs between the run that is there and the one asked for."""
+    before, after = flat(to_json(found.config)), flat(to_json(now.config))
+    changed = [
+        f"{name}: {before.get(name)} there, {after.get(name)} now"
+        for name in (*before, *(after.keys() - before.keys()))
+        if before.get(name) != after.get(name) and name not in FREE
+    ]
+    if changed:
+        raise ConfigError(
+            f"{now.path} holds a run of another configuration ({'; '.join(changed)}): "
+            "choose another --out"
+        )
+    for name, (path, checksum) in now.origins.items():
+        _, was = found.origins[name]
+        if was != checksum:
+            raise ConfigError(
+                f"{now.path} was trained on another {name}, or {path} changed since "
+                f"(fingerprint {was[:12]} there, {checksum[:12]} now): choose another --out"
+            )
+
+
+def flat(value: object, prefix: str = "") -> dict[str, object]:
+    """A nested config as `arch.kind` -> value."""
+    found: dict[str, object] = {}
+    for name, item in cast("dict[str, object]", value).items():
+        found |= flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {prefix + name: item}
+    return found
+
+
+def saepipe_version() -> str:
+    """The version installed, `unknown` in a bare checkout."""
+    try:
+        return version("saepipe")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write them, whole or not at all; gives the file's SHA-256."""
+    data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+    write_file(path, [data])
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_tensors(path: Path, *, sha256: str, advice: str) -> dict[str, Tensor]:
+    """Read them, every byte checked.
+
+    Args:
+        path: The file.
+        sha256: What its bytes must come to.
+        advice: What to do where they do not.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise ValueError("its checksum does not match run.json")  # noqa: TRY301
+        return load(data)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is missing or damaged ({error}): {advice}") from error

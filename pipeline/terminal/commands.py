@@ -1,12 +1,6 @@
 """What each command shows while it runs and when it ends.
 
-The stages about connectors: each runs, shows its progress, and tells what it found.
-
-The stages of the command line: each runs one function, shows its progress, and tells its end.
-
-What brings torch is imported inside of them: a harvest that is complete needs none.
-
-What a command shows of runs of any kind.
+What brings torch is imported inside of functions: a harvest that is complete needs none.
 """
 
 from collections.abc import Sequence
@@ -27,17 +21,20 @@ from pipeline.config.stages import (
     HarvestConfig,
     ReportConfig,
 )
-from pipeline.connect.reading.values import Reading, ReadingConfig
-from pipeline.connect.run import is_connector
 from pipeline.errors import ConfigError
-from pipeline.features.files import FeatureSet
-from pipeline.terminal.evaluations import connector_tables, eval_tables
 from pipeline.terminal.screen import Screen
 from pipeline.terminal.words import size
 
 if TYPE_CHECKING:
+    from pipeline.config.grid import Point
     from pipeline.connect.reading.read import ReadingProgress
+    from pipeline.connect.reading.values import Reading, ReadingConfig
     from pipeline.connect.report import ConnectorReport
+    from pipeline.evaluate.report import EvalReport
+    from pipeline.features.files import FeatureSet
+    from pipeline.finetune.run import FinetuneReport
+    from pipeline.harvest.harvest import HarvestSummary
+    from pipeline.runs.curves import StepReport
 
 
 TABLE = "connectors.csv"
@@ -67,7 +64,7 @@ def run_connector_eval(
     return reports
 
 
-def run_reading(config: ReadingConfig, *, screen: Screen) -> Reading:
+def run_reading(config: "ReadingConfig", *, screen: Screen) -> "Reading":
     """Read a connector, or find it read; `connections.json` and its figure go into the run."""
     from pipeline.connect.reading.read import read_connector
     from pipeline.plots.connectors import EFFECTS, effects_figure
@@ -86,7 +83,7 @@ def run_reading(config: ReadingConfig, *, screen: Screen) -> Reading:
 
 
 def show_reading(
-    reading: Reading, chosen: Sequence[int], *, rows: int, screen: Screen
+    reading: "Reading", chosen: Sequence[int], *, rows: int, screen: Screen
 ) -> list[dict[str, object]]:
     """The output features asked for, each closely, or else tables; gives what JSON is to hold."""
     from pipeline.connect.reading.document import output_document, reading_document
@@ -108,7 +105,7 @@ def show_reading(
     return documents
 
 
-def opened(reading: Reading) -> tuple[FeatureSet | None, FeatureSet | None]:
+def opened(reading: "Reading") -> "tuple[FeatureSet | None, FeatureSet | None]":
     """What the features of both SAEs fire on; None without a language model."""
     from pipeline.connect.reading.read import features_of
 
@@ -120,15 +117,6 @@ def opened(reading: Reading) -> tuple[FeatureSet | None, FeatureSet | None]:
         for end in (reading.source, reading.target)
     )
     return source, target
-
-
-if TYPE_CHECKING:
-    from pipeline.config.grid import Point
-    from pipeline.evaluate.report import EvalReport
-    from pipeline.features.files import FeatureSet
-    from pipeline.finetune.run import FinetuneReport
-    from pipeline.harvest.harvest import HarvestSummary
-    from pipeline.runs.curves import StepReport
 
 
 def run_harvest(config: HarvestConfig, *, screen: Screen) -> "HarvestSummary | None":
@@ -256,16 +244,16 @@ def run_report(
     """Write the page, having made what is missing for it."""
     from pipeline.connect.reading.values import ReadingConfig
     from pipeline.connect.report import load_connector_report
-    from pipeline.connect.run import is_connector
     from pipeline.evaluate.report import load_report
     from pipeline.features.files import has_features
     from pipeline.report.page import require_file, write_page
+    from pipeline.runs.kinds import says_kind
 
     config = ReportConfig(
         runs=tuple(runs), out=out or beside(runs) / "report.html", n_features=n_features
     )
     require_file(config.out)  # before hours of work
-    connectors = [run for run in runs if is_connector(run)]
+    connectors = [run for run in runs if says_kind(run) == "connector"]
     coders = [run for run in runs if run not in connectors]
     missing = tuple(run for run in coders if load_report(run) is None)
     if missing:
@@ -306,7 +294,10 @@ def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
 
 def show_evaluations(config: EvalConfig, *, out: Path | None, screen: Screen) -> list[object]:
     """Evaluate SAEs and connectors; gives their reports, SAEs first."""
-    connectors = tuple(run for run in config.runs if is_connector(run))
+    from pipeline.runs.kinds import says_kind
+    from pipeline.terminal.evaluations import connector_tables, eval_tables
+
+    connectors = tuple(run for run in config.runs if says_kind(run) == "connector")
     coders = tuple(run for run in config.runs if run not in connectors)
     found: list[object] = []
     if coders or not connectors:
@@ -333,7 +324,9 @@ def show_run(
     screen: Screen,
 ) -> list[dict[str, object]]:
     """The features of an SAE, or the equations of a connector; gives what JSON is to hold."""
-    if is_connector(config.run):
+    from pipeline.runs.kinds import says_kind
+
+    if says_kind(config.run) == "connector":
         from pipeline.connect.reading.values import ReadingConfig
 
         read = ReadingConfig(run=config.run, store=config.store, device=config.device)

@@ -24,11 +24,14 @@ from pipeline.terminal.words import short
 @contextmanager
 def progress(title: str, unit: str) -> Generator[Callable[[int, int, str], None], None, None]:
     """A bar on stderr with rate and time left; yields `show(done, total, words)`."""
+    screen = Console(stderr=True)
+    if not screen.is_terminal:  # a disabled bar of rich ends with an empty line before 14.3
+        yield lambda done, total, words: None
+        return
     rate, words = TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[words]}")
     name, bar = TextColumn(f"{title:<9}"), BarColumn(bar_width=24)
-    screen = Console(stderr=True)
     columns = (name, bar, rate, TimeRemainingColumn(), words)
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
+    with Progress(*columns, console=screen, transient=True) as bars:
         task = bars.add_task(title, total=None, rate="", words="")
 
         def show(done: int, total: int, words: str) -> None:

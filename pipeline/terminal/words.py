@@ -1,20 +1,9 @@
 """Numbers as people write and read them."""
 
+from pipeline.config.checks import parse_count as count
 from pipeline.errors import ConfigError
 
-
-def count(text: str) -> int:
-    """Read `500k`, `20M`, `1.5B` or a plain number.
-
-    Raises:
-        ConfigError: If it is something else.
-    """
-    factor = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower(), 1)
-    digits = text[:-1] if factor > 1 else text
-    try:
-        return round(float(digits.replace("_", "")) * factor)
-    except ValueError:
-        raise ConfigError(f"expected a number like 500k, 20M or 1B, got {text!r}") from None
+__all__ = ["cell", "count", "duration", "layers_of", "many", "short", "size"]
 
 
 def layers_of(text: str | None) -> list[int]:

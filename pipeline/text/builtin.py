@@ -28,7 +28,7 @@ from itertools import product
 from pathlib import Path
 from typing import Literal, cast, final
 
-from pipeline.errors import ModelError, TextError
+from pipeline.errors import TextError
 from pipeline.text.source import TextSource
 
 Part = Literal["train", "heldout"]
@@ -97,23 +97,6 @@ def heldout_documents() -> tuple[Document, ...]:
         return sum(line in known for line in lines) <= REPEATED_SHARE * len(lines)
 
     return tuple(filter(is_new, (document for document in _corpus() if document.part == "heldout")))
-
-
-def builtin_model_path() -> Path:
-    """Folder of the embedded model: beside the package in a wheel, in `data/` in a checkout.
-
-    Raises:
-        ModelError: neither is there.
-    """
-    package = Path(__file__).parent.parent
-    places = (package / "embedded" / "tiny-pythia", package.parent / "data" / "tiny-pythia")
-    for place in places:
-        if (place / "config.json").is_file():
-            return place
-    raise ModelError(
-        f"the embedded model is not in {places[0]} nor in {places[1]}: install saepipe again, "
-        "or name a model of your own with --model"
-    )
 
 
 @cache

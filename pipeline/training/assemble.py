@@ -15,7 +15,7 @@ from pipeline.config.training import BDecStart, TrainConfig
 from pipeline.device import pick_device, pick_dtype
 from pipeline.runs.checkpoints import Checkpoint, checkpoints_of, drop_checkpoint, load_checkpoint
 from pipeline.runs.curves import METRICS, Curves
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.architecture import Architecture, architecture_of
 from pipeline.sae.sae import SAE
 from pipeline.sae.stack import Stack, stacked
@@ -33,7 +33,7 @@ OWN = {"out": None, "seed": 0, "lr": 1.0, "lr_warmup": "0", "lr_decay": "0", "l1
 class Entry:
     """A run that is to be trained, and for how long."""
 
-    run: Run
+    run: SAERun
     n_steps: int
 
     @property

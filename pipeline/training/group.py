@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.config.checks import steps_of
 from pipeline.runs.checkpoints import Checkpoint
 from pipeline.runs.curves import Curves, TrainReport
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.architecture import Parts, measure
 from pipeline.sae.dead import Resampling, SilentRows, generator_of, resample_random, resample_worst
 from pipeline.sae.sae import SAE, fold
@@ -31,7 +31,7 @@ CONTROLLER = "controller."
 
 
 @final
-class SAEMember(Member[Run]):
+class SAEMember(Member[SAERun]):
     """One SAE in training.
 
     Args:
@@ -41,7 +41,7 @@ class SAEMember(Member[Run]):
         coefficient: Of the sparsity penalty, before warm-up and control.
     """
 
-    def __init__(self, run: Run, *, curves: Curves, n_steps: int, coefficient: float) -> None:
+    def __init__(self, run: SAERun, *, curves: Curves, n_steps: int, coefficient: float) -> None:
         schedule = Schedule.of(run.config, n_steps=n_steps, hold=run.config.hold)
         super().__init__(run, curves=curves, schedule=schedule)
         self.controller = Controller.of(run.config, coefficient, hold=schedule.hold)
@@ -114,8 +114,6 @@ class Group(MemberGroup[SAEMember]):
         feeder: Makes their rows.
         feed: Which rows those are.
     """
-
-    kind = TrainReport
 
     def __init__(
         self, members: Sequence[SAEMember], stack: Stack, *, feeder: Feeder, feed: Feed

@@ -7,11 +7,10 @@ The one loop of every training: batches of the store to whatever groups learn fr
 
 import signal
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from pipeline.config.training import LoopConfig
 from pipeline.device import pick_device
 from pipeline.errors import DataError
 from pipeline.runs.curves import StepReport, last_report
+from pipeline.runs.kinds import AnyGroup, Source
 from pipeline.training.batches import device_batches
 
 
@@ -64,83 +64,6 @@ OnStep = Callable[[StepReport], None]
 OnEnd = Callable[[Path, Outcome], None]
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Makes of each batch of the store what groups are fed."""
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """The sites that every batch must hold."""
-        ...
-
-    @property
-    def metadata(self) -> tuple[str, ...]:
-        """The metadata that every batch must hold."""
-        ...
-
-    def fed(self, batch: Mapping[str, Tensor]) -> Mapping[Any, Any]:
-        """What each group is given, by its `feed`."""
-        ...
-
-
-@runtime_checkable
-class Trainee(Protocol):
-    """A member of a group."""
-
-    path: Path
-    n_steps: int
-
-    def fail(self, error: DataError) -> None:
-        """Leave word that it diverged."""
-        ...
-
-
-@runtime_checkable
-class AnyGroup(Protocol):
-    """Members that take their steps together."""
-
-    @property
-    def kind(self) -> type[StepReport]:
-        """Of its reports."""
-        ...
-
-    @property
-    def feed(self) -> Any:  # noqa: ANN401 - whatever its source makes
-        """What it is fed, as its source names it."""
-        ...
-
-    @property
-    def members(self) -> Sequence[Trainee]:
-        """Those that have not diverged."""
-        ...
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        ...
-
-    @property
-    def done(self) -> bool:
-        """Whether every step was made."""
-        ...
-
-    def advance(self, fed: Any, /) -> Sequence[StepReport]:  # noqa: ANN401
-        """One step; what was written to the curves."""
-        ...
-
-    def part_with_failures(self) -> Sequence[tuple[Trainee, DataError]]:
-        """Let go of the members that diverged."""
-        ...
-
-    def save(self) -> None:
-        """Write checkpoints."""
-        ...
-
-    def finish(self) -> None:
-        """Leave behind what was trained."""
-        ...
-
-
 def stream_of(
     store: ActStore, source: Source, config: LoopConfig, *, start: int
 ) -> Generator[dict[str, Tensor], None, None]:
@@ -162,6 +85,7 @@ def advance_all(
     source: Source,
     stream: Generator[dict[str, Tensor], None, None],
     *,
+    curves: type[StepReport],
     on_step: OnStep | None,
     on_end: OnEnd,
 ) -> None:
@@ -171,6 +95,7 @@ def advance_all(
         groups: To train.
         source: Makes of a batch what each of them is fed.
         stream: From the first batch that any of them needs.
+        curves: A line of theirs.
         on_step: Called with each line of the curves.
         on_end: Called as each run ends.
 
@@ -189,7 +114,7 @@ def advance_all(
                     if on_step is not None:
                         for report in reports:
                             on_step(report)
-                    end(group, on_end)
+                    end(group, curves, on_end)
                 active = [group for group in active if group.members and not group.done]
                 if not active:
                     return
@@ -202,7 +127,7 @@ def advance_all(
             raise
 
 
-def end(group: AnyGroup, on_end: OnEnd) -> None:
+def end(group: AnyGroup, curves: type[StepReport], on_end: OnEnd) -> None:
     """Part with members that diverged, and finish the others when they are done."""
     for member, error in group.part_with_failures():
         member.fail(error)
@@ -210,5 +135,5 @@ def end(group: AnyGroup, on_end: OnEnd) -> None:
     if group.members and group.done:
         group.finish()
         for member in group.members:
-            report = last_report(member.path, group.kind, n_steps=member.n_steps, reused=False)
+            report = last_report(member.path, curves, n_steps=member.n_steps, reused=False)
             on_end(member.path, report)

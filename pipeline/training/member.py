@@ -13,13 +13,13 @@ from torch import Tensor
 from pipeline.errors import CheckpointError, DataError
 from pipeline.runs.checkpoints import FOLDER, Checkpoint, save_checkpoint
 from pipeline.runs.curves import Curves, StepReport
-from pipeline.runs.folder import Folder
+from pipeline.runs.folder import RunFolder
 from pipeline.training.optimizer import Adam, Schedule
 
 ROWS = 1024
 """Of a matrix that are looked at together: no second one is made."""
 
-RunT = TypeVar("RunT", bound=Folder)
+RunT = TypeVar("RunT", bound=RunFolder)
 
 
 class Member(Generic[RunT]):

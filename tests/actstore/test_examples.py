@@ -73,7 +73,9 @@ ZARR = "assert bits.shape == (4096, 16) and bits.dtype == 'uint16' and len(token
 BATCHES = "assert batch['mlp_out.2'].shape == (4096, 16)"
 
 
-@pytest.mark.parametrize(("imported", "check"), [("zarr", ZARR), ("Batches", BATCHES)])
+@pytest.mark.parametrize(
+    ("imported", "check"), [("zarr", ZARR), ("Batches", BATCHES)], ids=["zarr", "Batches"]
+)
 def test_the_readme_reads_the_store_of_the_demo(tmp_path, imported, check):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (example,) = [block for block in blocks if re.search(rf"import {imported}\n", block)]

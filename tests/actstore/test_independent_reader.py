@@ -289,7 +289,10 @@ def test_a_summary_whose_shards_are_not_those_of_the_spec_is_refused(store):
         read_store(store)
 
 
-@pytest.mark.parametrize("name", ["summary-2", "..", "a/b", "-a", ".a", "é", "", "token_id"])
+@pytest.mark.parametrize(
+    "name",
+    ["summary-2", "..", "a/b", "-a", ".a", pytest.param("é", id="e acute"), "", "token_id"],
+)
 def test_a_name_that_no_site_may_have_is_refused(store, name):
     edit_root(store, lambda own: own["spec"]["sites"][0].update(name=name))
     with pytest.raises(Refused, match="no site can be called"):
@@ -359,7 +362,9 @@ def test_any_altered_description_is_refused_even_if_the_root_repeats_it(store, n
 
 
 @pytest.mark.parametrize("name", ["zarr.json", "position/zarr.json", "summary-1/zarr.json"])
-@pytest.mark.parametrize("content", [None, b"", b"[]", b"\xff"], ids=repr)
+@pytest.mark.parametrize(
+    "content", [None, b"", b"[]", b"\xff"], ids=["absent", "empty", "list", "not UTF-8"]
+)
 def test_a_description_that_is_absent_or_no_object_is_refused(store, name, content):
     file = store / "data.zarr" / name
     file.unlink() if content is None else file.write_bytes(content)

@@ -25,7 +25,7 @@ from pipeline.config.stages import HarvestConfig
 from pipeline.harvest.harvest import harvest
 from pipeline.harvest.plan import make_plan
 from pipeline.lm.families import Shape, Site
-from pipeline.text.builtin import builtin_model_path
+from pipeline.lm.hub import builtin_model_path
 
 SITE = "mlp_out.1"
 CONFIG = {

@@ -54,12 +54,12 @@ from pipeline.evaluate.report import QUANTILES, EvalReport
 from pipeline.lm.cross_entropy import cross_entropy_sum
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import reading
+from pipeline.lm.hub import builtin_model_path
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.runs.folder import Provenance
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
-from pipeline.text.builtin import builtin_model_path
 from pipeline.text.heldout import load_contexts
 
 TEXT, BATCH, CPU = "builtin@heldout", 8, torch.device("cpu")
@@ -135,7 +135,7 @@ def save_run(path: Path, coder: SAE, *, model: str, site: Site) -> Path:
         path=store, fingerprint="f" * 64, model=model, revision="main", model_fingerprint="",
         text="builtin", site=str(site), d_in=coder.d_in, ctx_len=CTX_LEN, n_rows=1, dtype="float32",
     )  # fmt: skip
-    Run(path=path, config=config, provenance=provenance).finish(coder)
+    SAERun(path=path, config=config, provenance=provenance).finish(coder)
     return path
 
 
@@ -217,7 +217,7 @@ def cells_of(
     """What is timed in this process."""
     n, site, folder = len(runs), Site.parse(f"mlp_out.{layer}"), runs[0].parent
     n_tokens = sum(batch.numel() for batch in batches)
-    coder = Run.open(runs[0]).load_sae(CPU)
+    coder = SAERun.open(runs[0]).load_sae(CPU)
     x = activations(lm, batches, site)
     model, weights = hugging_face(lm.name), load_file(runs[0] / "sae.safetensors")
 

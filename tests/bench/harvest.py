@@ -30,7 +30,7 @@ from pipeline.config.stages import HarvestConfig, Precision
 from pipeline.device import DTYPES
 from pipeline.harvest.harvest import harvest
 from pipeline.harvest.plan import make_plan
-from pipeline.text.builtin import builtin_model_path
+from pipeline.lm.hub import builtin_model_path
 
 CTX_LEN, SITE = 128, "mlp_out.1"
 Cell = Callable[[], float]

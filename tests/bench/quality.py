@@ -40,7 +40,7 @@ from pipeline.config.grid import expand
 from pipeline.config.stages import HarvestConfig
 from pipeline.harvest.harvest import harvest
 from pipeline.harvest.plan import make_plan
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
 from pipeline.training.sweep import train_sweep
 
@@ -116,7 +116,7 @@ def ours(
     train_sweep(points, out=out)
     results = []
     for point in points:
-        coder = Run.open(point.config.out).load_sae(torch.device("cpu"))
+        coder = SAERun.open(point.config.out).load_sae(torch.device("cpu"))
         arch = point.config.arch
         value = next(getattr(arch, name) for name in ("l1", "k", "l0") if hasattr(arch, name))
         told = {"arch": arch.kind, "value": value, "seed": point.config.seed}

@@ -28,7 +28,7 @@ from actstore.writer import ActWriter
 from pipeline.config.grid import Point, expand
 from pipeline.plots.style import BLUE, GRAY, LEGEND, RED, axes_in, few_ticks, make_figure, save
 from pipeline.runs.curves import TrainReport
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.training.sweep import train_sweep
 
 SITE, CTX_LEN, BLOCK = "mlp_out.0", 16, 2**14
@@ -119,7 +119,7 @@ def sweep(store: Path, truth: Truth, settings: dict[str, object], *, out: Path) 
     reports = train_sweep(points, out=out)
     found = []
     for point, report in zip(points, reports, strict=True):
-        coder = Run.open(point.config.out).load_sae(torch.device("cpu"))
+        coder = SAERun.open(point.config.out).load_sae(torch.device("cpu"))
         cosines = best_cosines(truth.features, coder.W_dec.detach())
         found.append(Found(point=point, cosines=cosines, report=report))
     return found

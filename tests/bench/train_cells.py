@@ -28,7 +28,7 @@ from actstore.writer import ActWriter
 from pipeline.config.architectures import BatchTopKConfig, ReluConfig, TopKConfig
 from pipeline.config.training import TrainConfig
 from pipeline.runs.folder import Provenance, enter
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.training.assemble import Entry, assemble
 from pipeline.training.batches import device_batches
 from pipeline.training.feed import Feeder
@@ -74,7 +74,7 @@ def make_group(store: ActStore, out: Path, files: ExitStack, **changes: Any) -> 
     config = TrainConfig(
         store=store.path, out=out, site=SITE, device="cpu", tokens=10**12, **changes
     )
-    run = Run(path=config.out, config=config, provenance=Provenance.of(store, site=SITE))
+    run = SAERun(path=config.out, config=config, provenance=Provenance.of(store, site=SITE))
     enter(run, resume=False)
     entry = Entry(run=run, n_steps=10**6)
     feeder = Feeder(store, [entry.feed], device=torch.device("cpu"))

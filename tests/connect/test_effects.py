@@ -18,7 +18,7 @@ from pipeline.connect.reading.relations import equations
 from pipeline.connect.reading.values import Equation, Term, agreement
 from pipeline.connect.run import ConnectorRun
 from pipeline.errors import ConfigError, DataError
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from tests.helpers.readings import Connected, connect, make_connected
 
 CPU = torch.device("cpu")
@@ -112,7 +112,7 @@ def test_a_pass_stops_where_latents_fill_the_memory(connected, monkeypatch):
 
 
 def test_rows_that_an_sae_was_not_trained_on_are_not_read(connected, tmp_path):
-    first, second = (Run.open(end.run) for end in (connected.run.source, connected.run.target))
+    first, second = (SAERun.open(end.run) for end in (connected.run.source, connected.run.target))
     config = replace(second.config, exclude_positions=(0, 3), out=tmp_path / "left")
     left = replace(second, path=config.out, config=config)
     config.out.mkdir()

@@ -34,7 +34,7 @@ from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.sae.sae import SAE
-from tests.helpers.plain_eval import contexts_of, leave_out, rows_left
+from tests.helpers.plain_eval import LOSS, OTHER, contexts_of, leave_out, rows_left
 from tests.helpers.tiny import CTX_LEN, WIDTH, make_model, make_sae, make_text, save_sae
 
 N_CONTEXTS, N_LATENTS = 14, 4 * WIDTH
@@ -129,8 +129,6 @@ def plain_eval(
             "explained": (1 - error / spread)[alive].tolist(),
             "ce": ce(logp),
             "kl": (clean.exp() * (clean - logp)).sum(-1)[counted].mean().item(),
-            "loss_recovered": (zero - ce(logp)) / (zero - ce(clean)),
-            "recovered_of_sae": (zero - ce(logp)) / (zero - best),
         })  # fmt: skip
     return {
         "n_tokens": int(kept.sum()),
@@ -141,7 +139,6 @@ def plain_eval(
         "ce_clean": ce(clean),
         "ce_zero": zero,
         "ce_sae": best,
-        "loss_recovered_sae": (zero - best) / (zero - ce(clean)),
         "maps": found,
         "alive": alive.tolist(),
     }
@@ -199,12 +196,20 @@ def bench(tmp_path, model, text):
 
 
 def assert_agrees(report: ConnectorReport, expected: dict[str, object]) -> None:
+    """Means agree with those of a plain computation, ratios of losses with the report's own."""
     for key in expected.keys() - {"maps", "alive"}:
-        assert getattr(report, key) == pytest.approx(expected[key], rel=1e-5), key
+        rel = LOSS if key.startswith("ce_") else OTHER
+        assert getattr(report, key) == pytest.approx(expected[key], rel=rel), key
+    room, room_of_sae = report.ce_zero - report.ce_clean, report.ce_zero - report.ce_sae
+    assert report.loss_recovered_sae == pytest.approx(room_of_sae / room, rel=1e-9)
     for found, plain in zip(report.maps, expected["maps"], strict=True):
-        for key in plain.keys() - {"explained"}:
+        assert found.ce == pytest.approx(plain["ce"], rel=LOSS)
+        gain = report.ce_zero - found.ce
+        assert found.loss_recovered == pytest.approx(gain / room, rel=1e-9)
+        assert found.recovered_of_sae == pytest.approx(gain / room_of_sae, rel=1e-9)
+        for key in ("fvu", "mse", "kl"):
             value = getattr(found, key)
-            assert value == pytest.approx(plain[key], rel=2e-5, abs=1e-7), (found.name, key)
+            assert value == pytest.approx(plain[key], rel=2 * OTHER, abs=1e-7), (found.name, key)
         quantiles = np.quantile(plain["explained"], (0.05, 0.25, 0.5, 0.75, 0.95))
         np.testing.assert_allclose(found.explained_quantiles, quantiles, rtol=1e-4, atol=1e-5)
     explained = iter(expected["maps"][0]["explained"])

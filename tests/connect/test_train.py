@@ -16,11 +16,12 @@ from pipeline.connect import train as room
 from pipeline.connect.connector import Latents
 from pipeline.connect.feed import PairFeeder
 from pipeline.connect.group import Problem, shrink
-from pipeline.connect.run import ConnectorRun, is_connector
+from pipeline.connect.run import ConnectorRun
 from pipeline.connect.train import connector_bytes
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.runs.curves import ConnectStep
-from pipeline.runs.sae_run import Run
+from pipeline.runs.kinds import says_kind
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.kernels import kernels_for
 from pipeline.training.train import train_all
 from tests.helpers.training import (
@@ -214,11 +215,11 @@ def test_a_complete_connector_is_reused_and_says_what_it_is(place, tmp_path):
     first = connect(make_config(place, tmp_path / "c"))
     again = connect(make_config(place, tmp_path / "c"))
     assert again == replace(first, reused=True)
-    assert is_connector(tmp_path / "c") and not is_connector(place / SITES[0])
+    assert [says_kind(p) for p in (tmp_path / "c", place / SITES[0])] == ["connector", "sae"]
     run = ConnectorRun.open(tmp_path / "c")
     assert [end.site for end in (run.source, run.target)] == list(SITES)
     with pytest.raises(CheckpointError, match="is a connector run, not one of saepipe train"):
-        Run.open(tmp_path / "c")
+        SAERun.open(tmp_path / "c")
     with pytest.raises(CheckpointError, match="is a sae run, not one of saepipe train --connect"):
         ConnectorRun.open(place / SITES[0])
 
@@ -260,7 +261,7 @@ def test_the_penalty_rises_in_its_warm_up_and_counts_as_it_stands(place, tmp_pat
 
 
 def test_outputs_that_are_never_active_are_not_predicted_and_end_without_weights(place, tmp_path):
-    run = Run.open(place / SITES[1])
+    run = SAERun.open(place / SITES[1])
     folder = tmp_path / "half"
     shutil.copytree(place / SITES[1], folder)
     coder = run.load_sae(CPU)
@@ -304,7 +305,7 @@ def test_an_sae_that_was_trained_anew_is_noticed(place, tmp_path):
         shutil.copytree(place / site, end)
     config = make_config(place, tmp_path / "c", ends=tuple(ends))
     connect(config)
-    run = Run.open(ends[0])
+    run = SAERun.open(ends[0])
     coder = run.load_sae(CPU)
     with torch.no_grad():
         coder.b_dec += 1
@@ -319,7 +320,7 @@ def test_an_sae_that_was_trained_anew_is_noticed(place, tmp_path):
 
 
 def test_a_store_without_one_of_the_sites_is_refused_before_anything_is_written(place, tmp_path):
-    run = Run.open(place / SITES[1])
+    run = SAERun.open(place / SITES[1])
     folder = tmp_path / "elsewhere"
     shutil.copytree(place / SITES[1], folder)
     elsewhere = replace(run.provenance, site="mlp_out.7")
@@ -378,8 +379,8 @@ def test_pairs_of_runs_are_swept_over_and_named_by_their_ends(place, tmp_path, s
         tmp_path / "both", "--tokens", "640", "--batch-size", "64", "--set", "start=random",
     )  # fmt: skip
     assert code == 0, err
-    assert is_connector(tmp_path / "both" / "resid_pre.0-mlp_out.0")
-    assert is_connector(tmp_path / "both" / "mlp_out.0-resid_pre.0")
+    assert says_kind(tmp_path / "both" / "resid_pre.0-mlp_out.0") == "connector"
+    assert says_kind(tmp_path / "both" / "mlp_out.0-resid_pre.0") == "connector"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pipeline.config.architectures import TopKConfig
 from pipeline.errors import ConfigError
 from pipeline.lm.tokenizer import load_tokenizer
 from tests.helpers.evaluations import N_CONTEXTS
-from tests.helpers.plain_eval import contexts_of, plain_eval
+from tests.helpers.plain_eval import LOSS, contexts_of, plain_eval, worst_first
 from tests.helpers.tiny import identity_sae, make_sae
 
 
@@ -25,9 +25,9 @@ def test_a_coder_in_each_layer_costs_what_a_plain_computation_says(run, evals, p
     assert [found.site for found in report.inserted] == ["mlp_out.2", "mlp_out.0", "mlp_out.1"]
     expected = dict(plain["inserted"])
     for found in report.inserted:
-        assert found.ce_patched == pytest.approx(expected[found.site], rel=1e-5)
-        added = expected[found.site] - plain["ce_clean"]
-        assert found.added == pytest.approx(added, rel=1e-4)
+        assert found.ce_patched == pytest.approx(expected[found.site], rel=LOSS)
+        assert found.added == pytest.approx(found.ce_patched - report.ce_clean, rel=1e-9)
+    assert report.ce_clean == pytest.approx(plain["ce_clean"], rel=LOSS)
     assert report.inserted[2].ce_patched == report.ce_patched
 
 
@@ -63,17 +63,15 @@ def test_the_worst_contexts_are_those_of_a_plain_computation(
     run, evals, plain, tiny_model, tiny_text
 ):
     (report,) = evals.reports(run, n_worst=5, batch_size=4)
-    rises = [sum(patched) - sum(clean) for clean, patched in plain["contexts"]]
-    order = sorted(range(N_CONTEXTS), key=lambda i: -rises[i])
-    assert [worst.context for worst in report.worst] == order[:5]
+    assert [worst.context for worst in report.worst] == worst_first(plain["contexts"])[:5]
     tokenizer = load_tokenizer(str(tiny_model))
     contexts = contexts_of(tiny_model, tiny_text, n=N_CONTEXTS)
     for worst in report.worst:
         clean, patched = (np.mean(losses) for losses in plain["contexts"][worst.context])
-        assert worst.ce_clean == pytest.approx(clean, rel=1e-5)
-        assert worst.ce_patched == pytest.approx(patched, rel=1e-5)
-        difference = np.exp(patched) - np.exp(clean)
-        assert worst.perplexity_difference == pytest.approx(difference, rel=1e-4)
+        assert worst.ce_clean == pytest.approx(clean, rel=LOSS)
+        assert worst.ce_patched == pytest.approx(patched, rel=LOSS)
+        difference = np.exp(worst.ce_patched) - np.exp(worst.ce_clean)
+        assert worst.perplexity_difference == pytest.approx(difference, rel=1e-9)
         assert worst.text == tokenizer.decode(contexts[worst.context].tolist())
 
 

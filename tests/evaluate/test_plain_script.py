@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from pipeline.config.stages import EvalConfig
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.report import QUANTILES, EvalReport
+from pipeline.lm.hub import builtin_model_path
 from pipeline.lm.tokenizer import load_tokenizer
-from pipeline.text.builtin import builtin_model_path
 from pipeline.text.heldout import load_contexts
 from tests.bench.eval_plain import evaluate_plain
+from tests.helpers.plain_eval import assert_numbers_agree
 from tests.helpers.tiny import CTX_LEN, make_sae, save_sae
 
 TEXT, N_CONTEXTS = "builtin@heldout", 61
@@ -56,13 +57,11 @@ def test_every_number_agrees_with_the_plain_script(run_at, layer):
     found, expected = told(report), plain(run, layer=layer)
     of_others = {name for name in expected if name.startswith("saelens_")}
     assert expected.keys() - of_others <= found.keys()
-    for name in expected.keys() - of_others:
-        assert found[name] == pytest.approx(expected[name], rel=1e-5), name
+    assert_numbers_agree(found, {name: expected[name] for name in expected.keys() - of_others})
     assert 0 < report.n_dead < report.d_sae
     assert report.n_frequent > 0
 
 
 def test_the_plain_script_gives_the_same_in_float32(run_at):
     run = run_at(1)
-    single = plain(run, layer=1, dtype=torch.float32)
-    assert single == pytest.approx(plain(run, layer=1), rel=1e-4)
+    assert_numbers_agree(plain(run, layer=1, dtype=torch.float32), plain(run, layer=1))

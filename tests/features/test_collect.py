@@ -20,7 +20,7 @@ from pipeline.features.feature import AFTER, BEFORE, feature_document
 from pipeline.features.files import FeatureSet, ordered
 from pipeline.features.logits import attribute, load_path, nearest
 from pipeline.lm.families import Site
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from tests.helpers.featured import SITES, World, config_of, make_store_of, make_world
 from tests.helpers.stores import make_spec, write_store
 from tests.helpers.tiny import CTX_LEN, make_model, make_sae
@@ -57,7 +57,7 @@ def one_line(error) -> str:
 
 
 def test_what_is_read_again_is_what_was_found(world, run, features):
-    coder = Run.open(run).load_sae(CPU)
+    coder = SAERun.open(run).load_sae(CPU)
     found = scan(config_of(run), world.store, SITES[0], coder)
     dead = found.n_active == 0
     cosine = dead_cosine(coder.W_dec, torch.from_numpy(dead)).numpy()
@@ -86,7 +86,7 @@ def test_what_is_read_again_is_what_was_found(world, run, features):
 
 
 def test_what_the_weights_say_of_a_feature(world, run, features):
-    coder = Run.open(run).load_sae(CPU)
+    coder = SAERun.open(run).load_sae(CPU)
     path = load_path(
         str(world.model), Site.parse(SITES[0]), revision="main", n_vocab=257, device=CPU
     )
@@ -111,7 +111,7 @@ def test_facts_say_where_features_are_from(world, run, features):
     assert facts.n_tokens == world.store.n_rows
     assert facts.store == world.store.path.resolve()
     assert facts.store_fingerprint == world.store.fingerprint
-    assert facts.coder == Run.open(run).sha256
+    assert facts.coder == SAERun.open(run).sha256
     assert facts.model == str(world.model)
     assert (facts.site, facts.ctx_len, facts.arch) == (SITES[0], CTX_LEN, "relu")
     assert facts.has_texts and facts.attributed

@@ -14,10 +14,10 @@ from pipeline.finetune.finetune import finetune, mean_cross_entropy
 from pipeline.finetune.run import FinetunedRun
 from pipeline.lm import cross_entropy
 from pipeline.lm.families import Site
-from pipeline.lm.hooks import splice, splicer
+from pipeline.lm.hooks import in_float, splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import load_tokenizer
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
 from pipeline.text.heldout import load_contexts, split_contexts
 from tests.helpers.tiny import CTX_LEN, WIDTH, make_model, make_sae, make_text, save_sae
@@ -122,7 +122,7 @@ def test_nothing_is_kept_for_a_gradient_below_the_site(lm, contexts):
         )
         for k, layer in enumerate(lm.body.layers)
     ]
-    with splice(lm, {SITE: splicer(TunedSAE(make_sae()))}):
+    with splice(lm, {SITE: in_float(TunedSAE(make_sae()))}):
         lm.hidden(contexts[:2])
     for hook in hooks:
         hook.remove()
@@ -132,9 +132,9 @@ def test_nothing_is_kept_for_a_gradient_below_the_site(lm, contexts):
 def test_it_starts_as_the_spliced_model_bit_for_bit(lm, contexts):
     coder = make_sae()
     with torch.no_grad():
-        with splice(lm, {SITE: splicer(coder)}):
+        with splice(lm, {SITE: in_float(coder)}):
             before = lm.hidden(contexts)
-        with splice(lm, {SITE: splicer(TunedSAE(coder))}):
+        with splice(lm, {SITE: in_float(TunedSAE(coder))}):
             assert torch.equal(lm.hidden(contexts), before)
         assert not torch.equal(lm.hidden(contexts), before)
 
@@ -158,9 +158,9 @@ def test_the_gradient_is_that_of_the_whole_model_at_once(lm, contexts, monkeypat
     monkeypatch.setattr(cross_entropy, "CPU_ROWS", 7)
     sliced, whole = TunedSAE(make_sae()), TunedSAE(make_sae())
     tokens = contexts[:3].long()
-    with splice(lm, {SITE: splicer(sliced)}):
+    with splice(lm, {SITE: in_float(sliced)}):
         cross_entropy.backward_cross_entropy(lm, lm.hidden(tokens), tokens)
-    with splice(lm, {SITE: splicer(whole)}):
+    with splice(lm, {SITE: in_float(whole)}):
         lm.module(tokens, labels=tokens).loss.backward()
     torch.testing.assert_close(sliced.c.grad, whole.c.grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(sliced.d.grad, whole.d.grad, rtol=1e-4, atol=1e-6)
@@ -286,7 +286,7 @@ def test_damage_to_a_finished_fine_tuning_is_one_line(config, tmp_path, name):
 def test_a_coder_trained_again_does_not_pass_for_the_one_fine_tuned(config, tmp_path, model):
     save_sae(tmp_path / "sae", make_sae(), model=model)
     finetune(config(run=tmp_path / "sae"))
-    Run.open(tmp_path / "sae").finish(make_sae(seed=9))
+    SAERun.open(tmp_path / "sae").finish(make_sae(seed=9))
     with pytest.raises(ConfigError, match="trained again"):
         finetune(config(run=tmp_path / "sae"))
 
@@ -351,7 +351,7 @@ def test_a_fine_tuned_run_is_evaluated_with_its_scales_and_biases(config, tmp_pa
     plain, tuned = evaluate(EvalConfig(runs=(run, tmp_path / "tuned"), **options))
     contexts = load_contexts(text, load_tokenizer(lm.name), ctx_len=CTX_LEN, n=20)
     coder = FinetunedRun.open(tmp_path / "tuned").load_sae(CPU)
-    through = mean_cross_entropy(lm, contexts, {SITE: splicer(coder)}, batch_size=8)
+    through = mean_cross_entropy(lm, contexts, {SITE: in_float(coder)}, batch_size=8)
     assert tuned.ce_patched == pytest.approx(through, rel=1e-6)
     assert tuned.ce_patched < plain.ce_patched
     assert tuned.ce_clean == plain.ce_clean

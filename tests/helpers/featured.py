@@ -10,7 +10,7 @@ from pipeline.config.training import TrainConfig
 from pipeline.harvest.harvest import harvest
 from pipeline.harvest.plan import make_plan
 from pipeline.runs.folder import Provenance
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from tests.helpers.tiny import CTX_LEN, make_model, make_sae, make_text
 
 SITES = ("mlp_out.1", "mlp_pre.1", "mlp_act.1", "resid_post.2")
@@ -36,7 +36,7 @@ class World:
             expansion=coder.d_sae // coder.d_in,
         )
         provenance = Provenance.of(self.store, site=site)
-        Run(path=path, config=config, provenance=provenance).finish(coder)
+        SAERun(path=path, config=config, provenance=provenance).finish(coder)
         return path
 
 

@@ -21,7 +21,7 @@ from pipeline.features.feature import (
 )
 from pipeline.report.feature_data import ShownFeatures
 from pipeline.report.gather import Material
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.text.token_text import TokenTexts
 from tests.helpers.tiny import make_sae, save_sae
 
@@ -151,7 +151,7 @@ def make_run(path: Path, *, seed: int = 0) -> Path:
 def make_material(path: Path, *features: Feature, **changes: Any) -> Material:
     """A run of `make_run` with everything there is to show."""
     material = Material(
-        name=path.name, path=path, run=Run.open(path), tuned=None, curves=path / "metrics.jsonl",
+        name=path.name, path=path, run=SAERun.open(path), tuned=None, curves=path / "metrics.jsonl",
         evaluation=make_report(path), features=shown(*features),
     )  # fmt: skip
     return replace(material, **changes)

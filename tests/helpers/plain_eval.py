@@ -1,16 +1,24 @@
 """An evaluation in float64, all tokens at once, by hooks and formulas of its own."""
 
+import itertools
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import transformers
 
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.sae.sae import SAE
 from tests.helpers.tiny import CTX_LEN
+
+# Of float32 products and their logarithms, in another order on another CPU: 16 roundings of a mean
+# cross-entropy, whose terms lie near each other; more of sums of squares and small divergences.
+LOSS, OTHER = 1e-6, 1e-5
+NEAR = 1e-5  # a row this near a threshold may be counted on one CPU and not on another
 
 
 def contexts_of(model: Path, text: str, *, n: int) -> torch.Tensor:
@@ -35,6 +43,7 @@ def rows_left(
     if norms is not None:
         lengths = sorted(x.norm(dim=-1).flatten().tolist())
         limit = norms * lengths[(len(lengths) - 1) // 2]
+        assert all(abs(length - limit) > NEAR * limit for length in lengths)
     return torch.tensor(
         [
             [
@@ -104,21 +113,21 @@ def plain_eval(
     def kl(logp: torch.Tensor) -> float:
         return (clean.exp() * (clean - logp)).sum(-1)[counted].mean().item()
 
-    return {
-        "n_tokens": int(kept.sum()),
-        "n_predictions": int(counted.sum()),
+    means = {
         "ce_clean": ce(clean),
         "ce_patched": ce(patched),
         "ce_zero": ce(zero),
         "ce_mean": ce(mean),
-        "loss_recovered": (ce(zero) - ce(patched)) / (ce(zero) - ce(clean)),
-        "loss_recovered_mean": (ce(mean) - ce(patched)) / (ce(mean) - ce(clean)),
         "kl": kl(patched),
         "kl_zero": kl(zero),
-        "kl_recovered": 1 - kl(patched) / kl(zero),
-        "perplexity_clean": math.exp(ce(clean)),
-        "perplexity_patched": math.exp(ce(patched)),
-        "perplexity_difference": math.exp(ce(patched)) - math.exp(ce(clean)),
+    }
+    before = (x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    assert before.abs().min() > NEAR, "another CPU may count other latents: choose another seed"
+    return {
+        "n_tokens": int(kept.sum()),
+        "n_predictions": int(counted.sum()),
+        **means,
+        **ratios_of(means),
         "explained_variance": (1 - (x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item(),
         "mse": (x - x_hat).pow(2).sum(1).mean().item(),
         "cosine": ((x * x_hat).sum(1) / x.norm(dim=1) / x_hat.norm(dim=1)).mean().item(),
@@ -131,6 +140,46 @@ def plain_eval(
             for i in range(len(tokens))
         ],
     }
+
+
+def ratios_of(n: Mapping[str, float]) -> dict[str, float]:
+    """What is computed from mean losses and divergences."""
+    return {
+        "loss_recovered": (n["ce_zero"] - n["ce_patched"]) / (n["ce_zero"] - n["ce_clean"]),
+        "loss_recovered_mean": (n["ce_mean"] - n["ce_patched"]) / (n["ce_mean"] - n["ce_clean"]),
+        "kl_recovered": 1 - n["kl"] / n["kl_zero"],
+        "perplexity_clean": math.exp(n["ce_clean"]),
+        "perplexity_patched": math.exp(n["ce_patched"]),
+        "perplexity_difference": math.exp(n["ce_patched"]) - math.exp(n["ce_clean"]),
+    }
+
+
+def assert_numbers_agree(found: Mapping[str, object], plain: Mapping[str, object]) -> None:
+    """That the means and sums are those of a plain computation, and ratios those of the means.
+
+    The room of a ratio may be as small as you like (ablating a layer may cost nothing), and then
+    roundings of its means move it by any amount. So a ratio is compared with the same formula, in
+    float64, of the means it was made of, and these with the plain computation's.
+    """
+    ratios = ratios_of(found)
+    for name, expected in plain.items():
+        if name in ratios:
+            assert found[name] == pytest.approx(ratios[name], rel=1e-9), name
+        elif name == "explained_variance":  # one, less what is left of a sum
+            assert 1 - found[name] == pytest.approx(1 - expected, rel=OTHER), name
+        else:
+            rel = LOSS if name.startswith("ce_") else OTHER
+            assert found[name] == pytest.approx(expected, rel=rel), name
+
+
+def worst_first(contexts: Sequence[tuple[list[float], list[float]]]) -> list[int]:
+    """Contexts by how much their losses rise, from `plain_eval(...)["contexts"]`."""
+    rises = [sum(patched) - sum(clean) for clean, patched in contexts]
+    order = sorted(range(len(rises)), key=lambda i: -rises[i])
+    room = 2 * LOSS * max(sum(losses) for both in contexts for losses in both)
+    gaps = [rises[i] - rises[j] for i, j in itertools.pairwise(order)]
+    assert min(gaps) > room, "another CPU may order them otherwise: choose another seed"
+    return order
 
 
 def _of_latents(z: torch.Tensor, w: dict[str, torch.Tensor]) -> dict[str, object]:

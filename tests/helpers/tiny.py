@@ -10,7 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from pipeline.config.architectures import ArchConfig, ReluConfig
 from pipeline.config.training import TrainConfig
 from pipeline.runs.folder import Provenance
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
 
 WIDTH, CTX_LEN, N_LAYERS = 16, 12, 3
@@ -108,5 +108,5 @@ def save_sae(
         n_rows=1200,
         dtype="bfloat16",
     )
-    Run(path=path, config=config, provenance=provenance).finish(coder)
+    SAERun(path=path, config=config, provenance=provenance).finish(coder)
     return path

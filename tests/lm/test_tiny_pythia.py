@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, GPTNeoXForCausalLM
 
-from pipeline.text.builtin import builtin_model_path, heldout_documents, train_documents
+from pipeline.lm.hub import builtin_model_path
+from pipeline.text.builtin import heldout_documents, train_documents
 
 CONTEXTS = 16
 MIDDLE = 2

@@ -16,7 +16,7 @@ from pipeline.mnist.config import MnistConfig
 from pipeline.mnist.experiment import run_experiment
 from pipeline.mnist.result import MnistResult, compared
 from pipeline.mnist.train import load_frames
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.terminal.mnist import mnist_tables
 from tests.cli.test_real_data import data
 from tests.helpers.images import make_config, make_images, write_images
@@ -131,7 +131,7 @@ def test_saes_and_connectors_are_runs_of_the_store_like_any_others(made):
     config, _, _ = made
     store = ActStore.open(config.out / "train.actstore")
     assert store.sites == ("h1", "h2", "h3")
-    tied, untied = (Run.open(config.out / "saes" / f"{kind}-h2") for kind in ("tied", "relu"))
+    tied, untied = (SAERun.open(config.out / "saes" / f"{kind}-h2") for kind in ("tied", "relu"))
     assert (tied.config.arch.kind, untied.config.arch.kind) == ("tied", "relu")
     assert untied.provenance.fingerprint == store.fingerprint
     assert untied.d_sae == 16

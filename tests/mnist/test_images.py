@@ -55,6 +55,7 @@ class TestIdx:
             (idx_bytes(np.zeros((2, 3, 3)))[:-1], "2 x 3 x 3 are 18 bytes, and it holds 17"),
             (idx_bytes(np.zeros((2, 3, 3))) + b"x", "2 x 3 x 3 are 18 bytes, and it holds 19"),
         ],
+        ids=["empty", "png", "labels", "of floats", "too short", "too long"],
     )
     def test_what_is_no_such_file_says_what_it_is(self, tmp_path, data, message):
         path = tmp_path / "images-idx3"
@@ -64,7 +65,9 @@ class TestIdx:
         assert str(path) in str(error.value)
         assert "\n" not in str(error.value)
 
-    @pytest.mark.parametrize("data", [b"no gzip", gzip.compress(bytes(100))[:-9]])
+    @pytest.mark.parametrize(
+        "data", [b"no gzip", gzip.compress(bytes(100), mtime=0)[:-9]], ids=["no gzip", "cut short"]
+    )
     def test_a_damaged_gzip_is_one_line(self, tmp_path, data):
         path = tmp_path / "images-idx3.gz"
         path.write_bytes(data)
@@ -156,7 +159,14 @@ def test_an_unknown_name_lists_what_there_is(name):
         open_images(name)
 
 
-def test_the_bundled_digits_need_nothing():
+def test_digits_without_scikit_learn_say_in_one_line_what_to_type(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # as if it were not installed
+    with pytest.raises(ConfigError) as caught:
+        open_images("digits")
+    assert str(caught.value) == "--images digits needs scikit-learn: pip install 'saepipe[mnist]'"
+
+
+def test_the_bundled_digits_need_no_file():
     images = open_images("digits")
     assert (len(images.train), len(images.test), images.side) == (1438, 359, 8)
     assert images.train.pixels.min() == 0

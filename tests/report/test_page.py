@@ -23,7 +23,7 @@ from pipeline.report.page import view, write_page
 from pipeline.report.render import embedded_json, render
 from pipeline.report.saes import coders_view
 from pipeline.runs.curves import METRICS
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from tests.helpers.pages import (
     PLAIN,
     VOCABULARY,
@@ -277,7 +277,9 @@ def test_a_fine_tuned_run_tells_what_was_learned_and_from_what(run):
         n_heldout_tokens=5, n_steps=2000, ce_base=1.5, ce_spliced=2.5, ce_finetuned=1.75,
         loss_first=2.0, loss_last=1.0, notes=(),
     )  # fmt: skip
-    tuned = FinetunedRun(path=run, config=config, run=Run.open(run), report=report, sha256="0" * 64)
+    tuned = FinetunedRun(
+        path=run, config=config, run=SAERun.open(run), report=report, sha256="0" * 64
+    )
     (run / METRICS).write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     text = Reader(page_of(bare(run, tuned=tuned, curves=run / METRICS))).text
     assert "topk SAE (k = 4) at mlp_out.3, fine-tuned" in text

@@ -11,7 +11,7 @@ from pipeline.config.architectures import TopKConfig
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runs.folder import Provenance, enter
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
 from tests.helpers.training import DAMAGES
 
@@ -38,10 +38,10 @@ def config(tmp_path: Path) -> TrainConfig:
 
 
 def enter_run(config, provenance, *, resume):
-    return enter(Run(path=config.out, config=config, provenance=provenance), resume=resume)
+    return enter(SAERun(path=config.out, config=config, provenance=provenance), resume=resume)
 
 
-def finished(config: TrainConfig) -> tuple[Run, dict[str, torch.Tensor]]:
+def finished(config: TrainConfig) -> tuple[SAERun, dict[str, torch.Tensor]]:
     sae = SAE(config.arch, d_in=6, d_sae=24, seed=5)
     run = enter_run(config, PROVENANCE, resume=False).finish(sae)
     return run, sae.state_dict()
@@ -49,7 +49,7 @@ def finished(config: TrainConfig) -> tuple[Run, dict[str, torch.Tensor]]:
 
 def test_a_run_reads_back_what_made_it(config):
     run, weights = finished(replace(config, arch=TopKConfig(k=3)))
-    opened = Run.open(config.out)
+    opened = SAERun.open(config.out)
     assert opened == run
     assert (opened.config.arch, opened.provenance, opened.d_sae) == (
         TopKConfig(k=3),
@@ -72,13 +72,13 @@ def test_run_json_says_what_a_stranger_needs(config):
 
 def test_a_folder_without_a_run_says_so(tmp_path):
     with pytest.raises(CheckpointError, match=r"is not a run: it has no run\.json"):
-        Run.open(tmp_path)
+        SAERun.open(tmp_path)
 
 
 def test_an_unfinished_run_says_how_to_finish_it(config):
     enter_run(config, PROVENANCE, resume=False)
     with pytest.raises(CheckpointError, match=r"unfinished run: .*a\.actstore --out .*--resume"):
-        Run.open(config.out)
+        SAERun.open(config.out)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_run_json_that_cannot_be_used_is_one_line(config, change, message):
     path = config.out / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError) as caught:
-        Run.open(config.out)
+        SAERun.open(config.out)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -104,7 +104,7 @@ def test_a_run_json_that_is_not_one_is_damaged(config, text):
     finished(config)
     (config.out / "run.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
-        Run.open(config.out)
+        SAERun.open(config.out)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -115,7 +115,7 @@ def test_damaged_weights_are_refused(config, damage):
         run.load_sae(torch.device("cpu"))
 
 
-def begun(config) -> Run:
+def begun(config) -> SAERun:
     """A run that made a step."""
     run = enter_run(config, PROVENANCE, resume=False)
     (config.out / "metrics.jsonl").write_text("{}\n")

@@ -1,21 +1,18 @@
 import itertools
 import re
-import shutil
 import sys
 import sysconfig
 import time
-from pathlib import Path
 
 import pytest
 
 import pipeline.text.builtin
-from pipeline.errors import ModelError, TextError
+from pipeline.errors import TextError
 from pipeline.text.builtin import (
     REPEATED_SHARE,
     Arithmetic,
     BuiltinText,
     Document,
-    builtin_model_path,
     heldout_documents,
     train_documents,
 )
@@ -157,27 +154,3 @@ def test_the_seed_shuffles_the_questions_within_their_part():
     assert first == again != other
     assert set(first) == set(other)
     assert Arithmetic("train").fingerprint() != Arithmetic("train", seed=1).fingerprint()
-
-
-def place_package(folder: Path) -> Path:
-    """A copy of the module's file, as if the package were installed at `folder`."""
-    package = folder / "pipeline"
-    package.mkdir(parents=True)
-    return Path(shutil.copy(pipeline.text.builtin.__file__, package / "builtin.py"))
-
-
-def make_model(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    return folder
-
-
-def test_the_model_is_found_beside_the_package_then_in_the_checkout(monkeypatch, tmp_path):
-    monkeypatch.setattr(pipeline.text.builtin, "__file__", str(place_package(tmp_path)))
-    with pytest.raises(ModelError, match="install saepipe again") as caught:
-        builtin_model_path()
-    assert "\n" not in str(caught.value)
-    checkout = make_model(tmp_path / "data" / "tiny-pythia")
-    assert builtin_model_path() == checkout
-    beside = make_model(tmp_path / "pipeline" / "embedded" / "tiny-pythia")
-    assert builtin_model_path() == beside

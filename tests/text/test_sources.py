@@ -134,7 +134,11 @@ def test_another_column_is_read_when_asked_for(tmp_path):
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz cannot be read"),
         ("a.jsonl.gz", CUT_SHORT, r"a\.jsonl\.gz cannot be read"),
     ],
-)
+    ids=[
+        "jsonl, cut", "jsonl, a list", "jsonl, a number", "jsonl, not UTF-8", "txt, not UTF-8",
+        "json, no list", "json, cut", "parquet", "no gzip", "gzip, cut short",
+    ],
+)  # fmt: skip
 def test_a_damaged_file_is_a_one_line_error_that_names_it(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(TextError, match=message) as caught:

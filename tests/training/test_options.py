@@ -13,7 +13,7 @@ from actstore.reader import ActStore
 from pipeline.config.architectures import ARCHS
 from pipeline.config.serialization import from_json
 from pipeline.config.training import TrainConfig
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
 from pipeline.training.train import train
 from tests.helpers.stores import column
@@ -59,7 +59,7 @@ def rows_of(store: Path, site: str = "mlp_out.0") -> torch.Tensor:
 
 def sae_at(out: Path, step: int) -> SAE:
     """The SAE of a checkpoint, which takes rows as they were fed."""
-    sae = Run.open(out).blank_sae()
+    sae = SAERun.open(out).blank_sae()
     sae.load_state_dict(load_file(out / "checkpoints" / f"step-{step:09d}" / "sae.safetensors"))
     return sae
 
@@ -84,7 +84,7 @@ def test_the_sae_of_a_normalised_run_takes_rows_as_they_are(store, tmp_path, kin
     x = rows_of(store)
     position = torch.from_numpy(column(ActStore.open(store), "position"))
     scale = float(x[position != 0].double().square().mean().sqrt())
-    inner, saved = sae_at(tmp_path, 4), Run.open(tmp_path).load_sae(torch.device("cpu"))
+    inner, saved = sae_at(tmp_path, 4), SAERun.open(tmp_path).load_sae(torch.device("cpu"))
     with torch.no_grad():
         z, z_inner = saved.encode(x), inner.encode(x / scale)
         torch.testing.assert_close(saved(x), scale * inner(x / scale), rtol=1e-4, atol=1e-4)

@@ -16,7 +16,7 @@ from pipeline.config.architectures import ReluConfig, TopKConfig
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.runs.curves import TrainReport
-from pipeline.runs.sae_run import Run
+from pipeline.runs.sae_run import SAERun
 from pipeline.training.train import count_steps, train
 from tests.helpers.training import (
     DAMAGES,
@@ -72,7 +72,7 @@ def test_a_run_leaves_checkpoints_curves_and_a_sae(store, tmp_path):
         "step", "rows", "loss", "recon", "sparsity", "aux", "l0", "l1", "explained_variance",
         "beta", "n_dead", "n_resampled", "lr", "sparse", "rows_per_s",
     }  # fmt: skip
-    run = Run.open(out)
+    run = SAERun.open(out)
     assert (run.config.site, run.provenance.model, run.provenance.d_in) == (
         "mlp_out.0",
         "builtin",
@@ -87,7 +87,7 @@ def test_the_first_step_is_adam_on_the_first_batch(store, tmp_path):
     """One step, recomputed with Adam's formula: each weight moves by lr against its gradient."""
     out = tmp_path / "run"
     train(config_for(store, out, tokens=64, lr=1e-3))
-    sae = Run.open(out).load_sae(torch.device("cpu"))
+    sae = SAERun.open(out).load_sae(torch.device("cpu"))
     mean = torch.from_numpy(ActStore.open(store).mean("mlp_out.0")).float()
     moved = (sae.b_dec - mean).abs()
     torch.testing.assert_close(moved, torch.full((D_IN,), 1e-3), rtol=0.01, atol=0)
@@ -265,7 +265,7 @@ def test_training_finds_planted_directions(tmp_path, arch):
         tokens=256 * 400, log_every=400, checkpoint_every=10**6,
     )  # fmt: skip
     report = train(config)
-    W_dec = Run.open(config.out).load_sae(torch.device("cpu")).W_dec.detach().numpy()
+    W_dec = SAERun.open(config.out).load_sae(torch.device("cpu")).W_dec.detach().numpy()
     cosine = (truth @ W_dec.T).max(axis=1)
     assert cosine.mean() > 0.95  # the best of 64 random directions gives 0.6
     assert report.explained_variance > 0.85 and report.l0 < 6

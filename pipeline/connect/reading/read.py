@@ -34,7 +34,6 @@ from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.features.collect import FeaturesProgress, collect
 from pipeline.features.files import FeatureSet
 from pipeline.lm.families import Site
-from pipeline.lm.hooks import check_fits
 from pipeline.lm.model import load_for_sites
 
 FORMAT = 1
@@ -203,7 +202,7 @@ def open_scene(run: ConnectorRun, pair: Pair, connector: Connector, features: Fe
     for site, coder, end in (
         (first, pair.source, run.source), (second, pair.target, run.target),
     ):  # fmt: skip
-        check_fits(lm, site, d_in=coder.d_in, ctx_len=store.spec.ctx_len, run=end.run)
+        lm.require_fits(site, d_in=coder.d_in, ctx_len=store.spec.ctx_len, run=end.run)
     contexts = _TopContexts(features=features, store=store)
     return Scene(lm=lm, pair=pair, connector=connector, contexts=contexts)
 

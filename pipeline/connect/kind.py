@@ -1,0 +1,40 @@
+"""One kind of run: sparse connectors between SAEs."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import final
+
+from actstore.reader import ActStore
+from pipeline.config.training import ConnectConfig
+from pipeline.connect.feed import PairFeeder
+from pipeline.connect.run import ConnectorRun, blank_connector_run
+from pipeline.connect.train import assemble_connectors
+from pipeline.device import pick_device
+from pipeline.runs.curves import ConnectStep
+from pipeline.runs.kinds import AnyGroup, RunKind, Source
+
+
+@final
+class Connectors(RunKind):
+    """Connectors."""
+
+    curves = ConnectStep
+
+    def prepare(self, store: ActStore, config: ConnectConfig) -> ConnectorRun:
+        """A connector between two SAEs of the store's sites."""
+        return blank_connector_run(store, config)
+
+    def assemble(
+        self,
+        store: ActStore,
+        runs: Sequence[ConnectorRun],
+        n_steps: Sequence[int],
+        *,
+        files: ExitStack,
+    ) -> tuple[Source, Sequence[AnyGroup]]:
+        """One group a connector; they are fed the latents of their SAEs."""
+        feeder = PairFeeder(store, runs, device=pick_device(runs[0].config.device))
+        return feeder, assemble_connectors(feeder, runs, n_steps, files=files)
+
+
+CONNECTORS = Connectors()

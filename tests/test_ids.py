@@ -1,0 +1,82 @@
+import gzip
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.helpers.ids import LONGEST, ROOT, name_of, wrong_with
+
+
+def test_every_collected_test_has_a_short_name_that_no_process_changes(collected_ids):
+    wrong = {node_id: found for node_id in collected_ids if (found := wrong_with(node_id))}
+    assert not wrong, "give these explicit ids"
+    assert len(set(collected_ids)) == len(collected_ids)
+
+
+@pytest.mark.parametrize("inside", ["a-b", "k=8,seed=0 twice", "{'dtype': 'float32'}", "a.b/c"])
+def test_an_ordinary_name_is_right(inside):
+    assert wrong_with(f"tests/test_a.py::test_b[{inside}]") == []
+
+
+BAD = {
+    "bytes": repr(gzip.compress(b"", mtime=time.time())),
+    "escapes": r"\x1f\x8b\x08\x00",
+    "line feed": r"a\nb",
+    "object": repr(object()),
+    "lambda": repr(lambda: 0),
+    "set": repr({"a", "b"}),
+    "long": "a" * (LONGEST + 1),
+    "not ASCII": "é",
+    "checkout": f"{ROOT}/data",
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_name_of_another_kind_is_seen(what):
+    assert wrong_with(f"tests/test_a.py::test_b[x-{BAD[what]}]")
+
+
+def test_a_temporary_path_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert wrong_with(f"tests/test_a.py::test_b[{tmp_path}/a]")
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (b"\x1f\x8b", "data"),
+        (bytearray(b"ab"), "data"),
+        ("one\ntwo é", "one two"),
+        (r"a\.b", "a .b"),
+        ("\n", "data"),
+        ("a" * 99, "a" * 40),
+        ("short", None),
+        (3, None),
+    ],
+    ids=["bytes", "bytearray", "strange", "pattern", "blank", "long", "short", "number"],
+)
+def test_values_without_a_name_get_a_short_one(value, name):
+    assert name_of(value, "data") == name
+
+
+def test_pytest_itself_names_them_so(tmp_path):
+    """Bytes of the clock and long texts, in a test module like any other."""
+    (tmp_path / "test_a.py").write_text(
+        "import gzip, time, pytest\n"
+        "CLOCK = gzip.compress(bytes(9), mtime=time.time_ns() % 2**32)\n"
+        "@pytest.mark.parametrize('data', [b'', CLOCK, 'word ' * 99])\n"
+        "def test_a(data): pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--collect-only", "-q"]
+    done = subprocess.run(
+        [*command, "-c", os.devnull, f"--rootdir={tmp_path}", tmp_path / "test_a.py"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = ["data0", "data1", "word word word word word word word word"]
+    assert done.stdout.splitlines()[:3] == [f"test_a.py::test_a[{name}]" for name in names]
