@@ -131,7 +131,7 @@ def test_the_store_knows_no_torch_and_training_no_language_model():
             assert not tops & {"torch", "transformers", "pipeline"}, name
         if name.startswith(("pipeline.sae", "pipeline.training", "pipeline.connect.train")):
             assert not any(module.startswith("pipeline.lm") for module in found), name
-        if name.startswith("pipeline.sae"):
+        if name.startswith("pipeline.sae."):
             assert "actstore" not in tops, name
 
 
