@@ -3,9 +3,9 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 from actstore.files import sync_folder
@@ -76,7 +76,7 @@ METRICS = "metrics.jsonl"
 NOT_IN_LINES = {"run", "n_steps", "reused"}
 
 
-class Curves:
+class Curves(AbstractContextManager["Curves"]):
     """Appends reports to a run's metrics.jsonl. A context manager: closes the file.
 
     Args:
@@ -90,15 +90,7 @@ class Curves:
         self._file.seek(0, os.SEEK_END)
         sync_folder(path.parent)
 
-    def __enter__(self) -> "Curves":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def append(self, report: StepReport) -> None:

@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from pipeline.config.architectures import ArchConfig
 from pipeline.config.serialization import from_json, to_json
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.sae.architecture import architecture_of
+from pipeline.sae.architecture import Activation, architecture_of
 
 WEIGHTS, ABOUT, RUN = "sae.safetensors", "cfg.json", "run.json"
 
@@ -61,7 +62,42 @@ class _About:
             raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-class SAE(nn.Module):
+class Coder(nn.Module, ABC):
+    """Whatever encodes and decodes: an SAE, or a tuned one."""
+
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+    activation: Activation
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        return self.W_dec.shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return self.W_dec.shape[0]
+
+    @abstractmethod
+    def pre(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """Pre-activations of each row."""
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """Latents of each row."""
+        return self.activation(self.pre(x))
+
+    def decode(self, z: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
+        """Reconstruction from latents."""
+        return F.linear(z, self.W_dec.T, self.b_dec)
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """Reconstruction of each row."""
+        return self.decode(self.encode(x))
+
+
+@final
+class SAE(Coder):
     """`x_hat = f((x - b_dec) @ W_enc + b_enc) @ W_dec + b_dec`.
 
     Rows of `W_dec` are the dictionary: `W_dec[i]` is the direction latent `i` writes. They start
@@ -139,31 +175,9 @@ class SAE(nn.Module):
         (folder / WEIGHTS).write_bytes(data)
         (folder / ABOUT).write_text(json.dumps(to_json(about), indent=2) + "\n")
 
-    @property
-    def d_in(self) -> int:
-        """Width of the activations."""
-        return self.W_dec.shape[1]
-
-    @property
-    def d_sae(self) -> int:
-        """Number of latents."""
-        return self.W_dec.shape[0]
-
     def pre(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """Pre-activations: what fine-tuning scales and shifts."""
+        """Pre-activations of each row: what fine-tuning scales and shifts."""
         return F.linear(x - self.b_dec, self.W_enc.T, self.b_enc)
-
-    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """Latents of each row."""
-        return self.activation(self.pre(x))
-
-    def decode(self, z: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
-        """Reconstruction from latents."""
-        return F.linear(z, self.W_dec.T, self.b_dec)
-
-    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """Reconstruction of each row."""
-        return self.decode(self.encode(x))
 
     def __repr__(self) -> str:
         site = f", site={self.site}" if self.site else ""
@@ -186,7 +200,7 @@ def fold(state: Mapping[str, Tensor], *, scale: float) -> dict[str, Tensor]:
 
 
 @final
-class TunedSAE(nn.Module):
+class TunedSAE(Coder):
     """`z = f(c * pre(x) + d)`: `c` and `d` act just before the activation `f` of a frozen SAE.
 
     It starts at `c = 1, d = 0`, which is the SAE itself, bit for bit.
@@ -195,39 +209,13 @@ class TunedSAE(nn.Module):
     def __init__(self, sae: SAE) -> None:
         super().__init__()
         self.sae = sae.requires_grad_(False)
+        self.W_dec, self.b_dec, self.activation = sae.W_dec, sae.b_dec, sae.activation
         self.c = nn.Parameter(torch.ones_like(sae.b_enc))
         self.d = nn.Parameter(torch.zeros_like(sae.b_enc))
-
-    @property
-    def d_in(self) -> int:
-        """Width of the activations."""
-        return self.sae.d_in
-
-    @property
-    def d_sae(self) -> int:
-        """Number of latents."""
-        return self.sae.d_sae
-
-    @property
-    def W_dec(self) -> Float[Tensor, "d_sae d_in"]:  # noqa: N802
-        """The dictionary, as the frozen SAE has it."""
-        return self.sae.W_dec
 
     def pre(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Scaled and shifted pre-activations of each row."""
         return self.c * self.sae.pre(x) + self.d
-
-    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """Latents of each row."""
-        return self.sae.activation(self.pre(x))
-
-    def decode(self, z: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
-        """Reconstruction from latents."""
-        return self.sae.decode(z)
-
-    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """Reconstruction of each row."""
-        return self.decode(self.encode(x))
 
     @torch.no_grad()
     def fold(self) -> SAE:
@@ -240,7 +228,3 @@ class TunedSAE(nn.Module):
         plain.W_enc.mul_(self.c)
         plain.b_enc.mul_(self.c).add_(self.d)
         return plain
-
-
-Coder = SAE | TunedSAE
-"""Whatever encodes and decodes."""
