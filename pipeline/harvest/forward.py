@@ -124,9 +124,6 @@ def harvest_shard(
     return buffer.finish(cursor=stream.cursor) if buffer.n_filled else None
 
 
-_STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
 @dataclass(frozen=True, kw_only=True)
 class FilledShard:
     """A shard whose rows may still be on their way to host memory."""
@@ -152,7 +149,7 @@ class ShardBuffer:
         self._contexts: list[Contexts] = []
         self._n_rows = n_contexts * plan.spec.ctx_len
         self._n_added = 0
-        dtype = _STORED[plan.spec.dtype]
+        dtype = getattr(torch, plan.spec.dtype)
         self._rows = {
             site: torch.empty(self._n_rows, spec.width, dtype=dtype, device=device)
             for site, spec in zip(plan.sites, plan.spec.sites, strict=True)

@@ -12,7 +12,7 @@ from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel
 from pipeline.sae.sae import TunedSAE
 from tests.helpers.models import FP32, MAKERS, TOKENS, hooks_on, save_random
-from tests.helpers.tiny import identity_coder, make_coder, make_tokenizer
+from tests.helpers.tiny import identity_sae, make_sae, make_tokenizer
 
 TEXT = "def f(x):"
 
@@ -108,11 +108,11 @@ def test_a_site_that_is_not_there_is_one_line(model, site, message):
 
 def test_an_identity_spliced_in_changes_nothing_and_its_like_does(model):
     before, _ = model.run_with_acts(TEXT, sites=[])
-    with model.spliced({"mlp_out.1": identity_coder()}):
+    with model.spliced({"mlp_out.1": identity_sae()}):
         torch.testing.assert_close(model.run_with_acts(TEXT, sites=[])[0], before)
     with model.spliced({"mlp_out.1": lambda x: x, Site.parse("attn_z.0"): torch.clone}):
         assert torch.equal(model.run_with_acts(TEXT, sites=[])[0], before)
-    sae = make_coder()
+    sae = make_sae()
     with model.spliced({"mlp_out.1": sae, "mlp_out.2": torch.zeros_like}) as same:
         logits, acts = model.run_with_acts(TEXT, sites=["mlp_out.1", "mlp_out.2"])
     assert same is model
@@ -129,7 +129,7 @@ def test_what_is_spliced_in_reads_float32_whatever_the_model_computes_in(tiny_mo
 
     def edit(x):
         seen.append(x.dtype)
-        return TunedSAE(make_coder())(x)
+        return TunedSAE(make_sae())(x)
 
     with model.spliced({"mlp_out.1": edit}):
         _, acts = model.run_with_acts(TEXT, sites=["mlp_out.1"])
@@ -153,7 +153,7 @@ def greedy(model: LanguageModel, tokens: torch.Tensor, n: int) -> list[int]:
     return tokens[0].tolist()
 
 
-@pytest.mark.parametrize("edits", [{}, {"mlp_out.1": make_coder(), "attn_out.0": lambda x: x / 2}])
+@pytest.mark.parametrize("edits", [{}, {"mlp_out.1": make_sae(), "attn_out.0": lambda x: x / 2}])
 def test_generation_takes_the_likeliest_tokens_also_with_something_spliced_in(model, edits):
     start = model.to_tokens(TEXT)
     with model.spliced(edits):
