@@ -1,4 +1,4 @@
-"""How far something long has come: what every verb tells whoever waits for it."""
+"""How far something long has come: what every verb tells whoever waits for it, and its words."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,3 +20,16 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 """Called now and then; what it raises ends the work as Ctrl-C would."""
+
+
+def short(value: int | float) -> str:
+    """1234567 as 1.23M."""
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def size(n_bytes: int | float) -> str:
+    """1234567 as 1.23MB."""
+    return f"{short(n_bytes)}B"

@@ -68,6 +68,7 @@ TORCH_FREE = (
     "actstore.reader", "actstore.batches", "actstore.writer", "cli", "pipeline",
     "pipeline.config.stages", "pipeline.config.training", "pipeline.config.grid",
     "pipeline.text.open", "pipeline.lm.families", "pipeline.lm.hub", "pipeline.harvest.plan",
+    "pipeline.harvest.harvest",
 )  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""config."""
+"""What a person may set, from Python, a file or the command line; torch-free."""

@@ -1,13 +1,10 @@
-"""What configs require of their settings, and how people write numbers and lengths of training."""
+"""What configs require of their settings; lengths of training as people say them."""
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable
 from fractions import Fraction
-from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from pipeline.errors import ConfigError
 
@@ -43,68 +40,6 @@ def require_penalty(config: object) -> None:
     target, l1 = (getattr(config, name) for name in ("target", "l1"))
     if target is not None and l1 == 0:
         raise ConfigError("l1 is 0, and a target multiplies it until it is right: type an --l1 > 0")
-
-
-def parse_count(text: str) -> int:
-    """Read `500k`, `20M`, `1.5B` or a plain number.
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    factor = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower(), 1)
-    digits = text[:-1] if factor > 1 else text
-    try:
-        return round(float(digits.replace("_", "")) * factor)
-    except (ValueError, OverflowError):
-        raise ConfigError(f"expected a number like 500k, 20M or 1B, got {text!r}") from None
-
-
-Count = Annotated[int, parse_count]
-"""A whole number that may be given as text, too: `500k`."""
-
-
-def settle(config: object) -> None:
-    """Make of what people write what a config holds: for `__post_init__`, first of all.
-
-    Text becomes a path where one is meant, and a number where a `Count` is; a list, or a single
-    text, becomes a tuple.
-    """
-    for name, (kind, *details) in _written(type(config)).items():
-        value: Any = getattr(config, name)
-        settled = _settled(kind, details, value)
-        if settled is not value:
-            object.__setattr__(config, name, settled)
-
-
-def _settled(kind: object, details: list[object], value: Any) -> Any:  # noqa: ANN401
-    if kind is tuple:
-        listed = (value,) if isinstance(value, str | Path) else value
-        if not isinstance(listed, tuple | list):
-            return value
-        if details[0] is Path:
-            return tuple(Path(item) if isinstance(item, str) else item for item in listed)
-        return tuple(listed)
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is str and isinstance(value, Path):
-        return str(value)
-    return parse_count(value) if kind is int and isinstance(value, str) and details else value
-
-
-@cache
-def _written(config: type) -> Mapping[str, list[object]]:
-    """What each setting is but for None: its type, and what a tuple or an `Annotated` holds."""
-    hints = get_type_hints(config, include_extras=True)
-    return {f.name: _plain(hints[f.name]) for f in fields(config)}
-
-
-def _plain(hint: Any) -> list[object]:  # noqa: ANN401
-    options = [option for option in get_args(hint) if option is not type(None)]
-    if get_origin(hint) not in (tuple, Annotated, None) and len(options) == 1:  # X | None
-        return _plain(options[0])
-    if get_origin(hint) is Annotated:
-        return list(get_args(hint))
-    return [get_origin(hint) or hint, *options]
 
 
 Unit = Literal["%", "steps", "rows"]

@@ -22,7 +22,7 @@ from typing import (
     get_type_hints,
 )
 
-from pipeline.config.checks import Count, parse_count
+from pipeline.config.settings import Count, parse_count
 from pipeline.errors import ConfigError
 
 T = TypeVar("T")

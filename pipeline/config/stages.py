@@ -3,11 +3,11 @@
 Paths and counts may be given as text: `HarvestConfig(out="a.actstore", tokens="500k")`.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config.checks import Count, require_not_negative, require_positive, settle
+from pipeline.config.checks import require_not_negative, require_positive
+from pipeline.config.settings import Count, settings
 from pipeline.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -15,7 +15,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 StoreDtype = Literal["bf16", "fp16", "fp32"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class HarvestConfig:
     """One harvest: which model reads which text, and what of it is kept."""
 
@@ -43,13 +43,12 @@ class HarvestConfig:
     """Rows per shard; None means about 64 MiB of the widest site."""
 
     def __post_init__(self) -> None:
-        settle(self)
         require_positive(self, "tokens", "ctx_len", "batch_size", "shard_rows")
         if len(set(self.sites)) < len(self.sites):
             raise ConfigError(f"a site is named twice in {', '.join(self.sites)}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class EvalConfig:
     """One evaluation of one or more runs."""
 
@@ -75,7 +74,6 @@ class EvalConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        settle(self)
         require_positive(self, "tokens", "batch_size")
         require_not_negative(self, "n_worst", "n_bootstrap")
         if any(layer < 0 for layer in self.layers):
@@ -85,7 +83,7 @@ class EvalConfig:
 FeatureOrder = Literal["frequency", "max", "index", "random"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class FeaturesConfig:
     """What every feature of a run fires on: one pass over the store it was trained from."""
 
@@ -105,11 +103,10 @@ class FeaturesConfig:
     device: Device = "auto"
 
     def __post_init__(self) -> None:
-        settle(self)
         require_positive(self, "tokens", "n_top", "n_spread", "n_values")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ReportConfig:
     """A page about one or more runs."""
 
@@ -120,11 +117,10 @@ class ReportConfig:
     outputs."""
 
     def __post_init__(self) -> None:
-        settle(self)
         require_positive(self, "n_features")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class FinetuneConfig:
     """Learn one scale `c` and one bias `d` per latent, everything else frozen."""
 
@@ -150,7 +146,6 @@ class FinetuneConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        settle(self)
         require_positive(
             self, "lr", "batch_size", "epochs", "steps_per_epoch", "ctx_len", "heldout_contexts"
         )

@@ -1,18 +1,17 @@
 """Everything a training can be told; it is written beside its run."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pipeline.config.architectures import ArchConfig, ReluConfig
 from pipeline.config.checks import (
-    Count,
     parse_duration,
     require_fraction,
     require_not_negative,
     require_positive,
-    settle,
 )
+from pipeline.config.settings import Count, settings
 from pipeline.config.stages import Device, Precision
 from pipeline.errors import ConfigError
 
@@ -25,7 +24,7 @@ Outputs = Literal["alive", "all"]
 ConnectorStart = Literal["random", "weights", "regression"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class LoopConfig:
     """What every training is told. Durations are `10k steps`, `5M` (tokens) or `20%` of it."""
 
@@ -77,7 +76,6 @@ class LoopConfig:
     """Steps between lines of metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        settle(self)
         require_positive(
             self, "lr", "tokens", "batch_size", "window_rows", "threads", "checkpoint_every",
             "log_every",
@@ -92,7 +90,7 @@ class LoopConfig:
             raise ConfigError("precision fp16 overflows in training: type --precision bf16 or fp32")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class TrainConfig(LoopConfig):
     """One training of a sparse autoencoder."""
 
@@ -137,7 +135,7 @@ class TrainConfig(LoopConfig):
             parse_duration(getattr(self, name))
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ConnectConfig(LoopConfig):
     """One training of a connector: latents of one SAE to those of another, of the same store."""
 

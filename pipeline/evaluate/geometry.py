@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.sae.sae import SAE, Coder, TunedSAE
+from pipeline.sae.sae import Coder
 
 _CELLS = 2**25
 """Cosines held at once: 128 MiB of float32, a block of 256 rows against 131,072."""
@@ -34,13 +34,8 @@ def encoder_decoder_cosine(coder: Coder) -> Float64[Tensor, " d_sae"]:
     It is 1 where they are tied. A scale `c` of a tuned coder scales the column: where `c` is
     negative the latent reads the opposite direction, and the sign changes.
     """
-    match coder:
-        case SAE():
-            columns = coder.W_enc.T
-        case TunedSAE():
-            columns = (coder.sae.W_enc * coder.c).T
     n = _block(coder.d_in)
-    pairs = zip(columns.split(n), coder.W_dec.split(n), strict=True)
+    pairs = zip(coder.encoder_directions().split(n), coder.W_dec.split(n), strict=True)
     parts = [
         F.cosine_similarity(column.cpu().double(), row.cpu().double(), dim=-1)
         for column, row in pairs

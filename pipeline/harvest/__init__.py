@@ -1,1 +1,1 @@
-"""harvest."""
+"""Stage one: from a model and a text to an activation store."""

@@ -1,8 +1,6 @@
-"""Contexts in, rows of a shard out, in the store's order.
+"""Contexts in, rows of a shard out: the forward passes of a harvest, and where their rows go.
 
-The forward passes of a harvest: contexts in, activations of the chosen sites out.
-
-One shard of activations on the device: cast, and each row put where the store will have it.
+Rows are cast and put in the store's order on the device, and copied to the host a shard at a time.
 """
 
 import logging
@@ -18,13 +16,12 @@ from torch import Tensor
 
 from actstore.layout import row_permutation
 from actstore.writer import Shard
-from pipeline.config.stages import HarvestConfig
 from pipeline.device import DTYPES, pick_device
 from pipeline.harvest.plan import HarvestPlan
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import reading
 from pipeline.lm.model import load_for_sites
-from pipeline.text.contexts import Contexts, Cursor
+from pipeline.text.contexts import Contexts, ContextStream, Cursor
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +33,7 @@ Acts = dict[Site, Tensor]
 
 @contextmanager
 def forward_of(plan: HarvestPlan) -> Generator["Forward"]:
-    """Load what a plan needs of its model, and run it up to the last of its sites.
-
-    Raises:
-        ConfigError: the device asked for is not there.
-        ModelError: the weights cannot be fetched or read.
-    """
+    """Load what a plan needs of its model, and run it up to the last of its sites."""
     config, device = plan.config, pick_device(plan.config.device)
     model = load_for_sites(
         config.model,
@@ -51,13 +43,9 @@ def forward_of(plan: HarvestPlan) -> Generator["Forward"]:
         dtype=DTYPES[str(plan.spec.source["model_precision"])],
     )
     with torch.inference_mode(), reading(model, plan.sites) as read:
-        yield Forward(read, batch_size=_batch_size(config, device), device=device)
-
-
-def _batch_size(config: HarvestConfig, device: torch.device) -> int:
-    """Contexts per forward pass."""
-    tokens = CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
-    return config.batch_size or max(1, tokens // config.ctx_len)
+        tokens = CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
+        batch_size = config.batch_size or max(1, tokens // config.ctx_len)
+        yield Forward(read, batch_size=batch_size, device=device)
 
 
 class Forward:
@@ -90,13 +78,13 @@ class Forward:
     def seconds_per_context(self, ctx_len: int) -> float:
         """Of the fastest of some batches: the first ones wait for threads and memory."""
         tokens = np.zeros((self.batch_size, ctx_len), dtype=np.int32)
-        return min(self._seconds(tokens) for _ in range(4)) / len(tokens)
-
-    def _seconds(self, tokens: Int32[np.ndarray, "contexts position"]) -> float:
-        start = time.perf_counter()
-        for acts in self(tokens):
-            next(iter(acts.values()))[-1, -1, -1].item()  # waits for the device
-        return time.perf_counter() - start
+        took: list[float] = []
+        for _ in range(4):
+            start = time.perf_counter()
+            for acts in self(tokens):
+                next(iter(acts.values()))[-1, -1, -1].item()  # waits for the device
+            took.append(time.perf_counter() - start)
+        return min(took) / len(tokens)
 
     def _to_device(self, tokens: Tensor) -> Tensor:
         if self.device.type == "cuda":
@@ -104,7 +92,36 @@ class Forward:
         return tokens.to(self.device, non_blocking=True).long()
 
 
-_STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+OnBatch = Callable[[int], None]
+"""Told the contexts of the shard that went through the model so far."""
+
+
+def harvest_shard(
+    plan: HarvestPlan,
+    index: int,
+    n_contexts: int,
+    *,
+    forward: Forward,
+    stream: ContextStream,
+    on_batch: OnBatch | None = None,
+) -> "FilledShard | None":
+    """Compute shard `index` from the next `n_contexts` contexts of the text.
+
+    Returns:
+        The shard, shorter if the text ended inside it; None if the text had ended before.
+    """
+    buffer = ShardBuffer(plan, index=index, n_contexts=n_contexts, device=forward.device)
+    while buffer.n_filled < n_contexts:
+        wanted = min(forward.batch_size, n_contexts - buffer.n_filled)
+        contexts = stream.take(wanted)
+        for acts in forward(contexts.tokens):
+            buffer.add(acts)
+        buffer.note(contexts)
+        if on_batch is not None:
+            on_batch(buffer.n_filled)
+        if len(contexts.tokens) < wanted:
+            break
+    return buffer.finish(cursor=stream.cursor) if buffer.n_filled else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +149,7 @@ class ShardBuffer:
         self._contexts: list[Contexts] = []
         self._n_rows = n_contexts * plan.spec.ctx_len
         self._n_added = 0
-        dtype = _STORED[plan.spec.dtype]
+        dtype = getattr(torch, plan.spec.dtype)
         self._rows = {
             site: torch.empty(self._n_rows, spec.width, dtype=dtype, device=device)
             for site, spec in zip(plan.sites, plan.spec.sites, strict=True)

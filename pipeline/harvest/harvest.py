@@ -1,77 +1,45 @@
-"""Harvest(config): run the model once, fill the store.
+"""Stage one: run the model over a text, once, and fill an activation store.
 
-One shard, from the text to the host's memory.
-
-Stage one: run the model over a text, once, and fill an activation store.
+What brings torch is imported inside: a harvest that is complete needs none.
 """
 
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from actstore.addition import adding
 from actstore.reader import ActStore
 from actstore.writer import ActWriter
-from pipeline.device import pick_device, pick_precision
-from pipeline.harvest.forward import FilledShard, Forward, ShardBuffer, forward_of
-from pipeline.harvest.plan import HarvestPlan, with_precision
+from pipeline.config.stages import HarvestConfig
+from pipeline.harvest.plan import HarvestPlan, link, make_plan, with_precision
 from pipeline.lm.tokenizer import load_tokenizer
+from pipeline.progress import OnProgress, Progress, size
 from pipeline.text.contexts import ContextStream, Cursor
 from pipeline.text.open import open_text
 
-OnFilled = Callable[[int], None]
-"""Told the contexts of the shard that went through the model so far."""
+if TYPE_CHECKING:
+    from pipeline.harvest.forward import FilledShard, Forward
 
-
-def harvest_shard(
-    plan: HarvestPlan,
-    index: int,
-    n_contexts: int,
-    *,
-    forward: Forward,
-    stream: ContextStream,
-    on_filled: OnFilled | None = None,
-) -> FilledShard | None:
-    """Compute shard `index` from the next `n_contexts` contexts of the text.
-
-    Returns:
-        The shard, shorter if the text ended inside it; None if the text had ended before.
-    """
-    buffer = ShardBuffer(plan, index=index, n_contexts=n_contexts, device=forward.device)
-    while buffer.n_filled < n_contexts:
-        wanted = min(forward.batch_size, n_contexts - buffer.n_filled)
-        contexts = stream.take(wanted)
-        for acts in forward(contexts.tokens):
-            buffer.add(acts)
-        buffer.note(contexts)
-        if on_filled is not None:
-            on_filled(buffer.n_filled)
-        if len(contexts.tokens) < wanted:
-            break
-    return buffer.finish(cursor=stream.cursor) if buffer.n_filled else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class HarvestProgress:
-    """Where a harvest stands."""
-
-    rows: int
-    """Rows per site that went through the model, those of earlier runs included."""
-    n_rows: int
-    rows_safe: int
-    """Rows per site that survive a crash now."""
-    n_bytes: int
-    """Of the shards on disk."""
+OnPlan = Callable[[HarvestPlan, float], None]
+"""Told the plan and the seconds that it will take, about, before its first row is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HarvestSummary:
     """What a harvest did."""
 
+    store: Path
+    reused: bool
+    """The store was complete already, and nothing ran."""
+    found: Path | None
+    """The complete store elsewhere that `store` was made a link to."""
     n_rows: int
     """Rows per site in the store."""
     rows_written: int
+    """Rows per site that went through the model now."""
     n_bytes: int
     """Of all shards on disk."""
     seconds: float
@@ -85,26 +53,55 @@ class HarvestSummary:
         return self.rows_written / self.seconds if self.seconds else 0.0
 
 
-OnPlan = Callable[[HarvestPlan, float], None]
-"""Told the plan and the seconds that it will take, about, before the first row is written."""
-OnProgress = Callable[[HarvestProgress], None]
-
-
 def harvest(
-    plan: HarvestPlan, *, on_plan: OnPlan | None = None, on_progress: OnProgress | None = None
+    config: HarvestConfig,
+    *,
+    on_plan: OnPlan | None = None,
+    on_progress: OnProgress | None = None,
 ) -> HarvestSummary:
-    """Carry out a plan that is not complete yet; an interrupted one goes on where it was safe.
+    """Have a store hold what is asked for, and compute only what is missing.
 
-    The same plan on the same machine gives the same bytes, however often it was interrupted.
+    An interrupted harvest goes on where it was safe; sites and rows are added to a store that lacks
+    them; a store elsewhere that holds them all is linked. The same config on the same machine gives
+    the same bytes, however often it was interrupted.
 
     Raises:
-        ConfigError: the device asked for is not there.
-        ModelError: the weights cannot be fetched or read.
-        TextError: the text cannot be read, or holds none.
+        ConfigError: a setting that model, disk, device or the store that is there do not allow.
+        ModelError: the model cannot be found, reached or read.
+        TextError: the text cannot be found, reached or read, or holds none.
         StoreError: another writer is at work, the disk fails or fills, or an activation is not
-            finite. What was safe stays safe; the same command goes on.
+            finite. What was safe stays safe; the same call goes on.
     """
-    config = plan.config
+    rows, seconds, ran = 0, 0.0, False
+    while (plan := make_plan(config)).state != "complete":
+        written, took = carry_out(plan, on_plan=on_plan, on_progress=on_progress)
+        rows, seconds, ran = rows + written, seconds + took, True
+        if plan.state != "add":
+            break  # only an addition of sites may leave rows to write: do not ask the hub again
+    if plan.found is not None:
+        link(plan.found, config.out)
+    store = ActStore.open(config.out)
+    return HarvestSummary(
+        store=config.out,
+        reused=not ran,
+        found=plan.found,
+        n_rows=store.n_rows,
+        rows_written=rows,
+        n_bytes=store.n_bytes,
+        seconds=seconds,
+        source_exhausted=store.manifest.source_exhausted,
+        fingerprint=store.fingerprint,
+    )
+
+
+def carry_out(
+    plan: HarvestPlan, *, on_plan: OnPlan | None = None, on_progress: OnProgress | None = None
+) -> tuple[int, float]:
+    """Carry out one plan that is not complete yet; gives rows written a site, and seconds."""
+    from pipeline.device import pick_device, pick_precision
+    from pipeline.harvest.forward import forward_of
+
+    config, ctx_len = plan.config, plan.spec.ctx_len
     if plan.spec.source["model_precision"] == "auto":
         plan = with_precision(plan, pick_precision("auto", device=pick_device(config.device)))
     tokenizer = load_tokenizer(config.model, revision=config.revision)
@@ -112,24 +109,60 @@ def harvest(
     with (
         forward_of(plan) as forward,
         _writer_of(plan) as writer,
-        ContextStream(text, tokenizer, ctx_len=config.ctx_len, start=_cursor(writer)) as stream,
+        ContextStream(text, tokenizer, ctx_len=ctx_len, start=_cursor(writer)) as stream,
     ):
         if on_plan is not None:
-            to_come = (writer.n_rows - writer.n_rows_committed) / config.ctx_len
-            on_plan(plan, to_come * forward.seconds_per_context(config.ctx_len))
+            to_come = (writer.n_rows - writer.n_rows_committed) / ctx_len
+            on_plan(plan, to_come * forward.seconds_per_context(ctx_len))
         start, rows_before = time.perf_counter(), writer.n_rows_committed
-        run = _Run(plan=plan, forward=forward, writer=writer, stream=stream)
-        run.to_the_end(on_progress)
+        _fill(plan, forward, writer, stream, on_progress)
         rows_written = writer.n_rows_committed - rows_before
-    store = ActStore.open(config.out)
-    return HarvestSummary(
-        n_rows=store.n_rows,
-        rows_written=rows_written,
-        n_bytes=store.n_bytes,
-        seconds=time.perf_counter() - start,
-        source_exhausted=store.manifest.source_exhausted,
-        fingerprint=store.fingerprint,
-    )
+    return rows_written, time.perf_counter() - start
+
+
+def _fill(
+    plan: HarvestPlan,
+    forward: "Forward",
+    writer: ActWriter,
+    stream: ContextStream,
+    on_progress: OnProgress | None,
+) -> None:
+    """Write every shard that is missing."""
+    from pipeline.harvest.forward import harvest_shard
+
+    spec, exhausted = plan.spec, False
+    computed: FilledShard | None = None  # on its way from the device
+
+    def hand_over() -> None:
+        nonlocal computed
+        if computed is not None:
+            writer.write_shard(computed.wait())
+            computed = None
+
+    for index in range(writer.next_shard, writer.n_shards):
+
+        def told(n_contexts: int, before: int = index * spec.shard_rows) -> None:
+            hand_over()  # the shard before: the first batch of this one ran meanwhile
+            if on_progress is not None:
+                on_progress(
+                    Progress(
+                        stage="harvest",
+                        done=before + n_contexts * spec.ctx_len,
+                        total=writer.n_rows,
+                        unit="tokens",
+                        words=f"{size(writer.n_bytes_committed)} on disk",
+                    )
+                )
+
+        n_rows = writer.rows_in(index)
+        computed = harvest_shard(
+            plan, index, n_rows // spec.ctx_len, forward=forward, stream=stream, on_batch=told
+        )
+        exhausted = computed is None or computed.shard.n_rows < n_rows
+        if exhausted:
+            break
+    hand_over()
+    writer.finish(source_exhausted=exhausted)
 
 
 def _writer_of(plan: HarvestPlan) -> AbstractContextManager[ActWriter]:
@@ -142,59 +175,3 @@ def _writer_of(plan: HarvestPlan) -> AbstractContextManager[ActWriter]:
 def _cursor(writer: ActWriter) -> Cursor | None:
     """Where the text goes on; None at its start."""
     return None if writer.cursor is None else Cursor.from_json(writer.cursor)
-
-
-@dataclass(kw_only=True)
-class _Run:
-    """One harvest under way."""
-
-    plan: HarvestPlan
-    forward: Forward
-    writer: ActWriter
-    stream: ContextStream
-    filled: FilledShard | None = None
-    """On its way from the device, while the next shard's first batch is computed."""
-
-    def to_the_end(self, tell: OnProgress | None) -> None:
-        """Fill every shard that is missing."""
-        exhausted = False
-        for index in range(self.writer.next_shard, self.writer.n_shards):
-            exhausted = self._fill(index, tell)
-            if exhausted:
-                break
-        self._hand_over()
-        self.writer.finish(source_exhausted=exhausted)
-
-    def _fill(self, index: int, tell: OnProgress | None) -> bool:
-        """Compute one shard; True when the text ended inside it."""
-        n_rows = self.writer.rows_in(index)
-
-        def on_filled(n_contexts: int) -> None:
-            self._hand_over()
-            if tell is not None:
-                tell(self._progress(index, n_contexts))
-
-        self.filled = harvest_shard(
-            self.plan,
-            index,
-            n_rows // self.plan.spec.ctx_len,
-            forward=self.forward,
-            stream=self.stream,
-            on_filled=on_filled,
-        )
-        return self.filled is None or self.filled.shard.n_rows < n_rows
-
-    def _hand_over(self) -> None:
-        """Give the shard before this one to the writer, once it has arrived from the device."""
-        if self.filled is not None:
-            self.writer.write_shard(self.filled.wait())
-            self.filled = None
-
-    def _progress(self, index: int, n_contexts: int) -> HarvestProgress:
-        spec = self.plan.spec
-        return HarvestProgress(
-            rows=index * spec.shard_rows + n_contexts * spec.ctx_len,
-            n_rows=self.writer.n_rows,
-            rows_safe=self.writer.n_rows_committed,
-            n_bytes=self.writer.n_bytes_committed,
-        )

@@ -1,14 +1,7 @@
-"""What a harvest will do and whether it fits, worked out without torch.
+"""What a harvest is going to do, and whether it fits, worked out before anything heavy is loaded.
 
-Find a store that already holds what a harvest would compute, and stand in for it by a link.
-
-Torch-free, and one small file is read of each store that is met.
-
-What a store is going to take on disk, before a row of it is written.
-
-What a harvest is going to do, worked out before anything heavy is loaded.
-
-Torch-free: a finished store is recognised within a second.
+A finished store is recognised within a second, here or elsewhere: of each store that is met one
+small file is read. Torch-free.
 """
 
 import os
@@ -31,129 +24,8 @@ from pipeline.errors import ConfigError
 from pipeline.lm.families import Shape, Site
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
-from pipeline.text.open import TextSource, open_text
-
-STORES = "SAEPIPE_STORES"
-"""Environment variable: folders below which stores are looked for, as in PATH."""
-SOURCE = ("model_fingerprint", "tokenizer_fingerprint", "text_fingerprint", "text_column")
-"""What of a source decides its rows; names of models and texts do not."""
-
-
-def find_equal(out: Path, wanted: StoreSpec, *, n_rows: int) -> tuple[Path, Manifest] | None:
-    """A complete store that holds every row that is wanted, value by value; None if there is none.
-
-    It may lie beside `out`, or anywhere below the folders that SAEPIPE_STORES names. What is met
-    and cannot be read is somebody else's, and passed over.
-    """
-    for path, there in (*_beside(out), *_below_known_folders()):
-        if _holds(there, wanted, n_rows):
-            return path, settled(path) or there
-    return None
-
-
-def link(found: Path, out: Path) -> None:
-    """Make `out` a link to a store that was found, relative to the folder that it lies in.
-
-    Raises:
-        ConfigError: Something is there already, or the disk knows no links.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    target = os.path.relpath(found.resolve(), out.parent.resolve())
-    try:
-        out.symlink_to(target, target_is_directory=True)
-    except FileExistsError:
-        raise ConfigError(f"{out} is there already: choose another --out") from None
-    except OSError as error:
-        raise ConfigError(
-            f"{out} cannot be made a link ({error.strerror}): use the store itself, --out {found}"
-        ) from error
-
-
-def known_folders() -> list[Path]:
-    """Those that SAEPIPE_STORES names."""
-    return [Path(name) for name in os.environ.get(STORES, "").split(os.pathsep) if name]
-
-
-def _beside(out: Path) -> Iterator[tuple[Path, Manifest]]:
-    try:
-        folders = sorted(out.parent.iterdir())
-    except OSError:
-        return
-    for path in folders:
-        try:
-            there = peek(path)
-        except StoreError:
-            continue
-        if there is not None:
-            yield path, there
-
-
-def _below_known_folders() -> Iterator[tuple[Path, Manifest]]:
-    for folder in known_folders():
-        try:
-            found = find_stores(folder)
-        except StoreError:
-            continue
-        yield from ((path, told) for path, told in found if isinstance(told, Manifest))
-
-
-def _holds(there: Manifest, wanted: StoreSpec, n_rows: int) -> bool:
-    spec = there.spec
-    return (
-        there.state == "complete"
-        and (there.n_rows >= n_rows or there.source_exhausted)
-        and set(spec.sites) >= set(wanted.sites)
-        and _values_of(spec) == _values_of(wanted)
-        and all(spec.source.get(key) == wanted.source[key] for key in SOURCE)
-        and wanted.source["model_precision"] in ("auto", spec.source.get("model_precision"))
-    )
-
-
-def _values_of(spec: StoreSpec) -> tuple[object, ...]:
-    """What decides the stored values; exact codecs all give the same."""
-    return spec.ctx_len, spec.dtype, spec.seed, kept_bits(spec.codec)
-
-
-# Bytes on disk for each byte of activations, measured on a small trained Pythia: an estimate.
-RATIO = {"raw": 1.0, "lz4": 0.75, "zstd": 0.70}
-SIGN_AND_EXPONENT_BITS = 4.5  # compressed, beside the mantissa's: measured on rounded bfloat16
-METADATA_BYTES = 8  # a row's token, context, position and document, compressed, about
-HEADROOM = 1.02
-
-
-def estimated_bytes(spec: StoreSpec, *, n_rows: int) -> int:
-    """About what the shards of `n_rows` rows take."""
-    width = sum(site.width for site in spec.sites)
-    return round(n_rows * (width * _bytes_per_value(spec) + METADATA_BYTES))
-
-
-def _bytes_per_value(spec: StoreSpec) -> float:
-    kept, itemsize = kept_bits(spec.codec), spec.storage.itemsize
-    if kept is None:
-        return itemsize * RATIO[spec.codec]
-    # What is left of a rounded mantissa is noise, and the zeros behind it take no room.
-    return min((SIGN_AND_EXPONENT_BITS + kept) / 8, itemsize * RATIO["lz4"])
-
-
-def bytes_free(path: Path) -> int:
-    """On the disk where `path` is, or would be."""
-    path = path.absolute()
-    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
-
-
-def require_room(path: Path, *, n_bytes: int, free: int) -> None:
-    """Hold what is to be written to what the disk has free.
-
-    Raises:
-        ConfigError: If it does not fit.
-    """
-    needed = n_bytes * HEADROOM
-    if needed > free:
-        raise ConfigError(
-            f"{path} needs about {needed / 1e9:.2f} GB and its disk has "
-            f"{free / 1e9:.2f} GB free: lower --tokens, or choose another --out"
-        )
-
+from pipeline.text.open import open_text
+from pipeline.text.source import TextSource
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -191,11 +63,11 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
     """Compare what is asked for with what is there.
 
     Raises:
-        ConfigError: a site or context length that the model does not have, a disk without room, or
-            a store that is being written with other sites.
+        ConfigError: a site or context length that the model does not have, a disk that is too full,
+            another harvest where this one is to go, or one that is under way with other sites.
         ModelError: the model cannot be found, reached or read.
         TextError: the text cannot be found, reached or read.
-        StoreError: the path holds something else, or a harvest of another configuration.
+        StoreError: the path holds something else than a store.
     """
     if not config.sites:
         raise ConfigError("no site to harvest: name one, as in --site mlp_out.1")
@@ -291,7 +163,7 @@ def _from_nothing(config: HarvestConfig, spec: StoreSpec) -> HarvestPlan:
     n_rows = _whole_contexts(config)
     same = None if config.out.exists() else find_equal(config.out, spec, n_rows=n_rows)
     if same is None:
-        return _checked(_plan(config, spec, "new", n_rows=n_rows, rows_to_write=n_rows))
+        return _fitting(_plan(config, spec, "new", n_rows=n_rows, rows_to_write=n_rows))
     found, there = same
     return replace(_complete(config, there), found=found)
 
@@ -309,7 +181,7 @@ def _from_store(config: HarvestConfig, spec: StoreSpec, there: Manifest) -> Harv
     if missing:
         return _addition(config, missing, there)
     more = n_rows - there.n_rows
-    return _checked(_plan(config, there.spec, "extend", n_rows=n_rows, rows_to_write=more))
+    return _fitting(_plan(config, there.spec, "extend", n_rows=n_rows, rows_to_write=more))
 
 
 def _addition(config: HarvestConfig, missing: tuple[SiteSpec, ...], there: Manifest) -> HarvestPlan:
@@ -320,7 +192,7 @@ def _addition(config: HarvestConfig, missing: tuple[SiteSpec, ...], there: Manif
         raise _other_sites(f"{config.out} is just being given", sites, missing)
     spec = replace(there.spec, sites=sites)
     plan = _plan(config, spec, "add", n_rows=there.n_rows, rows_to_write=there.n_rows)
-    return plan if begun is not None else _checked(plan)
+    return plan if begun is not None else _fitting(plan)
 
 
 def _other_sites(what: str, first: tuple[SiteSpec, ...], then: tuple[SiteSpec, ...]) -> ConfigError:
@@ -347,15 +219,10 @@ def _plan(
         state=state,
         n_rows=n_rows,
         rows_to_write=rows_to_write,
-        bytes_to_write=estimated_bytes(spec, n_rows=rows_to_write),
-        bytes_free=bytes_free(config.out),
+        bytes_to_write=disk_needed(spec, n_rows=rows_to_write),
+        bytes_free=_disk_free(config.out),
         source_exhausted=False,
     )
-
-
-def _checked(plan: HarvestPlan) -> HarvestPlan:
-    require_room(plan.config.out, n_bytes=plan.bytes_to_write, free=plan.bytes_free)
-    return plan
 
 
 def _whole_contexts(config: HarvestConfig) -> int:
@@ -367,3 +234,119 @@ def with_precision(plan: HarvestPlan, precision: str) -> HarvestPlan:
     """The plan, with the model's precision as the device decided it."""
     source = {**plan.spec.source, "model_precision": precision}
     return replace(plan, spec=replace(plan.spec, source=source))
+
+
+STORES = "SAEPIPE_STORES"
+"""Environment variable: folders below which stores are looked for, as in PATH."""
+_SOURCE = ("model_fingerprint", "tokenizer_fingerprint", "text_fingerprint", "text_column")
+"""What of a source decides its rows; names of models and texts do not."""
+
+
+def find_equal(out: Path, wanted: StoreSpec, *, n_rows: int) -> tuple[Path, Manifest] | None:
+    """A complete store that holds every row that is wanted, value by value; None if there is none.
+
+    It may lie beside `out`, or anywhere below the folders that SAEPIPE_STORES names. What is met
+    and cannot be read is somebody else's, and passed over.
+    """
+    for path, there in (*_beside(out), *_below_known_folders()):
+        if _holds(there, wanted, n_rows):
+            return path, settled(path) or there
+    return None
+
+
+def link(found: Path, out: Path) -> None:
+    """Make `out` a link to a store that was found, relative to the folder that it lies in.
+
+    Raises:
+        ConfigError: something is there already, or the disk knows no links.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    target = os.path.relpath(found.resolve(), out.parent.resolve())
+    try:
+        out.symlink_to(target, target_is_directory=True)
+    except FileExistsError:
+        raise ConfigError(f"{out} is there already: choose another --out") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{out} cannot be made a link ({error.strerror}): use the store itself, --out {found}"
+        ) from error
+
+
+def known_folders() -> list[Path]:
+    """Those that SAEPIPE_STORES names."""
+    return [Path(name) for name in os.environ.get(STORES, "").split(os.pathsep) if name]
+
+
+def _beside(out: Path) -> Iterator[tuple[Path, Manifest]]:
+    try:
+        folders = sorted(out.parent.iterdir())
+    except OSError:
+        return
+    for path in folders:
+        try:
+            there = peek(path)
+        except StoreError:
+            continue
+        if there is not None:
+            yield path, there
+
+
+def _below_known_folders() -> Iterator[tuple[Path, Manifest]]:
+    for folder in known_folders():
+        try:
+            found = find_stores(folder)
+        except StoreError:
+            continue
+        yield from ((path, told) for path, told in found if isinstance(told, Manifest))
+
+
+def _holds(there: Manifest, wanted: StoreSpec, n_rows: int) -> bool:
+    spec = there.spec
+    return (
+        there.state == "complete"
+        and (there.n_rows >= n_rows or there.source_exhausted)
+        and set(spec.sites) >= set(wanted.sites)
+        and _values_of(spec) == _values_of(wanted)
+        and all(spec.source.get(key) == wanted.source[key] for key in _SOURCE)
+        and wanted.source["model_precision"] in ("auto", spec.source.get("model_precision"))
+    )
+
+
+def _values_of(spec: StoreSpec) -> tuple[object, ...]:
+    """What decides the stored values; exact codecs all give the same."""
+    return spec.ctx_len, spec.dtype, spec.seed, kept_bits(spec.codec)
+
+
+# Bytes on disk for each byte of activations, measured on a small trained Pythia: an estimate.
+_RATIO = {"raw": 1.0, "lz4": 0.75, "zstd": 0.70}
+_SIGN_AND_EXPONENT_BITS = 4.5  # compressed, beside the mantissa's: measured on rounded bfloat16
+_METADATA_BYTES = 8  # a row's token, context, position and document, compressed, about
+_HEADROOM = 1.02
+
+
+def disk_needed(spec: StoreSpec, *, n_rows: int) -> int:
+    """About what the shards of `n_rows` rows take."""
+    kept, itemsize = kept_bits(spec.codec), spec.storage.itemsize
+    if kept is None:
+        per_value = itemsize * _RATIO[spec.codec]
+    else:  # what is left of a mantissa is noise, and the zeros behind it take no room
+        per_value = min((_SIGN_AND_EXPONENT_BITS + kept) / 8, itemsize * _RATIO["lz4"])
+    width = sum(site.width for site in spec.sites)
+    return round(n_rows * (width * per_value + _METADATA_BYTES))
+
+
+def _disk_free(path: Path) -> int:
+    """Where `path` is, or would be."""
+    path = path.absolute()
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+
+
+def _fitting(plan: HarvestPlan) -> HarvestPlan:
+    """The plan, if the disk has room for it."""
+    needed = plan.bytes_to_write * _HEADROOM
+    if needed > plan.bytes_free:
+        raise ConfigError(
+            f"{plan.config.out} needs about {needed / 1e9:.2f} GB and its disk has "
+            f"{plan.bytes_free / 1e9:.2f} GB free: lower --tokens, or choose another --out"
+        )
+    return plan

@@ -12,17 +12,15 @@ from actstore.verify import Finding
 from actstore.writer import Shard
 from pipeline.config.stages import Device, HarvestConfig
 from pipeline.errors import ConfigError
-from pipeline.harvest.forward import Forward, forward_of
-from pipeline.harvest.harvest import harvest_shard
+from pipeline.harvest.forward import Forward, forward_of, harvest_shard
 from pipeline.harvest.plan import DTYPES, HarvestPlan
 from pipeline.lm.families import Site
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
+from pipeline.progress import OnProgress, Progress
 from pipeline.text.contexts import ContextStream, Cursor
-from pipeline.text.open import TextSource, open_text
-
-OnProgress = Callable[[int, int], None]
-"""Told rows harvested again, and rows there are to harvest."""
+from pipeline.text.open import open_text
+from pipeline.text.source import TextSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +35,7 @@ class RepairReport:
 
 
 def repair(
-    path: Path,
+    path: str | Path,
     findings: Sequence[Finding],
     *,
     device: Device = "auto",
@@ -62,28 +60,26 @@ def repair(
         StoreError: a writer is at work, a shard came out different from what was stored, or
             something is damaged that nothing else tells; what could be put back is.
     """
+    path = Path(path)
     for finding in findings:
         if finding.path == path:
             raise StoreError(finding.what)
-    with repairing(path, findings) as job:
-        files = list(job.files)
-        rows = sum(map(job.rows_in, job.lost))
+    with repairing(path, findings) as job, ExitStack() as stack:
+        files, done, total = list(job.files), 0, sum(map(job.rows_in, job.lost))
+
+        def told(n_rows: int) -> None:
+            if on_progress is not None:
+                on_progress(Progress(stage="repair", done=done + n_rows, total=total, unit="rows"))
+
         if job.lost:
-            with ExitStack() as stack:
-                again = _Harvester.of(job, stack, device=device, batch_size=batch_size)
-                done = 0
-                for index in job.lost:
-                    files += job.restore(again.shard(index, _after(on_progress, done, rows)))
-                    done += job.rows_in(index)
+            again = _Harvester.of(job, stack, device=device, batch_size=batch_size)
+            for index in job.lost:
+                files += job.restore(again.shard(index, told))
+                done += job.rows_in(index)
     beyond = beyond_repair(path, findings)
     if beyond is not None:
         raise StoreError(beyond)
-    return RepairReport(shards=tuple(job.lost), rows=rows, files=tuple(files))
-
-
-def _after(tell: OnProgress | None, done: int, total: int) -> Callable[[int], None]:
-    """What one shard's progress means for all of them."""
-    return lambda rows: None if tell is None else tell(done + rows, total)
+    return RepairReport(shards=tuple(job.lost), rows=total, files=tuple(files))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +125,7 @@ class _Harvester:
                 n_rows // ctx_len,
                 forward=self.forward,
                 stream=stream,
-                on_filled=lambda n_contexts: tell(n_contexts * ctx_len),
+                on_batch=lambda n_contexts: tell(n_contexts * ctx_len),
             )
         if filled is None or filled.shard.n_rows < n_rows:
             raise ConfigError(

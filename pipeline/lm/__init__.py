@@ -1,1 +1,1 @@
-"""lm."""
+"""The language model: read, replaced and stopped at sites."""

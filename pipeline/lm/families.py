@@ -78,39 +78,23 @@ KINDS: dict[str, SiteKind] = {
     for kind in (
         SiteKind(name="resid_pre", side="in"),
         SiteKind(
-            name="attn_z",
-            part="attention_out",
-            side="in",
-            width="d_attn",
-            needs=("attention_norm", "attention"),
-            branch=ATTENTION,
-            through="attention_out",
+            name="attn_z", part="attention_out", side="in", width="d_attn", branch=ATTENTION,
+            through="attention_out", needs=("attention_norm", "attention"),
         ),
         SiteKind(name="attn_out", part="attention_out", side="out", branch=ATTENTION),
         SiteKind(name="resid_mid", part="mlp_norm", side="in", shared=True, added=(ATTENTION,)),
         SiteKind(
-            name="mlp_pre",
-            part="mlp_in",
-            side="out",
-            width="d_mlp",
-            needs=("mlp_norm", "mlp_in"),
-            branch=MLP,
-            nonlinear=True,
-            beside=("mlp_gated",),
+            name="mlp_pre", part="mlp_in", side="out", width="d_mlp", branch=MLP,
+            nonlinear=True, needs=("mlp_norm", "mlp_in"), beside=("mlp_gated",),
         ),
         SiteKind(
-            name="mlp_act",
-            part="mlp_out",
-            side="in",
-            width="d_mlp",
-            needs=("mlp_gated",),
-            branch=MLP,
-            through="mlp_out",
+            name="mlp_act", part="mlp_out", side="in", width="d_mlp", branch=MLP,
+            through="mlp_out", needs=("mlp_gated",),
         ),
-        SiteKind(name="mlp_out", part="mlp", side="out", needs=("mlp_out",), branch=MLP),
+        SiteKind(name="mlp_out", part="mlp", side="out", branch=MLP, needs=("mlp_out",)),
         SiteKind(name="resid_post", side="out", added=BRANCHES),
     )
-}
+}  # fmt: skip
 """In the order in which one layer computes them."""
 
 

@@ -1,8 +1,6 @@
-"""The files of a model: folder, hub or embedded; what goes wrong on the way.
+"""The files of a model: a local folder, a repository of the hub, or the embedded default.
 
-What goes wrong between here and the hub, one line each.
-
-The files of a model: a local folder, a repository of the hub, or the embedded default.
+And what goes wrong between here and the hub, in one line each.
 """
 
 import hashlib
@@ -15,52 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelError, PipelineError
-
-
-@contextmanager
-def explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
-    """Turn what the hub's client raises into a line about `what`: `model org/name`, say.
-
-    Raises:
-        PipelineError: of the type `raises`.
-    """
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise raises(
-            f"{what} asks for its licence to be accepted on the hub: do so there, "
-            "then type: hf auth login"
-        ) from error
-    except (
-        errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError
-    ) as error:  # fmt: skip
-        raise raises(f"the hub has no {what} (or it is private: hf auth login)") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise raises(_out_of_reach(what)) from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        raise raises(f"the hub answered {status} for {what}: try again later") from error
-    except (network_error(), ConnectionError, TimeoutError) as error:
-        raise raises(_out_of_reach(what)) from error
-
-
-def network_error() -> type[Exception]:
-    """The base of what the hub's HTTP library raises: httpx, or requests before the hub's 1.0."""
-    from huggingface_hub import errors
-
-    http_error = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]
-    # In requests it stands for answers alone, below a base that a refused connection shares.
-    return [base for base in http_error.__mro__ if base.__module__ != "builtins"][-1]
-
-
-def _out_of_reach(what: str) -> str:
-    return (
-        f"the hub could not be reached for {what}, and it is not in the local cache: check the "
-        "network, or give a local path"
-    )
-
 
 # The few names on the hub without an owner.
 _SINGLE_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -79,11 +31,7 @@ class ModelFiles:
 
     @cached_property
     def folder(self) -> Path | None:
-        """The local folder, or None for a repository of the hub.
-
-        Raises:
-            ModelError: the name looks like a path, and nothing is there.
-        """
+        """The local folder, or None for a repository of the hub."""
         if self.name == BUILTIN:
             return builtin_model_path()
         path = Path(self.name).expanduser()
@@ -200,4 +148,49 @@ def builtin_model_path() -> Path:
     raise ModelError(
         f"the embedded model is not in {places[0]} nor in {places[1]}: install saepipe again, "
         "or name a model of your own with --model"
+    )
+
+
+@contextmanager
+def explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
+    """Turn what the hub's client raises into a line about `what`: `model org/name`, say.
+
+    Raises:
+        PipelineError: of the type `raises`.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise raises(
+            f"{what} asks for its licence to be accepted on the hub: do so there, "
+            "then type: hf auth login"
+        ) from error
+    except (
+        errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError
+    ) as error:  # fmt: skip
+        raise raises(f"the hub has no {what} (or it is private: hf auth login)") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise raises(_out_of_reach(what)) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        raise raises(f"the hub answered {status} for {what}: try again later") from error
+    except (network_error(), ConnectionError, TimeoutError) as error:
+        raise raises(_out_of_reach(what)) from error
+
+
+def network_error() -> type[Exception]:
+    """The base of what the hub's HTTP library raises: httpx, or requests before the hub's 1.0."""
+    from huggingface_hub import errors
+
+    http_error = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]
+    # In requests it stands for answers alone, below a base that a refused connection shares.
+    return [base for base in http_error.__mro__ if base.__module__ != "builtins"][-1]
+
+
+def _out_of_reach(what: str) -> str:
+    return (
+        f"the hub could not be reached for {what}, and it is not in the local cache: check the "
+        "network, or give a local path"
     )

@@ -83,6 +83,10 @@ class Coder(nn.Module, ABC):
     def pre(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Pre-activations of each row."""
 
+    @abstractmethod
+    def encoder_directions(self) -> Float[Tensor, "d_sae d_in"]:
+        """What each latent reads: a row of its encoder weights."""
+
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Latents of each row."""
         return self.activation(self.pre(x))
@@ -179,6 +183,10 @@ class SAE(Coder):
         """Pre-activations of each row: what fine-tuning scales and shifts."""
         return F.linear(x - self.b_dec, self.W_enc.T, self.b_enc)
 
+    def encoder_directions(self) -> Float[Tensor, "d_sae d_in"]:
+        """The columns of `W_enc`."""
+        return self.W_enc.T
+
     def __repr__(self) -> str:
         site = f", site={self.site}" if self.site else ""
         return f"SAE({self.arch}, d_in={self.d_in}, d_sae={self.d_sae}{site})"
@@ -216,6 +224,10 @@ class TunedSAE(Coder):
     def pre(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Scaled and shifted pre-activations of each row."""
         return self.c * self.sae.pre(x) + self.d
+
+    def encoder_directions(self) -> Float[Tensor, "d_sae d_in"]:
+        """The columns of the frozen encoder, scaled: where `c` is negative, turned around."""
+        return (self.sae.W_enc * self.c).T
 
     @torch.no_grad()
     def fold(self) -> SAE:

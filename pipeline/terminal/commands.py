@@ -119,31 +119,19 @@ def opened(reading: "Reading") -> "tuple[FeatureSet | None, FeatureSet | None]":
     return source, target
 
 
-def run_harvest(config: HarvestConfig, *, screen: Screen) -> "HarvestSummary | None":
-    """Harvest what is missing, in as many plans as it takes; None when nothing was."""
-    from pipeline.harvest.plan import make_plan
+def run_harvest(config: HarvestConfig, *, screen: Screen) -> "HarvestSummary":
+    """Harvest what is missing."""
+    from pipeline.harvest.harvest import harvest
     from pipeline.terminal.lines import harvest_lines, plan_line, reused_line
 
-    summary = None
-    while (plan := make_plan(config)).state != "complete":
-        from pipeline.harvest.harvest import harvest as run
-
-        with screen.progress("harvest", "tokens") as show:
-            summary = run(
-                plan,
-                on_plan=lambda plan, seconds: screen.say(plan_line(plan, seconds)),
-                on_progress=lambda p: show(p.rows, p.n_rows, f"{size(p.n_bytes)} on disk"),
-            )
-        for line in harvest_lines(summary, config.out):
-            screen.say(line)
-        if plan.state != "add":
-            break  # only an addition of sites may leave rows to write: do not ask the hub again
-    if plan.found is not None:
-        from pipeline.harvest.plan import link
-
-        link(plan.found, config.out)
-    if summary is None:
-        screen.say(reused_line(plan))
+    with screen.progress("harvest", "tokens") as show:
+        summary = harvest(
+            config,
+            on_plan=lambda plan, seconds: screen.say(plan_line(plan, seconds)),
+            on_progress=lambda p: show(p.done, p.total, p.words),
+        )
+    for line in [reused_line(summary)] if summary.reused else harvest_lines(summary):
+        screen.say(line)
     return summary
 
 

@@ -37,14 +37,14 @@ def plan_line(plan: "HarvestPlan", seconds: float) -> str:
     )
 
 
-def harvest_lines(summary: "HarvestSummary", path: Path) -> Iterator[str]:
+def harvest_lines(summary: "HarvestSummary") -> Iterator[str]:
     """What a harvest did, and what a lossy codec cost each site."""
     ended = "; the text ended there" if summary.source_exhausted else ""
     yield (
-        f"harvest   {summary.n_rows:,} rows a site, {size(summary.n_bytes)} in {path}, "
+        f"harvest   {summary.n_rows:,} rows a site, {size(summary.n_bytes)} in {summary.store}, "
         f"{summary.tokens_per_s:,.0f} tokens/s{ended}"
     )
-    store = ActStore.open(path)
+    store = ActStore.open(summary.store)
     for site, told in fidelity_of(store).items():
         yield (
             f"harvest   {site}: {store.spec.codec} cost {told.relative_error:.2e} of the variance, "
@@ -52,10 +52,12 @@ def harvest_lines(summary: "HarvestSummary", path: Path) -> Iterator[str]:
         )
 
 
-def reused_line(plan: "HarvestPlan") -> str:
+def reused_line(summary: "HarvestSummary") -> str:
     """Which store makes a harvest unnecessary."""
-    told, out = f"harvest   complete, reused: {plan.n_rows:,} rows a site in ", plan.config.out
-    return f"{told}{out}" if plan.found is None else f"{told}{plan.found}, linked as {out}"
+    where = (
+        summary.store if summary.found is None else f"{summary.found}, linked as {summary.store}"
+    )
+    return f"harvest   complete, reused: {summary.n_rows:,} rows a site in {where}"
 
 
 def curve_words(report: "StepReport") -> str:

@@ -210,7 +210,7 @@ def run_repair(
             findings,
             device=device,
             batch_size=batch_size,
-            on_progress=lambda done, total: show(done, total, ""),
+            on_progress=lambda p: show(p.done, p.total, p.words),
         )
     screen.say(repair_line(repaired, path))
     return repaired

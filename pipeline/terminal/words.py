@@ -1,7 +1,8 @@
 """Numbers as people write and read them."""
 
-from pipeline.config.checks import parse_count as count
+from pipeline.config.settings import parse_count as count
 from pipeline.errors import ConfigError
+from pipeline.progress import short, size
 
 __all__ = ["cell", "count", "duration", "layers_of", "many", "short", "size"]
 
@@ -37,19 +38,6 @@ def cell(value: object) -> str:
 def many(n: int, what: str) -> str:
     """`1 shard`, `1,000 shards`."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
-def short(value: int | float) -> str:
-    """1234567 as 1.23M."""
-    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def size(n_bytes: int | float) -> str:
-    """1234567 as 1.23MB."""
-    return f"{short(n_bytes)}B"
 
 
 def duration(seconds: int | float) -> str:

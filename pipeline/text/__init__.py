@@ -1,1 +1,1 @@
-"""text."""
+"""From the name of a text to contexts of tokens."""

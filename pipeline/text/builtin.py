@@ -1,18 +1,15 @@
-"""Python's own documentation and sources; arithmetic questions.
+"""Texts that need no download: what every Python carries, and questions of arithmetic.
 
-What needs no download: the text that every Python carries, and the model trained on it.
+Documents of `builtin` are the topics of `pydoc_data.topics` (the language reference, as `help()`
+shows it) and the sources of the standard library, as found in the running Python. A hash of a
+document's name alone decides whether it is for training or held out, so a file is on the same side
+everywhere. Topics quote each other: a held-out document that repeats the training text is used by
+neither side. The embedded model is trained on the training part.
 
-Documents are the topics of `pydoc_data.topics` (the language reference, as `help()` shows it)
-and the sources of the standard library, as found in the running Python. A hash of a document's
-name alone decides whether it is for training or held out, so a file is on the same side
-everywhere. Topics quote each other: a held-out document that repeats the training text is used
-by neither side. Arithmetic questions (`pipeline.text.builtin`) do not occur; tests hold that.
-
-Arithmetic questions with their answers: what a fine-tune on the embedded model learns.
-
-A question has three one-digit numbers, two of them in brackets: `(2 * 7) + 2` or `2 + (7 * 2)`.
-Its form, a line break before `Answer:`, is that of the EleutherAI language model evaluation
-harness. There are 18,000 questions; a hash of each decides for training (about 90 %) or held out.
+`builtin:arithmetic` is what a fine-tune on that model learns, and does not occur in `builtin`. A
+question has three one-digit numbers, two of them in brackets: `(2 * 7) + 2` or `2 + (7 * 2)`. Its
+form, a line break before `Answer:`, is that of the EleutherAI language model evaluation harness.
+There are 18,000 questions; a hash of each decides for training (about 90 %) or held out.
 """
 
 import hashlib
@@ -34,6 +31,7 @@ from pipeline.text.source import TextSource
 Part = Literal["train", "heldout"]
 
 HELDOUT_PERCENT = 7
+HELDOUT_QUESTIONS_PERCENT = 10
 REPEATED_SHARE = 0.25
 """A held-out document with more of its long lines in the training text than this is left out."""
 
@@ -57,7 +55,7 @@ class Document:
     @property
     def part(self) -> Part:
         """The side of the split it falls on, by its name alone."""
-        return "heldout" if _number(self.name) % 100 < HELDOUT_PERCENT else "train"
+        return _part(self.name, HELDOUT_PERCENT)
 
 
 @final
@@ -138,8 +136,8 @@ def _number(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
-HELDOUT_PERCENT_ARITHMETIC = 10
-_OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+def _part(name: str, heldout_percent: int) -> Part:
+    return "heldout" if _number(name) % 100 < heldout_percent else "train"
 
 
 @final
@@ -148,7 +146,9 @@ class Arithmetic(TextSource):
 
     def __init__(self, part: Part, *, seed: int = 0) -> None:
         self.name = "builtin:arithmetic" if part == "train" else "builtin:arithmetic@heldout"
-        self._documents = [text for text in _every_question() if _part(text) == part]
+        self._documents = [
+            text for text in _every_question() if _part(text, HELDOUT_QUESTIONS_PERCENT) == part
+        ]
         random.Random(seed).shuffle(self._documents)
 
     def fingerprint(self) -> str:
@@ -162,18 +162,12 @@ class Arithmetic(TextSource):
 
 def _every_question() -> Iterator[str]:
     """Every question followed by its answer, such as ` 16`."""
-    digits = range(10)
-    for a, b, c in product(digits, repeat=3):
-        for first, second in product(_OPERATIONS, repeat=2):
-            one, two = _OPERATIONS[first], _OPERATIONS[second]
+    operations = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+    for a, b, c in product(range(10), repeat=3):
+        for (first, one), (second, two) in product(operations.items(), repeat=2):
             yield _document(f"({a} {first} {b}) {second} {c}", two(one(a, b), c))
             yield _document(f"{a} {first} ({b} {second} {c})", one(a, two(b, c)))
 
 
 def _document(expression: str, answer: int) -> str:
     return f"Question: What is {expression}?\nAnswer: {answer}"
-
-
-def _part(text: str) -> Part:
-    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-    return "heldout" if number % 100 < HELDOUT_PERCENT_ARITHMETIC else "train"

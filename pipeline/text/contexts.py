@@ -1,8 +1,4 @@
-"""Documents tokenised ahead on a thread and packed into contexts.
-
-An iterator run on a thread of its own, a few items ahead of whoever gets them.
-
-Text -> contexts: documents tokenised ahead on a thread of their own, packed end to end.
+"""Text -> contexts: documents tokenised ahead on a thread of their own, packed end to end.
 
 A context takes up where the one before it stopped, in the middle of a document or across several.
 The stream's whole state is a `Cursor`; opened at any cursor it gives what it would have given.
@@ -10,7 +6,7 @@ The stream's whole state is a `Cursor`; opened at any cursor it gives what it wo
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
@@ -21,79 +17,6 @@ from jaxtyping import Int32, Int64
 
 from pipeline.errors import TextError
 from pipeline.text.source import TextSource
-
-T = TypeVar("T")
-
-_PATIENCE = 5.0  # seconds that closing waits for the thread, which may be reading from a network
-
-
-@final
-class _Item(Generic[T]):
-    def __init__(self, value: T) -> None:
-        self.value = value
-
-
-@final
-class ReadAhead(Generic[T]):
-    """The items of an iterator, at most `items` of them (and one in the making) held back."""
-
-    def __init__(self, source: Iterator[T], *, items: int) -> None:
-        self._source = source
-        self._handed: queue.SimpleQueue[_Item[T] | BaseException | None] = queue.SimpleQueue()
-        self._room = threading.Semaphore(items)
-        self._closed = threading.Event()
-        self._ended = False
-        self._error: BaseException | None = None
-        # A daemon: a read that hangs in a network must not keep the process alive.
-        self._thread = threading.Thread(target=self._run, name="saepipe-read", daemon=True)
-        self._thread.start()
-
-    def get(self) -> T | None:
-        """The next item, None after the last; raises what the iterator raised, each time."""
-        if not self._ended:
-            handed = self._handed.get()
-            if isinstance(handed, _Item):
-                self._room.release()
-                return handed.value
-            self._error, self._ended = handed, True
-        if self._error is not None:
-            raise self._error
-        return None
-
-    def close(self) -> None:
-        """Stop the thread, at the latest when it has made the item it is at."""
-        self._closed.set()
-        self._room.release()
-        self._thread.join(_PATIENCE)
-
-    def _run(self) -> None:
-        with _Ending(self._handed.put):
-            for value in self._source:
-                self._room.acquire()
-                if self._closed.is_set():
-                    return
-                self._handed.put(_Item(value))
-
-
-@final
-class _Ending:
-    """Reports how its block ended, with which error or None; nothing leaves the block."""
-
-    def __init__(self, report: Callable[[BaseException | None], None]) -> None:
-        self._report = report
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        self._report(error)
-        return True
-
 
 GROUP_CHARACTERS = 1 << 18
 """Text tokenised in one call; the first calls take less, so that work can start."""
@@ -139,26 +62,9 @@ class Contexts:
     document_id: Int64[np.ndarray, "contexts ctx_len"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """Tokens in order, with where each stands: in which document, and whether it ends it."""
-
-    tokens: Int32[np.ndarray, " n"]
-    document: Int64[np.ndarray, " n"]
-    offset: Int64[np.ndarray, " n"]
-    after: Int64[np.ndarray, " n"]
-    """Tokens of the same document that follow."""
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, part: slice) -> "_Run":
-        return _Run(
-            tokens=self.tokens[part],
-            document=self.document[part],
-            offset=self.offset[part],
-            after=self.after[part],
-        )
+_RUN = np.dtype([("token", "i4"), ("document", "i8"), ("offset", "i8"), ("after", "i8")])
+"""Tokens in order, with where each stands: in which document, as which token of it, and how many
+tokens of the same document follow."""
 
 
 @final
@@ -184,24 +90,24 @@ class ContextStream:
             TextError: the source cannot be read, or has no text at all.
         """
         wanted, have = n * self._ctx_len, 0
-        parts: list[_Run] = []
+        parts = [self._rest[:0]]
         while have < wanted and (len(self._rest) or self._fetch()):
             part, self._rest = self._rest[: wanted - have], self._rest[wanted - have :]
             parts.append(part)
             have += len(part)
-        joined = _join(parts) if parts else self._rest
         used = have // self._ctx_len * self._ctx_len
-        taken = joined[:used]  # what is left over, at the end of the text, is no whole context
+        taken = np.concatenate(parts)[
+            :used
+        ]  # the rest, at the end of the text, is no whole context
         if used:
-            ends = not taken.after[-1]
+            ends = not taken["after"][-1]
             self.cursor = Cursor(
-                document=int(taken.document[-1]) + ends,
-                offset=0 if ends else int(taken.offset[-1]) + 1,
+                document=int(taken["document"][-1]) + ends,
+                offset=0 if ends else int(taken["offset"][-1]) + 1,
             )
+        tokens, documents = (np.ascontiguousarray(taken[name]) for name in ("token", "document"))
         shape = (-1, self._ctx_len)
-        return Contexts(
-            tokens=taken.tokens.reshape(shape), document_id=taken.document.reshape(shape)
-        )
+        return Contexts(tokens=tokens.reshape(shape), document_id=documents.reshape(shape))
 
     def _fetch(self) -> bool:
         """Take up the next group; False after the last."""
@@ -227,7 +133,7 @@ class ContextStream:
         self.close()
 
 
-def _tokenised(source: TextSource, tokenizer: Encoder, start: Cursor) -> Iterator[_Run]:
+def _tokenised(source: TextSource, tokenizer: Encoder, start: Cursor) -> Iterator[np.ndarray]:
     """The tokens from `start` on, group by group."""
     skipped = start.offset  # of the first document, with which the first group begins
     for first, texts in _groups(source, start.document):
@@ -259,23 +165,64 @@ def _is_empty(text: str) -> bool:
     return not text or text.isspace()
 
 
-def _pack(documents: Sequence[Sequence[int]], *, first: int) -> _Run:
+def _pack(documents: Sequence[Sequence[int]], *, first: int) -> np.ndarray:
     """Documents end to end; the first has number `first`."""
     lengths = np.array([len(document) for document in documents], np.int64)
-    tokens = np.fromiter(chain.from_iterable(documents), np.int32, int(lengths.sum()))
-    offset = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return _Run(
-        tokens=tokens,
-        document=np.repeat(np.arange(first, first + len(documents), dtype=np.int64), lengths),
-        offset=offset,
-        after=np.repeat(lengths, lengths) - offset - 1,
-    )
+    run = np.empty(int(lengths.sum()), _RUN)
+    run["token"] = np.fromiter(chain.from_iterable(documents), np.int32, len(run))
+    run["document"] = np.repeat(np.arange(first, first + len(documents)), lengths)
+    run["offset"] = np.arange(len(run)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    run["after"] = np.repeat(lengths, lengths) - run["offset"] - 1
+    return run
 
 
-def _join(parts: Sequence[_Run]) -> _Run:
-    return _Run(
-        tokens=np.concatenate([part.tokens for part in parts]),
-        document=np.concatenate([part.document for part in parts]),
-        offset=np.concatenate([part.offset for part in parts]),
-        after=np.concatenate([part.after for part in parts]),
-    )
+T = TypeVar("T")
+
+_PATIENCE = 5.0  # seconds that closing waits for the thread, which may be reading from a network
+
+
+@final
+class ReadAhead(Generic[T]):
+    """The items of an iterator, at most `items` of them (and one in the making) held back."""
+
+    def __init__(self, source: Iterator[T], *, items: int) -> None:
+        self._source = source
+        self._handed: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(items)
+        self._closed = threading.Event()
+        self._ended = False
+        self._error: BaseException | None = None
+        # A daemon: a read that hangs in a network must not keep the process alive.
+        self._thread = threading.Thread(target=self._run, name="saepipe-read", daemon=True)
+        self._thread.start()
+
+    def get(self) -> T | None:
+        """The next item, None after the last; raises what the iterator raised, each time."""
+        if not self._ended:
+            handed = self._handed.get()
+            if isinstance(handed, tuple):
+                self._room.release()
+                return handed[0]
+            self._error, self._ended = handed, True
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def close(self) -> None:
+        """Stop the thread, at the latest when it has made the item it is at."""
+        self._closed.set()
+        self._room.release()
+        self._thread.join(_PATIENCE)
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            for value in self._source:
+                self._room.acquire()
+                if self._closed.is_set():
+                    return
+                self._handed.put((value,))
+        except BaseException as raised:  # it is raised where the items are wanted
+            error = raised
+        finally:
+            self._handed.put(error)

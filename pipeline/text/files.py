@@ -1,8 +1,4 @@
-""".txt .md .jsonl .json .parquet and folders of them; a table of formats.
-
-Where in a record its text stands.
-
-Text in local files: .txt and .md, .jsonl, .jsonl.gz, .json, .parquet, or a folder of them.
+"""Text in local files, or a folder of them: `FORMATS` is the table of those that can be read.
 
 A document is a record, or a text file; a text file beyond 1 MiB is several, cut at line ends.
 """
@@ -11,8 +7,9 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import cast, final
@@ -23,8 +20,98 @@ import pyarrow.parquet as parquet
 from pipeline.errors import TextError
 from pipeline.text.source import TextSource
 
+PIECE_CHARACTERS = 1 << 20
+"""About where a long text file is cut."""
 QUESTION = ("context", "completion")
 """Columns of a question and its answer (EleutherAI/arithmetic): read as one text."""
+
+_SAMPLE = 1 << 16  # bytes hashed at each end of a file: a whole hash would read gigabytes
+_ABOUT_THE_DATA = {"README", "SOURCE", "LICENSE", "LICENCE", "NOTICE"}
+
+
+@final
+class FileText(TextSource):
+    """The documents of one file, or of a folder's files in the order of their names."""
+
+    def __init__(self, path: Path, *, name: str, column: str) -> None:
+        self.name = name
+        self._root = path
+        self._column = column
+        self._paths = _usable_files(path)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over name, size and both ends (64 KiB) of every file."""
+        return files_fingerprint(self._paths, root=self._root)
+
+    def documents(self, start: int = 0) -> Iterator[str]:
+        """The documents from number `start` on; what comes before is counted, not parsed."""
+        for path in self._paths:
+            form = FORMATS[_suffix(path)]
+            with _explained(path):
+                if start and path is not self._paths[-1]:
+                    n = form.count(path)
+                    if start >= n:
+                        start -= n
+                        continue
+                yield from form.read(path, self._column, start)
+            start = 0
+
+
+def _usable_files(path: Path) -> list[Path]:
+    """The file itself, or the folder's, at any depth."""
+    suffixes = ", ".join(sorted(FORMATS))
+    if not path.is_dir():
+        if _suffix(path) not in FORMATS:
+            raise TextError(f"{path} is not of a kind that can be read: {suffixes}, or a folder")
+        return [path]
+    found = sorted(below for below in path.rglob("*") if _is_data(below, path))
+    if not found:
+        raise TextError(f"{path} holds no file of a kind that can be read: {suffixes}")
+    return found
+
+
+def _is_data(path: Path, root: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    about = path.name.partition(".")[0].upper() in _ABOUT_THE_DATA
+    return path.is_file() and not hidden and not about and _suffix(path) in FORMATS
+
+
+def _suffix(path: Path) -> str:
+    """How the name ends: `.jsonl.gz` is one kind."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
+
+
+def looks_like_a_file(path: Path) -> bool:
+    """Whether a name ends as that of a text file does, be there one or not."""
+    return path.suffix.lower() in {Path(f"x{suffix}").suffix for suffix in FORMATS}
+
+
+def files_fingerprint(paths: list[Path], *, root: Path) -> str:
+    """SHA-256 over name below `root`, size and both ends of every file."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(root) if path != root else path.name}:{size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(0, size - _SAMPLE))
+            digest.update(file.read(_SAMPLE))
+    return f"sha256:{digest.hexdigest()}"
+
+
+@contextmanager
+def _explained(path: Path) -> Generator[None]:
+    """What goes wrong in a file becomes one line that names it."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"{path} is not UTF-8 text ({error.reason}): convert it, for example with iconv"
+        ) from error
+    except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise TextError(f"{path} cannot be read, it may be damaged: {reason}") from error
 
 
 def text_columns(columns: Iterable[str], column: str, *, where: str) -> tuple[str, ...]:
@@ -59,139 +146,24 @@ def text_of(record: object, column: str, *, where: str) -> str:
     if isinstance(record, str):
         return record
     if not isinstance(record, Mapping):
-        raise TextError(f"{where} is neither a record nor a string but {_kind(record)}")
+        kind = type(record).__name__
+        raise TextError(f"{where} is neither a record nor a string but a {kind}")
     fields = cast("Mapping[str, object]", record)
     values = [fields[name] for name in text_columns(fields, column, where=where)]
     for value in values:
         if value is not None and not isinstance(value, str):
-            raise TextError(f"{where} holds {_kind(value)} where text is expected")
+            raise TextError(f"{where} holds a {type(value).__name__} where text is expected")
     return "".join(value for value in values if isinstance(value, str))
 
 
-def _kind(value: object) -> str:
-    return f"a {type(value).__name__}"
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How a kind of file is read. Whatever OSError and the like say becomes one line."""
 
-
-PIECE_CHARACTERS = 1 << 20
-"""About where a long text file is cut."""
-
-_SAMPLE = 1 << 16  # bytes hashed at each end of a file: a whole hash would read gigabytes
-_KINDS = {".txt", ".md", ".jsonl", ".jsonl.gz", ".json", ".parquet"}
-_ABOUT_THE_DATA = {"README", "SOURCE", "LICENSE", "LICENCE", "NOTICE"}
-
-
-@final
-class FileText(TextSource):
-    """The documents of one file, or of a folder's files in the order of their names."""
-
-    def __init__(self, path: Path, *, name: str, column: str) -> None:
-        self.name = name
-        self._root = path
-        self._column = column
-        self._paths = _usable_files(path)
-
-    def fingerprint(self) -> str:
-        """SHA-256 over name, size and both ends (64 KiB) of every file."""
-        return files_fingerprint(self._paths, root=self._root)
-
-    def documents(self, start: int = 0) -> Iterator[str]:
-        """The documents from number `start` on; what comes before is counted, not parsed."""
-        for path in self._paths:
-            if start and path is not self._paths[-1]:
-                n = _count(path)
-                if start >= n:
-                    start -= n
-                    continue
-            yield from _documents(path, self._column, start)
-            start = 0
-
-
-def files_fingerprint(paths: list[Path], *, root: Path) -> str:
-    """SHA-256 over name below `root`, size and both ends of every file."""
-    digest = hashlib.sha256()
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(root) if path != root else path.name}:{size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLE))
-            file.seek(max(0, size - _SAMPLE))
-            digest.update(file.read(_SAMPLE))
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _usable_files(path: Path) -> list[Path]:
-    """The file itself, or the folder's, at any depth.
-
-    Raises:
-        TextError: there is no file of a known kind.
-    """
-    kinds = ", ".join(sorted(_KINDS))
-    if not path.is_dir():
-        if _kind_text_files(path) not in _KINDS:
-            raise TextError(f"{path} is not of a kind that can be read: {kinds}, or a folder")
-        return [path]
-    found = sorted(below for below in path.rglob("*") if _is_data(below, path))
-    if not found:
-        raise TextError(f"{path} holds no file of a kind that can be read: {kinds}")
-    return found
-
-
-def _is_data(path: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    about = path.name.partition(".")[0].upper() in _ABOUT_THE_DATA
-    return path.is_file() and not hidden and not about and _kind_text_files(path) in _KINDS
-
-
-def _kind_text_files(path: Path) -> str:
-    """How the name ends: `.jsonl.gz` is one kind."""
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
-
-
-def _count(path: Path) -> int:
-    """Number of documents in a file."""
-    with _explained(path):
-        match _kind_text_files(path):
-            case ".parquet":
-                with parquet.ParquetFile(path) as file:
-                    return int(file.metadata.num_rows)
-            case ".json":
-                return len(_listed(path))
-            case ".jsonl" | ".jsonl.gz":
-                return sum(1 for _ in _lines(path))
-            case _:
-                return sum(1 for _ in _pieces(path))
-
-
-def _documents(path: Path, column: str, start: int) -> Iterator[str]:
-    """The documents of a file from number `start` on."""
-    with _explained(path):
-        match _kind_text_files(path):
-            case ".parquet":
-                yield from _parquet_documents(path, column, start)
-            case ".json":
-                for number, record in enumerate(_listed(path)[start:], start=start + 1):
-                    yield text_of(record, column, where=f"{path} record {number}")
-            case ".jsonl" | ".jsonl.gz":
-                for number, line in islice(_lines(path), start, None):
-                    where = f"{path} line {number}"
-                    yield text_of(_parsed(line, where=where), column, where=where)
-            case _:
-                yield from islice(_pieces(path), start, None)
-
-
-@contextmanager
-def _explained(path: Path) -> Generator[None]:
-    """What goes wrong in a file becomes one line that names it."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"{path} is not UTF-8 text ({error.reason}): convert it, for example with iconv"
-        ) from error
-    except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
-        reason = str(error).partition("\n")[0]
-        raise TextError(f"{path} cannot be read, it may be damaged: {reason}") from error
+    read: Callable[[Path, str, int], Iterator[str]]
+    """Path, column with the text, and number of the first document -> documents."""
+    count: Callable[[Path], int]
+    """How many documents a file holds; it need not parse them."""
 
 
 def _pieces(path: Path) -> Iterator[str]:
@@ -209,6 +181,12 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
+def _read_lines(path: Path, column: str, start: int) -> Iterator[str]:
+    for number, line in islice(_lines(path), start, None):
+        where = f"{path} line {number}"
+        yield text_of(_parsed(line, where=where), column, where=where)
+
+
 def _listed(path: Path) -> list[object]:
     content = _parsed(path.read_bytes(), where=str(path))
     if not isinstance(content, list):
@@ -218,6 +196,11 @@ def _listed(path: Path) -> list[object]:
     return cast("list[object]", content)
 
 
+def _read_list(path: Path, column: str, start: int) -> Iterator[str]:
+    for number, record in enumerate(_listed(path)[start:], start=start + 1):
+        yield text_of(record, column, where=f"{path} record {number}")
+
+
 def _parsed(content: bytes, *, where: str) -> object:
     try:
         return json.loads(content)
@@ -225,7 +208,7 @@ def _parsed(content: bytes, *, where: str) -> object:
         raise TextError(f"{where} is not valid JSON: {error}") from error
 
 
-def _parquet_documents(path: Path, column: str, start: int) -> Iterator[str]:
+def _read_parquet(path: Path, column: str, start: int) -> Iterator[str]:
     """Row group by row group; those before `start` are not read."""
     with parquet.ParquetFile(path) as file:
         columns = text_columns(file.schema_arrow.names, column, where=str(path))
@@ -240,3 +223,25 @@ def _parquet_documents(path: Path, column: str, start: int) -> Iterator[str]:
         )
         for row in islice(rows, start, None):
             yield text_of(row, column, where=str(path))
+
+
+def _count_parquet(path: Path) -> int:
+    with parquet.ParquetFile(path) as file:
+        return int(file.metadata.num_rows)
+
+
+_PLAIN = Format(
+    read=lambda path, _, start: islice(_pieces(path), start, None),
+    count=lambda path: sum(1 for _ in _pieces(path)),
+)
+_LINES = Format(read=_read_lines, count=lambda path: sum(1 for _ in _lines(path)))
+
+FORMATS = {
+    ".txt": _PLAIN,
+    ".md": _PLAIN,
+    ".jsonl": _LINES,
+    ".jsonl.gz": _LINES,
+    ".json": Format(read=_read_list, count=lambda path: len(_listed(path))),
+    ".parquet": Format(read=_read_parquet, count=_count_parquet),
+}
+"""By how the name of a file ends, in lower case."""

@@ -14,13 +14,16 @@ from pathlib import Path
 
 from pipeline.errors import TextError
 from pipeline.text.builtin import Arithmetic, BuiltinText
-from pipeline.text.files import FileText
+from pipeline.text.files import FileText, looks_like_a_file
 from pipeline.text.hub import HubText, SavedText, is_saved
 from pipeline.text.source import TextSource
 
-__all__ = ["TextSource", "heldout_of", "open_text"]
+EMBEDDED: dict[str, type[BuiltinText | Arithmetic]] = {
+    "builtin": BuiltinText,
+    "builtin:arithmetic": Arithmetic,
+}
+"""Texts that need no download; each has a held-out part, `NAME@heldout`."""
 
-_HELDOUT = {"builtin": "builtin@heldout", "builtin:arithmetic": "builtin:arithmetic@heldout"}
 _HUB_ID = re.compile(
     r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(:(?P<config>[^@/]+))?(@(?P<split>[\w.-]+))?", re.ASCII
 )
@@ -37,8 +40,14 @@ def open_text(source: str, *, column: str = "text", seed: int = 0) -> TextSource
     Raises:
         TextError: no source has this name, it cannot be reached, or holds no text.
     """
-    if source.partition(":")[0].partition("@")[0] == "builtin":
-        return _open_builtin(source, seed=seed)
+    name, at, part = source.partition("@")
+    if name.partition(":")[0] == "builtin":
+        if name not in EMBEDDED or (at and part != "heldout"):
+            raise TextError(
+                f"there is no text {source!r}: the embedded ones are {' and '.join(EMBEDDED)}, "
+                "each also with @heldout"
+            )
+        return EMBEDDED[name]("heldout" if at else "train", seed=seed)
     path, split = _path_and_split(source)
     if path.exists():
         if is_saved(path):
@@ -46,9 +55,9 @@ def open_text(source: str, *, column: str = "text", seed: int = 0) -> TextSource
         if split is None:
             return FileText(path, name=source, column=column)
     named = _HUB_ID.fullmatch(source)
-    if named is None or path.exists() or path.suffix.lower() in _FILE_SUFFIXES:
+    if named is None or path.exists() or looks_like_a_file(path):
         raise TextError(
-            f"there is no text {source!r}: --text takes builtin, builtin:arithmetic, the path of a "
+            f"there is no text {source!r}: --text takes {', '.join(EMBEDDED)}, the path of a "
             "file or folder, or a hub dataset as org/name[:config][@split]"
         )
     return HubText(
@@ -58,24 +67,7 @@ def open_text(source: str, *, column: str = "text", seed: int = 0) -> TextSource
 
 def heldout_of(source: str) -> str | None:
     """The held-out part that belongs to an embedded source; None for every other."""
-    return _HELDOUT.get(source)
-
-
-def _open_builtin(source: str, *, seed: int) -> TextSource:
-    match source:
-        case "builtin":
-            return BuiltinText("train", seed=seed)
-        case "builtin@heldout":
-            return BuiltinText("heldout", seed=seed)
-        case "builtin:arithmetic":
-            return Arithmetic("train", seed=seed)
-        case "builtin:arithmetic@heldout":
-            return Arithmetic("heldout", seed=seed)
-        case _:
-            raise TextError(
-                f"there is no text {source!r}: the embedded ones are builtin and "
-                "builtin:arithmetic, each also with @heldout"
-            )
+    return f"{source}@heldout" if source in EMBEDDED else None
 
 
 def _path_and_split(source: str) -> tuple[Path, str | None]:
@@ -85,6 +77,3 @@ def _path_and_split(source: str) -> tuple[Path, str | None]:
     if not at or whole.exists() or not Path(before).expanduser().exists():
         return whole, None
     return Path(before).expanduser(), split
-
-
-_FILE_SUFFIXES = {".txt", ".md", ".jsonl", ".gz", ".json", ".parquet"}

@@ -23,7 +23,6 @@ import transformers
 
 from pipeline.config.stages import HarvestConfig
 from pipeline.harvest.harvest import harvest
-from pipeline.harvest.plan import make_plan
 from pipeline.lm.families import Shape, Site
 from pipeline.lm.hub import builtin_model_path
 
@@ -104,7 +103,7 @@ def main() -> None:
             precision=args.precision, device="cpu",
         )  # fmt: skip
         start = time.perf_counter()
-        summary = harvest(make_plan(config))
+        summary = harvest(config)
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         total = sum(path.stat().st_size for path in files)

@@ -29,7 +29,6 @@ import transformers
 from pipeline.config.stages import HarvestConfig, Precision
 from pipeline.device import DTYPES
 from pipeline.harvest.harvest import harvest
-from pipeline.harvest.plan import make_plan
 from pipeline.lm.hub import builtin_model_path
 
 CTX_LEN, SITE = 128, "mlp_out.1"
@@ -101,7 +100,7 @@ def stored(model: Path, work: Path, n_tokens: int, precision: Precision, device:
             out=out, model=str(model), sites=(SITE,), tokens=n_tokens, ctx_len=CTX_LEN,
             precision=precision, device=device,  # pyright: ignore[reportArgumentType]
         )  # fmt: skip
-        return harvest(make_plan(config)).tokens_per_s
+        return harvest(config).tokens_per_s
 
     return run
 

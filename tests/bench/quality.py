@@ -39,7 +39,6 @@ from actstore.writer import ActWriter
 from pipeline.config.grid import expand
 from pipeline.config.stages import HarvestConfig
 from pipeline.harvest.harvest import harvest
-from pipeline.harvest.plan import make_plan
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
 from pipeline.training.sweep import train_sweep
@@ -77,7 +76,7 @@ def make_rows(folder: Path, *, n_rows: int) -> np.ndarray:
     config = HarvestConfig(
         out=folder / "tiny.actstore", sites=(SITE,), tokens=n_rows + HELD, dtype="fp32"
     )
-    harvest(make_plan(config))
+    harvest(config)
     store = ActStore.open(config.out)
     rows = np.concatenate([store.shard(SITE, k) for k in range(store.n_shards)])
     rows = rows[np.random.default_rng(0).permutation(len(rows))[: n_rows + HELD]]

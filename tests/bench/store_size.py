@@ -65,11 +65,10 @@ def print_disk(name: str, rows: np.ndarray, chunk: int) -> None:
 def disk(folder: Path) -> None:
     from pipeline.config.stages import HarvestConfig
     from pipeline.harvest.harvest import harvest
-    from pipeline.harvest.plan import make_plan
 
     sites = ("mlp_out.0", "mlp_out.1", "mlp_out.2", "mlp_out.3", "attn_out.2", "resid_pre.2")
     config = HarvestConfig(out=folder / "tiny.actstore", sites=sites, tokens=131_072, codec="raw")
-    harvest(make_plan(config))
+    harvest(config)
     store = ActStore.open(config.out)
     for site in sites:
         rows = np.concatenate([store.shard(site, k) for k in range(store.n_shards)])

@@ -15,7 +15,6 @@ from pipeline.config.training import TrainConfig
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.finetune.finetune import finetune
 from pipeline.harvest.harvest import harvest
-from pipeline.harvest.plan import make_plan
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.training.train import train
 
@@ -48,7 +47,7 @@ def test_the_shape_of_pythia_70m_goes_through_all_four_stages(pythia_70m, tmp_pa
     config = HarvestConfig(
         out=store, model=str(pythia_70m), text=text, sites=("mlp_out.1",), tokens=2048, device="cpu"
     )
-    assert harvest(make_plan(config)).n_rows == 2048
+    assert harvest(config).n_rows == 2048
     assert ActStore.open(store).width("mlp_out.1") == 512
     train(TrainConfig(store=store, out=sae, arch=TopKConfig(k=16), expansion=2, device="cpu"))
     wikitext = str(data("wikitext_raw/wikitext103_test.txt"))
@@ -77,7 +76,7 @@ def test_a_trained_llama_keeps_its_loss_through_an_sae(tmp_path):
     config = HarvestConfig(
         out=store, model=str(model), text=text, sites=("mlp_out.2",), tokens=40_000, device="cpu"
     )
-    harvest(make_plan(config))
+    harvest(config)
     train(
         TrainConfig(
             store=store,

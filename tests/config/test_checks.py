@@ -1,12 +1,18 @@
-"""Lengths of training as people say them."""
+"""Lengths of training and counts as people say them; what configs make of text."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
 
 from pipeline.config.checks import parse_duration, steps_of
+from pipeline.config.serialization import from_json, to_json
+from pipeline.config.settings import parse_count
+from pipeline.config.stages import EvalConfig, HarvestConfig
+from pipeline.config.training import ConnectConfig, TrainConfig
 from pipeline.errors import ConfigError
 
 
@@ -71,3 +77,42 @@ def test_a_percentage_is_exact(hundredths, n_steps):
 def test_rows_in_thousands_are_exact(rows, batch_size):
     duration = f"{rows // 1000}.{rows % 1000:03d}k"
     assert steps_of(duration, batch_size=batch_size, n_steps=1) == -(-rows // batch_size)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("500k", 500_000), ("20M", 20_000_000), ("1.5B", 1_500_000_000), ("1_000", 1000), ("7", 7)],
+)
+def test_a_count_is_a_number_with_a_letter(text, number):
+    assert parse_count(text) == number
+    for made in (
+        HarvestConfig(out="x", tokens=text),
+        from_json(HarvestConfig, {"out": "x", "tokens": text}),
+    ):
+        assert made == HarvestConfig(out=Path("x"), tokens=number)
+
+
+@pytest.mark.parametrize("text", ["", "k", "many", "5T", "inf", "nan", "1.5.2k"])
+def test_what_is_no_count_is_one_line(text):
+    with pytest.raises(ConfigError, match="expected a number like 500k, 20M or 1B, got"):
+        TrainConfig(store="s", out="o", tokens=text)
+    with pytest.raises(ConfigError, match=r"^config\.tokens: expected a number like 500k"):
+        from_json(HarvestConfig, {"out": "x", "tokens": text})
+
+
+def test_paths_may_be_text_and_lists_tuples():
+    config = HarvestConfig(out="x", model=Path("m"), sites=["mlp_out.1", "resid_pre.0"])
+    assert (config.out, config.model) == (Path("x"), "m")
+    assert config.sites == ("mlp_out.1", "resid_pre.0")
+    assert HarvestConfig(out="x", sites="mlp_out.1").sites == ("mlp_out.1",)
+    assert EvalConfig(runs="a", tokens="1k").runs == (Path("a"),)
+    connect = ConnectConfig(store="s", out="o", ends=["a", Path("b")], layer="l", window_rows="1k")
+    assert (connect.ends, connect.layer, connect.window_rows) == (
+        (Path("a"), Path("b")), Path("l"), 1000,
+    )  # fmt: skip
+    train = TrainConfig(store="s", out="o", exclude_positions=[0, 1])
+    assert train.exclude_positions == (0, 1)
+    assert train.tokens is None
+    for one in (config, connect, train):
+        assert hash(one) == hash(replace(one))
+        assert from_json(type(one), to_json(one)) == one

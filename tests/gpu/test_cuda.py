@@ -15,7 +15,6 @@ from pipeline.config.stages import HarvestConfig
 from pipeline.config.training import TrainConfig
 from pipeline.device import pick_precision
 from pipeline.harvest.harvest import harvest
-from pipeline.harvest.plan import make_plan
 from pipeline.training.train import train
 from tests.helpers.tiny import CTX_LEN, make_model, make_text
 from tests.helpers.training import (
@@ -45,9 +44,9 @@ def config(tmp_path) -> HarvestConfig:
 
 
 def test_a_harvest_on_the_gpu_stores_what_one_on_the_cpu_stores(config):
-    on_cpu = replace(config, device="cpu", out=config.out.with_name("cpu.actstore"))
-    harvest(make_plan(config))
-    harvest(make_plan(on_cpu))
+    on_cpu = replace(config, device="cpu", out=config.out.parent / "cpu" / "acts.actstore")
+    harvest(config)
+    assert not harvest(on_cpu).reused
     gpu, cpu = ActStore.open(config.out), ActStore.open(on_cpu.out)
     for shard in range(gpu.n_shards):
         np.testing.assert_array_equal(gpu.shard("token_id", shard), cpu.shard("token_id", shard))
@@ -57,7 +56,7 @@ def test_a_harvest_on_the_gpu_stores_what_one_on_the_cpu_stores(config):
 
 
 def test_training_on_the_gpu_learns(config, tmp_path):
-    harvest(make_plan(config))
+    harvest(config)
     report = train(
         TrainConfig(
             store=config.out,

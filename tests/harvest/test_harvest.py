@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, ModelError, TextError
 from pipeline.harvest.harvest import harvest
 from pipeline.harvest.plan import make_plan
 from pipeline.lm.tokenizer import load_tokenizer
+from tests.helpers.harvests import harvest_config, states_until_complete
 from tests.helpers.killing import killed
 from tests.helpers.tiny import CTX_LEN, make_model, make_text
 
@@ -30,22 +31,7 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def config(model, tmp_path) -> HarvestConfig:
-    return HarvestConfig(
-        out=tmp_path / "acts.actstore",
-        model=str(model),
-        text=make_text(tmp_path / "text.txt", n_contexts=40),
-        sites=SITES,
-        tokens=33 * CTX_LEN,
-        ctx_len=CTX_LEN,
-        batch_size=4,
-        device="cpu",
-        dtype="fp32",
-        shard_rows=10 * CTX_LEN,
-    )
-
-
-def run(config: HarvestConfig, **callbacks):
-    return harvest(make_plan(config), **callbacks)
+    return harvest_config(tmp_path, model=model, sites=SITES, dtype="fp32")
 
 
 def rows_of(store: ActStore, name: str) -> np.ndarray:
@@ -70,13 +56,13 @@ def content(store: ActStore) -> dict[str, bytes]:
 @pytest.fixture
 def uninterrupted(config) -> dict[str, bytes]:
     config = replace(config, out=config.out.parent / "whole" / "acts.actstore")
-    run(config)
+    harvest(config)
     return content(ActStore.open(config.out))
 
 
 @torch.no_grad()
 def test_rows_equal_the_hooks_of_a_full_forward_bit_for_bit(config, model):
-    summary = run(config)
+    summary = harvest(config)
     store = ActStore.open(config.out)
     assert summary.n_rows == summary.rows_written == store.n_rows == 33 * CTX_LEN
     tokens = store.tokens(np.arange(33))
@@ -100,7 +86,7 @@ def test_rows_equal_the_hooks_of_a_full_forward_bit_for_bit(config, model):
 
 
 def test_tokens_are_the_text_and_rows_know_their_token(config, model):
-    run(config)
+    harvest(config)
     store = ActStore.open(config.out)
     text = Path(config.text).read_text()
     ids = load_tokenizer(str(model)).encode([text])[0][: 33 * CTX_LEN]
@@ -113,24 +99,32 @@ def test_tokens_are_the_text_and_rows_know_their_token(config, model):
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_stored_dtypes_are_the_rounded_activations(config, dtype):
     exact, rounded = config, replace(config, dtype=dtype, out=config.out.with_name("r.actstore"))
-    run(exact)
-    run(rounded)
+    harvest(exact)
+    harvest(rounded)
     whole = rows_of(ActStore.open(exact.out), "mlp_out.1")
     stored = torch.from_numpy(rows_of(ActStore.open(rounded.out), "mlp_out.1"))
     torch_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     assert torch.equal(stored.view(torch_dtype), torch.from_numpy(whole).to(torch_dtype))
 
 
-def test_the_same_command_again_reuses(config):
-    run(config)
-    plan = make_plan(config)
-    assert plan.state == "complete"
-    assert plan.rows_to_write == 0
+def test_the_same_command_again_reuses_and_so_do_fewer_tokens(config):
+    first = harvest(config)
+    assert (first.reused, first.store, first.found) == (False, config.out, None)
+    for asked in (config, replace(config, tokens=CTX_LEN)):
+        plan, again = make_plan(asked), harvest(asked)
+        assert (plan.state, plan.rows_to_write) == ("complete", 0)
+        assert (again.reused, again.rows_written, again.tokens_per_s) == (True, 0, 0.0)
+        assert (again.n_rows, again.n_bytes) == (first.n_rows, first.n_bytes)
+        assert again.fingerprint == first.fingerprint
 
 
-def test_fewer_tokens_than_there_are_is_complete_too(config):
-    run(config)
-    assert make_plan(replace(config, tokens=CTX_LEN)).state == "complete"
+def test_progress_is_told_in_tokens_with_the_size_on_disk(config):
+    told = []
+    harvest(config, on_progress=told.append)
+    assert {(p.stage, p.unit, p.total) for p in told} == {("harvest", "tokens", 33 * CTX_LEN)}
+    assert [p.done for p in told][:3] == [4 * CTX_LEN, 8 * CTX_LEN, 10 * CTX_LEN]
+    assert told[-1].done == 33 * CTX_LEN
+    assert all(p.words.endswith("B on disk") for p in told)
 
 
 def test_a_stop_between_any_two_shards_changes_nothing(config, uninterrupted):
@@ -139,15 +133,15 @@ def test_a_stop_between_any_two_shards_changes_nothing(config, uninterrupted):
         stopped = replace(config, out=out)
 
         def stop(progress, stop_at=stop_at):
-            if progress.rows >= stop_at * CTX_LEN:
+            if progress.done >= stop_at * CTX_LEN:
                 raise StopError
 
         with pytest.raises(StopError):
-            run(stopped, on_progress=stop)
+            harvest(stopped, on_progress=stop)
         with pytest.raises(StoreError, match="not finished"):
             ActStore.open(out)
         assert make_plan(stopped).state == "resume"
-        run(stopped)
+        harvest(stopped)
         assert content(ActStore.open(out)) == uninterrupted
 
 
@@ -156,7 +150,7 @@ def test_killed_at_random_moments_then_resumed_gives_the_same_bytes(config, unin
     rng = random.Random(0)
     config = replace(config, batch_size=1)
     whole = replace(config, out=config.out.parent / "one" / "acts.actstore")
-    run(whole)
+    harvest(whole)
     expected = content(ActStore.open(whole.out))
     kills, stores = 0, 0
     while kills < 20:
@@ -165,9 +159,7 @@ def test_killed_at_random_moments_then_resumed_gives_the_same_bytes(config, unin
         part = replace(config, out=config.out.parent / f"killed-{stores}" / "acts.actstore")
         for _ in range(4):
             kills += killed(part, after_batches=rng.randrange(20), delay=rng.random() * 0.01)
-        plan = make_plan(part)
-        if plan.state != "complete":
-            harvest(plan)
+        harvest(part)
         store = ActStore.open(part.out)
         assert content(store) == expected
         assert not verify(part.out)
@@ -175,29 +167,20 @@ def test_killed_at_random_moments_then_resumed_gives_the_same_bytes(config, unin
 
 def test_more_tokens_extend_to_what_one_harvest_would_have_stored(config, uninterrupted):
     small = replace(config, tokens=13 * CTX_LEN)
-    run(small)
+    harvest(small)
     plan = make_plan(config)
     assert (plan.state, plan.rows_to_write) == ("extend", 20 * CTX_LEN)
-    summary = harvest(plan)
+    summary = harvest(config)
     assert summary.n_rows == 33 * CTX_LEN
+    assert summary.rows_written == 23 * CTX_LEN  # a shard that was cut short is computed whole
     assert content(ActStore.open(config.out)) == uninterrupted
-
-
-def states_until_complete(config: HarvestConfig) -> list[str]:
-    """Plan and carry out, until nothing is missing."""
-    states = []
-    while (plan := make_plan(config)).state != "complete":
-        states.append(plan.state)
-        assert len(states) < 5
-        harvest(plan)
-    return states
 
 
 def test_a_site_that_is_added_gives_what_one_harvest_of_all_would_have_stored(
     config, uninterrupted
 ):
     one = replace(config, sites=SITES[:1])
-    run(one)
+    harvest(one)
     asked = replace(config, sites=SITES[1:])
     plan = make_plan(asked)
     assert plan.state == "add"
@@ -205,7 +188,7 @@ def test_a_site_that_is_added_gives_what_one_harvest_of_all_would_have_stored(
     assert (plan.n_rows, plan.rows_to_write) == (33 * CTX_LEN, 33 * CTX_LEN)
     whole = make_plan(replace(config, out=config.out.with_name("new.actstore"), seed=1))
     assert plan.bytes_to_write < whole.bytes_to_write
-    summary = harvest(plan)
+    summary = harvest(asked)
     store = ActStore.open(config.out)
     assert content(store) == uninterrupted
     assert summary.n_rows == summary.rows_written == 33 * CTX_LEN
@@ -214,14 +197,17 @@ def test_a_site_that_is_added_gives_what_one_harvest_of_all_would_have_stored(
         assert make_plan(replace(config, sites=sites)).state == "complete"
 
 
-def test_more_sites_and_more_rows_take_two_plans(config, uninterrupted):
-    run(replace(config, sites=SITES[:2], tokens=13 * CTX_LEN))
-    assert states_until_complete(config) == ["add", "extend"]
+def test_more_sites_and_more_rows_take_two_plans_and_one_call(config, uninterrupted):
+    harvest(replace(config, sites=SITES[:2], tokens=13 * CTX_LEN))
+    states = []
+    summary = harvest(config, on_plan=lambda plan, _: states.append(plan.state))
+    assert states == ["add", "extend"]
+    assert summary.rows_written == (13 + 23) * CTX_LEN  # at one site, then at all
     assert content(ActStore.open(config.out)) == uninterrupted
 
 
 def test_an_extension_is_of_all_the_sites_there_are(config, uninterrupted):
-    run(replace(config, tokens=13 * CTX_LEN))
+    harvest(replace(config, tokens=13 * CTX_LEN))
     assert states_until_complete(replace(config, sites=SITES[1:2])) == ["extend"]
     assert content(ActStore.open(config.out)) == uninterrupted
 
@@ -232,7 +218,7 @@ def test_more_of_a_text_that_has_no_more_ends(config):
         text = make_text(config.out.parent / f"{n_contexts}.txt", n_contexts=n_contexts)
         out = config.out.parent / str(n_contexts) / "acts.actstore"
         exact = replace(config, text=text, out=out, tokens=n_contexts * CTX_LEN, sites=SITES[:1])
-        run(exact)
+        harvest(exact)
         more = replace(exact, tokens=10_000)
         assert states_until_complete(more) == ["extend"]
         assert make_plan(more).source_exhausted
@@ -245,7 +231,7 @@ def test_more_of_a_text_that_has_no_more_ends(config):
 def test_an_addition_that_is_killed_goes_on(config, uninterrupted):
     rng = random.Random(0)
     config = replace(config, batch_size=4)
-    run(replace(config, sites=SITES[:1]))
+    harvest(replace(config, sites=SITES[:1]))
     kills = [
         killed(config, after_batches=rng.randrange(9), delay=rng.random() * 0.01) for _ in range(4)
     ]
@@ -265,7 +251,7 @@ def stop(_progress) -> None:
 
 def test_a_store_that_is_being_written_is_finished_with_the_sites_it_has(config):
     with pytest.raises(StopError):
-        run(replace(config, sites=SITES[:2]), on_progress=stop)
+        harvest(replace(config, sites=SITES[:2]), on_progress=stop)
     with pytest.raises(
         ConfigError,
         match=r"is being written with mlp_out\.1, resid_pre\.0: finish that first "
@@ -279,9 +265,9 @@ def test_a_store_that_is_being_written_is_finished_with_the_sites_it_has(config)
 
 
 def test_an_addition_that_was_begun_is_finished_with_the_sites_it_has(config, uninterrupted):
-    run(replace(config, sites=SITES[:1]))
+    harvest(replace(config, sites=SITES[:1]))
     with pytest.raises(StopError):
-        run(replace(config, sites=SITES[:2]), on_progress=stop)
+        harvest(replace(config, sites=SITES[:2]), on_progress=stop)
     with pytest.raises(ConfigError, match=r"is just being given resid_pre\.0: finish that first"):
         make_plan(replace(config, sites=SITES[2:]))
     assert make_plan(replace(config, sites=SITES[:1])).state == "complete"
@@ -291,14 +277,14 @@ def test_an_addition_that_was_begun_is_finished_with_the_sites_it_has(config, un
 
 def test_an_addition_that_only_has_to_join_joins_with_the_next_plan(config, monkeypatch):
     small = replace(config, sites=SITES[:1], tokens=13 * CTX_LEN)
-    run(small)
+    harvest(small)
 
     def crash(*_args):
         raise StopError
 
     with monkeypatch.context() as m, pytest.raises(StopError):
         m.setattr("actstore.addition.merge", crash)
-        run(replace(small, sites=SITES[:2]))
+        harvest(replace(small, sites=SITES[:2]))
     assert ActStore.open(config.out).sites == SITES[:1]
     assert make_plan(small).state == "complete"
     assert ActStore.open(config.out).sites == SITES[:2]
@@ -308,16 +294,16 @@ def test_an_addition_that_only_has_to_join_joins_with_the_next_plan(config, monk
 
 
 def test_the_layout_is_that_of_the_store(config):
-    run(replace(config, sites=SITES[:1], shard_rows=20 * CTX_LEN))
+    harvest(replace(config, sites=SITES[:1], shard_rows=20 * CTX_LEN))
     assert make_plan(replace(config, sites=SITES[:1], shard_rows=None)).state == "complete"
     plan = make_plan(replace(config, shard_rows=None))
     assert (plan.state, plan.spec.shard_rows) == ("add", 20 * CTX_LEN)
 
 
 def test_a_text_that_ends_early_gives_what_it_has_once(config):
-    run(replace(config, tokens=41 * CTX_LEN, out=config.out.parent / "more" / "acts.actstore"))
+    harvest(replace(config, tokens=41 * CTX_LEN, out=config.out.parent / "more" / "acts.actstore"))
     endless = replace(config, tokens=10_000)
-    summary = run(endless)
+    summary = harvest(endless)
     store = ActStore.open(config.out)
     n_tokens = 40 * CTX_LEN + 1  # the text and its end-of-text token
     assert summary.source_exhausted
@@ -334,8 +320,8 @@ def test_rows_of_a_text_that_ends_inside_a_shard_are_still_shuffled_and_right(co
     text = make_text(tmp_path / "short.txt", n_contexts=37)
     exact = replace(config, text=text, tokens=37 * CTX_LEN, out=tmp_path / "exact.actstore")
     endless = replace(config, text=text, tokens=10_000)
-    assert not run(exact).source_exhausted
-    assert run(endless).source_exhausted
+    assert not harvest(exact).source_exhausted
+    assert harvest(endless).source_exhausted
     assert content(ActStore.open(exact.out)) == content(ActStore.open(endless.out))
 
 
@@ -351,13 +337,13 @@ def test_rows_of_a_text_that_ends_inside_a_shard_are_still_shuffled_and_right(co
     ],
 )
 def test_another_configuration_is_refused_by_name(config, change, named):
-    run(config)
+    harvest(config)
     with pytest.raises(ConfigError, match=f"holds another harvest.*{named}.*choose another --out"):
         make_plan(replace(config, **change))
 
 
 def test_another_text_under_the_same_name_is_refused(config):
-    run(config)
+    harvest(config)
     make_text(Path(config.text), n_contexts=40, seed=1)
     with pytest.raises(ConfigError, match="text_fingerprint"):
         make_plan(config)
@@ -366,7 +352,7 @@ def test_another_text_under_the_same_name_is_refused(config):
 def test_a_model_that_changed_is_refused(config, tmp_path):
     model = make_model(tmp_path / "model")
     config = replace(config, model=str(model))
-    run(config)
+    harvest(config)
     make_model(model, seed=1)
     with pytest.raises(ConfigError, match="model_fingerprint"):
         make_plan(config)
@@ -375,9 +361,9 @@ def test_a_model_that_changed_is_refused(config, tmp_path):
 def test_a_store_in_use_is_refused(config):
     def second(_progress) -> None:
         with pytest.raises(StoreError, match=str(os.getpid())):
-            run(config)
+            harvest(config)
 
-    run(config, on_progress=second)
+    harvest(config, on_progress=second)
 
 
 def test_activations_that_are_not_finite_name_site_and_context(config, tmp_path):
@@ -386,7 +372,7 @@ def test_activations_that_are_not_finite_name_site_and_context(config, tmp_path)
     weights["gpt_neox.layers.1.mlp.dense_4h_to_h.bias"][3] = float("nan")
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NonFiniteError, match=r"mlp_out\.1 is not finite in context \d+"):
-        run(replace(config, model=str(model)))
+        harvest(replace(config, model=str(model)))
 
 
 def test_a_disk_without_room_is_seen_before_the_work(config):

@@ -15,26 +15,18 @@ from pipeline.config.stages import HarvestConfig
 from pipeline.errors import ConfigError
 from pipeline.harvest.harvest import harvest
 from pipeline.harvest.plan import link, make_plan
+from tests.helpers.harvests import harvest_config
 from tests.helpers.stores import make_spec, write_store
-from tests.helpers.tiny import CTX_LEN, make_model, make_text
+from tests.helpers.tiny import CTX_LEN, make_model
 
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory) -> HarvestConfig:
     """A harvest that was carried out; `out` is its store."""
     folder = tmp_path_factory.mktemp("stage")
-    config = HarvestConfig(
-        out=folder / "stores" / "made.actstore",
-        model=str(make_model(folder / "model")),
-        text=make_text(folder / "text.txt", n_contexts=20),
-        sites=("mlp_out.1", "resid_pre.0"),
-        tokens=16 * CTX_LEN,
-        ctx_len=CTX_LEN,
-        device="cpu",
-        dtype="fp32",
-        shard_rows=10 * CTX_LEN,
-    )
-    harvest(make_plan(config))
+    out = folder / "stores" / "made.actstore"
+    config = harvest_config(folder, out=out, tokens=16 * CTX_LEN, batch_size=None, dtype="fp32")
+    harvest(config)
     return config
 
 
@@ -103,15 +95,15 @@ def test_where_model_and_text_lie_does_not_matter_and_their_content_does(stage, 
 
 def test_a_store_that_holds_all_its_text_has_what_there_is(stage, tmp_path):
     endless = replace(stage, out=tmp_path / "all.actstore", tokens=10_000)
-    harvest(make_plan(endless))
+    harvest(endless)
     plan = make_plan(replace(endless, out=tmp_path / "again.actstore"))
     assert (plan.state, plan.found, plan.source_exhausted) == ("complete", endless.out, True)
-    assert plan.n_rows == 20 * CTX_LEN
+    assert plan.n_rows == 40 * CTX_LEN
 
 
 def test_a_rounded_store_serves_only_who_asks_for_that(stage, tmp_path):
     rounded = replace(stage, out=tmp_path / "r.actstore", codec="bitround:6")
-    harvest(make_plan(rounded))
+    harvest(rounded)
     again = replace(rounded, out=tmp_path / "again.actstore")
     assert make_plan(again).found == rounded.out
     for codec in ("lz4", "bitround:7"):
@@ -192,6 +184,17 @@ def test_a_link_to_a_store_that_is_gone_is_said(stage, tmp_path):
         make_plan(replace(stage, out=out))
 
 
+def test_a_harvest_links_the_store_that_holds_the_same(stage, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEPIPE_STORES", str(stage.out.parent))
+    wanted = replace(stage, out=str(tmp_path / "new" / "wanted.actstore"))
+    linked = harvest(wanted)
+    assert (linked.reused, linked.found, linked.rows_written) == (True, stage.out, 0)
+    assert linked.store == wanted.out == tmp_path / "new" / "wanted.actstore"
+    assert linked.store.resolve() == stage.out.resolve()
+    again = harvest(wanted)
+    assert (again.reused, again.found, again.n_rows) == (True, None, 16 * CTX_LEN)
+
+
 def test_a_linked_store_is_complete_without_a_search(stage, tmp_path):
     out = tmp_path / "out.actstore"
     link(stage.out, out)
@@ -199,7 +202,13 @@ def test_a_linked_store_is_complete_without_a_search(stage, tmp_path):
     assert (plan.state, plan.found) == ("complete", None)
 
 
-def test_a_store_is_found_without_torch():
-    code = "import pipeline.harvest.plan, sys; sys.exit('torch' in sys.modules)"
+def test_a_complete_harvest_loads_no_torch(stage):
+    code = (
+        "import sys\n"
+        "from pipeline.config.stages import HarvestConfig\n"
+        "from pipeline.harvest.harvest import harvest\n"
+        f"from pathlib import PosixPath\nassert harvest({stage!r}).reused\n"
+        "assert 'torch' not in sys.modules"
+    )
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0

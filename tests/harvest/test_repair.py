@@ -18,31 +18,22 @@ from actstore.verify import verify
 from pipeline.config.stages import HarvestConfig
 from pipeline.errors import ConfigError, TextError
 from pipeline.harvest.harvest import harvest
-from pipeline.harvest.plan import make_plan
 from pipeline.harvest.repair import repair
+from tests.helpers.harvests import harvest_config, states_until_complete
 from tests.helpers.stores import files_of, make_spec, shard_of, write_store
 from tests.helpers.tiny import CTX_LEN, make_model, make_text
-
-SHARD_ROWS = 10 * CTX_LEN  # 4 shards, the last of 3 contexts
 
 
 @pytest.fixture(scope="module")
 def harvested(tmp_path_factory) -> Path:
     """A folder with a tiny model, a text and the store that came of them."""
     folder = tmp_path_factory.mktemp("harvested")
-    config = HarvestConfig(
-        out=folder / "acts.actstore",
-        model=str(make_model(folder / "model")),
-        text=make_text(folder / "text.txt", n_contexts=40),
-        sites=("mlp_out.1", "resid_pre.0"),
-        tokens=33 * CTX_LEN,
-        ctx_len=CTX_LEN,
-        batch_size=4,
-        device="cpu",
-        shard_rows=SHARD_ROWS,
-    )
-    harvest(make_plan(config))
+    harvest(harvest_config(folder))  # 4 shards, the last of 3 contexts
     return folder
+
+
+def config_of(harvested: Path, out: Path, **settings) -> HarvestConfig:
+    return harvest_config(harvested, model=harvested / "model", out=out, **settings)
 
 
 @pytest.fixture
@@ -123,12 +114,12 @@ def test_what_was_damaged_is_put_back_byte_for_byte(store, damage):
 def test_only_damaged_shards_are_harvested_and_progress_reaches_their_rows(store):
     for k in (1, 3):
         remove(store / "data.zarr" / "mlp_out.1" / "c" / str(k) / "0")
-    told: list[tuple[int, int]] = []
-    report = mended(store, on_progress=lambda done, total: told.append((done, total)))
+    told = []
+    report = mended(store, on_progress=told.append)
     assert report.shards == (1, 3)
     assert report.rows == 13 * CTX_LEN
-    assert [done for done, _ in told] == [CTX_LEN * n for n in (4, 8, 10, 13)]
-    assert {total for _, total in told} == {13 * CTX_LEN}
+    assert [p.done for p in told] == [CTX_LEN * n for n in (4, 8, 10, 13)]
+    assert {(p.stage, p.total, p.unit) for p in told} == {("repair", 13 * CTX_LEN, "rows")}
     assert [f.parent.name for f in report.files] == ["1", "3"]
 
 
@@ -141,21 +132,10 @@ def test_a_repaired_store_can_be_extended(harvested, store):
     remove(store / "data.zarr" / "mlp_out.1" / "c" / "3" / "0")
     remove(store / "data.zarr" / "summary-1")
     mended(store)
-    source = peek(store).spec.source
-    config = HarvestConfig(
-        out=store,
-        model=source["model"],
-        text=source["text"],
-        sites=("mlp_out.1", "resid_pre.0"),
-        tokens=39 * CTX_LEN,
-        ctx_len=CTX_LEN,
-        batch_size=4,
-        device="cpu",
-        shard_rows=SHARD_ROWS,
-    )
-    harvest(make_plan(config))
-    whole = replace(config, out=store.with_name("whole.actstore"))
-    harvest(make_plan(whole))
+    config = config_of(harvested, store, tokens=39 * CTX_LEN)
+    harvest(config)
+    whole = replace(config, out=store.parent / "whole" / "acts.actstore")  # none beside it
+    harvest(whole)
     assert ActStore.open(store).fingerprint == ActStore.open(whole.out).fingerprint
     remove(store / "data.zarr" / "mlp_out.1" / "c" / "3" / "0")  # of the second generation
     remove(store / "data.zarr" / "summary-2")
@@ -333,21 +313,9 @@ def test_a_full_disk_leaves_the_damage_as_it_was(store):
 
 def test_sites_that_were_added_later_are_put_back_too(harvested, store):
     """The store as it stands after an addition, and after one that died in its last step."""
-    source = peek(store).spec.source
-    config = HarvestConfig(
-        out=store,
-        model=source["model"],
-        text=source["text"],
-        sites=("mlp_out.1", "resid_pre.0", "attn_out.2"),
-        tokens=33 * CTX_LEN,
-        ctx_len=CTX_LEN,
-        batch_size=4,
-        device="cpu",
-        shard_rows=SHARD_ROWS,
-    )
-    plan = make_plan(config)
-    assert plan.state == "add"
-    harvest(plan)
+    sites = ("mlp_out.1", "resid_pre.0", "attn_out.2")
+    config = config_of(harvested, store, sites=sites)
+    assert states_until_complete(config) == ["add"]
     assert verify(store) == []
     whole = everything(store)
     for name in ("attn_out.2/c/1/0", "mlp_out.1/c/1/0", "attn_out.2/c/3/0", "summary-2"):
@@ -358,20 +326,9 @@ def test_sites_that_were_added_later_are_put_back_too(harvested, store):
 
 
 def test_rounded_rows_are_put_back_as_they_were_rounded(harvested, tmp_path):
-    source = peek(harvested / "acts.actstore").spec.source
-    config = HarvestConfig(
-        out=tmp_path / "rounded.actstore",
-        model=source["model"],
-        text=source["text"],
-        sites=("mlp_out.1",),
-        tokens=33 * CTX_LEN,
-        ctx_len=CTX_LEN,
-        batch_size=4,
-        device="cpu",
-        codec="bitround:3",
-        shard_rows=SHARD_ROWS,
-    )
-    harvest(make_plan(config))
+    out = tmp_path / "rounded.actstore"
+    config = config_of(harvested, out, sites=("mlp_out.1",), codec="bitround:3")
+    harvest(config)
     whole = everything(config.out)
     for name in ("mlp_out.1/c/2/0", "summary-1"):
         remove(config.out / "data.zarr" / name)

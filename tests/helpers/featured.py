@@ -8,7 +8,6 @@ from pipeline.config.architectures import ReluConfig
 from pipeline.config.stages import FeaturesConfig, HarvestConfig
 from pipeline.config.training import TrainConfig
 from pipeline.harvest.harvest import harvest
-from pipeline.harvest.plan import make_plan
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
 from tests.helpers.tiny import CTX_LEN, make_model, make_sae, make_text
@@ -48,7 +47,7 @@ def make_store_of(
         out=out, model=str(model), text=text, sites=sites, tokens=n_contexts * CTX_LEN,
         ctx_len=CTX_LEN, batch_size=8, device="cpu", dtype="fp32", shard_rows=10 * CTX_LEN,
     )  # fmt: skip
-    harvest(make_plan(config))
+    harvest(config)
     return ActStore.open(out)
 
 

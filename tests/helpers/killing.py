@@ -9,10 +9,11 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from pipeline.config.stages import HarvestConfig
+from pipeline.harvest.forward import Forward
 from pipeline.harvest.harvest import harvest
-from pipeline.harvest.plan import make_plan
 
-WARM = (torch, GPTNeoXConfig, GPTNeoXForCausalLM)  # imported once by the server, not by each child
+# Imported once by the server, not by each child.
+WARM = (torch, GPTNeoXConfig, GPTNeoXForCausalLM, Forward)
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["tests.helpers.killing"])
@@ -36,4 +37,4 @@ def killed(config: HarvestConfig, *, after_batches: int, delay: float) -> bool:
 
 
 def _harvest(config: HarvestConfig, told: Connection) -> None:
-    harvest(make_plan(config), on_progress=lambda progress: told.send(progress.rows))
+    harvest(config, on_progress=lambda progress: told.send(progress.done))

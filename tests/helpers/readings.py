@@ -15,7 +15,6 @@ from pipeline.connect.reading.relations import equations, relations
 from pipeline.connect.reading.values import Relation
 from pipeline.connect.run import ConnectorRun, blank_connector_run
 from pipeline.harvest.harvest import harvest
-from pipeline.harvest.plan import make_plan
 from tests.helpers.featured import World, make_store_of
 from tests.helpers.tiny import CTX_LEN, make_model, make_sae
 
@@ -89,7 +88,7 @@ def make_store_of_text(model: Path, out: Path, text: str, *, sites: tuple[str, s
         out=out, model=str(model), text=str(file), sites=sites, tokens=20 * CTX_LEN,
         ctx_len=CTX_LEN, batch_size=8, device="cpu", dtype="fp32", shard_rows=10 * CTX_LEN,
     )  # fmt: skip
-    harvest(make_plan(config))
+    harvest(config)
     return ActStore.open(out)
 
 

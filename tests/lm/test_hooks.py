@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,55 +7,26 @@ import torch
 import transformers
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.lm.families import KINDS, Shape, Site
+from pipeline.lm.families import ATTENTION, FAMILIES, KINDS, MLP, Shape, Site, SiteKind
 from pipeline.lm.hooks import capture, reading, splice
-from pipeline.lm.model import LanguageModel, load_for_sites, load_model
-
-CPU, FP32 = torch.device("cpu"), torch.float32
-TOKENS = torch.arange(24).reshape(2, 12) % 60
-
-
-def neox(*, parallel: bool = True) -> transformers.PreTrainedModel:
-    config = transformers.GPTNeoXConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-        intermediate_size=96, max_position_embeddings=32, use_parallel_residual=parallel,
-    )  # fmt: skip
-    return transformers.GPTNeoXForCausalLM(config)
-
-
-def gpt2() -> transformers.PreTrainedModel:
-    config = transformers.GPT2Config(
-        vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_inner=96, n_positions=32
-    )
-    return transformers.GPT2LMHeadModel(config)
-
-
-def llama() -> transformers.PreTrainedModel:
-    config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, intermediate_size=96, max_position_embeddings=32,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
-
-
-MAKERS = {"pythia": neox, "neox-serial": lambda: neox(parallel=False), "gpt2": gpt2, "llama": llama}
+from pipeline.lm.model import load_for_sites, load_model
+from pipeline.lm.replay import Replay
+from tests.helpers.models import (
+    CPU,
+    FP32,
+    MAKERS,
+    TOKENS,
+    hooks_on,
+    neox,
+    qwen2,
+    save_random,
+    sites_of,
+)
 
 
 @pytest.fixture(scope="module", params=MAKERS)
 def folder(request, tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    model = MAKERS[request.param]()
-    for p in model.parameters():  # default biases of zero would hide a bias that was not loaded
-        p.data.normal_(std=0.2)
-    path = tmp_path_factory.mktemp("model") / request.param
-    model.save_pretrained(path)
-    return path
-
-
-def sites_of(model: LanguageModel) -> list[Site]:
-    kinds = [k for k in KINDS if not (k == "resid_mid" and model.shape.parallel)]
-    return [Site.parse(f"{kind}.{layer}") for layer in range(3) for kind in kinds]
+    return save_random(MAKERS[request.param](), tmp_path_factory.mktemp("model") / request.param)
 
 
 def reference(folder: Path) -> transformers.PreTrainedModel:
@@ -106,7 +78,9 @@ def test_sites_mean_what_their_names_say(folder):
     torch.testing.assert_close(a["resid_post.0"], a["resid_pre.1"], rtol=0, atol=0)
     if not model.shape.parallel:
         torch.testing.assert_close(a["resid_pre.1"] + a["attn_out.1"], a["resid_mid.1"])
-    layer = model.body.get_submodule(f"{model.shape.family.layers}.1")
+    layer = model.body.get_submodule(model.shape.family.path(1, ""))
+    out = model.body.get_submodule(model.shape.family.path(1, "attention_out"))
+    torch.testing.assert_close(out(a["attn_z.1"]), a["attn_out.1"], rtol=0, atol=0)
     act = getattr(layer.mlp, "act", None) or layer.mlp.act_fn
     gated = act(a["mlp_pre.1"])
     if hasattr(layer.mlp, "up_proj"):
@@ -125,6 +99,13 @@ def test_what_is_not_needed_is_not_loaded(folder):
     attention = model.shape.family.path(1, "attention")
     ran = any(f"{attention}." in name for name in real)
     assert ran == (not model.shape.parallel)
+
+
+def test_what_a_site_is_the_input_of_is_not_loaded(folder):
+    for name, absent in (("attn_z.1", "attention_out"), ("mlp_act.1", "mlp_out")):
+        model = load_for_sites(str(folder), [Site.parse(name)], device=CPU, dtype=FP32)
+        out = model.body.get_submodule(model.shape.family.path(1, absent))
+        assert out.weight.is_meta, name
 
 
 def test_what_was_not_loaded_refuses_to_run(folder):
@@ -158,11 +139,6 @@ def test_an_edit_reaches_everything_that_reads_the_site(folder):
             model.hidden(TOKENS)
         *parts, end = (acts[site] for site in sites)
         torch.testing.assert_close(end, torch.stack(parts).sum(0), msg=start)
-
-
-def hooks_on(model: LanguageModel) -> int:
-    modules = list(model.body.modules())
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
 
 
 def test_hooks_are_removed_even_when_the_block_fails(folder):
@@ -199,3 +175,130 @@ def test_sites_sort_in_the_order_of_the_forward_pass():
     backwards = sites[::-1]
     assert sorted(backwards) == sites
     assert [str(site) for site in sites] == names
+
+
+@torch.no_grad()
+def test_sites_are_what_hooks_of_ones_own_find(folder):
+    whole = reference(folder)
+    layers = next(m for m in whole.modules() if isinstance(m, torch.nn.ModuleList))
+    names = [name for name, _ in layers[1].named_modules()]
+    (out,) = [n for n in names if n in ("attention.dense", "attn.c_proj", "self_attn.o_proj")]
+    seen = []
+    layers[1].get_submodule(out).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    states = whole(TOKENS, output_hidden_states=True).hidden_states
+    model = load_model(str(folder), device=CPU, dtype=FP32)
+    read = [Site.parse(name) for name in ("attn_z.1", "resid_pre.1", "resid_post.1")]
+    with capture(model, read) as acts:
+        model.hidden(TOKENS)
+    assert model.width(read[0]) == seen[0].shape[-1]
+    for site, expected in zip(read, (seen[0], states[1], states[2]), strict=True):
+        assert torch.equal(acts[site], expected), site
+
+
+@torch.no_grad()
+def test_a_family_is_one_entry(tmp_path, monkeypatch):
+    """Qwen 2 is a Llama whose attention has biases."""
+    path = save_random(qwen2(), tmp_path / "model")
+    with pytest.raises(ModelError, match="'qwen2' model; saepipe knows"):
+        load_model(str(path), device=CPU, dtype=FP32)
+    names = {"config_class": "Qwen2Config", "model_class": "Qwen2ForCausalLM"}
+    monkeypatch.setitem(FAMILIES, "qwen2", replace(FAMILIES["llama"], **names))
+    whole = load_model(str(path), device=CPU, dtype=FP32)
+    replay = Replay(whole, sites_of(whole))
+    states = reference(path).model(TOKENS, output_hidden_states=True).hidden_states
+    assert torch.equal(replay.clean(TOKENS), states[-1])
+    for site in sites_of(whole):
+        if site.kind.name == "resid_pre":
+            assert torch.equal(replay.acts(site), states[site.layer])
+        part = load_for_sites(str(path), [site], device=CPU, dtype=FP32)
+        with reading(part, [site]) as read:
+            assert torch.equal(read(TOKENS)[site], replay.acts(site)), site
+        value = replay.acts(site) + 1
+        with splice(whole, {site: lambda _, value=value: value.clone()}):
+            assert torch.equal(whole.hidden(TOKENS), replay.edited(site, value)), site
+
+
+def test_sizes_that_a_config_lacks_are_named():
+    config = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2}
+    with pytest.raises(ModelError, match=r"^config\.json of x lacks 'num_hidden_layers'$"):
+        Shape.of(config, name="x")
+
+
+def with_kind(monkeypatch, kind: SiteKind, *, before: str) -> None:
+    """One more entry of KINDS, at its place in the order of computing."""
+    kinds = list(KINDS.values())
+    kinds.insert(list(KINDS).index(before), kind)
+    monkeypatch.setattr("pipeline.lm.families.KINDS", {k.name: k for k in kinds})
+
+
+NEW_KINDS = {
+    "what the attention reads": (
+        "attn_out",
+        SiteKind(
+            name="attn_in", part="attention_norm", side="out", needs=("attention_norm",),
+            branch=ATTENTION, nonlinear=True,
+        ),
+    ),
+    "what the MLP reads": (
+        "mlp_pre",
+        SiteKind(
+            name="mlp_in", part="mlp", side="in", needs=("mlp_norm",), branch=MLP, nonlinear=True
+        ),
+    ),
+    "what the MLP's first matrix reads": (
+        "mlp_pre",
+        SiteKind(
+            name="mlp_x", part="mlp_norm", side="out", needs=("mlp_norm",), branch=MLP,
+            nonlinear=True,
+        ),
+    ),
+    "what the attention adds, by its module": (
+        "resid_mid", SiteKind(name="attn_add", part="attention", side="out", branch=ATTENTION)
+    ),
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("what", NEW_KINDS)
+def test_a_kind_of_site_is_one_entry(folder, monkeypatch, what):
+    """Capture, splice, partial loading and replay of it, held to hooks of transformers' model."""
+    before, kind = NEW_KINDS[what]
+    with_kind(monkeypatch, kind, before=before)
+    whole, site = load_model(str(folder), device=CPU, dtype=FP32), Site.parse(f"{kind.name}.1")
+    assert kind in whole.shape.kinds()
+    plain, seen = reference(folder), []
+    module = plain.base_model.get_submodule(whole.shape.family.module_path(site))
+    hook = {"in": module.register_forward_pre_hook, "out": module.register_forward_hook}[kind.side]
+    value = torch.randn(*TOKENS.shape, whole.width(site))
+
+    def first(x):
+        return x[0] if isinstance(x, tuple) else x
+
+    with hook(lambda _, *given: seen.append(first(given[-1]))):
+        plain(TOKENS)
+    part = load_for_sites(str(folder), [site], device=CPU, dtype=FP32)
+    replay = Replay(whole, [site])
+    replay.clean(TOKENS)
+    with reading(part, [site]) as read:
+        assert torch.equal(read(TOKENS)[site], seen[0])
+    assert torch.equal(replay.acts(site), seen[0])
+
+    def put(_, *given):
+        return (value, *given[-1][1:]) if isinstance(given[-1], tuple) else value
+
+    with hook(put):
+        expected = plain.base_model(TOKENS).last_hidden_state
+    with splice(whole, {site: lambda _: value}):
+        assert torch.equal(whole.hidden(TOKENS), expected)
+    assert torch.equal(replay.edited(site, value), expected)
+
+
+def test_a_kind_that_a_family_has_no_part_for_is_refused(folder, monkeypatch):
+    gated = SiteKind(name="mlp_up", part="mlp_gated", side="out", width="d_mlp", branch=MLP)
+    with_kind(monkeypatch, gated, before="mlp_act")
+    model = load_model(str(folder), device=CPU, dtype=FP32)
+    if model.shape.family is FAMILIES["llama"]:
+        return model.shape.check(Site.parse("mlp_up.1"), name="m")
+    with pytest.raises(ConfigError, match=r"mlp_up\.1 does not exist: m is a .*no part is called"):
+        model.shape.check(Site.parse("mlp_up.1"), name="m")
+    return None

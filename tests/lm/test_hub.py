@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from actstore.reader import ActStore
 from pipeline.errors import ModelError
 from pipeline.lm.hub import ModelFiles, builtin_model_path
+from pipeline.lm.model import load_model
 from pipeline.lm.weights import Weights
 from tests.helpers.tiny import make_model, make_text
 
@@ -212,10 +214,6 @@ def test_the_fingerprint_follows_the_weights(tmp_path):
 
 def test_the_checkpoints_of_older_neox_and_of_base_models_load(tmp_path):
     """Pythia's checkpoints name the head `embed_out`; gpt2's have no prefix."""
-    from safetensors.torch import load_file, save_file
-
-    from pipeline.lm.model import load_model
-
     model = make_model(tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
     assert "embed_out.weight" in tensors

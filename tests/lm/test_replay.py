@@ -8,7 +8,7 @@ from pipeline.lm.families import Site
 from pipeline.lm.hooks import capture, splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.replay import Replay
-from tests.lm.test_hooks import CPU, FP32, MAKERS, TOKENS, sites_of
+from tests.helpers.models import CPU, FP32, MAKERS, TOKENS, hooks_on, save_random, sites_of
 
 OTHER_TOKENS = TOKENS[:1].flip(1)
 
@@ -19,13 +19,7 @@ def lm(request, tmp_path_factory) -> LanguageModel:
 
 
 def save(kind: str, tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    model = MAKERS[kind]()
-    for p in model.parameters():
-        p.data.normal_(std=0.2)
-    path = tmp_path_factory.mktemp("model") / kind
-    model.save_pretrained(path)
-    return path
+    return save_random(MAKERS[kind](), tmp_path_factory.mktemp("model") / kind)
 
 
 @torch.no_grad()
@@ -93,7 +87,7 @@ def test_only_what_the_site_reaches_runs_and_runs_once(lm):
         ran = inputs_of(lm, lambda: replay.edited(site, value))  # noqa: B023
         assert all(len(given) == 1 for given in ran.values()), site
         more = set(ran) - reached
-        if str(site.kind) == "mlp_pre" and "mlp.up_proj" in beside:  # another way into the MLP
+        if site.kind.name == "mlp_pre" and "mlp.up_proj" in beside:  # another way into the MLP
             more -= {f"layers.{site.layer}.{name}" for name in beside}
         assert not more, site
         assert reached <= set(ran), site
@@ -101,11 +95,6 @@ def test_only_what_the_site_reaches_runs_and_runs_once(lm):
 
 def parts_of(lm: LanguageModel) -> dict[str, int]:
     return {name: id(module) for name, module in lm.module.named_modules()}
-
-
-def hooks_on(lm: LanguageModel) -> int:
-    modules = list(lm.body.modules())
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
 
 
 def test_the_model_is_left_as_it_was_even_when_an_edit_fails(lm):

@@ -17,6 +17,7 @@ import pytest
 
 import pipeline.text.files
 from pipeline.errors import TextError
+from pipeline.text.files import Format
 from pipeline.text.open import heldout_of, open_text
 
 RECORDS = [{"text": "one"}, {"text": "two\nlines"}, {"text": ""}, {"text": None}, {"text": "é"}]
@@ -79,6 +80,28 @@ def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):
     whole = TEXTS * 4 + ["last"]
     for start in range(len(whole) + 1):
         assert list(open_text(str(tmp_path)).documents(start)) == whole[start:]
+
+
+def test_a_format_is_one_entry(tmp_path, monkeypatch):
+    """One word a document; found in a folder, skipped by its count, and its faults one line."""
+
+    def read(path, column, start):
+        assert column == "text"
+        yield from path.read_text().split()[start:]
+
+    words = Format(read=read, count=lambda path: len(path.read_text().split()))
+    monkeypatch.setitem(pipeline.text.files.FORMATS, ".words", words)
+    (tmp_path / "a.WORDS").write_text("one two three")
+    (tmp_path / "b.txt").write_text("four")
+    assert list(open_text(str(tmp_path / "a.WORDS")).documents(1)) == ["two", "three"]
+    for start in range(5):
+        texts = list(open_text(str(tmp_path)).documents(start))
+        assert texts == ["one", "two", "three", "four"][start:]
+    (tmp_path / "a.WORDS").write_bytes(b"\xff")
+    with pytest.raises(TextError, match=r"a\.WORDS is not UTF-8 text"):
+        list(open_text(str(tmp_path)).documents())
+    with pytest.raises(TextError, match="there is no text 'org/gone.words'"):
+        open_text("org/gone.words")
 
 
 def test_a_text_file_is_one_document(tmp_path):

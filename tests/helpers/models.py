@@ -1,0 +1,65 @@
+"""Small random models of every family, to hold what is read of them to transformers itself."""
+
+from pathlib import Path
+
+import torch
+import transformers
+
+from pipeline.lm.families import Site
+from pipeline.lm.hooks import HookedModel
+
+CPU, FP32 = torch.device("cpu"), torch.float32
+N_LAYERS = 3
+TOKENS = torch.arange(24).reshape(2, 12) % 60
+_SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": N_LAYERS, "num_attention_heads": 4,
+    "intermediate_size": 96, "max_position_embeddings": 32,
+}  # fmt: skip
+
+
+def neox(*, parallel: bool = True) -> transformers.PreTrainedModel:
+    config = transformers.GPTNeoXConfig(**_SIZES, use_parallel_residual=parallel)
+    return transformers.GPTNeoXForCausalLM(config)
+
+
+def gpt2() -> transformers.PreTrainedModel:
+    config = transformers.GPT2Config(
+        vocab_size=64, n_embd=32, n_layer=N_LAYERS, n_head=4, n_inner=96, n_positions=32
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def llama() -> transformers.PreTrainedModel:
+    """Heads that are narrower than their share of the stream, and its embeddings tied."""
+    config = transformers.LlamaConfig(
+        **_SIZES, num_key_value_heads=2, head_dim=6, tie_word_embeddings=True
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def qwen2() -> transformers.PreTrainedModel:
+    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**_SIZES, num_key_value_heads=2))
+
+
+MAKERS = {"pythia": neox, "neox-serial": lambda: neox(parallel=False), "gpt2": gpt2, "llama": llama}
+
+
+def save_random(model: transformers.PreTrainedModel, folder: Path) -> Path:
+    """Save it with random weights: default biases of zero would hide one that was not loaded."""
+    torch.manual_seed(0)
+    for p in model.parameters():
+        p.data.normal_(std=0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def sites_of(model: HookedModel) -> list[Site]:
+    """All there are."""
+    return [
+        Site(layer, kind) for layer in range(model.shape.n_layers) for kind in model.shape.kinds()
+    ]
+
+
+def hooks_on(model: HookedModel) -> int:
+    modules = list(model.body.modules())
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)

@@ -1,0 +1,202 @@
+"""A language model as a notebook uses it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from pipeline.errors import ConfigError, ModelError
+from pipeline.lm.families import Site
+from pipeline.lm.model import LanguageModel
+from pipeline.sae.sae import TunedSAE
+from tests.helpers.models import FP32, MAKERS, TOKENS, hooks_on, save_random
+from tests.helpers.tiny import identity_sae, make_sae, make_tokenizer
+
+TEXT = "def f(x):"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model) -> LanguageModel:
+    return LanguageModel.from_pretrained(tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def folder(request, tmp_path_factory) -> Path:
+    return save_random(MAKERS[request.param](), tmp_path_factory.mktemp("model") / request.param)
+
+
+def reference(folder: Path | str) -> transformers.PreTrainedModel:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=FP32).eval()
+
+
+@torch.no_grad()
+def test_a_run_gives_the_logits_and_states_of_transformers_bit_for_bit(folder):
+    model = LanguageModel.from_pretrained(str(folder), device="cpu")
+    n = model.shape.n_layers
+    names = [f"{kind}.{layer}" for kind in ("resid_pre", "resid_post") for layer in range(n)]
+    logits, acts = model.run_with_acts(TOKENS, sites=names)
+    expected = reference(folder)(TOKENS, output_hidden_states=True)
+    assert torch.equal(logits, expected.logits)
+    assert list(acts) == names
+    for layer in range(n):
+        assert torch.equal(acts[f"resid_pre.{layer}"], expected.hidden_states[layer])
+    for layer in range(n - 1):  # the last of transformers' is behind the final norm
+        assert torch.equal(acts[f"resid_post.{layer}"], expected.hidden_states[layer + 1])
+    last = acts[f"resid_post.{n - 1}"]
+    norm = model.body.get_submodule(model.shape.family.final_norm)
+    assert torch.equal(norm(last), expected.hidden_states[n])
+    assert not hooks_on(model)
+
+
+def test_the_embedded_model_is_there_by_default():
+    model = LanguageModel.from_pretrained(device="cpu")
+    logits, acts = model.run_with_acts(TEXT, sites=["mlp_out.2"])
+    n_tokens = model.to_tokens(TEXT).shape[1]
+    assert logits.shape == (1, n_tokens, model.n_vocab)
+    assert acts["mlp_out.2"].shape == (1, n_tokens, model.shape.d_model)
+    for told in ("LanguageModel('builtin': GPTNeoXForCausalLM", "torch.float32 on cpu", "attn_z"):
+        assert told in repr(model)
+    assert "resid_mid" not in repr(model)
+
+
+def test_text_becomes_the_tokens_of_a_document_without_its_end(model):
+    ids = model.tokenizer.encode([TEXT])[0]
+    assert ids[-1] == model.tokenizer.eos_id
+    given = (TEXT, [TEXT], ids[:-1], [ids[:-1]], np.array(ids[:-1], np.int32),
+             torch.tensor([ids[:-1]]))  # fmt: skip
+    for one in given:
+        tokens = model.to_tokens(one)
+        assert tokens.dtype == torch.int64
+        assert tokens.tolist() == [ids[:-1]]
+    assert model.to_tokens(["ab", "cd"]).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "there is no token to run the model on"),
+        ([], "there is no token to run the model on"),
+        (["ab", "abcd"], "texts of 2 to 4 tokens make no batch"),
+        ("x" * 65, "contexts of 65 tokens do not fit into .*, which takes 64"),
+        ([3, 260], "token ids of .* are 0 to 259, got 3 to 260"),
+        ([-1], "token ids of .* are 0 to 259, got -1"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(model, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        model.run_with_acts(text, sites=["mlp_out.1"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [
+        ("mlp_out", "bad site 'mlp_out': expected KIND.LAYER"),
+        ("mlp_out.3", "has layers 0 to 2"),
+        ("resid_mid.1", "resid_mid.1 does not exist: .*; use resid_pre.1 or resid_post.1"),
+    ],
+)
+def test_a_site_that_is_not_there_is_one_line(model, site, message):
+    for use in (lambda: model.run_with_acts(TEXT, sites=[site]),
+                lambda: model.spliced({site: torch.clone}).__enter__()):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            use()
+    assert not hooks_on(model)
+
+
+def test_an_identity_spliced_in_changes_nothing_and_its_like_does(model):
+    before, _ = model.run_with_acts(TEXT, sites=[])
+    with model.spliced({"mlp_out.1": identity_sae()}):
+        torch.testing.assert_close(model.run_with_acts(TEXT, sites=[])[0], before)
+    with model.spliced({"mlp_out.1": lambda x: x, Site.parse("attn_z.0"): torch.clone}):
+        assert torch.equal(model.run_with_acts(TEXT, sites=[])[0], before)
+    sae = make_sae()
+    with model.spliced({"mlp_out.1": sae, "mlp_out.2": torch.zeros_like}) as same:
+        logits, acts = model.run_with_acts(TEXT, sites=["mlp_out.1", "mlp_out.2"])
+    assert same is model
+    assert not torch.equal(logits, before)
+    assert not acts["mlp_out.2"].any()
+    _, clean = model.run_with_acts(TEXT, sites=["mlp_out.1"])
+    torch.testing.assert_close(acts["mlp_out.1"], sae(clean["mlp_out.1"]))
+    assert torch.equal(model.run_with_acts(TEXT, sites=[])[0], before)
+
+
+def test_what_is_spliced_in_reads_float32_whatever_the_model_computes_in(tiny_model):
+    model = LanguageModel.from_pretrained(tiny_model, device="cpu", precision="bf16")
+    seen = []
+
+    def edit(x):
+        seen.append(x.dtype)
+        return TunedSAE(make_sae())(x)
+
+    with model.spliced({"mlp_out.1": edit}):
+        _, acts = model.run_with_acts(TEXT, sites=["mlp_out.1"])
+    assert seen == [torch.float32]
+    assert acts["mlp_out.1"].dtype == torch.bfloat16
+
+
+def test_what_does_not_keep_the_shape_is_one_line(model):
+    with (
+        pytest.raises(ConfigError, match=r"at mlp_out\.1 makes \(1, 16\) of \(1, 9, 16\)"),
+        model.spliced({"mlp_out.1": lambda x: x[:, 0]}),
+    ):
+        model.run_with_acts(TEXT, sites=[])
+
+
+def greedy(model: LanguageModel, tokens: torch.Tensor, n: int) -> list[int]:
+    """The likeliest token each time, by a whole pass each time."""
+    for _ in range(n):
+        logits, _ = model.run_with_acts(tokens, sites=[])
+        tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], 1)
+    return tokens[0].tolist()
+
+
+@pytest.mark.parametrize("edits", [{}, {"mlp_out.1": make_sae(), "attn_out.0": lambda x: x / 2}])
+def test_generation_takes_the_likeliest_tokens_also_with_something_spliced_in(model, edits):
+    start = model.to_tokens(TEXT)
+    with model.spliced(edits):
+        ids, expected = model.generate(start, max_new_tokens=6), greedy(model, start, 6)
+        assert model.generate(TEXT, max_new_tokens=6) == model.tokenizer.decode(expected)
+    assert ids[0].tolist() == expected[: ids.shape[1]]
+    assert ids.shape[1] in range(start.shape[1] + 1, start.shape[1] + 7)  # it may end its text
+    assert (
+        model.generate([TEXT, TEXT], max_new_tokens=1)
+        == [model.generate(TEXT, max_new_tokens=1)] * 2
+    )
+
+
+def test_generation_draws_when_asked_to(model):
+    drawn = set()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        drawn.add(model.generate(TEXT, max_new_tokens=4, do_sample=True, temperature=2.0))
+    assert len(drawn) > 1
+    assert all(text.startswith(TEXT) for text in drawn)
+    with pytest.raises(ConfigError, match="contexts of 69 tokens do not fit"):
+        model.generate(TEXT, max_new_tokens=60)
+
+
+def test_every_family_generates(folder):
+    make_tokenizer().save(str(folder / "tokenizer.json"))
+    model = LanguageModel.from_pretrained(folder, device="cpu")
+    ids = model.generate([5, 6, 7], max_new_tokens=5)
+    assert ids[0].tolist() == greedy(model, model.to_tokens([5, 6, 7]), 5)[: ids.shape[1]]
+
+
+def test_a_model_without_a_tokenizer_runs_on_ids_alone(tmp_path):
+    path = save_random(MAKERS["gpt2"](), tmp_path / "bare")
+    model = LanguageModel.from_pretrained(path, device="cpu")
+    assert model.run_with_acts([1, 2], sites=[])[0].shape == (1, 2, 64)
+    with pytest.raises(ModelError, match="has no tokenizer.json"):
+        model.to_tokens("text")
+
+
+def test_an_sae_of_another_width_or_context_does_not_fit(model):
+    site, run = Site.parse("mlp_out.1"), Path("runs/a")
+    model.require_fits(site, d_in=16, ctx_len=64, run=run)
+    with pytest.raises(ConfigError, match=r"runs/a is an SAE of 8 dimensions, but mlp_out.1 of"):
+        model.require_fits(site, d_in=8, ctx_len=64, run=run)
+    with pytest.raises(ConfigError, match="contexts of 65 tokens do not fit into"):
+        model.require_fits(site, d_in=16, ctx_len=65, run=run)
