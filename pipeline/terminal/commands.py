@@ -284,10 +284,12 @@ def beside(runs: Sequence[Path]) -> Path:
 def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
     """Fine-tune, unless that run is complete already."""
     from pipeline.finetune.finetune import finetune as run
+    from pipeline.plots.finetune import save_finetune_figures
     from pipeline.terminal.lines import finetune_line
 
     with screen.progress("finetune", "steps") as show:
-        report = run(config, on_step=lambda s: show(s.step, s.n_steps, f"loss {s.loss:.4f}"))
+        report = run(config, on_progress=lambda p: show(p.done, p.total, p.words))
+    save_finetune_figures(config.out)
     screen.say(finetune_line(report, config.out))
     return report
 

@@ -76,15 +76,18 @@ def contexts(model, text):
 
 
 def test_learning_lowers_the_loss_on_text_it_never_saw(config):
-    steps = []
-    report = finetune(config(lr=0.2), on_step=steps.append)
+    seen = []
+    report = finetune(config(lr=0.2), on_progress=seen.append)
     assert report.ce_finetuned < report.ce_spliced - 0.1
     assert report.loss_last < report.loss_first
-    assert [step.step for step in steps] == list(range(1, 16))
-    assert {step.n_steps for step in steps} == {15}
+    assert [(p.stage, p.done, p.total) for p in seen] == [
+        ("finetune", step, 15) for step in range(1, 16)
+    ]
     assert report.n_steps == 15
     assert report.notes == ()
-    assert (report.loss_first, report.loss_last) == (steps[0].loss, steps[-1].loss)
+    losses = FinetunedRun.open(report.out).losses()
+    assert [p.words for p in seen] == [f"loss {loss:.4f}" for loss in losses]
+    assert (report.loss_first, report.loss_last) == (losses[0], losses[-1])
 
 
 def test_only_scales_and_biases_get_gradients_and_all_else_keeps_its_bits(config, lms, monkeypatch):
@@ -193,8 +196,7 @@ def test_the_folder_holds_all_that_was_promised(config, tmp_path, run):
     report = finetune(config())
     out = tmp_path / "tuned"
     assert sorted(path.name for path in out.iterdir()) == [
-        "features.json", "loss.png", "metrics.jsonl", "run.json", "sae.safetensors",
-        "scales_biases.png", "tuned.safetensors",
+        "features.json", "metrics.jsonl", "run.json", "sae.safetensors", "tuned.safetensors",
     ]  # fmt: skip
     document = json.loads((out / "run.json").read_text())
     assert document["kind"] == "finetune"
@@ -258,12 +260,12 @@ def test_a_folder_of_something_else_is_refused_and_kept(config, tmp_path):
 
 
 def test_an_interrupted_fine_tuning_leaves_nothing_and_can_start_again(config, tmp_path):
-    def interrupt(step):
-        if step.step == 3:
+    def interrupt(progress):
+        if progress.done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune(config(), on_step=interrupt)
+        finetune(config(), on_progress=interrupt)
     assert not (tmp_path / "tuned").exists()
     (tmp_path / "tuned.partial").mkdir()
     (tmp_path / "tuned.partial" / "half").write_text("")  # as a kill while writing leaves it
