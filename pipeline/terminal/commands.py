@@ -205,11 +205,11 @@ def run_eval(
 
 def run_features(config: FeaturesConfig, *, screen: Screen) -> "FeatureSet":
     """Find what every feature fires on, unless that is known already."""
-    from pipeline.features.collect import collect
+    from pipeline.features.collect import collect_features
     from pipeline.terminal.lines import features_line
 
-    with screen.progress("features", "rows") as show:
-        found = collect(config, on_progress=lambda p: show(p.n_done, p.n_tokens, ""))
+    with screen.progress("features", "tokens") as show:
+        found = collect_features(config, on_progress=lambda p: show(p.done, p.total, ""))
     screen.say(features_line(found))
     return found
 
