@@ -5,8 +5,8 @@
 Rows are normal, `d` 512, in contexts of 128; 4096 features, of which TopK lets 32 through, and
 ReLU, with one bias for all, 400. `encode` is the coder alone, over float32 rows in memory, in the
 blocks that the pass over the store makes; `sample_store` is that pass: decode, reorder, widen,
-encode, and keep. Both are taken in turn; ratios are round by round: median [lowest..highest], of time by the
-clock and, for where others compute beside it, of CPU time.
+encode, and keep. Both are taken in turn; ratios are round by round: median [lowest..highest], of
+time by the clock and, for where others compute beside it, of CPU time.
 """
 
 import argparse
