@@ -13,7 +13,7 @@ import pipeline.features.ablation
 import pipeline.features.logits
 from pipeline.errors import ConfigError
 from pipeline.features.ablation import ablation_effect, ablation_effects, mean_drops
-from pipeline.features.collect import collect
+from pipeline.features.collect import collect_features
 from pipeline.features.feature import Examples
 from pipeline.features.logits import attribute, load_path, nearest
 from pipeline.lm.families import Site
@@ -273,7 +273,7 @@ def test_features_that_are_few_have_fewer_neighbours():
 
 def test_effects_of_some_features_of_a_run(world, lm):
     run, coder = world.run(), make_sae()
-    features = collect(config_of(run))
+    features = collect_features(config_of(run))
     told = ablation_effects(features, [1, 0], device="cpu")
     assert told[0] is None  # a dead one
     top = features.feature(1).top
