@@ -144,9 +144,10 @@ class TopContexts:
         for value, passage in zip(self.activations, self.passages, strict=True):
             before, token, after = (escape(visible(text)) for text in passage)
             context = f"{before}<mark>{token}</mark>{after}"
-            rows.append(f'<tr><td>{value:.4g}<td style="text-align: left">{context}')
-        head = f"<caption>{escape(visible(self.title))}<tr><th>activation<th>context"
-        return f"<table>{head}{''.join(rows)}</table>"
+            rows.append(f'<td>{value:.4g}</td><td style="text-align: left">{context}</td>')
+        head = "<th>activation</th><th>context</th>"
+        lines = "".join(f"<tr>{cells}</tr>" for cells in (head, *rows))
+        return f"<table><caption>{escape(visible(self.title))}</caption>{lines}</table>"
 
     def to_frame(self) -> Any:  # noqa: ANN401 - pandas need not be installed
         """One row a context, texts as the data set has them, as a pandas DataFrame.
