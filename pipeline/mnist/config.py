@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config.checks import require_not_negative, require_positive
+from pipeline.config.checks import require_not_negative, require_positive, settle
 from pipeline.config.stages import Device
 from pipeline.errors import ConfigError
 
@@ -56,6 +56,7 @@ class MnistConfig:
     device: Device = "auto"
 
     def __post_init__(self) -> None:
+        settle(self)
         require_positive(
             self, "hidden", "epochs", "lr", "batch_size", "expansion", "sae_steps", "sae_lr",
             "connect_epochs", "connect_lr", "threshold",

@@ -59,13 +59,11 @@ def make_network(*, hidden: int = 6, seed: int = 0) -> FeatureNetwork:
     """Random weights everywhere, some of the connectors' below 0.1."""
     torch.manual_seed(seed)
     net = Classifier(SIDE**2, hidden, seed=seed).requires_grad_(False)
-    coders = tuple(
-        make_sae(d_in=hidden, expansion=2, seed=i).requires_grad_(False) for i in range(3)
-    )
+    saes = tuple(make_sae(d_in=hidden, expansion=2, seed=i).requires_grad_(False) for i in range(3))
     connectors = tuple(
         Connector(
             0.3 * torch.randn(2 * hidden, 2 * hidden), 0.1 * torch.randn(2 * hidden)
         ).requires_grad_(False)
         for _ in range(2)
     )
-    return FeatureNetwork(net=net, coders=coders, connectors=connectors)
+    return FeatureNetwork(net=net, saes=saes, connectors=connectors)

@@ -94,7 +94,7 @@ def test_stopped_while_connectors_train_it_goes_on_to_the_same_result(made, tmp_
     stopped = replace(config, out=tmp_path / "run")
 
     def stop(progress) -> None:
-        if progress.stage == "connectors" and progress.step >= progress.n_steps // 2:
+        if progress.stage == "connectors" and progress.done >= progress.total // 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
