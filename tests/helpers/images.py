@@ -1,5 +1,7 @@
 """Small images of digits and settings, for tests of the experiment on them."""
 
+import gzip
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +39,22 @@ def write_images(folder: Path, n: int = 200) -> Path:
     """The patterns as IDX files."""
     pixels, labels = _patterns(n, seed=0)
     folder.mkdir(parents=True)
-    for what, values in (("images-idx3", np.rint(255 * pixels)), ("labels-idx1", labels)):
-        sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
-        data = bytes([0, 0, 8, values.ndim]) + sizes + values.astype(np.uint8).tobytes()
-        (folder / f"t10k-{what}-ubyte").write_bytes(data)
+    write_idx(folder, "t10k", np.rint(255 * pixels), labels)
     return folder
+
+
+def write_idx(
+    folder: Path, prefix: str, pixels: np.ndarray, labels: np.ndarray, *, gz: bool = False
+) -> None:
+    for what, values in (("images-idx3", pixels), ("labels-idx1", labels)):
+        data, name = idx_bytes(values), f"{prefix}-{what}-ubyte"
+        (folder / (name + ".gz" * gz)).write_bytes(gzip.compress(data) if gz else data)
+
+
+def idx_bytes(values: np.ndarray) -> bytes:
+    """What the format's page says, byte by byte."""
+    head = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
+    return head + values.astype(np.uint8).tobytes()
 
 
 def make_config(out: Path, **changes) -> MnistConfig:

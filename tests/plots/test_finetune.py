@@ -40,7 +40,7 @@ def test_scales_and_biases_ascend_and_their_shares_are_told():
 def test_the_loss_figure_names_the_three_heldout_losses():
     figure = loss_figure([3.0, 2.0, 1.5], ce_base=3.1, ce_spliced=3.2, ce_finetuned=1.4)
     said = texts_of(figure)
-    for loss in ("without the coder: 3.100", "c = 1, d = 0: 3.200", "after fine-tuning: 1.400"):
+    for loss in ("without the SAE: 3.100", "c = 1, d = 0: 3.200", "after fine-tuning: 1.400"):
         assert loss in said
 
 
