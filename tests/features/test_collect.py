@@ -20,27 +20,11 @@ from pipeline.features.files import FeatureSet, ordered
 from pipeline.features.logits import attribute, load_path, nearest
 from pipeline.lm.families import Site
 from pipeline.runs.sae_run import SAERun
-from tests.helpers.featured import SITES, World, config_of, make_store_of, make_world
+from tests.helpers.featured import SITES, World, config_of, make_store_of
 from tests.helpers.stores import make_spec, write_store
 from tests.helpers.tiny import CTX_LEN, make_model, make_sae
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def run(world):
-    return world.run()
-
-
-@pytest.fixture(scope="module")
-def features(run) -> FeatureSet:
-    collect_features(config_of(run))
-    return FeatureSet.open(run)
 
 
 @pytest.fixture

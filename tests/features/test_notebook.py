@@ -8,19 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.features.collect import collect_features
 from pipeline.features.feature import BEFORE, Passage, TopContexts
-from pipeline.features.files import FeatureSet, ordered
-from tests.helpers.featured import config_of, make_world
+from pipeline.features.files import ordered
 
 HOSTILE = "<script>alert(1)</script>", "\x1b[2J\u202e", "</td><img src=x onerror=y>&amp;\r\n\x00"
-
-
-@pytest.fixture(scope="module")
-def features(tmp_path_factory) -> FeatureSet:
-    run = make_world(tmp_path_factory.mktemp("world")).run()
-    collect_features(config_of(run))
-    return FeatureSet.open(str(run))
 
 
 class Tags(HTMLParser):

@@ -10,36 +10,27 @@ import torch
 from pipeline.connect.connector import Connector
 from pipeline.mnist.classifier import Classifier
 from pipeline.mnist.config import MnistConfig
-from pipeline.mnist.images import Images, Labelled, split
+from pipeline.mnist.images import Labelled
 from pipeline.mnist.network import FeatureNetwork
 from tests.helpers.tiny import make_sae
 
 SIDE = 5
 
 
-def make_images(n: int = 200, *, seed: int = 0) -> Images:
-    """Ten random patterns, each under noise."""
-    return split("patterns", *_patterns(n, seed=seed))
-
-
 def make_labelled(n: int = 60, *, seed: int = 0) -> Labelled:
-    pixels, labels = _patterns(n, seed=seed)
-    return Labelled(pixels=pixels, labels=labels)
-
-
-def _patterns(n: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ten random patterns, each under noise."""
     rng = np.random.default_rng(seed)
     patterns = np.random.default_rng(99).random((10, SIDE, SIDE))
     labels = rng.integers(0, 10, n)
     noisy = patterns[labels] + 0.1 * rng.standard_normal((n, SIDE, SIDE))
-    return noisy.clip(0, 1).astype(np.float32), labels.astype(np.int64)
+    return Labelled(pixels=noisy.clip(0, 1).astype(np.float32), labels=labels.astype(np.int64))
 
 
 def write_images(folder: Path, n: int = 200) -> Path:
     """The patterns as IDX files."""
-    pixels, labels = _patterns(n, seed=0)
+    images = make_labelled(n)
     folder.mkdir(parents=True)
-    write_idx(folder, "t10k", np.rint(255 * pixels), labels)
+    write_idx(folder, "t10k", np.rint(255 * images.pixels), images.labels)
     return folder
 
 
