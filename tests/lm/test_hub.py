@@ -17,7 +17,7 @@ import transformers
 
 from actstore.reader import ActStore
 from pipeline.errors import ModelError
-from pipeline.lm.hub import ModelFiles
+from pipeline.lm.hub import ModelFiles, builtin_model_path
 from pipeline.lm.weights import Weights
 from tests.helpers.tiny import make_model, make_text
 
@@ -228,3 +228,16 @@ def test_the_checkpoints_of_older_neox_and_of_base_models_load(tmp_path):
     tokens = torch.arange(8)[None]
     assert torch.equal(found.hidden(tokens), expected.hidden(tokens))
     assert torch.equal(found.logits(torch.ones(1, 16)), expected.logits(torch.ones(1, 16)))
+
+
+def test_the_embedded_model_is_found_beside_the_package_then_in_the_checkout(monkeypatch, tmp_path):
+    monkeypatch.setattr("pipeline.lm.hub.__file__", str(tmp_path / "pipeline" / "lm" / "hub.py"))
+    with pytest.raises(ModelError, match="install saepipe again") as caught:
+        builtin_model_path()
+    assert "\n" not in str(caught.value)
+    checkout = tmp_path / "data" / "tiny-pythia"
+    beside = tmp_path / "pipeline" / "embedded" / "tiny-pythia"
+    for folder in (checkout, beside):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        assert builtin_model_path() == folder
