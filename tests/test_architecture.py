@@ -128,9 +128,9 @@ def test_the_store_knows_no_torch_and_training_no_language_model():
         tops = {module.split(".")[0] for module in found}
         if name.startswith("actstore"):
             assert not tops & {"torch", "transformers", "pipeline"}, name
-        if name.startswith(("pipeline.sae", "pipeline.training", "pipeline.connect.train")):
+        if name.startswith(("pipeline.sae.", "pipeline.training", "pipeline.connect.train")):
             assert not any(module.startswith("pipeline.lm") for module in found), name
-        if name.startswith("pipeline.sae"):
+        if name.startswith("pipeline.sae."):
             assert "actstore" not in tops, name
 
 
