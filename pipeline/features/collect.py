@@ -83,12 +83,7 @@ def collect_features(
 
 
 def open_store(config: FeaturesConfig, subject: Subject) -> ActStore:
-    """The store to read, sure to have activations that the coder can take.
-
-    Raises:
-        ConfigError: it is gone, or has no such site, or one of another width.
-        StoreError: it is unfinished or damaged.
-    """
+    """The store to read, sure to have activations that the coder can take."""
     site, d_in = str(subject.site), subject.coder.d_in
     path = subject.provenance.path if config.store is None else config.store
     if config.store is None and not path.exists():
@@ -268,10 +263,6 @@ def sample_store(
         site: That one.
         coder: On its device.
         on_progress: Told the tokens done.
-
-    Raises:
-        StoreError: bytes of the store were altered.
-        DataError: an activation of a feature is not finite.
     """
     ctx_len, device = store.spec.ctx_len, coder.W_dec.device
     n_contexts = _n_contexts(config, store)
@@ -326,11 +317,7 @@ class Contexts:
 
 
 def contexts_of(store: ActStore, site: str, *, n_contexts: int) -> Generator[Contexts]:
-    """The first so many contexts of a store, a shard of them at a time; two shards are held.
-
-    Raises:
-        StoreError: bytes of the store were altered.
-    """
+    """The first so many contexts of a store, a shard of them at a time; two shards are held."""
     ahead = ReadAhead(_shards(store, site, n_contexts), items=1)
     with closing(ahead):
         while (contexts := ahead.get()) is not None:

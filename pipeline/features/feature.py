@@ -162,11 +162,7 @@ class TopContexts:
 
 
 def make_frame(columns: Mapping[str, object]) -> Any:  # noqa: ANN401 - pandas need not be installed
-    """A pandas DataFrame.
-
-    Raises:
-        ConfigError: pandas is not installed.
-    """
+    """A pandas DataFrame."""
     try:
         pandas = import_module("pandas")
     except ImportError:

@@ -75,12 +75,7 @@ def writes_to_the_stream(site: Site) -> bool:
 
 
 def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: torch.device) -> Path:
-    """The way from a site to the logits of the first `n_vocab` tokens, its weights alone read.
-
-    Raises:
-        ModelError: the model cannot be found or read, or is of an unknown family.
-        ConfigError: the model has no such site, or it has no linear way.
-    """
+    """The way from a site to the logits of the first `n_vocab` tokens, its weights alone read."""
     files = ModelFiles(model, revision)
     shape = Shape.of(files.config, name=model)
     shape.check(site, name=model)
@@ -107,11 +102,7 @@ def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: to
 
 @torch.no_grad()
 def attribute(path: Path, W_dec: Float[Tensor, "d_sae d_in"]) -> Attribution:
-    """The tokens that each row of a dictionary raises and lowers most, block after block.
-
-    Raises:
-        ConfigError: the rows are not as wide as the site.
-    """
+    """The tokens that each row of a dictionary raises and lowers most, block after block."""
     width = path.scale if path.out is None else path.out.T
     if W_dec.shape[1] != len(width):
         raise ConfigError(f"features write {W_dec.shape[1]} values, the site has {len(width)}")

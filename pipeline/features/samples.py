@@ -88,11 +88,7 @@ class Sampler:
         *,
         first: int,
     ) -> None:
-        """Take in the latents of contexts that follow each other, the first of number `first`.
-
-        Raises:
-            DataError: one of them is not finite.
-        """
+        """Take in the latents of contexts that follow each other, the first of number `first`."""
         self._add_contexts(z, tokens, first)
         rows, n_rows = z.flatten(0, 1), max(1, _PART // self._d_sae)
         for start in range(0, tokens.size, n_rows):

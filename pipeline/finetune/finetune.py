@@ -160,11 +160,7 @@ def mean_cross_entropy(
     *,
     batch_size: int,
 ) -> float:
-    """Cross-entropy over all predictions inside these contexts (nats), with edits at some sites.
-
-    Raises:
-        DataError: it is not finite.
-    """
+    """Cross-entropy over all predictions inside these contexts (nats), with edits at some sites."""
     total = 0.0
     with splice(lm, edits):
         for batch in contexts.split(batch_size):

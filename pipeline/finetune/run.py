@@ -167,10 +167,6 @@ def finished_report(config: FinetuneConfig, run: SAERun) -> FinetuneReport | Non
     Args:
         config: with absolute paths.
         run: what `config.run` holds now.
-
-    Raises:
-        ConfigError: `config.out` holds something else.
-        CheckpointError: it holds a damaged fine-tuning.
     """
     out = config.out
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):

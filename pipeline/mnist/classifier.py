@@ -100,9 +100,6 @@ def train_classifier(
         config: Says for how long and how fast.
         device: Where.
         on_epoch: Called after each epoch with its number and its mean loss.
-
-    Raises:
-        DataError: the loss stopped being finite.
     """
     x, labels = images.tensors(device)
     net = Classifier(x.shape[1], config.hidden, seed=config.seed).to(device)
@@ -157,11 +154,7 @@ def save_classifier(folder: Path, net: Classifier) -> None:
 
 
 def load_classifier(folder: Path, *, d_in: int, hidden: int) -> Classifier | None:
-    """The classifier that is there; None where none was finished.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
+    """The classifier that is there; None where none was finished."""
     if not (folder / _WHOLE).exists():
         return None
     net = Classifier(d_in, hidden)
@@ -204,10 +197,6 @@ def store_activations(
         images: As many rows.
         name: Of the images.
         fingerprint: Of the classifier.
-
-    Raises:
-        StoreError: another store is there, another writer is at work, the disk fails or fills, or
-            an activation is not finite.
     """
     hidden = net.linear[0].out_features
     spec = StoreSpec.of(

@@ -75,12 +75,7 @@ def pixel_slope(
 ) -> Float[np.ndarray, " d_in"]:
     """What a little more of each pixel adds to a feature: the mean gradient over these images.
 
-    Args:
-        net: The classifier.
-        sae: The SAE of one of its hidden layers.
-        x: Images.
-        feature: Which.
-        layer: Of the hidden layer, from 0.
+    Layers count from 0, the first hidden one.
     """
     pixels = x.clone().requires_grad_()
     with torch.enable_grad():

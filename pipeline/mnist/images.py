@@ -114,12 +114,7 @@ def open_images(name: str) -> Images:
 def labelled(
     pixels: UInt8[np.ndarray, "n height width"], labels: Int64[np.ndarray, " m"], *, where: str
 ) -> Labelled:
-    """Bytes as pixels from 0 to 1, each with its label.
-
-    Raises:
-        ConfigError: they are not square, there are more of one than of the other, or a label is no
-            digit.
-    """
+    """Bytes as pixels from 0 to 1, each with its label."""
     n, height, width = pixels.shape
     if height != width:
         raise ConfigError(f"{where} has images of {height} x {width} pixels: they must be square")
@@ -135,11 +130,7 @@ def labelled(
 def split(
     name: str, pixels: Float32[np.ndarray, "n side side"], labels: Int64[np.ndarray, " n"]
 ) -> Images:
-    """One set as two: every fifth image of a fixed order is for testing.
-
-    Raises:
-        ConfigError: there are too few.
-    """
+    """One set as two: every fifth image of a fixed order is for testing."""
     order = np.random.default_rng(_ORDER).permutation(len(labels))
     n_test = len(labels) // TEST_SHARE
     parts = [
@@ -213,9 +204,6 @@ def read_idx(path: Path, *, n_dims: int) -> UInt8[np.ndarray, "..."]:
     Args:
         path: The file.
         n_dims: Dimensions it must have: 3 for images, 1 for labels.
-
-    Raises:
-        ConfigError: it cannot be read, or is something else or cut short.
     """
     try:
         data = path.read_bytes()
@@ -241,10 +229,6 @@ def load_hub_images(name: str) -> dict[str, Set]:
     """Gray pixels and labels of the splits `train` and, if there is one, `test`, as they are now.
 
     No code that comes with a dataset is ever run.
-
-    Raises:
-        ConfigError: the hub cannot be reached or has no such dataset, or it holds no images with
-            labels.
     """
     import datasets
     from huggingface_hub import HfApi
@@ -260,11 +244,7 @@ def load_hub_images(name: str) -> dict[str, Set]:
 
 
 def read_split(dataset: Any, *, where: str) -> Set:  # noqa: ANN401 its class is imported late
-    """The images of a split as one array, and their labels.
-
-    Raises:
-        ConfigError: it has no such columns, or images of several sizes.
-    """
+    """The images of a split as one array, and their labels."""
     if not {"image", "label"} <= set(dataset.column_names):
         columns = ", ".join(map(repr, dataset.column_names)) or "none"
         raise ConfigError(

@@ -156,12 +156,7 @@ class _Document:
 
 
 def enter_experiment(config: MnistConfig, images: Images) -> None:
-    """Make the folder, or find that it is this experiment's.
-
-    Raises:
-        ConfigError: it holds another experiment or something else.
-        CheckpointError: its experiment.json is damaged.
-    """
+    """Make the folder, or find that it is this experiment's."""
     file = config.out / EXPERIMENT
     now = _Document(config=config, images_fingerprint=images.fingerprint)
     if not file.exists():
@@ -186,11 +181,7 @@ def enter_experiment(config: MnistConfig, images: Images) -> None:
 
 
 def finished_result(out: Path) -> MnistResult | None:
-    """The result that is there already.
-
-    Raises:
-        CheckpointError: result.json is damaged.
-    """
+    """The result that is there already."""
     file = out / RESULT
     if not file.exists():
         return None

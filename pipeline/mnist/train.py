@@ -189,13 +189,7 @@ class Trained:
 def train_everything(
     config: MnistConfig, images: Images, *, device: torch.device, tell: OnProgress
 ) -> Trained:
-    """Train what is not there, one stage after the other; what is there is kept.
-
-    Raises:
-        DataError: something diverged.
-        CheckpointError: something that is there is damaged, or the disk fails.
-        StoreError: a store that is there is damaged, or the disk fails.
-    """
+    """Train what is not there, one stage after the other; what is there is kept."""
     net = _classifier(config, images, device=device, tell=tell)
     mark = fingerprint(net)
     store, _ = (
@@ -267,12 +261,7 @@ BASELINES = ("mean", "correlation", "E2 W D1", "ridge")
 def baseline_connectors(
     config: MnistConfig, store: ActStore, *, device: torch.device
 ) -> Mapping[str, tuple[Connector, ...]]:
-    """By the names above, one connector a pair of layers; `pipeline.connect.start` says which.
-
-    Raises:
-        CheckpointError: an SAE is gone or damaged.
-        StoreError: bytes of the store were altered.
-    """
+    """By the names above, one connector a pair of layers; `pipeline.connect.start` says which."""
     each = [_of_pair(config, store, pair, device=device) for pair in PAIRS]
     return {name: tuple(found[name] for found in each) for name in BASELINES}
 

@@ -55,12 +55,7 @@ def features_table(
 def feature_tables(
     features: FeatureSet, index: int, *, effect: AblationEffect | None = None
 ) -> list[Table]:
-    """All that is known of one feature.
-
-    Raises:
-        ConfigError: there is no such feature.
-        CheckpointError: the features are damaged.
-    """
+    """All that is known of one feature."""
     feature, texts = features.feature(index), features.texts
     tables = [_numbers(features, feature)]
     if feature.n_active:
