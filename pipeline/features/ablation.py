@@ -54,22 +54,7 @@ def ablation_effect(
     texts: TokenTexts,
     n_vocab: int,
 ) -> AblationEffect | None:
-    """The effect of one feature over its top contexts; None for a feature without any.
-
-    Args:
-        lm: The model, on the coder's device.
-        site: Of the coder in it.
-        coder: Any.
-        feature: Which of its latents.
-        store: That the contexts are in.
-        examples: The feature's, as `Feature.top`.
-        texts: Of the tokens.
-        n_vocab: Token ids that the tokenizer has.
-
-    Raises:
-        ConfigError: the model has no such site.
-        StoreError: bytes of the store were altered.
-    """
+    """The effect of one feature over its top contexts; None for a feature without any."""
     if not len(examples.context):
         return None
     tokens = torch.from_numpy(store.tokens(examples.context)).to(lm.device)

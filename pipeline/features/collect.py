@@ -1,18 +1,11 @@
-"""Collect(config): one pass over a store in the order of its texts.
+"""collect_features(config): find out what every feature of a run fires on, into the run.
 
-Shards of a store put back into the order of their texts, the next one decoded meanwhile.
-
-What every feature fires on: one pass over a store, each row encoded once.
-
-Memory does not grow with the store: two shards, two blocks of latents, and the entries that are
-kept (`Leaders`), about 300 bytes for each of a feature's contexts.
-
-Where the features of a run are read from, and in which words its tokens are told.
-
-Find out what every feature of a run fires on, and write it into the run.
+One pass over a store in the order of its texts, each row encoded once. Memory does not grow with
+the store: two shards, two blocks of latents, and the entries that are kept, about 300 bytes for
+each of a feature's contexts.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int32, Int64, Shaped
-from torch import Tensor
+from jaxtyping import Int32, Int64, Shaped
 
 from actstore.manifest import CONTEXT_TOKENS
 from actstore.reader import ActStore
@@ -39,10 +31,11 @@ from pipeline.features.logits import (
     nearest,
     writes_to_the_stream,
 )
-from pipeline.features.samples import Found, Scan
+from pipeline.features.samples import Sampler, Samples
 from pipeline.features.save import Directions, save
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
+from pipeline.progress import OnProgress, Progress
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import Coder
@@ -51,114 +44,46 @@ from pipeline.text.token_text import TokenTexts
 from pipeline.training.batches import as_tensor
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Contexts:
-    """Whole contexts that follow each other, and where their activations are."""
-
-    first: int
-    """Number of the first one in the store."""
-    tokens: Int32[np.ndarray, "contexts ctx_len"]
-    rows: Int64[np.ndarray, "contexts ctx_len"]
-    """Which row of `acts` belongs to each token."""
-    acts: Shaped[np.ndarray, "rows width"]
-    """As stored: bfloat16 as its bits, uint16."""
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-def contexts_of(store: ActStore, site: str, *, n_contexts: int) -> Generator[Contexts]:
-    """The first so many contexts of a store, a shard of them at a time; two shards are held.
+def collect_features(
+    config: FeaturesConfig, *, on_progress: OnProgress | None = None
+) -> FeatureSet:
+    """Everything in `RUN/features`: found and written, or reused where it is there already.
 
     Raises:
-        StoreError: bytes of the store were altered.
-    """
-    ahead = ReadAhead(_shards(store, site, n_contexts), items=1)
-    with closing(ahead):
-        while (contexts := ahead.get()) is not None:
-            yield contexts
-
-
-def _shards(store: ActStore, site: str, n_contexts: int) -> Iterator[Contexts]:
-    per_shard = store.spec.shard_rows // store.spec.ctx_len
-    for shard in range(-(-n_contexts // per_shard)):
-        first = shard * per_shard
-        tokens = store.shard(CONTEXT_TOKENS, shard)
-        context, position = (store.shard(name, shard) for name in ("context_id", "position"))
-        rows = np.empty(tokens.shape, np.int64)
-        rows[context - first, position] = np.arange(len(context))
-        n = min(per_shard, n_contexts - first)
-        yield Contexts(first=first, tokens=tokens[:n], rows=rows[:n], acts=store.shard(site, shard))
-
-
-BLOCK = {"cpu": 2**22}
-"""Latents in memory at once, as many as whole contexts give, and at least one context."""
-GPU_BLOCK = 2**25
-
-
-@torch.inference_mode()
-def scan(
-    config: FeaturesConfig,
-    store: ActStore,
-    site: str,
-    coder: Coder,
-    *,
-    on_tokens: Callable[[int], None] | None = None,
-) -> Scan:
-    """Read the store's first contexts, as many as `config.tokens` needs, and encode them in fp32.
-
-    Args:
-        config: How much is read, and how much kept.
-        store: With a site of the coder's width.
-        site: That one.
-        coder: On its device.
-        on_tokens: Told the number of tokens done.
-
-    Raises:
-        StoreError: bytes of the store were altered.
+        ConfigError: the store does not fit the run, or is gone.
+        CheckpointError: the run cannot be used.
+        StoreError: the store cannot be read.
         DataError: an activation of a feature is not finite.
+        OSError: the disk is full or fails.
     """
-    ctx_len, device = store.spec.ctx_len, coder.W_dec.device
-    wanted = store.n_rows if config.tokens is None else config.tokens
-    n_contexts = min(store.n_contexts, -(-wanted // ctx_len))
-    per_block = max(1, BLOCK.get(device.type, GPU_BLOCK) // (ctx_len * coder.d_sae))
-    found = Found(config, d_sae=coder.d_sae, ctx_len=ctx_len)
-    with (
-        ThreadPoolExecutor(1, "saepipe-keep") as keeper,  # one block is kept, the next encoded
-        closing(contexts_of(store, site, n_contexts=n_contexts)) as shards,
-    ):
-        kept = keeper.submit(int)
-        for contexts in shards:
-            for start in range(0, len(contexts), per_block):
-                block = slice(start, start + per_block)
-                x = _activations(contexts, block, device)
-                z = coder.encode(x).unflatten(0, (-1, ctx_len))
-                kept.result()
-                if on_tokens is not None:
-                    on_tokens(found.n_tokens)
-                tokens = contexts.tokens[block]
-                kept = keeper.submit(found.add, z, tokens, first=contexts.first + start)
-        kept.result()
-    if on_tokens is not None:
-        on_tokens(found.n_tokens)
-    return found.result()
-
-
-def _activations(
-    contexts: Contexts, block: slice, device: torch.device
-) -> Float32[Tensor, "rows d_in"]:
-    """Activations of some contexts, one token after another."""
-    rows = contexts.acts[contexts.rows[block].reshape(-1)]
-    return as_tensor(rows).to(device).float()
+    run = config.run.resolve()
+    config = replace(config, run=run, store=config.store and config.store.resolve())
+    subject = load_subject(run, device=pick_device(config.device))
+    store = open_store(config, subject)
+    words = Words.of(subject, store)
+    facts = _facts(config, subject, store, words)
+    there = _same(facts)
+    if there is not None:
+        return there
+    samples = sample_store(config, store, facts.site, subject.coder, on_progress=on_progress)
+    attribution, lack = _attribution(subject, words)
+    notes = [*facts.notes, *lack]
+    if not samples.n_active.any():
+        notes.append(
+            f"no feature is active on any of {samples.n_tokens:,} tokens: all of them are dead"
+        )
+    return save(
+        run,
+        replace(facts, attributed=attribution is not None, notes=tuple(notes)),
+        samples,
+        _directions(subject, samples, attribution),
+        texts=words.texts,
+        of_logits=words.of_logits,
+    )
 
 
 def open_store(config: FeaturesConfig, subject: Subject) -> ActStore:
-    """The store to read, sure to have activations that the coder can take.
-
-    Raises:
-        ConfigError: it is gone, or has no such site, or one of another width.
-        StoreError: it is unfinished or damaged.
-    """
+    """The store to read, sure to have activations that the coder can take."""
     site, d_in = str(subject.site), subject.coder.d_in
     path = subject.provenance.path if config.store is None else config.store
     if config.store is None and not path.exists():
@@ -187,13 +112,13 @@ class Words:
     texts: TokenTexts
     of_logits: TokenTexts
     head: Tokenizer | None
-    """Of the model that the coder is in; None where it was not found."""
+    """Of the model that the SAE is in; None where it was not found."""
     missing: str
     """Why a tokenizer was not found; empty where all were."""
 
     @staticmethod
     def of(subject: Subject, store: ActStore) -> "Words":
-        """Those of the model that the store is of, and of the model that the coder is in."""
+        """Those of the model that the store is of, and of the model that the SAE is in."""
         source = Provenance.of(store, site=str(subject.site))
         head, missing = _tokenizer(subject.model, subject.revision)
         if (source.model, source.revision) in (("", ""), (subject.model, subject.revision)):
@@ -218,62 +143,11 @@ def _texts(tokenizer: Tokenizer | None) -> TokenTexts:
     return TokenTexts(lambda _: None) if tokenizer is None else TokenTexts(tokenizer.token_bytes)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FeaturesProgress:
-    """Where the pass over the store stands."""
-
-    n_done: int
-    """Tokens."""
-    n_tokens: int
-
-
-def collect(
-    config: FeaturesConfig, *, on_progress: Callable[[FeaturesProgress], None] | None = None
-) -> FeatureSet:
-    """Everything in `RUN/features`: found and written, or reused where it is there already.
-
-    Raises:
-        ConfigError: the store does not fit the run, or is gone.
-        CheckpointError: the run cannot be used.
-        StoreError: the store cannot be read.
-        DataError: an activation of a feature is not finite.
-        OSError: the disk is full or fails.
-    """
-    run = config.run.resolve()
-    config = replace(config, run=run, store=config.store and config.store.resolve())
-    subject = load_subject(run, device=pick_device(config.device))
-    store = open_store(config, subject)
-    words = Words.of(subject, store)
-    facts = _facts(config, subject, store, words)
-    there = _same(facts)
-    if there is not None:
-        return there
-
-    def tell(n_done: int) -> None:
-        if on_progress is not None:
-            on_progress(FeaturesProgress(n_done=n_done, n_tokens=facts.n_tokens))
-
-    found = scan(config, store, facts.site, subject.coder, on_tokens=tell)
-    attribution, why = _attribution(subject, words)
-    return save(
-        run,
-        replace(
-            facts,
-            attributed=attribution is not None,
-            notes=(*facts.notes, *why, *_dead(found)),
-        ),
-        found,
-        _directions(subject, found, attribution),
-        texts=words.texts,
-        of_logits=words.of_logits,
-    )
-
-
 def _facts(config: FeaturesConfig, subject: Subject, store: ActStore, words: Words) -> Facts:
     """All that can be told before the store is read."""
     source = Provenance.of(store, site=str(subject.site))
-    wanted = store.n_rows if config.tokens is None else config.tokens
-    n_tokens = min(store.n_contexts, -(-wanted // source.ctx_len)) * source.ctx_len
+    n_tokens = _n_contexts(config, store) * source.ctx_len
+    wanted = n_tokens if config.tokens is None else config.tokens
     return Facts(
         config=config,
         coder=_identity(config.run),
@@ -327,10 +201,10 @@ def _same(wanted: Facts) -> FeatureSet | None:
         there.check()
     except CheckpointError:
         return None
-    found = there.facts
-    config = replace(found.config, run=wanted.config.run, device=wanted.config.device)
+    facts = there.facts
+    config = replace(facts.config, run=wanted.config.run, device=wanted.config.device)
     free = {name: getattr(wanted, name) for name in ("saepipe", "notes", "sha256")}
-    return replace(there, reused=True) if replace(found, config=config, **free) == wanted else None
+    return replace(there, reused=True) if replace(facts, config=config, **free) == wanted else None
 
 
 def _attribution(subject: Subject, words: Words) -> tuple[Attribution | None, tuple[str, ...]]:
@@ -353,17 +227,11 @@ def _attribution(subject: Subject, words: Words) -> tuple[Attribution | None, tu
     return None, (f"no tokens are promoted or suppressed: {lack}",)
 
 
-def _dead(found: Scan) -> tuple[str, ...]:
-    if found.n_active.any():
-        return ()
-    return (f"no feature is active on any of {found.n_tokens:,} tokens: all of them are dead",)
-
-
-def _directions(subject: Subject, found: Scan, attribution: Attribution | None) -> Directions:
+def _directions(subject: Subject, samples: Samples, attribution: Attribution | None) -> Directions:
     """What the weights say; which features are dead, the store says."""
     W_dec = subject.coder.W_dec.detach()
     indices, cosines = nearest(W_dec)
-    to_dead = dead_cosine(W_dec, torch.from_numpy(found.n_active == 0))
+    to_dead = dead_cosine(W_dec, torch.from_numpy(samples.n_active == 0))
     return Directions(
         neighbours=indices.numpy(),
         neighbour_cosines=cosines.numpy(),
@@ -371,3 +239,98 @@ def _directions(subject: Subject, found: Scan, attribution: Attribution | None) 
         encoder_decoder_cosine=encoder_decoder_cosine(subject.coder).numpy(),
         attribution=attribution,
     )
+
+
+BLOCK = {"cpu": 2**22}
+"""Latents in memory at once, as many as whole contexts give, and at least one context."""
+GPU_BLOCK = 2**25
+
+
+@torch.inference_mode()
+def sample_store(
+    config: FeaturesConfig,
+    store: ActStore,
+    site: str,
+    coder: Coder,
+    *,
+    on_progress: OnProgress | None = None,
+) -> Samples:
+    """Read the store's first contexts, as many as `config.tokens` needs, and encode them in fp32.
+
+    Args:
+        config: How much is read, and how much kept.
+        store: With a site of the coder's width.
+        site: That one.
+        coder: On its device.
+        on_progress: Told the tokens done.
+    """
+    ctx_len, device = store.spec.ctx_len, coder.W_dec.device
+    n_contexts = _n_contexts(config, store)
+    per_block = max(1, BLOCK.get(device.type, GPU_BLOCK) // (ctx_len * coder.d_sae))
+    sampler = Sampler(config, d_sae=coder.d_sae, ctx_len=ctx_len)
+
+    def tell() -> None:
+        if on_progress is not None:
+            done, total = sampler.n_tokens, n_contexts * ctx_len
+            on_progress(Progress(stage="features", done=done, total=total, unit="tokens"))
+
+    with (
+        ThreadPoolExecutor(1, "saepipe-keep") as keeper,  # one block is kept, the next encoded
+        closing(contexts_of(store, site, n_contexts=n_contexts)) as shards,
+    ):
+        kept = keeper.submit(int)
+        for contexts in shards:
+            for start in range(0, len(contexts), per_block):
+                block = slice(start, start + per_block)
+                rows = contexts.acts[contexts.rows[block].reshape(-1)]  # one token after another
+                z = coder.encode(as_tensor(rows).to(device).float()).unflatten(0, (-1, ctx_len))
+                kept.result()
+                tell()
+                tokens = contexts.tokens[block]
+                kept = keeper.submit(sampler.add, z, tokens, first=contexts.first + start)
+        kept.result()
+    tell()
+    return sampler.result()
+
+
+def _n_contexts(config: FeaturesConfig, store: ActStore) -> int:
+    """Whole contexts, as many as were asked for or there are."""
+    if config.tokens is None:
+        return store.n_contexts
+    return min(store.n_contexts, -(-config.tokens // store.spec.ctx_len))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contexts:
+    """Whole contexts that follow each other, and where their activations are."""
+
+    first: int
+    """Number of the first one in the store."""
+    tokens: Int32[np.ndarray, "contexts ctx_len"]
+    rows: Int64[np.ndarray, "contexts ctx_len"]
+    """Which row of `acts` belongs to each token."""
+    acts: Shaped[np.ndarray, "rows width"]
+    """As stored: bfloat16 as its bits, uint16."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def contexts_of(store: ActStore, site: str, *, n_contexts: int) -> Generator[Contexts]:
+    """The first so many contexts of a store, a shard of them at a time; two shards are held."""
+    ahead = ReadAhead(_shards(store, site, n_contexts), items=1)
+    with closing(ahead):
+        while (contexts := ahead.get()) is not None:
+            yield contexts
+
+
+def _shards(store: ActStore, site: str, n_contexts: int) -> Iterator[Contexts]:
+    per_shard = store.spec.shard_rows // store.spec.ctx_len
+    for shard in range(-(-n_contexts // per_shard)):
+        first = shard * per_shard
+        tokens = store.shard(CONTEXT_TOKENS, shard)
+        context, position = (store.shard(name, shard) for name in ("context_id", "position"))
+        rows = np.empty(tokens.shape, np.int64)
+        rows[context - first, position] = np.arange(len(context))
+        n = min(per_shard, n_contexts - first)
+        yield Contexts(first=first, tokens=tokens[:n], rows=rows[:n], acts=store.shard(site, shard))

@@ -1,20 +1,29 @@
-"""A Feature; as JSON.
+"""A feature as people look at it: how often it is active, on what, and to what end."""
 
-A feature as people look at it: how often, on what, and to what end.
-
-A feature as JSON.
-"""
-
+from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from pipeline.config.serialization import to_json
-from pipeline.text.token_text import TokenTexts
+from pipeline.errors import ConfigError
+from pipeline.text.token_text import TokenTexts, visible
 
 BEFORE, AFTER = 24, 8
 """Tokens of an example before and after the one it is about; the context may end earlier."""
+
+
+class Passage(NamedTuple):
+    """The text of one example. It is a data set's: whoever shows it must escape it."""
+
+    before: str
+    token: str
+    """The one it is about."""
+    after: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +40,18 @@ class Examples:
     """`BEFORE` tokens, the one, and `AFTER` tokens; -1 beyond the ends of the context."""
     values: Float32[np.ndarray, "n window"]
     """The activation at each of them; 0 beyond the ends."""
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def passages(self, texts: TokenTexts) -> list[Passage]:
+        """The text of each."""
+        found: list[Passage] = []
+        for tokens in self.tokens.tolist():
+            pieces = texts.pieces(tokens)
+            token = pieces[BEFORE] or texts.alone(tokens[BEFORE])
+            found.append(Passage("".join(pieces[:BEFORE]), token, "".join(pieces[BEFORE + 1 :])))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,7 +81,7 @@ class Neighbour:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Feature:
-    """One feature of a coder."""
+    """One feature of an SAE."""
 
     index: int
     n_active: int
@@ -85,6 +106,68 @@ class Feature:
     dead_cosine: float | None
     """Of its dictionary row with the mean dead row; None without dead features."""
     encoder_decoder_cosine: float
+
+    def __repr__(self) -> str:
+        return (
+            f"Feature({self.index}, on {100 * self.frequency:.3g} % of tokens, max {self.max:.3g})"
+        )
+
+
+_LEFT, _RIGHT = 40, 30
+"""Characters of a passage that a table shows before and after its token."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TopContexts:
+    """Where a feature is most active, as a table: of plain text, and in a notebook of HTML."""
+
+    title: str
+    activations: tuple[float, ...]
+    """In descending order."""
+    passages: tuple[Passage, ...]
+    """In the same order."""
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+    def __repr__(self) -> str:
+        lines = [visible(self.title), "activation  context"]
+        for value, passage in zip(self.activations, self.passages, strict=True):
+            before, token, after = map(visible, passage)
+            left = before if len(before) <= _LEFT else f"…{before[1 - _LEFT :]}"
+            right = after if len(after) <= _RIGHT else f"{after[: _RIGHT - 1]}…"
+            lines.append(f"{value:>10.4g}  {left:>{_LEFT}}«{token}»{right}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows: list[str] = []
+        for value, passage in zip(self.activations, self.passages, strict=True):
+            before, token, after = (escape(visible(text)) for text in passage)
+            context = f"{before}<mark>{token}</mark>{after}"
+            rows.append(f'<td>{value:.4g}</td><td style="text-align: left">{context}</td>')
+        head = "<th>activation</th><th>context</th>"
+        lines = "".join(f"<tr>{cells}</tr>" for cells in (head, *rows))
+        return f"<table><caption>{escape(visible(self.title))}</caption>{lines}</table>"
+
+    def to_frame(self) -> Any:  # noqa: ANN401 - pandas need not be installed
+        """One row a context, texts as the data set has them, as a pandas DataFrame.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        texts = {
+            name: [getattr(passage, name) for passage in self.passages] for name in Passage._fields
+        }
+        return make_frame({"activation": list(self.activations), **texts})
+
+
+def make_frame(columns: Mapping[str, object]) -> Any:  # noqa: ANN401 - pandas need not be installed
+    """A pandas DataFrame."""
+    try:
+        pandas = import_module("pandas")
+    except ImportError:
+        raise ConfigError("a frame needs pandas, which is not here: pip install pandas") from None
+    return pandas.DataFrame(dict(columns))
 
 
 def feature_document(feature: Feature, texts: TokenTexts) -> dict[str, object]:

@@ -1,8 +1,4 @@
-"""FeatureSet: RUN/features/*.parquet, read and checked; in which order they are shown.
-
-The Parquet files of `RUN/features/`, each held to its checksum when it is read.
-
-What is known of a run's features, on disk: `RUN/features/`.
+"""`RUN/features/`: what is known of a run's features, read and checked.
 
     features.json      what was read, with which settings, and the SHA-256 of each file below
     features.parquet   one row a feature, in order
@@ -10,9 +6,8 @@ What is known of a run's features, on disk: `RUN/features/`.
     samples.parquet    one row an active token of a feature
     tokens.parquet     every token that occurs in them, as its bytes
 
-The folder is written under a temporary name and renamed: it is whole or absent.
-
-In which order features are looked at.
+The folder is written under a temporary name and renamed (`save.py`): it is whole or absent. Each
+Parquet file is held to its checksum when it is read.
 """
 
 import hashlib
@@ -30,41 +25,20 @@ from jaxtyping import Float32, Float64, Int64
 from pipeline.config.serialization import from_json
 from pipeline.config.stages import FeatureOrder, FeaturesConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.features.feature import Examples, Feature, Neighbour, TokenEffect, TokenValues
+from pipeline.features.feature import (
+    Examples,
+    Feature,
+    Neighbour,
+    TokenEffect,
+    TokenValues,
+    TopContexts,
+    make_frame,
+)
 from pipeline.runs.folder import saepipe_version
-from pipeline.text.token_text import TokenTexts
+from pipeline.text.token_text import TokenTexts, visible
 
 FOLDER, FACTS = "features", "features.json"
 TABLES = ("features", "examples", "samples", "tokens")
-
-
-class Tables(dict[str, Any]):
-    """Tables by name, read when they are asked for."""
-
-    def __init__(self, run: Path, sha256: dict[str, str]) -> None:
-        super().__init__()
-        self._run, self._sha256 = run, sha256
-
-    def __missing__(self, name: str) -> Any:  # noqa: ANN401 - pyarrow is not typed
-        file = f"{name}.parquet"
-        try:
-            data = (self._run / FOLDER / file).read_bytes()
-            if hashlib.sha256(data).hexdigest() != self._sha256.get(name):
-                raise ValueError(f"its checksum does not match {FACTS}")  # noqa: TRY301
-            self[name] = parquet.read_table(pyarrow.BufferReader(data)).combine_chunks()
-        except (OSError, ValueError) as error:  # what pyarrow raises is one of these
-            raise damaged(self._run, file, error) from error
-        return self[name]
-
-
-def damaged(run: Path, file: str, error: Exception) -> CheckpointError:
-    """One line about a file of `RUN/features`."""
-    return CheckpointError(
-        f"{run / FOLDER / file} is missing or damaged ({error}): find the features again with "
-        f"saepipe features {run}"
-    )
-
-
 FORMAT = 1
 
 
@@ -109,15 +83,16 @@ class FeatureSet:
     run: Path
     facts: Facts
     reused: bool = False
-    """They were there already, of the same config, coder and store."""
+    """They were there already, of the same config, SAE and store."""
 
     @staticmethod
-    def open(run: Path) -> "FeatureSet":
+    def open(run: str | Path) -> "FeatureSet":
         """The features that were found for a run.
 
         Raises:
             CheckpointError: there are none, or they are damaged.
         """
+        run = Path(run)
         try:
             document = json.loads((run / FOLDER / FACTS).read_bytes())
             if not isinstance(document, dict) or document.get("format") != FORMAT:
@@ -128,10 +103,15 @@ class FeatureSet:
                 f"{run} has no features yet: find them with saepipe features {run}"
             ) from None
         except (OSError, ValueError, ConfigError) as error:
-            raise damaged(run, FACTS, error) from error
+            raise _damaged(run, FACTS, error) from error
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def __repr__(self) -> str:
+        n_alive = int((self.n_active > 0).sum())
+        read = f"{self.facts.n_tokens:,} tokens of {visible(self.facts.text) or 'a text'}"
+        return f"FeatureSet({self.run}, {len(self):,} features, {n_alive:,} active on {read})"
 
     @cached_property
     def index(self) -> Int64[np.ndarray, " n"]:
@@ -203,6 +183,30 @@ class FeatureSet:
             encoder_decoder_cosine=told["encoder_decoder_cosine"],
         )
 
+    def top(self, feature: int, n: int = 10) -> TopContexts:
+        """The contexts that a feature is most active in, the most active first, to look at.
+
+        Raises:
+            ConfigError: there is no such feature.
+            CheckpointError: a file is missing or damaged.
+        """
+        found = self.feature(feature)
+        percent = f"{100 * found.frequency:.3g} %"
+        return TopContexts(
+            title=f"feature {feature} of {self.run.name}, active on {percent} of tokens",
+            activations=tuple(found.top.value[:n].tolist()),
+            passages=tuple(found.top.passages(self.texts)[:n]),
+        )
+
+    def to_frame(self) -> Any:  # noqa: ANN401 - pandas need not be installed
+        """One row a feature, all that features.parquet holds, as a pandas DataFrame.
+
+        Raises:
+            ConfigError: pandas is not installed.
+            CheckpointError: a file is missing or damaged.
+        """
+        return make_frame(self._tables["features"].to_pydict())
+
     def check(self) -> None:
         """Read everything.
 
@@ -213,8 +217,8 @@ class FeatureSet:
             self._tables[name]
 
     @cached_property
-    def _tables(self) -> Tables:
-        return Tables(self.run, dict(zip(TABLES, self.facts.sha256, strict=False)))
+    def _tables(self) -> "_Tables":
+        return _Tables(self.run, dict(zip(TABLES, self.facts.sha256, strict=False)))
 
     @cached_property
     def _starts(self) -> dict[str, Int64[np.ndarray, " starts"]]:
@@ -231,6 +235,52 @@ class FeatureSet:
 
     def _column(self, name: str) -> Any:  # noqa: ANN401 - of any dtype
         return self._tables["features"][name].to_numpy()
+
+
+def ordered(features: FeatureSet, by: FeatureOrder, *, seed: int = 0) -> Int64[np.ndarray, " n"]:
+    """All features: the most frequent first, the largest first, by number, or at random.
+
+    Equals stand by number. The dead come last, but for `index`.
+    """
+    match by:
+        case "frequency":
+            return np.lexsort((features.index, -features.n_active))
+        case "max":
+            return np.lexsort((features.index, -features.max))
+        case "index":
+            return features.index
+        case "random":
+            shuffled = np.random.default_rng(seed).permutation(len(features))
+            return shuffled[np.argsort(features.n_active[shuffled] == 0, kind="stable")]
+        case _:
+            assert_never(by)
+
+
+class _Tables(dict[str, Any]):
+    """Tables by name, read when they are asked for."""
+
+    def __init__(self, run: Path, sha256: dict[str, str]) -> None:
+        super().__init__()
+        self._run, self._sha256 = run, sha256
+
+    def __missing__(self, name: str) -> Any:  # noqa: ANN401 - pyarrow is not typed
+        file = f"{name}.parquet"
+        try:
+            data = (self._run / FOLDER / file).read_bytes()
+            if hashlib.sha256(data).hexdigest() != self._sha256.get(name):
+                raise ValueError(f"its checksum does not match {FACTS}")  # noqa: TRY301
+            self[name] = parquet.read_table(pyarrow.BufferReader(data)).combine_chunks()
+        except (OSError, ValueError) as error:  # what pyarrow raises is one of these
+            raise _damaged(self._run, file, error) from error
+        return self[name]
+
+
+def _damaged(run: Path, file: str, error: Exception) -> CheckpointError:
+    """One line about a file of `RUN/features`."""
+    return CheckpointError(
+        f"{run / FOLDER / file} is missing or damaged ({error}): find the features again with "
+        f"saepipe features {run}"
+    )
 
 
 def _examples(rows: Any) -> Examples:  # noqa: ANN401 - pyarrow is not typed
@@ -253,22 +303,3 @@ def _effects(told: dict[str, Any], end: str) -> tuple[TokenEffect, ...]:
         TokenEffect(token=token, text=text, effect=effect)
         for token, text, effect in zip(*columns, strict=True)
     )
-
-
-def ordered(features: FeatureSet, by: FeatureOrder, *, seed: int = 0) -> Int64[np.ndarray, " n"]:
-    """All features: the most frequent first, the largest first, by number, or at random.
-
-    Equals stand by number. The dead come last, but for `index`.
-    """
-    match by:
-        case "frequency":
-            return np.lexsort((features.index, -features.n_active))
-        case "max":
-            return np.lexsort((features.index, -features.max))
-        case "index":
-            return features.index
-        case "random":
-            shuffled = np.random.default_rng(seed).permutation(len(features))
-            return shuffled[np.argsort(features.n_active[shuffled] == 0, kind="stable")]
-        case _:
-            assert_never(by)

@@ -1,4 +1,4 @@
-"""Tokens promoted and suppressed; nearest features.
+"""What an SAE's weights say of its features: tokens promoted and suppressed, nearest features.
 
 Direct logit attribution: which tokens a feature promotes and suppresses by what it writes.
 
@@ -14,8 +14,6 @@ Left out are the division by `s`, which depends on the token and scales all of a
 alike; every bias, which the feature does not change; and whatever the layers after the site make of
 the feature (Elhage et al. 2021, "A mathematical framework for transformer circuits": the direct
 path; nostalgebraist 2020, "the logit lens").
-
-The features that write in nearly the same direction.
 """
 
 from dataclasses import dataclass
@@ -34,9 +32,9 @@ IGNORED = (
     "logits by the direct path alone: the final norm's division, biases, and what later layers "
     "make of a feature are ignored"
 )
-N_TOKENS = 10
+N_TOKENS, N_NEIGHBOURS = 10, 5
 _CELLS = 2**24
-"""Logits in memory at once: 64 MiB."""
+"""Logits, or cosines, in memory at once: 64 MiB."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,12 +75,7 @@ def writes_to_the_stream(site: Site) -> bool:
 
 
 def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: torch.device) -> Path:
-    """The way from a site to the logits of the first `n_vocab` tokens, its weights alone read.
-
-    Raises:
-        ModelError: the model cannot be found or read, or is of an unknown family.
-        ConfigError: the model has no such site, or it has no linear way.
-    """
+    """The way from a site to the logits of the first `n_vocab` tokens, its weights alone read."""
     files = ModelFiles(model, revision)
     shape = Shape.of(files.config, name=model)
     shape.check(site, name=model)
@@ -109,11 +102,7 @@ def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: to
 
 @torch.no_grad()
 def attribute(path: Path, W_dec: Float[Tensor, "d_sae d_in"]) -> Attribution:
-    """The tokens that each row of a dictionary raises and lowers most, block after block.
-
-    Raises:
-        ConfigError: the rows are not as wide as the site.
-    """
+    """The tokens that each row of a dictionary raises and lowers most, block after block."""
     width = path.scale if path.out is None else path.out.T
     if W_dec.shape[1] != len(width):
         raise ConfigError(f"features write {W_dec.shape[1]} values, the site has {len(width)}")
@@ -134,11 +123,6 @@ def attribute(path: Path, W_dec: Float[Tensor, "d_sae d_in"]) -> Attribution:
     )
 
 
-N_NEIGHBOURS = 5
-_CELLS_NEAREST = 2**24
-"""Cosines in memory at once: 64 MiB."""
-
-
 @torch.no_grad()
 def nearest(
     W_dec: Float[Tensor, "d_sae d_in"],
@@ -149,13 +133,13 @@ def nearest(
     all others.
     """
     rows = F.normalize(W_dec.detach().float(), dim=-1)
-    n, n_rows = min(N_NEIGHBOURS, len(rows) - 1), max(1, _CELLS_NEAREST // len(rows))
-    found: list[tuple[Tensor, Tensor]] = []
+    n, n_rows = min(N_NEIGHBOURS, len(rows) - 1), max(1, _CELLS // len(rows))
+    blocks: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(rows), n_rows):
         cosine = rows[start : start + n_rows] @ rows.T
         itself = torch.arange(len(cosine), device=cosine.device)
         cosine[itself, start + itself] = -torch.inf
         best = cosine.topk(n, dim=-1)
-        found.append((best.indices.cpu(), best.values.clamp(max=1).cpu()))
-    indices, cosines = zip(*found, strict=True)
+        blocks.append((best.indices.cpu(), best.values.clamp(max=1).cpu()))
+    indices, cosines = zip(*blocks, strict=True)
     return torch.cat(indices), torch.cat(cosines)

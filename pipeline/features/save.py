@@ -1,8 +1,8 @@
-"""Write what was found of a run's features, as `files.py` reads it."""
+"""Write the samples of a run's features, and what its weights say, as `files.py` reads them."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,16 @@ from jaxtyping import Float32, Float64, Int, Int64, Shaped
 
 from actstore.files import make_folder, partial_of, remove, sync_folder, write_file, write_json
 from pipeline.config.serialization import to_json
-from pipeline.features.feature import BEFORE
+from pipeline.features.feature import Examples
 from pipeline.features.files import FACTS, FOLDER, TABLES, Facts, FeatureSet
 from pipeline.features.logits import Attribution
-from pipeline.features.samples import Scan
+from pipeline.features.samples import Samples
 from pipeline.text.token_text import TokenTexts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Directions:
-    """What a coder's weights alone say of its features."""
+    """What an SAE's weights alone say of its features."""
 
     neighbours: Int64[np.ndarray, "d_sae n"]
     neighbour_cosines: Float32[np.ndarray, "d_sae n"]
@@ -34,7 +34,7 @@ class Directions:
 def save(
     run: Path,
     facts: Facts,
-    found: Scan,
+    samples: Samples,
     directions: Directions,
     *,
     texts: TokenTexts,
@@ -45,7 +45,7 @@ def save(
     Args:
         run: Whose features.
         facts: Where they are from; the checksums are filled in here.
-        found: By the pass over the store.
+        samples: Of the pass over the store.
         directions: By the weights.
         texts: Of the tokens of the store.
         of_logits: Of the tokens that logits are of.
@@ -54,10 +54,10 @@ def save(
         OSError: the disk is full or fails; what was there stays.
     """
     tables = {
-        "features": _features(found, directions, of_logits),
-        "examples": _examples(found, texts),
-        "samples": _samples(found),
-        "tokens": _tokens(found, texts),
+        "features": _features(samples, directions, of_logits),
+        "examples": _examples(samples, texts),
+        "samples": _values(samples),
+        "tokens": _tokens(samples, texts),
     }
     folder = run / FOLDER
     partial = partial_of(folder)
@@ -90,16 +90,16 @@ def _put(partial: Path, folder: Path) -> None:
     remove(old)
 
 
-def _features(found: Scan, directions: Directions, texts: TokenTexts) -> Any:  # noqa: ANN401
-    d_sae, n_active = len(found.n_active), found.n_active
+def _features(samples: Samples, directions: Directions, texts: TokenTexts) -> Any:  # noqa: ANN401
+    d_sae, n_active = len(samples.n_active), samples.n_active
     dead_cosine = directions.dead_cosine
     return pyarrow.table(
         {
             "index": np.arange(d_sae, dtype=np.int32),
             "n_active": n_active,
-            "frequency": n_active / max(1, found.n_tokens),
-            "mean": found.total / np.maximum(1, n_active),
-            "max": found.max,
+            "frequency": n_active / max(1, samples.n_tokens),
+            "mean": samples.total / np.maximum(1, n_active),
+            "max": samples.max,
             "dead_cosine": pyarrow.nulls(d_sae, pyarrow.float64())
             if dead_cosine is None
             else dead_cosine,
@@ -131,59 +131,45 @@ def _logits(
     return columns
 
 
-def _examples(found: Scan, texts: TokenTexts) -> Any:  # noqa: ANN401
+def _examples(samples: Samples, texts: TokenTexts) -> Any:  # noqa: ANN401
     """Of each feature the top contexts, then those drawn."""
-    both = (found.top, found.spread)
+    both = (samples.top, samples.spread)
     feature = np.concatenate([entries["feature"] for entries in both])
     order = np.argsort(feature, kind="stable")
 
     def column(name: str) -> Shaped[np.ndarray, "n ..."]:
         return np.concatenate([entries[name] for entries in both])[order]
 
-    tokens = column("tokens")
     kind = pyarrow.DictionaryArray.from_arrays(
         np.repeat(np.arange(2, dtype=np.int8), [len(entries) for entries in both])[order],
         ["top", "spread"],
     )
-    before, token, after = _readable(tokens.tolist(), texts)
+    examples = Examples(**{f.name: column(f.name) for f in fields(Examples)})
+    passages = examples.passages(texts)
     return pyarrow.table(
         {
             "feature": feature[order],
             "kind": kind,
             "rank": np.concatenate([_ranks(entries["feature"]) for entries in both])[order],
-            **{name: column(name) for name in ("context", "position", "value")},
-            "tokens": _windows(tokens),
-            "values": _windows(column("values")),
-            "before": pyarrow.array(before, pyarrow.string()),
-            "token": pyarrow.array(token, pyarrow.string()),
-            "after": pyarrow.array(after, pyarrow.string()),
+            **{name: getattr(examples, name) for name in ("context", "position", "value")},
+            "tokens": _windows(examples.tokens),
+            "values": _windows(examples.values),
+            **{
+                name: pyarrow.array([getattr(one, name) for one in passages], pyarrow.string())
+                for name in ("before", "token", "after")
+            },
         }
     )
 
 
-def _readable(
-    windows: Sequence[Sequence[int]], texts: TokenTexts
-) -> tuple[list[str], list[str], list[str]]:
-    """The text before each example's token, the token, and the text after it."""
-    before: list[str] = []
-    here: list[str] = []
-    after: list[str] = []
-    for tokens in windows:
-        pieces = texts.pieces(tokens)
-        before.append("".join(pieces[:BEFORE]))
-        here.append(pieces[BEFORE] or texts.alone(tokens[BEFORE]))
-        after.append("".join(pieces[BEFORE + 1 :]))
-    return before, here, after
-
-
-def _samples(found: Scan) -> Any:  # noqa: ANN401
+def _values(samples: Samples) -> Any:  # noqa: ANN401
     names = ("feature", "context", "position", "token", "value")
-    return pyarrow.table({name: np.ascontiguousarray(found.sample[name]) for name in names})
+    return pyarrow.table({name: np.ascontiguousarray(samples.values[name]) for name in names})
 
 
-def _tokens(found: Scan, texts: TokenTexts) -> Any:  # noqa: ANN401
+def _tokens(samples: Samples, texts: TokenTexts) -> Any:  # noqa: ANN401
     """Every token of the examples and samples that has bytes."""
-    met = (found.top["tokens"], found.spread["tokens"], found.sample["token"])
+    met = (samples.top["tokens"], samples.spread["tokens"], samples.values["token"])
     tokens = np.unique(np.concatenate([ids.reshape(-1) for ids in met]))
     known = [(i, texts.bytes_of(i)) for i in tokens[tokens >= 0].tolist()]
     known = [(token, data) for token, data in known if data is not None]

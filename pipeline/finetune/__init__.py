@@ -1,1 +1,1 @@
-"""finetune."""
+"""Learning inside the model: one scale and one bias a feature, everything else frozen."""

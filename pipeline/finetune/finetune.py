@@ -1,6 +1,6 @@
-"""Fine-tune a language model through the features of one coder.
+"""Fine-tune a language model through the features of one SAE.
 
-The coder is spliced into the model at its site, every weight of both is frozen, and one scale `c`
+The SAE is spliced into the model at its site, every weight of both is frozen, and one scale `c`
 and one bias `d` per latent are learned: `z = f(c * pre + d)`. AdamW's weight decay pulls `c`
 towards 0, not 1, and so inhibits a little whatever the text does not need.
 
@@ -9,7 +9,7 @@ below it nothing requires one, so nothing is kept for it.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,31 +20,30 @@ from torch import Tensor
 from pipeline.config.stages import FinetuneConfig
 from pipeline.device import pick_device, pick_dtype
 from pipeline.errors import ConfigError, DataError
-from pipeline.finetune.run import FinetuneReport, FinetuneStep, finished_report, save_run
+from pipeline.finetune.run import FinetuneReport, finished_report, save_run
 from pipeline.finetune.shifts import find_shifts
 from pipeline.lm.cross_entropy import backward_cross_entropy, cross_entropy_sum
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import Edit, in_float, splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
+from pipeline.progress import OnProgress, Progress
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
 from pipeline.text.heldout import Split, split_contexts
-
-OnStep = Callable[[FinetuneStep], None]
 
 ENDS_SHARE = 20
 """The first and the last training loss of a report are means over one in so many steps."""
 
 
-def finetune(config: FinetuneConfig, *, on_step: OnStep | None = None) -> FinetuneReport:
-    """Learn `c` and `d`, and write them with their analysis and figures into `config.out`.
+def finetune(config: FinetuneConfig, *, on_progress: OnProgress | None = None) -> FinetuneReport:
+    """Learn `c` and `d`, and write them with their analysis into `config.out`.
 
     A run that is there already, complete and of the same config, is reused.
 
     Raises:
         ConfigError: `out` holds something else, or the site, width or context does not fit.
-        CheckpointError: the coder's run cannot be used.
+        CheckpointError: the SAE's run cannot be used.
         ModelError: the language model cannot be used.
         TextError: the text cannot be read or is too short to learn from and to measure on.
         DataError: the loss is not finite.
@@ -55,25 +54,17 @@ def finetune(config: FinetuneConfig, *, on_step: OnStep | None = None) -> Finetu
     if done is not None:
         return done
     setup = _load(config, run)
-    through = {setup.site: in_float(setup.coder)}
-    ce_base, ce_spliced = setup.heldout_loss({}), setup.heldout_loss(through)
-    losses = _learn(setup, on_step)
+    ce_base, ce_spliced = setup.heldout_loss({}), setup.heldout_loss(setup.through)
+    losses = _learn(setup, on_progress)
+    ce_finetuned = setup.heldout_loss(setup.through)
     report = _report(
-        setup,
-        losses,
-        ce_base=ce_base,
-        ce_spliced=ce_spliced,
-        ce_finetuned=setup.heldout_loss(through),
+        setup, losses, ce_base=ce_base, ce_spliced=ce_spliced, ce_finetuned=ce_finetuned
     )
     shifts = find_shifts(
-        setup.lm,
-        setup.site,
-        setup.coder,
-        setup.split.train,
-        setup.tokenizer,
+        setup.lm, setup.site, setup.tuned, setup.split.train, setup.tokenizer,
         batch_size=config.batch_size,
-    )
-    save_run(config, run, setup.coder, report, losses=losses, shifts=shifts)
+    )  # fmt: skip
+    save_run(config, run, setup.tuned, report, losses=losses, shifts=shifts)
     return report
 
 
@@ -83,33 +74,37 @@ class _Setup:
 
     config: FinetuneConfig
     run: SAERun
-    coder: TunedSAE
+    tuned: TunedSAE
     lm: LanguageModel
     site: Site
     tokenizer: Tokenizer
     split: Split
 
+    @property
+    def through(self) -> dict[Site, Edit]:
+        """What splices the SAE in."""
+        return {self.site: in_float(self.tuned)}
+
     def heldout_loss(self, edits: dict[Site, Edit]) -> float:
         """Cross-entropy on the held-out contexts (nats)."""
-        return mean_cross_entropy(
-            self.lm, self.split.heldout, edits, batch_size=self.config.batch_size
-        )
+        heldout, batch_size = self.split.heldout, self.config.batch_size
+        return mean_cross_entropy(self.lm, heldout, edits, batch_size=batch_size)
 
 
 def _load(config: FinetuneConfig, run: SAERun) -> _Setup:
-    """The coder, the model it goes into, its own unless told otherwise, and the texts."""
+    """The SAE, the model it goes into, its own unless told otherwise, and the texts."""
     device, source = pick_device(config.device), run.provenance
     name = source.model if config.model is None else config.model
     if not name:
         raise ConfigError(
             f"{config.run} does not say which model its activations are from: name it with --model"
         )
-    coder = TunedSAE(run.load_sae(device))
+    tuned = TunedSAE(run.load_sae(device))
     site = Site.parse(config.site or source.site)
     revision = (source.revision if name == source.model else "") or "main"
     dtype = pick_dtype(config.precision, device)
     lm = load_model(name, revision=revision, device=device, dtype=dtype)
-    lm.require_fits(site, d_in=coder.d_in, ctx_len=config.ctx_len, run=config.run)
+    lm.require_fits(site, d_in=tuned.d_in, ctx_len=config.ctx_len, run=config.run)
     tokenizer = load_tokenizer(name, revision=revision)
     split = split_contexts(
         config.text,
@@ -120,7 +115,7 @@ def _load(config: FinetuneConfig, run: SAERun) -> _Setup:
         column=config.text_column,
     )
     return _Setup(
-        config=config, run=run, coder=coder, lm=lm, site=site, tokenizer=tokenizer, split=split
+        config=config, run=run, tuned=tuned, lm=lm, site=site, tokenizer=tokenizer, split=split
     )
 
 
@@ -128,14 +123,21 @@ def _report(
     setup: _Setup, losses: list[float], *, ce_base: float, ce_spliced: float, ce_finetuned: float
 ) -> FinetuneReport:
     config, source, lm, split = setup.config, setup.run.provenance, setup.lm, setup.split
-    n_ends = max(1, len(losses) // ENDS_SHARE)
+    site, n_ends = str(setup.site), max(1, len(losses) // ENDS_SHARE)
+    notes = list(split.notes)
+    if (lm.name, site) != (source.model, source.site):
+        notes.insert(
+            0,
+            f"the SAE was trained on {source.site} of {source.model} and is fine-tuned at {site} "
+            f"of {lm.name}",
+        )
     return FinetuneReport(
         run=config.run,
         out=config.out,
         model=lm.name,
         revision=lm.files.revision,
         trained_on_model=source.model,
-        site=str(setup.site),
+        site=site,
         trained_on_site=source.site,
         text=config.text,
         n_train_tokens=split.train.numel(),
@@ -146,17 +148,7 @@ def _report(
         ce_finetuned=ce_finetuned,
         loss_first=float(np.mean(losses[:n_ends])),
         loss_last=float(np.mean(losses[-n_ends:])),
-        notes=(*_transplant_notes(setup.run, lm, setup.site), *split.notes),
-    )
-
-
-def _transplant_notes(run: SAERun, lm: LanguageModel, site: Site) -> tuple[str, ...]:
-    source = run.provenance
-    if (lm.name, str(site)) == (source.model, source.site):
-        return ()
-    return (
-        f"the SAE was trained on {source.site} of {source.model} and is fine-tuned at {site} "
-        f"of {lm.name}",
+        notes=tuple(notes),
     )
 
 
@@ -168,11 +160,7 @@ def mean_cross_entropy(
     *,
     batch_size: int,
 ) -> float:
-    """Cross-entropy over all predictions inside these contexts (nats), with edits at some sites.
-
-    Raises:
-        DataError: it is not finite.
-    """
+    """Cross-entropy over all predictions inside these contexts (nats), with edits at some sites."""
     total = 0.0
     with splice(lm, edits):
         for batch in contexts.split(batch_size):
@@ -182,27 +170,27 @@ def mean_cross_entropy(
     return _finite(total / n_predictions, lm)
 
 
-def _learn(setup: _Setup, on_step: OnStep | None) -> list[float]:
-    """Train `c` and `d` in place.
-
-    Returns:
-        The loss of each step's batch before its update (nats).
-    """
-    config, lm, coder, contexts = setup.config, setup.lm, setup.coder, setup.split.train
-    optimizer = torch.optim.AdamW(
-        [coder.c, coder.d], lr=config.lr, weight_decay=config.weight_decay
-    )
+def _learn(setup: _Setup, on_progress: OnProgress | None) -> list[float]:
+    """Train `c` and `d` in place; gives the loss of each step's batch before its update (nats)."""
+    config, lm, contexts = setup.config, setup.lm, setup.split.train
+    learned = [setup.tuned.c, setup.tuned.d]
+    optimizer = torch.optim.AdamW(learned, lr=config.lr, weight_decay=config.weight_decay)
     n_steps = config.epochs * -(-len(contexts) // config.batch_size)
     losses: list[float] = []
-    with splice(lm, {setup.site: in_float(coder)}):
+    with splice(lm, setup.through):
         for chosen in _batches(len(contexts), config):
             tokens = contexts[chosen].to(lm.device)
             optimizer.zero_grad()
             loss = backward_cross_entropy(lm, lm.hidden(tokens), tokens)
             optimizer.step()
             losses.append(_finite(loss.item(), lm))
-            if on_step is not None:
-                on_step(FinetuneStep(step=len(losses), n_steps=n_steps, loss=losses[-1]))
+            if on_progress is not None:
+                on_progress(
+                    Progress(
+                        stage="finetune", done=len(losses), total=n_steps, unit="steps",
+                        words=f"loss {losses[-1]:.4f}",
+                    )
+                )  # fmt: skip
     return losses
 
 

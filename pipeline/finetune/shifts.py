@@ -30,7 +30,7 @@ class Example:
     token: str
     right: str
     before: float
-    """Activation of the latent in the coder as it was."""
+    """Activation of the latent in the SAE as it was."""
     after: float
     """Activation with `c` and `d`."""
 
@@ -63,7 +63,7 @@ class Shifts:
 def find_shifts(
     lm: LanguageModel,
     site: Site,
-    coder: TunedSAE,
+    tuned: TunedSAE,
     contexts: Int[Tensor, "contexts ctx_len"],
     tokenizer: Tokenizer,
     *,
@@ -75,19 +75,19 @@ def find_shifts(
     has the same activation at the site before and after.
     """
     ends = {
-        "scaled_up": _extremes(coder.c),
-        "inhibited": _extremes(-coder.c),
-        "raised": _extremes(coder.d),
-        "lowered": _extremes(-coder.d),
+        "scaled_up": _extremes(tuned.c),
+        "inhibited": _extremes(-tuned.c),
+        "raised": _extremes(tuned.d),
+        "lowered": _extremes(-tuned.d),
     }
     chosen = sorted({latent for latents in ends.values() for latent in latents})
     some = contexts[: max(1, MAX_TOKENS // contexts.shape[1])]
-    before, after = _activations(lm, site, coder, some.split(batch_size), chosen)
+    before, after = _activations(lm, site, tuned, some.split(batch_size), chosen)
     shifts = {
         latent: Shift(
             latent=latent,
-            c=coder.c[latent].item(),
-            d=coder.d[latent].item(),
+            c=tuned.c[latent].item(),
+            d=tuned.d[latent].item(),
             examples=_examples(before[:, i], after[:, i], some, tokenizer),
         )
         for i, latent in enumerate(chosen)
@@ -104,7 +104,7 @@ def _extremes(values: Float[Tensor, " d_sae"]) -> list[int]:
 def _activations(
     lm: LanguageModel,
     site: Site,
-    coder: TunedSAE,
+    tuned: TunedSAE,
     batches: Sequence[Tensor],
     latents: list[int],
 ) -> tuple[Float[Tensor, "tokens latents"], Float[Tensor, "tokens latents"]]:
@@ -114,8 +114,8 @@ def _activations(
     with reading(lm, [site]) as read:
         for tokens in batches:
             x = read(tokens.to(lm.device))[site].flatten(0, 1).float()
-            before.append(coder.sae.encode(x)[:, latents].cpu())
-            after.append(coder.encode(x)[:, latents].cpu())
+            before.append(tuned.sae.encode(x)[:, latents].cpu())
+            after.append(tuned.encode(x)[:, latents].cpu())
     return torch.cat(before), torch.cat(after)
 
 

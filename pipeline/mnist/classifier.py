@@ -1,25 +1,31 @@
-"""The classifier, its activations in a store.
+"""The classifier: four linear layers, rectified between, as in S2; on disk; its layers in a store.
 
-The classifier: four linear layers, rectified between, as in S2.
-
-The classifier's hidden layers in a store: an image is a context of one token, its digit.
+In the store an image is a context of one token, its digit.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from actstore.files import make_folder, write_json
 from actstore.manifest import StoreSpec
 from actstore.reader import ActStore
 from actstore.writer import ActWriter
-from pipeline.errors import DataError
+from pipeline.config.serialization import from_json, to_json
+from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.mnist.config import MnistConfig
 from pipeline.mnist.images import N_CLASSES, Labelled
+from pipeline.runs.folder import save_tensors
 
 N_HIDDEN = 3
 LAYERS = tuple(f"h{i}" for i in range(1, N_HIDDEN + 1))
@@ -94,9 +100,6 @@ def train_classifier(
         config: Says for how long and how fast.
         device: Where.
         on_epoch: Called after each epoch with its number and its mean loss.
-
-    Raises:
-        DataError: the loss stopped being finite.
     """
     x, labels = images.tensors(device)
     net = Classifier(x.shape[1], config.hidden, seed=config.seed).to(device)
@@ -106,41 +109,76 @@ def train_classifier(
     for epoch in range(config.epochs):
         for group in adam.param_groups:
             group["lr"] = config.lr * (1 - epoch / config.epochs)
-        rows = torch.randperm(len(x), generator=order).split(config.batch_size)
-        loss = _epoch(net, adam, x, labels, rows, dropout=dropout)
+        total = 0.0
+        for rows in torch.randperm(len(x), generator=order).split(config.batch_size):
+            h = x[rows]
+            for layer in net.linear[:-1]:
+                h = dropout(layer(h).relu())
+            loss = F.cross_entropy(net.linear[-1](h), labels[rows])
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            total += float(loss.detach()) * len(rows)
+        if not total < float("inf"):
+            raise DataError(
+                "the classifier's loss is no longer finite: lower lr in the --config file"
+            )
         if on_epoch is not None:
-            on_epoch(epoch + 1, loss)
+            on_epoch(epoch + 1, total / len(x))
     return net.requires_grad_(False)
-
-
-def _epoch(
-    net: Classifier,
-    adam: torch.optim.Optimizer,
-    x: Float[Tensor, "n d_in"],
-    labels: Int[Tensor, " n"],
-    batches: Sequence[Int[Tensor, " _"]],
-    *,
-    dropout: Dropout,
-) -> float:
-    """One pass over the images; its mean loss."""
-    total = 0.0
-    for rows in batches:
-        h = x[rows]
-        for layer in net.linear[:-1]:
-            h = dropout(layer(h).relu())
-        loss = F.cross_entropy(net.linear[-1](h), labels[rows])
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        total += float(loss.detach()) * len(rows)
-    if not total < float("inf"):
-        raise DataError("the classifier's loss is no longer finite: lower lr in the --config file")
-    return total / len(x)
 
 
 def layer_file(folder: Path, index: int) -> Path:
     """Where the `weight` and `bias` of a layer lie, from 1: a connector may start from them."""
     return folder / f"layer-{index}.safetensors"
+
+
+_WHOLE = "classifier.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checksums:
+    """classifier/classifier.json, written after the layers."""
+
+    sha256: tuple[str, ...]
+
+
+def save_classifier(folder: Path, net: Classifier) -> None:
+    """Write each layer, and then that they are whole."""
+    make_folder(folder)
+    sums = tuple(
+        save_tensors(layer_file(folder, index), layer.state_dict())
+        for index, layer in enumerate(net.linear, start=1)
+    )
+    write_json(folder / _WHOLE, to_json(_Checksums(sha256=sums)))
+
+
+def load_classifier(folder: Path, *, d_in: int, hidden: int) -> Classifier | None:
+    """The classifier that is there; None where none was finished."""
+    if not (folder / _WHOLE).exists():
+        return None
+    net = Classifier(d_in, hidden)
+    try:
+        sums = from_json(_Checksums, json.loads((folder / _WHOLE).read_bytes()), where=_WHOLE)
+        for index, (layer, sha256) in enumerate(zip(net.linear, sums.sha256, strict=True), start=1):
+            data = layer_file(folder, index).read_bytes()
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise ValueError("a checksum does not match")  # noqa: TRY301
+            layer.load_state_dict(load(data))
+    except (OSError, ValueError, SafetensorError, ConfigError) as error:
+        raise CheckpointError(
+            f"the classifier in {folder} is damaged ({error}): choose another --out"
+        ) from error
+    return net.requires_grad_(False)
+
+
+def fingerprint(net: Classifier) -> str:
+    """SHA-256 of its weights and biases, first layer to last."""
+    digest = hashlib.sha256()
+    for layer in net.linear:
+        for value in (layer.weight, layer.bias):
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 _BLOCK = 8192
@@ -159,10 +197,6 @@ def store_activations(
         images: As many rows.
         name: Of the images.
         fingerprint: Of the classifier.
-
-    Raises:
-        StoreError: another store is there, another writer is at work, the disk fails or fills, or
-            an activation is not finite.
     """
     hidden = net.linear[0].out_features
     spec = StoreSpec.of(

@@ -1,15 +1,15 @@
 """Everything the experiment can be told; it is written beside its result."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pipeline.config.checks import require_not_negative, require_positive
+from pipeline.config.settings import settings
 from pipeline.config.stages import Device
 from pipeline.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class MnistConfig:
     """One run of the experiment."""
 

@@ -6,18 +6,14 @@ is in the folder already, from the same config and images, is used again.
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from pipeline.connect.connector import Connector
 from pipeline.device import pick_device
 from pipeline.mnist.classifier import LAYERS, quality
 from pipeline.mnist.config import MnistConfig
-from pipeline.mnist.figures import Scene, draw
 from pipeline.mnist.images import Images, open_images
 from pipeline.mnist.network import (
     FeatureNetwork,
@@ -27,7 +23,7 @@ from pipeline.mnist.network import (
     refit_all,
     sae_figures,
 )
-from pipeline.mnist.page import write_mnist_page
+from pipeline.mnist.page import Exhibit, show
 from pipeline.mnist.result import (
     Form,
     MnistResult,
@@ -36,15 +32,8 @@ from pipeline.mnist.result import (
     finished_result,
     save_result,
 )
-from pipeline.mnist.train import (
-    KINDS,
-    PAIRS,
-    MnistProgress,
-    OnProgress,
-    Trained,
-    baseline_connectors,
-    train_everything,
-)
+from pipeline.mnist.train import PAIRS, Trained, baseline_connectors, train_everything
+from pipeline.progress import OnProgress, Progress
 
 Networks = dict[tuple[str, Form], FeatureNetwork]
 
@@ -64,60 +53,46 @@ def run_experiment(config: MnistConfig, *, on_progress: OnProgress | None = None
     config = replace(config, out=config.out.resolve())
     images, device = open_images(config.images), pick_device(config.device)
     enter_experiment(config, images)
-    found = finished_result(config.out)
-    if found is not None:
-        return replace(found, config=config, reused=True)
+    done = finished_result(config.out)
+    if done is not None:
+        return replace(done, config=config, reused=True)
 
-    def tell(progress: MnistProgress) -> None:
+    def tell(progress: Progress) -> None:
         if on_progress is not None:
             on_progress(progress)
 
     trained = train_everything(config, images, device=device, tell=tell)
-    tell(MnistProgress(stage="figures", step=0, n_steps=1))
-    networks: Networks = {
-        (name, form): network
-        for name, form, network in _networks(config, images, trained, device=device)
-    }
+    tell(Progress(stage="figures", done=0, total=1, unit="pages"))
+    networks = _networks(config, images, trained, device=device)
     result = _measured(config, images, trained, networks, device=device)
     result = replace(result, seconds=time.perf_counter() - began)
-    scene = Scene(config=config, images=images, trained=trained, networks=networks, result=result)
-    write_mnist_page(scene, draw(scene))
+    show(Exhibit(config=config, images=images, trained=trained, networks=networks, result=result))
     save_result(config.out, result)
     return result
 
 
 def _networks(
     config: MnistConfig, images: Images, trained: Trained, *, device: torch.device
-) -> Iterator[tuple[str, Form, FeatureNetwork]]:
+) -> Networks:
     """Every set of connectors, and each that was trained in all its forms."""
-    whole = FeatureNetwork(
-        net=trained.net,
-        coders=tuple(trained.coders[config.sae, layer] for layer in LAYERS),
-        connectors=(),
-    )
+    whole = FeatureNetwork(net=trained.net, saes=trained.saes[config.sae], connectors=())
     x, _ = images.train.tensors(device)
-    latents = whole.latents(x)
-    for name, connectors in _connectors(config, trained).items():
-        shapes: dict[Form, tuple[Connector, ...]] = {
-            "trained": connectors,
-            "cut": tuple(cut(one, config.threshold) for one in connectors),
-            "refitted": refit_all(
-                connectors, latents, threshold=config.threshold, seed=config.seed
-            ),
-        }
-        for form, these in shapes.items():
-            yield name, form, replace(whole, connectors=these)
-    for name, these in baseline_connectors(config, trained.store, device=device).items():
-        yield name, "trained", replace(whole, connectors=these)
-
-
-def _connectors(config: MnistConfig, trained: Trained) -> dict[str, tuple[Connector, ...]]:
-    """Trained connectors of all pairs by the name of what sets them apart."""
-    found: dict[str, list[Connector]] = {}
+    latents, threshold = whole.latents(x), config.threshold
+    connectors: dict[str, tuple[Connector, ...]] = {}
     for planned, connector in trained.connectors:
-        found.setdefault(planned.name, []).append(connector)
-    assert all(len(connectors) == len(PAIRS) for connectors in found.values())
-    return {name: tuple(connectors) for name, connectors in found.items()}
+        connectors[planned.name] = (*connectors.get(planned.name, ()), connector)
+    networks: Networks = {}
+    for name, these in connectors.items():
+        assert len(these) == len(PAIRS)
+        refitted = refit_all(these, latents, threshold=threshold, seed=config.seed)
+        networks[name, "trained"] = replace(whole, connectors=these)
+        networks[name, "cut"] = replace(
+            whole, connectors=tuple(cut(one, threshold) for one in these)
+        )
+        networks[name, "refitted"] = replace(whole, connectors=refitted)
+    for name, these in baseline_connectors(config, trained.store, device=device).items():
+        networks[name, "trained"] = replace(whole, connectors=these)
+    return networks
 
 
 def _measured(
@@ -131,6 +106,12 @@ def _measured(
     x, labels = images.test.tensors(device)
     loss, right = quality(trained.net, images.test)
     between = [layer.weight for layer in trained.net.linear[1:-1]]
+    figures, hidden = list[SaeFigures](), trained.net.hidden(x)
+    for kind, saes in trained.saes.items():
+        network = FeatureNetwork(net=trained.net, saes=saes, connectors=())
+        for i, layer in enumerate(LAYERS):
+            spliced = accuracy(network.spliced(x, layer=i + 1), labels)
+            figures.append(sae_figures(kind, layer, saes[i], hidden[i], accuracy_spliced=spliced))
     return MnistResult(
         config=config,
         images=images.name,
@@ -142,22 +123,10 @@ def _measured(
         train_accuracy=quality(trained.net, images.train)[1],
         neuron_weights=tuple(int((W.abs() > config.threshold).sum()) for W in between),
         n_neuron_weights=between[0].numel(),
-        saes=tuple(_saes(trained, x, labels)),
+        saes=tuple(figures),
         networks=tuple(
             network_figures(name, form, network, x, labels, threshold=config.threshold)
             for (name, form), network in networks.items()
         ),
         seconds=0.0,
     )
-
-
-def _saes(
-    trained: Trained, x: Float[Tensor, "n d_in"], labels: Int[Tensor, " n"]
-) -> Iterator[SaeFigures]:
-    for kind in KINDS:
-        coders = tuple(trained.coders[kind, layer] for layer in LAYERS)
-        network = FeatureNetwork(net=trained.net, coders=coders, connectors=())
-        hidden = trained.net.hidden(x)
-        for i, layer in enumerate(LAYERS):
-            right = accuracy(network.spliced(x, layer=i + 1), labels)
-            yield sae_figures(kind, layer, coders[i], hidden[i], accuracy_spliced=right)

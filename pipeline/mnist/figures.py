@@ -1,270 +1,315 @@
-"""Figures of the experiment; features as images.
+"""The figures of the experiment: weights as they form, features as images, networks compared."""
 
-What features look like, as images.
-
-Everything that the experiment shows: files in its folder, and what its page is made of.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
+from PIL import Image
 
-from actstore.files import write_file
-from pipeline.mnist.classifier import LAYERS, Classifier
-from pipeline.mnist.config import MnistConfig
-from pipeline.mnist.images import N_CLASSES, Images, Labelled
-from pipeline.mnist.network import LARGE, FeatureNetwork
-from pipeline.mnist.result import FORMS, NEURON_WEIGHTS, WEIGHTS, Form, MnistResult, network_name
-from pipeline.mnist.train import PAIRS, Trained, load_frames, planned_connectors, steps_per_epoch
-from pipeline.plots.mnist import (
-    FeatureImages,
-    FrontierLine,
-    accuracies_figure,
-    features_figure,
-    network_frontier_figure,
-    reconstruction_figure,
+from pipeline.plots.style import (
+    AMBER,
+    BLUE,
+    GRAY,
+    GREEN,
+    INK,
+    LEGEND,
+    RED,
+    axes_in,
+    few_ticks,
+    make_figure,
 )
-from pipeline.plots.style import save
-from pipeline.plots.weights import Epoch, epochs_animation, epochs_figure, weights_figure
-from pipeline.sae.sae import SAE
 
-N_TOP = 8
-"""Images that a feature is shown with."""
+_COLORS = "RdBu_r"
+_STRIP = 8
+"""Epochs that a strip shows."""
+_POOL = 160
+"""Cells of a side that a picture of weights has at most: each shows the largest of its weights."""
+_LAST = 1500  # milliseconds that an animation rests at its end
+_FRAME = 160
 
-
-def feature_images(
-    net: Classifier, coder: SAE, images: Labelled, *, layer: str, n_features: int
-) -> list[FeatureImages]:
-    """The features of a layer that are active most often, each with the images it fires on most."""
-    x, _ = images.tensors(coder.W_enc.device)
-    index = LAYERS.index(layer)
-    with torch.no_grad():
-        z = coder.encode(net.hidden(x)[index])
-    often = (z > 0).sum(0).sort(descending=True, stable=True)
-    chosen = [int(i) for i, n in zip(often.indices, often.values, strict=True) if n][:n_features]
-    shares = digit_shares(z, images.labels)
-    side = images.pixels.shape[1:]
-    shown = list[FeatureImages]()
-    for feature in chosen:
-        values = z[:, feature].cpu().numpy()
-        top = np.argsort(-values, kind="stable")[:N_TOP]
-        top = top[values[top] > 0]
-        mean = np.average(images.pixels, axis=0, weights=values)
-        slope = pixel_slope(net, coder, x[torch.from_numpy(top)], feature, layer=index)
-        shown.append(
-            FeatureImages(
-                name=f"{layer}.{feature}",
-                words=told(shares[feature]),
-                direction=slope.reshape(side),
-                mean=mean,
-                top=[images.pixels[i] for i in top],
-            )
-        )
-    return shown
+Weights = Float[np.ndarray, "n_in n_out"]
 
 
-def digit_shares(
-    z: Float[Tensor, "n d_sae"], labels: Int64[np.ndarray, " n"]
-) -> Float32[np.ndarray, "d_sae classes"]:
-    """How each feature's activation is divided among the digits; zeros of one never active."""
-    one_hot = torch.eye(N_CLASSES, device=z.device)[torch.from_numpy(labels).to(z.device)]
-    sums = (z.T @ one_hot).cpu().numpy()
-    total = sums.sum(1, keepdims=True)
-    return np.divide(sums, total, out=np.zeros_like(sums), where=total > 0)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Epoch:
+    """The weights of a connector after so many epochs."""
+
+    epoch: int
+    W: Float32[np.ndarray, "n_in n_out"]
 
 
-def told(share: Float[np.ndarray, " classes"]) -> str:
-    """The one or two digits that a feature is mostly active on: `7 (81 %)`."""
-    first, second = np.argsort(-share, kind="stable")[:2]
-    if not share[first]:
-        return "never active"
-    if share[first] >= 0.5:
-        return f"{first} ({share[first]:.0%})"
-    return f"{first}, {second} ({share[first] + share[second]:.0%})"
+def arranged(W: Weights, by: Weights) -> Float[np.ndarray, "inputs outputs"]:
+    """Its alive outputs, each as near as can be to the inputs that it is made of.
+
+    Inputs without a weight in `by`, and outputs, are left out; outputs stand in the order of their
+    largest weight's input.
+    """
+    size = np.abs(by)
+    inputs, outputs = np.flatnonzero(size.any(1)), np.flatnonzero(size.any(0))
+    if not len(inputs):
+        return W
+    order = np.argsort(size[:, outputs].argmax(0), kind="stable")
+    return W[np.ix_(inputs, outputs[order])]
 
 
-def pixel_slope(
-    net: Classifier,
-    coder: SAE,
-    x: Float[Tensor, "n d_in"],
-    feature: int,
+def epochs_figure(epochs: Sequence[Epoch], *, threshold: float, names: tuple[str, str]) -> Figure:
+    """The weights after a few of the epochs, early ones closer together."""
+    shown = [epochs[i] for i in _spread(len(epochs), _STRIP)]
+    n_rows = -(-len(shown) // 4)
+    figure = make_figure(width=9.0, height=2.65 * n_rows)
+    for place, one in enumerate(shown, start=1):
+        axes = figure.add_subplot(n_rows, min(4, len(shown)), place)
+        words = f"epoch {one.epoch}: {_count(one.W, threshold):,}"
+        draw_weights(axes, arranged(one.W, epochs[-1].W), title=words, size=9.0)
+    figure.supxlabel(f"features of {names[1]}", fontsize=8.5, color=INK)
+    figure.supylabel(f"features of {names[0]}", fontsize=8.5, color=INK)
+    return figure
+
+
+def epochs_animation(epochs: Sequence[Epoch], *, threshold: float) -> bytes:
+    """The weights after every epoch, one after the other, as a GIF."""
+    pictures = list[Image.Image]()
+    for one in epochs:
+        figure = make_figure(width=3.4, height=3.7)
+        figure.set_dpi(110)
+        axes = figure.add_subplot()
+        words = f"after epoch {one.epoch}: {_count(one.W, threshold):,} above {threshold:g}"
+        draw_weights(axes, arranged(one.W, epochs[-1].W), title=words, size=9.0)
+        canvas = figure.canvas
+        assert isinstance(canvas, FigureCanvasAgg)
+        canvas.draw()
+        whole = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        pictures.append(whole.quantize(64, dither=Image.Dither.NONE))
+    data = BytesIO()
+    times = [_FRAME] * (len(pictures) - 1) + [_LAST]
+    pictures[0].save(data, "GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
+    return data.getvalue()
+
+
+def weights_figure(
+    neurons: Float[np.ndarray, "neurons_in neurons_out"],
+    features: Weights,
     *,
-    layer: int,
-) -> Float[np.ndarray, " d_in"]:
-    """What a little more of each pixel adds to a feature: the mean gradient over these images.
-
-    Args:
-        net: The classifier.
-        coder: The SAE of one of its hidden layers.
-        x: Images.
-        feature: Which.
-        layer: Of the hidden layer, from 0.
-    """
-    pixels = x.clone().requires_grad_()
-    with torch.enable_grad():
-        pre = coder.pre(net.hidden(pixels)[layer])[:, feature]
-        (slope,) = torch.autograd.grad(pre.sum(), pixels)
-    return slope.mean(0).cpu().numpy()
+    threshold: float,
+    names: tuple[str, str],
+) -> Figure:
+    """The weights between two layers of neurons beside those between their features."""
+    figure = make_figure(width=8.4, height=4.3)
+    source, target = names
+    for place, W, what in ((1, neurons, "neurons"), (2, features, "features")):
+        axes = figure.add_subplot(1, 2, place)
+        title = f"{what}: {_count(W, threshold):,} of {W.size:,} above {threshold:g}"
+        draw_weights(axes, W if what == "neurons" else arranged(W, W), title=title, size=10.0)
+        axes.set_xlabel(f"{what} of {target}", fontsize=8.5, color=INK)
+        axes.set_ylabel(f"{what} of {source}", fontsize=8.5, color=INK)
+    return figure
 
 
-ALLOWED = 0.02
-"""Accuracy that a simulation may lose."""
-_FEATURES = 8
-_SHOWN = 0
-"""The test image whose activations are drawn."""
+def draw_weights(axes: Axes, W: Weights, *, title: str, size: float) -> None:
+    """Weights as colours: red above zero, blue below."""
+    axes.imshow(pooled(W), cmap=_COLORS, vmin=-0.6, vmax=0.6, aspect="auto", interpolation="none")
+    axes.set_title(title, fontsize=size, color=INK, loc="left", fontweight="bold")
+    _bare(axes)
+    axes.spines[:].set_visible(True)
+    axes.spines[:].set_color(GRAY)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scene:
-    """All that there is to draw."""
-
-    config: MnistConfig
-    images: Images
-    trained: Trained
-    networks: Mapping[tuple[str, Form], FeatureNetwork]
-    result: MnistResult
-
-    @property
-    def chosen(self) -> FeatureNetwork:
-        """The network that stands for the others, as it was trained."""
-        return self.networks[self.result.chosen, "trained"]
+def pooled(W: Weights) -> Float[np.ndarray, "height width"]:
+    """At most `_POOL` cells a side, each the weight of largest size among those it stands for."""
+    cells = W
+    for axis in (0, 1):
+        n = cells.shape[axis]
+        starts = np.unique(np.linspace(0, n, min(n, _POOL), endpoint=False).astype(int))
+        high = np.maximum.reduceat(cells, starts, axis)
+        low = np.minimum.reduceat(cells, starts, axis)
+        cells = np.where(high >= -low, high, low)
+    return cells
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Drawings:
-    """The figures, by the names of their files without the ending; those of dots as PNG."""
-
-    epochs: dict[str, bytes]
-    animation: bytes
-    weights: dict[str, bytes]
-    reconstruction: Figure
-    features: dict[str, bytes]
-    accuracies: Figure
-    frontier: Figure
+def _spread(n: int, most: int) -> list[int]:
+    """At most so many of `n` places, the first and last among them, the gaps growing."""
+    if n <= most:
+        return list(range(n))
+    places = np.round(np.geomspace(1, n, most)).astype(int) - 1
+    for i in range(1, most):  # early ones would coincide
+        places[i] = max(places[i], places[i - 1] + 1)
+    return [int(place) for place in places]
 
 
-def draw(scene: Scene) -> Drawings:
-    """Draw every figure, and write it into the experiment's folder.
-
-    Raises:
-        OSError: the disk is full or fails.
-    """
-    out = scene.config.out
-    epochs = {f"{a}-{b}": _epochs(scene, (a, b)) for a, b in PAIRS}
-    threshold = scene.config.threshold
-    strips = {
-        f"epochs-{name}": _dots(
-            epochs_figure(found, threshold=threshold, names=(name[:2], name[3:]))
-        )
-        for name, found in epochs.items()
-    }
-    drawings = Drawings(
-        epochs=strips,
-        animation=epochs_animation(next(iter(epochs.values())), threshold=threshold),
-        weights={f"weights-{a}-{b}": _dots(_weights(scene, (a, b))) for a, b in PAIRS},
-        reconstruction=_reconstruction(scene),
-        features={f"features-{layer}": _dots(_features(scene, layer)) for layer in LAYERS},
-        accuracies=accuracies_figure(accuracies(scene.result), groups=GROUPS),
-        frontier=_frontier(scene.result),
-    )
-    for name, data in (strips | drawings.weights | drawings.features).items():
-        write_file(out / f"{name}.png", [data])
-    write_file(out / "epochs.gif", [drawings.animation])
-    save(drawings.reconstruction, out / "reconstruction.png")
-    save(drawings.accuracies, out / "accuracies.png")
-    save(drawings.frontier, out / "frontier.png")
-    return drawings
+def _count(W: Weights, threshold: float) -> int:
+    return int((np.abs(W) > threshold).sum())
 
 
-GROUPS = ("classifier", "SAE", "connector", "simulated")
-
-
-def accuracies(result: MnistResult) -> dict[str, float]:
-    """Of every way to run the classifier, by what it is made of."""
-    kind, chosen = result.config.sae, result.chosen
-    found = {"classifier: as it is": result.accuracy}
-    for layer in LAYERS:
-        found[f"SAE: {layer} reconstructed"] = result.sae(kind, layer).accuracy
-    trained = result.network(chosen, "trained")
-    for (_, target), value in zip(PAIRS, trained.accuracy_replaced, strict=True):
-        found[f"connector: {target} alone from features before"] = value
-    for form in FORMS:
-        found[f"simulated: h2 and h3, {form}"] = result.network(chosen, form).accuracy
-    return found
-
-
-def _epochs(scene: Scene, pair: tuple[str, str]) -> list[Epoch]:
-    """The weights of the chosen connector of a pair, after each epoch that was kept."""
-    store = scene.trained.store
-    every = steps_per_epoch(store.n_rows)
-    (run,) = (
-        one.config.out
-        for one in planned_connectors(scene.config, store)
-        if (one.pair, one.name) == (pair, network_name(scene.config.chosen_l1))
-    )
-    return [Epoch(epoch=step // every, W=W) for step, W in load_frames(run)]
-
-
-def _weights(scene: Scene, pair: tuple[str, str]) -> Figure:
-    i = PAIRS.index(pair)
-    return weights_figure(
-        scene.trained.net.linear[i + 1].weight.T.cpu().numpy(),
-        scene.chosen.connectors[i].W.cpu().numpy(),
-        threshold=scene.config.threshold,
-        names=pair,
-    )
-
-
-@torch.no_grad()
-def _reconstruction(scene: Scene) -> Figure:
-    """Of one test image at the first hidden layer."""
-    x, _ = scene.images.test.tensors(scene.trained.net.linear[0].weight.device)
-    h = scene.trained.net.hidden(x[_SHOWN : _SHOWN + 1])[0]
-    coder = scene.chosen.coders[0]
-    z = coder.encode(h)
-    return reconstruction_figure(
-        scene.images.test.pixels[_SHOWN],
-        *(t[0].cpu().numpy() for t in (h, coder.decode(z), z)),
-        large=LARGE,
-        title=f"a test image: {scene.images.test.labels[_SHOWN]}",
-    )
-
-
-def _features(scene: Scene, layer: str) -> Figure:
-    coder = scene.chosen.coders[LAYERS.index(layer)]
-    shown = feature_images(
-        scene.trained.net, coder, scene.images.test, layer=layer, n_features=_FEATURES
-    )
-    return features_figure(shown, direction="gradient", title=f"Features of {layer}, by frequency")
-
-
-def _frontier(result: MnistResult) -> Figure:
-    lines = list[FrontierLine]()
-    for form in FORMS:
-        found = [(result.network(network_name(l1), form), l1) for l1 in result.config.connect_l1]
-        lines.append(
-            FrontierLine(
-                label=form,
-                points=[(one.n_above, one.accuracy) for one, _ in found],
-                names=[f"{l1:g}" for _, l1 in found],
-            )
-        )
-    return network_frontier_figure(
-        lines,
-        original=result.accuracy,
-        allowed=ALLOWED,
-        marks={"S2, one connector": WEIGHTS, "S2, one layer of neurons": NEURON_WEIGHTS},
-    )
-
-
-def _dots(figure: Figure) -> bytes:
-    """A figure as PNG: the same in its file and on the page."""
+def as_png(figure: Figure) -> bytes:
+    """A figure as dots: the same in its file and on the page."""
     data = BytesIO()
     figure.savefig(data, format="png", metadata={"Software": None})
     return data.getvalue()
+
+
+_GAP = 2
+"""Pixels between images."""
+
+
+def reconstruction_figure(
+    image: Float[np.ndarray, "side side"],
+    h: Float[np.ndarray, " d_in"],
+    h_hat: Float[np.ndarray, " d_in"],
+    z: Float[np.ndarray, " d_sae"],
+    *,
+    large: float,
+    title: str,
+) -> Figure:
+    """One image's neurons beside their reconstruction, and below the features it is made of."""
+    figure = make_figure(width=8.6, height=4.4)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1, 4.2))
+    picture = figure.add_subplot(grid[0, 0])
+    draw_image(picture, image)
+    picture.set_title(title, fontsize=9, color=INK)
+    neurons = axes_in(figure, (2, 1, 1), title=_large("neurons", h, large), y="activation")
+    neurons.set_subplotspec(grid[0, 1])
+    at = np.arange(len(h))
+    neurons.bar(at - 0.2, h, 0.4, color=BLUE, label="activation")
+    neurons.bar(at + 0.2, h_hat, 0.4, color=AMBER, label="reconstruction")
+    neurons.set_ylim(top=1.22 * max(float(h.max()), float(h_hat.max()), 1e-9))
+    neurons.legend(loc="upper right", ncols=2, **LEGEND)
+    features = axes_in(figure, (2, 1, 2), title=_large("features", z, large), y="activation")
+    features.set_subplotspec(grid[1, :])
+    features.bar(np.arange(len(z)), z, 1.0, color=RED)
+    for axes in (neurons, features):
+        axes.grid(visible=False, axis="x")
+        axes.margins(x=0.01)
+    return figure
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureImages:
+    """What a feature looks like."""
+
+    name: str
+    words: str
+    direction: Float[np.ndarray, "side side"]
+    mean: Float[np.ndarray, "side side"]
+    top: Sequence[Float[np.ndarray, "side side"]]
+
+
+def features_figure(shown: Sequence[FeatureImages], *, direction: str, title: str) -> Figure:
+    """A line a feature: a direction in pixels, the mean image, and images it fires on most."""
+    n_top = max(len(one.top) for one in shown)
+    figure = make_figure(width=1.8 + 0.72 * (n_top + 2), height=0.5 + 0.72 * len(shown))
+    figure.suptitle(title, fontsize=10, color=INK, fontweight="bold", x=0.02, ha="left")
+    left, right = figure.subplots(1, 2, width_ratios=(1, n_top + 1))
+    slopes = [one.direction / (float(np.abs(one.direction).max()) or 1.0) for one in shown]
+    left.imshow(mosaic([[slope] for slope in slopes]), cmap=_COLORS, vmin=-1, vmax=1)
+    right.imshow(mosaic([[one.mean, *one.top] for one in shown]), cmap="gray_r", vmin=0, vmax=1)
+    _bare(left)
+    _bare(right)
+    cell = shown[0].mean.shape[0] + _GAP
+    names = [f"{one.name}\n{one.words}" for one in shown]
+    left.set_yticks([cell * (line + 0.5) for line in range(len(shown))], names)
+    left.tick_params(length=0, labelsize=7, labelcolor=INK)
+    left.set_title(direction, fontsize=7.5, color=GRAY)
+    right.set_title("mean, then the most active", fontsize=7.5, color=GRAY, loc="left")
+    return figure
+
+
+def mosaic(
+    lines: Sequence[Sequence[Float[np.ndarray, "side side"]]],
+) -> Float[np.ndarray, "height width"]:
+    """Images side by side, line below line; short lines end in blanks."""
+    side = lines[0][0].shape[0]
+    cell, most = side + _GAP, max(len(line) for line in lines)
+    whole = np.zeros((cell * len(lines), cell * most))
+    for row, line in enumerate(lines):
+        for column, image in enumerate(line):
+            top, left = row * cell + _GAP // 2, column * cell + _GAP // 2
+            whole[top : top + side, left : left + side] = image
+    return whole
+
+
+def draw_image(axes: Axes, image: Float[np.ndarray, "side side"]) -> None:
+    """Ink on paper."""
+    axes.imshow(image, cmap="gray_r", vmin=0)
+    _bare(axes)
+
+
+def accuracies_figure(accuracies: Mapping[str, float], *, groups: Sequence[str]) -> Figure:
+    """A point for each way to run the classifier; names of a group begin with it and a colon."""
+    figure = make_figure(width=7.4, height=0.9 + 0.3 * len(accuracies))
+    axes = axes_in(figure, (1, 1, 1), title="Accuracy, with layers replaced", y="")
+    colors = dict(zip(groups, (GRAY, AMBER, BLUE, GREEN), strict=False))
+    names, values = [*accuracies], np.array([*accuracies.values()])
+    at = np.arange(len(names))[::-1]
+    of_groups = [colors[name.partition(":")[0]] for name in names]
+    axes.hlines(at, values, float(values.max()), color=of_groups, lw=1.2, alpha=0.5)
+    axes.scatter(values, at, s=42, color=of_groups, zorder=3)
+    for y, value in zip(at, values, strict=True):
+        axes.annotate(
+            f"{value:.1%}", (value, y), (-8, 0), textcoords="offset points", va="center",
+            ha="right", fontsize=8, color=INK,
+        )  # fmt: skip
+    axes.set_yticks(at, names)
+    axes.grid(visible=False, axis="y")
+    low = max(0.0, float(values.min()) - 0.05)
+    axes.set_xlim(low, min(1.0, float(values.max())) + 0.02)
+    axes.set_xlabel("share of test images")
+    return figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierLine:
+    """Networks of one form: weights of each against its accuracy."""
+
+    label: str
+    points: Sequence[tuple[int, float]]
+    names: Sequence[str]
+
+
+def network_frontier_figure(
+    lines: Sequence[FrontierLine], *, original: float, allowed: float, marks: Mapping[str, int]
+) -> Figure:
+    """Weights against accuracy, of which `allowed` may be lost; `marks` are numbers of weights.
+
+    Points of the last line are named.
+    """
+    figure = make_figure(width=7.0, height=4.4)
+    axes = axes_in(
+        figure, (1, 1, 1), title="Accuracy of the simulated network, for how many weights",
+        y="accuracy",
+    )  # fmt: skip
+    axes.axhline(original, color=GRAY, ls="--", lw=1.1, label=f"the classifier: {original:.1%}")
+    axes.axhspan(original - allowed, original, color=GREEN, alpha=0.08, lw=0)
+    for (label, number), style in zip(marks.items(), (":", "-."), strict=False):
+        axes.axvline(number, color=GRAY, ls=style, lw=1.1, label=f"{label}: {number:,}")
+    for line, color in zip(lines, (BLUE, AMBER, GREEN), strict=False):
+        found = sorted(zip(line.points, line.names, strict=True))
+        axes.plot(
+            [n for (n, _), _ in found], [y for (_, y), _ in found], "o-", ms=4.5, lw=1.4,
+            color=color, label=line.label,
+        )  # fmt: skip
+        for at, name in found if line is lines[-1] else ():
+            axes.annotate(
+                name, at, (0, 6), textcoords="offset points", fontsize=6.5, color=color,
+                ha="center",
+            )  # fmt: skip
+    axes.set_xscale("log")
+    few_ticks(axes.xaxis)
+    axes.set_xlabel("weights above the threshold, both connectors")
+    axes.legend(loc="lower right", **LEGEND)
+    return figure
+
+
+def _large(what: str, values: Float[np.ndarray, " n"], large: float) -> str:
+    n = int((values > large).sum())
+    return f"{n} of {len(values)} {what} above {large:g}"
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)

@@ -1,13 +1,4 @@
-"""Digits, IDX files, a hub dataset.
-
-Images from a dataset of the hub, at the commit that its main branch has now.
-
-IDX, the format that MNIST is distributed in.
-
-Two zero bytes, a type (8 is unsigned bytes), the number of dimensions, the size of each as 32 bits
-with the high byte first, then the values (LeCun, Cortes and Burges, "The MNIST database").
-
-Labelled images of digits: what `--images` means.
+"""Labelled images of digits: what `--images` means.
 
     digits          scikit-learn's 1,797 images of 8 x 8 pixels, which come with it
     org/name        a dataset of the hub with columns `image` and `label`, as ylecun/mnist
@@ -36,101 +27,6 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.lm.hub import explained
 
-_TIMEOUT = 10.0  # seconds until the hub counts as unreachable
-_SPLITS = ("train", "test")
-
-Set = tuple[UInt8[np.ndarray, "n height width"], Int64[np.ndarray, " n"]]
-
-
-def load_hub_images(name: str) -> dict[str, Set]:
-    """Gray pixels and labels of the splits `train` and, if there is one, `test`.
-
-    No code that comes with a dataset is ever run.
-
-    Raises:
-        ConfigError: the hub cannot be reached or has no such dataset, or it holds no images with
-            labels.
-    """
-    import datasets
-    from huggingface_hub import HfApi
-
-    datasets.disable_progress_bars()
-    with _explained(name):
-        commit = HfApi().dataset_info(name, timeout=_TIMEOUT).sha
-        found: Any = datasets.load_dataset(name, revision=commit)
-        sets = {split: read_split(found[split], where=name) for split in _SPLITS if split in found}
-    if "train" not in sets:
-        raise ConfigError(f"dataset {name} has no split train; it has {', '.join(found)}")
-    return sets
-
-
-def read_split(dataset: Any, *, where: str) -> Set:  # noqa: ANN401 its class is imported late
-    """The images of a split as one array, and their labels.
-
-    Raises:
-        ConfigError: it has no such columns, or images of several sizes.
-    """
-    if not {"image", "label"} <= set(dataset.column_names):
-        columns = ", ".join(map(repr, dataset.column_names)) or "none"
-        raise ConfigError(
-            f"dataset {where} has no columns 'image' and 'label'; its columns are {columns}"
-        )
-    pixels = [np.asarray(image.convert("L")) for image in dataset["image"]]
-    sizes = {image.shape for image in pixels}
-    if len(sizes) != 1:
-        raise ConfigError(f"dataset {where} has images of {len(sizes)} sizes: one is needed")
-    labels: Iterable[int] = dataset["label"]
-    return np.stack(pixels), np.array([*labels], np.int64)
-
-
-@contextmanager
-def _explained(name: str) -> Generator[None]:
-    """Turn what the hub's clients raise into one line each."""
-    from huggingface_hub import errors
-
-    with explained(f"dataset {name}", raises=ConfigError):
-        try:
-            yield
-        except (errors.HFValidationError, errors.LocalEntryNotFoundError):
-            raise
-        except (FileNotFoundError, ValueError, RuntimeError) as error:
-            first = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise ConfigError(f"dataset {name} cannot be read: {first}") from error
-
-
-_UNSIGNED_BYTES = 8
-
-
-def read_idx(path: Path, *, n_dims: int) -> UInt8[np.ndarray, "..."]:
-    """The array of bytes in an IDX file, gzipped if its name ends in .gz.
-
-    Args:
-        path: The file.
-        n_dims: Dimensions it must have: 3 for images, 1 for labels.
-
-    Raises:
-        ConfigError: it cannot be read, or is something else or cut short.
-    """
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    head = 4 + 4 * n_dims
-    if len(data) < head or data[:4] != bytes((0, 0, _UNSIGNED_BYTES, n_dims)):
-        raise ConfigError(
-            f"{path} is no IDX file of bytes in {n_dims} dimensions: it begins with "
-            f"{data[:4].hex(' ') or 'nothing'}, not with 00 00 08 {n_dims:02x}"
-        )
-    shape = tuple(int(size) for size in np.frombuffer(data, ">u4", n_dims, offset=4))
-    expected, found = math.prod(shape), len(data) - head
-    if found != expected:
-        what = " x ".join(map(str, shape))
-        raise ConfigError(f"{path} is damaged: {what} are {expected} bytes, and it holds {found}")
-    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
-
-
 DIGITS = "digits"
 N_CLASSES = 10
 TEST_SHARE = 5
@@ -139,6 +35,11 @@ _ORDER = 0
 """Seed of which they are."""
 _DIGITS_SIDE, _DIGITS_INK = 8, 16
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_TIMEOUT = 10.0  # seconds until the hub counts as unreachable
+_SPLITS = ("train", "test")
+_UNSIGNED_BYTES = 8
+
+Set = tuple[UInt8[np.ndarray, "n height width"], Int64[np.ndarray, " n"]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -213,12 +114,7 @@ def open_images(name: str) -> Images:
 def labelled(
     pixels: UInt8[np.ndarray, "n height width"], labels: Int64[np.ndarray, " m"], *, where: str
 ) -> Labelled:
-    """Bytes as pixels from 0 to 1, each with its label.
-
-    Raises:
-        ConfigError: they are not square, there are more of one than of the other, or a label is no
-            digit.
-    """
+    """Bytes as pixels from 0 to 1, each with its label."""
     n, height, width = pixels.shape
     if height != width:
         raise ConfigError(f"{where} has images of {height} x {width} pixels: they must be square")
@@ -234,11 +130,7 @@ def labelled(
 def split(
     name: str, pixels: Float32[np.ndarray, "n side side"], labels: Int64[np.ndarray, " n"]
 ) -> Images:
-    """One set as two: every fifth image of a fixed order is for testing.
-
-    Raises:
-        ConfigError: there are too few.
-    """
+    """One set as two: every fifth image of a fixed order is for testing."""
     order = np.random.default_rng(_ORDER).permutation(len(labels))
     n_test = len(labels) // TEST_SHARE
     parts = [
@@ -301,3 +193,81 @@ def _read_set(file: Path) -> Labelled:
         )
     labels = read_idx(beside, n_dims=1).astype(np.int64)
     return labelled(read_idx(file, n_dims=3), labels, where=str(file))
+
+
+def read_idx(path: Path, *, n_dims: int) -> UInt8[np.ndarray, "..."]:
+    """The array of bytes in an IDX file, the format of MNIST, gzipped if its name ends in .gz.
+
+    Two zero bytes, a type (8 is unsigned bytes), the number of dimensions, the size of each as 32
+    bits with the high byte first, then the values (LeCun, Cortes and Burges, "The MNIST database").
+
+    Args:
+        path: The file.
+        n_dims: Dimensions it must have: 3 for images, 1 for labels.
+    """
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    head = 4 + 4 * n_dims
+    if len(data) < head or data[:4] != bytes((0, 0, _UNSIGNED_BYTES, n_dims)):
+        raise ConfigError(
+            f"{path} is no IDX file of bytes in {n_dims} dimensions: it begins with "
+            f"{data[:4].hex(' ') or 'nothing'}, not with 00 00 08 {n_dims:02x}"
+        )
+    shape = tuple(int(size) for size in np.frombuffer(data, ">u4", n_dims, offset=4))
+    expected, found = math.prod(shape), len(data) - head
+    if found != expected:
+        what = " x ".join(map(str, shape))
+        raise ConfigError(f"{path} is damaged: {what} are {expected} bytes, and it holds {found}")
+    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
+
+
+def load_hub_images(name: str) -> dict[str, Set]:
+    """Gray pixels and labels of the splits `train` and, if there is one, `test`, as they are now.
+
+    No code that comes with a dataset is ever run.
+    """
+    import datasets
+    from huggingface_hub import HfApi
+
+    datasets.disable_progress_bars()
+    with _explained(name):
+        commit = HfApi().dataset_info(name, timeout=_TIMEOUT).sha
+        found: Any = datasets.load_dataset(name, revision=commit)
+        sets = {split: read_split(found[split], where=name) for split in _SPLITS if split in found}
+    if "train" not in sets:
+        raise ConfigError(f"dataset {name} has no split train; it has {', '.join(found)}")
+    return sets
+
+
+def read_split(dataset: Any, *, where: str) -> Set:  # noqa: ANN401 its class is imported late
+    """The images of a split as one array, and their labels."""
+    if not {"image", "label"} <= set(dataset.column_names):
+        columns = ", ".join(map(repr, dataset.column_names)) or "none"
+        raise ConfigError(
+            f"dataset {where} has no columns 'image' and 'label'; its columns are {columns}"
+        )
+    pixels = [np.asarray(image.convert("L")) for image in dataset["image"]]
+    sizes = {image.shape for image in pixels}
+    if len(sizes) != 1:
+        raise ConfigError(f"dataset {where} has images of {len(sizes)} sizes: one is needed")
+    labels: Iterable[int] = dataset["label"]
+    return np.stack(pixels), np.array([*labels], np.int64)
+
+
+@contextmanager
+def _explained(name: str) -> Generator[None]:
+    """Turn what the hub's clients raise into one line each."""
+    from huggingface_hub import errors
+
+    with explained(f"dataset {name}", raises=ConfigError):
+        try:
+            yield
+        except (errors.HFValidationError, errors.LocalEntryNotFoundError):
+            raise
+        except (FileNotFoundError, ValueError, RuntimeError) as error:
+            first = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise ConfigError(f"dataset {name} cannot be read: {first}") from error

@@ -1,17 +1,11 @@
-"""The network of features: cut, refitted, measured.
+"""The simulated network: features in place of neurons, connectors in place of layers; its figures.
 
-The simulated network: features in place of neurons, connectors in place of layers.
-
-Fit again the weights that a connector keeps, without the penalty that chose them.
-
-The l1 penalty does two things: it chooses which weights stay, and it makes those smaller than they
-should be. With the choice made, the rest can be undone: the relaxed lasso (Meinshausen 2007,
-doi:10.1016/j.csda.2006.12.019). No weight is added.
-
-In a simulated network a connector reads what the one before it predicts, not the features
-themselves, so that is what each is fitted to, first to last.
-
-The experiment's figures, sums in float64.
+Its connectors can be cut, to the weights that are counted, and those fitted again without the
+penalty that chose them. The l1 penalty does two things: it chooses which weights stay, and it makes
+those smaller than they should be. With the choice made, the rest can be undone: the relaxed lasso
+(Meinshausen 2007, doi:10.1016/j.csda.2006.12.019). No weight is added. In a simulated network a
+connector reads what the one before it predicts, not the features themselves, so that is what each
+is fitted to, first to last.
 """
 
 from collections.abc import Sequence
@@ -37,17 +31,17 @@ class FeatureNetwork:
     """
 
     net: Classifier
-    coders: tuple[SAE, ...]
+    saes: tuple[SAE, ...]
     connectors: tuple[Connector, ...]
 
     def latents(self, x: Float[Tensor, "n d_in"]) -> list[Float[Tensor, "n d_sae"]]:
         """Features of each hidden layer, each encoded from the neurons."""
         hidden = self.net.hidden(x)
-        return [coder.encode(h) for coder, h in zip(self.coders, hidden, strict=True)]
+        return [sae.encode(h) for sae, h in zip(self.saes, hidden, strict=True)]
 
     def simulated_latents(self, x: Float[Tensor, "n d_in"]) -> list[Float[Tensor, "n d_sae"]]:
         """Features of each hidden layer, the first encoded and the others by connectors alone."""
-        z = self.coders[0].encode(self.net.hidden(x)[0])
+        z = self.saes[0].encode(self.net.hidden(x)[0])
         found = [z]
         for connector in self.connectors:
             z = connector(z)
@@ -68,7 +62,7 @@ class FeatureNetwork:
         return self._after(self.connectors[layer - 2](before), layer=layer)
 
     def _after(self, z: Float[Tensor, "n d_sae"], *, layer: int) -> Float[Tensor, "n classes"]:
-        return self.net.logits_from(self.coders[layer - 1].decode(z), layer=layer)
+        return self.net.logits_from(self.saes[layer - 1].decode(z), layer=layer)
 
 
 def above(connector: Connector, threshold: float) -> Bool[Tensor, "n_in n_out"]:
@@ -83,9 +77,8 @@ def cut(connector: Connector, threshold: float) -> Connector:
     return Connector(W, b, activation=connector.activation).requires_grad_(False)
 
 
-STEPS = 600
-_ROWS = 256
-_LR = 1e-2
+STEPS, _ROWS, _LR = 600, 256, 1e-2
+"""Of refitting, by Adam."""
 
 
 def refit_all(
@@ -157,14 +150,14 @@ def fvu(wanted: Float[Tensor, "n d"], found: Float[Tensor, "n d"]) -> float:
 def sae_figures(
     kind: str,
     layer: str,
-    coder: SAE,
+    sae: SAE,
     h: Float[Tensor, "n d_in"],
     *,
     accuracy_spliced: float,
 ) -> SaeFigures:
     """One SAE's, on these rows of its layer."""
-    z = coder.encode(h)
-    h_hat = coder.decode(z)
+    z = sae.encode(h)
+    h_hat = sae.decode(z)
     rms = float(h.double().square().mean()) ** 0.5
     l1 = float(z.double().abs().mean())
     mse = float((h.double() - h_hat.double()).square().mean())

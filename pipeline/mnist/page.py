@@ -1,54 +1,198 @@
-"""The experiment's page."""
+"""Everything that the experiment shows: figures in its folder, and a page made of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from actstore.files import write_file
 from pipeline.mnist.classifier import LAYERS
-from pipeline.mnist.figures import Drawings, Scene, digit_shares, told
-from pipeline.mnist.result import NetworkFigures, compared
-from pipeline.mnist.train import PAIRS
+from pipeline.mnist.config import MnistConfig
+from pipeline.mnist.features import digit_shares, feature_images, told
+from pipeline.mnist.figures import (
+    Epoch,
+    Figure,
+    FrontierLine,
+    accuracies_figure,
+    as_png,
+    epochs_animation,
+    epochs_figure,
+    features_figure,
+    network_frontier_figure,
+    reconstruction_figure,
+    weights_figure,
+)
+from pipeline.mnist.images import Images
+from pipeline.mnist.network import LARGE, FeatureNetwork
+from pipeline.mnist.result import (
+    FORMS,
+    NEURON_WEIGHTS,
+    WEIGHTS,
+    Form,
+    MnistResult,
+    NetworkFigures,
+    compared,
+    network_name,
+)
+from pipeline.mnist.train import PAIRS, Trained, load_frames, steps_per_epoch
+from pipeline.plots.style import save
 from pipeline.report.experiment import Chapter, Picture, Table
 from pipeline.report.page import write_experiment
 from pipeline.report.render import Tile
 
 PAGE = "report.html"
+ALLOWED = 0.02
+"""Accuracy that a simulation may lose."""
+GROUPS = ("classifier", "SAE", "connector", "simulated")
+_FEATURES = 8
+_SHOWN = 0
+"""The test image whose activations are drawn."""
 _EQUATIONS = 12
 _TERMS = 4
 
+Drawings = dict[str, Figure | bytes]
+"""By the names of their files, without the ending."""
 
-def write_mnist_page(scene: Scene, drawings: Drawings) -> None:
-    """Write `report.html`.
 
-    Raises:
-        OSError: the disk is full or fails.
-    """
-    result = scene.result
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Exhibit:
+    """All that there is to show."""
+
+    config: MnistConfig
+    images: Images
+    trained: Trained
+    networks: Mapping[tuple[str, Form], FeatureNetwork]
+    result: MnistResult
+
+    @property
+    def chosen(self) -> FeatureNetwork:
+        """The network that stands for the others, as it was trained."""
+        return self.networks[self.result.chosen, "trained"]
+
+
+def show(exhibit: Exhibit) -> None:
+    """Write every figure, and the page, into the experiment's folder."""
+    out, result, drawings = exhibit.config.out, exhibit.result, draw(exhibit)
+    for name, content in drawings.items():
+        if isinstance(content, Figure):
+            save(content, out / f"{name}.png")
+        else:
+            ending = "gif" if content.startswith(b"GIF8") else "png"
+            write_file(out / f"{name}.{ending}", [content])
     write_experiment(
         "A classifier, run by its features",
-        out=scene.config.out / PAGE,
+        out=out / PAGE,
         kind="Experiment",
         lead=(
             f"{result.images}: {result.n_train:,} images to learn from, {result.n_test:,} to "
             "measure on"
         ),
-        tiles=_tiles(scene),
+        tiles=_tiles(exhibit),
         chapters=[
-            _comparison(scene),
-            _simulation(scene, drawings),
-            _connectors(scene, drawings),
+            _comparison(result),
+            _simulation(result, drawings),
+            _connectors(exhibit, drawings),
             _features(drawings),
         ],
     )
 
 
-def _tiles(scene: Scene) -> list[Tile]:
-    result = scene.result
+def draw(exhibit: Exhibit) -> Drawings:
+    """Every figure; those of many dots as images."""
+    threshold = exhibit.config.threshold
+    epochs = {pair: _epochs(exhibit, pair) for pair in PAIRS}
+    drawings: Drawings = {"epochs": epochs_animation(epochs[PAIRS[0]], threshold=threshold)}
+    for i, pair in enumerate(PAIRS):
+        name = "-".join(pair)
+        strip = epochs_figure(epochs[pair], threshold=threshold, names=pair)
+        drawings[f"epochs-{name}"] = as_png(strip)
+        neurons = exhibit.trained.net.linear[i + 1].weight.T.cpu().numpy()
+        W = exhibit.chosen.connectors[i].W.cpu().numpy()
+        figure = weights_figure(neurons, W, threshold=threshold, names=pair)
+        drawings[f"weights-{name}"] = as_png(figure)
+    for layer, sae in zip(LAYERS, exhibit.chosen.saes, strict=True):
+        shown = feature_images(
+            exhibit.trained.net, sae, exhibit.images.test, layer=layer, n_features=_FEATURES
+        )
+        title = f"Features of {layer}, by frequency"
+        drawings[f"features-{layer}"] = as_png(
+            features_figure(shown, direction="gradient", title=title)
+        )
+    drawings["reconstruction"] = _reconstruction(exhibit)
+    drawings["accuracies"] = accuracies_figure(accuracies(exhibit.result), groups=GROUPS)
+    drawings["frontier"] = _frontier(exhibit.result)
+    return drawings
+
+
+def accuracies(result: MnistResult) -> dict[str, float]:
+    """Of every way to run the classifier, by what it is made of."""
+    kind, chosen = result.config.sae, result.chosen
+    found = {"classifier: as it is": result.accuracy}
+    for layer in LAYERS:
+        found[f"SAE: {layer} reconstructed"] = result.sae(kind, layer).accuracy
+    trained = result.network(chosen, "trained")
+    for (_, target), value in zip(PAIRS, trained.accuracy_replaced, strict=True):
+        found[f"connector: {target} alone from features before"] = value
+    for form in FORMS:
+        found[f"simulated: h2 and h3, {form}"] = result.network(chosen, form).accuracy
+    return found
+
+
+def _epochs(exhibit: Exhibit, pair: tuple[str, str]) -> list[Epoch]:
+    """The weights of the chosen connector of a pair, after each epoch that was kept."""
+    every = steps_per_epoch(exhibit.trained.store.n_rows)
+    (run,) = (
+        one.config.out
+        for one, _ in exhibit.trained.connectors
+        if (one.pair, one.name) == (pair, exhibit.result.chosen)
+    )
+    return [Epoch(epoch=step // every, W=W) for step, W in load_frames(run)]
+
+
+@torch.no_grad()
+def _reconstruction(exhibit: Exhibit) -> Figure:
+    """Of one test image at the first hidden layer."""
+    x, _ = exhibit.images.test.tensors(exhibit.trained.net.linear[0].weight.device)
+    h = exhibit.trained.net.hidden(x[_SHOWN : _SHOWN + 1])[0]
+    sae = exhibit.chosen.saes[0]
+    z = sae.encode(h)
+    return reconstruction_figure(
+        exhibit.images.test.pixels[_SHOWN],
+        *(t[0].cpu().numpy() for t in (h, sae.decode(z), z)),
+        large=LARGE,
+        title=f"a test image: {exhibit.images.test.labels[_SHOWN]}",
+    )
+
+
+def _frontier(result: MnistResult) -> Figure:
+    lines = list[FrontierLine]()
+    for form in FORMS:
+        found = [(result.network(network_name(l1), form), l1) for l1 in result.config.connect_l1]
+        lines.append(
+            FrontierLine(
+                label=form,
+                points=[(one.n_above, one.accuracy) for one, _ in found],
+                names=[f"{l1:g}" for _, l1 in found],
+            )
+        )
+    return network_frontier_figure(
+        lines,
+        original=result.accuracy,
+        allowed=ALLOWED,
+        marks={"S2, one connector": WEIGHTS, "S2, one layer of neurons": NEURON_WEIGHTS},
+    )
+
+
+def _tiles(exhibit: Exhibit) -> list[Tile]:
+    result = exhibit.result
     chosen, refitted = (result.network(result.chosen, form) for form in ("trained", "refitted"))
     return [
         Tile(name="classifier", value=f"{result.accuracy:.1%}", note="accuracy on test images"),
         Tile(
             name="simulated",
             value=f"{chosen.accuracy:.1%}",
-            note=f"{chosen.n_above:,} weights above {scene.config.threshold:g}",
+            note=f"{chosen.n_above:,} weights above {exhibit.config.threshold:g}",
         ),
         Tile(
             name="cut and refitted",
@@ -58,13 +202,13 @@ def _tiles(scene: Scene) -> list[Tile]:
         Tile(
             name="neurons",
             value=f"{sum(result.neuron_weights):,}",
-            note=f"weights above {scene.config.threshold:g} between the same layers",
+            note=f"weights above {exhibit.config.threshold:g} between the same layers",
         ),
     ]
 
 
-def _comparison(scene: Scene) -> Chapter:
-    rows = {row.what: (row.s2, " · ".join(row.ours)) for row in compared(scene.result)}
+def _comparison(result: MnistResult) -> Chapter:
+    rows = {row.what: (row.s2, " · ".join(row.ours)) for row in compared(result)}
     return Chapter(
         title="Beside the figures of S2",
         words=(
@@ -80,9 +224,8 @@ def _comparison(scene: Scene) -> Chapter:
     )
 
 
-def _simulation(scene: Scene, drawings: Drawings) -> Chapter:
-    result = scene.result
-    threshold = scene.config.threshold
+def _simulation(result: MnistResult, drawings: Drawings) -> Chapter:
+    threshold = result.config.threshold
     return Chapter(
         title="The simulated network",
         words=(
@@ -101,23 +244,24 @@ def _simulation(scene: Scene, drawings: Drawings) -> Chapter:
             )
         ],
         pictures=[
-            Picture(content=drawings.frontier, title="Accuracy for how many weights", wide=True),
-            Picture(content=drawings.accuracies, title="Accuracy with layers replaced", wide=True),
+            Picture(content=drawings["frontier"], title="Accuracy for how many weights", wide=True),
+            Picture(
+                content=drawings["accuracies"], title="Accuracy with layers replaced", wide=True
+            ),
         ],
     )  # fmt: skip
 
 
-def _connectors(scene: Scene, drawings: Drawings) -> Chapter:
+def _connectors(exhibit: Exhibit, drawings: Drawings) -> Chapter:
     pictures = [
         Picture(
-            content=drawings.animation,
+            content=drawings["epochs"],
             title="The first connector, epoch by epoch",
             caption="Outputs stand in the order of the input with their largest final weight.",
         )
     ]
-    for (a, b), weights, epochs in zip(
-        PAIRS, drawings.weights.values(), drawings.epochs.values(), strict=True
-    ):
+    for a, b in PAIRS:
+        weights, epochs = (drawings[f"{what}-{a}-{b}"] for what in ("weights", "epochs"))
         pictures += [
             Picture(content=weights, title=f"Weights of {a} → {b}", wide=True),
             Picture(content=epochs, title=f"{a} → {b} after some of the epochs", wide=True),
@@ -129,33 +273,35 @@ def _connectors(scene: Scene, drawings: Drawings) -> Chapter:
             "the outputs are those active most often.",
         ),
         pictures=pictures,
-        formulas=equations(scene),
+        formulas=equations(exhibit),
     )
 
 
 def _features(drawings: Drawings) -> Chapter:
     shown = [
-        Picture(content=drawings.reconstruction, title="Neurons, reconstructed", wide=True),
+        Picture(content=drawings["reconstruction"], title="Neurons, reconstructed", wide=True),
         *(
             Picture(
-                content=data,
-                title=f"Features of {name.removeprefix('features-')}",
+                content=drawings[f"features-{layer}"],
+                title=f"Features of {layer}",
                 caption="Left: what a little more of each pixel adds (red) or takes (blue), mean "
                 "gradient over the images beside it. Then the mean image, weighted by activation.",
                 wide=True,
             )
-            for name, data in drawings.features.items()
+            for layer in LAYERS
         ),
     ]
     return Chapter(title="Features", pictures=shown)
 
 
-def equations(scene: Scene) -> list[str]:
+def equations(exhibit: Exhibit) -> list[str]:
     """The outputs that are active most often, as sums of the inputs that are left after cutting."""
-    network = scene.networks[scene.result.chosen, "refitted"]
-    x, _ = scene.images.test.tensors(scene.trained.net.linear[0].weight.device)
+    network = exhibit.networks[exhibit.result.chosen, "refitted"]
+    x, _ = exhibit.images.test.tensors(exhibit.trained.net.linear[0].weight.device)
     latents = network.latents(x)
-    words = [[told(share) for share in digit_shares(z, scene.images.test.labels)] for z in latents]
+    words = [
+        [told(share) for share in digit_shares(z, exhibit.images.test.labels)] for z in latents
+    ]
     lines = list[str]()
     for i, (source, target) in enumerate(PAIRS):
         W = network.connectors[i].W.cpu().numpy()

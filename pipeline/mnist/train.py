@@ -1,18 +1,11 @@
-"""Which SAEs, connectors and baselines: trained or found; W by epoch.
+"""Which SAEs, connectors and baselines the experiment needs: trained by the library, or found.
 
-Which SAEs and connectors the experiment trains, by the library's own trainers.
-
-The weights of a connector after each epoch of its training, taken from its checkpoints.
-
-A connector is told to keep a checkpoint an epoch; its trainer keeps the latest ones alone. What is
-copied here is what a resumed training goes on from, so that no epoch is missing after Ctrl-C.
-
-The experiment's networks, trained or found.
-
-Networks of connectors that nobody trained: what the trained ones have to beat.
+A connector is told to keep a checkpoint an epoch; its trainer keeps the latest ones alone, so the
+weights of each are copied (`keep_frames`) from what a resumed training goes on from: no epoch is
+missing after Ctrl-C.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
@@ -26,7 +19,7 @@ from safetensors.numpy import load
 
 from actstore.files import make_folder, write_file
 from actstore.reader import ActStore
-from pipeline.config.architectures import ArchConfig, ReluConfig, TiedConfig
+from pipeline.config.architectures import ReluConfig, TiedConfig
 from pipeline.config.training import ConnectConfig, ConnectorStart, TrainConfig
 from pipeline.connect.connector import Connector
 from pipeline.connect.moments import find_moments
@@ -42,13 +35,17 @@ from pipeline.errors import DataError
 from pipeline.mnist.classifier import (
     LAYERS,
     Classifier,
+    fingerprint,
     layer_file,
+    load_classifier,
+    save_classifier,
     store_activations,
     train_classifier,
 )
 from pipeline.mnist.config import MnistConfig
 from pipeline.mnist.images import Images
-from pipeline.mnist.result import fingerprint, load_classifier, network_name, save_classifier
+from pipeline.mnist.result import network_name
+from pipeline.progress import OnProgress, Progress
 from pipeline.runs.checkpoints import TRAINED, checkpoints_of
 from pipeline.runs.curves import StepReport
 from pipeline.runs.sae_run import SAERun
@@ -59,6 +56,7 @@ from pipeline.training.train import train_all
 Kind = Literal["tied", "relu"]
 KINDS: tuple[Kind, ...] = ("tied", "relu")
 """Of the SAEs: both of S2's, tied and untied."""
+ARCHS: dict[Kind, type[TiedConfig] | type[ReluConfig]] = {"tied": TiedConfig, "relu": ReluConfig}
 PAIRS = tuple(pairwise(LAYERS))
 """Hidden layers that a connector lies between."""
 STARTS: tuple[ConnectorStart, ...] = ("random", "regression")
@@ -97,7 +95,7 @@ def sae_configs(config: MnistConfig, store: ActStore) -> list[TrainConfig]:
             store=config.out / STORE,
             out=sae_folder(config.out, kind=kind, layer=layer),
             site=layer,
-            arch=_arch(kind, l1=config.sae_l1 * _rms(store, layer)),
+            arch=ARCHS[kind](l1=config.sae_l1 * _rms(store, layer)),
             expansion=config.expansion,
             tokens=config.sae_steps * _SAE_BATCH,
             batch_size=_SAE_BATCH,
@@ -112,10 +110,6 @@ def sae_configs(config: MnistConfig, store: ActStore) -> list[TrainConfig]:
     ]
 
 
-def _arch(kind: Kind, *, l1: float) -> ArchConfig:
-    return TiedConfig(l1=l1) if kind == "tied" else ReluConfig(l1=l1)
-
-
 def _rms(store: ActStore, layer: str) -> float:
     return mean_square(store, layer) ** 0.5
 
@@ -127,10 +121,14 @@ def planned_connectors(config: MnistConfig, store: ActStore) -> list[Planned]:
     features `a` and `c` times as large, weights are `c / a` times as large and squared errors `c^2`
     times, so that the same `l1` then makes the same choice.
     """
+    members: list[tuple[str, float, ConnectorStart]] = [
+        *((network_name(l1), l1, "weights") for l1 in config.connect_l1),
+        *((f"start={start}", config.chosen_l1, start) for start in STARTS),
+    ]
     return [
         Planned(pair=pair, name=name, config=_connector(config, store, pair, name, l1, start))
         for pair in PAIRS
-        for name, l1, start in _members(config)
+        for name, l1, start in members
     ]
 
 
@@ -143,14 +141,6 @@ def connector_batch(n_rows: int) -> int:
     """Rows a step."""
     least, most = _CONNECTOR_BATCHES
     return min(most, max(least, n_rows // _EPOCH_STEPS))
-
-
-def _members(config: MnistConfig) -> Iterator[tuple[str, float, ConnectorStart]]:
-    """Name, penalty and start of each connector of a pair."""
-    for l1 in config.connect_l1:
-        yield network_name(l1), l1, "weights"
-    for start in STARTS:
-        yield f"start={start}", config.chosen_l1, start
 
 
 def _connector(
@@ -185,91 +175,44 @@ def _connector(
     )
 
 
-EPOCHS = "epochs"
-_WEIGHTS = "W"
-
-
-def keep_frames(run: Path) -> None:
-    """Copy the weights of every checkpoint of a connector that was not copied before.
-
-    Raises:
-        OSError: the disk is full or fails.
-    """
-    folder = run / EPOCHS
-    for step, checkpoint in checkpoints_of(run).items():
-        file = _file(folder, step)
-        if file.exists():
-            continue
-        W = load((checkpoint / TRAINED).read_bytes())[_WEIGHTS]
-        data = BytesIO()
-        np.savez_compressed(data, W=W)
-        make_folder(folder)
-        write_file(file, [data.getbuffer()])
-
-
-def load_frames(run: Path) -> list[tuple[int, Float32[np.ndarray, "n_in n_out"]]]:
-    """The steps that weights were kept of, ascending, and the weights after them."""
-    files = sorted((run / EPOCHS).glob("step-*.npz"))
-    return [(int(file.stem.removeprefix("step-")), np.load(file)[_WEIGHTS]) for file in files]
-
-
-def _file(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:09d}.npz"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MnistProgress:
-    """Where the experiment stands."""
-
-    stage: str
-    """classifier, saes, connectors or figures."""
-    step: int
-    n_steps: int
-    loss: float | None = None
-
-
-OnProgress = Callable[[MnistProgress], None]
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trained:
     """All of them, on one device."""
 
     net: Classifier
     store: ActStore
-    coders: dict[tuple[Kind, str], SAE]
-    """By kind and layer."""
+    saes: dict[Kind, tuple[SAE, ...]]
+    """Of each layer, by kind."""
     connectors: list[tuple[Planned, Connector]]
 
 
 def train_everything(
     config: MnistConfig, images: Images, *, device: torch.device, tell: OnProgress
 ) -> Trained:
-    """Train what is not there, one stage after the other; what is there is kept.
-
-    Raises:
-        DataError: something diverged.
-        CheckpointError: something that is there is damaged, or the disk fails.
-        StoreError: a store that is there is damaged, or the disk fails.
-    """
+    """Train what is not there, one stage after the other; what is there is kept."""
     net = _classifier(config, images, device=device, tell=tell)
     mark = fingerprint(net)
-    stores = [
+    store, _ = (
         store_activations(config.out / name, net, part, name=config.images, fingerprint=mark)
         for name, part in ((STORE, images.train), (TEST_STORE, images.test))
-    ]
-    _require_finite(
-        train_all(sae_configs(config, stores[0]), resume=True, on_step=_teller("saes", tell))
     )
-    planned = planned_connectors(config, stores[0])
-    _connect(config, planned, tell=tell)
+    _train(sae_configs(config, store), lambda report: tell(_progress("saes", report)))
+    planned = planned_connectors(config, store)
+    framed = {one.config.out for one in planned if one.name == network_name(config.chosen_l1)}
+
+    def on_step(report: StepReport) -> None:
+        if report.run in framed:
+            keep_frames(report.run)
+        tell(_progress("connectors", report))
+
+    _train([one.config for one in planned], on_step)
+    for run in framed:
+        keep_frames(run)
     return Trained(
         net=net,
-        store=stores[0],
-        coders={
-            (kind, layer): _coder(sae_folder(config.out, kind=kind, layer=layer), device)
-            for kind in KINDS
-            for layer in LAYERS
+        store=store,
+        saes={
+            kind: tuple(_load(config, kind, layer, device) for layer in LAYERS) for kind in KINDS
         },
         connectors=[
             (one, ConnectorRun.open(one.config.out).load_connector(device)) for one in planned
@@ -286,46 +229,30 @@ def _classifier(
         return net.to(device)
 
     def on_epoch(epoch: int, loss: float) -> None:
-        tell(MnistProgress(stage="classifier", step=epoch, n_steps=config.epochs, loss=loss))
+        words, total = f"loss {loss:.4f}", config.epochs
+        tell(Progress(stage="classifier", done=epoch, total=total, unit="epochs", words=words))
 
     net = train_classifier(images.train, config, device=device, on_epoch=on_epoch)
     save_classifier(folder, net)
     return net
 
 
-def _connect(config: MnistConfig, planned: Sequence[Planned], *, tell: OnProgress) -> None:
-    """Train the connectors, keeping the chosen ones' weights of each epoch."""
-    chosen = {
-        one.config.out.resolve() for one in planned if one.name == network_name(config.chosen_l1)
-    }
-    told = _teller("connectors", tell)
-
-    def on_step(report: StepReport) -> None:
-        if report.run.resolve() in chosen:
-            keep_frames(report.run)
-        told(report)
-
-    outcomes = train_all([one.config for one in planned], resume=True, on_step=on_step)
-    _require_finite(outcomes)
-    for run in chosen:
-        keep_frames(run)
-
-
-def _teller(stage: str, tell: OnProgress) -> Callable[[StepReport], None]:
-    def on_step(report: StepReport) -> None:
-        tell(MnistProgress(stage=stage, step=report.step, n_steps=report.n_steps, loss=report.loss))
-
-    return on_step
-
-
-def _require_finite(outcomes: Sequence[StepReport | DataError]) -> None:
-    for outcome in outcomes:
+def _train(
+    configs: Sequence[TrainConfig] | Sequence[ConnectConfig], on_step: Callable[[StepReport], None]
+) -> None:
+    for outcome in train_all(configs, resume=True, on_step=on_step):
         if isinstance(outcome, DataError):
             raise outcome
 
 
-def _coder(folder: Path, device: torch.device) -> SAE:
-    return SAERun.open(folder).load_sae(device).requires_grad_(False)
+def _progress(stage: str, report: StepReport) -> Progress:
+    done, total, words = report.step, report.n_steps, f"loss {report.loss:.4f}"
+    return Progress(stage=stage, done=done, total=total, unit="steps", words=words)
+
+
+def _load(config: MnistConfig, kind: Kind, layer: str, device: torch.device) -> SAE:
+    run = SAERun.open(sae_folder(config.out, kind=kind, layer=layer))
+    return run.load_sae(device).requires_grad_(False)
 
 
 BASELINES = ("mean", "correlation", "E2 W D1", "ridge")
@@ -334,12 +261,7 @@ BASELINES = ("mean", "correlation", "E2 W D1", "ridge")
 def baseline_connectors(
     config: MnistConfig, store: ActStore, *, device: torch.device
 ) -> Mapping[str, tuple[Connector, ...]]:
-    """By the names above, one connector a pair of layers; `pipeline.connect.start` says which.
-
-    Raises:
-        CheckpointError: an SAE is gone or damaged.
-        StoreError: bytes of the store were altered.
-    """
+    """By the names above, one connector a pair of layers; `pipeline.connect.start` says which."""
     each = [_of_pair(config, store, pair, device=device) for pair in PAIRS]
     return {name: tuple(found[name] for found in each) for name in BASELINES}
 
@@ -347,12 +269,14 @@ def baseline_connectors(
 def _of_pair(
     config: MnistConfig, store: ActStore, layers: tuple[str, str], *, device: torch.device
 ) -> dict[str, Connector]:
-    folders = [sae_folder(config.out, kind=config.sae, layer=layer) for layer in layers]
-    pair = load_pair(SAERun.open(folders[0]), SAERun.open(folders[1]), device=device)
+    source, target = (
+        SAERun.open(sae_folder(config.out, kind=config.sae, layer=layer)) for layer in layers
+    )
+    pair = load_pair(source, target, device=device)
     moments = find_moments(pair, store, device=device)
     file = layer_file(config.out / CLASSIFIER, LAYERS.index(layers[1]) + 1)
     between = read_layer(file, d_1=config.hidden, d_2=config.hidden)
-    found = (
+    made = (
         mean_connector(moments),
         correlation_connector(moments),
         weights_connector(pair, between),
@@ -360,5 +284,25 @@ def _of_pair(
     )
     return {
         name: connector.to(device).requires_grad_(False)
-        for name, connector in zip(BASELINES, found, strict=True)
+        for name, connector in zip(BASELINES, made, strict=True)
     }
+
+
+EPOCHS = "epochs"
+
+
+def keep_frames(run: Path) -> None:
+    """Copy the weights of every checkpoint of a connector that was not copied before."""
+    for step, checkpoint in checkpoints_of(run).items():
+        file = run / EPOCHS / f"step-{step:09d}.npz"
+        if not file.exists():
+            data = BytesIO()
+            np.savez_compressed(data, W=load((checkpoint / TRAINED).read_bytes())["W"])
+            make_folder(file.parent)
+            write_file(file, [data.getbuffer()])
+
+
+def load_frames(run: Path) -> list[tuple[int, Float32[np.ndarray, "n_in n_out"]]]:
+    """The steps that weights were kept of, ascending, and the weights after them."""
+    files = sorted((run / EPOCHS).glob("step-*.npz"))
+    return [(int(file.stem.removeprefix("step-")), np.load(file)["W"]) for file in files]

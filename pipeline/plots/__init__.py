@@ -1,1 +1,1 @@
-"""plots."""
+"""Figures, drawn from finished results."""

@@ -1,13 +1,48 @@
-"""The figures of a fine-tuning."""
+"""The figures of a fine-tuning, drawn into its folder from what lies there."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from pipeline.plots.style import BLUE, GRAY, INK, LEGEND, RED, axes_in, make_figure, smoothed
+from pipeline.finetune.run import FinetunedRun
+from pipeline.plots.style import (
+    BLUE,
+    GRAY,
+    INK,
+    LEGEND,
+    RED,
+    axes_in,
+    make_figure,
+    save,
+    smoothed,
+)
+
+
+def save_finetune_figures(run: str | Path) -> tuple[Path, ...]:
+    """Draw the losses, and the learned scales and biases, of a fine-tuning into its folder.
+
+    Returns:
+        The files written: `loss.png`, `scales_biases.png`.
+
+    Raises:
+        CheckpointError: `run` is no fine-tuning, or is damaged.
+    """
+    done = FinetunedRun.open(run)
+    tuned, report = done.load_sae(torch.device("cpu")), done.report
+    heldout = {name: getattr(report, name) for name in ("ce_base", "ce_spliced", "ce_finetuned")}
+    figures = {
+        "loss": loss_figure(done.losses(), **heldout),
+        "scales_biases": scales_and_biases_figure(tuned.c.numpy(), tuned.d.numpy()),
+    }
+    files = {name: done.path / f"{name}.png" for name in figures}
+    for name, figure in figures.items():
+        save(figure, files[name])
+    return tuple(files.values())
 
 
 def loss_figure(

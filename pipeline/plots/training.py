@@ -133,7 +133,7 @@ class _Measure:
     y: str
 
 
-_CODERS = _Measure(cost="l0", x="L0: features active per token", y="explained variance")
+_SAES = _Measure(cost="l0", x="L0: features active per token", y="explained variance")
 _CONNECTORS = _Measure(
     cost="weights", x="weights above 0.1 per output feature", y="explained variance of the latents"
 )
@@ -182,13 +182,13 @@ def _draw_kind(axes: Axes, ends: Sequence[_End], *, color: str, n: int) -> None:
 def _end_of(name: str, metrics: Path) -> _End | None:
     """The mean of a member's last lines; None before there is one."""
     every = list(read_curves(metrics))
-    of = _CONNECTORS if any(_CONNECTORS.cost in line for line in every) else _CODERS
+    of = _CONNECTORS if any(_CONNECTORS.cost in line for line in every) else _SAES
     lines = [line for line in every if of.cost in line]
     if not lines:
         return None
     last = lines[-max(1, round(_END * len(lines))) :]
     words = name.split(",")
-    explained = [line["explained_variance"] if of is _CODERS else 1 - line["fvu"] for line in last]
+    explained = [line["explained_variance"] if of is _SAES else 1 - line["fvu"] for line in last]
     return _End(
         of=of,
         kind=", ".join(word for word in words if "=" not in word),

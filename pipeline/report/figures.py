@@ -42,7 +42,6 @@ from pipeline.plots.finetune import loss_figure
 from pipeline.plots.style import BLUE, GRAY, GRID, INK, RED
 from pipeline.plots.training import curve_figures
 from pipeline.report.gather import Connections, Material
-from pipeline.runs.curves import read_curves
 
 COLORS = {
     "#ffffff": "card", INK: "ink", GRAY: "muted", GRID: "line", BLUE: "blue", RED: "red",
@@ -157,12 +156,8 @@ def curve_drawings(material: Material, *, place: int) -> list[Drawing]:
     if material.curves is None:
         return []
     if material.tuned:
-        report, losses = (
-            material.tuned.report,
-            [line["loss"] for line in read_curves(material.curves)],
-        )
-        heldout = {name: getattr(report, name) for name in _HELDOUT}
-        figures = {"loss": loss_figure(losses, **heldout)}
+        heldout = {name: getattr(material.tuned.report, name) for name in _HELDOUT}
+        figures = {"loss": loss_figure(material.tuned.losses(), **heldout)}
     else:
         figures = curve_figures(material.curves)
     return [drawing(figure, f"r{place}-{key}") for key, figure in figures.items()]

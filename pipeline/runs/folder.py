@@ -11,7 +11,7 @@ A run is complete when run.json names the checksum of what was trained.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -235,16 +235,9 @@ def _began(path: Path) -> bool:
 
 def _require_same(found: RunFolder, now: RunFolder) -> None:
     """Raise ConfigError naming what differs between the run that is there and the one asked for."""
-    before, after = flat(to_json(found.config)), flat(to_json(now.config))
-    changed = [
-        f"{name}: {before.get(name)} there, {after.get(name)} now"
-        for name in (*before, *(after.keys() - before.keys()))
-        if before.get(name) != after.get(name) and name not in FREE
-    ]
-    if changed:
+    if changed := differences(found.config, now.config, free=FREE):
         raise ConfigError(
-            f"{now.path} holds a run of another configuration ({'; '.join(changed)}): "
-            "choose another --out"
+            f"{now.path} holds a run of another configuration ({changed}): choose another --out"
         )
     for name, (path, checksum) in now.origins.items():
         _, was = found.origins[name]
@@ -253,6 +246,16 @@ def _require_same(found: RunFolder, now: RunFolder) -> None:
                 f"{now.path} was trained on another {name}, or {path} changed since "
                 f"(fingerprint {was[:12]} there, {checksum[:12]} now): choose another --out"
             )
+
+
+def differences(found: object, now: object, *, free: Set[str]) -> str:
+    """What differs between two configs, but for what is `free`: `lr: 0.1 there, 0.2 now`."""
+    before, after = flat(to_json(found)), flat(to_json(now))
+    return "; ".join(
+        f"{name}: {before.get(name)} there, {after.get(name)} now"
+        for name in (*before, *(after.keys() - before.keys()))
+        if before.get(name) != after.get(name) and name not in free
+    )
 
 
 def flat(value: object, prefix: str = "") -> dict[str, object]:

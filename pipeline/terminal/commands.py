@@ -193,11 +193,11 @@ def run_eval(
 
 def run_features(config: FeaturesConfig, *, screen: Screen) -> "FeatureSet":
     """Find what every feature fires on, unless that is known already."""
-    from pipeline.features.collect import collect
+    from pipeline.features.collect import collect_features
     from pipeline.terminal.lines import features_line
 
-    with screen.progress("features", "rows") as show:
-        found = collect(config, on_progress=lambda p: show(p.n_done, p.n_tokens, ""))
+    with screen.progress("features", "tokens") as show:
+        found = collect_features(config, on_progress=lambda p: show(p.done, p.total, ""))
     screen.say(features_line(found))
     return found
 
@@ -272,10 +272,12 @@ def beside(runs: Sequence[Path]) -> Path:
 def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
     """Fine-tune, unless that run is complete already."""
     from pipeline.finetune.finetune import finetune as run
+    from pipeline.plots.finetune import save_finetune_figures
     from pipeline.terminal.lines import finetune_line
 
     with screen.progress("finetune", "steps") as show:
-        report = run(config, on_step=lambda s: show(s.step, s.n_steps, f"loss {s.loss:.4f}"))
+        report = run(config, on_progress=lambda p: show(p.done, p.total, p.words))
+    save_finetune_figures(config.out)
     screen.say(finetune_line(report, config.out))
     return report
 

@@ -1,8 +1,4 @@
-"""Tables of features.
-
-How strongly a feature is active on which tokens, in letters.
-
-Features on the screen, 80 columns wide where it is a pipe.
+"""Features on the screen, 80 columns wide where it is a pipe.
 
 Texts come from data sets: they are shown as `Text`, never as markup, and through `visible`.
 """
@@ -21,68 +17,6 @@ from pipeline.features.feature import BEFORE, Examples, Feature, TokenEffect, To
 from pipeline.features.files import FeatureSet
 from pipeline.terminal.words import many
 from pipeline.text.token_text import TokenTexts, label, visible
-
-_N_BINS = 8
-_N_TOKENS = 6
-"""Tokens that get a letter; the others share a dot."""
-_BAR = 52
-_STYLES = ("red", "green", "yellow", "blue", "magenta", "cyan")
-_OTHERS = ("·", "dim")
-
-
-def histogram(sample: TokenValues, texts: TokenTexts) -> Table:
-    """Drawn activations by size, each bar made up of the letters of its tokens."""
-    common = [token for token, _ in Counter(sample.token.tolist()).most_common(_N_TOKENS)]
-    marks = [(chr(ord("A") + i), _STYLES[i]) for i in range(len(common))]
-    title = f"activations by token, {len(sample.value)} tokens drawn of all it is active on"
-    table = Table(
-        title=Text(title, style="bold"), title_justify="left", show_header=False, box=None,
-        pad_edge=False, padding=(0, 1, 0, 0), expand=True,
-    )  # fmt: skip
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(ratio=1, overflow="fold")
-    edges = np.linspace(0, sample.value.max(), _N_BINS + 1)
-    bins = np.clip(np.digitize(sample.value, edges) - 1, 0, _N_BINS - 1)
-    largest = np.bincount(bins, minlength=_N_BINS).max()
-    for i in range(_N_BINS):
-        here = Counter(sample.token[bins == i].tolist())
-        counts = [here.pop(token, 0) for token in common] + [0]
-        counts[-1] = sum(here.values())
-        bar = _bar(counts, [*marks, _OTHERS], cells=_BAR / largest)
-        table.add_row(f"{edges[i]:.3g} to {edges[i + 1]:.3g}", str(sum(counts)), bar)
-    table.add_row("", "", _legend(sample, common, marks, texts))
-    return table
-
-
-def _bar(counts: list[int], marks: list[tuple[str, str]], *, cells: float) -> Text:
-    """A run of each mark, as long as its count; ends are rounded, so that lengths add up."""
-    ends = np.ceil(np.cumsum(counts) * cells).astype(int)
-    bar = Text()
-    for (letter, style), n in zip(marks, np.diff(ends, prepend=0).tolist(), strict=True):
-        bar.append(letter * n, style=style)
-    return bar
-
-
-def _legend(
-    sample: TokenValues, common: list[int], marks: list[tuple[str, str]], texts: TokenTexts
-) -> Text:
-    """Which letter is which token, and its share."""
-    legend, rest = Text(), len(sample.token)
-    for token, (letter, style) in zip(common, marks, strict=True):
-        n = int((sample.token == token).sum())
-        rest -= n
-        legend.append(letter, style=style)
-        legend.append(f" {label(texts.alone(token))} {_share(n, sample)}  ")
-    if rest:
-        legend.append(_OTHERS[0], style=_OTHERS[1])
-        legend.append(f" others {_share(rest, sample)}")
-    return legend
-
-
-def _share(n: int, sample: TokenValues) -> str:
-    return f"{100 * n / len(sample.token):.0f} %"
-
 
 _TOKEN_CELLS = 16
 _LEFT_CELLS = 30
@@ -106,10 +40,11 @@ def features_table(
         table.add_column("promotes", ratio=1, no_wrap=True, overflow="ellipsis")
     for index in indices.tolist():
         feature = features.feature(index)
+        fires_on = dict.fromkeys(feature.top.tokens[:, BEFORE].tolist())  # each token once
         row = [
             str(index), percent(feature.frequency), f"{feature.max:.3g}", f"{feature.mean:.3g}",
             *([] if feature.dead_cosine is None else [f"{feature.dead_cosine:.2f}"]),
-            _listed(features.texts.alone(token) for token in _tokens_of(feature.top)),
+            _listed(map(features.texts.alone, fires_on)),
         ]  # fmt: skip
         if facts.attributed:
             row.append(_listed(told.text for told in feature.promoted))
@@ -120,20 +55,15 @@ def features_table(
 def feature_tables(
     features: FeatureSet, index: int, *, effect: AblationEffect | None = None
 ) -> list[Table]:
-    """All that is known of one feature.
-
-    Raises:
-        ConfigError: there is no such feature.
-        CheckpointError: the features are damaged.
-    """
+    """All that is known of one feature."""
     feature, texts = features.feature(index), features.texts
     tables = [_numbers(features, feature)]
     if feature.n_active:
         spread = feature.spread
-        some = np.unique(np.linspace(0, len(spread.value) - 1, _N_SPREAD).round().astype(int))
-        share = [f"{100 * (1 - (i + 0.5) / len(spread.value)):.0f} %" for i in some.tolist()]
+        some = np.unique(np.linspace(0, len(spread) - 1, _N_SPREAD).round().astype(int))
+        share = [f"{100 * (1 - (i + 0.5) / len(spread)):.0f} %" for i in some.tolist()]
         tables += [
-            _contexts("top contexts", feature.top, range(len(feature.top.value)), texts),
+            _contexts("top contexts", feature.top, range(len(feature.top)), texts),
             _contexts(
                 "contexts at quantiles of their largest activation",
                 spread,
@@ -187,20 +117,17 @@ def _contexts(
     examples: Examples,
     chosen: Sequence[int],
     texts: TokenTexts,
-    share: Sequence[str] | None = None,
+    share: Sequence[str] = (),
 ) -> Table:
     """Examples under each other at their tokens."""
     table = _table(title)
     table.add_column(justify="right", no_wrap=True)
-    if share is not None:
+    if share:
         table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    passages = examples.passages(texts)
     for i, place in enumerate(chosen):
-        tokens = examples.tokens[place].tolist()
-        pieces = texts.pieces(tokens)
-        before = visible("".join(pieces[:BEFORE]))
-        token = visible(pieces[BEFORE] or texts.alone(tokens[BEFORE]))
-        after = visible("".join(pieces[BEFORE + 1 :]))
+        before, token, after = map(visible, passages[place])
         line = Text.assemble(_last_cells(before, _LEFT_CELLS), (token, _MARKED), after)
         numbers = [Text(f"{examples.value[place]:.3g}"), *([Text(share[i])] if share else [])]
         table.add_row(*numbers, line)
@@ -228,14 +155,67 @@ def _listed(tokens: Iterable[str]) -> str:
     return "  ".join(map(label, tokens))
 
 
-def _tokens_of(examples: Examples) -> list[int]:
-    """The tokens that examples are about, each once, those of larger activations first."""
-    return list(dict.fromkeys(examples.tokens[:, BEFORE].tolist()))
-
-
 def _last_cells(text: str, n: int) -> str:
     """As much of the end of a text as fits into `n` cells of the terminal, filled up in front."""
     cut = ""
     while cell_len(cut + text) > n:
         cut, text = "…", text[1:]
     return " " * (n - cell_len(cut + text)) + cut + text
+
+
+_N_BINS, _N_TOKENS = 8, 6
+"""Bars, and tokens that get a letter; the others share a dot."""
+_BAR = 52
+_STYLES = ("red", "green", "yellow", "blue", "magenta", "cyan")
+_OTHERS = ("·", "dim")
+
+
+def histogram(sample: TokenValues, texts: TokenTexts) -> Table:
+    """Drawn activations by size, each bar made up of the letters of its tokens."""
+    common = [token for token, _ in Counter(sample.token.tolist()).most_common(_N_TOKENS)]
+    marks = [(chr(ord("A") + i), _STYLES[i]) for i in range(len(common))]
+    title = f"activations by token, {len(sample.value)} tokens drawn of all it is active on"
+    table = _table(title)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(ratio=1, overflow="fold")
+    edges = np.linspace(0, sample.value.max(), _N_BINS + 1)
+    bins = np.clip(np.digitize(sample.value, edges) - 1, 0, _N_BINS - 1)
+    largest = np.bincount(bins, minlength=_N_BINS).max()
+    for i in range(_N_BINS):
+        here = Counter(sample.token[bins == i].tolist())
+        counts = [here.pop(token, 0) for token in common] + [0]
+        counts[-1] = sum(here.values())
+        bar = _bar(counts, [*marks, _OTHERS], cells=_BAR / largest)
+        table.add_row(f"{edges[i]:.3g} to {edges[i + 1]:.3g}", str(sum(counts)), bar)
+    table.add_row("", "", _legend(sample, common, marks, texts))
+    return table
+
+
+def _bar(counts: list[int], marks: list[tuple[str, str]], *, cells: float) -> Text:
+    """A run of each mark, as long as its count; ends are rounded, so that lengths add up."""
+    ends = np.ceil(np.cumsum(counts) * cells).astype(int)
+    bar = Text()
+    for (letter, style), n in zip(marks, np.diff(ends, prepend=0).tolist(), strict=True):
+        bar.append(letter * n, style=style)
+    return bar
+
+
+def _legend(
+    sample: TokenValues, common: list[int], marks: list[tuple[str, str]], texts: TokenTexts
+) -> Text:
+    """Which letter is which token, and its share."""
+    legend, rest = Text(), len(sample.token)
+    for token, (letter, style) in zip(common, marks, strict=True):
+        n = int((sample.token == token).sum())
+        rest -= n
+        legend.append(letter, style=style)
+        legend.append(f" {label(texts.alone(token))} {_share(n, sample)}  ")
+    if rest:
+        legend.append(_OTHERS[0], style=_OTHERS[1])
+        legend.append(f" others {_share(rest, sample)}")
+    return legend
+
+
+def _share(n: int, sample: TokenValues) -> str:
+    return f"{100 * n / len(sample.token):.0f} %"

@@ -1,9 +1,4 @@
-"""And of the experiment.
-
-The experiment on images, as tables on the screen.
-
-The experiment on images, with its progress and its tables.
-"""
+"""The experiment on images: its progress, and its tables on the screen."""
 
 from collections.abc import Iterator
 
@@ -17,54 +12,50 @@ from pipeline.mnist.train import PAIRS
 from pipeline.terminal.screen import Screen
 
 
+def run_mnist(config: MnistConfig, *, screen: Screen) -> MnistResult:
+    """Run the experiment, unless it is complete already."""
+    from pipeline.mnist.experiment import run_experiment
+
+    with screen.progress("mnist", "steps") as show:
+        result = run_experiment(
+            config, on_progress=lambda p: show(p.done, p.total, f"{p.stage} {p.words}")
+        )
+    for table in mnist_tables(result):
+        screen.draw(table)
+    what = "complete, reused" if result.reused else f"{result.seconds:.0f} s"
+    screen.say(f"mnist     {what}: {config.out}/report.html")
+    return result
+
+
 def mnist_tables(result: MnistResult) -> Iterator[Table]:
-    """S2's figures beside ours, then every simulated network."""
-    yield compared_table(result)
-    yield networks_table(result)
-
-
-def compared_table(result: MnistResult) -> Table:
-    """S2's figures beside ours; several of ours are of layers h1, h2, h3, or of the pairs."""
+    """S2's figures beside ours, then one line a simulated network."""
     title = f"{result.images}: {result.n_train:,} images to learn from, {result.n_test:,} to test"
-    table = Table(title=Text(title), title_justify="left")
-    table.add_column("", no_wrap=True)
-    table.add_column("S2", justify="right", no_wrap=True)
-    table.add_column("ours", justify="right", no_wrap=True)
+    table = _table(title, "", "S2", "ours")
     for row in compared(result):
         table.add_row(row.what, row.s2, Text("  ".join(row.ours)))
     table.caption = (
         f"several figures are those of {', '.join(LAYERS)}, or of "
         f"{' and '.join(f'{a} → {b}' for a, b in PAIRS)}; rms is that of the layer"
     )
-    return table
-
-
-def networks_table(result: MnistResult) -> Table:
-    """One line a simulated network: accuracy, weights, how well features are predicted."""
-    table = Table(title=Text("simulated networks, encoded once"), title_justify="left")
-    table.add_column("connectors", no_wrap=True)
-    table.add_column("accuracy", justify="right")
-    for layer in LAYERS[1:]:
-        table.add_column(f"{layer}\nalone", justify="right")
-    table.add_column(f"weights\n> {result.config.threshold:g}", justify="right", no_wrap=True)
-    table.add_column("FVU", justify="right", no_wrap=True)
+    yield table
+    alone = [f"{layer}\nalone" for layer in LAYERS[1:]]
+    weights = f"weights\n> {result.config.threshold:g}"
+    networks = "simulated networks, encoded once"
+    table = _table(networks, "connectors", "accuracy", *alone, weights, "FVU")
     for one in result.networks:
-        cells = [f"{one.accuracy:.3f}", *(f"{value:.3f}" for value in one.accuracy_replaced)]
-        counts = "+".join(f"{c.n_above:,}" for c in one.connectors)
-        unexplained = " ".join(f"{c.fvu:.2f}" for c in one.connectors)
-        name = one.name if one.form == "trained" else f"  {one.form}"
-        table.add_row(Text(name), *cells, counts, unexplained)
+        table.add_row(
+            Text(one.name if one.form == "trained" else f"  {one.form}"),
+            *(f"{value:.3f}" for value in (one.accuracy, *one.accuracy_replaced)),
+            "+".join(f"{c.n_above:,}" for c in one.connectors),
+            " ".join(f"{c.fvu:.2f}" for c in one.connectors),
+        )
+    yield table
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    """A column of names, and others of numbers."""
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
-
-
-def run_mnist(config: MnistConfig, *, screen: Screen) -> MnistResult:
-    """Run the experiment, unless it is complete already."""
-    from pipeline.mnist.experiment import run_experiment
-
-    with screen.progress("mnist", "steps") as show:
-        result = run_experiment(config, on_progress=lambda p: show(p.step, p.n_steps, p.stage))
-    for table in mnist_tables(result):
-        screen.draw(table)
-    what = "complete, reused" if result.reused else f"{result.seconds:.0f} s"
-    screen.say(f"mnist     {what}: {config.out}/report.html")
-    return result

@@ -4,9 +4,9 @@
 
 Rows are normal, `d` 512, in contexts of 128; 4096 features, of which TopK lets 32 through, and
 ReLU, with one bias for all, 400. `encode` is the coder alone, over float32 rows in memory, in the
-blocks that the pass over the store makes; `scan` is that pass: decode, reorder, widen, encode, and
-keep. Both are taken in turn; ratios are round by round: median [lowest..highest], of time by the
-clock and, for where others compute beside it, of CPU time.
+blocks that the pass over the store makes; `sample_store` is that pass: decode, reorder, widen,
+encode, and keep. Both are taken in turn; ratios are round by round: median [lowest..highest], of
+time by the clock and, for where others compute beside it, of CPU time.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from actstore.reader import ActStore
 from actstore.writer import ActWriter, Shard
 from pipeline.config.architectures import ReluConfig, TopKConfig
 from pipeline.config.stages import FeaturesConfig
-from pipeline.features.collect import BLOCK, scan
+from pipeline.features.collect import BLOCK, sample_store
 from pipeline.sae.sae import SAE
 
 SITE, D, F, CTX_LEN = "mlp_out.1", 512, 4096, 128
@@ -84,11 +84,11 @@ def spread(values: list[float], pattern: str = "{:.2f}") -> str:
 def print_cell(kind: str, store: ActStore, *, rounds: int) -> None:
     """One line of the table."""
     coder, x, config = make_sae(kind), torch.randn(2**16, D), FeaturesConfig(run=Path("run"))
-    found = scan(config, store, SITE, coder)  # the first one warms up
+    found = sample_store(config, store, SITE, coder)  # the first one warms up
     alone, whole = list[tuple[float, float]](), list[tuple[float, float]]()
     for _ in range(rounds):
         alone.append(seconds(lambda: encode_only(coder, x, n_rows=store.n_rows)))
-        whole.append(seconds(lambda: scan(config, store, SITE, coder)))
+        whole.append(seconds(lambda: sample_store(config, store, SITE, coder)))
     rates = [
         f"{store.n_rows / statistics.median(clock for clock, _ in took):,.0f}"
         for took in (alone, whole)

@@ -11,37 +11,20 @@ import pytest
 import torch
 
 from actstore.errors import StoreError
-from actstore.reader import ActStore
 from pipeline.config.stages import FeatureOrder
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine
-from pipeline.features.collect import collect, scan
+from pipeline.features.collect import collect_features, sample_store
 from pipeline.features.feature import AFTER, BEFORE, feature_document
 from pipeline.features.files import FeatureSet, ordered
 from pipeline.features.logits import attribute, load_path, nearest
 from pipeline.lm.families import Site
 from pipeline.runs.sae_run import SAERun
-from tests.helpers.featured import SITES, World, config_of, make_store_of, make_world
+from tests.helpers.featured import SITES, World, config_of, make_store_of
 from tests.helpers.stores import make_spec, write_store
 from tests.helpers.tiny import CTX_LEN, make_model, make_sae
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def run(world):
-    return world.run()
-
-
-@pytest.fixture(scope="module")
-def features(run) -> FeatureSet:
-    collect(config_of(run))
-    return FeatureSet.open(run)
 
 
 @pytest.fixture
@@ -58,7 +41,7 @@ def one_line(error) -> str:
 
 def test_what_is_read_again_is_what_was_found(world, run, features):
     coder = SAERun.open(run).load_sae(CPU)
-    found = scan(config_of(run), world.store, SITES[0], coder)
+    found = sample_store(config_of(run), world.store, SITES[0], coder)
     dead = found.n_active == 0
     cosine = dead_cosine(coder.W_dec, torch.from_numpy(dead)).numpy()
     np.testing.assert_array_equal(features.n_active, found.n_active)
@@ -80,7 +63,7 @@ def test_what_is_read_again_is_what_was_found(world, run, features):
                 got = getattr(examples, name)
                 np.testing.assert_array_equal(got, mine[name])
                 assert got.dtype == mine[name].dtype
-        mine = found.sample[found.sample["feature"] == i]
+        mine = found.values[found.values["feature"] == i]
         np.testing.assert_array_equal(feature.sample.token, mine["token"])
         np.testing.assert_array_equal(feature.sample.value, mine["value"])
 
@@ -139,27 +122,27 @@ def test_texts_of_examples_can_be_read_without_a_model(run, features):
 
 def test_the_same_features_are_reused_and_others_are_found_anew(own):
     run = own.run()
-    assert not collect(config_of(run)).reused
-    again = collect(config_of(run, device="auto"))
+    assert not collect_features(config_of(run)).reused
+    again = collect_features(config_of(run, device="auto"))
     assert again.reused
     assert again.feature(1).n_active == FeatureSet.open(run).feature(1).n_active
     for changes in ({"n_top": 2}, {"tokens": 10 * CTX_LEN}, {"seed": 1}):
-        assert not collect(config_of(run, **changes)).reused
-        assert collect(config_of(run, **changes)).reused
+        assert not collect_features(config_of(run, **changes)).reused
+        assert collect_features(config_of(run, **changes)).reused
     assert sorted(p.name for p in run.iterdir() if p.is_dir()) == ["features"]
 
 
 def test_features_of_another_coder_or_store_are_not_reused(own, tmp_path):
     run = own.run()
-    collect(config_of(run))
+    collect_features(config_of(run))
     other = own.run("other", coder=make_sae(seed=1))
     shutil.copytree(run / "features", other / "features")
-    assert not collect(config_of(other)).reused
+    assert not collect_features(config_of(other)).reused
     shutil.move(run, own.folder / "moved")
     run = own.folder / "moved"
-    assert collect(config_of(run)).reused
+    assert collect_features(config_of(run)).reused
     store = make_store_of(own.model, tmp_path / "longer.actstore", n_contexts=41)
-    found = collect(config_of(run, store=store.path))
+    found = collect_features(config_of(run, store=store.path))
     assert not found.reused
     assert found.facts.n_tokens == 41 * CTX_LEN
     assert any("is not the store that the run was trained from" in n for n in found.facts.notes)
@@ -167,7 +150,7 @@ def test_features_of_another_coder_or_store_are_not_reused(own, tmp_path):
 
 def test_damaged_features_are_told_in_one_line_and_found_anew(own):
     run = own.run()
-    whole = collect(config_of(run)).feature(1)
+    whole = collect_features(config_of(run)).feature(1)
     for file in sorted((run / "features").iterdir()):
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 255
@@ -177,14 +160,14 @@ def test_damaged_features_are_told_in_one_line_and_found_anew(own):
                 FeatureSet.open(run).check()
             assert f"saepipe features {run}" in one_line(told)
             assert file.name in one_line(told) or not file.exists()
-        found = collect(config_of(run))
+        found = collect_features(config_of(run))
         assert not found.reused
         assert found.feature(1).n_active == whole.n_active
 
 
 def test_an_interrupted_write_leaves_what_was_there(own, monkeypatch):
     run = own.run()
-    collect(config_of(run))
+    collect_features(config_of(run))
     before = {p.name: p.read_bytes() for p in (run / "features").iterdir()}
 
     def full(*_):
@@ -192,11 +175,11 @@ def test_an_interrupted_write_leaves_what_was_there(own, monkeypatch):
 
     monkeypatch.setattr("pipeline.features.save.write_json", full)
     with pytest.raises(OSError, match="No space left"):
-        collect(config_of(run, n_top=1))
+        collect_features(config_of(run, n_top=1))
     assert {p.name: p.read_bytes() for p in (run / "features").iterdir()} == before
     monkeypatch.undo()
-    assert collect(config_of(run)).reused
-    assert not collect(config_of(run, n_top=1)).reused
+    assert collect_features(config_of(run)).reused
+    assert not collect_features(config_of(run, n_top=1)).reused
     assert sorted(p.name for p in run.iterdir() if p.is_dir()) == ["features"]
 
 
@@ -206,7 +189,7 @@ def test_features_that_are_not_there(own):
         FeatureSet.open(run)
     assert f"{run} has no features yet: find them with saepipe features {run}" == one_line(told)
     with pytest.raises(CheckpointError, match="is not a run"):
-        collect(config_of(own.folder / "nothing"))
+        collect_features(config_of(own.folder / "nothing"))
 
 
 def test_a_number_beyond_the_last_feature(features):
@@ -221,21 +204,21 @@ def test_a_store_that_does_not_fit_is_told_in_one_line(own, tmp_path):
     document["store"]["path"] = str(tmp_path / "moved.actstore")
     (gone / "run.json").write_text(json.dumps(document))
     with pytest.raises(ConfigError, match="is gone: name another that holds mlp_out.1") as told:
-        collect(config_of(gone))
+        collect_features(config_of(gone))
     assert "--store" in one_line(told)
-    assert len(collect(config_of(gone, store=own.store.path))) == 64
+    assert len(collect_features(config_of(gone, store=own.store.path))) == 64
     other = make_store_of(own.model, tmp_path / "other.actstore", sites=("resid_post.0",))
     with pytest.raises(ConfigError, match=r"is about mlp_out.1, and .* holds resid_post.0") as told:
-        collect(config_of(run, store=other.path))
+        collect_features(config_of(run, store=other.path))
     assert "--store" in one_line(told)
     wide = write_store(tmp_path / "wide", make_spec(widths={"mlp_out.1": 24}), n_rows=80)
     with pytest.raises(ConfigError, match="SAE of 16 dimensions, and mlp_out.1 of .* has 24"):
-        collect(config_of(run, store=wide))
+        collect_features(config_of(run, store=wide))
     half = write_store(tmp_path / "half", make_spec(widths={"mlp_out.1": 16}), n_rows=160, stop=1)
     with pytest.raises(StoreError, match="is not finished"):
-        collect(config_of(run, store=half))
+        collect_features(config_of(run, store=half))
     with pytest.raises(StoreError, match="there is no activation store"):
-        collect(config_of(run, store=tmp_path / "none"))
+        collect_features(config_of(run, store=tmp_path / "none"))
     assert not (run / "features").exists()
 
 
@@ -244,7 +227,7 @@ def test_without_the_model_tokens_are_numbers_and_nothing_is_promoted(own, tmp_p
     store = make_store_of(model, tmp_path / "acts.actstore")
     run = replace(own, store=store).run()
     shutil.move(model, tmp_path / "away")
-    found = collect(config_of(run))
+    found = collect_features(config_of(run))
     assert not found.facts.has_texts
     assert not found.facts.attributed
     first, second = found.facts.notes
@@ -253,26 +236,26 @@ def test_without_the_model_tokens_are_numbers_and_nothing_is_promoted(own, tmp_p
     feature = found.feature(1)
     assert feature.promoted == feature.suppressed == ()
     assert found.texts.alone(int(feature.top.tokens[0, BEFORE])).startswith("[")
-    assert collect(config_of(run)).reused
+    assert collect_features(config_of(run)).reused
     shutil.move(tmp_path / "away", model)
-    back = collect(config_of(run))
+    back = collect_features(config_of(run))
     assert not back.reused
     assert back.feature(1).promoted
 
 
 def test_a_site_that_is_not_in_the_stream_has_no_direct_path(own):
-    found = collect(config_of(own.run(site="mlp_pre.1")))
+    found = collect_features(config_of(own.run(site="mlp_pre.1")))
     assert not found.facts.attributed
     assert found.feature(1).promoted == ()
     assert "mlp_pre.1 has no linear way to the logits" in found.facts.notes[0]
-    assert collect(config_of(own.run("act", site="mlp_act.1"))).feature(1).promoted
+    assert collect_features(config_of(own.run("act", site="mlp_act.1"))).feature(1).promoted
 
 
 def test_a_store_of_another_model_is_noted(own, tmp_path):
     other = make_model(tmp_path / "other", seed=1)
     store = make_store_of(other, tmp_path / "other.actstore")
     run = own.run()
-    found = collect(config_of(run, store=store.path))
+    found = collect_features(config_of(run, store=store.path))
     (note,) = [n for n in found.facts.notes if "activations" in n]
     assert str(other) in note and str(own.model) in note
 
@@ -281,7 +264,7 @@ def test_a_run_whose_features_are_all_dead(own):
     coder = make_sae()
     with torch.no_grad():
         coder.b_enc.fill_(-1e4)
-    found = collect(config_of(own.run(coder=coder)))
+    found = collect_features(config_of(own.run(coder=coder)))
     feature = found.feature(5)
     assert feature.n_active == feature.max == feature.mean == len(feature.top.value) == 0
     assert feature.top.tokens.shape == (0, 33)
@@ -293,7 +276,7 @@ def test_a_run_without_dead_features_has_no_dead_cosine(own):
     coder = make_sae()
     with torch.no_grad():
         coder.b_enc.fill_(2.0)
-    found = collect(config_of(own.run(coder=coder)))
+    found = collect_features(config_of(own.run(coder=coder)))
     assert (found.n_active > 0).all()
     assert np.isnan(found.dead_cosine).all()
     assert found.feature(3).dead_cosine is None
@@ -311,10 +294,10 @@ def test_features_of_a_finetuned_run(own, tmp_path):
             epochs=1, steps_per_epoch=2, batch_size=4, heldout_contexts=4, lr=0.5, device="cpu",
         )
     )  # fmt: skip
-    plain, tuned = collect(config_of(run)), collect(config_of(out))
+    plain, tuned = collect_features(config_of(run)), collect_features(config_of(out))
     assert (plain.n_active != tuned.n_active).any()
     assert tuned.facts.notes[0].startswith("fine-tuned on")
-    assert collect(config_of(out)).reused
+    assert collect_features(config_of(out)).reused
     assert tuned.facts.coder != plain.facts.coder
 
 
@@ -350,6 +333,6 @@ def test_a_feature_as_json_holds_all_of_it(features):
 
 def test_progress_ends_at_the_tokens_there_are(own):
     seen = []
-    collect(config_of(own.run()), on_progress=seen.append)
-    assert seen[-1].n_done == seen[-1].n_tokens == own.store.n_rows
-    assert isinstance(own.store, ActStore)
+    collect_features(config_of(own.run()), on_progress=seen.append)
+    assert seen[-1].done == seen[-1].total == own.store.n_rows
+    assert {(p.stage, p.unit) for p in seen} == {("features", "tokens")}

@@ -13,14 +13,12 @@ import pipeline.features.ablation
 import pipeline.features.logits
 from pipeline.errors import ConfigError
 from pipeline.features.ablation import ablation_effect, ablation_effects, mean_drops
-from pipeline.features.collect import collect
 from pipeline.features.feature import Examples
 from pipeline.features.logits import attribute, load_path, nearest
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import capture, splice
 from pipeline.lm.model import load_model
 from pipeline.text.token_text import TokenTexts
-from tests.helpers.featured import World, config_of, make_world
 from tests.helpers.tiny import make_sae
 
 CPU = torch.device("cpu")
@@ -167,11 +165,6 @@ def test_sites_without_a_linear_way_are_refused(folder):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
 def lm(world):
     return load_model(str(world.model), device=CPU, dtype=torch.float32)
 
@@ -271,9 +264,8 @@ def test_features_that_are_few_have_fewer_neighbours():
     assert nearest(torch.eye(3, 4))[0].shape == (3, 2)
 
 
-def test_effects_of_some_features_of_a_run(world, lm):
-    run, coder = world.run(), make_sae()
-    features = collect(config_of(run))
+def test_effects_of_some_features_of_a_run(world, features, lm):
+    coder = make_sae()
     told = ablation_effects(features, [1, 0], device="cpu")
     assert told[0] is None  # a dead one
     top = features.feature(1).top

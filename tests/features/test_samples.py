@@ -1,10 +1,13 @@
-"""What one pass over a store finds, against plain loops over all its rows."""
+"""What one pass over a store keeps, against plain loops over all its rows, and how it does so."""
 
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
 
 import pipeline.features.collect
 import pipeline.features.samples
@@ -12,9 +15,17 @@ from actstore.reader import ActStore
 from pipeline.config.architectures import BatchTopKConfig, GatedConfig, TopKConfig
 from pipeline.config.stages import FeaturesConfig
 from pipeline.errors import DataError
-from pipeline.features.collect import scan
+from pipeline.features.collect import sample_store
 from pipeline.features.feature import AFTER, BEFORE
-from pipeline.features.samples import Scan
+from pipeline.features.samples import (
+    CONTEXTS,
+    ROWS,
+    Leaders,
+    Samples,
+    entry_dtype,
+    keys_of,
+    paired,
+)
 from pipeline.sae.sae import TunedSAE
 from tests.helpers.stores import CTX_LEN, as_numbers
 from tests.helpers.tiny import make_sae
@@ -45,12 +56,12 @@ def places(entries: np.ndarray, feature: int) -> list[tuple[int, int]]:
     return list(zip(own["context"].tolist(), own["position"].tolist(), strict=True))
 
 
-def assert_same(one: Scan, other: Scan) -> None:
+def assert_same(one: Samples, other: Samples) -> None:
     """Equal, but for how a product of matrices of another height is rounded."""
     assert one.n_tokens == other.n_tokens
     np.testing.assert_array_equal(one.n_active, other.n_active)
     np.testing.assert_allclose(one.total, other.total, rtol=1e-6)
-    for name in ("top", "spread", "sample"):
+    for name in ("top", "spread", "values"):
         ours, theirs = getattr(one, name), getattr(other, name)
         for field in ("feature", "context", "position"):
             np.testing.assert_array_equal(ours[field], theirs[field])
@@ -82,7 +93,7 @@ def tuned() -> TunedSAE:
 @pytest.mark.parametrize("kind", CODERS)
 def test_numbers_of_every_feature_are_those_of_all_rows(store, kind):
     coder = CODERS[kind]()
-    found, z = scan(config_of(), store, SITE, coder), latents_of(store, coder)
+    found, z = sample_store(config_of(), store, SITE, coder), latents_of(store, coder)
     flat = z.reshape(-1, coder.d_sae).astype(np.float64)
     assert found.n_tokens == len(flat) == store.n_rows
     np.testing.assert_array_equal(found.n_active, (flat > 0).sum(0))
@@ -94,7 +105,7 @@ def test_numbers_of_every_feature_are_those_of_all_rows(store, kind):
 
 def test_top_contexts_are_those_of_largest_activation_each_counted_once(store):
     coder = make_sae()
-    found, z = scan(config_of(), store, SITE, coder), latents_of(store, coder)
+    found, z = sample_store(config_of(), store, SITE, coder), latents_of(store, coder)
     for feature in range(coder.d_sae):
         peak = z[..., feature].max(1)
         order = [c for c in np.argsort(-peak, kind="stable").tolist() if peak[c] > 0][:3]
@@ -108,7 +119,7 @@ def test_top_contexts_are_those_of_largest_activation_each_counted_once(store):
 def test_windows_hold_the_tokens_around_and_nothing_beyond_the_context(make_store, ctx_len):
     store = ActStore.open(make_store(n_rows=12 * ctx_len, ctx_len=ctx_len, shard_rows=4 * ctx_len))
     coder = make_sae()
-    found, z = scan(config_of(), store, SITE, coder), latents_of(store, coder)
+    found, z = sample_store(config_of(), store, SITE, coder), latents_of(store, coder)
     tokens = rows_in_order(store)[1]
     assert len(found.top) > 100
     for entry in (*found.top, *found.spread):
@@ -124,18 +135,18 @@ def test_windows_hold_the_tokens_around_and_nothing_beyond_the_context(make_stor
 
 def test_what_is_drawn_is_active_of_another_place_each_and_of_all_there_are(store):
     coder = make_sae()
-    found, z = scan(config_of(), store, SITE, coder), latents_of(store, coder)
+    found, z = sample_store(config_of(), store, SITE, coder), latents_of(store, coder)
     tokens = rows_in_order(store)[1]
     for feature in range(coder.d_sae):
         active = np.argwhere(z[..., feature] > 0).tolist()
         contexts = {c for c, _ in active}
-        sampled, spread = places(found.sample, feature), places(found.spread, feature)
+        sampled, spread = places(found.values, feature), places(found.spread, feature)
         assert len(set(sampled)) == len(sampled) == min(5, len(active))
         assert {c for c, _ in spread} <= contexts
         assert len({c for c, _ in spread}) == len(spread) == min(4, len(contexts))
         values = found.spread[found.spread["feature"] == feature]["value"]
         assert (np.diff(values) <= 0).all()
-    for entry in found.sample:
+    for entry in found.values:
         place = entry["context"], entry["position"]
         assert entry["token"] == tokens[place]
         assert entry["value"] == pytest.approx(z[(*place, entry["feature"])], rel=1e-4)
@@ -149,8 +160,8 @@ def test_every_active_token_is_drawn_as_often_as_another(make_store):
     active = np.argwhere(z[..., feature] > 0)
     counts, contexts = np.zeros(z.shape[:2]), np.zeros(len(z))
     for seed in range(TRIALS):
-        found = scan(config_of(seed=seed, n_values=5, n_spread=2), store, SITE, coder)
-        for place in places(found.sample, feature):
+        found = sample_store(config_of(seed=seed, n_values=5, n_spread=2), store, SITE, coder)
+        for place in places(found.values, feature):
             counts[place] += 1
         for context, _ in places(found.spread, feature):
             contexts[context] += 1
@@ -166,7 +177,7 @@ def test_every_active_token_is_drawn_as_often_as_another(make_store):
 
 
 def test_neither_blocks_nor_shards_change_what_is_found(make_store, monkeypatch):
-    coder, found = make_sae(), list[Scan]()
+    coder, found = make_sae(), list[Samples]()
     for name, shard_rows, block, part in [
         ("a", 64, 2**22, 2**22),
         ("b", 64, 1, 1),
@@ -176,7 +187,7 @@ def test_neither_blocks_nor_shards_change_what_is_found(make_store, monkeypatch)
         monkeypatch.setitem(pipeline.features.collect.BLOCK, "cpu", block)
         monkeypatch.setattr(pipeline.features.samples, "_PART", part)
         store = ActStore.open(make_store(name=name, n_rows=400, shard_rows=shard_rows))
-        found.append(scan(config_of(), store, SITE, coder))
+        found.append(sample_store(config_of(), store, SITE, coder))
     for other in found[1:]:
         assert_same(found[0], other)
 
@@ -185,12 +196,12 @@ def test_only_the_first_contexts_are_read_where_that_was_asked_for(make_store):
     coder = make_sae()
     long = ActStore.open(make_store(name="long", n_rows=50 * CTX_LEN))
     short = ActStore.open(make_store(name="short", n_rows=21 * CTX_LEN))
-    done: list[int] = []
+    seen = []
     config = config_of(tokens=20 * CTX_LEN + 1)
-    found = scan(config, long, SITE, coder, on_tokens=done.append)
-    assert_same(found, scan(config_of(), short, SITE, coder))
-    assert found.n_tokens == 21 * CTX_LEN == done[-1]
-    assert scan(config_of(tokens=10**9), short, SITE, coder).n_tokens == 21 * CTX_LEN
+    found = sample_store(config, long, SITE, coder, on_progress=seen.append)
+    assert_same(found, sample_store(config_of(), short, SITE, coder))
+    assert found.n_tokens == 21 * CTX_LEN == seen[-1].done == seen[-1].total
+    assert sample_store(config_of(tokens=10**9), short, SITE, coder).n_tokens == 21 * CTX_LEN
 
 
 @pytest.mark.parametrize("where", ["W_enc", "b_enc"])
@@ -200,7 +211,7 @@ def test_features_that_are_not_finite_are_refused(store, where, value):
     with torch.no_grad():
         getattr(coder, where)[..., 3] = value
     with pytest.raises(DataError, match="features of run are not finite") as told:
-        scan(config_of(), store, SITE, coder)
+        sample_store(config_of(), store, SITE, coder)
     assert "\n" not in str(told.value)
 
 
@@ -208,5 +219,123 @@ def test_a_coder_whose_features_are_all_dead(store):
     coder = make_sae()
     with torch.no_grad():
         coder.b_enc.fill_(-1e4)
-    found = scan(config_of(), store, SITE, coder)
-    assert found.n_active.sum() == found.max.max() == len(found.top) == len(found.sample) == 0
+    found = sample_store(config_of(), store, SITE, coder)
+    assert found.n_active.sum() == found.max.max() == len(found.top) == len(found.values) == 0
+
+
+DTYPES = {
+    "float": entry_dtype("f4", tag=np.int32, window=(np.int32, (3,))),
+    "integer": entry_dtype("u8", tag=np.int32, window=(np.int32, (3,))),
+}
+
+
+def make_entries(dtype: np.dtype, *, n: int, n_features: int, seed: int, ties: bool) -> np.ndarray:
+    """Entries of different places; a few scores for all of them where `ties`."""
+    rng = np.random.default_rng(seed)
+    places = rng.permutation(n_features * n)[:n]
+    entries = np.zeros(n, dtype)
+    entries["feature"], rest = places % n_features, places // n_features
+    entries["context"], entries["position"] = rest // 3, rest % 3
+    scores = rng.integers(1, 4, n) if ties else rng.random(n) * 1e6 + 1
+    entries["score"] = scores.astype(dtype["score"])
+    entries["tag"] = np.arange(n)
+    entries["window"] = np.arange(n)[:, None] + np.arange(3)
+    return entries
+
+
+def plainly(entries: np.ndarray, n: int) -> list[tuple[object, ...]]:
+    """The best `n` of each feature, by Python's sort."""
+    found: list[tuple[object, ...]] = []
+    for feature in sorted(set(entries["feature"].tolist())):
+        own = [e for e in entries.tolist() if e[0] == feature]
+        found += sorted(own, key=lambda e: (-e[1], e[2], e[3]))[:n]
+    return [(*e[:5], *e[5].tolist()) if hasattr(e[5], "tolist") else e for e in found]
+
+
+def told(entries: np.ndarray) -> list[tuple[object, ...]]:
+    return [(*e[:5], *e[5].tolist()) if hasattr(e[5], "tolist") else e for e in entries.tolist()]
+
+
+@given(
+    kind=st.sampled_from(sorted(DTYPES)),
+    n_entries=st.integers(0, 120),
+    n_features=st.integers(1, 5),
+    n=st.integers(1, 6),
+    buffer=st.integers(1, 40),
+    cuts=st.lists(st.integers(0, 120), max_size=6),
+    seed=st.integers(0, 2**16),
+    ties=st.booleans(),
+)
+def test_what_is_kept_is_what_a_sort_of_all_would_keep(
+    kind, n_entries, n_features, n, buffer, cuts, seed, ties
+):
+    entries = make_entries(DTYPES[kind], n=n_entries, n_features=n_features, seed=seed, ties=ties)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.features.samples, "_MIN_BUFFER", buffer)
+        leaders = Leaders(n_features, n, DTYPES[kind])
+        for start, stop in pairwise([0, *sorted(min(c, n_entries) for c in cuts), n_entries]):
+            leaders.add(entries[start:stop])
+    assert told(leaders.best()) == plainly(entries, n)
+
+
+def test_the_order_of_the_stream_does_not_matter_where_scores_are_equal():
+    entries = make_entries(DTYPES["float"], n=200, n_features=3, seed=1, ties=True)
+    results = set[str]()
+    for seed in range(5):
+        leaders = Leaders(3, 4, DTYPES["float"])
+        shuffled = np.random.default_rng(seed).permutation(len(entries))
+        for part in np.array_split(entries[shuffled], seed + 1):
+            leaders.add(part)
+        results.add(str(leaders.best().tolist()))
+    assert len(results) == 1
+
+
+def test_no_more_than_twice_what_is_kept_and_one_addition_is_held(monkeypatch):
+    monkeypatch.setattr(pipeline.features.samples, "_MIN_BUFFER", 1)
+    leaders, part = Leaders(10, 4, DTYPES["float"]), 25
+    for entries in np.array_split(
+        make_entries(DTYPES["float"], n=5000, n_features=10, seed=0, ties=False), 5000 // part
+    ):
+        leaders.add(entries)
+        assert len(leaders._best) + sum(map(len, leaders._buffer)) <= 2 * 10 * 4 + part
+    assert len(leaders.best()) == 10 * 4
+
+
+def test_of_what_cannot_be_among_the_best_no_entry_need_be_made():
+    leaders = Leaders(2, 2, DTYPES["float"])
+    entries = np.zeros(3, DTYPES["float"])
+    entries["score"], entries["context"] = [5, 3, 1], [0, 1, 2]
+    leaders.add(entries)
+    leaders.best()
+    feature, score = np.array([0, 0, 0, 1]), np.array([2, 3, 4, 0.5], np.float32)
+    np.testing.assert_array_equal(leaders.admits(feature, score), [False, True, True, True])
+
+
+def drawn(n: int, *, n_rows: int, feature: int, seed: int) -> set[int]:
+    """The rows with the largest keys."""
+    rows = keys_of(np.arange(n_rows), seed=seed, use=ROWS)
+    names = keys_of(np.arange(64), seed=seed, use=2)
+    return set(np.argsort(paired(rows, names[[feature]]))[-n:].tolist())
+
+
+def test_every_row_is_drawn_as_often_as_another():
+    n, n_rows, trials = 20, 100, 600
+    counts = Counter[int]()
+    for trial in range(trials):
+        counts.update(drawn(n, n_rows=n_rows, feature=trial % 64, seed=trial // 64))
+    expected = trials * n / n_rows
+    chi2 = sum((counts[row] - expected) ** 2 / expected for row in range(n_rows))
+    assert 50 < chi2 / (1 - n / n_rows) < 160  # 99 degrees of freedom: mean 99, deviation 14
+
+
+def test_what_is_drawn_for_one_feature_tells_nothing_of_another():
+    n, n_rows = 100, 1000
+    samples = [drawn(n, n_rows=n_rows, feature=i, seed=3) for i in range(40)]
+    shared = np.mean([len(a & b) for i, a in enumerate(samples) for b in samples[:i]])
+    assert abs(shared - n * n / n_rows) < 0.5  # 780 pairs, deviation 2.8 each
+
+
+def test_keys_differ_by_seed_and_by_what_they_are_for():
+    numbers = np.arange(1000)
+    keys = [keys_of(numbers, seed=seed, use=use) for seed in (0, 1, -1) for use in (ROWS, CONTEXTS)]
+    assert len(set(np.concatenate(keys).tolist())) == 6 * 1000

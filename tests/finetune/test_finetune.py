@@ -1,5 +1,7 @@
 import hashlib
 import json
+import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from pipeline.lm.families import Site
 from pipeline.lm.hooks import in_float, splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import load_tokenizer
+from pipeline.plots.finetune import save_finetune_figures
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
 from pipeline.text.heldout import load_contexts, split_contexts
@@ -41,15 +44,31 @@ def text(tmp_path_factory):
     return make_text(tmp_path_factory.mktemp("text") / "a.txt", n_contexts=40)
 
 
+def make_config(**options) -> FinetuneConfig:
+    defaults = {
+        "batch_size": 4, "epochs": 3, "steps_per_epoch": 5, "ctx_len": CTX_LEN,
+        "heldout_contexts": 6, "lr": 0.05, "device": "cpu",
+    }  # fmt: skip
+    return FinetuneConfig(**(defaults | options))
+
+
 @pytest.fixture
 def config(tmp_path, run, text):
-    return lambda **options: FinetuneConfig(
-        **{
-            "run": run, "out": tmp_path / "tuned", "text": text, "batch_size": 4, "epochs": 3,
-            "steps_per_epoch": 5, "ctx_len": CTX_LEN, "heldout_contexts": 6, "lr": 0.05,
-            "device": "cpu",
-        } | options
-    )  # fmt: skip
+    return partial(make_config, run=run, out=tmp_path / "tuned", text=text)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, run, text) -> FinetunedRun:
+    """A whole fine-tuning, which nobody changes."""
+    out = tmp_path_factory.mktemp("done") / "tuned"
+    finetune(make_config(run=run, out=out, text=text))
+    return FinetunedRun.open(str(out))
+
+
+@pytest.fixture
+def copied(done, tmp_path):
+    """The folder of another one like it."""
+    return shutil.copytree(done.path, tmp_path / "tuned")
 
 
 @pytest.fixture
@@ -76,15 +95,18 @@ def contexts(model, text):
 
 
 def test_learning_lowers_the_loss_on_text_it_never_saw(config):
-    steps = []
-    report = finetune(config(lr=0.2), on_step=steps.append)
+    seen = []
+    report = finetune(config(lr=0.2), on_progress=seen.append)
     assert report.ce_finetuned < report.ce_spliced - 0.1
     assert report.loss_last < report.loss_first
-    assert [step.step for step in steps] == list(range(1, 16))
-    assert {step.n_steps for step in steps} == {15}
+    assert [(p.stage, p.done, p.total) for p in seen] == [
+        ("finetune", step, 15) for step in range(1, 16)
+    ]
     assert report.n_steps == 15
     assert report.notes == ()
-    assert (report.loss_first, report.loss_last) == (steps[0].loss, steps[-1].loss)
+    losses = FinetunedRun.open(report.out).losses()
+    assert [p.words for p in seen] == [f"loss {loss:.4f}" for loss in losses]
+    assert (report.loss_first, report.loss_last) == (losses[0], losses[-1])
 
 
 def test_only_scales_and_biases_get_gradients_and_all_else_keeps_its_bits(config, lms, monkeypatch):
@@ -189,27 +211,34 @@ def test_the_same_seed_gives_the_same_bits(config, tmp_path):
     assert not torch.equal(same["c"], other["c"])
 
 
-def test_the_folder_holds_all_that_was_promised(config, tmp_path, run):
-    report = finetune(config())
-    out = tmp_path / "tuned"
+def test_the_folder_holds_all_that_was_promised(done, run):
+    out = done.path
     assert sorted(path.name for path in out.iterdir()) == [
-        "features.json", "loss.png", "metrics.jsonl", "run.json", "sae.safetensors",
-        "scales_biases.png", "tuned.safetensors",
+        "features.json", "metrics.jsonl", "run.json", "sae.safetensors", "tuned.safetensors",
     ]  # fmt: skip
     document = json.loads((out / "run.json").read_text())
     assert document["kind"] == "finetune"
     assert document["coder"]["store"]["fingerprint"] == "f" * 64
-    assert document["report"]["ce_finetuned"] == report.ce_finetuned
+    assert document["report"]["ce_finetuned"] == done.report.ce_finetuned
     assert (out / "sae.safetensors").read_bytes() == (run / "sae.safetensors").read_bytes()
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 16))
-    assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
+    assert [path.name for path in out.parent.iterdir()] == ["tuned"]
 
 
-def test_features_list_the_extremes_with_activations_before_and_after(config, tmp_path, lm, text):
-    finetune(config())
-    features = json.loads((tmp_path / "tuned" / "features.json").read_text())
-    tuned = FinetunedRun.open(tmp_path / "tuned").load_sae(CPU)
+def test_figures_are_drawn_from_what_lies_in_the_folder(copied):
+    files = save_finetune_figures(str(copied))
+    assert [file.name for file in files] == ["loss.png", "scales_biases.png"]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+    assert {file.parent for file in files} == {copied}
+    (copied / "metrics.jsonl").unlink()
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl"):
+        save_finetune_figures(copied)
+
+
+def test_features_list_the_extremes_with_activations_before_and_after(done, lm, text):
+    features = json.loads((done.path / "features.json").read_text())
+    tuned = done.load_sae(CPU)
     ascending = tuned.c.argsort().tolist()
     assert [shift["latent"] for shift in features["inhibited"]] == ascending[:10]
     assert [shift["latent"] for shift in features["scaled_up"]] == ascending[:-11:-1]
@@ -258,12 +287,12 @@ def test_a_folder_of_something_else_is_refused_and_kept(config, tmp_path):
 
 
 def test_an_interrupted_fine_tuning_leaves_nothing_and_can_start_again(config, tmp_path):
-    def interrupt(step):
-        if step.step == 3:
+    def interrupt(progress):
+        if progress.done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune(config(), on_step=interrupt)
+        finetune(config(), on_progress=interrupt)
     assert not (tmp_path / "tuned").exists()
     (tmp_path / "tuned.partial").mkdir()
     (tmp_path / "tuned.partial" / "half").write_text("")  # as a kill while writing leaves it
@@ -272,15 +301,14 @@ def test_an_interrupted_fine_tuning_leaves_nothing_and_can_start_again(config, t
 
 
 @pytest.mark.parametrize("name", ["tuned.safetensors", "sae.safetensors", "run.json"])
-def test_damage_to_a_finished_fine_tuning_is_one_line(config, tmp_path, name):
-    finetune(config())
-    path = tmp_path / "tuned" / name
+def test_damage_to_a_finished_fine_tuning_is_one_line(config, copied, name):
+    path = copied / name
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises((CheckpointError, ConfigError)) as caught:
         finetune(config())
     assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match="damaged"):
-        FinetunedRun.open(tmp_path / "tuned").load_sae(CPU)
+        FinetunedRun.open(copied).load_sae(CPU)
 
 
 def test_a_coder_trained_again_does_not_pass_for_the_one_fine_tuned(config, tmp_path, model):
@@ -291,10 +319,9 @@ def test_a_coder_trained_again_does_not_pass_for_the_one_fine_tuned(config, tmp_
         finetune(config(run=tmp_path / "sae"))
 
 
-def test_a_fine_tuning_of_a_fine_tuning_is_refused(config, tmp_path):
-    finetune(config())
+def test_a_fine_tuning_of_a_fine_tuning_is_refused(config, done):
     with pytest.raises(CheckpointError, match="finetune run"):
-        finetune(config(run=tmp_path / "tuned", out=tmp_path / "twice"))
+        finetune(config(run=done.path))
 
 
 def test_transplanting_is_noted_and_refused_where_widths_differ(config, tmp_path, model):
@@ -345,31 +372,27 @@ def test_training_and_held_out_contexts_never_meet(model, text):
     assert not torch.equal(arithmetic.train[:6], kept)
 
 
-def test_a_fine_tuned_run_is_evaluated_with_its_scales_and_biases(config, tmp_path, text, lm, run):
-    report = finetune(config())
+def test_a_fine_tuned_run_is_evaluated_with_its_scales_and_biases(done, text, lm, run):
     options = {"text": text, "tokens": 240, "device": "cpu"}
-    plain, tuned = evaluate(EvalConfig(runs=(run, tmp_path / "tuned"), **options))
+    plain, tuned = evaluate(EvalConfig(runs=(run, done.path), **options))
     contexts = load_contexts(text, load_tokenizer(lm.name), ctx_len=CTX_LEN, n=20)
-    coder = FinetunedRun.open(tmp_path / "tuned").load_sae(CPU)
-    through = mean_cross_entropy(lm, contexts, {SITE: in_float(coder)}, batch_size=8)
+    through = mean_cross_entropy(lm, contexts, {SITE: in_float(done.load_sae(CPU))}, batch_size=8)
     assert tuned.ce_patched == pytest.approx(through, rel=1e-6)
     assert tuned.ce_patched < plain.ce_patched
     assert tuned.ce_clean == plain.ce_clean
     assert tuned.l0 != plain.l0
-    assert (tuned.arch, tuned.model) == ("relu", report.model)
+    assert (tuned.arch, tuned.model) == ("relu", done.report.model)
     assert any("fine-tuned on" in note for note in tuned.notes)
 
 
-def test_scales_of_one_and_biases_of_zero_evaluate_as_the_coder_itself(config, tmp_path, text, run):
-    finetune(config())
-    kept = FinetunedRun.open(tmp_path / "tuned")
+def test_scales_of_one_and_biases_of_zero_evaluate_as_the_coder_itself(copied, text, run):
     d_sae = 4 * WIDTH
-    path = tmp_path / "tuned" / "tuned.safetensors"
+    path = copied / "tuned.safetensors"
     save_file({"c": torch.ones(d_sae), "d": torch.zeros(d_sae)}, path)
-    document = json.loads((tmp_path / "tuned" / "run.json").read_text())
+    document = json.loads((copied / "run.json").read_text())
     document["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (tmp_path / "tuned" / "run.json").write_text(json.dumps(document))
+    (copied / "run.json").write_text(json.dumps(document))
     options = {"text": text, "tokens": 240, "device": "cpu"}
-    plain, tuned = evaluate(EvalConfig(runs=(run, kept.path), **options))
+    plain, tuned = evaluate(EvalConfig(runs=(run, copied), **options))
     for key in ("ce_patched", "kl", "l0", "mse", "explained_variance", "density", "dead_cosine"):
         assert getattr(tuned, key) == getattr(plain, key), key

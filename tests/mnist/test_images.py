@@ -2,7 +2,6 @@ import gzip
 import io
 import json
 import os
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +12,10 @@ from PIL import Image
 
 from pipeline.errors import ConfigError
 from pipeline.mnist.images import labelled, open_images, read_idx, read_split
+from tests.helpers.images import idx_bytes, write_idx
 from tests.text import test_sources as test_text
 
 hub = test_text.hub  # a local stand-in for the hub: a fixture
-
-
-def idx_bytes(values: np.ndarray) -> bytes:
-    """What the format's page says, byte by byte."""
-    head = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
-    return head + values.astype(np.uint8).tobytes()
 
 
 def draw(n: int, *, side: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -31,9 +25,7 @@ def draw(n: int, *, side: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarra
 
 def write_set(folder: Path, prefix: str, n: int, *, seed: int = 0, gz: bool = False, **how):
     pixels, labels = draw(n, seed=seed, **how)
-    for what, values in (("images-idx3", pixels), ("labels-idx1", labels)):
-        data, name = idx_bytes(values), f"{prefix}-{what}-ubyte"
-        (folder / (name + ".gz" * gz)).write_bytes(gzip.compress(data) if gz else data)
+    write_idx(folder, prefix, pixels, labels, gz=gz)
     return pixels, labels
 
 

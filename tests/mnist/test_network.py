@@ -13,7 +13,7 @@ from pipeline.mnist.classifier import (
     train_classifier,
 )
 from pipeline.mnist.config import MnistConfig
-from pipeline.mnist.figures import digit_shares, pixel_slope, told
+from pipeline.mnist.features import digit_shares, pixel_slope, told
 from pipeline.mnist.network import (
     above,
     accuracy,
@@ -42,7 +42,7 @@ class Plain:
 
     def __init__(self, network):
         self.layers = [numbers(layer) for layer in network.net.linear]
-        self.coders = [numbers(coder) for coder in network.coders]
+        self.coders = [numbers(coder) for coder in network.saes]
         self.connectors = [numbers(connector) for connector in network.connectors]
 
     def hidden(self, x: np.ndarray) -> list[np.ndarray]:
@@ -130,7 +130,7 @@ class TestFigures:
         z = plain.encode(0, h)
         error = (h - plain.decode(0, z)) ** 2
         figures = sae_figures(
-            "relu", "h1", network.coders[0], network.net.hidden(x)[0], accuracy_spliced=0.5
+            "relu", "h1", network.saes[0], network.net.hidden(x)[0], accuracy_spliced=0.5
         )
         rms = np.sqrt((h**2).mean())
         assert figures.rms == pytest.approx(rms, rel=1e-5)
@@ -279,7 +279,7 @@ class TestClassifier:
 class TestPictures:
     def test_the_slope_is_what_a_little_more_of_a_pixel_adds(self, scene):
         network, _, x, _ = scene
-        net, coder = network.net.double(), network.coders[1].double()
+        net, coder = network.net.double(), network.saes[1].double()
         x = x[:5].double()
         for feature in (1, 2, 3):
             found = pixel_slope(net, coder, x, feature, layer=1)

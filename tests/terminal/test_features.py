@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from pipeline.features.ablation import AblationEffect
-from pipeline.features.collect import collect
+from pipeline.features.collect import collect_features
 from pipeline.features.feature import BEFORE, TokenEffect, TokenValues
 from pipeline.features.files import FeatureSet, ordered
 from pipeline.terminal.features import feature_tables, features_table, histogram
@@ -22,7 +22,7 @@ HOSTILE = ["<b>[red]x[/red]", "\x1b[2J", "\u202e", "a\r\nb", "\x00", "[/]", "字
 @pytest.fixture(scope="module")
 def features(tmp_path_factory) -> FeatureSet:
     run = make_world(tmp_path_factory.mktemp("world")).run()
-    return collect(config_of(run, n_top=5, n_spread=16, n_values=100))
+    return collect_features(config_of(run, n_top=5, n_spread=16, n_values=100))
 
 
 def drawn(tables, *, width: int = 80) -> list[str]:

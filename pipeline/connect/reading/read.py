@@ -31,10 +31,11 @@ from pipeline.connect.reading.values import Effect, Effects, Reading, ReadingCon
 from pipeline.connect.run import ConnectorRun
 from pipeline.device import pick_device, pick_dtype
 from pipeline.errors import CheckpointError, ConfigError, ModelError
-from pipeline.features.collect import FeaturesProgress, collect
+from pipeline.features.collect import collect_features
 from pipeline.features.files import FeatureSet
 from pipeline.lm.families import Site
 from pipeline.lm.model import load_for_sites
+from pipeline.progress import Progress
 
 FORMAT = 1
 READING = "connections.json"
@@ -148,12 +149,12 @@ def features_of(
     except CheckpointError:
         pass
 
-    def tell(progress: FeaturesProgress) -> None:
+    def tell(progress: Progress) -> None:
         if on_tokens is not None:
-            on_tokens(progress.n_done, progress.n_tokens)
+            on_tokens(progress.done, progress.total)
 
     config = FeaturesConfig(run=end.run, store=store, device=device)
-    return collect(config, on_progress=tell)
+    return collect_features(config, on_progress=tell)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

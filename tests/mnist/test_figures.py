@@ -3,19 +3,17 @@ import io
 import numpy as np
 from PIL import Image
 
-from pipeline.plots.mnist import (
+from pipeline.mnist.figures import (
+    Epoch,
     FrontierLine,
     accuracies_figure,
-    mosaic,
-    network_frontier_figure,
-    reconstruction_figure,
-)
-from pipeline.plots.weights import (
-    Epoch,
     arranged,
     epochs_animation,
     epochs_figure,
+    mosaic,
+    network_frontier_figure,
     pooled,
+    reconstruction_figure,
     weights_figure,
 )
 
