@@ -29,7 +29,7 @@ from pipeline.config.stages import FeaturesConfig
 from pipeline.device import pick_device
 from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine
-from pipeline.evaluate.setup import Subject, load_subject
+from pipeline.evaluate.setup import LoadedSAE, load_sae
 from pipeline.features.files import Facts, FeatureSet
 from pipeline.features.logits import (
     IGNORED,
@@ -152,7 +152,7 @@ def _activations(
     return as_tensor(rows).to(device).float()
 
 
-def open_store(config: FeaturesConfig, subject: Subject) -> ActStore:
+def open_store(config: FeaturesConfig, subject: LoadedSAE) -> ActStore:
     """The store to read, sure to have activations that the coder can take.
 
     Raises:
@@ -192,7 +192,7 @@ class Words:
     """Why a tokenizer was not found; empty where all were."""
 
     @staticmethod
-    def of(subject: Subject, store: ActStore) -> "Words":
+    def of(subject: LoadedSAE, store: ActStore) -> "Words":
         """Those of the model that the store is of, and of the model that the coder is in."""
         source = Provenance.of(store, site=str(subject.site))
         head, missing = _tokenizer(subject.model, subject.revision)
@@ -241,7 +241,7 @@ def collect(
     """
     run = config.run.resolve()
     config = replace(config, run=run, store=config.store and config.store.resolve())
-    subject = load_subject(run, device=pick_device(config.device))
+    subject = load_sae(run, device=pick_device(config.device))
     store = open_store(config, subject)
     words = Words.of(subject, store)
     facts = _facts(config, subject, store, words)
@@ -269,7 +269,7 @@ def collect(
     )
 
 
-def _facts(config: FeaturesConfig, subject: Subject, store: ActStore, words: Words) -> Facts:
+def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: Words) -> Facts:
     """All that can be told before the store is read."""
     source = Provenance.of(store, site=str(subject.site))
     wanted = store.n_rows if config.tokens is None else config.tokens
@@ -292,7 +292,7 @@ def _facts(config: FeaturesConfig, subject: Subject, store: ActStore, words: Wor
 
 
 def _notes(
-    subject: Subject, source: Provenance, words: Words, *, n_tokens: int, wanted: int
+    subject: LoadedSAE, source: Provenance, words: Words, *, n_tokens: int, wanted: int
 ) -> tuple[str, ...]:
     """What a reader must know."""
     notes = list(subject.notes)
@@ -333,7 +333,7 @@ def _same(wanted: Facts) -> FeatureSet | None:
     return replace(there, reused=True) if replace(found, config=config, **free) == wanted else None
 
 
-def _attribution(subject: Subject, words: Words) -> tuple[Attribution | None, tuple[str, ...]]:
+def _attribution(subject: LoadedSAE, words: Words) -> tuple[Attribution | None, tuple[str, ...]]:
     """Which tokens each feature promotes, and what a reader must know of that or its lack."""
     if words.head is None:
         lack = words.missing
@@ -359,7 +359,7 @@ def _dead(found: Scan) -> tuple[str, ...]:
     return (f"no feature is active on any of {found.n_tokens:,} tokens: all of them are dead",)
 
 
-def _directions(subject: Subject, found: Scan, attribution: Attribution | None) -> Directions:
+def _directions(subject: LoadedSAE, found: Scan, attribution: Attribution | None) -> Directions:
     """What the weights say; which features are dead, the store says."""
     W_dec = subject.coder.W_dec.detach()
     indices, cosines = nearest(W_dec)
