@@ -60,8 +60,8 @@ from pipeline.evaluate.metrics import (
     sum_kept,
     zeros,
 )
-from pipeline.evaluate.report import EvalProgress, Stage
-from pipeline.evaluate.setup import Scene, Setting, load_scene
+from pipeline.evaluate.report import EvalProgress, Phase
+from pipeline.evaluate.setup import EvalContext, EvalSetting, load_eval_context
 from pipeline.lm.cross_entropy import slices
 from pipeline.lm.hooks import reading
 from pipeline.lm.replay import Replay
@@ -92,7 +92,7 @@ class Measured:
 
 
 def reports_of(
-    scene: Scene, ends: Ends, measured: Measured, config: EvalConfig
+    scene: EvalContext, ends: Ends, measured: Measured, config: EvalConfig
 ) -> list[ConnectorReport]:
     """A report on each connector.
 
@@ -129,7 +129,7 @@ def reports_of(
     ]
 
 
-def _shared(scene: Scene, ends: Ends, measured: Measured) -> dict[str, Any]:
+def _shared(scene: EvalContext, ends: Ends, measured: Measured) -> dict[str, Any]:
     """The fields that all of these reports share."""
     setting, outputs, sums = scene.setting, measured.outputs, _totals(measured.sums)
     return {
@@ -156,7 +156,7 @@ def _shared(scene: Scene, ends: Ends, measured: Measured) -> dict[str, Any]:
     }
 
 
-def _require_sound(scene: Scene, ends: Ends, measured: Measured) -> None:
+def _require_sound(scene: EvalContext, ends: Ends, measured: Measured) -> None:
     """Refuse sums from which no number can be made."""
     path, setting, sums = ends.runs[0].path, scene.setting, _totals(measured.sums)
     if not sums["n_predictions"].any():
@@ -291,11 +291,11 @@ def evaluate_connectors(
                 "from one, name it with --model"
             )
         between.setdefault((run.source, run.target), []).append(run)
-    scenes: dict[Setting, Scene] = {}
+    scenes: dict[EvalSetting, EvalContext] = {}
     reports: dict[Path, ConnectorReport] = {}
     for runs in between.values():
         ends = load_ends(runs, device=device)
-        setting = Setting.of(replace(ends.target, path=runs[0].path), config)
+        setting = EvalSetting.of(replace(ends.target, path=runs[0].path), config)
         scene = _scene(scenes, setting, ends, config, device=device)
         for report in _evaluate_between(scene, ends, config, on_progress):
             reports[report.run] = report
@@ -303,18 +303,20 @@ def evaluate_connectors(
 
 
 def _scene(
-    scenes: dict[Setting, Scene],
-    setting: Setting,
+    scenes: dict[EvalSetting, EvalContext],
+    setting: EvalSetting,
     ends: Ends,
     config: EvalConfig,
     *,
     device: torch.device,
-) -> Scene:
+) -> EvalContext:
     """The model and the text, loaded when they are first asked for; sure to fit both SAEs."""
     subjects = (ends.source, ends.target)
     if setting not in scenes:
         scenes.clear()  # one language model at a time
-        scenes[setting] = load_scene(setting, subjects, replace(config, layers=()), device=device)
+        scenes[setting] = load_eval_context(
+            setting, subjects, replace(config, layers=()), device=device
+        )
     for subject in subjects:
         scenes[setting].lm.require_fits(
             subject.site, d_in=subject.coder.d_in, ctx_len=setting.ctx_len, run=subject.path
@@ -323,12 +325,12 @@ def _scene(
 
 
 def _evaluate_between(
-    scene: Scene, ends: Ends, config: EvalConfig, on_progress: OnProgress | None
+    scene: EvalContext, ends: Ends, config: EvalConfig, on_progress: OnProgress | None
 ) -> list[ConnectorReport]:
     """Reports of connectors between the same SAEs."""
     batches = [batch.to(scene.lm.device) for batch in scene.contexts.split(config.batch_size)]
 
-    def told(stage: Stage) -> OnTokens:
+    def told(stage: Phase) -> OnTokens:
         def tell(n_done: int) -> None:
             if on_progress is not None:
                 n_tokens = scene.contexts.numel()
@@ -358,7 +360,7 @@ def _evaluate_between(
 
 @torch.no_grad()
 def find_outputs(
-    scene: Scene, batches: Sequence[Tensor], ends: Ends, rows: Rows, on_tokens: OnTokens
+    scene: EvalContext, batches: Sequence[Tensor], ends: Ends, rows: Rows, on_tokens: OnTokens
 ) -> OutputStats:
     """Statistics of the second SAE's latents; nothing above the sites runs."""
     target = ends.pair.target
@@ -376,7 +378,7 @@ def find_outputs(
 
 @torch.no_grad()
 def _measure(
-    scene: Scene, batches: Sequence[Tensor], rows: Rows, splices: Splices, on_tokens: OnTokens
+    scene: EvalContext, batches: Sequence[Tensor], rows: Rows, splices: Splices, on_tokens: OnTokens
 ) -> None:
     """Sum what all edited passes cost, over all batches."""
     replay, n_tokens = Replay(scene.lm, splices.sites), 0

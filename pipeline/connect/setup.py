@@ -25,8 +25,8 @@ from pipeline.connect.start import (
     ridge_connector,
     weights_connector,
 )
-from pipeline.evaluate.ablations import OnTokens, find_grounds
-from pipeline.evaluate.setup import Exclusion, Place, Subject
+from pipeline.evaluate.ablations import OnTokens, find_site_means
+from pipeline.evaluate.setup import EvalSite, ExcludedRows, LoadedSAE
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel
 from pipeline.runs.sae_run import SAERun
@@ -39,8 +39,8 @@ class Ends:
 
     runs: tuple[ConnectorRun, ...]
     pair: Pair
-    source: Subject
-    target: Subject
+    source: LoadedSAE
+    target: LoadedSAE
 
     @property
     def sites(self) -> tuple[Site, Site]:
@@ -63,10 +63,10 @@ def load_ends(runs: Sequence[ConnectorRun], *, device: torch.device) -> Ends:
     run = runs[0]
     pair = run.load_pair(device)
 
-    def subject(end: End, coder: SAE) -> Subject:
+    def subject(end: End, coder: SAE) -> LoadedSAE:
         config = SAERun.open(end.run).config
         site = replace(run.provenance, site=end.site, d_in=coder.d_in)
-        return Subject(
+        return LoadedSAE(
             path=end.run,
             coder=coder,
             arch=config.arch.kind,
@@ -74,7 +74,7 @@ def load_ends(runs: Sequence[ConnectorRun], *, device: torch.device) -> Ends:
             revision=site.revision,
             site=Site.parse(end.site),
             provenance=site,
-            left_out=Exclusion.of(config),
+            left_out=ExcludedRows.of(config),
         )
 
     return Ends(
@@ -89,7 +89,7 @@ def load_ends(runs: Sequence[ConnectorRun], *, device: torch.device) -> Ends:
 class Rows:
     """Which rows of a batch are edited and counted: those that both ends keep."""
 
-    limits: Mapping[Place, float | None]
+    limits: Mapping[EvalSite, float | None]
     """By the places of both ends, the largest norm that is kept."""
 
     def kept(
@@ -112,10 +112,10 @@ def find_rows(
     as_trained: bool,
 ) -> Rows:
     """The rows that count: all, or those that the SAEs were trained on."""
-    places = [end.place(as_trained=as_trained) for end in (ends.source, ends.target)]
+    places = [end.eval_site(as_trained=as_trained) for end in (ends.source, ends.target)]
     if all(place.excluded.norms is None for place in places):
         return Rows(limits=dict.fromkeys(places))
-    grounds = find_grounds(lm, batches, places, on_tokens)
+    grounds = find_site_means(lm, batches, places, on_tokens)
     return Rows(limits={place: ground.limit for place, ground in grounds.items()})
 
 

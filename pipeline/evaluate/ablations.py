@@ -24,7 +24,7 @@ from torch import Tensor
 
 from actstore.files import canonical_json, make_folder, write_file
 from pipeline.evaluate.metrics import Columns, exact, zeros
-from pipeline.evaluate.setup import Place
+from pipeline.evaluate.setup import EvalSite
 from pipeline.lm.hooks import reading
 from pipeline.lm.model import LanguageModel
 
@@ -37,7 +37,7 @@ OnTokens = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ground:
+class SiteMean:
     """What a place is edited and counted by."""
 
     mean: Float64[Tensor, " width"]
@@ -47,12 +47,12 @@ class Ground:
 
 
 @torch.no_grad()
-def find_grounds(
+def find_site_means(
     lm: LanguageModel,
     batches: Sequence[Tokens],
-    places: Sequence[Place],
+    places: Sequence[EvalSite],
     on_tokens: OnTokens,
-) -> dict[Place, Ground]:
+) -> dict[EvalSite, SiteMean]:
     """Means of these places; nothing above the last of their sites runs."""
     limits = _limits(lm, batches, places, on_tokens)
     sums = {place: zeros(lm.width(place.site), device=lm.device) for place in places}
@@ -68,7 +68,7 @@ def find_grounds(
             n_tokens += tokens.numel()
             on_tokens(n_tokens)
     return {
-        place: Ground(mean=sums[place].cpu() / max(1, counts[place]), limit=limits[place])
+        place: SiteMean(mean=sums[place].cpu() / max(1, counts[place]), limit=limits[place])
         for place in places
     }
 
@@ -76,9 +76,9 @@ def find_grounds(
 def _limits(
     lm: LanguageModel,
     batches: Sequence[Tokens],
-    places: Sequence[Place],
+    places: Sequence[EvalSite],
     on_tokens: OnTokens,
-) -> dict[Place, float | None]:
+) -> dict[EvalSite, float | None]:
     """The largest norms that count: a multiple of the median over all rows of the whole text."""
     limited = {place: place.excluded.norms for place in places}
     sites = sorted({place.site for place in places if place.excluded.norms is not None})
@@ -110,7 +110,7 @@ _STORE, _KEPT, _DIGEST = ".actstore", ".losses", "sha256"
 class Ablations:
     """What ablating a place costs on one text."""
 
-    ground: Ground
+    ground: SiteMean
     sums: Columns
     """`ABLATED`, of each context."""
 
@@ -129,7 +129,7 @@ class Slot:
                 tensors = load((folder / f"{self.key}.safetensors").read_bytes())
                 if _bytes(tensors.pop(_DIGEST)) == self._digest(tensors):
                     limit = tensors.get("limit")
-                    ground = Ground(
+                    ground = SiteMean(
                         mean=tensors["mean"], limit=None if limit is None else float(limit)
                     )
                     return Ablations(
@@ -160,7 +160,7 @@ class Slot:
 
 
 def slot_of(
-    place: Place,
+    place: EvalSite,
     contexts: Int32[Tensor, "contexts ctx_len"],
     *,
     beside: Iterable[Path],

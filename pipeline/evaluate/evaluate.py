@@ -30,26 +30,33 @@ from torch import Tensor
 from pipeline.config.stages import EvalConfig
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluate.ablations import Ablations, OnTokens, Slot, find_grounds, slot_of
+from pipeline.evaluate.ablations import Ablations, OnTokens, Slot, find_site_means, slot_of
 from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine, max_cosine, mutual_mmcs
 from pipeline.evaluate.metrics import Columns, Sparsity, intervals, metrics, perplexity_of
-from pipeline.evaluate.passes import AblationView, RunView, measure, nll_at
+from pipeline.evaluate.passes import AblationPass, SplicePass, measure, nll_at
 from pipeline.evaluate.report import (
     EvalProgress,
     EvalReport,
     Inserted,
     Overlap,
-    Stage,
+    Phase,
     WorstContext,
 )
-from pipeline.evaluate.setup import Place, Scene, Setting, Subject, load_scene, load_subject
+from pipeline.evaluate.setup import (
+    EvalContext,
+    EvalSetting,
+    EvalSite,
+    LoadedSAE,
+    load_eval_context,
+    load_sae,
+)
 from pipeline.lm.tokenizer import Tokenizer
 from pipeline.runs.folder import Provenance
 from pipeline.sae.sae import Coder
 
 
 def notes_on(
-    scene: Scene, trained: Provenance, left_out: Sequence[str], config: EvalConfig
+    scene: EvalContext, trained: Provenance, left_out: Sequence[str], config: EvalConfig
 ) -> tuple[str, ...]:
     """On the model, the text, and which rows count, one sentence each.
 
@@ -88,7 +95,7 @@ def worst_contexts(
 
     Of equal ones those that come first in the text.
     """
-    added = sums["nll_patched"] - sums["nll_clean"]
+    added = sums["nll_spliced"] - sums["nll_clean"]
     order = np.argsort(-added, kind="stable")[:n]
     return tuple(
         _described(int(i), sums, tokenizer.decode(contexts[int(i)].tolist()))
@@ -98,20 +105,24 @@ def worst_contexts(
 
 
 def _described(i: int, sums: Columns, text: str) -> WorstContext:
-    losses = np.array([sums["nll_clean"][i], sums["nll_patched"][i]]) / sums["n_predictions"][i]
-    clean, patched = losses.tolist()
+    losses = np.array([sums["nll_clean"][i], sums["nll_spliced"][i]]) / sums["n_predictions"][i]
+    clean, spliced = losses.tolist()
     perplexity = perplexity_of(losses)
     return WorstContext(
         context=i,
         ce_clean=clean,
-        ce_patched=patched,
+        ce_patched=spliced,
         perplexity_difference=float(perplexity[1] - perplexity[0]),
         text=text,
     )
 
 
 def report_of(
-    scene: Scene, subject: Subject, view: RunView, ablations: Ablations, config: EvalConfig
+    scene: EvalContext,
+    subject: LoadedSAE,
+    view: SplicePass,
+    ablations: Ablations,
+    config: EvalConfig,
 ) -> EvalReport:
     """The report of one run, but for its overlaps with others.
 
@@ -129,9 +140,9 @@ def report_of(
         )
     numbers = {name: value.item() for name, value in metrics(totals).items()}
     if not all(np.isfinite(total).all() for total in totals.values()):
-        clean, patched = numbers["ce_clean"], numbers["ce_patched"]
+        clean, spliced = numbers["ce_clean"], numbers["ce_patched"]
         raise DataError(
-            f"losses of {subject.path} are not finite (clean {clean:.4g}, patched {patched:.4g}): "
+            f"losses of {subject.path} are not finite (clean {clean:.4g}, spliced {spliced:.4g}): "
             f"the run's weights or the activations at {subject.site} overflow or hold NaN; "
             "try --precision fp32"
         )
@@ -193,7 +204,7 @@ def _mean(cosine: Float64[Tensor, " d_sae"] | None, chosen: Bool[Tensor, " d_sae
     return cosine[chosen].mean().item()
 
 
-def _inserted(sums: Columns, subject: Subject, layers: tuple[int, ...]) -> tuple[Inserted, ...]:
+def _inserted(sums: Columns, subject: LoadedSAE, layers: tuple[int, ...]) -> tuple[Inserted, ...]:
     """What the coder costs at each of these layers."""
     n, clean = sums["n_predictions"].sum(), sums["nll_clean"].sum()
     found: list[Inserted] = []
@@ -204,7 +215,7 @@ def _inserted(sums: Columns, subject: Subject, layers: tuple[int, ...]) -> tuple
     return tuple(found)
 
 
-def _notes(scene: Scene, subject: Subject, config: EvalConfig) -> tuple[str, ...]:
+def _notes(scene: EvalContext, subject: LoadedSAE, config: EvalConfig) -> tuple[str, ...]:
     told = notes_on(scene, subject.provenance, subject.left_out.words, config)
     return (*subject.notes, *told)
 
@@ -233,13 +244,13 @@ def evaluate(
     if len(set(config.runs)) < len(config.runs):
         raise ConfigError(f"a run is named twice in {', '.join(map(str, config.runs))}")
     device = pick_device(config.device)
-    subjects = [load_subject(path, device=device) for path in config.runs]
-    groups: dict[Setting, list[Subject]] = {}
+    subjects = [load_sae(path, device=device) for path in config.runs]
+    groups: dict[EvalSetting, list[LoadedSAE]] = {}
     for subject in subjects:
-        groups.setdefault(Setting.of(subject, config), []).append(subject)
+        groups.setdefault(EvalSetting.of(subject, config), []).append(subject)
     reports: dict[Path, EvalReport] = {}
     for setting, together in groups.items():
-        scene = load_scene(setting, together, config, device=device)
+        scene = load_eval_context(setting, together, config, device=device)
         for report in _evaluate_together(scene, together, config, on_progress):
             reports[report.run] = report
     overlaps = _overlaps(subjects)
@@ -247,15 +258,15 @@ def evaluate(
 
 
 def _evaluate_together(
-    scene: Scene,
-    subjects: Sequence[Subject],
+    scene: EvalContext,
+    subjects: Sequence[LoadedSAE],
     config: EvalConfig,
     on_progress: OnProgress | None,
 ) -> list[EvalReport]:
     """Reports of runs that share a model, a text and a context length."""
     batches = [batch.to(scene.lm.device) for batch in scene.contexts.split(config.batch_size)]
 
-    def told(stage: Stage) -> OnTokens:
+    def told(stage: Phase) -> OnTokens:
         def tell(n_done: int) -> None:
             if on_progress is not None:
                 n_tokens = scene.contexts.numel()
@@ -263,16 +274,16 @@ def _evaluate_together(
 
         return tell
 
-    places = [subject.place(as_trained=config.as_trained) for subject in subjects]
+    places = [subject.eval_site(as_trained=config.as_trained) for subject in subjects]
     slots = _slots(scene, places, subjects, config)
     ablations = {place: found for place, slot in slots.items() if (found := slot.load())}
     grounds = {place: found.ground for place, found in ablations.items()}
     unknown = [place for place in slots if place not in ablations]
     if unknown:
-        grounds |= find_grounds(scene.lm, batches, unknown, told("mean"))
-    ablated = [AblationView(place, grounds[place]) for place in unknown]
+        grounds |= find_site_means(scene.lm, batches, unknown, told("mean"))
+    ablated = [AblationPass(place, grounds[place]) for place in unknown]
     runs = [
-        RunView(subject.coder, place, grounds[place], layers=config.layers)
+        SplicePass(subject.coder, place, grounds[place], layers=config.layers)
         for subject, place in zip(subjects, places, strict=True)
     ]
     measure(scene.lm, batches, [*ablated, *runs], grounds, told("losses"))
@@ -286,10 +297,13 @@ def _evaluate_together(
 
 
 def _slots(
-    scene: Scene, places: Sequence[Place], subjects: Sequence[Subject], config: EvalConfig
-) -> dict[Place, Slot]:
+    scene: EvalContext,
+    places: Sequence[EvalSite],
+    subjects: Sequence[LoadedSAE],
+    config: EvalConfig,
+) -> dict[EvalSite, Slot]:
     """Where what ablating each place costs is kept: beside the stores of the runs it serves."""
-    stores: dict[Place, list[Path]] = {}
+    stores: dict[EvalSite, list[Path]] = {}
     for place, subject in zip(places, subjects, strict=True):
         stores.setdefault(place, []).append(subject.provenance.path)
     return {
@@ -306,7 +320,7 @@ def _slots(
     }
 
 
-def _overlaps(subjects: Sequence[Subject]) -> dict[Path, tuple[Overlap, ...]]:
+def _overlaps(subjects: Sequence[LoadedSAE]) -> dict[Path, tuple[Overlap, ...]]:
     """Of each run, with every other that is as wide; none of more runs than are compared."""
     found: dict[Path, list[Overlap]] = {subject.path: [] for subject in subjects}
     if len(subjects) > COMPARED:

@@ -54,15 +54,15 @@ def metrics(s: Totals) -> dict[str, np.ndarray]:
     - mse: summed over the width, as in training.
     """
     tokens, predictions = s["n_tokens"], s["n_predictions"]
-    ce = {name: _ratio(s[f"nll_{name}"], predictions) for name in _PASSES}
+    ce = {name: _ratio(s[f"nll_{sums}"], predictions) for name, sums in _PASSES.items()}
     perplexity = {name: perplexity_of(ce[name]) for name in ("clean", "patched")}
     return {
         **{f"ce_{name}": ce[name] for name in _PASSES},
         "loss_recovered": _ratio(ce["zero"] - ce["patched"], ce["zero"] - ce["clean"]),
         "loss_recovered_mean": _ratio(ce["mean"] - ce["patched"], ce["mean"] - ce["clean"]),
-        "kl": _ratio(s["kl_patched"], predictions),
+        "kl": _ratio(s["kl_spliced"], predictions),
         "kl_zero": _ratio(s["kl_zero"], predictions),
-        "kl_recovered": 1 - _ratio(s["kl_patched"], s["kl_zero"]),
+        "kl_recovered": 1 - _ratio(s["kl_spliced"], s["kl_zero"]),
         "perplexity_clean": perplexity["clean"],
         "perplexity_patched": perplexity["patched"],
         "perplexity_difference": perplexity["patched"] - perplexity["clean"],
@@ -76,7 +76,7 @@ def metrics(s: Totals) -> dict[str, np.ndarray]:
     }
 
 
-_PASSES = ("clean", "patched", "zero", "mean")
+_PASSES = {"clean": "clean", "patched": "spliced", "zero": "zero", "mean": "mean"}
 
 
 def perplexity_of(ce: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:

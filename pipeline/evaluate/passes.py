@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pipeline.evaluate.ablations import Ablations, Ground, OnTokens, Tokens
+from pipeline.evaluate.ablations import Ablations, OnTokens, SiteMean, Tokens
 from pipeline.evaluate.metrics import (
     CLEAN,
     RECONSTRUCTION,
@@ -32,7 +32,7 @@ from pipeline.evaluate.metrics import (
     sum_kept,
     zeros,
 )
-from pipeline.evaluate.setup import Place
+from pipeline.evaluate.setup import EvalSite
 from pipeline.lm.cross_entropy import slices
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel
@@ -49,14 +49,14 @@ _OF_ROWS = (*RECONSTRUCTION, "l0", "l1")
 
 
 @final
-class RunView:
+class SplicePass:
     """One run: its coder in place of its site, and alone at the same kind of site elsewhere.
 
     The rows that count are those of its own site, wherever the coder is.
     """
 
     def __init__(
-        self, coder: Coder, place: Place, ground: Ground, *, layers: Sequence[int]
+        self, coder: Coder, place: EvalSite, ground: SiteMean, *, layers: Sequence[int]
     ) -> None:
         self.place = place
         own = place.site
@@ -92,7 +92,7 @@ class RunView:
         self._sums.add("n_tokens", exact(kept.float()).sum(-1))
         self._sums.add("n_predictions", exact(counted.float()).sum(-1))
         self._sums.add("nll_clean", sum_kept(found.nll[CLEAN], counted))
-        self._sums.add("kl_patched", sum_kept(found.kl[self, self.place.site], counted))
+        self._sums.add("kl_spliced", sum_kept(found.kl[self, self.place.site], counted))
         for site in self.sites:
             self._sums.add(nll_at(site), sum_kept(found.nll[self, site], counted))
 
@@ -100,14 +100,14 @@ class RunView:
     def sums(self) -> Columns:
         """Of each context, all but what ablating the site costs; `nll_at(site)` of each site."""
         sums = self._sums.all()
-        return sums | {"nll_patched": sums[nll_at(self.place.site)]}
+        return sums | {"nll_spliced": sums[nll_at(self.place.site)]}
 
 
 @final
-class AblationView:
+class AblationPass:
     """One place, with zero and with the mean in the place of what counts."""
 
-    def __init__(self, place: Place, ground: Ground) -> None:
+    def __init__(self, place: EvalSite, ground: SiteMean) -> None:
         self.place = place
         self.sites = (place.site,)
         self.diverging: tuple[Hashable, ...] = ((self, "zero"),)
@@ -138,7 +138,7 @@ class AblationView:
         return Ablations(ground=self._ground, sums=self._sums.all())
 
 
-View = RunView | AblationView
+View = SplicePass | AblationPass
 
 
 def nll_at(site: Site) -> str:
@@ -173,7 +173,7 @@ def measure(
     lm: LanguageModel,
     batches: Sequence[Tokens],
     views: Sequence[View],
-    grounds: Mapping[Place, Ground],
+    grounds: Mapping[EvalSite, SiteMean],
     on_tokens: OnTokens,
 ) -> None:
     """Sum what each view asks for, over all batches."""
@@ -190,7 +190,7 @@ def _measure_batch(
     replay: Replay,
     tokens: Int[Tensor, "contexts ctx_len"],
     views: Sequence[View],
-    grounds: Mapping[Place, Ground],
+    grounds: Mapping[EvalSite, SiteMean],
 ) -> None:
     """Nothing of a batch outlives this but what the views summed, and what was recorded last."""
     clean = replay.clean(tokens)

@@ -19,7 +19,7 @@ from actstore.files import write_file
 from pipeline.config.serialization import from_json, to_json
 from pipeline.errors import CheckpointError, ConfigError, DataError
 
-Stage = Literal["mean", "losses"]
+Phase = Literal["mean", "losses"]
 
 EVAL_FILE = "eval.json"
 """In the folder of a run, its latest report."""
@@ -35,7 +35,7 @@ RARE, FREQUENT = 1e-6, 0.1
 class EvalProgress:
     """How far an evaluation is; counts start again with each model and text."""
 
-    stage: Stage
+    stage: Phase
     n_done: int
     """Tokens of this stage that are done."""
     n_tokens: int

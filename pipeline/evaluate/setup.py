@@ -32,7 +32,7 @@ _SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exclusion:
+class ExcludedRows:
     """Rows that training left out: see `pipeline.training.feed`."""
 
     positions: tuple[int, ...] = ()
@@ -41,9 +41,9 @@ class Exclusion:
     """Rows whose norm is above so many times the median."""
 
     @staticmethod
-    def of(config: TrainConfig) -> "Exclusion":
+    def of(config: TrainConfig) -> "ExcludedRows":
         """What a training of this config left out."""
-        return Exclusion(
+        return ExcludedRows(
             positions=tuple(sorted({*config.exclude_positions})),
             tokens=tuple(sorted({*config.exclude_tokens})),
             norms=config.exclude_norms,
@@ -63,11 +63,11 @@ class Exclusion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class EvalSite:
     """A site, and the rows of it that are left as they are and not counted."""
 
     site: Site
-    excluded: Exclusion
+    excluded: ExcludedRows
 
     def kept(
         self,
@@ -98,7 +98,7 @@ def _listed(values: tuple[int, ...]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class LoadedSAE:
     """A coder, its place, and where it is from."""
 
     path: Path
@@ -109,17 +109,17 @@ class Subject:
     revision: str
     site: Site
     provenance: Provenance
-    left_out: Exclusion
+    left_out: ExcludedRows
     """Rows of its site that it was not trained on."""
     notes: tuple[str, ...] = ()
 
-    def place(self, *, as_trained: bool) -> Place:
+    def eval_site(self, *, as_trained: bool) -> EvalSite:
         """Its site, and whether what training left out is left out here, too."""
-        return Place(site=self.site, excluded=self.left_out if as_trained else Exclusion())
+        return EvalSite(site=self.site, excluded=self.left_out if as_trained else ExcludedRows())
 
 
 @dataclass(frozen=True)
-class Setting:
+class EvalSetting:
     """What runs must have in common to share their forward passes."""
 
     model: str
@@ -128,7 +128,7 @@ class Setting:
     ctx_len: int
 
     @classmethod
-    def of(cls, subject: Subject, config: EvalConfig) -> "Setting":
+    def of(cls, subject: LoadedSAE, config: EvalConfig) -> "EvalSetting":
         """The model and the text for this subject.
 
         Raises:
@@ -149,7 +149,7 @@ class Setting:
         )
 
 
-def load_subject(path: Path, *, device: torch.device) -> Subject:
+def load_sae(path: Path, *, device: torch.device) -> LoadedSAE:
     """The coder of a training or of a fine-tuning.
 
     Raises:
@@ -157,7 +157,7 @@ def load_subject(path: Path, *, device: torch.device) -> Subject:
     """
     if not is_finetuned(path):
         run = SAERun.open(path)
-        return Subject(
+        return LoadedSAE(
             path=path,
             coder=run.load_sae(device),
             arch=run.config.arch.kind,
@@ -165,10 +165,10 @@ def load_subject(path: Path, *, device: torch.device) -> Subject:
             revision=run.provenance.revision,
             site=Site.parse(run.provenance.site),
             provenance=run.provenance,
-            left_out=Exclusion.of(run.config),
+            left_out=ExcludedRows.of(run.config),
         )
     tuned = FinetunedRun.open(path)
-    return Subject(
+    return LoadedSAE(
         path=path,
         coder=tuned.load_sae(device),
         arch=tuned.run.config.arch.kind,
@@ -176,16 +176,16 @@ def load_subject(path: Path, *, device: torch.device) -> Subject:
         revision=tuned.report.revision,
         site=Site.parse(tuned.report.site),
         provenance=tuned.run.provenance,
-        left_out=Exclusion.of(tuned.run.config),
+        left_out=ExcludedRows.of(tuned.run.config),
         notes=(f"fine-tuned on {tuned.report.text} through a scale and a bias per feature",),
     )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scene:
+class EvalContext:
     """A setting, loaded."""
 
-    setting: Setting
+    setting: EvalSetting
     lm: LanguageModel
     precision: str
     tokenizer: Tokenizer
@@ -193,9 +193,9 @@ class Scene:
     """On the CPU."""
 
 
-def load_scene(
-    setting: Setting, subjects: Sequence[Subject], config: EvalConfig, *, device: torch.device
-) -> Scene:
+def load_eval_context(
+    setting: EvalSetting, subjects: Sequence[LoadedSAE], config: EvalConfig, *, device: torch.device
+) -> EvalContext:
     """The language model, sure to fit its subjects, and the text.
 
     Raises:
@@ -218,7 +218,7 @@ def load_scene(
         n=-(-config.tokens // setting.ctx_len),
         column=config.text_column,
     )
-    return Scene(
+    return EvalContext(
         setting=setting,
         lm=lm,
         precision=pick_precision(config.precision, device=device),

@@ -17,7 +17,7 @@ from torch import Tensor
 from actstore.reader import ActStore
 from pipeline.config.stages import Device
 from pipeline.device import pick_device, pick_dtype
-from pipeline.evaluate.setup import load_subject
+from pipeline.evaluate.setup import load_sae
 from pipeline.features.feature import Examples, TokenEffect
 from pipeline.features.files import FeatureSet
 from pipeline.lm.families import Site
@@ -86,7 +86,7 @@ def ablation_effects(
         StoreError: the store that the features were found in is gone or damaged.
     """
     chosen = {index: features.feature(index).top for index in indices}
-    subject = load_subject(features.run, device=pick_device(device))
+    subject = load_sae(features.run, device=pick_device(device))
     revision, where = subject.revision or "main", subject.coder.W_dec.device
     store = ActStore.open(features.facts.store)
     lm = load_model(subject.model, revision=revision, device=where, dtype=pick_dtype("auto", where))

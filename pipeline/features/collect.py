@@ -21,7 +21,7 @@ from pipeline.config.stages import FeaturesConfig
 from pipeline.device import pick_device
 from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine
-from pipeline.evaluate.setup import Subject, load_subject
+from pipeline.evaluate.setup import LoadedSAE, load_sae
 from pipeline.features.files import Facts, FeatureSet
 from pipeline.features.logits import (
     IGNORED,
@@ -58,7 +58,7 @@ def collect_features(
     """
     run = config.run.resolve()
     config = replace(config, run=run, store=config.store and config.store.resolve())
-    subject = load_subject(run, device=pick_device(config.device))
+    subject = load_sae(run, device=pick_device(config.device))
     store = open_store(config, subject)
     words = Words.of(subject, store)
     facts = _facts(config, subject, store, words)
@@ -82,7 +82,7 @@ def collect_features(
     )
 
 
-def open_store(config: FeaturesConfig, subject: Subject) -> ActStore:
+def open_store(config: FeaturesConfig, subject: LoadedSAE) -> ActStore:
     """The store to read, sure to have activations that the coder can take."""
     site, d_in = str(subject.site), subject.coder.d_in
     path = subject.provenance.path if config.store is None else config.store
@@ -117,7 +117,7 @@ class Words:
     """Why a tokenizer was not found; empty where all were."""
 
     @staticmethod
-    def of(subject: Subject, store: ActStore) -> "Words":
+    def of(subject: LoadedSAE, store: ActStore) -> "Words":
         """Those of the model that the store is of, and of the model that the SAE is in."""
         source = Provenance.of(store, site=str(subject.site))
         head, missing = _tokenizer(subject.model, subject.revision)
@@ -143,7 +143,7 @@ def _texts(tokenizer: Tokenizer | None) -> TokenTexts:
     return TokenTexts(lambda _: None) if tokenizer is None else TokenTexts(tokenizer.token_bytes)
 
 
-def _facts(config: FeaturesConfig, subject: Subject, store: ActStore, words: Words) -> Facts:
+def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: Words) -> Facts:
     """All that can be told before the store is read."""
     source = Provenance.of(store, site=str(subject.site))
     n_tokens = _n_contexts(config, store) * source.ctx_len
@@ -166,7 +166,7 @@ def _facts(config: FeaturesConfig, subject: Subject, store: ActStore, words: Wor
 
 
 def _notes(
-    subject: Subject, source: Provenance, words: Words, *, n_tokens: int, wanted: int
+    subject: LoadedSAE, source: Provenance, words: Words, *, n_tokens: int, wanted: int
 ) -> tuple[str, ...]:
     """What a reader must know."""
     notes = list(subject.notes)
@@ -207,7 +207,7 @@ def _same(wanted: Facts) -> FeatureSet | None:
     return replace(there, reused=True) if replace(facts, config=config, **free) == wanted else None
 
 
-def _attribution(subject: Subject, words: Words) -> tuple[Attribution | None, tuple[str, ...]]:
+def _attribution(subject: LoadedSAE, words: Words) -> tuple[Attribution | None, tuple[str, ...]]:
     """Which tokens each feature promotes, and what a reader must know of that or its lack."""
     if words.head is None:
         lack = words.missing
@@ -227,7 +227,9 @@ def _attribution(subject: Subject, words: Words) -> tuple[Attribution | None, tu
     return None, (f"no tokens are promoted or suppressed: {lack}",)
 
 
-def _directions(subject: Subject, samples: Samples, attribution: Attribution | None) -> Directions:
+def _directions(
+    subject: LoadedSAE, samples: Samples, attribution: Attribution | None
+) -> Directions:
     """What the weights say; which features are dead, the store says."""
     W_dec = subject.coder.W_dec.detach()
     indices, cosines = nearest(W_dec)

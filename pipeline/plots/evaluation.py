@@ -43,7 +43,7 @@ _NAME = 26
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class FrontierPoint:
     """One run."""
 
     kind: str
@@ -59,7 +59,7 @@ class Standing:
     """No other run of its model, text and site recovers as much with fewer active features."""
 
 
-def standings(reports: Sequence[EvalReport]) -> list[Standing]:
+def frontier_points(reports: Sequence[EvalReport]) -> list[FrontierPoint]:
     """Where runs stand, in their order; those whose ablation costs no loss stand nowhere."""
     there = [(r, r.loss_recovered) for r in reports if r.loss_recovered is not None]
     settings = [(report.site, report.model, report.text) for report, _ in there]
@@ -70,13 +70,13 @@ def standings(reports: Sequence[EvalReport]) -> list[Standing]:
         best |= {members[i] for i in unbeaten}
     kinds = _kinds([report for report, _ in there])
     names = _names([report.run for report, _ in there], kinds)
-    found = list[Standing]()
+    found = list[FrontierPoint]()
     for i, (report, recovered) in enumerate(there):
         intervals = {interval.metric: interval for interval in report.intervals}
         interval = intervals.get("loss_recovered")
         low, high = (interval.low, interval.high) if interval else (recovered, recovered)
         found.append(
-            Standing(
+            FrontierPoint(
                 kind=kinds[i],
                 name=names[i],
                 l0=report.l0,
@@ -249,7 +249,7 @@ def frontier_figure(reports: Sequence[EvalReport]) -> Figure:
     Filled are the runs that no other of their model, text and site beats, by recovering as much
     with fewer active features. A line joins those that none of their own kind beats.
     """
-    runs = standings(reports)
+    runs = frontier_points(reports)
     figure = make_figure(width=6.8, height=4.6)
     title = "Loss recovered, for how many active features"
     axes = axes_in(figure, (1, 1, 1), title=title, y="loss recovered, against zero ablation")
@@ -275,7 +275,7 @@ def frontier_figure(reports: Sequence[EvalReport]) -> Figure:
     return figure
 
 
-def _draw_kind(axes: Axes, runs: Sequence[Standing], *, color: str) -> None:
+def _draw_kind(axes: Axes, runs: Sequence[FrontierPoint], *, color: str) -> None:
     """The runs of one kind, and the line through its own frontier.
 
     Those that recover less than nothing stand at the lower edge, as triangles.
@@ -295,10 +295,10 @@ def _draw_kind(axes: Axes, runs: Sequence[Standing], *, color: str) -> None:
     axes.plot([], [], "o", ms=5.5, color=color, label=runs[0].kind)
 
 
-def _at(run: Standing) -> tuple[float, float]:
+def _at(run: FrontierPoint) -> tuple[float, float]:
     return run.l0, max(run.recovered, 0.0)
 
 
-def _told(run: Standing) -> str:
+def _told(run: FrontierPoint) -> str:
     """A run's name, with what it recovers where that cannot be seen."""
     return run.name if run.recovered >= 0 else f"{run.name} ({run.recovered:.2f})"

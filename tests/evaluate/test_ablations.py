@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from pipeline.evaluate.ablations import ABLATED, Ablations, Ground, Slot
+from pipeline.evaluate.ablations import ABLATED, Ablations, SiteMean, Slot
 from tests.helpers.evaluations import N_CONTEXTS
 from tests.helpers.plain_eval import leave_out
 from tests.helpers.tiny import CTX_LEN, make_model, make_sae, make_text
@@ -121,7 +121,7 @@ def test_a_damaged_file_is_measured_again_and_replaced(make_run, evals, passes):
 def test_every_byte_that_is_kept_is_checked(limit, tmp_path):
     rng = np.random.default_rng(0)
     found = Ablations(
-        ground=Ground(mean=torch.from_numpy(rng.standard_normal(3)), limit=limit),
+        ground=SiteMean(mean=torch.from_numpy(rng.standard_normal(3)), limit=limit),
         sums={name: rng.standard_normal(2) for name in ABLATED},
     )
     slot = Slot(folders=(tmp_path / "absent", tmp_path / "losses"), key="k")

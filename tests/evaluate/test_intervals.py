@@ -6,7 +6,7 @@ import pytest
 from pipeline.evaluate import metrics as module
 from pipeline.evaluate.metrics import METRICS, intervals, metrics
 
-CLEAN, ZERO, MEAN, PATCHED = 3.0, 5.0, 4.5, 3.4
+CLEAN, ZERO, MEAN, SPLICED = 3.0, 5.0, 4.5, 3.4
 
 
 def make_sums(n_contexts: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -18,9 +18,9 @@ def make_sums(n_contexts: int, rng: np.random.Generator) -> dict[str, np.ndarray
 
     return {
         "n_tokens": n + 1, "n_predictions": n,
-        "nll_clean": column(CLEAN), "nll_patched": column(PATCHED),
+        "nll_clean": column(CLEAN), "nll_spliced": column(SPLICED),
         "nll_zero": column(ZERO), "nll_mean": column(MEAN),
-        "kl_patched": column(0.4, 0.1), "kl_zero": column(2),
+        "kl_spliced": column(0.4, 0.1), "kl_zero": column(2),
         "error": column(2), "spread": column(8), "cosine": column(0.9, 0.05),
         "square_hat": column(6), "product": column(7), "norm_ratio": column(0.9, 0.05),
         "l0": column(12, 2), "l1": column(9),
@@ -39,12 +39,12 @@ def test_intervals_are_those_of_a_plain_loop_over_resamplings():
     for _ in range(50):
         chosen = [int(i) for i in rng.integers(13, size=13)]
         s = {name: math.fsum(float(values[i]) for i in chosen) for name, values in sums.items()}
-        ce = {p: s[f"nll_{p}"] / s["n_predictions"] for p in ("clean", "patched", "zero", "mean")}
+        ce = {p: s[f"nll_{p}"] / s["n_predictions"] for p in ("clean", "spliced", "zero", "mean")}
         plain = {
-            "ce_patched": ce["patched"],
-            "loss_recovered": (ce["zero"] - ce["patched"]) / (ce["zero"] - ce["clean"]),
-            "loss_recovered_mean": (ce["mean"] - ce["patched"]) / (ce["mean"] - ce["clean"]),
-            "kl": s["kl_patched"] / s["n_predictions"],
+            "ce_patched": ce["spliced"],
+            "loss_recovered": (ce["zero"] - ce["spliced"]) / (ce["zero"] - ce["clean"]),
+            "loss_recovered_mean": (ce["mean"] - ce["spliced"]) / (ce["mean"] - ce["clean"]),
+            "kl": s["kl_spliced"] / s["n_predictions"],
             "explained_variance": 1 - s["error"] / s["spread"],
             "mse": s["error"] / s["n_tokens"],
             "cosine": s["cosine"] / s["n_tokens"],
@@ -67,9 +67,9 @@ def test_intervals_are_those_of_a_plain_loop_over_resamplings():
 
 def test_nineteen_of_twenty_intervals_hold_the_truth():
     truth = {
-        "ce_patched": PATCHED,
-        "loss_recovered": (ZERO - PATCHED) / (ZERO - CLEAN),
-        "loss_recovered_mean": (MEAN - PATCHED) / (MEAN - CLEAN),
+        "ce_patched": SPLICED,
+        "loss_recovered": (ZERO - SPLICED) / (ZERO - CLEAN),
+        "loss_recovered_mean": (MEAN - SPLICED) / (MEAN - CLEAN),
         "explained_variance": 1 - 2 / 8,
     }
     held = dict.fromkeys(truth, 0)
@@ -85,7 +85,7 @@ def test_nineteen_of_twenty_intervals_hold_the_truth():
 
 def test_all_metrics_and_runs_share_their_resamplings():
     sums = make_sums(20, np.random.default_rng(1))
-    sums["l0"], sums["error"] = 3 * sums["kl_patched"], 6 * sums["kl_patched"]
+    sums["l0"], sums["error"] = 3 * sums["kl_spliced"], 6 * sums["kl_spliced"]
     one = by_name(sums)
     assert one["mse"] == pytest.approx(tuple(2 * bound for bound in one["l0"]), rel=1e-12)
     other_run = by_name(sums | {"cosine": sums["l0"]})

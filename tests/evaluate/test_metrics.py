@@ -32,8 +32,8 @@ class Head:
 def sums_of(**given: float) -> dict[str, np.ndarray]:
     """Sums of one text; those not given are 1."""
     names = (
-        "n_tokens", "n_predictions", "nll_clean", "nll_patched", "nll_zero", "nll_mean",
-        "kl_patched", "kl_zero", "l0", "l1",
+        "n_tokens", "n_predictions", "nll_clean", "nll_spliced", "nll_zero", "nll_mean",
+        "kl_spliced", "kl_zero", "l0", "l1",
     )  # fmt: skip
     return {name: np.array([float(given.get(name, 1))]) for name in (*names, *RECONSTRUCTION)}
 
@@ -90,10 +90,10 @@ def test_recovered_is_one_when_clean_and_zero_when_ablated():
         names = ("loss_recovered", "loss_recovered_mean", "kl_recovered")
         return tuple(found[name].item() for name in names)
 
-    assert recovered(nll_patched=20, kl_patched=0) == (1, 1, 1)
-    assert recovered(nll_patched=40, kl_patched=4) == (0, -1, 0)
-    assert recovered(nll_patched=25, kl_patched=1) == (0.75, 0.5, 0.75)
-    assert recovered(nll_patched=50, kl_patched=5) == (-0.5, -2, -0.25)
+    assert recovered(nll_spliced=20, kl_spliced=0) == (1, 1, 1)
+    assert recovered(nll_spliced=40, kl_spliced=4) == (0, -1, 0)
+    assert recovered(nll_spliced=25, kl_spliced=1) == (0.75, 0.5, 0.75)
+    assert recovered(nll_spliced=50, kl_spliced=5) == (-0.5, -2, -0.25)
 
 
 def test_a_perplexity_beyond_all_numbers_is_the_largest():

@@ -84,7 +84,7 @@ class PlainModel:
 def plain_eval(
     model: Path, tokens: torch.Tensor, coder: SAE, *, layer: int = 1, **excluded: object
 ) -> dict[str, object]:
-    """All the keys, and `nll_clean` and `nll_patched` of each context."""
+    """All the keys, and `nll_clean` and `nll_spliced` of each context."""
     plain = PlainModel(model, tokens)
     acts, clean = plain.run(layer)
     kept = rows_left(tokens, acts, **excluded)

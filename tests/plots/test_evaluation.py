@@ -17,8 +17,8 @@ from pipeline.plots.evaluation import (
     density_figure,
     encoder_decoder_figure,
     frontier_figure,
+    frontier_points,
     inserted_figure,
-    standings,
 )
 from pipeline.plots.save import save_figures, save_frontier
 from pipeline.plots.style import BLUE, RED
@@ -154,23 +154,23 @@ def test_the_best_are_those_that_none_beats_in_their_own_setting():
         run("e", 12, 0.3, site="mlp_out.0"), run("f", 50, 0.05, site="mlp_out.0"),
         run("g", 1, None),
     ]  # fmt: skip
-    found = standings(reports)
+    found = frontier_points(reports)
     assert [(one.name, one.best) for one in found] == [
         ("a", True), ("b", True), ("c", False), ("d", True), ("e", True), ("f", False),
     ]  # fmt: skip
     assert [one.kind for one in found[3:5]] == ["relu, mlp_out.2", "topk, mlp_out.0"]
-    assert [one.kind for one in standings(reports[:4])] == ["topk"] * 3 + ["relu"]
+    assert [one.kind for one in frontier_points(reports[:4])] == ["topk"] * 3 + ["relu"]
 
 
 def test_members_of_a_sweep_are_named_by_their_settings_others_by_their_folders():
     members = [run(f"sweep/mlp_out.2,{arch},k=32", 30, 0.9, arch=arch) for arch in ("topk", "x")]
-    assert [one.name for one in standings(members)] == ["k=32", "k=32"]
+    assert [one.name for one in frontier_points(members)] == ["k=32", "k=32"]
     alike = [run(f"{folder}/mlp_out.2,topk,k=32", 30, 0.9) for folder in "ab"]
-    assert [one.name for one in standings(alike)] == [
+    assert [one.name for one in frontier_points(alike)] == [
         "a/mlp_out.2,topk,k=32",
         "b/mlp_out.2,topk,k=32",
     ]
-    (long,) = standings([run("x" * 40 + "end", 30, 0.9)])
+    (long,) = frontier_points([run("x" * 40 + "end", 30, 0.9)])
     assert len(long.name) == 26
     assert long.name.endswith("end")
 
