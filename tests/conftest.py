@@ -10,6 +10,9 @@ import pytest
 from hypothesis import settings
 
 from tests.helpers.ids import name_of
+from tests.helpers.shapes import check_shapes_only_where_there_are
+
+check_shapes_only_where_there_are()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -114,6 +117,13 @@ def passes(monkeypatch):
         return call(), len(calls)
 
     return of
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No curves are drawn by `saepipe train`: for tests of what else it does."""
+    for name in ("training_curves", "sweep_figure"):
+        monkeypatch.setattr(f"pipeline.plots.training.{name}", lambda *_: None)
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from pipeline.progress import Progress
 from pipeline.terminal.commands import show_features
 from pipeline.terminal.screen import Screen, drawn
 from tests.helpers.readings import Connected, connect, make_connected
+from tests.helpers.slow import slow
 
 HOSTILE = "<script>alert(1)</script> [red]x[/red] \x1b[31m \u202eabc & \t\n"
 
@@ -135,7 +136,7 @@ def test_a_reading_goes_with_its_folder(own, tmp_path):
     assert read_connector(config_of(moved), on_progress=pytest.fail) == again
 
 
-@pytest.mark.parametrize("changes", [{"n_terms": 2}, {"tokens": 100}, {"n_outputs": 1}])
+@pytest.mark.parametrize("changes", [{"n_terms": 2}, slow({"tokens": 100}), slow({"n_outputs": 1})])
 def test_other_settings_are_read_anew(own, changes):
     first = read_connector(config_of(own))
     stages = set()
