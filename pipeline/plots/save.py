@@ -25,7 +25,7 @@ def save_figures(report: EvalReport) -> tuple[Path, ...]:
         "density": density_figure(density, n_tokens=n_tokens),
         "encoder_decoder": encoder_decoder_figure(np.array(report.encoder_decoder_cosine)),
     }
-    if report.inserted:
+    if report.inserted and report.ce_clean is not None:
         figures["inserted"] = inserted_figure(report)
     return save_all(figures, report.run)
 
