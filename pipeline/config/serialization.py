@@ -1,6 +1,7 @@
 """Configs as JSON and TOML: strict, small, dataclasses of one family told apart by `kind`.
 
-What `to_json` writes, `from_json` reads back equal. A key nobody knows is an error, never ignored.
+What `to_json` writes, `from_json` reads back equal. A key nobody knows is an error, never ignored;
+but a dataclass with a `FLAT` field has whatever keys it is given, as long as their values fit.
 """
 
 import math
@@ -27,13 +28,20 @@ from pipeline.errors import ConfigError
 
 T = TypeVar("T")
 
+FLAT: Mapping[str, object] = {"flat": True}
+"""Metadata of a field that is a mapping, and stands in JSON key by key beside the other fields."""
+
 SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def to_json(value: object) -> object:
     """A config, or a part of one, as what `json.dumps` takes."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+        found: dict[str, object] = {}
+        for f in fields(value):
+            item = to_json(getattr(value, f.name))
+            found |= cast("dict[str, object]", item) if "flat" in f.metadata else {f.name: item}
+        return found
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -80,9 +88,10 @@ def _read(hint: Any, value: object, where: str) -> object:  # noqa: ANN401 - a t
             raise ConfigError(f"{where}: {error}") from None
     if origin is Annotated:
         return _read(args[0], value, where)
-    if origin in (Union, UnionType):  # X | None
-        (some,) = (arg for arg in args if arg is not NoneType)
-        return None if value is None else _read(some, value, where)
+    if origin in (Union, UnionType):  # X | None, or float | int | None
+        some = [arg for arg in args if arg is not NoneType]
+        kind = int if int in some and type(value) is int else some[0]
+        return None if value is None else _read(kind, value, where)
     if origin is Literal:
         if value not in args or isinstance(value, bool | float):
             raise ConfigError(f"{where} must be one of {_listed(args)}, got {value!r}")
@@ -124,14 +133,20 @@ def _read_dataclass(hint: type, value: object, where: str) -> object:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} must be a table of settings, got {value!r}")
     hints = get_type_hints(hint, include_extras=True)
-    settings = {f.name: f for f in fields(hint)}
+    flat = next((f.name for f in fields(hint) if "flat" in f.metadata), None)
+    settings = {f.name: f for f in fields(hint) if f.name != flat}
     for key in value:
-        if key not in settings:
+        if key not in settings and flat is None:
             raise ConfigError(f"{where} has no setting {key!r}{_nearest(key, settings)}")
     for name, f in settings.items():
         if name not in value and f.default is MISSING and f.default_factory is MISSING:
             raise ConfigError(f"{where} lacks the setting {name!r}")
-    return hint(**{key: _read(hints[key], v, f"{where}.{key}") for key, v in value.items()})
+    kinds = {key: hints[key] if key in settings else get_args(hints[str(flat)])[1] for key in value}
+    read = {key: _read(kinds[key], item, f"{where}.{key}") for key, item in value.items()}
+    if flat is not None:
+        others = {key: read.pop(key) for key in value if key not in settings}
+        read[flat] = others
+    return hint(**read)
 
 
 def _nearest(got: object, known: Mapping[str, object]) -> str:

@@ -35,14 +35,12 @@ from pipeline.connect.scores import (
     Errors,
     OutputStats,
     OutputSums,
-    Totals,
     above_of,
     explained_of,
     layer_weights,
     losses_of,
     number,
     predict,
-    resampled,
     scored,
     with_losses,
 )
@@ -58,7 +56,10 @@ from pipeline.device import pick_device
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.ablations import OnTokens
 from pipeline.evaluate.evaluate import notes_on
-from pipeline.evaluate.metrics import (
+from pipeline.evaluate.intervals import resampled
+from pipeline.evaluate.metrics import Totals
+from pipeline.evaluate.setup import EvalContext, EvalSetting, load_eval_context
+from pipeline.evaluate.sums import (
     CLEAN,
     Columns,
     ContextSums,
@@ -68,7 +69,6 @@ from pipeline.evaluate.metrics import (
     sum_kept,
     zeros,
 )
-from pipeline.evaluate.setup import EvalContext, EvalSetting, load_eval_context
 from pipeline.lm.cross_entropy import slices
 from pipeline.lm.hooks import reading
 from pipeline.lm.replay import Replay

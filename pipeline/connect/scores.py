@@ -30,8 +30,10 @@ from torch import Tensor
 
 from pipeline.connect.connector import Connector, PairLatents
 from pipeline.connect.report import BOUNDED, TAU, LayerWeights, MapScores
-from pipeline.evaluate.metrics import LEVEL, Columns, exact, zeros
-from pipeline.evaluate.report import QUANTILES, Interval
+from pipeline.evaluate.intervals import percentiles
+from pipeline.evaluate.metrics import Totals, ratio
+from pipeline.evaluate.report import QUANTILES
+from pipeline.evaluate.sums import Columns, exact, zeros
 from pipeline.lm.families import Shape, Site
 from pipeline.lm.model import LanguageModel
 from pipeline.sae.kernels import kernels_for
@@ -222,55 +224,27 @@ def _quantiles(values: Float64[Tensor, " n"]) -> tuple[float, ...]:
     return tuple(np.quantile(values.numpy(), QUANTILES).tolist()) if len(values) else ()
 
 
-_BLOCK = 1 << 21
-"""Numbers of draws in memory at a time, of 8 bytes."""
-
-Totals = Mapping[str, np.ndarray]
-"""`[n]` sums by name: those of a whole text, or of so many resamplings of its contexts."""
-
-
 def losses_of(s: Totals) -> dict[str, np.ndarray]:
     """Of the untouched model, and of the floor and the ceiling of every map."""
-    ce = {name: _ratio(s[f"nll_{name}"], s["n_predictions"]) for name in ("clean", "zero", "sae")}
+    ce = {name: ratio(s[f"nll_{name}"], s["n_predictions"]) for name in ("clean", "zero", "sae")}
     return {
         **{f"ce_{name}": value for name, value in ce.items()},
-        "loss_recovered_sae": _ratio(ce["zero"] - ce["sae"], ce["zero"] - ce["clean"]),
+        "loss_recovered_sae": ratio(ce["zero"] - ce["sae"], ce["zero"] - ce["clean"]),
     }
 
 
 def metrics_of(s: Totals, i: int) -> dict[str, np.ndarray]:
     """Of map number `i`, one formula a line; NaN where a ratio would divide by nothing."""
-    ce = _ratio(s[f"nll_{i}"], s["n_predictions"])
+    ce = ratio(s[f"nll_{i}"], s["n_predictions"])
     own = losses_of(s)
     gained = own["ce_zero"] - ce
     return {
         "ce": ce,
-        "kl": _ratio(s[f"kl_{i}"], s["n_predictions"]),
-        "fvu": _ratio(s[f"error_{i}"], s["spread"]),
-        "loss_recovered": _ratio(gained, own["ce_zero"] - own["ce_clean"]),
-        "recovered_of_sae": _ratio(gained, own["ce_zero"] - own["ce_sae"]),
+        "kl": ratio(s[f"kl_{i}"], s["n_predictions"]),
+        "fvu": ratio(s[f"error_{i}"], s["spread"]),
+        "loss_recovered": ratio(gained, own["ce_zero"] - own["ce_clean"]),
+        "recovered_of_sae": ratio(gained, own["ce_zero"] - own["ce_sae"]),
     }
-
-
-def resampled(sums: Columns, *, n: int, seed: int) -> Totals | None:
-    """Sums of `n` draws of as many contexts, with replacement; None of a single context.
-
-    Tokens of one context are alike, so contexts are drawn (Efron and Tibshirani 1993); the means
-    of the outputs, and which of them are alive, are held fixed.
-    """
-    table = np.stack(list(sums.values()), 1)
-    n_contexts = len(table)
-    if n == 0 or n_contexts < 2:
-        return None
-    rng, block = np.random.default_rng(seed), max(1, _BLOCK // n_contexts)
-    even = np.full(n_contexts, 1 / n_contexts)
-    totals = np.concatenate(
-        [
-            rng.multinomial(n_contexts, even, size=min(block, n - start)) @ table
-            for start in range(0, n, block)
-        ]
-    )
-    return dict(zip(sums, totals.T, strict=True))
 
 
 def with_losses(scored: MapScores, sums: Columns, draws: Totals | None, *, i: int) -> MapScores:
@@ -278,23 +252,14 @@ def with_losses(scored: MapScores, sums: Columns, draws: Totals | None, *, i: in
     totals = {name: values.sum(keepdims=True) for name, values in sums.items()}
     numbers = {name: number(value) for name, value in metrics_of(totals, i).items()}
     del numbers["fvu"]  # it is there, from the same errors
-    found: list[Interval] = []
-    for name, drawn in metrics_of(draws, i).items() if draws is not None else ():
-        if name in BOUNDED and np.isfinite(drawn).all():
-            low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-            found.append(Interval(metric=name, low=float(low), high=float(high)))
-    return replace(scored, **numbers, intervals=tuple(found))
+    drawn = {} if draws is None else metrics_of(draws, i)
+    bounded = {name: values for name, values in drawn.items() if name in BOUNDED}
+    return replace(scored, **numbers, intervals=percentiles(bounded))
 
 
 def number(value: Float64[np.ndarray, " 1"]) -> float | None:
     """As it stands in a report."""
     return None if np.isnan(value).any() else value.item()
-
-
-def _ratio(
-    above: Float64[np.ndarray, " n"], below: Float64[np.ndarray, " n"]
-) -> Float64[np.ndarray, " n"]:
-    return np.divide(above, below, out=np.full_like(below, np.nan), where=below != 0)
 
 
 def is_mlp(shape: Shape, source: Site, target: Site) -> bool:

@@ -20,7 +20,7 @@ from pipeline.config.training import ConnectConfig, Rectify
 from pipeline.connect.connector import Connector, SAEPair
 from pipeline.connect.moments import Moments, Products
 from pipeline.errors import ConfigError
-from pipeline.evaluate.metrics import exact
+from pipeline.evaluate.sums import exact
 from pipeline.sae.gated import Gated
 from pipeline.sae.sae import SAE
 

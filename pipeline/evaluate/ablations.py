@@ -1,8 +1,7 @@
-"""What zeroing a site costs, kept beside the store; the means it needs.
+"""What ablating a site costs. It says nothing of any coder, so it is measured once and kept.
 
-What must be known of a site before its losses can be measured: one short pass up to the site.
-
-What ablating a site costs. It says nothing of any coder, so it is measured once and kept.
+Before its losses can be measured, its mean must be known, and the largest norm that counts: one
+short pass up to the site finds them.
 
 Beside the activation store of a run, `NAME.losses/KEY.safetensors` holds the sums of one site: its
 mean, and per context the losses of its zero- and mean-ablated passes. KEY names all that they
@@ -23,8 +22,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from actstore.files import canonical_json, make_folder, write_file
-from pipeline.evaluate.metrics import Columns, exact, zeros
 from pipeline.evaluate.setup import EvalSite
+from pipeline.evaluate.sums import Columns, exact, zeros
 from pipeline.lm.hooks import reading
 from pipeline.lm.model import LanguageModel
 

@@ -1,12 +1,4 @@
-"""Evaluate(config): runs that share a model and a text share its passes; from sums to reports.
-
-What a reader must know about how the numbers of an evaluation came about.
-
-The contexts whose loss a coder raises most.
-
-From what was summed to what is reported.
-
-Evaluate coders inside the language models they were trained on.
+"""Evaluate coders inside the language models they were trained on: from sums to reports.
 
 Runs that share a model, a text and a context length share its passes: one short pass up to the
 sites for their means, then one pass in which each batch runs through the untouched model once and,
@@ -16,7 +8,6 @@ are the same one, over the evaluation text: a report depends on nothing but the 
 the text, whether or not the store is still there.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -24,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32
+from jaxtyping import Int32
 from torch import Tensor
 
 from actstore.files import make_folder
@@ -33,7 +24,8 @@ from pipeline.device import pick_device
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.ablations import Ablations, OnTokens, Slot, find_site_means, slot_of
 from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine, max_cosine, mutual_mmcs
-from pipeline.evaluate.metrics import Columns, Sparsity, intervals, metrics, perplexity_of
+from pipeline.evaluate.intervals import intervals
+from pipeline.evaluate.metrics import Latents, measured, of_sums, perplexity_of
 from pipeline.evaluate.passes import AblationPass, SplicePass, measure, nll_at
 from pipeline.evaluate.report import (
     TABLE,
@@ -52,12 +44,12 @@ from pipeline.evaluate.setup import (
     load_eval_context,
     load_sae,
 )
+from pipeline.evaluate.sums import Columns
 from pipeline.lm.tokenizer import Tokenizer
 from pipeline.progress import OnProgress, Progress
 from pipeline.runs.folder import Provenance
 from pipeline.runs.kinds import by_kind
 from pipeline.runs.names import beside
-from pipeline.sae.sae import Coder
 
 
 def notes_on(
@@ -143,18 +135,29 @@ def report_of(
             f"{subject.path} leaves no prediction of {scene.setting.text} to count: contexts have "
             f"{scene.setting.ctx_len} tokens, and {left_out} is left out"
         )
-    numbers = {name: value.item() for name, value in metrics(totals).items()}
     if not all(np.isfinite(total).all() for total in totals.values()):
-        clean, spliced = numbers["ce_clean"], numbers["ce_patched"]
+        clean, spliced = (of_sums(totals)[name].item() for name in ("ce_clean", "ce_patched"))
         raise DataError(
             f"losses of {subject.path} are not finite (clean {clean:.4g}, spliced {spliced:.4g}): "
             f"the run's weights or the activations at {subject.site} overflow or hold NaN; "
             "try --precision fp32"
         )
+    coder, sparsity = subject.coder, view.sparsity
+    latents = Latents(
+        density=sparsity.density,
+        dead=sparsity.dead,
+        dead_cosine=dead_cosine(coder.W_dec, sparsity.dead),
+        encoder_decoder_cosine=encoder_decoder_cosine(coder),
+        max_cosine=max_cosine(coder.W_dec),
+    )
+    to_dead = latents.dead_cosine
+    notes = notes_on(scene, subject.provenance, subject.left_out.words, config)
     return EvalReport(
         run=subject.path,
         site=str(subject.site),
         arch=subject.arch,
+        d_in=coder.d_in,
+        d_sae=coder.d_sae,
         model=scene.setting.model,
         trained_on_model=subject.provenance.model,
         text=scene.setting.text,
@@ -163,50 +166,18 @@ def report_of(
         n_tokens=int(totals["n_tokens"].item()),
         n_predictions=int(totals["n_predictions"].item()),
         excluded=view.place.excluded.words,
-        **{name: None if math.isnan(value) else value for name, value in numbers.items()},
-        **_sparsity_numbers(view.sparsity),
-        **_geometry_numbers(subject.coder, view.sparsity.dead),
+        metrics=measured(totals, latents),
+        l0_quantiles=sparsity.l0_quantiles,
+        density=tuple(latents.density.tolist()),
+        dead_cosine=None if to_dead is None else tuple(to_dead.tolist()),
+        encoder_decoder_cosine=tuple(latents.encoder_decoder_cosine.tolist()),
+        max_cosine=tuple(latents.max_cosine.tolist()),
         overlaps=(),
         intervals=intervals(sums, n=config.n_bootstrap, seed=config.seed),
         inserted=_inserted(sums, subject, config.layers),
         worst=worst_contexts(sums, scene.contexts, scene.tokenizer, n=config.n_worst),
-        notes=_notes(scene, subject, config),
+        notes=(*subject.notes, *notes),
     )
-
-
-def _sparsity_numbers(sparsity: Sparsity) -> dict[str, Any]:
-    """The fields of a report about single latents and single tokens."""
-    return {
-        "l0_quantiles": sparsity.l0_quantiles,
-        "density": tuple(sparsity.density.tolist()),
-        "n_dead": int(sparsity.dead.sum()),
-        "frac_dead": sparsity.dead.double().mean().item(),
-        "n_rare": sparsity.n_rare,
-        "n_frequent": sparsity.n_frequent,
-    }
-
-
-def _geometry_numbers(coder: Coder, dead: Bool[Tensor, " d_sae"]) -> dict[str, Any]:
-    """The fields of a report about the directions of a coder."""
-    to_dead = dead_cosine(coder.W_dec, dead)
-    reads_as_writes, nearest = encoder_decoder_cosine(coder), max_cosine(coder.W_dec)
-    return {
-        "d_in": coder.d_in,
-        "d_sae": coder.d_sae,
-        "dead_cosine": None if to_dead is None else tuple(to_dead.tolist()),
-        "dead_cosine_mean": _mean(to_dead, dead),
-        "alive_cosine_mean": _mean(to_dead, ~dead),
-        "encoder_decoder_cosine": tuple(reads_as_writes.tolist()),
-        "encoder_decoder_cosine_median": float(np.median(reads_as_writes.numpy())),
-        "max_cosine": tuple(nearest.tolist()),
-        "max_cosine_mean": nearest.mean().item(),
-    }
-
-
-def _mean(cosine: Float64[Tensor, " d_sae"] | None, chosen: Bool[Tensor, " d_sae"]) -> float | None:
-    if cosine is None or not chosen.any():
-        return None
-    return cosine[chosen].mean().item()
 
 
 def _inserted(sums: Columns, subject: LoadedSAE, layers: tuple[int, ...]) -> tuple[Inserted, ...]:
@@ -218,11 +189,6 @@ def _inserted(sums: Columns, subject: LoadedSAE, layers: tuple[int, ...]) -> tup
         ce = (nll := sums[nll_at(site)].sum()) / n
         found.append(Inserted(site=str(site), ce_patched=float(ce), added=float((nll - clean) / n)))
     return tuple(found)
-
-
-def _notes(scene: EvalContext, subject: LoadedSAE, config: EvalConfig) -> tuple[str, ...]:
-    told = notes_on(scene, subject.provenance, subject.left_out.words, config)
-    return (*subject.notes, *told)
 
 
 COMPARED = 8

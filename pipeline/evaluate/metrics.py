@@ -1,82 +1,111 @@
-"""The metrics of an evaluation, and the sums they are made of.
+"""The metrics of an evaluation: what each is called, what it means, and the formula it is.
 
-Every metric that is a ratio of sums over tokens: one formula a line.
+This is the one place that knows them. An entry of `METRICS` is a number of every report, a key of
+`eval.json`, a column of `eval.csv`, and a row of the tables in the terminal and on the page.
 
-`s` holds `[n]` sums, those of a whole text (`n = 1`) or of so many resamplings of its contexts.
-Hence the formulas of both are the same. A ratio that would divide by nothing is NaN here, and None
-in a report.
+A metric is a formula from sums over all tokens, or from a value of each latent. In definitions `x`
+is an activation, `x̂` its reconstruction; "alone" is the model as it is, and "spliced", "zeroed" and
+"mean" the model with the site replaced by `x̂`, by zero, and by its mean over the same text.
 
-Sums over millions of tokens that do not lose the last ones, context by context.
+The sums, by name:
 
-How much of the activation, and of the model's prediction, survives the coder.
-
-Everything is a sum over tokens, divided once at the end: never a mean of ratios. Sums over the
-width of one row are float32, sums over rows float64. What the sums mean is in `metrics.py`.
-
-How few latents speak, and which never do.
-
-How far a metric would move with another text of the same kind: a bootstrap over contexts.
-
-Tokens of one context are alike, so contexts are resampled, never tokens (Efron and Tibshirani
-1993, percentile intervals). A resampling is a weight a context, and its metrics are those of
-weighted sums.
+- n_tokens, n_predictions: tokens, and predictions of a next one, that are counted.
+- nll_PASS: negative log-likelihood over predictions, PASS being clean, spliced, zero or mean.
+- kl_PASS: KL divergence from the clean predictions to those of spliced, or of zero.
+- error, spread, cosine, square_hat, product, norm_ratio: over tokens, ‖x - x̂‖², ‖x - mean x‖²,
+  cos(x, x̂), ‖x̂‖², x·x̂ and ‖x̂‖ / ‖x‖.
+- l0, l1: over tokens, latents above zero, and the sum of their values.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
+from jaxtyping import Bool, Float64
 from torch import Tensor
-from torch.nn import functional as F
 
-from pipeline.evaluate.report import FREQUENT, QUANTILES, RARE, Interval
-from pipeline.lm.cross_entropy import Head, log_probs, nll, predictions, slices
+Number = float | int | None
+"""What a metric is: None where its formula would divide by nothing."""
 
 Totals = Mapping[str, np.ndarray]
-"""`[n]` sums by name."""
+"""`[n]` sums by name: those of a whole text (`n` = 1), or of so many resamplings of its contexts.
 
-_LARGEST = math.log(np.finfo(np.float64).max) - 1
+Hence the formulas of both are the same. A ratio that would divide by nothing is NaN here.
+"""
 
+RARE, FREQUENT = 1e-6, 0.1
+"""Densities below the first are rare, above the second frequent."""
 
-def metrics(s: Totals) -> dict[str, np.ndarray]:
-    """Metrics by their names in `EvalReport`.
-
-    The sums are over tokens (`x` an activation, `x_hat` its reconstruction, `z` its latents) and
-    over predictions (`nll_PASS`, and `kl_PASS` from the clean one).
-
-    - relative_bias: below 1 is shrinkage (Rajamanoharan et al. 2024, arXiv 2404.16014, eq. 10).
-    - explained_variance: with one mean over the whole text.
-    - mse: summed over the width, as in training.
-    """
-    tokens, predictions = s["n_tokens"], s["n_predictions"]
-    ce = {name: _ratio(s[f"nll_{sums}"], predictions) for name, sums in _PASSES.items()}
-    perplexity = {name: perplexity_of(ce[name]) for name in ("clean", "patched")}
-    return {
-        **{f"ce_{name}": ce[name] for name in _PASSES},
-        "loss_recovered": _ratio(ce["zero"] - ce["patched"], ce["zero"] - ce["clean"]),
-        "loss_recovered_mean": _ratio(ce["mean"] - ce["patched"], ce["mean"] - ce["clean"]),
-        "kl": _ratio(s["kl_spliced"], predictions),
-        "kl_zero": _ratio(s["kl_zero"], predictions),
-        "kl_recovered": 1 - _ratio(s["kl_spliced"], s["kl_zero"]),
-        "perplexity_clean": perplexity["clean"],
-        "perplexity_patched": perplexity["patched"],
-        "perplexity_difference": perplexity["patched"] - perplexity["clean"],
-        "explained_variance": 1 - _ratio(s["error"], s["spread"]),
-        "mse": _ratio(s["error"], tokens),
-        "cosine": _ratio(s["cosine"], tokens),
-        "relative_bias": _ratio(s["square_hat"], s["product"]),
-        "l2_ratio": _ratio(s["norm_ratio"], tokens),
-        "l0": _ratio(s["l0"], tokens),
-        "l1": _ratio(s["l1"], tokens),
-    }
+NATS = "nats per prediction"
+SHARE = "share"
+"""A unit: it is written in percent."""
 
 
-_PASSES = {"clean": "clean", "patched": "spliced", "zero": "zero", "mean": "mean"}
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Latents:
+    """A value of each latent, on the CPU."""
+
+    density: Float64[Tensor, " d_sae"]
+    """On which share of the tokens it is above zero."""
+    dead: Bool[Tensor, " d_sae"]
+    """Whether it is so on none."""
+    dead_cosine: Float64[Tensor, " d_sae"] | None
+    """Of its decoder row with the mean row of the dead; None without dead."""
+    encoder_decoder_cosine: Float64[Tensor, " d_sae"]
+    """Of what it reads with what it writes."""
+    max_cosine: Float64[Tensor, " d_sae"]
+    """The largest of its decoder row with that of another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What is told of a metric; `OfSums` and `OfLatents` know its formula."""
+
+    name: str
+    """In reports, `eval.json`, `eval.csv`."""
+    section: str
+    """Those that belong together are shown under this title."""
+    words: str
+    """What people know it by, in up to 26 characters."""
+    definition: str = ""
+    unit: str = ""
+    heading: str = ""
+    """Over its column where each of many runs has a line; without one it has no column there."""
+    main: bool = False
+    """Whether it stands where there is room for some alone."""
+
+    @property
+    def note(self) -> str:
+        """Its definition, and its unit unless that can be seen."""
+        unit = "" if self.unit == SHARE else self.unit
+        return "; ".join(filter(None, (self.definition, unit)))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class OfSums(Metric):
+    """A metric of sums over tokens or predictions."""
+
+    formula: Callable[[Totals], np.ndarray]
+    interval: bool = False
+    """Whether contexts are resampled to see how far it moves."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class OfLatents(Metric):
+    """A metric of a value of each latent."""
+
+    formula: Callable[[Latents], Number]
+
+
+def ratio(
+    above: Float64[np.ndarray, " n"], below: Float64[np.ndarray, " n"]
+) -> Float64[np.ndarray, " n"]:
+    """Their quotients, NaN where one would divide by nothing."""
+    return np.divide(above, below, out=np.full_like(below, np.nan), where=below != 0)
 
 
 def perplexity_of(ce: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
@@ -84,235 +113,194 @@ def perplexity_of(ce: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
     return np.exp(np.minimum(ce, _LARGEST))
 
 
-def _ratio(
-    above: Float64[np.ndarray, " n"], below: Float64[np.ndarray, " n"]
-) -> Float64[np.ndarray, " n"]:
-    return np.divide(above, below, out=np.full_like(below, np.nan), where=below != 0)
+_LARGEST = math.log(np.finfo(np.float64).max) - 1
 
 
-Columns = dict[str, np.ndarray]
-"""`[contexts]` sums in float64, by name."""
+def _a_token(s: Totals, name: str) -> np.ndarray:
+    return ratio(s[name], s["n_tokens"])
 
 
-def exact(values: Float[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
-    """These values in float64: on their own device, or on the CPU where it has no float64."""
-    return (values.cpu() if values.device.type == "mps" else values).double()
+def _a_prediction(s: Totals, name: str) -> np.ndarray:
+    return ratio(s[name], s["n_predictions"])
 
 
-def zeros(*shape: int, device: torch.device) -> Float64[Tensor, "..."]:
-    """A float64 accumulator, where `exact` puts its values."""
-    return exact(torch.zeros(shape, device=device))
+def _perplexity(s: Totals, name: str) -> np.ndarray:
+    return perplexity_of(_a_prediction(s, f"nll_{name}"))
 
 
-def sum_kept(
-    values: Float[Tensor, "contexts rows"], kept: Bool[Tensor, "contexts rows"]
-) -> Float64[Tensor, " contexts"]:
-    """Sums over the rows of each context that are kept, whatever the others hold."""
-    wide = exact(values)
-    return wide.where(kept.to(wide.device), 0.0).sum(-1)
+def _recovered(s: Totals, ablated: str) -> np.ndarray:
+    clean, spliced, floor = (_a_prediction(s, f"nll_{p}") for p in ("clean", "spliced", ablated))
+    return ratio(floor - spliced, floor - clean)
 
 
-@final
-class ContextSums:
-    """Sums of each context, batch after batch: 8 bytes a name and context, on the CPU."""
-
-    def __init__(self) -> None:
-        self._parts: defaultdict[str, list[Tensor]] = defaultdict(list)
-
-    def add(self, name: str, values: Float64[Tensor, " contexts"]) -> None:
-        """Take in the sums of the next contexts."""
-        self._parts[name].append(values.cpu())
-
-    def all(self) -> Columns:
-        """What was taken in so far."""
-        return {name: torch.cat(parts).numpy() for name, parts in self._parts.items()}
+def _mean(cosine: Float64[Tensor, " d_sae"] | None, of: Bool[Tensor, " d_sae"]) -> float | None:
+    return None if cosine is None or not of.any() else cosine[of].mean().item()
 
 
-RECONSTRUCTION = ("error", "spread", "cosine", "square_hat", "product", "norm_ratio")
-"""What `reconstruction` gives of each row."""
-
-CLEAN = "clean"
-"""The name of the untouched pass."""
-
-Hidden = Tensor
-"""`[contexts ctx_len d_model]`, the last hidden states of one pass."""
-RowLosses = Tensor
-"""`[contexts ctx_len-1]` in float32: the last position of a context predicts nothing."""
-
-
-def reconstruction(
-    x: Float32[Tensor, "rows d_in"],
-    x_hat: Float32[Tensor, "rows d_in"],
-    mean: Float64[Tensor, " d_in"],
-) -> Float64[Tensor, "6 rows"]:
-    """What each row adds to the sums, in the order of `RECONSTRUCTION`.
-
-    `||x - x_hat||^2`, `||x - mean||^2`, `cos(x, x_hat)`, `||x_hat||^2`, `x . x_hat`, and
-    `||x_hat|| / ||x||`. A cosine with a zero vector, and a ratio to one, count as 0.
-    """
-    norm, norm_hat = (torch.linalg.vector_norm(rows, dim=-1) for rows in (x, x_hat))
-    per_row = (
-        (x - x_hat).square().sum(-1),
-        (exact(x) - mean).square().sum(-1),
-        F.cosine_similarity(x, x_hat, dim=-1),
-        x_hat.square().sum(-1),
-        (x * x_hat).sum(-1),
-        torch.where(norm > 0, norm_hat / norm, 0.0),
-    )
-    return torch.stack([exact(values) for values in per_row])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Losses:
-    """Of each prediction of a batch, in nats."""
-
-    nll: Mapping[Hashable, RowLosses]
-    """Negative log-likelihood of the next token, by pass; the untouched one is `CLEAN`."""
-    kl: Mapping[Hashable, RowLosses]
-    """KL divergence from the untouched pass to another."""
-
-
-@torch.no_grad()
-def losses(
-    head: Head,
-    clean: Float[Tensor, "contexts ctx_len d_model"],
-    edited: Mapping[Hashable, Hidden],
-    tokens: Int[Tensor, "contexts ctx_len"],
-    *,
-    diverging: Collection[Hashable],
-) -> Losses:
-    """What the passes predict, of which these last hidden states are.
-
-    Args:
-        head: The last layer of the model.
-        clean: Of the untouched pass.
-        edited: Of the others.
-        tokens: What all of them read.
-        diverging: The names of those whose KL is wanted.
-    """
-    rows, targets = predictions(clean, tokens)
-    others = {name: predictions(hidden, tokens)[0] for name, hidden in edited.items()}
-    of_rows = {name: _empty(rows) for name in (CLEAN, *others)}
-    kl = {name: _empty(rows) for name in diverging}
-    for part in slices(rows):
-        logp = log_probs(head, rows[part])
-        of_rows[CLEAN][part] = nll(logp, targets[part])
-        p = logp.exp() if kl else logp
-        for name, hidden in others.items():
-            logq = log_probs(head, hidden[part])
-            of_rows[name][part] = nll(logq, targets[part])
-            if name in kl:
-                kl[name][part] = logq.neg_().add_(logp).mul_(p).sum(-1)
-    shape = (len(tokens), -1)
-    return Losses(
-        nll={name: values.view(shape) for name, values in of_rows.items()},
-        kl={name: values.view(shape) for name, values in kl.items()},
-    )
-
-
-def _empty(rows: Float[Tensor, "rows d_model"]) -> Float32[Tensor, " rows"]:
-    return rows.new_empty(len(rows), dtype=torch.float32)
-
-
-@final
-class Sparsity:
-    """Counts, per latent, the tokens on which it is above zero, and per token the latents."""
-
-    def __init__(self, d_sae: int, *, device: torch.device) -> None:
-        self._n = 0
-        self._fired = zeros(d_sae, device=device)
-        self._histogram = torch.zeros(d_sae + 1, dtype=torch.int64, device=device)
-
-    def add(self, z: Float32[Tensor, "rows d_sae"]) -> Float32[Tensor, "2 rows"]:
-        """Take in the latents of some rows.
-
-        Returns:
-            Of each row, how many latents are above zero, and `sum_i |z_i|`; none is below zero.
-        """
-        active = (z > 0).float()
-        l0 = active.sum(-1)
-        self._n += len(z)
-        self._fired += exact(active.sum(0))
-        self._histogram += torch.bincount(l0.long(), minlength=len(self._histogram))
-        return torch.stack([l0, z.sum(-1)])
-
-    @property
-    def density(self) -> Float64[Tensor, " d_sae"]:
-        """Fraction of the tokens on which each latent is above zero."""
-        return self._fired.cpu() / self._n
-
-    @property
-    def dead(self) -> Bool[Tensor, " d_sae"]:
-        """Latents that were above zero on none of these tokens."""
-        return self._fired.cpu() == 0
-
-    @property
-    def n_rare(self) -> int:
-        """Latents above zero on fewer than one in a million tokens, the dead included."""
-        return int((self.density < RARE).sum())
-
-    @property
-    def n_frequent(self) -> int:
-        """Latents above zero on more than a tenth of the tokens."""
-        return int((self.density > FREQUENT).sum())
-
-    @property
-    def l0_quantiles(self) -> tuple[float, ...]:
-        """Quantiles over tokens of the number of latents above zero, at `QUANTILES`."""
-        return quantiles(self._histogram.cpu().numpy())
-
-
-def quantiles(histogram: Int64[np.ndarray, " n"]) -> tuple[float, ...]:
-    """Those of values of which `histogram[v]` are `v`, as of the values themselves.
-
-    Between the two nearest of the sorted values, as numpy does it.
-    """
-    up_to = np.cumsum(histogram)
-    rank = np.array(QUANTILES) * (up_to[-1] - 1)
-    low, high = (
-        np.searchsorted(up_to, np.array(whole, np.int64), side="right")
-        for whole in (np.floor(rank), np.ceil(rank))
-    )
-    return tuple((low + (rank - np.floor(rank)) * (high - low)).tolist())
-
-
-LEVEL = 0.95
-METRICS = (
-    "ce_patched", "loss_recovered", "loss_recovered_mean", "kl", "explained_variance", "mse",
-    "cosine", "l0",
+_LOSSES, _RECONSTRUCTION, _SPARSITY, _GEOMETRY = (
+    "Losses", "Reconstruction", "Sparsity", "Geometry",
 )  # fmt: skip
-"""Those that get an interval."""
 
-_BLOCK = 1 << 21
-"""Weights in memory at a time, of 8 bytes."""
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (
+    OfSums(
+        name="ce_clean", section=_LOSSES, words="loss, the model alone", unit=NATS, main=True,
+        definition="cross-entropy",
+        formula=lambda s: _a_prediction(s, "nll_clean"),
+    ),
+    OfSums(
+        name="ce_patched", section=_LOSSES, words="loss, SAE spliced in", unit=NATS, main=True,
+        definition="cross-entropy with x̂ in the place of x",
+        formula=lambda s: _a_prediction(s, "nll_spliced"), interval=True,
+    ),
+    OfSums(
+        name="ce_zero", section=_LOSSES, words="loss, site zeroed", unit=NATS,
+        definition="cross-entropy with 0 in the place of x",
+        formula=lambda s: _a_prediction(s, "nll_zero"),
+    ),
+    OfSums(
+        name="ce_mean", section=_LOSSES, words="loss, site at its mean", unit=NATS,
+        definition="cross-entropy with the mean of x over this text in its place",
+        formula=lambda s: _a_prediction(s, "nll_mean"),
+    ),
+    OfSums(
+        name="loss_recovered", section=_LOSSES, words="loss recovered", main=True,
+        heading="loss\nrecovered",
+        definition="(zeroed - spliced) / (zeroed - alone)",
+        formula=lambda s: _recovered(s, "zero"), interval=True,
+    ),
+    OfSums(
+        name="loss_recovered_mean", section=_LOSSES, words="loss recovered (mean)",
+        definition="(mean - spliced) / (mean - alone)",
+        formula=lambda s: _recovered(s, "mean"), interval=True,
+    ),
+    OfSums(
+        name="kl", section=_LOSSES, words="KL(model || spliced)", unit=NATS, main=True,
+        heading="KL",
+        definition="divergence from the model's predictions to the spliced model's",
+        formula=lambda s: _a_prediction(s, "kl_spliced"), interval=True,
+    ),
+    OfSums(
+        name="kl_zero", section=_LOSSES, words="KL(model || zeroed)", unit=NATS,
+        definition="the same, of zeroing the site",
+        formula=lambda s: _a_prediction(s, "kl_zero"),
+    ),
+    OfSums(
+        name="kl_recovered", section=_LOSSES, words="KL recovered",
+        definition="1 - KL / KL of zeroing the site",
+        formula=lambda s: 1 - ratio(s["kl_spliced"], s["kl_zero"]),
+    ),
+    OfSums(
+        name="perplexity_clean", section=_LOSSES, words="perplexity, model alone",
+        definition="exp(loss)",
+        formula=lambda s: _perplexity(s, "clean"),
+    ),
+    OfSums(
+        name="perplexity_patched", section=_LOSSES, words="perplexity, SAE spliced in",
+        formula=lambda s: _perplexity(s, "spliced"),
+    ),
+    OfSums(
+        name="perplexity_difference", section=_LOSSES, words="perplexity added",
+        definition="spliced - alone",
+        formula=lambda s: _perplexity(s, "spliced") - _perplexity(s, "clean"),
+    ),
+    OfSums(
+        name="explained_variance", section=_RECONSTRUCTION, words="explained variance", main=True,
+        heading="explained\nvariance",
+        definition="1 - Σ‖x - x̂‖² / Σ‖x - mean x‖², one mean over the whole text",
+        formula=lambda s: 1 - ratio(s["error"], s["spread"]), interval=True,
+    ),
+    OfSums(
+        name="mse", section=_RECONSTRUCTION, words="mean squared error",
+        definition="mean over tokens of ‖x - x̂‖², summed over the width as in training",
+        formula=lambda s: _a_token(s, "error"), interval=True,
+    ),
+    OfSums(
+        name="cosine", section=_RECONSTRUCTION, words="cosine similarity", main=True,
+        definition="of x and x̂, mean over tokens",
+        formula=lambda s: _a_token(s, "cosine"), interval=True,
+    ),
+    OfSums(
+        name="relative_bias", section=_RECONSTRUCTION, words="relative bias", main=True,
+        definition=(
+            "Σ‖x̂‖² / Σ x·x̂ (Rajamanoharan et al. 2024, arXiv 2404.16014, eq. 10): "
+            "below 1 where x̂ is shrunk"
+        ),
+        formula=lambda s: ratio(s["square_hat"], s["product"]),
+    ),
+    OfSums(
+        name="l2_ratio", section=_RECONSTRUCTION, words="ratio of norms",
+        definition="mean over tokens of ‖x̂‖ / ‖x‖",
+        formula=lambda s: _a_token(s, "norm_ratio"),
+    ),
+    OfSums(
+        name="l0", section=_SPARSITY, words="L0", heading="L0", main=True,
+        definition="features active per token",
+        formula=lambda s: _a_token(s, "l0"), interval=True,
+    ),
+    OfSums(
+        name="l1", section=_SPARSITY, words="L1",
+        definition="sum of a token's activations",
+        formula=lambda s: _a_token(s, "l1"),
+    ),
+    OfLatents(
+        name="n_dead", section=_SPARSITY, words="dead features", heading="dead",
+        definition="active on none of the tokens",
+        formula=lambda z: int(z.dead.sum()),
+    ),
+    OfLatents(
+        name="frac_dead", section=_SPARSITY, words="share of dead features", unit=SHARE, main=True,
+        formula=lambda z: z.dead.double().mean().item(),
+    ),
+    OfLatents(
+        name="n_rare", section=_SPARSITY, words="rare features, < 1e-6",
+        definition="active on fewer than one in a million tokens, the dead too",
+        formula=lambda z: int((z.density < RARE).sum()),
+    ),
+    OfLatents(
+        name="n_frequent", section=_SPARSITY, words="frequent features, > 10 %",
+        definition="active on more than a tenth of the tokens",
+        formula=lambda z: int((z.density > FREQUENT).sum()),
+    ),
+    OfLatents(
+        name="dead_cosine_mean", section=_GEOMETRY, words="dead-feature cosine, dead",
+        definition="of decoder rows with the mean dead row",
+        formula=lambda z: _mean(z.dead_cosine, z.dead),
+    ),
+    OfLatents(
+        name="alive_cosine_mean", section=_GEOMETRY, words="dead-feature cosine, alive",
+        definition="the same of living decoder rows",
+        formula=lambda z: _mean(z.dead_cosine, ~z.dead),
+    ),
+    OfLatents(
+        name="encoder_decoder_cosine_median", section=_GEOMETRY, words="encoder-decoder cosine",
+        definition="median over features, of what each reads with what it writes",
+        formula=lambda z: float(np.median(z.encoder_decoder_cosine.numpy())),
+    ),
+    OfLatents(
+        name="max_cosine_mean", section=_GEOMETRY, words="max cosine to another",
+        definition="mean over features, of a decoder row with the nearest other",
+        formula=lambda z: z.max_cosine.mean().item(),
+    ),
+)}  # fmt: skip
+"""By name, in the order in which they are shown."""
 
 
-def intervals(sums: Columns, *, n: int, seed: int) -> tuple[Interval, ...]:
-    """Percentile intervals from `n` resamplings; the mean of explained variance is held fixed.
-
-    One number of contexts and one seed always give the same resamplings. A single context gives no
-    interval, nor does a metric that some resampling leaves undefined.
-    """
-    table = np.stack(list(sums.values()), 1)
-    if n == 0 or len(table) < 2:
-        return ()
-    totals = np.concatenate([weights @ table for weights in _weights(len(table), n, seed)])
-    drawn = metrics(dict(zip(sums, totals.T, strict=True)))
-    found: list[Interval] = []
-    for metric in METRICS:
-        if np.isfinite(drawn[metric]).all():
-            low, high = np.quantile(drawn[metric], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-            found.append(Interval(metric=metric, low=float(low), high=float(high)))
-    return tuple(found)
+def sections() -> dict[str, list[Metric]]:
+    """All metrics by the titles under which they stand."""
+    found: dict[str, list[Metric]] = {}
+    for metric in METRICS.values():
+        found.setdefault(metric.section, []).append(metric)
+    return found
 
 
-def _weights(n_contexts: int, n: int, seed: int) -> Iterator[Float64[np.ndarray, "some contexts"]]:
-    """How often each resampling drew each context, some resamplings at a time."""
-    rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK // n_contexts)
-    for start in range(0, n, block):
-        size = min(block, n - start)
-        drawn = rng.integers(n_contexts, size=(size, n_contexts))
-        drawn += np.arange(size)[:, None] * n_contexts
-        counts = np.bincount(drawn.ravel(), minlength=size * n_contexts)
-        yield counts.reshape(size, n_contexts).astype(np.float64)
+def of_sums(s: Totals) -> dict[str, np.ndarray]:
+    """Those that are formulas from sums, by name."""
+    return {m.name: m.formula(s) for m in METRICS.values() if isinstance(m, OfSums)}
+
+
+def measured(s: Totals, z: Latents) -> dict[str, Number]:
+    """All metrics of one text, by name."""
+    values = {name: value.item() for name, value in of_sums(s).items()}
+    numbers = {name: None if math.isnan(value) else value for name, value in values.items()}
+    numbers |= {m.name: m.formula(z) for m in METRICS.values() if isinstance(m, OfLatents)}
+    return {name: numbers[name] for name in METRICS}

@@ -1,12 +1,7 @@
-"""The one pass over a text, and what each run asks of it.
+"""The one pass over a text: what a run costs, and what ablating its site does.
 
-What is asked of the one pass over the text: what a run costs, and what ablating its site does.
-
-Each asks for edited passes of a batch, and then sums, context by context, what they lost.
-
-The one pass over the text in which all that was asked for is measured.
-
-Of each batch the untouched model runs once; every edited pass starts at its site. In memory are
+Each asks for edited passes of a batch, and then sums, context by context, what they lost. Of each
+batch the untouched model runs once; every edited pass starts at its site. In memory are
 one batch's states (one for each edited pass, up to three for each site), a slice of logits of the
 untouched and of one edited pass, and some twenty float64 sums for each context and run.
 """
@@ -19,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pipeline.evaluate.ablations import Ablations, OnTokens, SiteMean, Tokens
-from pipeline.evaluate.metrics import (
+from pipeline.evaluate.setup import EvalSite
+from pipeline.evaluate.sums import (
     CLEAN,
     RECONSTRUCTION,
     Columns,
@@ -32,7 +28,6 @@ from pipeline.evaluate.metrics import (
     sum_kept,
     zeros,
 )
-from pipeline.evaluate.setup import EvalSite
 from pipeline.lm.cross_entropy import slices
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel

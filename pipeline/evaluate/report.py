@@ -1,23 +1,22 @@
-"""EvalReport, eval.json, eval.csv.
+"""What an evaluation says: plain numbers, ready for JSON; what they mean is in `metrics.py`.
 
-What an evaluation says: plain numbers, ready for JSON. Definitions are with each family.
-
-The latest report of a run, kept in its folder as `eval.json`.
-
-Several reports as one table of numbers, for a spreadsheet or a data frame.
+The latest report of a run is kept in its folder as `eval.json`. Several are one table, `eval.csv`,
+for a spreadsheet or a data frame.
 """
 
 import csv
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 from actstore.files import write_file
-from pipeline.config.serialization import from_json, to_json
+from pipeline.config.serialization import FLAT, from_json, to_json
 from pipeline.errors import CheckpointError, ConfigError, DataError
+from pipeline.evaluate.metrics import METRICS, Number
 
 EVAL_FILE = "eval.json"
 """In the folder of a run, its latest report."""
@@ -27,16 +26,13 @@ TABLE = "eval.csv"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of the number of latents above zero on a token."""
 
-RARE, FREQUENT = 1e-6, 0.1
-"""Densities below the first are rare, above the second frequent."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
     """Between what bounds 95 of 100 resamplings of the contexts put a metric."""
 
     metric: str
-    """The field of `EvalReport` that it belongs to."""
+    """The name of the metric."""
     low: float
     high: float
 
@@ -100,57 +96,19 @@ class EvalReport:
     excluded: tuple[str, ...]
     """What was left as it is and not counted, as training left it out; empty for nothing."""
 
-    ce_clean: float
-    ce_patched: float
-    ce_zero: float
-    ce_mean: float
-    """With the site replaced by its mean over this same text."""
-    loss_recovered: float | None
-    """Against zero ablation."""
-    loss_recovered_mean: float | None
-    """Against mean ablation."""
-    kl: float
-    kl_zero: float
-    """KL from the clean pass to the zero-ablated one."""
-    kl_recovered: float | None
-    """`1 - kl / kl_zero`."""
-    perplexity_clean: float
-    perplexity_patched: float
-    perplexity_difference: float
-
-    explained_variance: float | None
-    mse: float
-    cosine: float
-    relative_bias: float | None
-    l2_ratio: float
-    """Mean over tokens of `||x_hat|| / ||x||`."""
-
-    l0: float
+    metrics: Mapping[str, Number] = field(hash=False, metadata=FLAT)
+    """By name, those of `METRICS`. An older version that wrote a report had fewer, a newer one has
+    more; each is an attribute of the report too, None if it is not there."""
     l0_quantiles: tuple[float, ...]
     """Over tokens, at `QUANTILES`."""
-    l1: float
     density: tuple[float, ...]
     """Per latent, the fraction of the `n_tokens` on which it is above zero."""
-    n_dead: int
-    """Latents above zero on none of the `n_tokens`."""
-    frac_dead: float
-    n_rare: int
-    """Latents above zero on fewer than one in a million tokens, the dead included."""
-    n_frequent: int
-    """Latents above zero on more than a tenth of the tokens."""
-
-    dead_cosine_mean: float | None
-    """Mean over dead latents of the cosine with the mean dead row; None without dead."""
-    alive_cosine_mean: float | None
-    """The same over living latents; None without dead or without living ones."""
     dead_cosine: tuple[float, ...] | None
-    """Per latent, what the two means are taken over."""
+    """Per latent, the cosine of its decoder row with the mean dead row; None without dead."""
     encoder_decoder_cosine: tuple[float, ...]
     """Per latent, between what it reads and what it writes."""
-    encoder_decoder_cosine_median: float
     max_cosine: tuple[float, ...]
     """Per latent, the largest cosine of its dictionary row with that of another."""
-    max_cosine_mean: float
     overlaps: tuple[Overlap, ...]
     """With each other run of this evaluation that is as wide; none of one of many runs."""
 
@@ -161,6 +119,18 @@ class EvalReport:
     """In descending order of their added loss."""
     notes: tuple[str, ...]
     """What a reader of these numbers must know, one sentence each."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - what a field may be
+        """A metric."""
+        metrics = vars(self).get("metrics", {})  # not there yet while a copy is made
+        if name in metrics or name in METRICS:
+            return metrics.get(name)
+        close = get_close_matches(name, [*metrics, *METRICS, *vars(self)], n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "dir(report) lists what it has"
+        raise AttributeError(f"an evaluation has no {name!r}: {hint}")
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *METRICS, *self.metrics]
 
 
 Report = TypeVar("Report")
@@ -186,16 +156,17 @@ def load_report(run: Path) -> EvalReport | None:
 
 
 def keep(report: Any, path: Path) -> Path:  # noqa: ANN401 - any dataclass
-    """Write a report, a field a line: a person can read it, lists of a value per latent included.
+    """Write a report, a key a line: a person can read it, lists of a value per latent included.
 
     Raises:
         DataError: a number is not finite.
         OSError: the folder cannot be written to.
     """
     try:
+        document: Any = to_json(report)
         lines = [
-            f"{json.dumps(f.name)}: {json.dumps(to_json(getattr(report, f.name)), allow_nan=False)}"
-            for f in fields(report)
+            f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}"
+            for name, value in document.items()
         ]
     except ValueError as error:
         raise DataError(
@@ -235,13 +206,15 @@ _LEFT_OUT = frozenset({
 def write_table(reports: Sequence[EvalReport], path: Path) -> None:
     """A line a run: every single value, and after a metric the ends of its interval.
 
-    An empty field is a ratio that would have divided by nothing, or an interval that is not there.
+    An empty field is a ratio that would have divided by nothing, or a metric or an interval that is
+    not there.
 
     Raises:
         OSError: the file cannot be written.
     """
-    measured = {interval.metric for report in reports for interval in report.intervals}
-    rows = [_row(report, measured) for report in reports]
+    measured = [*METRICS, *(name for report in reports for name in report.metrics)]
+    bounded = {interval.metric for report in reports for interval in report.intervals}
+    rows = [_row(report, dict.fromkeys(measured), bounded) for report in reports]
     text = StringIO(newline="")
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -249,12 +222,21 @@ def write_table(reports: Sequence[EvalReport], path: Path) -> None:
     write_file(path, [text.getvalue().encode()])
 
 
-def _row(report: EvalReport, measured: Collection[str]) -> dict[str, object]:
+def _row(
+    report: EvalReport, measured: Collection[str], bounded: Collection[str]
+) -> dict[str, object]:
     """The fields of one line, by the names of their columns."""
     intervals = {interval.metric: interval for interval in report.intervals}
     row: dict[str, object] = {}
     for name in (f.name for f in fields(report) if f.name not in _LEFT_OUT):
         match name:
+            case "metrics":
+                for metric in measured:
+                    row[metric] = report.metrics.get(metric)
+                    if metric in bounded:
+                        found = intervals.get(metric)
+                        row[f"{metric}_low"] = found and found.low
+                        row[f"{metric}_high"] = found and found.high
             case "l0_quantiles":
                 names = (f"l0_q{round(100 * q):02}" for q in QUANTILES)
                 row |= zip(names, report.l0_quantiles, strict=True)
@@ -262,8 +244,4 @@ def _row(report: EvalReport, measured: Collection[str]) -> dict[str, object]:
                 row[name] = "; ".join(getattr(report, name))
             case _:
                 row[name] = getattr(report, name)
-        if name in measured:
-            found = intervals.get(name)
-            row[f"{name}_low"] = found and found.low
-            row[f"{name}_high"] = found and found.high
     return row

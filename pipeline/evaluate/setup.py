@@ -1,11 +1,4 @@
-"""Which SAE, in which model, on which text, at which rows.
-
-The rows of a site that an evaluation edits and counts: all of them, or those of training.
-
-What is evaluated: a coder from a run of any kind; and in what: a model and a text.
-
-The language model and the text in which runs are evaluated.
-"""
+"""Which SAE is evaluated, from a run of any kind; in which model, on which text, at which rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,8 +1,7 @@
-"""Densities, geometry, the frontier and who stands on it.
+"""The figures of an evaluation: of one run, and of several against each other.
 
-Where runs stand between few active features and much of the loss recovered.
-
-The figures of an evaluation: of one run, and of several against each other.
+One run shows how often its features are active and where their directions lie; several, where they
+stand between few active features and much of the loss recovered.
 """
 
 from collections import Counter
@@ -17,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pipeline.evaluate.report import FREQUENT, RARE, EvalReport
+from pipeline.evaluate.metrics import FREQUENT, RARE
+from pipeline.evaluate.report import EvalReport
 from pipeline.lm.families import Site
 from pipeline.plots.style import (
     AMBER,
@@ -61,7 +61,7 @@ class FrontierPoint:
 
 def frontier_points(reports: Sequence[EvalReport]) -> list[FrontierPoint]:
     """Where runs stand, in their order; those whose ablation costs no loss stand nowhere."""
-    there = [(r, r.loss_recovered) for r in reports if r.loss_recovered is not None]
+    there = [(r, r.loss_recovered) for r in reports if None not in (r.loss_recovered, r.l0)]
     settings = [(report.site, report.model, report.text) for report, _ in there]
     best = set[int]()
     for setting in set(settings):

@@ -30,7 +30,7 @@ def save_figures(reports: Sequence[EvalReport], folder: Path) -> tuple[Path, ...
             "density": density_figure(density, n_tokens=n_tokens),
             "encoder_decoder": encoder_decoder_figure(np.array(report.encoder_decoder_cosine)),
         }
-        if report.inserted:
+        if report.inserted and report.ce_clean is not None:
             figures["inserted"] = inserted_figure(report)
         save_all(figures, report.run)
     if len(reports) < 2:

@@ -252,7 +252,11 @@ def _tiles(report: EvalReport) -> list[Tile]:
             value=number(report.explained_variance),
             note=f"cosine {number(report.cosine)}",
         ),
-        Tile(name="dead", value=percent(report.frac_dead), note=f"{report.n_dead:,} features {of}"),
+        Tile(
+            name="dead",
+            value=percent(report.frac_dead),
+            note=f"{number(report.n_dead)} features {of}",
+        ),
     ]
 
 
@@ -288,7 +292,7 @@ def _drawings(report: EvalReport, *, prefix: str) -> list[Drawing]:
     if report.dead_cosine is not None:
         cosine = np.array(report.dead_cosine)
         figures["dead"] = dead_cosine_figure(cosine, density == 0, n_tokens=n_tokens)
-    if report.inserted:
+    if report.inserted and report.ce_clean is not None:
         figures["inserted"] = inserted_figure(report)
     for figure in figures.values():
         figure.set_size_inches(max(WIDE, figure.get_figwidth() - _SPARE), HIGH)

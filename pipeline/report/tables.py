@@ -1,9 +1,9 @@
-"""The table of an evaluation: what each number is called, what it means, and how sure it is."""
+"""The table of an evaluation on a page: each metric, what it means, and how sure it is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
+from pipeline.evaluate.metrics import METRICS, SHARE, Metric, sections
 from pipeline.evaluate.report import QUANTILES, EvalReport
 
 
@@ -16,59 +16,9 @@ def number(value: int | float | None) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
-def percent(share: float) -> str:
-    """A share in at most three digits."""
-    return f"{100 * share:.3g} %"
-
-
-METRICS: dict[str, dict[str, tuple[str, str]]] = {
-    "Losses, in nats per prediction": {
-        "ce_clean": ("cross-entropy, the model alone", ""),
-        "ce_patched": ("cross-entropy, SAE spliced in", ""),
-        "ce_zero": ("cross-entropy, site zeroed", ""),
-        "ce_mean": ("cross-entropy, site at its mean", ""),
-        "loss_recovered": ("loss recovered", "(zeroed - spliced) / (zeroed - alone)"),
-        "loss_recovered_mean": (
-            "loss recovered, against the mean", "(mean - spliced) / (mean - alone)",
-        ),
-        "kl": ("KL divergence", "from the model's predictions to the spliced model's"),
-        "kl_recovered": ("KL recovered", "1 - KL / KL of zeroing the site"),
-        "perplexity_clean": ("perplexity, the model alone", ""),
-        "perplexity_patched": ("perplexity, SAE spliced in", ""),
-        "perplexity_difference": ("difference in perplexity", ""),
-    },
-    "Reconstruction": {
-        "explained_variance": ("explained variance", "1 - Σ‖x - x̂‖² / Σ‖x - mean x‖²"),
-        "mse": ("mean squared error", ""),
-        "cosine": ("cosine of x and x̂", "mean over tokens"),
-        "relative_bias": ("relative reconstruction bias", "below 1 where x̂ is shrunk"),
-        "l2_ratio": ("ratio of norms", "mean of ‖x̂‖ / ‖x‖"),
-    },
-    "Sparsity": {
-        "l0": ("L0", "features active per token"),
-        "l0_quantiles": ("its quantiles", " / ".join(f"{q:.0%}" for q in QUANTILES)),
-        "l1": ("L1", "sum of a token's activations"),
-        "n_dead": ("dead features", "active on none of the tokens"),
-        "frac_dead": ("share of dead features", ""),
-        "n_rare": ("rare features", "active on fewer than one in a million tokens, the dead too"),
-        "n_frequent": ("frequent features", "active on more than a tenth of the tokens"),
-    },
-    "Geometry": {
-        "dead_cosine_mean": ("dead-feature cosine, dead", "of decoder rows with the mean dead row"),
-        "alive_cosine_mean": ("dead-feature cosine, alive", "the same of living decoder rows"),
-        "encoder_decoder_cosine_median": ("encoder-decoder cosine", "median"),
-        "max_cosine_mean": ("largest cosine with another feature", "mean"),
-    },
-}  # fmt: skip
-"""By group and field of `EvalReport`: name and definition."""
-
-MAIN = (
-    "loss_recovered", "kl", "explained_variance", "l0", "frac_dead", "ce_clean", "ce_patched",
-    "cosine", "relative_bias",
-)  # fmt: skip
-"""The columns where each of many runs has a row."""
-
-_SHARES = {"frac_dead"}
+def percent(share: float | None) -> str:
+    """A share in at most three digits; a dash for nothing."""
+    return "-" if share is None else f"{100 * share:.3g} %"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,36 +52,42 @@ def metric_groups(reports: Sequence[EvalReport | None]) -> list[Group]:
     return [
         Group(
             title=title,
-            rows=tuple(
-                Row(name=name, note=note, cells=tuple(_cell(report, key) for report in reports))
-                for key, (name, note) in metrics.items()
-            ),
+            rows=tuple(row for metric in metrics for row in _metric_rows(metric, reports)),
         )
-        for title, metrics in METRICS.items()
+        for title, metrics in sections().items()
     ]
 
 
 def main_heads() -> list[tuple[str, str]]:
     """What the main metrics are called; no more is said of them."""
-    names = {key: name for metrics in METRICS.values() for key, (name, _) in metrics.items()}
-    return [(names[key], "") for key in MAIN]
+    return [(metric.words, "") for metric in METRICS.values() if metric.main]
 
 
 def main_rows(names: Sequence[str], reports: Sequence[EvalReport | None]) -> list[Row]:
     """A row a run, a cell a main metric."""
+    main = [metric for metric in METRICS.values() if metric.main]
     return [
-        Row(name=name, note="", cells=tuple(_cell(report, key) for key in MAIN))
+        Row(name=name, note="", cells=tuple(_cell(report, metric) for metric in main))
         for name, report in zip(names, reports, strict=True)
     ]
 
 
-def _cell(report: EvalReport | None, key: str) -> Cell:
+def _metric_rows(metric: Metric, reports: Sequence[EvalReport | None]) -> Iterator[Row]:
+    cells = tuple(_cell(report, metric) for report in reports)
+    yield Row(name=metric.words, note=metric.note, cells=cells)
+    if metric.name == "l0":
+        told = [
+            " / ".join(map(number, report.l0_quantiles)) if report else "" for report in reports
+        ]
+        note = " / ".join(f"{q:.0%}" for q in QUANTILES)
+        cells = tuple(Cell(value=value, interval="") for value in told)
+        yield Row(name="its quantiles", note=note, cells=cells)
+
+
+def _cell(report: EvalReport | None, metric: Metric) -> Cell:
     if report is None:
         return Cell(value="", interval="")
-    value = getattr(report, key)
-    if isinstance(value, tuple):
-        return Cell(value=" / ".join(map(number, cast("tuple[float, ...]", value))), interval="")
-    write = percent if key in _SHARES else number
-    found = next((i for i in report.intervals if i.metric == key), None)
+    write = percent if metric.unit == SHARE else number
+    found = next((i for i in report.intervals if i.metric == metric.name), None)
     interval = f"{write(found.low)} to {write(found.high)}" if found else ""
-    return Cell(value=write(value), interval=interval)
+    return Cell(value=write(report.metrics.get(metric.name)), interval=interval)

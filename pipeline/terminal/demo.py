@@ -27,7 +27,7 @@ from pipeline.terminal.commands import (
     run_report,
     run_train,
 )
-from pipeline.terminal.evaluations import EVAL_ROWS, TUNED_ROWS, named
+from pipeline.terminal.evaluations import TUNED_ROWS, metric_facts, named
 from pipeline.terminal.lines import features_line
 from pipeline.terminal.screen import Screen
 
@@ -84,6 +84,6 @@ def run_demo(out: Path, *, screen: Screen) -> "dict[str, EvalReport | FinetuneRe
     tuned = run_finetune(configs.finetune, screen=screen)
     learned = {f"on arithmetic: {key}": x for key, x in named(tuned, TUNED_ROWS).items()}
     title = f"{report.arch} SAE at {report.site}, {report.d_sae:,} features"
-    screen.show(f"{title}; losses in nats a token", {**named(report, EVAL_ROWS), **learned})
+    screen.show(f"{title}; losses in nats a token", {**metric_facts(report), **learned})
     page = ReportConfig(runs=(configs.train.out,), out=out / "report.html")
     return {"eval": report, "finetune": tuned, "report": run_report(page, screen=screen)}

@@ -5,59 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.evaluate.metrics import METRICS, SHARE, Metric, sections
 from pipeline.evaluate.report import QUANTILES, EvalReport, Interval
+from pipeline.report.tables import percent
 from pipeline.runs.names import middle_out, names_of
 from pipeline.terminal.words import cell
 from pipeline.text.token_text import visible
 
-EVAL_SECTIONS: Sequence[Mapping[str, str]] = (
-    {
-        "ce_clean": "loss, the model alone",
-        "ce_patched": "loss, SAE spliced in",
-        "ce_zero": "loss, site zeroed",
-        "ce_mean": "loss, site at its mean",
-        "loss_recovered": "loss recovered (zero)",
-        "loss_recovered_mean": "loss recovered (mean)",
-        "kl": "KL(model || spliced)",
-        "kl_recovered": "KL recovered (zero)",
-        "perplexity_clean": "perplexity, model alone",
-        "perplexity_patched": "perplexity, SAE spliced in",
-        "perplexity_difference": "perplexity added",
-    },
-    {
-        "explained_variance": "explained variance",
-        "mse": "mean squared error",
-        "cosine": "cosine(x, x_hat)",
-        "relative_bias": "relative bias",
-        "l2_ratio": "L2 ratio, |x_hat| / |x|",
-    },
-    {
-        "l0": "L0",
-        "l0_quantiles": "L0, median [5 .. 95 %]",
-        "l1": "L1",
-        "n_dead": "dead features",
-        "n_rare": "rare features, < 1e-6",
-        "n_frequent": "frequent features, > 10 %",
-    },
-    {
-        "dead_cosine_mean": "dead-feature cosine, dead",
-        "alive_cosine_mean": "dead-feature cosine, alive",
-        "encoder_decoder_cosine_median": "encoder-decoder cosine",
-        "max_cosine_mean": "max cosine to another",
-    },
-)
-"""Fields of a report by the words that people know them by."""
-
-_WORDS = {key: words for section in EVAL_SECTIONS for key, words in section.items()}
-EVAL_ROWS = {
-    key: _WORDS[key]
-    for key in (
-        "ce_clean", "ce_patched", "ce_zero", "ce_mean", "loss_recovered", "loss_recovered_mean",
-        "kl", "l0", "explained_variance", "mse", "cosine", "n_dead", "dead_cosine_mean",
-        "alive_cosine_mean",
-    )
-}  # fmt: skip
-"""The most telling of them."""
 TUNED_ROWS = {
     "ce_base": "loss, the model alone",
     "ce_spliced": "loss, SAE spliced in",
@@ -73,6 +27,11 @@ _NAME = 26
 def named(result: object, rows: Mapping[str, str]) -> dict[str, object]:
     """Fields of a result by the words that people know them by."""
     return {words: getattr(result, key) for key, words in rows.items()}
+
+
+def metric_facts(report: EvalReport) -> dict[str, str]:
+    """Every metric by the words that people know it by."""
+    return {m.words: _number(report.metrics.get(m.name), m.unit) for m in METRICS.values()}
 
 
 def facts_table(title: str, rows: Mapping[str, object]) -> Table:
@@ -107,9 +66,12 @@ def columns_table(reports: Sequence[EvalReport]) -> Table:
         head = Text(f"{name}\n{report.arch} {report.site}")
         table.add_column(head, justify="right", overflow="fold")
     alone = len(reports) == 1
-    for section in EVAL_SECTIONS:
-        for key, words in section.items():
-            table.add_row(words, *(Text(_told(report, key, alone=alone)) for report in reports))
+    for metrics in sections().values():
+        for metric in metrics:
+            told = (_told(report, metric, alone=alone) for report in reports)
+            table.add_row(metric.words, *map(Text, told))
+            if metric.name == "l0":
+                table.add_row("L0, median [5 .. 95 %]", *map(_quantiles, reports))
         table.add_section()
     return table
 
@@ -118,12 +80,12 @@ def lines_table(reports: Sequence[EvalReport]) -> Table:
     """One line a run."""
     table = _table(title=_title(reports))
     table.add_column("run", overflow="fold")
-    for head in ("L0", "loss\nrecovered", "KL", "explained\nvariance", "dead"):
-        table.add_column(head, justify="right")
-    keys = ("l0", "loss_recovered", "kl", "explained_variance", "n_dead")
+    shown = [metric for metric in METRICS.values() if metric.heading]
+    for metric in shown:
+        table.add_column(metric.heading, justify="right")
     names = names_of([report.run for report in reports])
     for report, name in zip(reports, names, strict=True):
-        told = (_told(report, key, alone=False) for key in keys)
+        told = (_told(report, metric, alone=False) for metric in shown)
         table.add_row(*map(Text, (f"{name}\n{report.arch} {report.site}", *told)))
     return table
 
@@ -186,26 +148,32 @@ def _title(reports: Sequence[EvalReport]) -> str:
     return f"{model} on {text}, {n} tokens; losses in nats a token"
 
 
-def _told(report: EvalReport, key: str, *, alone: bool) -> str:
-    """A field, with its interval where there is room for it."""
-    if key == "l0_quantiles":
-        at = dict(zip(QUANTILES, report.l0_quantiles, strict=True))
-        return f"{at[0.5]:g} [{at[0.05]:g} .. {at[0.95]:g}]"
-    told = _number(getattr(report, key))
-    interval = next((one for one in report.intervals if one.metric == key), None)
-    if interval is None or not (alone or key == "loss_recovered"):
+def _told(report: EvalReport, metric: Metric, *, alone: bool) -> str:
+    """A metric, with its interval where there is room for it."""
+    told = _number(report.metrics.get(metric.name), metric.unit)
+    interval = next((one for one in report.intervals if one.metric == metric.name), None)
+    if interval is None or not (alone or metric.name == "loss_recovered"):
         return told
     between = " " if alone else "\n"
-    return f"{told}{between}{_span(interval)}"
+    return f"{told}{between}{_span(interval, metric.unit)}"
 
 
-def _span(interval: Interval) -> str:
+def _quantiles(report: EvalReport) -> str:
+    at = dict(zip(QUANTILES, report.l0_quantiles, strict=True))
+    return f"{at[0.5]:g} [{at[0.05]:g} .. {at[0.95]:g}]"
+
+
+def _span(interval: Interval, unit: str) -> str:
+    if unit == SHARE:
+        return f"[{percent(interval.low)}..{percent(interval.high)}]"
     decimals = ".3f" if 1e-2 <= max(abs(interval.low), abs(interval.high)) < 1e3 else ".3g"
     return f"[{interval.low:{decimals}}..{interval.high:{decimals}}]"
 
 
-def _number(value: float | int | None) -> str:
+def _number(value: float | int | None, unit: str = "") -> str:
     """As in every table, but with digits left of what is very small, and few of what is large."""
+    if unit == SHARE:
+        return percent(value)
     if not isinstance(value, float) or not value or 1e-3 <= abs(value) < 1e3:
         return cell(value)
     return f"{value:,.1f}" if 1e3 <= abs(value) < 1e9 else f"{value:.3g}"

@@ -334,7 +334,7 @@ def equality(args: argparse.Namespace, folder: Path) -> None:
     print(
         f"\n{'':32}{'ours':>13}{'plain':>13}{'SAELens':>13}{'ours-plain':>12}{'SAELens-plain':>15}"
     )
-    found = vars(report) | {
+    found = {**vars(report), **report.metrics} | {
         f"l0_q{round(100 * q):02}": value
         for q, value in zip(QUANTILES, report.l0_quantiles, strict=True)
     }

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.config.serialization import to_json
 from pipeline.errors import ConfigError
 from tests.helpers.evaluations import N_CONTEXTS
 from tests.helpers.plain_eval import (
@@ -63,7 +64,7 @@ def test_what_training_left_out_is_neither_edited_nor_counted(
     plain = plain_eval(tiny_model, tokens, make_sae(), **plainly)
     assert 0.3 * tokens.numel() < plain["n_tokens"] < tokens.numel()
     assert_numbers_agree(
-        vars(report), {key: plain[key] for key in plain.keys() - {"inserted", "contexts"}}
+        to_json(report), {key: plain[key] for key in plain.keys() - {"inserted", "contexts"}}
     )
     for found, (site, ce) in zip(report.inserted, plain["inserted"], strict=True):
         assert found.site == site

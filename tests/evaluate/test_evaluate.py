@@ -47,7 +47,7 @@ def test_every_number_agrees_with_a_plain_float64_computation(run_eval, tiny_mod
     plain = plain_eval(tiny_model, contexts_of(tiny_model, tiny_text, n=N_CONTEXTS), coder)
     numbers = {name: value for name, value in plain.items() if hasattr(report, name)}
     del numbers["inserted"]
-    assert_numbers_agree(vars(report), numbers)
+    assert_numbers_agree(to_json(report), numbers)
     assert len(numbers) == 33
     assert 10 < report.n_dead < coder.d_sae / 2
     assert 0 < report.n_frequent < coder.d_sae - report.n_dead

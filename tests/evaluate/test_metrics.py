@@ -5,18 +5,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.evaluate.metrics import (
+from pipeline.evaluate.metrics import METRICS, Latents, of_sums, perplexity_of
+from pipeline.evaluate.report import QUANTILES
+from pipeline.evaluate.sums import (
     CLEAN,
     RECONSTRUCTION,
     Sparsity,
     losses,
-    metrics,
-    perplexity_of,
     quantiles,
     reconstruction,
     sum_kept,
 )
-from pipeline.evaluate.report import QUANTILES
 from pipeline.lm import cross_entropy
 
 CPU = torch.device("cpu")
@@ -36,6 +35,16 @@ def sums_of(**given: float) -> dict[str, np.ndarray]:
         "kl_spliced", "kl_zero", "l0", "l1",
     )  # fmt: skip
     return {name: np.array([float(given.get(name, 1))]) for name in (*names, *RECONSTRUCTION)}
+
+
+def rare_and_frequent(sums: Sparsity) -> tuple[object, object]:
+    """How many latents are, of these densities."""
+    anything = torch.zeros_like(sums.density)
+    latents = Latents(
+        density=sums.density, dead=sums.dead, dead_cosine=None, encoder_decoder_cosine=anything,
+        max_cosine=anything,
+    )  # fmt: skip
+    return METRICS["n_rare"].formula(latents), METRICS["n_frequent"].formula(latents)
 
 
 def test_what_a_row_adds_agrees_with_float64_far_from_zero():
@@ -67,14 +76,14 @@ def test_shrinkage_shows_as_a_bias_below_one():
     x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     table = reconstruction(x, 0.8 * x, x.double().mean(0))
     totals = dict(zip(RECONSTRUCTION, table.sum(1, keepdim=True).numpy(), strict=True))
-    found = metrics(sums_of(n_tokens=20) | totals)
+    found = of_sums(sums_of(n_tokens=20) | totals)
     assert found["relative_bias"] == pytest.approx(0.8, rel=1e-6)
     assert found["l2_ratio"] == pytest.approx(0.8, rel=1e-6)
     assert found["cosine"] == pytest.approx(1, rel=1e-6)
 
 
 def test_ratios_over_nothing_are_not_numbers():
-    found = metrics(sums_of(spread=0, product=0, nll_clean=2, nll_zero=2, nll_mean=2, kl_zero=0))
+    found = of_sums(sums_of(spread=0, product=0, nll_clean=2, nll_zero=2, nll_mean=2, kl_zero=0))
     undefined = {name for name, value in found.items() if np.isnan(value)}
     assert undefined == {
         "explained_variance", "relative_bias", "loss_recovered", "loss_recovered_mean",
@@ -86,7 +95,7 @@ def test_recovered_is_one_when_clean_and_zero_when_ablated():
     losses = {"nll_clean": 20, "nll_zero": 40, "nll_mean": 30, "kl_zero": 4, "n_predictions": 10}
 
     def recovered(**given: float) -> tuple[float, float, float]:
-        found = metrics(sums_of(**losses, **given))
+        found = of_sums(sums_of(**losses, **given))
         names = ("loss_recovered", "loss_recovered_mean", "kl_recovered")
         return tuple(found[name].item() for name in names)
 
@@ -134,7 +143,7 @@ def test_sparsity_counts_what_is_above_zero():
     assert sums.density.tolist() == [0.75, 0.0, 0.25, 0.0]
     assert sums.dead.tolist() == [False, True, False, True]
     assert sums.l0_quantiles == pytest.approx(np.quantile([2, 1, 1, 0], QUANTILES))
-    assert (sums.n_rare, sums.n_frequent) == (2, 2)
+    assert rare_and_frequent(sums) == (2, 2)
 
 
 def test_quantiles_of_a_histogram_are_those_of_its_values():
@@ -152,4 +161,4 @@ def test_rare_and_frequent_are_strictly_below_and_above():
     z[:1, 1] = z[:2, 2] = z[:100_000, 3] = z[:100_001, 4] = 1
     sums.add(z)
     assert sums.density.tolist() == [0, 1e-6, 2e-6, 0.1, 0.100001]
-    assert (sums.n_rare, sums.n_frequent) == (1, 1)
+    assert rare_and_frequent(sums) == (1, 1)

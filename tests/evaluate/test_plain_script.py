@@ -8,6 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from pipeline.config.serialization import to_json
 from pipeline.config.stages import EvalConfig
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.report import QUANTILES, EvalReport
@@ -46,7 +47,7 @@ def plain(run: Path, *, layer: int, dtype: torch.dtype = torch.float64) -> dict[
 def told(report: EvalReport) -> dict[str, float]:
     """A report's numbers by the plain script's names."""
     names = [f"l0_q{round(100 * q):02}" for q in QUANTILES]
-    numbers = {**vars(report), **dict(zip(names, report.l0_quantiles, strict=True))}
+    numbers = {**to_json(report), **dict(zip(names, report.l0_quantiles, strict=True))}
     return {name: value for name, value in numbers.items() if isinstance(value, int | float)}
 
 

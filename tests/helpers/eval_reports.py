@@ -1,19 +1,35 @@
 """Reports of evaluations that never took place, to save, to draw and to show."""
 
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.evaluate.metrics import METRICS
 from pipeline.evaluate.report import EvalReport, Inserted, Interval, Overlap, WorstContext
 
 
+def report_of(**values: Any) -> EvalReport:
+    """A report of these fields and metrics."""
+    known = {f.name for f in fields(EvalReport)}
+    metrics = {name: values.pop(name) for name in values.keys() - known}
+    assert metrics.keys() <= METRICS.keys()
+    return EvalReport(metrics=metrics, **values)
+
+
+def changed(report: EvalReport, **changes: Any) -> EvalReport:
+    """With some of its fields and metrics as they are here."""
+    values = {**vars(report), **report.metrics}
+    del values["metrics"]
+    return report_of(**(values | changes))
+
+
 def make_report(run: Path = Path("runs/sae"), *, d_sae: int = 64, **changes: Any) -> EvalReport:
-    """A report as of a TopK coder with a few dead latents; `changes` are any of its fields."""
+    """A report as of a TopK coder with a few dead latents; `changes` as in `changed`."""
     rng = np.random.default_rng(0)
     density = np.where(np.arange(d_sae) % 8 == 0, 0, 10 ** rng.uniform(-4, -0.3, d_sae))
-    report = EvalReport(
+    report = report_of(
         run=run, site="mlp_out.2", arch="topk", d_in=16, d_sae=d_sae, model="builtin",
         trained_on_model="builtin", text="builtin@heldout", precision="fp32", ctx_len=128,
         n_tokens=40_064, n_predictions=39_751, excluded=(), ce_clean=2.6231, ce_patched=2.6642,
@@ -29,7 +45,7 @@ def make_report(run: Path = Path("runs/sae"), *, d_sae: int = 64, **changes: Any
         max_cosine=tuple(rng.uniform(0.1, 0.9, d_sae).tolist()), max_cosine_mean=0.4417,
         overlaps=(), intervals=(), inserted=(), worst=(), notes=(),
     )  # fmt: skip
-    return replace(report, **changes)
+    return changed(report, **changes)
 
 
 def with_everything(run: Path = Path("runs/sae")) -> EvalReport:

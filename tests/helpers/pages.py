@@ -23,6 +23,7 @@ from pipeline.report.feature_data import ShownFeatures
 from pipeline.report.saes import SAEExhibit
 from pipeline.runs.sae_run import SAERun
 from pipeline.text.token_text import TokenTexts
+from tests.helpers.eval_reports import report_of
 from tests.helpers.tiny import make_sae, save_sae
 
 WIDTH = BEFORE + 1 + AFTER
@@ -133,7 +134,7 @@ def make_report(run: Path, *, d_sae: int = D_SAE, dead: int = 5, **changes: Any)
         ),),
         "notes": ("Numbers of <b>another</b> text are not comparable.",),
     }  # fmt: skip
-    return EvalReport(**(values | changes))
+    return report_of(**(values | changes))
 
 
 def make_run(path: Path, *, seed: int = 0) -> Path:

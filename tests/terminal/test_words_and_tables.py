@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from actstore.verify import Finding
+from pipeline.evaluate.metrics import METRICS
 from pipeline.evaluate.report import Interval, Overlap
-from pipeline.terminal.evaluations import EVAL_ROWS, EVAL_SECTIONS, eval_tables, named
+from pipeline.terminal.evaluations import eval_tables, metric_facts
 from pipeline.terminal.screen import Screen
 from pipeline.terminal.store import damage_words, finding_line, rows_lost
 from pipeline.terminal.words import duration, many, size
-from tests.helpers.eval_reports import make_report, with_everything
+from tests.helpers.eval_reports import changed, make_report, with_everything
 
 
 @pytest.mark.parametrize(
@@ -101,9 +102,8 @@ def line_of(text: str, start: str) -> str:
 def test_an_evaluation_shows_every_metric_it_has(capsys):
     report = make_report()
     text = shown(capsys, report)
-    for section in EVAL_SECTIONS:
-        for words in section.values():
-            assert words in text
+    for metric in METRICS.values():
+        assert metric.words in text
     assert "builtin on builtin@heldout, 40,064 tokens" in text
     assert "31 [20 .. 51]" in line_of(text, "L0, median")
     assert "0.4417" in line_of(text, "max cosine")
@@ -112,10 +112,12 @@ def test_an_evaluation_shows_every_metric_it_has(capsys):
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_the_brief_rows_are_some_of_all_rows():
-    told = named(make_report(), EVAL_ROWS)
-    assert told["L0"] == 32.25
-    assert told["loss recovered (zero)"] == 0.934622
+def test_the_facts_of_an_evaluation_are_its_metrics_by_their_words():
+    told = metric_facts(make_report())
+    assert told["L0"] == "32.2500"
+    assert told["loss recovered"] == "0.9346"
+    assert told["share of dead features"] == "12.5 %"
+    assert len(told) == len(METRICS)
 
 
 def test_a_lone_run_shows_all_its_intervals(capsys):
@@ -144,7 +146,7 @@ def test_runs_side_by_side_show_the_interval_of_the_loss_recovered_alone(capsys)
 
 def test_many_runs_have_a_line_each(capsys):
     runs = [make_report(Path(f"sweep/k={k}"), l0=float(k)) for k in (8, 16, 32, 64)]
-    text = shown(capsys, *runs, replace(runs[0], run=Path("x/k=8"), loss_recovered=None))
+    text = shown(capsys, *runs, changed(runs[0], run=Path("x/k=8"), loss_recovered=None))
     assert "16.0000" in line_of(text, "sweep/k=16")
     assert "-" in line_of(text, "x/k=8").split()
     assert max(map(len, text.splitlines())) <= 80
