@@ -8,11 +8,13 @@ Torch is imported by what needs it, when it is called.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from actstore.errors import StoreError
 from pipeline.config.architectures import ARCHS, ReluConfig
 from pipeline.config.command_line import arch_table
 from pipeline.config.grid import Point, Trainable, expand
@@ -339,3 +341,58 @@ def finetune(
     report = learn(made, on_progress=on_progress)
     save_finetune_figures(made.out)
     return report
+
+
+@takes(ReportConfig)
+def report(
+    runs: AnyPath | Sequence[AnyPath] | ReportConfig,
+    *,
+    out: AnyPath | None = None,
+    on_progress: OnProgress | None = None,
+    **settings: object,
+) -> Path:
+    """Write one HTML page about runs, that opens anywhere; what is missing for it is made first.
+
+    Args:
+        runs: Of SAEs, fine-tuned ones and connectors.
+        out: The page; None means report.html beside the runs.
+        on_progress: Told how far what is missing has come.
+        settings: Those below.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible, or `out` is a folder.
+        CheckpointError: a run cannot be used.
+        ModelError: a language model that is needed cannot be used.
+        TextError: a text that is needed cannot be read.
+    """
+    from pipeline.connect.evaluate import evaluate_connectors
+    from pipeline.connect.reading.read import read_connector
+    from pipeline.connect.reading.values import ReadingConfig
+    from pipeline.connect.report import load_connector_report
+    from pipeline.evaluate.report import load_report
+    from pipeline.features.files import has_features
+    from pipeline.report.page import require_file, write_page
+    from pipeline.runs.kinds import says_kind
+    from pipeline.runs.names import beside
+
+    given = runs if isinstance(runs, ReportConfig) else {"runs": runs, "out": out or ""}
+    made = config_of(ReportConfig, given, settings, verb="report")
+    if made.out == Path():
+        made = replace(made, out=beside(made.runs) / "report.html")
+    require_file(made.out)  # before hours of work
+    connectors = [run for run in made.runs if says_kind(run) == "connector"]
+    saes = [run for run in made.runs if run not in connectors]
+    if missing := tuple(run for run in saes if load_report(run) is None):
+        evaluate(missing, on_progress=on_progress)
+    if missing := tuple(run for run in connectors if load_connector_report(run) is None):
+        evaluate_connectors(EvalConfig(runs=missing), on_progress=on_progress)
+    for run in made.runs:
+        with suppress(ConfigError, StoreError):  # the page says how to make them
+            if run in connectors:
+                read_connector(ReadingConfig(run=run), on_progress=on_progress)
+            elif not has_features(run):
+                features(run, on_progress=on_progress)
+    return write_page(made)

@@ -53,6 +53,8 @@ class EvalConfig:
     """One evaluation of one or more runs."""
 
     runs: tuple[Path, ...]
+    out: Path | None = None
+    """Folder of several runs' table; None means the one that they have in common."""
     model: str | None = None
     """Another model than the one the store was harvested from; None means that one."""
     text: str | None = None

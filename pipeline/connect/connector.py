@@ -1,10 +1,6 @@
-"""Connector, the two SAEs it lies between.
+"""A connector: latents of one SAE, linearly combined, are latents of another.
 
-The connector: latents of one SAE, linearly combined, are latents of another.
-
-The two SAEs that a connector lies between, on rows of one store.
-
-The latents of both SAEs at the rows of a batch, in the form that training takes them.
+With it the two SAEs that it lies between, and their latents as training and scoring take them.
 """
 
 from collections.abc import Mapping
@@ -62,7 +58,7 @@ class Connector(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """One of them, as a connector names it."""
+    """One of the two SAEs, as a connector names it."""
 
     run: Path
     site: str
@@ -77,9 +73,13 @@ class End:
         return End(run=run.path.resolve(), site=site, sha256=run.sha256, d_sae=run.d_sae)
 
 
+Ends = tuple[End, End]
+"""The SAE whose latents are read, and the one whose are predicted."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Pair:
-    """Both, loaded."""
+class SAEPair:
+    """Both SAEs, loaded."""
 
     source: SAE
     """Whose latents are read."""
@@ -97,8 +97,8 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Latents:
-    """Those of one batch; every connector between the same SAEs learns from the same."""
+class PairLatents:
+    """Latents of one batch; every connector between the same SAEs learns from the same."""
 
     z1: Float32[Tensor, "rows n_in"]
     z2: Float32[Tensor, "rows n_out"]

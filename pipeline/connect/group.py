@@ -1,16 +1,12 @@
 """One connector in training: loss, gradient, proximal step.
 
-The run of a connector in training.
-
-What a connector minimises, and by which gradient.
+It minimises
 
     mean over rows of sum_o (z2_o - z2_hat_o)^2  +  l1 * sum_io |W_io|
 
 over the outputs o that are predicted. The mean over all elements that Riggs, Mitchell and Kaufman
 (2023) take, beside `l1' * mean_o ||W_o||_1`, is this divided by the number of outputs, so that
 `l1 = l1'` where all outputs are predicted.
-
-One connector in training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline.config.training import Rectify
-from pipeline.connect.connector import Connector, Latents
-from pipeline.connect.feed import Ends
+from pipeline.connect.connector import Connector, Ends, PairLatents
 from pipeline.connect.run import ConnectorRun
 from pipeline.device import DTYPES, pick_precision
 from pipeline.errors import ConfigError
@@ -55,7 +50,7 @@ class Problem:
 
     def learn(
         self,
-        latents: Latents,
+        latents: PairLatents,
         W_grad: Float[Tensor, "n_in n_out"],
         b_grad: Float[Tensor, " n_out"],
         *,
@@ -187,7 +182,7 @@ class ConnectorGroup(MemberGroup[ConnectorMember]):
         member.adam = Adam({"W": W, "b": b}, self._grads, config, trained=self._trained)
 
     @torch.no_grad()
-    def advance(self, latents: Latents) -> list[ConnectStep]:
+    def advance(self, latents: PairLatents) -> list[ConnectStep]:
         """One step on a batch, of which exclusions may have left nothing.
 
         Returns:
@@ -242,7 +237,7 @@ class ConnectorGroup(MemberGroup[ConnectorMember]):
     def _named_grads(self) -> dict[str, Tensor]:
         return {"W_grad": self._grads["W"], "b_grad": self._grads["b"]}
 
-    def _sparse(self, latents: Latents) -> bool:
+    def _sparse(self, latents: PairLatents) -> bool:
         """Whether to compute what active input latents need alone."""
         if self._kernels is None or self._config.sparse == "off":
             return False
@@ -278,7 +273,7 @@ class ConnectorGroup(MemberGroup[ConnectorMember]):
 
     def _measure(
         self,
-        latents: Latents,
+        latents: PairLatents,
         recon: Float[Tensor, ""],
         error: Float[Tensor, "rows n_out"],
         *,

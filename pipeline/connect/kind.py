@@ -6,9 +6,8 @@ from typing import final
 
 from actstore.reader import ActStore
 from pipeline.config.training import ConnectConfig
-from pipeline.connect.feed import PairFeeder
 from pipeline.connect.run import ConnectorRun, blank_connector_run
-from pipeline.connect.train import assemble_connectors
+from pipeline.connect.train import PairFeeder, assemble_connectors
 from pipeline.device import pick_device
 from pipeline.runs.curves import ConnectStep
 from pipeline.runs.kinds import AnyGroup, RunKind, Source

@@ -1,8 +1,6 @@
-"""Means of latents and of their products over a sample.
+"""Means of the latents of both SAEs, and of their products, over a fixed sample of rows.
 
-Sums of products of latents over rows, in float64, by whichever way is faster.
-
-Means of the latents of both SAEs, and of their products, over a fixed sample of rows.
+Sums of products are in float64, by whichever way is faster: of whole rows, or of active pairs.
 """
 
 from collections.abc import Callable, Generator, Mapping
@@ -13,10 +11,188 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from actstore.reader import ActStore
-from pipeline.connect.connector import Pair
+from pipeline.connect.connector import SAEPair
 from pipeline.errors import ConfigError
 from pipeline.sae.select import Picked, above
 from pipeline.training.feed import SAMPLE_ROWS, sample_rows
+
+BLOCK = {"cpu": 2**21}
+"""Latents of one SAE encoded at once: small enough that their memory is used again."""
+GPU_BLOCK = 2**26
+
+Kept = Callable[[Mapping[str, Tensor]], Bool[Tensor, " rows"]]
+"""Which rows of a batch count."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Products:
+    """Means over rows of `u` and `v`, and of the products from which a line is fitted."""
+
+    mean1: Float64[Tensor, " n_1"]
+    mean2: Float64[Tensor, " n_2"]
+    product11: Float64[Tensor, "n_1 n_1"]
+    """Mean of `u u^T`."""
+    product12: Float64[Tensor, "n_1 n_2"]
+    """Mean of `u v^T`."""
+    square2: Float64[Tensor, " n_2"]
+    """Mean of `v^2`."""
+
+    @property
+    def var1(self) -> Float64[Tensor, " n_1"]:
+        """Variance of each `u`; rounding can leave it at no less than zero."""
+        return (self.product11.diagonal() - self.mean1.square()).clamp_min(0)
+
+    @property
+    def var2(self) -> Float64[Tensor, " n_2"]:
+        """Variance of each `v`."""
+        return (self.square2 - self.mean2.square()).clamp_min(0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moments:
+    """What a sample of rows tells of a pair of SAEs; on the device it was found on."""
+
+    n_rows: int
+    """That count."""
+    latents: Products
+    """Of `z1` and `z2`."""
+    activations: Products
+    """Of `x1` and `x2`, the activations at the two sites."""
+    active1: Int64[Tensor, " n_in"]
+    """In how many rows each latent of the source is above zero."""
+    active2: Int64[Tensor, " n_out"]
+    """And each of the target."""
+
+
+@torch.no_grad()
+def find_moments(
+    pair: SAEPair,
+    store: ActStore,
+    *,
+    n_rows: int = SAMPLE_ROWS,
+    seed: int = 0,
+    device: torch.device,
+    kept: Kept | None = None,
+    metadata: tuple[str, ...] = (),
+) -> Moments:
+    """Read so many rows from all over the store, or all that it has, and encode each once.
+
+    Totals are in float64: `8 n_in (n_in + n_out)` bytes, 4 GiB for 16,384 latents each, and a few
+    hundred MiB beside them.
+
+    Args:
+        pair: The SAEs, on `device`.
+        store: With the sites of both.
+        n_rows: Rows to read.
+        seed: Of the choice of rows.
+        device: Where to compute.
+        kept: Which rows of a batch count; all if None.
+        metadata: What `kept` reads beside the sites.
+
+    Raises:
+        ConfigError: no row counts.
+        StoreError: bytes of the store were altered.
+    """
+    home = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+    totals = _Totals(pair, device=home)
+    sites = tuple(dict.fromkeys(pair.sites))
+    blocks = sample_rows(store, sites=sites, metadata=metadata, n_rows=n_rows, seed=seed)
+    block = BLOCK.get(device.type, GPU_BLOCK)
+    rows = max(1, block // max(pair.source.d_sae, pair.target.d_sae))
+    for batch in _pieces(blocks, rows=rows, device=device):
+        piece = batch if kept is None else _only(batch, kept(batch))
+        x1, x2 = (piece[site] for site in pair.sites)
+        totals.add(*(t.to(home) for t in (x1, x2, *pair.latents(piece))))
+    return totals.moments()
+
+
+def _pieces(
+    blocks: Generator[dict[str, Tensor], None, None], *, rows: int, device: torch.device
+) -> Generator[dict[str, Tensor], None, None]:
+    """The same rows on the device, no more than `rows` at a time."""
+    for block in blocks:
+        names, parts = block.keys(), zip(*(v.split(rows) for v in block.values()), strict=True)
+        for part in parts:
+            yield {name: values.to(device) for name, values in zip(names, part, strict=True)}
+
+
+def _only(batch: Mapping[str, Tensor], kept: Bool[Tensor, " rows"]) -> dict[str, Tensor]:
+    return {name: values[kept] for name, values in batch.items()}
+
+
+class _Totals:
+    """Sums over the rows so far."""
+
+    def __init__(self, pair: SAEPair, *, device: torch.device) -> None:
+        d1, d2 = pair.source.d_in, pair.target.d_in
+        n_in, n_out = pair.source.d_sae, pair.target.d_sae
+        self._n_rows = 0
+        self._activations = _zeros(d1, d2, device=device)
+        self._latents = _zeros(n_in, n_out, device=device)
+        self._active = tuple(
+            torch.zeros(n, dtype=torch.int64, device=device) for n in (n_in, n_out)
+        )
+
+    def add(
+        self,
+        x1: Float32[Tensor, "rows d_1"],
+        x2: Float32[Tensor, "rows d_2"],
+        z1: Float32[Tensor, "rows n_in"],
+        z2: Float32[Tensor, "rows n_out"],
+    ) -> None:
+        self._n_rows += len(x1)
+        # Activations can be far from zero: their products must be exact to give covariances.
+        a, b = x1.double(), x2.double()
+        _add_means(self._activations, a, b)
+        add_dense(self._activations.product11, a, a)
+        add_dense(self._activations.product12, a, b)
+        _add_means(self._latents, z1, z2)
+        add_latents(self._latents.product11, z1, z1)
+        add_latents(self._latents.product12, z1, z2)
+        for active, z in zip(self._active, (z1, z2), strict=True):
+            active += (z > 0).sum(0)
+
+    def moments(self) -> Moments:
+        """The totals divided, in their own memory, by the number of rows."""
+        if not self._n_rows:
+            raise ConfigError("no row of the sample is left to count: exclude less")
+        for products in (self._activations, self._latents):
+            for total in vars(products).values():
+                total.div_(self._n_rows)
+        active1, active2 = self._active
+        return Moments(
+            n_rows=self._n_rows,
+            latents=self._latents,
+            activations=self._activations,
+            active1=active1,
+            active2=active2,
+        )
+
+
+def _zeros(n_1: int, n_2: int, *, device: torch.device) -> Products:
+    def zeros(*shape: int) -> Float64[Tensor, "..."]:
+        return torch.zeros(shape, dtype=torch.float64, device=device)
+
+    return Products(
+        mean1=zeros(n_1),
+        mean2=zeros(n_2),
+        product11=zeros(n_1, n_1),
+        product12=zeros(n_1, n_2),
+        square2=zeros(n_2),
+    )
+
+
+def _add_means(
+    to: Products,
+    u: Float32[Tensor, "rows n_1"] | Float64[Tensor, "rows n_1"],
+    v: Float32[Tensor, "rows n_2"] | Float64[Tensor, "rows n_2"],
+) -> None:
+    to.mean1.add_(u.sum(0, dtype=torch.float64))
+    to.mean2.add_(v.sum(0, dtype=torch.float64))
+    to.square2.add_(v.double().square().sum(0))
+
+
+# --- sums of products of latents ------------------------------------------------------------
 
 PAIR_COST = 1000
 """Times that a pair of active latents takes as long as a multiplication of a dense product.
@@ -93,179 +269,3 @@ def _add_pairs(
             at.index_select(0, own) + second.col.index_select(0, other),
             value[part].index_select(0, own) * values2.index_select(0, other),
         )
-
-
-BLOCK = {"cpu": 2**21}
-"""Latents of one SAE encoded at once: small enough that their memory is used again."""
-GPU_BLOCK = 2**26
-
-Kept = Callable[[Mapping[str, Tensor]], Bool[Tensor, " rows"]]
-"""Which rows of a batch count."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Products:
-    """Means over rows of `u` and `v`, and of the products from which a line is fitted."""
-
-    mean1: Float64[Tensor, " n_1"]
-    mean2: Float64[Tensor, " n_2"]
-    product11: Float64[Tensor, "n_1 n_1"]
-    """Mean of `u u^T`."""
-    product12: Float64[Tensor, "n_1 n_2"]
-    """Mean of `u v^T`."""
-    square2: Float64[Tensor, " n_2"]
-    """Mean of `v^2`."""
-
-    @property
-    def var1(self) -> Float64[Tensor, " n_1"]:
-        """Variance of each `u`; rounding can leave it at no less than zero."""
-        return (self.product11.diagonal() - self.mean1.square()).clamp_min(0)
-
-    @property
-    def var2(self) -> Float64[Tensor, " n_2"]:
-        """Variance of each `v`."""
-        return (self.square2 - self.mean2.square()).clamp_min(0)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Moments:
-    """What a sample of rows tells of a pair of SAEs; on the device it was found on."""
-
-    n_rows: int
-    """That count."""
-    latents: Products
-    """Of `z1` and `z2`."""
-    activations: Products
-    """Of `x1` and `x2`, the activations at the two sites."""
-    active1: Int64[Tensor, " n_in"]
-    """In how many rows each latent of the source is above zero."""
-    active2: Int64[Tensor, " n_out"]
-    """And each of the target."""
-
-
-@torch.no_grad()
-def find_moments(
-    pair: Pair,
-    store: ActStore,
-    *,
-    n_rows: int = SAMPLE_ROWS,
-    seed: int = 0,
-    device: torch.device,
-    kept: Kept | None = None,
-    metadata: tuple[str, ...] = (),
-) -> Moments:
-    """Read so many rows from all over the store, or all that it has, and encode each once.
-
-    Totals are in float64: `8 n_in (n_in + n_out)` bytes, 4 GiB for 16,384 latents each, and a few
-    hundred MiB beside them.
-
-    Args:
-        pair: The SAEs, on `device`.
-        store: With the sites of both.
-        n_rows: Rows to read.
-        seed: Of the choice of rows.
-        device: Where to compute.
-        kept: Which rows of a batch count; all if None.
-        metadata: What `kept` reads beside the sites.
-
-    Raises:
-        ConfigError: No row counts.
-        StoreError: Bytes of the store were altered.
-    """
-    home = torch.device("cpu") if device.type == "mps" else device  # which has no float64
-    totals = _Totals(pair, device=home)
-    sites = tuple(dict.fromkeys(pair.sites))
-    blocks = sample_rows(store, sites=sites, metadata=metadata, n_rows=n_rows, seed=seed)
-    block = BLOCK.get(device.type, GPU_BLOCK)
-    rows = max(1, block // max(pair.source.d_sae, pair.target.d_sae))
-    for batch in _pieces(blocks, rows=rows, device=device):
-        piece = batch if kept is None else _only(batch, kept(batch))
-        x1, x2 = (piece[site] for site in pair.sites)
-        totals.add(*(t.to(home) for t in (x1, x2, *pair.latents(piece))))
-    return totals.moments()
-
-
-def _pieces(
-    blocks: Generator[dict[str, Tensor], None, None], *, rows: int, device: torch.device
-) -> Generator[dict[str, Tensor], None, None]:
-    """The same rows on the device, no more than `rows` at a time."""
-    for block in blocks:
-        names, parts = block.keys(), zip(*(v.split(rows) for v in block.values()), strict=True)
-        for part in parts:
-            yield {name: values.to(device) for name, values in zip(names, part, strict=True)}
-
-
-def _only(batch: Mapping[str, Tensor], kept: Bool[Tensor, " rows"]) -> dict[str, Tensor]:
-    return {name: values[kept] for name, values in batch.items()}
-
-
-class _Totals:
-    """Sums over the rows so far."""
-
-    def __init__(self, pair: Pair, *, device: torch.device) -> None:
-        d1, d2 = pair.source.d_in, pair.target.d_in
-        n_in, n_out = pair.source.d_sae, pair.target.d_sae
-        self._n_rows = 0
-        self._activations = _zeros(d1, d2, device=device)
-        self._latents = _zeros(n_in, n_out, device=device)
-        self._active = tuple(
-            torch.zeros(n, dtype=torch.int64, device=device) for n in (n_in, n_out)
-        )
-
-    def add(
-        self,
-        x1: Float32[Tensor, "rows d_1"],
-        x2: Float32[Tensor, "rows d_2"],
-        z1: Float32[Tensor, "rows n_in"],
-        z2: Float32[Tensor, "rows n_out"],
-    ) -> None:
-        self._n_rows += len(x1)
-        # Activations can be far from zero: their products must be exact to give covariances.
-        a, b = x1.double(), x2.double()
-        _add_means(self._activations, a, b)
-        add_dense(self._activations.product11, a, a)
-        add_dense(self._activations.product12, a, b)
-        _add_means(self._latents, z1, z2)
-        add_latents(self._latents.product11, z1, z1)
-        add_latents(self._latents.product12, z1, z2)
-        for active, z in zip(self._active, (z1, z2), strict=True):
-            active += (z > 0).sum(0)
-
-    def moments(self) -> Moments:
-        """The totals divided, in their own memory, by the number of rows."""
-        if not self._n_rows:
-            raise ConfigError("no row of the sample is left to count: exclude less")
-        for products in (self._activations, self._latents):
-            for total in vars(products).values():
-                total.div_(self._n_rows)
-        active1, active2 = self._active
-        return Moments(
-            n_rows=self._n_rows,
-            latents=self._latents,
-            activations=self._activations,
-            active1=active1,
-            active2=active2,
-        )
-
-
-def _zeros(n_1: int, n_2: int, *, device: torch.device) -> Products:
-    def zeros(*shape: int) -> Float64[Tensor, "..."]:
-        return torch.zeros(shape, dtype=torch.float64, device=device)
-
-    return Products(
-        mean1=zeros(n_1),
-        mean2=zeros(n_2),
-        product11=zeros(n_1, n_1),
-        product12=zeros(n_1, n_2),
-        square2=zeros(n_2),
-    )
-
-
-def _add_means(
-    to: Products,
-    u: Float32[Tensor, "rows n_1"] | Float64[Tensor, "rows n_1"],
-    v: Float32[Tensor, "rows n_2"] | Float64[Tensor, "rows n_2"],
-) -> None:
-    to.mean1.add_(u.sum(0, dtype=torch.float64))
-    to.mean2.add_(v.sum(0, dtype=torch.float64))
-    to.square2.add_(v.double().square().sum(0))

@@ -1,12 +1,6 @@
-"""ConnectorReport, connect_eval.json, connectors.csv.
+"""What an evaluation of a connector says: plain numbers, in `connect_eval.json`, `connectors.csv`.
 
-What an evaluation of a connector says: plain numbers, ready for JSON.
-
-Definitions are with what finds them: `scores.py` of latents, `splice.py` of losses.
-
-The latest evaluation of a connector, kept in its folder as `connect_eval.json`.
-
-Several connectors as one table of numbers, for a spreadsheet or a data frame.
+Definitions are with what finds them, in `scores.py`.
 """
 
 import csv
@@ -22,20 +16,21 @@ from pipeline.evaluate.report import QUANTILES, Interval, keep, kept
 CONNECT_EVAL_FILE = "connect_eval.json"
 """In the folder of a connector's run, its latest report."""
 
+TABLE = "connectors.csv"
+"""Of several, in a folder of their own."""
+
 CONNECTOR = "connector"
 """The name of the map that was trained; baselines have their own."""
 
-MAP_WORDS = {"weights": "E2 W D1", "correlation": "best input"}
-"""What people are told a map is, where its name does not say it."""
+BOUNDED = ("fvu", "loss_recovered", "recovered_of_sae")
+"""Metrics of a map that get an interval."""
 
 TAU = 0.1
 """Weights above it are counted, as in Riggs, Mitchell and Kaufman (2023)."""
 
-"""Of what has a value per alive output."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredMap:
+class MapScores:
     """One map from latents to latents, scored. Ratios are None where they would divide by nothing.
 
     An output is alive if it is above zero on at least one of the tokens scored.
@@ -75,7 +70,7 @@ class ScoredMap:
     recovered_of_sae: float | None
     """`(ce_zero - ce) / (ce_zero - ce_sae)`: 1 where the map costs nothing beside the SAE."""
     intervals: tuple[Interval, ...]
-    """Of `fvu`, `loss_recovered` and `recovered_of_sae`."""
+    """Of the metrics in `BOUNDED`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +129,7 @@ class ConnectorReport:
     """The ceiling: the second site replaced by what its own SAE reconstructs."""
     loss_recovered_sae: float | None
 
-    maps: tuple[ScoredMap, ...]
+    maps: tuple[MapScores, ...]
     """The connector, then the baselines."""
     explained: tuple[float | None, ...]
     """Per output, the variance that the connector explains; None where it is dead."""
@@ -144,14 +139,27 @@ class ConnectorReport:
     """What a reader of these numbers must know, one sentence each."""
 
     @property
-    def connector(self) -> ScoredMap:
+    def shared(self) -> tuple[object, ...]:
+        """What it has in common with those that stand beside the same baselines."""
+        return self.source, self.target, self.model, self.text
+
+    @property
+    def connector(self) -> MapScores:
         """The map that was trained."""
         return self.maps[0]
 
     @property
-    def baselines(self) -> tuple[ScoredMap, ...]:
+    def baselines(self) -> tuple[MapScores, ...]:
         """The others."""
         return self.maps[1:]
+
+
+_WORDS = {"weights": "E2 W D1", "correlation": "best input"}
+
+
+def map_words(scored: MapScores) -> str:
+    """What people are told a map is."""
+    return _WORDS.get(scored.name, scored.name)
 
 
 def save_connector_report(report: ConnectorReport) -> Path:
@@ -159,7 +167,6 @@ def save_connector_report(report: ConnectorReport) -> Path:
 
     Raises:
         DataError: a number is not finite.
-        OSError: the folder cannot be written to.
     """
     return keep(report, report.run / CONNECT_EVAL_FILE)
 
@@ -182,7 +189,6 @@ _LEFT_OUT = frozenset({"layer", "maps", "explained", "above", "intervals"})
 """What has a value per output, or is made of several."""
 _OF_NONE = {"run": "", "activation": "", "start": "", "l1": ""}
 """What baselines do not have."""
-_BOUNDED = ("fvu", "loss_recovered", "recovered_of_sae")
 _AT = {
     "explained_quantiles": "explained", "nonzero_quantiles": "nonzero", "above_quantiles": "above",
 }  # fmt: skip
@@ -194,18 +200,14 @@ def write_connector_table(reports: Sequence[ConnectorReport], path: Path) -> Non
 
     Connectors between the same SAEs have the same baselines: those of the first are written. An
     empty field is a ratio that would have divided by nothing, or an interval that is not there.
-
-    Raises:
-        OSError: the file cannot be written.
     """
     rows = list[dict[str, object]]()
     seen = set[tuple[object, ...]]()
     for report in reports:
         rows.append(_row(report, report.connector))
-        ends = (report.source, report.target, report.model, report.text)
-        if ends not in seen:
+        if report.shared not in seen:
             rows += (_row(report, baseline) | _OF_NONE for baseline in report.baselines)
-        seen.add(ends)
+        seen.add(report.shared)
     text = StringIO(newline="")
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -213,7 +215,7 @@ def write_connector_table(reports: Sequence[ConnectorReport], path: Path) -> Non
     write_file(path, [text.getvalue().encode()])
 
 
-def _row(report: ConnectorReport, scored: ScoredMap) -> dict[str, object]:
+def _row(report: ConnectorReport, scored: MapScores) -> dict[str, object]:
     """The fields of one line, by the names of their columns."""
     row: dict[str, object] = {"map": scored.name}
     for f in fields(report):
@@ -233,7 +235,7 @@ def _row(report: ConnectorReport, scored: ScoredMap) -> dict[str, object]:
             row["mean_abs_W"] = value  # the coefficient of the penalty has the name l1
         elif f.name not in {*_LEFT_OUT, "name"}:
             row[f.name] = value
-        if f.name in _BOUNDED:
+        if f.name in BOUNDED:
             found = intervals.get(f.name)
             row[f"{f.name}_low"] = found and found.low
             row[f"{f.name}_high"] = found and found.high

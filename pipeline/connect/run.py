@@ -9,7 +9,7 @@ import torch
 
 from actstore.reader import ActStore
 from pipeline.config.training import ConnectConfig
-from pipeline.connect.connector import Connector, End, Pair
+from pipeline.connect.connector import Connector, End, SAEPair
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runs.folder import Provenance, RunFolder
 from pipeline.runs.sae_run import SAERun
@@ -53,7 +53,7 @@ class ConnectorRun(RunFolder):
         connector = Connector(tensors["W"], tensors["b"], activation=self.config.activation)
         return connector.to(device).requires_grad_(False)
 
-    def load_pair(self, device: torch.device) -> Pair:
+    def load_pair(self, device: torch.device) -> SAEPair:
         """The SAEs it lies between.
 
         Raises:
@@ -95,13 +95,13 @@ def blank_connector_run(store: ActStore, config: ConnectConfig) -> ConnectorRun:
     )
 
 
-def load_pair(source: SAERun, target: SAERun, *, device: torch.device) -> Pair:
+def load_pair(source: SAERun, target: SAERun, *, device: torch.device) -> SAEPair:
     """Two SAEs, ready to encode, and the rows that either was not trained on.
 
     Raises:
         CheckpointError: the weights of one are missing or damaged.
     """
-    return Pair(
+    return SAEPair(
         source=source.load_sae(device).requires_grad_(False),
         target=target.load_sae(device).requires_grad_(False),
         sites=(source.provenance.site, target.provenance.site),

@@ -1,10 +1,4 @@
-"""FVU, weights, losses of a map.
-
-What the latents to be predicted are like, before anything is predicted.
-
-What a map from latents to latents predicts of some rows.
-
-How well maps from latents to latents predict, and with how many weights.
+"""How well maps from latents to latents predict, and with how many weights.
 
 `z2` are the latents to predict, `z2_hat` what a map predicts. A latent of `z2` is alive if it is
 above zero in at least one of the rows that are scored; `mean` is one mean per latent over all of
@@ -18,11 +12,11 @@ these rows. Sums over rows are in float64.
 Weights above tau are counted as in Riggs, Mitchell and Kaufman, "Finding Sparse Linear Connections
 between Features in LLMs" (2023). That count depends on the scales of the latents, hence on those of
 the two sites: it compares maps between the same SAEs, not between others. Weights that are not
-exactly zero are counted too.
+exactly zero are counted too. Where the two sites are the input and output of one MLP, so are its
+own weights.
 
-What a map costs the model, and how far that would move with another text of the same kind.
-
-The model's own weights between two sites, where these are the input and output of one MLP.
+What a map costs the model, and how far that would move with another text of the same kind, is told
+by losses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,8 +28,8 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
-from pipeline.connect.connector import Connector, Latents
-from pipeline.connect.report import TAU, LayerWeights, ScoredMap
+from pipeline.connect.connector import Connector, PairLatents
+from pipeline.connect.report import BOUNDED, TAU, LayerWeights, MapScores
 from pipeline.evaluate.metrics import LEVEL, Columns, exact, zeros
 from pipeline.evaluate.report import QUANTILES, Interval
 from pipeline.lm.families import Shape, Site
@@ -108,7 +102,7 @@ half as long as the dense product at this share, and as long as it at 0.1.
 
 
 @torch.no_grad()
-def predict(connector: Connector, latents: Latents) -> Float32[Tensor, "rows n_out"]:
+def predict(connector: Connector, latents: PairLatents) -> Float32[Tensor, "rows n_out"]:
     """As `connector(latents.z1)`; which inputs are active is found once for all maps."""
     W, b = connector.W, connector.b
     kernels = kernels_for(W.device)
@@ -142,8 +136,8 @@ class Errors:
 
 
 def score(
-    maps: Mapping[str, Connector], rows: Sequence[Latents], *, tau: float = TAU
-) -> tuple[ScoredMap, ...]:
+    maps: Mapping[str, Connector], rows: Sequence[PairLatents], *, tau: float = TAU
+) -> tuple[MapScores, ...]:
     """Score maps on latents of both sites, without a language model.
 
     Args:
@@ -172,14 +166,14 @@ def scored(
     outputs: OutputStats,
     *,
     tau: float,
-) -> ScoredMap:
+) -> MapScores:
     """What squared errors, summed over rows, and weights say of a map; nothing of losses."""
     alive = outputs.alive
     spread = outputs.spread.sum().item()
     explained = explained_of(errors, outputs)
     nonzero, above = above_of(connector, tau=0.0), above_of(connector, tau=tau)
     W = connector.W.detach()
-    return ScoredMap(
+    return MapScores(
         name=name,
         fvu=errors[alive].sum().item() / spread if spread else None,
         mse=errors.sum().item() / max(1, outputs.n_rows * len(errors)),
@@ -228,8 +222,6 @@ def _quantiles(values: Float64[Tensor, " n"]) -> tuple[float, ...]:
     return tuple(np.quantile(values.numpy(), QUANTILES).tolist()) if len(values) else ()
 
 
-_BOUNDED = ("fvu", "loss_recovered", "recovered_of_sae")
-"""Metrics that get an interval."""
 _BLOCK = 1 << 21
 """Numbers of draws in memory at a time, of 8 bytes."""
 
@@ -281,14 +273,14 @@ def resampled(sums: Columns, *, n: int, seed: int) -> Totals | None:
     return dict(zip(sums, totals.T, strict=True))
 
 
-def with_losses(scored: ScoredMap, sums: Columns, draws: Totals | None, *, i: int) -> ScoredMap:
+def with_losses(scored: MapScores, sums: Columns, draws: Totals | None, *, i: int) -> MapScores:
     """A map's scores with what it costs, as map number `i` of these sums."""
     totals = {name: values.sum(keepdims=True) for name, values in sums.items()}
     numbers = {name: number(value) for name, value in metrics_of(totals, i).items()}
     del numbers["fvu"]  # it is there, from the same errors
     found: list[Interval] = []
     for name, drawn in metrics_of(draws, i).items() if draws is not None else ():
-        if name in _BOUNDED and np.isfinite(drawn).all():
+        if name in BOUNDED and np.isfinite(drawn).all():
             low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
             found.append(Interval(metric=name, low=float(low), high=float(high)))
     return replace(scored, **numbers, intervals=tuple(found))

@@ -1,9 +1,4 @@
-"""The two SAEs, the rows that count, the baselines fitted on the store.
-
-What connectors have in common: the two SAEs they lie between, and the rows that count.
-
-The baselines of two SAEs, fitted on a sample of the store that connectors were trained from.
-"""
+"""What connectors between the same SAEs share: these, the rows that count, and the baselines."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from actstore.reader import ActStore
-from pipeline.connect.connector import Connector, End, Pair
-from pipeline.connect.feed import PairFeeder
+from pipeline.connect.connector import Connector, End, SAEPair
 from pipeline.connect.moments import find_moments
 from pipeline.connect.run import ConnectorRun
 from pipeline.connect.start import (
@@ -25,6 +19,7 @@ from pipeline.connect.start import (
     ridge_connector,
     weights_connector,
 )
+from pipeline.connect.train import PairFeeder
 from pipeline.evaluate.ablations import OnTokens, find_site_means
 from pipeline.evaluate.setup import EvalSite, ExcludedRows, LoadedSAE
 from pipeline.lm.families import Site
@@ -34,11 +29,11 @@ from pipeline.sae.sae import SAE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ends:
+class LoadedConnectors:
     """Two SAEs, loaded, and the connectors between them."""
 
     runs: tuple[ConnectorRun, ...]
-    pair: Pair
+    pair: SAEPair
     source: LoadedSAE
     target: LoadedSAE
 
@@ -54,7 +49,7 @@ class Ends:
         return tuple(dict.fromkeys(words))
 
 
-def load_ends(runs: Sequence[ConnectorRun], *, device: torch.device) -> Ends:
+def load_connectors(runs: Sequence[ConnectorRun], *, device: torch.device) -> LoadedConnectors:
     """The SAEs that all of these connectors lie between.
 
     Raises:
@@ -77,7 +72,7 @@ def load_ends(runs: Sequence[ConnectorRun], *, device: torch.device) -> Ends:
             left_out=ExcludedRows.of(config),
         )
 
-    return Ends(
+    return LoadedConnectors(
         runs=tuple(runs),
         pair=pair,
         source=subject(run.source, pair.source),
@@ -87,10 +82,10 @@ def load_ends(runs: Sequence[ConnectorRun], *, device: torch.device) -> Ends:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """Which rows of a batch are edited and counted: those that both ends keep."""
+    """Which rows of a batch are edited and counted: those that both SAEs keep."""
 
     limits: Mapping[EvalSite, float | None]
-    """By the places of both ends, the largest norm that is kept."""
+    """By the places of both, the largest norm that is kept."""
 
     def kept(
         self, tokens: Int[Tensor, "contexts ctx_len"], acts: Mapping[Site, Tensor]
@@ -106,13 +101,13 @@ class Rows:
 def find_rows(
     lm: LanguageModel,
     batches: Sequence[Tensor],
-    ends: Ends,
+    loaded: LoadedConnectors,
     on_tokens: OnTokens,
     *,
     as_trained: bool,
 ) -> Rows:
     """The rows that count: all, or those that the SAEs were trained on."""
-    places = [end.eval_site(as_trained=as_trained) for end in (ends.source, ends.target)]
+    places = [end.eval_site(as_trained=as_trained) for end in (loaded.source, loaded.target)]
     if all(place.excluded.norms is None for place in places):
         return Rows(limits=dict.fromkeys(places))
     grounds = find_site_means(lm, batches, places, on_tokens)
@@ -127,14 +122,14 @@ class Baselines:
     notes: tuple[str, ...]
 
 
-def fit_baselines(ends: Ends, *, device: torch.device) -> Baselines:
-    """The mean, `E2 W D1`, the most correlated input, and ridge regression.
+def fit_baselines(loaded: LoadedConnectors, *, device: torch.device) -> Baselines:
+    """The mean, `E2 W D1`, the most correlated input, and ridge: from a sample of the store.
 
     Raises:
         ConfigError: the file of a connector's layer is no layer between the sites.
         StoreError: the store is unfinished or damaged.
     """
-    run = ends.runs[0]
+    run = loaded.runs[0]
     store, why = _store_of(run)
     if store is None:
         return Baselines(
@@ -144,20 +139,20 @@ def fit_baselines(ends: Ends, *, device: torch.device) -> Baselines:
                 f"{run.provenance.path}, and evaluate again",
             ),
         )
-    feeder = PairFeeder(store, ends.runs, device=device)
+    feeder = PairFeeder(store, loaded.runs, device=device)
     moments = find_moments(
-        ends.pair,
+        loaded.pair,
         store,
         device=device,
         kept=lambda batch: feeder.mask((run.source, run.target), batch),
         metadata=feeder.metadata,
     )
-    path = next((run.config.layer for run in ends.runs if run.config.layer), None)
-    d_1, d_2 = ends.pair.source.d_in, ends.pair.target.d_in
+    path = next((run.config.layer for run in loaded.runs if run.config.layer), None)
+    d_1, d_2 = loaded.pair.source.d_in, loaded.pair.target.d_in
     layer = read_layer(path, d_1=d_1, d_2=d_2) if path else fit_layer(moments.activations)
     maps = {
         "mean": mean_connector(moments),
-        "weights": weights_connector(ends.pair, layer),
+        "weights": weights_connector(loaded.pair, layer),
         "correlation": correlation_connector(moments),
         "ridge": ridge_connector(moments),
     }

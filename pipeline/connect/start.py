@@ -1,15 +1,9 @@
-"""Where it starts: random, the layer's weights, ridge; untrained baselines.
+"""Where a connector starts: at random, at the weights of the layer between, or at a regression.
 
-The line with the least squared error, from means and products alone.
-
-The layer between the two sites as one affine map, `x2 = x1 @ A + a`: given, or fitted.
-
-Connectors that are not trained: what a trained one has to beat.
-
-They are fitted as lines, and rectified because latents are never below zero. That brings every line
-nearer to them, but the line fitted so is not the one that is best once rectified.
-
-Where a connector starts: at random, at the weights of the layer between, or at a regression.
+The latter two are baselines, too, with the mean and the best input: connectors that are not
+trained, which a trained one has to beat. They are fitted as lines, and rectified because latents
+are never below zero. That brings every line nearer to them, but the line fitted so is not the one
+that is best once rectified.
 """
 
 from dataclasses import dataclass
@@ -23,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.config.training import ConnectConfig, Rectify
-from pipeline.connect.connector import Connector, Pair
+from pipeline.connect.connector import Connector, SAEPair
 from pipeline.connect.moments import Moments, Products
 from pipeline.errors import ConfigError
 from pipeline.evaluate.metrics import exact
@@ -31,90 +25,75 @@ from pipeline.sae.gated import Gated
 from pipeline.sae.sae import SAE
 
 STRIPE = 2**24
-"""Values of the solution that are solved for at a time."""
+"""Values of a matrix of latents by latents that are made at a time."""
 
-
-def least_squares(
-    products: Products, *, ridge: float, intercept: bool = True
-) -> tuple[Float64[Tensor, "n_1 n_2"], Float64[Tensor, " n_2"]]:
-    """`W, b` of the line that minimizes `mean ||v - u W - b||^2 + r ||W||^2`.
-
-        (cov(u, u) + r) W = cov(u, v)        b = mean v - mean u W
-
-    (Hoerl and Kennard, "Ridge Regression", Technometrics 1970; `b` is not shrunk.) Without an
-    intercept, means of products take the place of covariances and `b` is zero. A `u` that is always
-    zero has weights of zero. By Cholesky in float64.
-
-    Args:
-        products: Of `u` and `v`.
-        ridge: `r` as a share of the mean diagonal of the matrix it is added to, over those `u` that
-            vary. Above zero, so that there is one solution.
-        intercept: Whether there is a `b`.
-    """
-    mean1, mean2 = products.mean1, products.mean2
-    system = products.product11.clone()
-    if intercept:
-        system.addr_(mean1, mean1, alpha=-1)
-    diagonal = system.diagonal()
-    varying = diagonal > 0
-    diagonal += ridge * diagonal[varying].mean() if varying.any() else 1.0
-    torch.linalg.cholesky(system, out=system)
-    W = torch.empty_like(products.product12)
-    step = max(1, STRIPE // len(W))
-    for start in range(0, len(mean2), step):
-        stripe = slice(start, start + step)
-        right = products.product12[:, stripe]
-        if intercept:
-            right = right.addr(mean1, mean2[stripe], alpha=-1)
-        W[:, stripe] = torch.cholesky_solve(right, system)
-    return W, mean2 - mean1 @ W if intercept else torch.zeros_like(mean2)
-
-
-RIDGE = 1e-7
-"""So that the fit exists where activations are linearly dependent; elsewhere it is not felt."""
+SCALE = 0.1
+"""Of random weights, against those of `nn.Linear`. Between SAEs of the embedded model, after 400
+steps of 1,024 rows at l1 1e-3 and lr 1e-3, the FVU is 0.51 with 1 and 0.45 with 0.1."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
-    """`x2 = x1 @ A + a`."""
+    """The layer between the two sites as one affine map, `x2 = x1 @ A + a`."""
 
     A: Float64[Tensor, "d_1 d_2"]
     a: Float64[Tensor, " d_2"]
 
 
-def read_layer(path: Path, *, d_1: int, d_2: int) -> Layer:
-    """The layer of a safetensors file as `nn.Linear` saves it: `weight` `[d_2, d_1]`, `bias`.
+def needs_moments(config: ConnectConfig) -> bool:
+    """Whether its start is fitted to a sample of rows."""
+    return config.start == "regression" or (config.start == "weights" and config.layer is None)
 
-    A file without `bias` has none.
+
+def start_connector(config: ConnectConfig, pair: SAEPair, moments: Moments | None) -> Connector:
+    """The connector before its first step, on the CPU; without a bias, `b` is zero.
+
+    Args:
+        config: Which start; its seed is that of random weights.
+        pair: The SAEs it lies between.
+        moments: Not None where the start `needs_moments`.
 
     Raises:
-        ConfigError: There is no such file, or it holds no such layer.
+        ConfigError: the file of the layer is no layer between the sites.
     """
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"layer {path} cannot be read as safetensors: {error}") from error
-    if "weight" not in tensors:
-        held = ", ".join(sorted(tensors)) or "nothing"
-        raise ConfigError(f"layer {path} needs a tensor named weight, and holds {held}")
-    weight = tensors["weight"]
-    bias = tensors.get("bias", torch.zeros(d_2))
-    if weight.shape != (d_2, d_1) or bias.shape != (d_2,):
-        raise ConfigError(
-            f"layer {path} has a weight of {list(weight.shape)} and a bias of {list(bias.shape)}: "
-            f"between sites of width {d_1} and {d_2} they are [{d_2}, {d_1}] and [{d_2}]"
-        )
-    return Layer(A=weight.T.double(), a=bias.double())
+    match config.start:
+        case "random":
+            connector = random_connector(config, pair)
+        case "weights":
+            layer = _layer(config, pair, moments)
+            connector = weights_connector(
+                pair, layer, activation=config.activation, bias=config.bias
+            )
+        case "regression":
+            assert moments is not None
+            connector = ridge_connector(moments, activation=config.activation, bias=config.bias)
+        case _:
+            assert_never(config.start)
+    return connector.cpu()
 
 
-def fit_layer(activations: Products) -> Layer:
-    """The affine map with the least squared error in `x2` over the sample.
+def random_connector(config: ConnectConfig, pair: SAEPair) -> Connector:
+    """Weights uniform within `0.1 / sqrt(n_in)` of zero; biases zero.
 
-    On the way from one point of a residual stream to a later one it is near the identity.
+    That is a tenth of what `nn.Linear`, and so S2, starts with. Its outputs are small, but all of
+    them are there, half above zero, where one latent in forty is active: on the embedded model they
+    begin with an FVU of 3, and the steps that unlearn them are missing in the end.
     """
-    A, a = least_squares(activations, ridge=RIDGE)
-    return Layer(A=A, a=a)
+    n_in, n_out = pair.source.d_sae, pair.target.d_sae
+    generator = torch.Generator().manual_seed(config.seed)
+    bound = SCALE * n_in**-0.5
+    W = torch.empty(n_in, n_out).uniform_(-bound, bound, generator=generator)
+    return Connector(W, torch.zeros(n_out), activation=config.activation)
 
+
+def _layer(config: ConnectConfig, pair: SAEPair, moments: Moments | None) -> Layer:
+    if config.layer is not None:
+        return read_layer(config.layer, d_1=pair.source.d_in, d_2=pair.target.d_in)
+    assert moments is not None
+    return fit_layer(moments.activations)
+
+
+# --- connectors that are not trained ---------------------------------------------------------
 
 RIDGE_BASELINES = 0.3
 """Strength of the ridge regression, times inputs per row, as a share of the inputs' mean variance.
@@ -124,8 +103,6 @@ that which they explain (a Gaussian prior of one variance for all weights). At 0
 not fitted are predicted within 0.002 of the FVU at the best strength: for six connectors between
 SAEs of the embedded model, with 6 and with 100 rows per input.
 """
-STRIPE_BASELINES = 2**24
-"""Covariances in memory at a time."""
 
 
 def mean_connector(moments: Moments) -> Connector:
@@ -147,7 +124,7 @@ def correlation_connector(moments: Moments) -> Connector:
     var1 = latents.var1[:, None]
     W = torch.zeros_like(latents.product12, dtype=torch.float32)
     b = latents.mean2.clone()
-    step = max(1, STRIPE_BASELINES // n_in)
+    step = max(1, STRIPE // n_in)
     for start in range(0, n_out, step):
         stripe = slice(start, start + step)
         cov = latents.product12[:, stripe].addr(latents.mean1, latents.mean2[stripe], alpha=-1)
@@ -172,7 +149,7 @@ def ridge_connector(
 
 
 def weights_connector(
-    pair: Pair, layer: Layer, *, activation: Rectify = "relu", bias: bool = True
+    pair: SAEPair, layer: Layer, *, activation: Rectify = "relu", bias: bool = True
 ) -> Connector:
     """What the weights of both SAEs and of the layer between say, `E2 W D1`, fitted to nothing.
 
@@ -210,59 +187,80 @@ def _encoder(
     return E, e
 
 
-SCALE = 0.1
-"""Of random weights, against those of `nn.Linear`. Between SAEs of the embedded model, after 400
-steps of 1,024 rows at l1 1e-3 and lr 1e-3, the FVU is 0.51 with 1 and 0.45 with 0.1."""
+# --- the layer between the two sites ---------------------------------------------------------
+
+RIDGE = 1e-7
+"""So that the fit exists where activations are linearly dependent; elsewhere it is not felt."""
 
 
-def needs_moments(config: ConnectConfig) -> bool:
-    """Whether its start is fitted to a sample of rows."""
-    return config.start == "regression" or (config.start == "weights" and config.layer is None)
+def read_layer(path: Path, *, d_1: int, d_2: int) -> Layer:
+    """The layer of a safetensors file as `nn.Linear` saves it: `weight` `[d_2, d_1]`, `bias`.
 
-
-def start_connector(config: ConnectConfig, pair: Pair, moments: Moments | None) -> Connector:
-    """The connector before its first step, on the CPU; without a bias, `b` is zero.
-
-    Args:
-        config: Which start; its seed is that of random weights.
-        pair: The SAEs it lies between.
-        moments: Not None where the start `needs_moments`.
+    A file without `bias` has none.
 
     Raises:
-        ConfigError: The file of the layer is no layer between the sites.
+        ConfigError: there is no such file, or it holds no such layer.
     """
-    match config.start:
-        case "random":
-            connector = random_connector(config, pair)
-        case "weights":
-            layer = _layer(config, pair, moments)
-            connector = weights_connector(
-                pair, layer, activation=config.activation, bias=config.bias
-            )
-        case "regression":
-            assert moments is not None
-            connector = ridge_connector(moments, activation=config.activation, bias=config.bias)
-        case _:
-            assert_never(config.start)
-    return connector.cpu()
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"layer {path} cannot be read as safetensors: {error}") from error
+    if "weight" not in tensors:
+        held = ", ".join(sorted(tensors)) or "nothing"
+        raise ConfigError(f"layer {path} needs a tensor named weight, and holds {held}")
+    weight = tensors["weight"]
+    bias = tensors.get("bias", torch.zeros(d_2))
+    if weight.shape != (d_2, d_1) or bias.shape != (d_2,):
+        raise ConfigError(
+            f"layer {path} has a weight of {list(weight.shape)} and a bias of {list(bias.shape)}: "
+            f"between sites of width {d_1} and {d_2} they are [{d_2}, {d_1}] and [{d_2}]"
+        )
+    return Layer(A=weight.T.double(), a=bias.double())
 
 
-def random_connector(config: ConnectConfig, pair: Pair) -> Connector:
-    """Weights uniform within `0.1 / sqrt(n_in)` of zero; biases zero.
+def fit_layer(activations: Products) -> Layer:
+    """The affine map with the least squared error in `x2` over the sample.
 
-    That is a tenth of what `nn.Linear`, and so S2, starts with. Its outputs are small, but all of
-    them are there, half above zero, where one latent in forty is active: on the embedded model they
-    begin with an FVU of 3, and the steps that unlearn them are missing in the end.
+    On the way from one point of a residual stream to a later one it is near the identity.
     """
-    n_in, n_out = pair.source.d_sae, pair.target.d_sae
-    generator = torch.Generator().manual_seed(config.seed)
-    bound = SCALE * n_in**-0.5
-    W = torch.empty(n_in, n_out).uniform_(-bound, bound, generator=generator)
-    return Connector(W, torch.zeros(n_out), activation=config.activation)
+    A, a = least_squares(activations, ridge=RIDGE)
+    return Layer(A=A, a=a)
 
 
-def _layer(config: ConnectConfig, pair: Pair, moments: Moments | None) -> Layer:
-    if config.layer is not None:
-        return read_layer(config.layer, d_1=pair.source.d_in, d_2=pair.target.d_in)
-    assert moments is not None
-    return fit_layer(moments.activations)
+# --- lines -----------------------------------------------------------------------------------
+
+
+def least_squares(
+    products: Products, *, ridge: float, intercept: bool = True
+) -> tuple[Float64[Tensor, "n_1 n_2"], Float64[Tensor, " n_2"]]:
+    """`W, b` of the line that minimizes `mean ||v - u W - b||^2 + r ||W||^2`.
+
+        (cov(u, u) + r) W = cov(u, v)        b = mean v - mean u W
+
+    (Hoerl and Kennard, "Ridge Regression", Technometrics 1970; `b` is not shrunk.) Without an
+    intercept, means of products take the place of covariances and `b` is zero. A `u` that is always
+    zero has weights of zero. By Cholesky in float64.
+
+    Args:
+        products: Of `u` and `v`.
+        ridge: `r` as a share of the mean diagonal of the matrix it is added to, over those `u` that
+            vary. Above zero, so that there is one solution.
+        intercept: Whether there is a `b`.
+    """
+    mean1, mean2 = products.mean1, products.mean2
+    system = products.product11.clone()
+    if intercept:
+        system.addr_(mean1, mean1, alpha=-1)
+    diagonal = system.diagonal()
+    varying = diagonal > 0
+    diagonal += ridge * diagonal[varying].mean() if varying.any() else 1.0
+    torch.linalg.cholesky(system, out=system)
+    W = torch.empty_like(products.product12)
+    step = max(1, STRIPE // len(W))
+    for start in range(0, len(mean2), step):
+        stripe = slice(start, start + step)
+        right = products.product12[:, stripe]
+        if intercept:
+            right = right.addr(mean1, mean2[stripe], alpha=-1)
+        W[:, stripe] = torch.cholesky_solve(right, system)
+    return W, mean2 - mean1 @ W if intercept else torch.zeros_like(mean2)

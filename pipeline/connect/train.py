@@ -1,93 +1,127 @@
-"""From runs to what trains them: feeding, memory needed, members.
+"""From runs of connectors to what trains them, each where its checkpoints left it.
 
-What training connectors takes in memory, before any of it is taken.
-
-From runs of connectors to what trains them, each where its checkpoints left it.
+They are fed the latents of their SAEs, at rows that both were trained on.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from pipeline.connect.connector import Connector
-from pipeline.connect.feed import Ends, PairFeeder
+from actstore.reader import ActStore
+from pipeline.connect.connector import Connector, Ends, PairLatents, SAEPair
 from pipeline.connect.group import ConnectorGroup, ConnectorMember
 from pipeline.connect.moments import Moments, find_moments
-from pipeline.connect.run import ConnectorRun
+from pipeline.connect.run import ConnectorRun, load_pair
 from pipeline.connect.start import needs_moments, start_connector
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError
 from pipeline.runs.checkpoints import checkpoints_of, load_checkpoint
 from pipeline.runs.curves import METRICS, Curves
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.active_pairs import Scratch
+from pipeline.training.feed import SAMPLE_ROWS, Feed, Feeder, sample_rows
 from pipeline.training.optimizer import Schedule
 
-FLOAT = 4
-SOLVING = 11
-"""Floats for each pair of latents while a start is fitted: 5.5 matrices of doubles, measured."""
-LATENTS = 5
-"""Blocks of a batch's output latents at once: true, predicted, their difference and its slope."""
 
+class PairFeeder:
+    """Makes of each batch of a store the latents that connectors learn from.
 
-def connector_bytes(runs: Sequence[ConnectorRun]) -> int:
-    """What training these in one pass takes, beside the SAEs and the windows of the store.
+    Connectors between the same SAEs share them. A row that one of the SAEs was not trained on, by
+    its position, token or norm, is left out: what an SAE makes of it means nothing.
 
-    Weights and Adam's two moments for each, and the average where one is kept; one gradient, since
-    connectors take their steps one after another; the latents of a batch.
-    """
-    sizes = [run.source.d_sae * run.target.d_sae for run in runs]
-    copies = [3 + (run.config.ema is not None) for run in runs]
-    kept = sum(size * n for size, n in zip(sizes, copies, strict=True))
-    batch = max(
-        run.config.batch_size * (2 * run.source.d_sae + LATENTS * run.target.d_sae) for run in runs
-    )
-    started = 0
-    for run in runs:
-        if needs_moments(run.config):
-            n_in, n_out = run.source.d_sae, run.target.d_sae
-            started = max(started, round(SOLVING * n_in * max(n_in, n_out)))
-    return FLOAT * (kept + max(sizes) + batch + started)
-
-
-def bytes_free(device: torch.device) -> int | None:
-    """Memory that is free on a device; None where it does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached()
-    except (ValueError, OSError):
-        return None
-
-
-def require_memory(runs: Sequence[ConnectorRun], *, device: torch.device) -> None:
-    """Hold what training takes to what the device has free.
+    Args:
+        store: Where the batches come from.
+        runs: Those to be fed.
+        device: Where the batches are.
 
     Raises:
-        ConfigError: it does not fit.
+        CheckpointError: an SAE is gone, damaged, or was trained anew.
+        StoreError: bytes of the store were altered.
     """
-    needed, free = connector_bytes(runs), bytes_free(device)
-    if free is not None and needed > free:
-        largest = max(runs, key=lambda run: run.source.d_sae * run.target.d_sae)
-        several = f"{len(runs)} connectors need" if len(runs) > 1 else "this connector needs"
-        raise ConfigError(
-            f"{several} about {needed / 1e9:.1f} GB for weights, moments and gradient of up to "
-            f"{largest.source.d_sae:,} x {largest.target.d_sae:,}, and {device.type} has "
-            f"{free / 1e9:.1f} GB free: train fewer at once, or between smaller SAEs"
+
+    def __init__(
+        self, store: ActStore, runs: Iterable[ConnectorRun], *, device: torch.device
+    ) -> None:
+        self.store = store
+        self._device = device
+        several = dict.fromkeys((run.source, run.target) for run in runs)
+        opened = {ends: [SAERun.open(end.run) for end in ends] for ends in several}
+        self._pairs = {ends: load_pair(*its, device=device) for ends, its in opened.items()}
+        self._feeds = {  # the rows of each SAE, given to it as they are in the store
+            ends: [
+                replace(Feed.of(run.config, site=run.provenance.site), normalize="none")
+                for run in its
+            ]
+            for ends, its in opened.items()
+        }
+        feeds = [feed for pair in self._feeds.values() for feed in pair]
+        self._rows = Feeder(store, feeds, device=device)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites that every batch must hold."""
+        return self._rows.sites
+
+    @property
+    def metadata(self) -> tuple[str, ...]:
+        """The metadata that every batch must hold."""
+        return self._rows.metadata
+
+    def pair(self, ends: Ends) -> SAEPair:
+        """The SAEs of a connector."""
+        return self._pairs[ends]
+
+    def fed(self, batch: Mapping[str, Tensor]) -> dict[Ends, PairLatents]:
+        """Latents at the rows of a batch that are left, of which there may be none."""
+        return {ends: self._latents(ends, batch) for ends in self._pairs}
+
+    def sample(
+        self, ends: Ends, *, n_rows: int = SAMPLE_ROWS, seed: int = 0
+    ) -> Generator[PairLatents, None, None]:
+        """Latents at a fixed sample of rows from all over the store.
+
+        A StoreError comes while iterating, if bytes of the store were altered.
+        """
+        blocks = sample_rows(
+            self.store,
+            sites=tuple(dict.fromkeys(self._pairs[ends].sites)),
+            metadata=self.metadata,
+            n_rows=n_rows,
+            seed=seed,
         )
+        for block in blocks:
+            yield self._latents(ends, {n: t.to(self._device) for n, t in block.items()})
 
+    def predicted(self, ends: Ends) -> Bool[Tensor, " n_out"]:
+        """Which latents of the second SAE are active on any of the sampled rows."""
+        pair = self._pairs[ends]
+        alive = torch.zeros(pair.target.d_sae, dtype=torch.bool, device=self._device)
+        for latents in self.sample(ends):
+            alive |= (latents.z2 > 0).any(0)
+        return alive
 
-def _cached() -> int:
-    """What Linux holds of files and gives back when asked."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123 - not a file of ours
-            lines = dict(line.split(":") for line in file)
-        return int(lines["Cached"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return 0
+    def mask(self, ends: Ends, batch: Mapping[str, Tensor]) -> Bool[Tensor, " b"]:
+        """Which rows of a batch are left."""
+        n_rows = len(batch[self._pairs[ends].sites[0]])
+        left = torch.ones(n_rows, dtype=torch.bool, device=self._device)
+        for feed in self._feeds[ends]:
+            kept = self._rows.kept(feed, batch)
+            left = left if kept is None else left & kept
+        return left
+
+    def _latents(self, ends: Ends, batch: Mapping[str, Tensor]) -> PairLatents:
+        pair = self._pairs[ends]
+        rows = {site: batch[site] for site in pair.sites}
+        if any(feed.excludes for feed in self._feeds[ends]):
+            kept = self.mask(ends, batch)
+            rows = {site: x[kept] for site, x in rows.items()}
+        z1, z2 = pair.latents(rows)
+        return PairLatents(z1=z1, z2=z2)
 
 
 def assemble_connectors(
@@ -121,10 +155,9 @@ def assemble_connectors(
         keep = checkpoint.metrics_bytes if checkpoint else 0
         curves = files.enter_context(Curves(run.path / METRICS, keep=keep))
         member = ConnectorMember(run, curves=curves, schedule=Schedule.of(run.config, n_steps=n))
-        start = _blank(run) if checkpoint else starts.of(run)
-        group = ConnectorGroup(
-            member, start.to(device), predicted=starts.predicted(run), scratch=scratch
-        )
+        start = starts.blank(run) if checkpoint else starts.of(run)
+        predicted = starts.predicted(run)
+        group = ConnectorGroup(member, start.to(device), predicted=predicted, scratch=scratch)
         if checkpoint:
             group.restore(checkpoint)
         groups.append(group)
@@ -150,6 +183,11 @@ class _Starts:
             self._found[alike] = start_connector(config, self._feeder.pair(ends), moments)
         return self._found[alike]
 
+    def blank(self, run: ConnectorRun) -> Connector:
+        """One of the right shape, to be overwritten."""
+        n_in, n_out = run.source.d_sae, run.target.d_sae
+        return Connector(torch.zeros(n_in, n_out), torch.zeros(n_out))
+
     def predicted(self, run: ConnectorRun) -> Bool[Tensor, " n_out"]:
         """Outputs whose error counts."""
         ends = (run.source, run.target)
@@ -172,7 +210,60 @@ class _Starts:
         return self._moments[ends]
 
 
-def _blank(run: ConnectorRun) -> Connector:
-    """Of the right shape, to be overwritten."""
-    n_in, n_out = run.source.d_sae, run.target.d_sae
-    return Connector(torch.zeros(n_in, n_out), torch.zeros(n_out))
+# --- memory --------------------------------------------------------------------------------------
+
+FLOAT = 4
+SOLVING = 11
+"""Floats for each pair of latents while a start is fitted: 5.5 matrices of doubles, measured."""
+LATENTS = 5
+"""Blocks of a batch's output latents at once: true, predicted, their difference and its slope."""
+
+
+def connector_bytes(runs: Sequence[ConnectorRun]) -> int:
+    """What training these in one pass takes, beside the SAEs and the windows of the store.
+
+    Weights and Adam's two moments for each, and the average where one is kept; one gradient, since
+    connectors take their steps one after another; the latents of a batch.
+    """
+    sizes = [run.source.d_sae * run.target.d_sae for run in runs]
+    copies = [3 + (run.config.ema is not None) for run in runs]
+    kept = sum(size * n for size, n in zip(sizes, copies, strict=True))
+    batch = max(
+        run.config.batch_size * (2 * run.source.d_sae + LATENTS * run.target.d_sae) for run in runs
+    )
+    fitted = [(r.source.d_sae, r.target.d_sae) for r in runs if needs_moments(r.config)]
+    started = max((SOLVING * n_in * max(n_in, n_out) for n_in, n_out in fitted), default=0)
+    return FLOAT * (kept + max(sizes) + batch + started)
+
+
+def memory_free(device: torch.device) -> int | None:
+    """Memory that is free on a device; None where it does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached()
+    except (ValueError, OSError):
+        return None
+
+
+def require_memory(runs: Sequence[ConnectorRun], *, device: torch.device) -> None:
+    """Hold what training takes to what the device has free."""
+    needed, free = connector_bytes(runs), memory_free(device)
+    if free is not None and needed > free:
+        largest = max(runs, key=lambda run: run.source.d_sae * run.target.d_sae)
+        several = f"{len(runs)} connectors need" if len(runs) > 1 else "this connector needs"
+        raise ConfigError(
+            f"{several} about {needed / 1e9:.1f} GB for weights, moments and gradient of up to "
+            f"{largest.source.d_sae:,} x {largest.target.d_sae:,}, and {device.type} has "
+            f"{free / 1e9:.1f} GB free: train fewer at once, or between smaller SAEs"
+        )
+
+
+def _cached() -> int:
+    """What Linux holds of files and gives back when asked."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123 - not a file of ours
+            lines = dict(line.split(":") for line in file)
+        return int(lines["Cached"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 0

@@ -1,11 +1,9 @@
-"""What all figures share; names beside points.
+"""What all figures share, names beside their points among it.
 
-What all figures share. They are drawn off screen, and nothing global is touched.
-
-Names beside the points of a figure, none over another.
+They are drawn off screen, and nothing global is touched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -99,6 +97,19 @@ def save(figure: Figure, *outs: Path) -> None:
         figure.savefig(data, format=out.suffix[1:])
         write_file(out, [data.getbuffer()])
         figure.set_layout_engine("none")  # it is laid out now, which takes as long as drawing it
+
+
+_FORMATS = (".png", ".svg")
+
+
+def save_all(figures: Mapping[str, Figure], folder: Path) -> tuple[Path, ...]:
+    """Write figures into a folder by their names, each as a picture and as vectors."""
+    files = list[Path]()
+    for name, figure in figures.items():
+        outs = [folder / f"{name}{ending}" for ending in _FORMATS]
+        save(figure, *outs)
+        files += outs
+    return tuple(files)
 
 
 _BESIDE = ((6, -9, "left"), (6, 4, "left"), (-6, 4, "right"), (-6, -9, "right"))

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from pipeline.report.figures import inline_svg
-from pipeline.report.render import PageView, Tile
+from pipeline.report.render import PageView, Part, Tile
 
 _LARGEST_SVG = 400_000
 """Characters; a figure of more shapes than that becomes an image of dots."""
@@ -80,11 +80,10 @@ class ChapterView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperimentView:
+class ExperimentView(Part):
     """All of them."""
 
     template: ClassVar[str] = "experiment.html"
-    scripts: ClassVar[Sequence[str]] = ()
     chapters: Sequence[ChapterView]
 
     @property

@@ -1,47 +1,22 @@
-"""Figures as inline SVG.
-
-Figures as parts of a page: SVG whose text is text, and whose colours are the page's own.
+"""Figures as parts of a page: SVG whose text is text, and whose colours are the page's own.
 
 A strict Content-Security-Policy blocks style attributes, so that each becomes the presentation
 attributes it stands for.
-
-The figures of a page.
-
-The figures about connectors.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from pipeline.connect.report import ConnectorReport
-from pipeline.evaluate.report import EvalReport
-from pipeline.plots.connectors import (
-    connector_frontier_figure,
-    effects_figure,
-    explained_figure,
-    recovered_figure,
-    weights_figure,
-)
-from pipeline.plots.evaluation import (
-    dead_cosine_figure,
-    density_figure,
-    encoder_decoder_figure,
-    frontier_figure,
-    inserted_figure,
-)
-from pipeline.plots.finetune import loss_figure
 from pipeline.plots.style import BLUE, GRAY, GRID, INK, RED
 from pipeline.plots.training import curve_figures
-from pipeline.report.gather import Connections, Material
 
 COLORS = {
     "#ffffff": "card", INK: "ink", GRAY: "muted", GRID: "line", BLUE: "blue", RED: "red",
@@ -134,9 +109,6 @@ def _local(name: str) -> str:
 
 WIDE, HIGH = 5.2, 3.2
 """Inches: so narrow that their words can be read on a phone."""
-_HELDOUT = ("ce_base", "ce_spliced", "ce_finetuned")
-_SPARE = 1.0
-"""Inches that figures of evaluations can do without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,91 +119,29 @@ class Drawing:
     svg: Markup
 
 
-def curve_drawings(material: Material, *, place: int) -> list[Drawing]:
-    """The curves of a training, or the loss of a fine-tuning; none without them.
-
-    Raises:
-        CheckpointError: metrics.jsonl is damaged.
-    """
-    if material.curves is None:
-        return []
-    if material.tuned:
-        heldout = {name: getattr(material.tuned.report, name) for name in _HELDOUT}
-        figures = {"loss": loss_figure(material.tuned.losses(), **heldout)}
-    else:
-        figures = curve_figures(material.curves)
-    return [drawing(figure, f"r{place}-{key}") for key, figure in figures.items()]
-
-
-def evaluation_drawings(report: EvalReport | None, *, place: int) -> list[Drawing]:
-    """What the evaluation of one run shows."""
-    if report is None:
-        return []
-    density, n_tokens = np.array(report.density), report.n_tokens
-    figures = {
-        "density": density_figure(density, n_tokens=n_tokens),
-        "encdec": encoder_decoder_figure(np.array(report.encoder_decoder_cosine)),
-    }
-    if report.dead_cosine is not None:
-        cosine = np.array(report.dead_cosine)
-        figures["dead"] = dead_cosine_figure(cosine, density == 0, n_tokens=n_tokens)
-    if report.inserted:
-        figures["inserted"] = inserted_figure(report)
-    for figure in figures.values():
-        figure.set_size_inches(max(WIDE, figure.get_figwidth() - _SPARE), HIGH)
-    return [drawing(figure, f"r{place}-{key}") for key, figure in figures.items()]
-
-
-def frontier_drawing(reports: Sequence[EvalReport]) -> Drawing | None:
-    """Several runs against each other; None where there are not several."""
-    if len(reports) < 2:
-        return None
-    figure = frontier_figure(reports)
-    figure.set_size_inches(WIDE, HIGH)
-    return drawing(figure, "frontier")
-
-
-def drawing(figure: Figure, name: str) -> Drawing:
-    """A figure, told by the title of its first axes to who does not see it."""
-    title = figure.axes[0].get_title(loc="left")
-    return Drawing(name=name, svg=inline_svg(figure, name=name, label=title))
-
-
-_HIGH = 4.4
-"""Inches: of figures that stand in one row."""
-
-
-def connector_drawings(
-    report: ConnectorReport | None, connections: Connections | None, *, place: int
+def drawings(
+    figures: Mapping[str, Figure], *, prefix: str = "", size: tuple[float, float] | None = None
 ) -> list[Drawing]:
-    """What the evaluation and the reading of one connector show."""
-    found: dict[str, Figure] = {}
-    if report:
-        found["explained"] = explained_figure(report)
-        found["weights"] = weights_figure(report)
-    if connections and connections.reading.effects:
-        found["effects"] = effects_figure(connections.reading.effects)
-    for figure in found.values():
-        figure.set_size_inches(WIDE, _HIGH)
-    return [drawing(figure, f"w{place}-{key}") for key, figure in found.items()]
+    """Figures by their names, each told by the title of its first axes to who does not see it.
+
+    Args:
+        figures: By names that are theirs alone among those of this prefix.
+        prefix: Theirs alone in the page.
+        size: In inches; None leaves them as they are.
+    """
+    found = list[Drawing]()
+    for key, figure in figures.items():
+        if size is not None:
+            figure.set_size_inches(*size)
+        name, label = prefix + key, figure.axes[0].get_title(loc="left")
+        found.append(Drawing(name=name, svg=inline_svg(figure, name=name, label=label)))
+    return found
 
 
-def connector_curves(curves: Path | None, *, place: int) -> list[Drawing]:
+def curve_drawings(curves: Path | None, *, prefix: str) -> list[Drawing]:
     """The curves of a training; none without them.
 
     Raises:
         CheckpointError: metrics.jsonl is damaged.
     """
-    if curves is None:
-        return []
-    return [drawing(figure, f"w{place}-{key}") for key, figure in curve_figures(curves).items()]
-
-
-def frontier_drawings(reports: Sequence[ConnectorReport]) -> list[Drawing]:
-    """Several connectors against each other; none where there are not several."""
-    if len(reports) < 2:
-        return []
-    figures = {"weights-fvu": connector_frontier_figure(reports)}
-    if any(report.ce_clean is not None for report in reports):
-        figures["weights-recovered"] = recovered_figure(reports)
-    return [drawing(figure, name) for name, figure in figures.items()]
+    return drawings(curve_figures(curves), prefix=prefix) if curves else []

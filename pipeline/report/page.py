@@ -1,75 +1,69 @@
-"""Write_page(config): which parts, in which order.
-
-What stands in the page of some runs, in the order it stands there.
-
-Makes the page of one or more runs.
-"""
+"""Makes the page of one or more runs: which parts, in which order."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from actstore.files import make_folder, write_file
 from pipeline.config.stages import ReportConfig
 from pipeline.errors import ConfigError
-from pipeline.features.feature import BEFORE
-from pipeline.report.connectors import (
-    connector_browsed,
-    connector_headline,
-    connector_tiles,
-    connectors_view,
-)
 from pipeline.report.experiment import Chapter, experiment_view
-from pipeline.report.gather import ConnectorMaterial, Material, gather
-from pipeline.report.render import PageView, Part, Tile, render
-from pipeline.report.saes import coder_data, coder_tiles, coders_view, headline
-from pipeline.report.tables import many
+from pipeline.report.render import Exhibit, PageView, Tile, render
+from pipeline.report.saes import SAEExhibit
 from pipeline.runs.folder import Provenance
+from pipeline.runs.kinds import says_kind
+from pipeline.runs.names import names_of
+from pipeline.tables import many
+
+EXHIBITS = {"connector": "pipeline.connect.page.part:ConnectorExhibit"}
+"""What a page shows of runs that are no SAEs, by their kind."""
 
 
-def view(materials: Sequence[Material | ConnectorMaterial]) -> PageView:
-    """The page about these runs: connectors before sparse autoencoders.
+def gather(paths: Sequence[Path], *, n_features: int) -> tuple[Exhibit, ...]:
+    """What is known of each run, in the order given, each once.
+
+    Raises:
+        ConfigError: there is no run.
+        CheckpointError: a folder holds no finished run, or a file of it is damaged.
+    """
+    if not paths:
+        raise ConfigError("a report needs a run: saepipe report RUN [RUN...]")
+    distinct = list({path.resolve(): path for path in paths}.values())
+    names = names_of([path.resolve() for path in distinct])
+    return tuple(
+        _exhibit_class(path).gather(path, name, n_features=n_features)
+        for path, name in zip(distinct, names, strict=True)
+    )
+
+
+def _exhibit_class(path: Path) -> type[Exhibit]:
+    module, _, name = EXHIBITS.get(says_kind(path), "").partition(":")
+    return getattr(import_module(module), name) if module else SAEExhibit
+
+
+def view(exhibits: Sequence[Exhibit]) -> PageView:
+    """The page about these runs: sparse autoencoders after what is made of them.
 
     Raises:
         CheckpointError: the curves of one are damaged.
     """
-    coders = [m for m in materials if isinstance(m, Material)]
-    connectors = [m for m in materials if isinstance(m, ConnectorMaterial)]
-    parts: list[Part] = []
-    if connectors:
-        parts.append(connectors_view(connectors))
-    if coders:
-        parts.append(coders_view(coders))
+    kinds: dict[type[Exhibit], list[Exhibit]] = {}
+    for exhibit in sorted(exhibits, key=lambda one: isinstance(one, SAEExhibit)):
+        kinds.setdefault(type(exhibit), []).append(exhibit)
+    first = next(iter(kinds.values()))
+    alone = first[0] if len(first) == 1 else None  # the one that the page is about
+    if alone and (len(kinds) == 1 or not isinstance(alone, SAEExhibit)):
+        title, tiles = alone.headline, alone.tiles
+    else:
+        title = " and ".join(many(len(its), kind.noun) for kind, its in kinds.items())
+        tiles = []
     return PageView(
-        kind="Connector report" if connectors else "Sparse autoencoder report",
-        title=_title(connectors, coders),
-        lead=_lead([m.run.provenance for m in materials]),
-        tiles=_tiles(connectors, coders),
-        parts=parts,
-        data={
-            "before": BEFORE,
-            "connectors": [connector_browsed(material) for material in connectors],
-            "runs": [coder_data(material) for material in coders],
-        },
+        kind=first[0].title,
+        title=title,
+        lead=_lead([exhibit.provenance for exhibit in exhibits]),
+        tiles=tiles,
+        parts=[kind.part(its) for kind, its in kinds.items()],
     )
-
-
-def _title(connectors: Sequence[ConnectorMaterial], coders: Sequence[Material]) -> str:
-    """The one connector, or the one autoencoder; else how many there are."""
-    if len(connectors) == 1:
-        return f"Connector {connector_headline(connectors[0])}"
-    if len(coders) == 1 and not connectors:
-        return headline(coders[0])
-    counts = [(len(connectors), "connector"), (len(coders), "sparse autoencoder")]
-    return " and ".join(many(n, what) for n, what in counts if n)
-
-
-def _tiles(connectors: Sequence[ConnectorMaterial], coders: Sequence[Material]) -> list[Tile]:
-    """Those of the run that is in the title."""
-    if len(connectors) == 1:
-        return connector_tiles(connectors[0])
-    if len(coders) == 1 and not connectors and coders[0].evaluation:
-        return coder_tiles(coders[0].evaluation)
-    return []
 
 
 def _lead(sources: Sequence[Provenance]) -> str:
@@ -100,7 +94,6 @@ def write_page(config: ReportConfig) -> Path:
     Raises:
         ConfigError: there is no run, or `config.out` is a folder.
         CheckpointError: a folder holds no finished run, or a file of it is damaged.
-        OSError: `config.out` cannot be written.
     """
     require_file(config.out)
     page = render(view(gather(config.runs, n_features=config.n_features)))
@@ -130,7 +123,6 @@ def write_experiment(
 
     Raises:
         ConfigError: `out` is a folder.
-        OSError: `out` cannot be written.
     """
     require_file(out)
     page = render(experiment_view(title, kind=kind, lead=lead, tiles=tiles, chapters=chapters))

@@ -1,38 +1,45 @@
-"""From parts to the bytes of one file that asks nobody for anything.
+"""From what stands in a page to its bytes: one file that asks nobody for anything.
 
-A page, whatever it is about: a head, and parts that follow each other.
-
-From what stands in a page to its bytes: one file that asks nobody for anything.
+A page has a head, and parts that follow each other. A kind of run brings its own: an `Exhibit`, its
+part, a template and a script.
 """
 
 import json
+from abc import ABC, abstractmethod
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
-from typing import ClassVar, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, ClassVar
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.features.feature import BEFORE
 from pipeline.report.tables import number
+from pipeline.runs.folder import Provenance
 from pipeline.text.token_text import visible
 
 
-@runtime_checkable
-class Part(Protocol):
+class Part(ABC):
     """Plain values, for the template that shows them."""
 
     template: ClassVar[str]
-    """The file beside `page.html` that shows it."""
-    scripts: ClassVar[Sequence[str]]
-    """The files beside it that bring it to life, in their order."""
+    """The file that shows it, `PACKAGE/FILE`; without a package it is one of this room's."""
+    scripts: ClassVar[Sequence[str]] = ()
+    """The files that bring it to life, in their order, named alike."""
 
     @property
+    @abstractmethod
     def sections(self) -> Mapping[str, str]:
         """What the reader can go to: id, and name in the bar."""
-        ...
+
+    @property
+    def data(self) -> Mapping[str, object]:
+        """For the scripts, as `json.dumps` takes it."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,53 @@ class Tile:
     name: str
     value: str
     note: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Exhibit(ABC):
+    """One run that a page is about, with what lies in its folder."""
+
+    noun: ClassVar[str]
+    """What such a run is, in a word or two: `connector`."""
+    title: ClassVar[str]
+    """What sort of page one about such runs is."""
+
+    name: str
+    """The end of its path that tells it from the others."""
+    path: Path
+
+    @property
+    @abstractmethod
+    def provenance(self) -> Provenance:
+        """The activations that it was trained on."""
+
+    @property
+    @abstractmethod
+    def headline(self) -> str:
+        """The title of a page about it alone."""
+
+    @property
+    @abstractmethod
+    def tiles(self) -> Sequence[Tile]:
+        """The few numbers in front of that page; none where there are none."""
+
+    @classmethod
+    @abstractmethod
+    def gather(cls, path: Path, name: str, *, n_features: int) -> "Exhibit":
+        """What is known of the run in a folder.
+
+        Raises:
+            CheckpointError: it is unfinished, or a file of it is damaged.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def part(exhibits: Sequence[Any]) -> Part:
+        """The part about several of its kind.
+
+        Raises:
+            CheckpointError: the curves of one are damaged.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +108,11 @@ class PageView:
     lead: str
     tiles: Sequence[Tile] = ()
     parts: Sequence[Part]
-    data: Mapping[str, object] = field(default_factory=dict[str, object])
-    """For the scripts."""
+
+    @property
+    def data(self) -> dict[str, object]:
+        """For the scripts: that of all parts, and how many tokens stand before an example's."""
+        return {"before": BEFORE} | {k: v for part in self.parts for k, v in part.data.items()}
 
     @property
     def scripts(self) -> list[str]:
@@ -111,9 +168,11 @@ def _script(names: Sequence[str]) -> str:
 
 
 def _own(name: str) -> str:
-    """A template, style sheet or script of the page."""
-    folder = "scripts" if name.endswith(".js") else "templates"
-    return files("pipeline.report").joinpath(folder, name).read_text(encoding="utf-8")
+    """A template, style sheet or script: of this room, or of the package before the slash."""
+    package, _, file = name.rpartition("/")
+    folder = "scripts" if file.endswith(".js") else "templates"
+    home = files(package) if package else files("pipeline.report") / folder
+    return home.joinpath(file).read_text(encoding="utf-8")
 
 
 def _hash(content: str) -> str:

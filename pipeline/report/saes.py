@@ -1,100 +1,141 @@
-"""The part about SAEs.
-
-What a run is, for people: a few facts in front, every setting folded away.
-
-The part of the page about sparse autoencoders: plain values for the template.
-"""
+"""The part of a page about SAEs: plain values for its template, and data for its script."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar, cast, final
+
+import numpy as np
 
 from pipeline.config.serialization import to_json
-from pipeline.evaluate.report import EvalReport, WorstContext
-from pipeline.report.feature_data import feature_data
-from pipeline.report.figures import Drawing, curve_drawings, evaluation_drawings, frontier_drawing
-from pipeline.report.gather import Material
-from pipeline.report.render import Tile
-from pipeline.report.tables import Group, Row, main_names, main_rows, metric_groups, number, percent
+from pipeline.config.training import LoopConfig
+from pipeline.evaluate.report import EvalReport, WorstContext, load_report
+from pipeline.finetune.run import FinetunedRun, is_finetuned
+from pipeline.plots.evaluation import (
+    dead_cosine_figure,
+    density_figure,
+    encoder_decoder_figure,
+    frontier_figure,
+    inserted_figure,
+)
+from pipeline.plots.finetune import loss_figure
+from pipeline.report.feature_data import ShownFeatures, feature_data
+from pipeline.report.figures import HIGH, WIDE, Drawing, curve_drawings, drawings
+from pipeline.report.gather import curves_of, shown_features
+from pipeline.report.render import Exhibit, Part, Tile
+from pipeline.report.tables import Group, Row, main_heads, main_rows, metric_groups, number, percent
+from pipeline.runs.folder import Provenance
+from pipeline.runs.sae_run import SAERun
 
 _KNOBS = ("k", "l1", "l0", "target")
 """What tells runs of one architecture apart."""
 
 
-def headline(material: Material) -> str:
-    """Architecture and place: `topk SAE (k = 32) at mlp_out.2`."""
-    arch = material.run.config.arch
-    settings = [(name, getattr(arch, name, None)) for name in _KNOBS]
-    knobs = ", ".join(f"{name} = {value:g}" for name, value in settings if value is not None)
-    tuned = ", fine-tuned" if material.tuned else ""
-    site = material.tuned.report.site if material.tuned else material.run.provenance.site
-    return f"{arch.kind} SAE{f' ({knobs})' if knobs else ''} at {site}{tuned}"
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SAEExhibit(Exhibit):
+    """One run of a sparse autoencoder. What is absent is None."""
 
+    noun: ClassVar[str] = "sparse autoencoder"
+    title: ClassVar[str] = "Sparse autoencoder report"
 
-def facts(material: Material) -> dict[str, str]:
-    """The few that say what one is looking at."""
-    run, tuned = material.run, material.tuned
-    config, source = run.config, run.provenance
-    tokens = source.n_rows if config.tokens is None else config.tokens
-    epochs = tokens / source.n_rows if source.n_rows else 0
-    found = {
-        "language model": named(source.model, source.revision),
-        "site": source.site,
-        "text": source.text or "unknown",
-        "features": f"{run.d_sae:,}, {config.expansion} x the width {source.d_in:,}",
-        "trained on": f"{tokens:,} tokens, {epochs:.3g} x the store",
-        "step": f"{config.batch_size:,} tokens, learning rate {config.lr:g}",
-        "contexts": f"{source.ctx_len} tokens each",
-    }
-    if tuned:
-        report = tuned.report
-        found |= {
-            "fine-tuned in": report.model,
-            "fine-tuned at": report.site,
-            "fine-tuned on": f"{report.text}, {report.n_steps:,} steps",
-            "held-out loss, model alone": number(report.ce_base),
-            "held-out loss, SAE spliced in": number(report.ce_spliced),
-            "held-out loss, fine-tuned": number(report.ce_finetuned),
+    run: SAERun
+    """The SAE's; of a fine-tuned one, that of the SAE it froze."""
+    tuned: FinetunedRun | None
+    curves: Path | None
+    """Its metrics.jsonl, if it has any lines."""
+    evaluation: EvalReport | None
+    features: ShownFeatures | None
+
+    @classmethod
+    def gather(cls, path: Path, name: str, *, n_features: int) -> "SAEExhibit":
+        """What is known of the SAE in a folder.
+
+        Raises:
+            CheckpointError: it is unfinished, or a file of it is damaged.
+        """
+        tuned = FinetunedRun.open(path) if is_finetuned(path) else None
+        return cls(
+            name=name,
+            path=path,
+            run=tuned.run if tuned else SAERun.open(path),
+            tuned=tuned,
+            curves=curves_of(path),
+            evaluation=load_report(path),
+            features=shown_features(path, n=n_features),
+        )
+
+    @property
+    def provenance(self) -> Provenance:
+        """Of its site."""
+        return self.run.provenance
+
+    @property
+    def headline(self) -> str:
+        """Architecture and place: `topk SAE (k = 32) at mlp_out.2`."""
+        arch = self.run.config.arch
+        settings = [(name, getattr(arch, name, None)) for name in _KNOBS]
+        knobs = ", ".join(f"{name} = {value:g}" for name, value in settings if value is not None)
+        site = self.tuned.report.site if self.tuned else self.provenance.site
+        tuned = ", fine-tuned" if self.tuned else ""
+        return f"{arch.kind} SAE{f' ({knobs})' if knobs else ''} at {site}{tuned}"
+
+    @property
+    def tiles(self) -> list[Tile]:
+        """The main numbers of its evaluation."""
+        return _tiles(self.evaluation) if self.evaluation else []
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The few that say what one is looking at."""
+        run, source = self.run, self.provenance
+        found = {
+            "language model": named(source.model, source.revision),
+            "site": source.site,
+            "text": source.text or "unknown",
+            "features": f"{run.d_sae:,}, {run.config.expansion} x the width {source.d_in:,}",
+            **trained_on(run.config, source),
+            "contexts": f"{source.ctx_len} tokens each",
         }
-    return found
+        if self.tuned:
+            report = self.tuned.report
+            found |= {
+                "fine-tuned in": report.model,
+                "fine-tuned at": report.site,
+                "fine-tuned on": f"{report.text}, {report.n_steps:,} steps",
+                "held-out loss, model alone": number(report.ce_base),
+                "held-out loss, SAE spliced in": number(report.ce_spliced),
+                "held-out loss, fine-tuned": number(report.ce_finetuned),
+            }
+        return found
 
+    @property
+    def command(self) -> str:
+        """What collects its features."""
+        return f"saepipe features {self.path}"
 
-def settings(material: Material) -> dict[str, str]:
-    """Every setting and everything known of the store."""
-    tuned = material.tuned
-    return {
-        **flat(to_json(material.run.config)),
-        **flat(to_json(material.run.provenance), prefix="store."),
-        **(flat(to_json(tuned.config), prefix="finetune.") if tuned else {}),
-    }
+    @staticmethod
+    def part(exhibits: Sequence["SAEExhibit"]) -> "SAEsPart":
+        """The part about these runs.
 
-
-def named(model: str, revision: str) -> str:
-    """A language model, and its revision if that is not the main one."""
-    name = model or "unknown"
-    return name if revision in ("", "main") else f"{name} at {revision}"
-
-
-def flat(value: object, *, prefix: str = "") -> dict[str, str]:
-    """Nested settings as `arch.k` -> its value."""
-    found: dict[str, str] = {}
-    for name, item in cast("Mapping[str, object]", value).items():
-        if isinstance(item, Mapping):
-            found |= flat(cast("object", item), prefix=f"{prefix}{name}.")
-        else:
-            found[prefix + name] = _setting(item)
-    return found
-
-
-def _setting(value: object) -> str:
-    if value is None or value in ("", []):
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(str, cast("list[object]", value)))
-    return f"{value:,}" if isinstance(value, int) else str(value)
+        Raises:
+            CheckpointError: the curves of one are damaged.
+        """
+        reports = [exhibit.evaluation for exhibit in exhibits]
+        evaluated = [report for report in reports if report is not None]
+        names = [exhibit.name for exhibit in exhibits]
+        few = len(exhibits) <= MANY
+        known = {exhibit.path.resolve(): exhibit.name for exhibit in exhibits}
+        notes = [note for m in exhibits if m.features for note in m.features.notes]
+        return SAEsPart(
+            groups=metric_groups(reports) if evaluated and few else (),
+            heads=[(e.name, e.headline) for e in exhibits] if few else main_heads(),
+            rows=main_rows(names, reports) if evaluated and not few else (),
+            frontier=_frontier(evaluated),
+            runs=[_view(m, place=i, known=known) for i, m in enumerate(exhibits, start=1)],
+            feature_notes=list(dict.fromkeys(notes)),
+            browsed=[_browsed(exhibit) for exhibit in exhibits],
+        )
 
 
 MANY = 4
@@ -123,20 +164,28 @@ class RunView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodersView:
+class SAEsPart(Part):
     """All of them."""
 
-    template: ClassVar[str] = "coders.html"
+    template: ClassVar[str] = "saes.html"
     scripts: ClassVar[Sequence[str]] = ("browser.js", "features.js")
     groups: Sequence[Group]
     """The fidelity of up to `MANY` runs; empty if none was evaluated."""
-    columns: Sequence[str]
+    heads: Sequence[tuple[str, str]]
+    """What stands over the columns: a run with what it is, or a metric."""
     rows: Sequence[Row]
     """That of more."""
     frontier: Drawing | None
     runs: Sequence[RunView]
     feature_notes: Sequence[str]
     """What a reader of any run's features must know."""
+    browsed: Sequence[Mapping[str, object]]
+    """What the script is given of each."""
+
+    @property
+    def data(self) -> dict[str, object]:
+        """What the script is given."""
+        return {"runs": self.browsed}
 
     @property
     def sections(self) -> dict[str, str]:
@@ -145,29 +194,50 @@ class CodersView:
         return told | {"runs": "Run" if len(self.runs) == 1 else "Runs", "features": "Features"}
 
 
-def coders_view(materials: Sequence[Material]) -> CodersView:
-    """The part about these runs.
-
-    Raises:
-        CheckpointError: the curves of one are damaged.
-    """
-    reports = [material.evaluation for material in materials]
-    evaluated = [report for report in reports if report is not None]
-    names = [material.name for material in materials]
-    few = len(materials) <= MANY
-    known = {material.path.resolve(): material.name for material in materials}
-    notes = [note for m in materials if m.features for note in m.features.notes]
-    return CodersView(
-        groups=metric_groups(reports) if evaluated and few else (),
-        columns=main_names(),
-        rows=main_rows(names, reports) if evaluated and not few else (),
-        frontier=frontier_drawing(evaluated),
-        runs=[_run(m, place=i, known=known) for i, m in enumerate(materials, start=1)],
-        feature_notes=list(dict.fromkeys(notes)),
+def _view(exhibit: SAEExhibit, *, place: int, known: Mapping[Path, str]) -> RunView:
+    """One run; `known` are the names of all that are on the page."""
+    report = exhibit.evaluation
+    overlaps = report.overlaps if report else ()
+    return RunView(
+        name=exhibit.name,
+        path=str(exhibit.path),
+        headline=exhibit.headline,
+        facts=exhibit.facts,
+        settings=_settings(exhibit),
+        curves=_curves(exhibit, prefix=f"r{place}-"),
+        figures=_drawings(report, prefix=f"r{place}-") if report else (),
+        evaluated=_evaluated(report) if report else "",
+        worst=report.worst if report else (),
+        overlaps={known.get(o.run.resolve(), str(o.run)): number(o.mmcs) for o in overlaps},
+        notes=_notes(report) if report else (),
+        missing=_missing(exhibit),
     )
 
 
-def coder_tiles(report: EvalReport) -> list[Tile]:
+def _evaluated(report: EvalReport) -> str:
+    excluded = f"; left out: {', '.join(report.excluded)}" if report.excluded else ""
+    return (
+        f"In {report.model} on {report.text}: {report.n_tokens:,} tokens in contexts of "
+        f"{report.ctx_len}, the model in {report.precision}{excluded}."
+    )
+
+
+def _notes(report: EvalReport) -> list[str]:
+    """What a reader of the figures must know."""
+    told = [f"None of the {report.d_sae:,} features is dead on these tokens."]
+    return [*report.notes, *(told if report.dead_cosine is None else ())]
+
+
+def _missing(exhibit: SAEExhibit) -> dict[str, str]:
+    missing: dict[str, str] = {}
+    if exhibit.evaluation is None:
+        missing["It has not been evaluated yet."] = f"saepipe eval {exhibit.path}"
+    if exhibit.features is None:
+        missing["Its features have not been collected yet."] = exhibit.command
+    return missing
+
+
+def _tiles(report: EvalReport) -> list[Tile]:
     """The few numbers in front of a page about one run."""
     of = f"of {report.d_sae:,}"
     return [
@@ -186,56 +256,98 @@ def coder_tiles(report: EvalReport) -> list[Tile]:
     ]
 
 
-def _run(material: Material, *, place: int, known: Mapping[Path, str]) -> RunView:
-    """One run; `known` are the names of all that are on the page."""
-    report = material.evaluation
-    overlaps = report.overlaps if report else ()
-    return RunView(
-        name=material.name,
-        path=str(material.path),
-        headline=headline(material),
-        facts=facts(material),
-        settings=settings(material),
-        curves=curve_drawings(material, place=place),
-        figures=evaluation_drawings(report, place=place),
-        evaluated=_evaluated(report) if report else "",
-        worst=report.worst if report else (),
-        overlaps={known.get(o.run.resolve(), str(o.run)): number(o.mmcs) for o in overlaps},
-        notes=_notes(report) if report else (),
-        missing=_missing(material),
-    )
-
-
-def _evaluated(report: EvalReport) -> str:
-    excluded = f"; left out: {', '.join(report.excluded)}" if report.excluded else ""
-    return (
-        f"In {report.model} on {report.text}: {report.n_tokens:,} tokens in contexts of "
-        f"{report.ctx_len}, the model in {report.precision}{excluded}."
-    )
-
-
-def _notes(report: EvalReport) -> list[str]:
-    """What a reader of the figures must know."""
-    told = [f"None of the {report.d_sae:,} features is dead on these tokens."]
-    return [*report.notes, *(told if report.dead_cosine is None else ())]
-
-
-def _missing(material: Material) -> dict[str, str]:
-    missing: dict[str, str] = {}
-    if material.evaluation is None:
-        missing["It has not been evaluated yet."] = f"saepipe eval {material.path}"
-    if material.features is None:
-        missing["Its features have not been collected yet."] = _collect(material)
-    return missing
-
-
-def _collect(material: Material) -> str:
-    return f"saepipe features {material.path}"
-
-
-def coder_data(material: Material) -> dict[str, object]:
+def _browsed(exhibit: SAEExhibit) -> dict[str, object]:
     """A run as the browser of features shows it."""
-    head: dict[str, object] = {"name": material.name, "command": _collect(material)}
-    if material.features is None:
+    head: dict[str, object] = {"name": exhibit.name, "command": exhibit.command}
+    if exhibit.features is None:
         return head | {"nTokens": 0, "tokens": [], "items": []}
-    return head | feature_data(material.features)
+    return head | feature_data(exhibit.features)
+
+
+_HELDOUT = ("ce_base", "ce_spliced", "ce_finetuned")
+_SPARE = 1.0
+"""Inches that figures of evaluations can do without."""
+
+
+def _curves(exhibit: SAEExhibit, *, prefix: str) -> list[Drawing]:
+    """The curves of a training, or the loss of a fine-tuning; none without them."""
+    if exhibit.curves is None or exhibit.tuned is None:
+        return curve_drawings(exhibit.curves, prefix=prefix)
+    losses = exhibit.tuned.losses()
+    heldout = {name: getattr(exhibit.tuned.report, name) for name in _HELDOUT}
+    return drawings({"loss": loss_figure(losses, **heldout)}, prefix=prefix)
+
+
+def _drawings(report: EvalReport, *, prefix: str) -> list[Drawing]:
+    """What the evaluation of one run shows."""
+    density, n_tokens = np.array(report.density), report.n_tokens
+    figures = {
+        "density": density_figure(density, n_tokens=n_tokens),
+        "encdec": encoder_decoder_figure(np.array(report.encoder_decoder_cosine)),
+    }
+    if report.dead_cosine is not None:
+        cosine = np.array(report.dead_cosine)
+        figures["dead"] = dead_cosine_figure(cosine, density == 0, n_tokens=n_tokens)
+    if report.inserted:
+        figures["inserted"] = inserted_figure(report)
+    for figure in figures.values():
+        figure.set_size_inches(max(WIDE, figure.get_figwidth() - _SPARE), HIGH)
+    return drawings(figures, prefix=prefix)
+
+
+def _frontier(reports: Sequence[EvalReport]) -> Drawing | None:
+    """Several runs against each other; None where there are not several."""
+    if len(reports) < 2:
+        return None
+    return drawings({"frontier": frontier_figure(reports)}, size=(WIDE, HIGH))[0]
+
+
+def _settings(exhibit: SAEExhibit) -> dict[str, str]:
+    """Every setting and everything known of the store."""
+    tuned = {"finetune": exhibit.tuned.config} if exhibit.tuned else {}
+    return settings_of(exhibit.run.config, store=exhibit.provenance, **tuned)
+
+
+def settings_of(config: object, **others: object) -> dict[str, str]:
+    """Every setting as `arch.k` -> its value; those of the others as `store.text`."""
+    found = flat(to_json(config))
+    for name, values in others.items():
+        found |= flat(to_json(values), prefix=f"{name}.")
+    return found
+
+
+def trained_on(config: LoopConfig, store: Provenance) -> dict[str, str]:
+    """How much of which store, in what steps."""
+    tokens = store.n_rows if config.tokens is None else config.tokens
+    epochs = tokens / store.n_rows if store.n_rows else 0
+    return {
+        "trained on": f"{tokens:,} tokens, {epochs:.3g} x the store",
+        "step": f"{config.batch_size:,} tokens, learning rate {config.lr:g}",
+    }
+
+
+def named(model: str, revision: str) -> str:
+    """A language model, and its revision if that is not the main one."""
+    name = model or "unknown"
+    return name if revision in ("", "main") else f"{name} at {revision}"
+
+
+def flat(value: object, *, prefix: str = "") -> dict[str, str]:
+    """Nested settings as `arch.k` -> its value."""
+    found: dict[str, str] = {}
+    for name, item in cast("Mapping[str, object]", value).items():
+        if isinstance(item, Mapping):
+            found |= flat(cast("object", item), prefix=f"{prefix}{name}.")
+        else:
+            found[prefix + name] = _setting(item)
+    return found
+
+
+def _setting(value: object) -> str:
+    if value is None or value in ("", []):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, cast("list[object]", value)))
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,23 +1,10 @@
-"""Tables of metrics and relations.
+"""The table of an evaluation: what each number is called, what it means, and how sure it is."""
 
-Numbers as they stand in the page.
-
-The table of an evaluation: what each number is called, what it means, and how sure it is.
-
-The tables of an evaluation of connectors: what each number is called, and what it means.
-
-The table of the clearest relations: which pairs of inputs decide on an output, and how.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from pipeline.connect.reading.relations import CARRIES, CLEAR, MIN_ROWS, TAKES
-from pipeline.connect.reading.values import KINDS, Cell as Rows, Kind, Relation
-from pipeline.connect.report import MAP_WORDS, ConnectorReport, ScoredMap
 from pipeline.evaluate.report import QUANTILES, EvalReport
-from pipeline.report.gather import N_RELATIONS, Connections, EndFeatures
 
 
 def number(value: int | float | None) -> str:
@@ -32,11 +19,6 @@ def number(value: int | float | None) -> str:
 def percent(share: float) -> str:
     """A share in at most three digits."""
     return f"{100 * share:.3g} %"
-
-
-def many(n: int, what: str) -> str:
-    """`1 run`, `12 runs`."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 METRICS: dict[str, dict[str, tuple[str, str]]] = {
@@ -129,10 +111,10 @@ def metric_groups(reports: Sequence[EvalReport | None]) -> list[Group]:
     ]
 
 
-def main_names() -> list[str]:
-    """What the main metrics are called."""
+def main_heads() -> list[tuple[str, str]]:
+    """What the main metrics are called; no more is said of them."""
     names = {key: name for metrics in METRICS.values() for key, (name, _) in metrics.items()}
-    return [names[key] for key in MAIN]
+    return [(names[key], "") for key in MAIN]
 
 
 def main_rows(names: Sequence[str], reports: Sequence[EvalReport | None]) -> list[Row]:
@@ -153,235 +135,3 @@ def _cell(report: EvalReport | None, key: str) -> Cell:
     found = next((i for i in report.intervals if i.metric == key), None)
     interval = f"{write(found.low)} to {write(found.high)}" if found else ""
     return Cell(value=write(value), interval=interval)
-
-
-_AT = f"median; below it, between what {percent(QUANTILES[-1] - QUANTILES[0])} lie"
-
-METRICS_CONNECT_TABLE: dict[str, dict[str, tuple[str, str]]] = {
-    "How well it predicts": {
-        "fvu": ("FVU", "Σ(z2 - ẑ2)² / Σ(z2 - mean z2)², over outputs that are alive"),
-        "explained_quantiles": ("an output's variance explained", _AT),
-        "mse": ("mean squared error", "over tokens and all outputs"),
-    },
-    "How sparse it is": {
-        "n_above": ("weights above {tau:g}", "in magnitude"),
-        "above_quantiles": ("an output's weights above {tau:g}", _AT),
-        "above_max": ("the most that one output has", ""),
-        "n_nonzero": ("weights that are not zero", ""),
-        "nonzero_quantiles": ("an output's weights that are not zero", _AT),
-        "l1": ("mean of |W|", ""),
-    },
-    "In the language model": {
-        "loss_recovered": ("loss recovered", "(zeroed - predicted) / (zeroed - alone)"),
-        "recovered_of_sae": ("of what the SAE recovers", "(zeroed - predicted) / (zeroed - SAE)"),
-        "ce": ("cross-entropy, predicted", "nats per prediction, predicted features decoded"),
-        "kl": ("KL divergence", "from the model's predictions to those"),
-    },
-}
-"""By group and field of `ScoredMap`: name and definition."""
-
-NOTES = {
-    "mean": "of each output",
-    "weights": "of the layer between",
-    "correlation": "the one most correlated",
-    "ridge": "regression on all inputs",
-}
-"""On maps."""
-
-MAIN_CONNECT_TABLE: dict[str, Callable[[ScoredMap], Cell]] = {
-    "FVU": lambda scored: _cell_connect_table(scored, "fvu"),
-    "weights above {tau:g} an output": lambda scored: Cell(
-        value=number(scored.above_mean), interval=""
-    ),
-    "weights above {tau:g}": lambda scored: _cell_connect_table(scored, "n_above"),
-    "loss recovered": lambda scored: _cell_connect_table(scored, "loss_recovered"),
-    "of what the SAE recovers": lambda scored: _cell_connect_table(scored, "recovered_of_sae"),
-}
-"""The columns where each of several connectors has a row."""
-
-
-def map_names(report: ConnectorReport) -> list[tuple[str, str]]:
-    """The columns of `map_groups`: a name, and what it is."""
-    return [(_name(scored), NOTES.get(scored.name, "")) for scored in report.maps]
-
-
-def map_groups(report: ConnectorReport) -> list[Group]:
-    """A row a metric, a cell a map; without the groups of which there is nothing."""
-    return [
-        Group(
-            title=title,
-            rows=tuple(
-                Row(
-                    name=name.format(tau=report.tau),
-                    note=note,
-                    cells=tuple(_cell_connect_table(scored, key) for scored in report.maps),
-                )
-                for key, (name, note) in metrics.items()
-            ),
-        )
-        for title, metrics in METRICS_CONNECT_TABLE.items()
-        if any(getattr(report.connector, key) is not None for key in metrics)
-    ]
-
-
-def bounds(report: ConnectorReport) -> str:
-    """Between which losses the connector's lies; empty without a language model."""
-    if report.ce_clean is None:
-        return ""
-    return (
-        f"Cross-entropy of the model alone {number(report.ce_clean)}, with the SAE of the second "
-        f"site spliced in {number(report.ce_sae)} (loss recovered "
-        f"{number(report.loss_recovered_sae)}), with the site zeroed {number(report.ce_zero)}."
-    )
-
-
-def main_names_of_connect_table(reports: Sequence[ConnectorReport]) -> list[str]:
-    """The columns of `main_rows_of_connect_table`."""
-    tau = reports[0].tau if reports else 0.1
-    return [name.format(tau=tau) for name in MAIN_CONNECT_TABLE]
-
-
-def main_rows_of_connect_table(
-    names: Mapping[str, str], reports: Sequence[ConnectorReport | None]
-) -> list[Row]:
-    """A row a connector, then the baselines, where all of them have the same.
-
-    Args:
-        names: Of the connectors, and what each is.
-        reports: One each; None for those that were not evaluated.
-    """
-    rows = [
-        Row(
-            name=name,
-            note=note,
-            cells=tuple(
-                Cell(value="", interval="") if report is None else find(report.connector)
-                for find in MAIN_CONNECT_TABLE.values()
-            ),
-        )
-        for (name, note), report in zip(names.items(), reports, strict=True)
-    ]
-    evaluated = [report for report in reports if report is not None]
-    if len({(r.source, r.target, r.text, r.baselines) for r in evaluated}) == 1:
-        for scored in evaluated[0].baselines:
-            cells = tuple(find(scored) for find in MAIN_CONNECT_TABLE.values())
-            note = NOTES.get(scored.name, "")
-            rows.append(Row(name=f"baseline: {_name(scored)}", note=note, cells=cells))
-    return rows
-
-
-def _name(scored: ScoredMap) -> str:
-    return MAP_WORDS.get(scored.name, scored.name)
-
-
-def _middle(quantiles: Sequence[float]) -> Cell:
-    """The median, and the outermost two."""
-    if not quantiles:
-        return Cell(value="-", interval="")
-    low, high = (number(value) for value in (quantiles[0], quantiles[-1]))
-    return Cell(value=number(quantiles[len(quantiles) // 2]), interval=f"{low} to {high}")
-
-
-def _cell_connect_table(scored: ScoredMap, key: str) -> Cell:
-    value = getattr(scored, key)
-    if isinstance(value, tuple):
-        return _middle(cast("tuple[float, ...]", value))
-    found = next((i for i in scored.intervals if i.metric == key), None)
-    interval = f"{number(found.low)} to {number(found.high)}" if found else ""
-    return Cell(value=number(value), interval=interval)
-
-
-TITLES: dict[Kind, tuple[str, str]] = {
-    "or": ("OR", "either input suffices"),
-    "and-not": ("AND NOT", "the first input, unless the second is active"),
-    "and": ("AND", "neither input suffices alone"),
-}
-DEFINITION = (
-    "Found in the data: how often the output is active where the first input alone is, the second "
-    "alone, both, neither; below, of how many tokens. A pair is shown if what must be likely and "
-    f"what must be unlikely are at least {CLEAR:g} apart at the ends of their intervals (Wilson, 3 "
-    f"standard errors), each over at least {MIN_ROWS} tokens, and if the weights make these inputs "
-    f"the reason: what makes the output likely adds at least {CARRIES:g} of all that is added "
-    f"there, what prevents it takes at least {TAKES:g} of that away."
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Named:
-    """A feature in a table: its number, and the tokens that it fires on."""
-
-    index: int
-    words: Sequence[str]
-    weight: str
-    """In the equation; empty for an output."""
-    link: str
-    """Where the page tells more; empty for an input."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RelationRow:
-    """One relation."""
-
-    output: Named
-    inputs: Sequence[Named]
-    """Both."""
-    cells: Sequence[tuple[str, str]]
-    """How often, and of how many: a only, b only, both, neither."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RelationTable:
-    """The clearest of one kind."""
-
-    title: str
-    meaning: str
-    rows: Sequence[RelationRow]
-    n_further: int
-    """That are clear, too, and are not in it."""
-
-
-def relation_tables(connections: Connections, *, link: str) -> list[RelationTable]:
-    """Those of which there are any.
-
-    Args:
-        connections: What was read.
-        link: What the address of an output starts with.
-    """
-    tables: list[RelationTable] = []
-    for kind in KINDS:
-        title, meaning = TITLES[kind]
-        found = connections.reading.related(kind)
-        rows = [_row(r, connections, link=link) for r in found[:N_RELATIONS]]
-        if rows:
-            n_further = len(found) - len(rows)
-            tables.append(
-                RelationTable(title=title, meaning=meaning, rows=rows, n_further=n_further)
-            )
-    return tables
-
-
-def _row(relation: Relation, connections: Connections, *, link: str) -> RelationRow:
-    shown = relation.output in connections.outputs
-    pairs = ((relation.a, relation.weight_a), (relation.b, relation.weight_b))
-    return RelationRow(
-        output=_name_connect_relations(
-            connections.target, relation.output, link=f"{link}{relation.output}" if shown else ""
-        ),
-        inputs=[
-            _name_connect_relations(connections.source, i, weight=f"{w:+.2g}") for i, w in pairs
-        ],
-        cells=[
-            _cell_connect_relations(rows)
-            for rows in (relation.a_only, relation.b_only, relation.both, relation.neither)
-        ],
-    )
-
-
-def _name_connect_relations(
-    end: EndFeatures, index: int, *, weight: str = "", link: str = ""
-) -> Named:
-    return Named(index=index, words=end.peaks(index), weight=weight, link=link)
-
-
-def _cell_connect_relations(rows: Rows) -> tuple[str, str]:
-    return "-" if rows.p is None else percent(rows.p), number(rows.n)

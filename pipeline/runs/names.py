@@ -1,6 +1,7 @@
-"""Names of runs, short enough for a table's head or a figure."""
+"""Names of runs, short enough for a table's head or a figure; the folder that runs share."""
 
 from collections.abc import Sequence
+from os.path import commonpath
 from pathlib import Path
 
 
@@ -16,3 +17,10 @@ def names_of(runs: Sequence[Path]) -> list[str]:
 def middle_out(name: str, n: int) -> str:
     """At most `n` characters: a longer name loses its middle, as its ends tell it from others."""
     return name if len(name) <= n else f"{name[: (n - 1) // 2]}…{name[-(n // 2) :]}"
+
+
+def beside(runs: Sequence[Path]) -> Path:
+    """The folder of the only run; the one that several have in common."""
+    if len(runs) == 1:
+        return runs[0]
+    return Path(commonpath([run.resolve().parent for run in runs]))

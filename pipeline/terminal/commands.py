@@ -6,7 +6,6 @@ What brings torch is imported inside of functions: a harvest that is complete ne
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +21,12 @@ from pipeline.config.stages import (
     ReportConfig,
 )
 from pipeline.errors import ConfigError
+from pipeline.runs.names import beside
 from pipeline.terminal.screen import Screen
 from pipeline.terminal.words import size
 
 if TYPE_CHECKING:
     from pipeline.config.grid import Point
-    from pipeline.connect.reading.read import ReadingProgress
     from pipeline.connect.reading.values import Reading, ReadingConfig
     from pipeline.connect.report import ConnectorReport
     from pipeline.evaluate.report import EvalReport
@@ -37,48 +36,33 @@ if TYPE_CHECKING:
     from pipeline.runs.curves import StepReport
 
 
-TABLE = "connectors.csv"
-
-
-def run_connector_eval(
-    config: EvalConfig, *, screen: Screen, out: Path | None = None
-) -> "tuple[ConnectorReport, ...]":
-    """Evaluate connectors; reports and figures go into their folders, a comparison beside them."""
+def run_connector_eval(config: EvalConfig, *, screen: Screen) -> "tuple[ConnectorReport, ...]":
+    """Evaluate connectors, and draw their figures beside what was written."""
     from pipeline.connect.evaluate import evaluate_connectors
-    from pipeline.connect.report import save_connector_report, write_connector_table
-    from pipeline.plots.save import save_connector_figures, save_connector_frontier
+    from pipeline.connect.figures import save_connector_figures, save_connector_frontier
+    from pipeline.connect.report import TABLE
 
     with screen.progress("eval", "tokens") as show:
-        reports = evaluate_connectors(
-            config, on_progress=lambda p: show(p.n_done, p.n_tokens, p.stage)
-        )
+        reports = evaluate_connectors(config, on_progress=lambda p: show(p.done, p.total, p.stage))
     for report in reports:
-        save_connector_report(report)
         save_connector_figures(report)
     if len(reports) > 1:
-        folder = out or beside(config.runs)
-        make_folder(folder)
-        write_connector_table(reports, folder / TABLE)
+        folder = config.out or beside(config.runs)
         save_connector_frontier(reports, folder)
-        screen.say(f"eval      {len(reports)} connectors: {folder}/{TABLE}, frontier.png")
+        screen.say(f"eval      {len(reports)} connectors: {folder}/{TABLE}, connectors.png")
     return reports
 
 
 def run_reading(config: "ReadingConfig", *, screen: Screen) -> "Reading":
     """Read a connector, or find it read; `connections.json` and its figure go into the run."""
+    from pipeline.connect.figures import save_reading_figure
     from pipeline.connect.reading.read import read_connector
-    from pipeline.plots.connectors import EFFECTS, effects_figure
-    from pipeline.plots.style import save
 
     with screen.progress("reading", "done") as show:
-
-        def tell(progress: "ReadingProgress") -> None:
-            show(progress.n_done, progress.n_total, progress.stage)
-
-        reading = read_connector(config, on_progress=tell)
-    figure = config.run / f"{EFFECTS}.png"
-    if reading.effects is not None:
-        save(effects_figure(reading.effects), figure, figure.with_suffix(".svg"))
+        reading = read_connector(
+            config, on_progress=lambda p: show(p.done, p.total, f"{p.stage} {p.words}".strip())
+        )
+    save_reading_figure(reading)
     return reading
 
 
@@ -87,10 +71,10 @@ def show_reading(
 ) -> list[dict[str, object]]:
     """The output features asked for, each closely, or else tables; gives what JSON is to hold."""
     from pipeline.connect.reading.document import output_document, reading_document
-    from pipeline.connect.reading.read import effects_on
-    from pipeline.terminal.connectors import output_tables, reading_tables
+    from pipeline.connect.reading.read import effects_on, features_of_both
+    from pipeline.connect.tables import output_tables, reading_tables
 
-    ends = opened(reading)
+    ends = features_of_both(reading)
     documents: list[dict[str, object]] = []
     if not chosen:
         for table in reading_tables(reading, ends, rows=rows):
@@ -103,20 +87,6 @@ def show_reading(
         documents.append(output_document(reading, output, effects, ends))
     screen.note(reading.notes)
     return documents
-
-
-def opened(reading: "Reading") -> "tuple[FeatureSet | None, FeatureSet | None]":
-    """What the features of both SAEs fire on; None without a language model."""
-    from pipeline.connect.reading.read import features_of
-
-    if not reading.model:
-        return None, None
-    config = reading.config
-    source, target = (
-        features_of(end, store=config.store, device=config.device)
-        for end in (reading.source, reading.target)
-    )
-    return source, target
 
 
 def run_harvest(config: HarvestConfig, *, screen: Screen) -> "HarvestSummary":
@@ -257,13 +227,6 @@ def run_report(
     return path
 
 
-def beside(runs: Sequence[Path]) -> Path:
-    """The folder of the only run; the one that several have in common."""
-    if len(runs) == 1:
-        return runs[0]
-    return Path(commonpath([run.resolve().parent for run in runs]))
-
-
 def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
     """Fine-tune, unless that run is complete already."""
     from pipeline.finetune.finetune import finetune as run
@@ -280,7 +243,7 @@ def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
 def show_evaluations(config: EvalConfig, *, out: Path | None, screen: Screen) -> list[object]:
     """Evaluate SAEs and connectors; gives their reports, SAEs first."""
     from pipeline.runs.kinds import says_kind
-    from pipeline.terminal.evaluations import connector_tables, eval_tables
+    from pipeline.terminal.evaluations import eval_tables
 
     connectors = tuple(run for run in config.runs if says_kind(run) == "connector")
     coders = tuple(run for run in config.runs if run not in connectors)
@@ -292,7 +255,9 @@ def show_evaluations(config: EvalConfig, *, out: Path | None, screen: Screen) ->
         screen.note(note for report in reports for note in report.notes)
         found += reports
     if connectors:
-        between = run_connector_eval(replace(config, runs=connectors), out=out, screen=screen)
+        from pipeline.connect.tables import connector_tables
+
+        between = run_connector_eval(replace(config, runs=connectors, out=out), screen=screen)
         for table in connector_tables(between):
             screen.draw(table)
         screen.note(note for report in between for note in report.notes)

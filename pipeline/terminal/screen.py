@@ -11,12 +11,15 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from actstore.files import write_file
 from pipeline.config.serialization import to_json
+from pipeline.tables import Cell, Table as PlainTable
 from pipeline.terminal.evaluations import facts_table
 from pipeline.terminal.words import short
 
@@ -42,6 +45,45 @@ def progress(title: str, unit: str) -> Generator[Callable[[int, int, str], None]
         yield show
 
 
+def drawn(table: PlainTable) -> Table:
+    """A table of plain values as rich draws it. Texts come from data sets: they are no markup."""
+    if table.ruled:
+        made = Table(show_edge=False)
+    else:
+        made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
+    made.title = Text(table.title, style="" if table.ruled else "bold") if table.title else None
+    made.caption = Text(table.caption) if table.caption else None
+    made.title_justify = made.caption_justify = "left"
+    made.show_header = any(column.head for column in table.columns)
+    for column in table.columns:
+        made.add_column(
+            Text(column.head), justify=column.align, no_wrap=not column.folds,
+            overflow="fold" if column.folds else "ellipsis", ratio=1 if column.fills else None,
+        )  # fmt: skip
+    for rows in table.sections:
+        for row in rows:
+            made.add_row(*map(_cell, row))
+        made.add_section()
+    return made
+
+
+_BEFORE_PIVOT = 30
+"""Cells of the screen."""
+
+
+def _cell(cell: Cell) -> Text:
+    if isinstance(cell, str):
+        return Text(cell)
+    first, width = 0, 0
+    if cell.pivot is not None:
+        first = cell.pivot
+        while first > 0 and width + cell_len(cell.pieces[first - 1][0]) <= _BEFORE_PIVOT:
+            first -= 1
+            width += cell_len(cell.pieces[first][0])
+        width = _BEFORE_PIVOT - width
+    return Text.assemble(" " * width, *cell.pieces[first:])
+
+
 class Screen:
     """Lines and tables on stdout, or on stderr where stdout, as `-`, is for JSON."""
 
@@ -53,9 +95,9 @@ class Screen:
         """A line, however long: paths in it can be copied."""
         self._console.print(line, soft_wrap=True)
 
-    def draw(self, table: Table) -> None:
+    def draw(self, table: Table | PlainTable) -> None:
         """A table, in the width there is: 80 columns in a pipe."""
-        self._console.print(table)
+        self._console.print(drawn(table) if isinstance(table, PlainTable) else table)
 
     def show(self, title: str, rows: Mapping[str, object]) -> None:
         """Names and values in two columns."""

@@ -30,7 +30,7 @@ from minimal_loop import loop
 from torch import Tensor
 
 from pipeline.config.training import ConnectConfig
-from pipeline.connect.connector import Connector, End, Latents
+from pipeline.connect.connector import Connector, End, PairLatents
 from pipeline.connect.group import ConnectorGroup, ConnectorMember
 from pipeline.connect.run import ConnectorRun
 from pipeline.connect.train import connector_bytes
@@ -142,7 +142,7 @@ def steps(d_sae: int, members: Sequence[int], rounds: int) -> dict[str, list[flo
                 groups = make_groups(n, d_sae, Path(folder), files, sparse=sparse)
 
                 def step(z1: Tensor, z2: Tensor, groups: list[ConnectorGroup] = groups) -> None:
-                    latents = Latents(z1=z1, z2=z2)
+                    latents = PairLatents(z1=z1, z2=z2)
                     for group in groups:
                         group.advance(latents)
 
@@ -155,7 +155,7 @@ def memory(d_sae: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as files:
         (group,) = make_groups(1, d_sae, Path(folder), files)
         for z1, z2 in make_rows(3, d_sae):
-            group.advance(Latents(z1=z1, z2=z2))
+            group.advance(PairLatents(z1=z1, z2=z2))
         planned = connector_bytes([group.members[0].run]) / 1e9
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "planned": planned}
 

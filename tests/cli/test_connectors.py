@@ -46,7 +46,7 @@ def test_two_connectors_are_trained_evaluated_read_and_put_on_a_page(world, saep
     assert connectors[0]["ce_zero"] == pytest.approx(coder["ce_zero"], rel=1e-5)
     assert (out / "connectors.csv").read_text().count("\n") == 7  # names, two, four baselines
     assert (runs[0] / "explained.png").exists()
-    assert (out / "frontier.png").exists()
+    assert (out / "connectors.png").exists()
 
     code, told, err = saepipe("features", runs[0], "--feature", "3", "--json", "-")
     assert code == 0, err

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.config.architectures import ArchConfig, GatedConfig, ReluConfig
-from pipeline.connect.connector import Pair
+from pipeline.connect.connector import SAEPair
 from pipeline.connect.moments import Moments, Products
 from pipeline.connect.start import (
     RIDGE_BASELINES as RIDGE,
@@ -148,8 +148,8 @@ def test_least_squares_leaves_the_products_as_they_were():
     assert all(torch.equal(t, was) for t, was in zip(vars(products).values(), before, strict=True))
 
 
-def make_pair(*, target: ArchConfig | None = None) -> Pair:
-    pair = Pair(
+def make_pair(*, target: ArchConfig | None = None) -> SAEPair:
+    pair = SAEPair(
         source=make_sae(d_in=6, expansion=3, seed=1),
         target=make_sae(d_in=4, expansion=3, arch=target or ReluConfig(), seed=2),
         sites=("resid_pre.0", "mlp_out.0"),

@@ -9,14 +9,14 @@ import transformers
 
 import pipeline.connect.reading.effects
 import pipeline.connect.reading.observe
-from pipeline.connect.connector import Latents
-from pipeline.connect.feed import PairFeeder
+from pipeline.connect.connector import PairLatents
 from pipeline.connect.reading.effects import Link, chosen_links, measure
 from pipeline.connect.reading.observe import Observed, observe
-from pipeline.connect.reading.read import features_of, open_scene
+from pipeline.connect.reading.read import features_of, open_context
 from pipeline.connect.reading.relations import equations
 from pipeline.connect.reading.values import Equation, Term, agreement
 from pipeline.connect.run import ConnectorRun
+from pipeline.connect.train import PairFeeder
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs.sae_run import SAERun
 from tests.helpers.readings import Connected, connect, make_connected
@@ -30,10 +30,10 @@ def connected(tmp_path_factory) -> Connected:
 
 
 @pytest.fixture(scope="module")
-def scene(connected):
+def context(connected):
     run = connected.run
     features = features_of(run.source, store=None, device="cpu")
-    return open_scene(run, run.load_pair(CPU), run.load_connector(CPU), features)
+    return open_context(run, run.load_pair(CPU), run.load_connector(CPU), features)
 
 
 def seen(connected: Connected, n_rows: int, *, run: ConnectorRun | None = None) -> Observed:
@@ -93,9 +93,9 @@ def test_blocks_give_what_one_block_gives(connected):
     generator = torch.Generator().manual_seed(0)
     z1, z2 = (torch.randn(90, 64, generator=generator).relu() for _ in range(2))
     connector, told = connected.run.load_connector(CPU), []
-    whole = observe([Latents(z1=z1, z2=z2)], connector)
+    whole = observe([PairLatents(z1=z1, z2=z2)], connector)
     parts = zip(z1.split([40, 0, 50]), z2.split([40, 0, 50]), strict=True)
-    found = observe([Latents(z1=a, z2=b) for a, b in parts], connector, on_rows=told.append)
+    found = observe([PairLatents(z1=a, z2=b) for a, b in parts], connector, on_rows=told.append)
     assert told == [40, 40, 90]
     np.testing.assert_array_equal(dense(found.source), z1.numpy())
     np.testing.assert_array_equal(dense(found.target), z2.numpy())
@@ -105,7 +105,7 @@ def test_blocks_give_what_one_block_gives(connected):
 def test_a_pass_stops_where_latents_fill_the_memory(connected, monkeypatch):
     z = torch.ones(10, 64)
     monkeypatch.setattr(pipeline.connect.reading.observe, "MAX_ACTIVE", 2 * 640 + 1)
-    feed = iter([Latents(z1=z, z2=z)] * 5)
+    feed = iter([PairLatents(z1=z, z2=z)] * 5)
     found = observe(feed, connected.run.load_connector(CPU))
     assert found.n_rows == found.target.n_rows == 20
     assert len(list(feed)) == 3
@@ -130,7 +130,7 @@ def test_latents_that_are_not_finite_are_refused_in_one_line(connected):
     z = torch.ones(3, 64)
     z[1, 2] = torch.nan
     with pytest.raises(DataError, match="not finite") as error:
-        observe([Latents(z1=z, z2=z)], connected.run.load_connector(CPU))
+        observe([PairLatents(z1=z, z2=z)], connected.run.load_connector(CPU))
     assert "\n" not in str(error.value)
 
 
@@ -166,18 +166,18 @@ def plain_effects(connected: Connected, contexts: np.ndarray, feature: int, outp
     return linear[active].mean(), true[active].mean(), int(active.sum())
 
 
-def test_effects_are_those_of_a_plain_computation_with_hooks(connected, scene, monkeypatch):
+def test_effects_are_those_of_a_plain_computation_with_hooks(connected, context, monkeypatch):
     found = seen(connected, 480)
     connector = connected.run.load_connector(CPU)
     told = [e for e in equations(found, connector, n_terms=3) if e.terms][::9]
     links = [Link(input=t.feature, output=e.output) for e in told for t in e.terms]
     links.append(Link(input=links[0].input, output=links[-1].output, control=True))
     monkeypatch.setattr(pipeline.connect.reading.effects, "_CELLS", 12 * 64 * 5)
-    effects = measure(scene, links)
+    effects = measure(context, links)
     assert {(e.input, e.output) for e in effects} == {(k.input, k.output) for k in links}
     sizes = []
     for effect in effects:
-        contexts = scene.contexts(effect.input)
+        contexts = context.contexts(effect.input)
         linear, true, n = plain_effects(connected, contexts, effect.input, effect.output)
         assert effect.n_tokens == n
         assert effect.linear == pytest.approx(linear, abs=2e-5)
@@ -188,25 +188,25 @@ def test_effects_are_those_of_a_plain_computation_with_hooks(connected, scene, m
     assert [e for e in effects if e.control] != []
 
 
-def test_top_contexts_are_those_in_which_the_input_is_largest(connected, scene):
+def test_top_contexts_are_those_in_which_the_input_is_largest(connected, context):
     store, pair = connected.world.store, connected.run.load_pair(CPU)
     contexts = store.contexts(np.arange(store.n_contexts), sites=[pair.sites[0]])
     z = np.stack([encoded(pair.source, c.acts[pair.sites[0]]) for c in contexts])
     feature = int(z.mean((0, 1)).argmax())
     order = np.argsort(-z[..., feature].max(1), kind="stable")[:12]
-    np.testing.assert_array_equal(scene.contexts(feature), store.tokens(order))
+    np.testing.assert_array_equal(context.contexts(feature), store.tokens(order))
 
 
-def test_a_dead_input_has_no_effect_to_tell(connected, scene):
+def test_a_dead_input_has_no_effect_to_tell(connected, context):
     dead = int((seen(connected, 480).source.n_active == 0).argmax())
-    assert scene.contexts(dead).shape[0] == 0
-    assert measure(scene, [Link(input=dead, output=1)]) == ()
+    assert context.contexts(dead).shape[0] == 0
+    assert measure(context, [Link(input=dead, output=1)]) == ()
 
 
-def test_progress_tells_inputs(scene, connected):
+def test_progress_tells_inputs(context, connected):
     alive = np.flatnonzero(seen(connected, 480).source.n_active)[:3].tolist()
     told: list[tuple[int, int]] = []
-    measure(scene, [Link(input=i, output=1) for i in alive], on_inputs=lambda *n: told.append(n))
+    measure(context, [Link(input=i, output=1) for i in alive], on_inputs=lambda *n: told.append(n))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -215,7 +215,7 @@ def test_a_site_that_comes_first_cannot_be_reached(tmp_path):
     run = backwards.run
     features = features_of(run.source, store=None, device="cpu")
     with pytest.raises(ConfigError, match="resid_pre.1 does not depend on mlp_out.1"):
-        open_scene(run, run.load_pair(CPU), run.load_connector(CPU), features)
+        open_context(run, run.load_pair(CPU), run.load_connector(CPU), features)
 
 
 def equation_of(output: int, *contributions: float) -> Equation:

@@ -29,27 +29,18 @@ from pipeline.connect.report import (
 )
 from pipeline.connect.run import ConnectorRun, blank_connector_run
 from pipeline.connect.scores import layer_weights
-from pipeline.connect.setup import fit_baselines, load_ends
+from pipeline.connect.setup import fit_baselines, load_connectors
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.lm.families import Site
-from pipeline.lm.model import LanguageModel, load_model
+from pipeline.lm.model import load_model
 from pipeline.sae.sae import SAE
+from tests.helpers.evaluations import N_CONTEXTS
 from tests.helpers.plain_eval import LOSS, OTHER, contexts_of, leave_out, rows_left
-from tests.helpers.tiny import CTX_LEN, WIDTH, make_model, make_sae, make_text, save_sae
+from tests.helpers.tiny import CTX_LEN, WIDTH, make_model, make_sae, save_sae
 
-N_CONTEXTS, N_LATENTS = 14, 4 * WIDTH
+N_LATENTS = 4 * WIDTH
 SITES = ("resid_pre.1", "mlp_out.1")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("lm") / "model")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return make_text(tmp_path_factory.mktemp("text") / "a.txt", n_contexts=N_CONTEXTS)
 
 
 class Plain:
@@ -179,7 +170,7 @@ class Bench:
         return evaluate_connectors(EvalConfig(runs=runs, **options))
 
     def baselines(self, run: Path) -> dict[str, Connector]:
-        ends = load_ends([ConnectorRun.open(run)], device=CPU)
+        ends = load_connectors([ConnectorRun.open(run)], device=CPU)
         return dict(fit_baselines(ends, device=CPU).maps)
 
 
@@ -191,8 +182,8 @@ def make_connector(seed: int, *, activation: str = "relu") -> Connector:
 
 
 @pytest.fixture
-def bench(tmp_path, model, text):
-    return Bench(tmp_path, model, text)
+def bench(tmp_path, tiny_model, tiny_text):
+    return Bench(tmp_path, tiny_model, tiny_text)
 
 
 def assert_agrees(report: ConnectorReport, expected: dict[str, object]) -> None:
@@ -217,13 +208,13 @@ def assert_agrees(report: ConnectorReport, expected: dict[str, object]) -> None:
         assert told == (pytest.approx(next(explained), rel=1e-4, abs=1e-5) if alive else None)
 
 
-def test_every_number_agrees_with_a_plain_float64_computation(bench, model, text):
+def test_every_number_agrees_with_a_plain_float64_computation(bench):
     run = bench.connect()
     (report,) = bench.evaluate(run, batch_size=5)
     baselines = bench.baselines(run)
     maps = [make_connector(0), *baselines.values()]
     assert [one.name for one in report.maps] == ["connector", *baselines]
-    assert_agrees(report, plain_eval(Plain(model, text), *bench.coders, maps))
+    assert_agrees(report, plain_eval(Plain(bench.model, bench.text), *bench.coders, maps))
     assert 10 < report.n_out - report.n_alive < report.n_out / 2
     assert report.above == tuple((make_connector(0).W.abs() > 0.1).sum(0).tolist())
     assert (report.sites, report.n_in, report.n_out) == (SITES, N_LATENTS, N_LATENTS)
@@ -231,7 +222,7 @@ def test_every_number_agrees_with_a_plain_float64_computation(bench, model, text
     assert report.notes == report.excluded == ()
 
 
-def test_rows_that_the_saes_were_not_trained_on_can_be_left_out(bench, model, text):
+def test_rows_that_the_saes_were_not_trained_on_can_be_left_out(bench):
     run = bench.connect()
     leave_out(bench.ends[0], exclude_positions=[0, 7])
     leave_out(bench.ends[1], exclude_positions=[3], exclude_norms=1.1)
@@ -242,7 +233,7 @@ def test_rows_that_the_saes_were_not_trained_on_can_be_left_out(bench, model, te
         "positions 0, 7", "position 3", "rows whose norm is above 1.1 times the median",
     )  # fmt: skip
     assert not any("--as-trained" in note for note in left.notes)
-    plain = Plain(model, text)
+    plain = Plain(bench.model, bench.text)
     x1, x2, _ = plain.run()
     kept = rows_left(plain.tokens, x1, positions=(0, 7)) & rows_left(
         plain.tokens, x2, positions=(3,), norms=1.1
@@ -250,13 +241,13 @@ def test_rows_that_the_saes_were_not_trained_on_can_be_left_out(bench, model, te
     assert left.n_tokens == int(kept.sum()) < counted.n_tokens
 
 
-def test_rows_left_out_count_nowhere(bench, model, text):
+def test_rows_left_out_count_nowhere(bench):
     run = bench.connect()
     for end in bench.ends:
         leave_out(end, exclude_positions=[0, 4])
     (report,) = bench.evaluate(run, as_trained=True)
     maps = [make_connector(0), *bench.baselines(run).values()]
-    expected = plain_eval(Plain(model, text), *bench.coders, maps, positions=(0, 4))
+    expected = plain_eval(Plain(bench.model, bench.text), *bench.coders, maps, positions=(0, 4))
     assert_agrees(report, expected)
 
 
@@ -276,21 +267,11 @@ def test_a_connector_that_cannot_err_recovers_what_the_sae_does(bench, tmp_path)
     assert report.layer is None  # not from an MLP's input to its output
 
 
-def test_connectors_between_the_same_saes_share_passes_and_give_what_they_give_alone(
-    bench, monkeypatch
-):
+def test_connectors_between_the_same_saes_share_passes_and_give_what_they_give_alone(bench, passes):
     runs = [bench.connect(seed=seed) for seed in range(3)]
     alone = [bench.evaluate(run)[0] for run in runs]
-    calls = list[int]()
-    hidden = LanguageModel.hidden
-
-    def counted(self, tokens):
-        calls.append(len(tokens))
-        return hidden(self, tokens)
-
-    monkeypatch.setattr(LanguageModel, "hidden", counted)
-    together = bench.evaluate(*runs, batch_size=N_CONTEXTS)
-    assert len(calls) == 1 + 1 + 2 + 3 + 4  # means, clean, bounds, connectors, baselines
+    together, n_passes = passes(lambda: bench.evaluate(*runs, batch_size=N_CONTEXTS))
+    assert n_passes == 1 + 1 + 2 + 3 + 4  # means, clean, bounds, connectors, baselines
     assert [report.run for report in together] == runs
     assert len({report.connector.ce for report in together}) == 3
     for one, other in zip(together, alone, strict=True):
@@ -370,14 +351,14 @@ def test_intervals_hold_the_numbers_they_bound_and_are_the_same_again(bench):
     assert short.connector.intervals == ()  # one context varies with nothing
 
 
-def test_the_weights_of_an_mlp_are_counted_between_its_input_and_its_output_alone(bench, model):
+def test_the_weights_of_an_mlp_are_counted_between_its_input_and_its_output_alone(bench):
     (report,) = bench.evaluate(bench.connect())
-    mlp = transformers.GPTNeoXForCausalLM.from_pretrained(model).gpt_neox.layers[1].mlp
+    mlp = transformers.GPTNeoXForCausalLM.from_pretrained(bench.model).gpt_neox.layers[1].mlp
     w = torch.cat([mlp.dense_h_to_4h.weight.flatten(), mlp.dense_4h_to_h.weight.flatten()])
     assert report.layer is not None
     assert report.layer.n == len(w) == 2 * 3 * WIDTH**2
     assert report.layer.n_above == int((w.abs() > report.tau).sum()) < len(w)
-    lm = load_model(str(model), device=CPU, dtype=torch.float32)
+    lm = load_model(str(bench.model), device=CPU, dtype=torch.float32)
     others = ("resid_pre.0", SITES[1]), ("resid_post.1", SITES[1]), (SITES[0], "resid_post.1")
     for source, target in others:
         assert layer_weights(lm, Site.parse(source), Site.parse(target), tau=0.1) is None
@@ -406,6 +387,7 @@ def test_a_report_is_read_back_as_it_was_written(bench):
 def test_a_number_that_is_not_finite_is_not_written(bench):
     run = bench.connect()
     (report,) = bench.evaluate(run)
+    (run / CONNECT_EVAL_FILE).unlink()
     with pytest.raises(DataError, match="not finite"):
         save_connector_report(replace(report, l0_in=math.nan))
     assert not (run / CONNECT_EVAL_FILE).exists()
@@ -436,10 +418,10 @@ def test_progress_is_told_up_to_the_end(bench):
     run, seen = bench.connect(), []
     config = EvalConfig(runs=(run,), text=bench.text, tokens=120, batch_size=4, device="cpu")
     evaluate_connectors(config, on_progress=seen.append)
-    assert [(p.stage, p.n_done) for p in seen] == [
+    assert [(p.stage, p.done) for p in seen] == [
         (stage, n * CTX_LEN) for stage in ("mean", "losses") for n in (4, 8, 10)
     ]
-    assert {p.n_tokens for p in seen} == {120}
+    assert {(p.total, p.unit) for p in seen} == {(120, "tokens")}
 
 
 def test_what_a_reader_must_know_is_noted(bench, tmp_path):

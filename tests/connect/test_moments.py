@@ -9,7 +9,7 @@ import torch
 
 from actstore.reader import ActStore
 from pipeline.config.architectures import TopKConfig
-from pipeline.connect.connector import Pair
+from pipeline.connect.connector import SAEPair
 from pipeline.connect.moments import BLOCK, add_dense, add_latents, find_moments
 from pipeline.errors import ConfigError
 from pipeline.training.feed import sample_rows
@@ -20,10 +20,10 @@ SITES = ("resid_post.0", "mlp_out.0")
 CPU = torch.device("cpu")
 
 
-def make_pair(*, sites: tuple[str, str] = SITES, expansions: tuple[int, int] = (4, 6)) -> Pair:
+def make_pair(*, sites: tuple[str, str] = SITES, expansions: tuple[int, int] = (4, 6)) -> SAEPair:
     """Coders of different widths and kinds, between the sites of the training store."""
     first, second = expansions
-    return Pair(
+    return SAEPair(
         source=make_sae(d_in=8, expansion=first, arch=TopKConfig(k=4), seed=1),
         target=make_sae(d_in=8, expansion=second, seed=2),
         sites=sites,
@@ -34,7 +34,7 @@ def make_store(folder: Path, *, n_rows: int = 2048) -> ActStore:
     return ActStore.open(make_training_store(folder / "acts.actstore", n_rows=n_rows))
 
 
-def all_rows(store: ActStore, pair: Pair) -> list[np.ndarray]:
+def all_rows(store: ActStore, pair: SAEPair) -> list[np.ndarray]:
     """`x1, x2, z1, z2` of the whole store in float64, the coders run as they are."""
     blocks = list(sample_rows(store, sites=tuple({*pair.sites}), n_rows=store.n_rows))
     batch = {site: torch.cat([block[site] for block in blocks]) for site in pair.sites}

@@ -10,22 +10,23 @@ import pytest
 import torch
 from rich.console import Console
 
+from pipeline.connect.figures import effects_figure
 from pipeline.connect.reading.document import output_document, reading_document, top_tokens
 from pipeline.connect.reading.read import (
     READING,
-    ReadingProgress,
     effects_on,
+    features_of_both,
     load_reading,
     read_connector,
 )
 from pipeline.connect.reading.values import Effect, Effects, Reading, ReadingConfig
 from pipeline.connect.run import ConnectorRun
+from pipeline.connect.tables import equation_words, output_tables, reading_tables
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.features.files import FeatureSet
-from pipeline.plots.connectors import effects_figure
-from pipeline.terminal.commands import opened, run_reading, show_reading
-from pipeline.terminal.connectors import equation_words, output_tables, reading_tables
-from pipeline.terminal.screen import Screen
+from pipeline.progress import Progress
+from pipeline.terminal.commands import run_reading, show_reading
+from pipeline.terminal.screen import Screen, drawn
 from tests.helpers.readings import Connected, connect, make_connected
 
 HOSTILE = "<script>alert(1)</script> [red]x[/red] \x1b[31m \u202eabc & \t\n"
@@ -41,7 +42,7 @@ def connected(tmp_path_factory) -> Connected:
 
 
 @pytest.fixture(scope="module")
-def progress() -> list[ReadingProgress]:
+def progress() -> list[Progress]:
     """What the first reading told."""
     return []
 
@@ -68,7 +69,7 @@ def lines_of(tables) -> list[str]:
     console = Console(width=80, force_terminal=False, color_system=None)
     with console.capture() as captured:
         for table in tables:
-            console.print(table)
+            console.print(drawn(table))
     return captured.get().split("\n")
 
 
@@ -93,17 +94,18 @@ def test_a_reading_tells_every_active_output_and_where_it_is_from(connected, rea
 
 
 def test_progress_tells_every_stage_up_to_its_end(reading, progress):
-    ends = {p.stage: p for p in progress}
+    ends = {(p.stage, p.words): p for p in progress}
     assert list(ends) == [
-        "rows", "features of resid_pre.1", "features of mlp_out.1", "effects",
+        ("rows", ""), ("features", "resid_pre.1"), ("features", "mlp_out.1"), ("effects", ""),
     ]  # fmt: skip
-    assert all(p.n_done == p.n_total for p in ends.values())
+    assert [p.unit for p in ends.values()] == ["rows", "tokens", "tokens", "inputs"]
+    assert all(p.done == p.total for p in ends.values())
 
 
 def test_features_that_were_removed_are_found_again(own, connected):
     made = read_connector(config_of(own))
     shutil.rmtree(connected.run.target.run / "features")
-    assert opened(made)[1].run == connected.run.target.run
+    assert features_of_both(made)[1].run == connected.run.target.run
     assert (connected.run.target.run / "features").exists()
 
 
@@ -211,7 +213,7 @@ def test_without_a_model_there_are_equations_and_a_word_about_the_rest(own):
     assert found.equations
     assert found.effects is None
     assert any("does not say which model" in note for note in found.notes)
-    assert opened(found) == (None, None)
+    assert features_of_both(found) == (None, None)
     assert effects_on(found, found.equations[0].output) == ()
     assert "variance" in "\n".join(lines_of(reading_tables(found, (None, None), rows=3)))
     closely = output_tables(found, found.equations[0].output, (), (None, None))
@@ -267,7 +269,7 @@ def test_an_equation_is_written_as_people_write_it(reading):
 
 
 def test_tables_fit_80_columns_and_hostile_text_does_nothing(connected, reading):
-    ends = opened(reading)
+    ends = features_of_both(reading)
     busiest = max(reading.equations, key=lambda e: len(e.terms)).output
     effects = effects_on(reading, busiest, device="cpu")
     tables = [
@@ -302,7 +304,7 @@ def test_the_screen_shows_tables_or_an_output_and_gives_json(connected, reading,
 
 
 def test_a_document_holds_equations_relations_and_examples(reading):
-    ends = opened(reading)
+    ends = features_of_both(reading)
     whole = reading_document(reading, ends, rows=3)
     assert [e["output"] for e in whole["equations"]] == [e.output for e in reading.clearest[:3]]
     equation = next(e for e in reading.equations if e.terms)
@@ -314,7 +316,7 @@ def test_a_document_holds_equations_relations_and_examples(reading):
 
 
 def test_the_words_of_a_feature_are_the_tokens_that_make_up_most_of_it(reading):
-    features = opened(reading)[0]
+    features = features_of_both(reading)[0]
     index = int(features.n_active.argmax())
     sample = features.feature(index).sample
     total: dict[int, float] = {}

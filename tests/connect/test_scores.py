@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.connect.connector import Connector, Latents
-from pipeline.connect.report import QUANTILES, ScoredMap
+from pipeline.connect.connector import Connector, PairLatents
+from pipeline.connect.report import QUANTILES, MapScores
 from pipeline.connect.scores import SPARSE, predict, score
 
 N_IN, N_OUT, N_ROWS = 24, 15, 219
@@ -11,7 +11,7 @@ DEAD, CONSTANT = 4, 9
 """Outputs that are never active, and always equally."""
 
 
-def make_latents(*, density: float = 0.3, seed: int = 0) -> Latents:
+def make_latents(*, density: float = 0.3, seed: int = 0) -> PairLatents:
     """Sparse latents above zero; of the outputs one is dead and one constant."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -21,7 +21,7 @@ def make_latents(*, density: float = 0.3, seed: int = 0) -> Latents:
 
     z1, z2 = sparse(N_IN), sparse(N_OUT) + 0
     z2[:, DEAD], z2[:, CONSTANT] = 0, 0.7  # whose variance rounds to above zero
-    return Latents(z1=z1, z2=z2)
+    return PairLatents(z1=z1, z2=z2)
 
 
 def make_map(*, seed: int = 0, activation: str = "relu", scale: float = 0.15) -> Connector:
@@ -32,15 +32,15 @@ def make_map(*, seed: int = 0, activation: str = "relu", scale: float = 0.15) ->
     return Connector(W, 0.2 * torch.randn(N_OUT, generator=generator), activation=activation)
 
 
-def rows_of(latents: Latents, *sizes: int) -> list[Latents]:
+def rows_of(latents: PairLatents, *sizes: int) -> list[PairLatents]:
     """The same rows in blocks."""
     return [
-        Latents(z1=z1, z2=z2)
+        PairLatents(z1=z1, z2=z2)
         for z1, z2 in zip(latents.z1.split(sizes), latents.z2.split(sizes), strict=True)
     ]
 
 
-def plain_scores(connector: Connector, latents: Latents, *, tau: float) -> dict[str, object]:
+def plain_scores(connector: Connector, latents: PairLatents, *, tau: float) -> dict[str, object]:
     """The definitions, output by output, in float64."""
     W, b = connector.W.detach().double().numpy(), connector.b.detach().double().numpy()
     z1, z2 = latents.z1.double().numpy(), latents.z2.double().numpy()
@@ -76,7 +76,7 @@ def plain_scores(connector: Connector, latents: Latents, *, tau: float) -> dict[
     }
 
 
-def assert_scores(found: ScoredMap, expected: dict[str, object]) -> None:
+def assert_scores(found: MapScores, expected: dict[str, object]) -> None:
     for name, value in expected.items():
         np.testing.assert_allclose(getattr(found, name), value, rtol=2e-6, err_msg=name)
 
@@ -109,7 +109,7 @@ def test_the_mean_explains_nothing_and_a_perfect_map_everything():
         "mean": Connector(torch.zeros(N_OUT, N_OUT), latents.z2.double().mean(0).float()),
         "perfect": Connector(eye, torch.zeros(N_OUT)),
     }
-    mean, perfect = score(maps, [Latents(z1=latents.z2, z2=latents.z2)])
+    mean, perfect = score(maps, [PairLatents(z1=latents.z2, z2=latents.z2)])
     assert mean.fvu == pytest.approx(1, rel=1e-6)
     assert mean.explained_quantiles == pytest.approx([0] * 5, abs=1e-6)
     assert (perfect.fvu, perfect.mse) == (0, 0)
@@ -140,7 +140,9 @@ def test_a_constant_output_has_no_share_of_variance_but_its_error_counts():
 
 def test_outputs_that_are_all_dead_leave_no_ratio():
     z1 = make_latents().z1
-    (scored,) = score({"connector": make_map()}, [Latents(z1=z1, z2=torch.zeros(N_ROWS, N_OUT))])
+    (scored,) = score(
+        {"connector": make_map()}, [PairLatents(z1=z1, z2=torch.zeros(N_ROWS, N_OUT))]
+    )
     assert scored.fvu is scored.above_mean is scored.nonzero_mean is None
     assert scored.explained_quantiles == scored.above_quantiles == ()
     assert scored.n_above > 0 < scored.mse

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from actstore.reader import ActStore
 from pipeline.config.training import ConnectConfig
-from pipeline.connect.connector import Pair
+from pipeline.connect.connector import SAEPair
 from pipeline.connect.moments import find_moments
 from pipeline.connect.start import (
     fit_layer,
@@ -30,15 +30,15 @@ def make_config(**changes) -> ConnectConfig:
     return ConnectConfig(**paths, **changes)
 
 
-def make_pair(*, expansions: tuple[int, int] = (4, 6)) -> Pair:
+def make_pair(*, expansions: tuple[int, int] = (4, 6)) -> SAEPair:
     source, target = (
         make_sae(d_in=8, expansion=expansion, seed=seed)
         for seed, expansion in enumerate(expansions)
     )
-    return Pair(source=source, target=target, sites=SITES)
+    return SAEPair(source=source, target=target, sites=SITES)
 
 
-def moments_of(pair: Pair, folder: Path):
+def moments_of(pair: SAEPair, folder: Path):
     store = ActStore.open(make_training_store(folder / "acts.actstore", n_rows=512))
     return find_moments(pair, store, device=torch.device("cpu"))
 
@@ -107,7 +107,7 @@ def test_a_start_from_weights_takes_the_layer_given_else_the_one_that_fits(tmp_p
 def test_a_layer_must_lead_from_the_first_site_to_the_second(tmp_path):
     path = tmp_path / "layer.safetensors"
     config = make_config(start="weights", layer=path)
-    pair = Pair(source=make_sae(d_in=8), target=make_sae(d_in=6), sites=SITES)
+    pair = SAEPair(source=make_sae(d_in=8), target=make_sae(d_in=6), sites=SITES)
     save_file(dict(torch.nn.Linear(8, 6).state_dict()), path)
     assert start_connector(config, pair, None).W.shape == (32, 24)
     save_file(dict(torch.nn.Linear(6, 8).state_dict()), path)

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from actstore.reader import ActStore
 from pipeline.config.training import ConnectConfig
 from pipeline.connect import train as room
-from pipeline.connect.connector import Latents
-from pipeline.connect.feed import PairFeeder
+from pipeline.connect.connector import PairLatents
 from pipeline.connect.group import Problem, shrink
+from pipeline.connect.reading.read import read_connector
+from pipeline.connect.reading.values import ReadingConfig
 from pipeline.connect.run import ConnectorRun
-from pipeline.connect.train import connector_bytes
+from pipeline.connect.train import PairFeeder, connector_bytes
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.runs.curves import ConnectStep
 from pipeline.runs.kinds import says_kind
@@ -93,7 +94,7 @@ def make_problem(*, activation="relu", n_in=13, n_out=7, rows=32, seed=0):
         activation=activation,
         dtype=torch.float32,
     )
-    return problem, Latents(z1=z1, z2=z2)
+    return problem, PairLatents(z1=z1, z2=z2)
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
@@ -299,6 +300,20 @@ def test_rows_that_either_sae_was_not_trained_on_are_left_out(place, tmp_path):
     assert torch.equal(kept, expected) and 0 < int(kept.sum()) < int((position != 0).sum())
 
 
+def test_two_saes_of_one_site_are_connected_and_read(place, tmp_path):
+    settings = settings_for(place / "s.actstore", steps=8, site=SITES[1], arch={"kind": "relu"})
+    train_settings(settings, tmp_path / "other")
+    config = make_config(
+        place, tmp_path / "c", ends=(tmp_path / "other", place / SITES[1]), start="regression"
+    )
+    outcome = connect(config)
+    run = ConnectorRun.open(tmp_path / "c")
+    assert outcome.step == 20 and run.source.site == run.target.site == SITES[1]
+    store = ActStore.open(config.store)
+    assert PairFeeder(store, [run], device=CPU).sites == (SITES[1],)
+    assert read_connector(ReadingConfig(run=run.path, device="cpu")).n_tokens == store.n_rows
+
+
 def test_an_sae_that_was_trained_anew_is_noticed(place, tmp_path):
     ends = [tmp_path / site for site in SITES]
     for site, end in zip(SITES, ends, strict=True):
@@ -331,7 +346,7 @@ def test_a_store_without_one_of_the_sites_is_refused_before_anything_is_written(
 
 
 def test_what_does_not_fit_into_memory_is_refused_with_the_figures(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "bytes_free", lambda device: 1000)
+    monkeypatch.setattr(room, "memory_free", lambda device: 1000)
     with pytest.raises(ConfigError, match=r"this connector needs about .* and cpu has 0.0 GB free"):
         connect(make_config(place, tmp_path / "c"))
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from pipeline.config.training import ConnectConfig
 from pipeline.connect.connector import End
+from pipeline.connect.page.connections import Connections, EndFeatures
+from pipeline.connect.page.part import ConnectorExhibit
 from pipeline.connect.reading.values import (
     Cell,
     Effect,
@@ -20,12 +22,12 @@ from pipeline.connect.reading.values import (
     Relation,
     Term,
 )
-from pipeline.connect.report import ConnectorReport, LayerWeights, ScoredMap
+from pipeline.connect.report import ConnectorReport, LayerWeights, MapScores
 from pipeline.connect.run import ConnectorRun
 from pipeline.evaluate.report import Interval
-from pipeline.report.gather import Connections, ConnectorMaterial, EndFeatures
 from pipeline.runs.folder import Provenance
 from pipeline.text.token_text import TokenTexts
+from tests.helpers.connector_reports import make_map, make_report
 from tests.helpers.pages import D_SAE, N_TOKENS, ORDINARY, VOCABULARY, make_feature
 
 SITES = ("resid_pre.1", "mlp_out.1")
@@ -56,20 +58,19 @@ def make_connector_run(path: Path, *, l1: float = 0.01) -> ConnectorRun:
     return run
 
 
-def make_scored(name: str, *, fvu: float, n_above: int, **changes: Any) -> ScoredMap:
+def make_scored(name: str, *, fvu: float, n_above: int, **changes: Any) -> MapScores:
     """A map, scored in a language model."""
     values: dict[str, Any] = {
-        "name": name, "fvu": fvu, "mse": fvu / 100,
+        "fvu": fvu, "mse": fvu / 100,
         "explained_quantiles": tuple(max(-0.2, 1 - fvu * x) for x in (2.0, 1.5, 1.0, 0.6, 0.2)),
         "l1": n_above / 1e5, "nonzero_mean": 3 * n_above / D_SAE,
-        "nonzero_quantiles": (1.0, 5.0, 12.0, 30.0, 60.0),
-        "n_nonzero": 3 * n_above, "n_above": n_above,
-        "above_mean": n_above / D_SAE, "above_quantiles": (0.0, 2.0, 4.0, 9.0, 25.0),
-        "above_max": 31, "ce": 2.4 + fvu, "kl": 0.1 + fvu, "loss_recovered": 1 - fvu,
-        "recovered_of_sae": 1.02 - fvu,
+        "nonzero_quantiles": (1.0, 5.0, 12.0, 30.0, 60.0), "n_nonzero": 3 * n_above,
+        "n_above": n_above, "above_mean": n_above / D_SAE,
+        "above_quantiles": (0.0, 2.0, 4.0, 9.0, 25.0), "above_max": 31, "ce": 2.4 + fvu,
+        "kl": 0.1 + fvu, "loss_recovered": 1 - fvu, "recovered_of_sae": 1.02 - fvu,
         "intervals": (Interval(metric="fvu", low=fvu - 0.011, high=fvu + 0.012),),
     }  # fmt: skip
-    return ScoredMap(**(values | changes))
+    return make_map(name, **(values | changes))
 
 
 def make_connector_report(
@@ -77,14 +78,12 @@ def make_connector_report(
 ) -> ConnectorReport:
     """An evaluation of it beside four baselines."""
     rng = np.random.default_rng(3)
+    explained = rng.uniform(0, 1, D_SAE)
     values: dict[str, Any] = {
-        "run": run.path, "source": run.source.run, "target": run.target.run, "sites": SITES,
-        "activation": "relu", "start": "random", "l1": run.config.l1, "model": "builtin",
-        "revision": "main", "text": "builtin:heldout", "precision": "float32", "ctx_len": 128,
-        "n_tokens": 100_096, "n_predictions": 99_314, "excluded": (), "n_in": D_SAE,
-        "n_out": D_SAE, "n_alive": D_SAE - 4, "l0_in": 16.0, "l0_out": 15.5, "tau": 0.1,
-        "layer": LayerWeights(n=204_800, n_above=31_337), "ce_clean": 2.4321, "ce_zero": 3.51,
-        "ce_sae": 2.47, "loss_recovered_sae": 0.9649,
+        "source": run.source.run, "target": run.target.run, "l1": run.config.l1,
+        "text": "builtin:heldout", "precision": "float32", "n_tokens": 100_096, "n_in": D_SAE,
+        "n_alive": D_SAE - 4, "layer": LayerWeights(n=204_800, n_above=31_337),
+        "ce_clean": 2.4321, "ce_zero": 3.51, "ce_sae": 2.47, "loss_recovered_sae": 0.9649,
         "maps": (
             make_scored("connector", fvu=fvu, n_above=311),
             make_scored("mean", fvu=1.0, n_above=0),
@@ -92,13 +91,11 @@ def make_connector_report(
             make_scored("correlation", fvu=0.55, n_above=60),
             make_scored("ridge", fvu=0.19, n_above=3800),
         ),
-        "explained": tuple(
-            None if i < 4 else float(x) for i, x in enumerate(rng.uniform(0, 1, D_SAE))
-        ),
+        "explained": tuple(None if i < 4 else float(x) for i, x in enumerate(explained)),
         "above": tuple(rng.integers(0, 32, D_SAE).tolist()),
         "notes": ("Scores of <b>another</b> text are not comparable.",),
     }  # fmt: skip
-    return ConnectorReport(**(values | changes))
+    return make_report(run.path, n_out=D_SAE, **(values | changes))
 
 
 def make_equation(output: int, *, n_adding: int = 4, n_subtracting: int = 2) -> Equation:
@@ -186,11 +183,11 @@ def make_connections(
     return Connections(reading=reading, outputs=outputs, source=source, target=target)
 
 
-def make_connector_material(path: Path, **changes: Any) -> ConnectorMaterial:
+def make_connector_exhibit(path: Path, **changes: Any) -> ConnectorExhibit:
     """A connector with everything there is to show."""
     run = make_connector_run(path, l1=changes.pop("l1", 0.01))
-    material = ConnectorMaterial(
+    exhibit = ConnectorExhibit(
         name=path.name, path=path, run=run, curves=None, evaluation=make_connector_report(run),
         connections=make_connections(make_reading(run)),
     )  # fmt: skip
-    return replace(material, **changes)
+    return replace(exhibit, **changes)

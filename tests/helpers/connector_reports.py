@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.connect.report import ConnectorReport, LayerWeights, ScoredMap
+from pipeline.connect.report import ConnectorReport, LayerWeights, MapScores
 from pipeline.evaluate.report import Interval
 
 
-def make_map(name: str = "connector", **changes: Any) -> ScoredMap:
+def make_map(name: str = "connector", **changes: Any) -> MapScores:
     """A map with some weights above tau and more that are not zero."""
-    scored = ScoredMap(
+    scored = MapScores(
         name=name, fvu=0.41, mse=2.1e-4, explained_quantiles=(-0.2, 0.1, 0.3, 0.5, 0.8), l1=0.004,
         n_nonzero=640, nonzero_mean=10.0, nonzero_quantiles=(1.0, 4.0, 8.0, 12.0, 30.0),
         n_above=128, above_mean=2.0, above_quantiles=(0.0, 1.0, 1.5, 3.0, 6.0), above_max=11,
@@ -25,7 +25,7 @@ def make_map(name: str = "connector", **changes: Any) -> ScoredMap:
     return replace(scored, **changes)
 
 
-def make_baselines() -> tuple[ScoredMap, ...]:
+def make_baselines() -> tuple[MapScores, ...]:
     """All four."""
     none = {"n_nonzero": 0, "nonzero_mean": 0.0, "nonzero_quantiles": (0.0,) * 5}
     nothing = {"n_above": 0, "above_mean": 0.0, "above_quantiles": (0.0,) * 5, "above_max": 0}

@@ -20,7 +20,7 @@ from pipeline.features.feature import (
     TokenValues,
 )
 from pipeline.report.feature_data import ShownFeatures
-from pipeline.report.gather import Material
+from pipeline.report.saes import SAEExhibit
 from pipeline.runs.sae_run import SAERun
 from pipeline.text.token_text import TokenTexts
 from tests.helpers.tiny import make_sae, save_sae
@@ -148,10 +148,10 @@ def make_run(path: Path, *, seed: int = 0) -> Path:
     return path
 
 
-def make_material(path: Path, *features: Feature, **changes: Any) -> Material:
+def make_exhibit(path: Path, *features: Feature, **changes: Any) -> SAEExhibit:
     """A run of `make_run` with everything there is to show."""
-    material = Material(
+    exhibit = SAEExhibit(
         name=path.name, path=path, run=SAERun.open(path), tuned=None, curves=path / "metrics.jsonl",
         evaluation=make_report(path), features=shown(*features),
     )  # fmt: skip
-    return replace(material, **changes)
+    return replace(exhibit, **changes)

@@ -21,14 +21,14 @@ from pipeline.report.figures import inline_svg
 from pipeline.report.gather import N_DEAD, choose_features
 from pipeline.report.page import view, write_page
 from pipeline.report.render import embedded_json, render
-from pipeline.report.saes import coders_view
+from pipeline.report.saes import SAEExhibit
 from pipeline.runs.curves import METRICS
 from pipeline.runs.sae_run import SAERun
 from tests.helpers.pages import (
     PLAIN,
     VOCABULARY,
+    make_exhibit,
     make_feature,
-    make_material,
     make_report,
     make_run,
     shown,
@@ -36,13 +36,13 @@ from tests.helpers.pages import (
 from tests.helpers.reading_pages import Reader, data_of
 
 
-def page_of(*materials) -> bytes:
-    return render(view(materials))
+def page_of(*exhibits) -> bytes:
+    return render(view(exhibits))
 
 
 def bare(run: Path, *features, **changes):
     """Without figures, which take long to draw."""
-    return make_material(run, *features, **({"curves": None, "evaluation": None} | changes))
+    return make_exhibit(run, *features, **({"curves": None, "evaluation": None} | changes))
 
 
 def plain(run: Path, **changes):
@@ -58,7 +58,7 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def page(run) -> bytes:
     """About this run, with everything there is to show."""
-    return page_of(make_material(run, make_feature(1)))
+    return page_of(make_exhibit(run, make_feature(1)))
 
 
 # --- which features --------------------------------------------------------------------------
@@ -160,8 +160,8 @@ def test_ids_of_two_figures_differ_and_every_reference_is_met():
 
 def test_hostile_texts_stay_texts_wherever_they_stand(run):
     feature = make_feature(1, tokens=range(len(VOCABULARY)))
-    material = bare(run, feature, name="<script>run</script>\u202e\x07", evaluation=plain(run))
-    page = page_of(material)
+    exhibit = bare(run, feature, name="<script>run</script>\u202e\x07", evaluation=plain(run))
+    page = page_of(exhibit)
     reader = Reader(page)
     assert [attrs.get("type") for tag, attrs in reader.tags if tag == "script"] == [
         "application/json", None,
@@ -199,7 +199,7 @@ def test_the_policy_names_the_one_script_and_the_one_style_sheet(page):
 
 
 def test_the_same_runs_make_the_same_bytes(run, page):
-    assert page_of(make_material(run, make_feature(1))) == page
+    assert page_of(make_exhibit(run, make_feature(1))) == page
 
 
 def test_a_page_of_200_features_is_smaller_than_5_mb(run):
@@ -221,16 +221,16 @@ def test_the_numbers_of_an_evaluation_stand_with_their_intervals(page):
 
 def test_a_few_runs_have_a_column_each_and_many_a_row_each(tmp_path):
     runs = [make_run(tmp_path / f"run{i}", seed=i) for i in range(5)]
-    materials = [bare(path) for path in runs]
-    materials[0] = replace(materials[0], evaluation=plain(runs[0]))
-    few, many = coders_view(materials[:4]), coders_view(materials)
+    exhibits = [bare(path) for path in runs]
+    exhibits[0] = replace(exhibits[0], evaluation=plain(runs[0]))
+    few, many = SAEExhibit.part(exhibits[:4]), SAEExhibit.part(exhibits)
     assert {len(row.cells) for group in few.groups for row in group.rows} == {4}
     assert [cell.value for cell in few.groups[0].rows[0].cells] == ["2.432", "", "", ""]
     assert not few.rows
     assert [row.name for row in many.rows] == [f"run{i}" for i in range(5)]
     assert not many.groups
-    assert {len(row.cells) for row in many.rows} == {len(many.columns)}
-    assert view(materials[:4]).title == "4 sparse autoencoders"
+    assert {len(row.cells) for row in many.rows} == {len(many.heads)}
+    assert view(exhibits[:4]).title == "4 sparse autoencoders"
 
 
 def test_what_several_runs_have_in_common_is_said_once(tmp_path):
@@ -238,16 +238,16 @@ def test_what_several_runs_have_in_common_is_said_once(tmp_path):
     overlaps = (Overlap(run=paths[1], mmcs=0.75), Overlap(run=Path("/else/where"), mmcs=0.25))
     report = plain(paths[0], overlaps=overlaps)
     features = shown(make_feature(1), notes=("logits are direct",))
-    materials = [
+    exhibits = [
         bare(path, features=features, evaluation=report if path.name == "a" else None)
         for path in paths
     ]
-    made = coders_view(materials)
+    made = SAEExhibit.part(exhibits)
     assert made.feature_notes == ["logits are direct"]
     assert made.runs[0].overlaps == {"b": "0.75", "/else/where": "0.25"}
     assert made.runs[0].notes[-1] == "None of the 64 features is dead on these tokens."
     assert [drawing.name for drawing in made.runs[0].figures] == ["r1-density", "r1-encdec"]
-    assert view(materials).lead == "model EleutherAI/pythia-70m · site mlp_out.1 · text somewhere"
+    assert view(exhibits).lead == "model EleutherAI/pythia-70m · site mlp_out.1 · text somewhere"
 
 
 def test_what_is_not_there_is_said_with_the_command_that_makes_it(run):

@@ -13,8 +13,8 @@ from tests.helpers.pages import (
     HOSTILE,
     PLAIN,
     VOCABULARY,
+    make_exhibit,
     make_feature,
-    make_material,
     make_report,
     make_run,
     shown,
@@ -40,8 +40,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def one(folder) -> Path:
     """A page about one run."""
-    material = make_material(make_run(folder / "topk"), *FEATURES, WICKED, *DEAD)
-    (folder / "one.html").write_bytes(render(view([material])))
+    exhibit = make_exhibit(make_run(folder / "topk"), *FEATURES, WICKED, *DEAD)
+    (folder / "one.html").write_bytes(render(view([exhibit])))
     return folder / "one.html"
 
 
@@ -50,14 +50,14 @@ def several(folder, one) -> Path:
     """A page about three runs, of which the last has no features and no evaluation."""
     few = {"inserted": (), "dead": 0}  # figures: they take long to draw
     first, second = (
-        make_material(path, *features, evaluation=make_report(path, **few), curves=None)
+        make_exhibit(path, *features, evaluation=make_report(path, **few), curves=None)
         for path, features in (
             (folder / "topk", FEATURES),
             (make_run(folder / "other", seed=1), FEATURES[5:10]),
         )
     )
     nothing = {"features": None, "evaluation": None, "curves": None}
-    third = make_material(make_run(folder / "bare", seed=2), **nothing)
+    third = make_exhibit(make_run(folder / "bare", seed=2), **nothing)
     (folder / "several.html").write_bytes(render(view([first, second, third])))
     return folder / "several.html"
 
@@ -381,8 +381,8 @@ def test_headings_go_down_one_level_at_a_time(browser, one, several):
 
 def test_a_feature_without_logits_or_neighbours_has_none(browser, folder, one):
     bare = replace(FEATURES[2], promoted=(), suppressed=(), neighbours=(), dead_cosine=None)
-    material = make_material(folder / "topk", bare, curves=None, evaluation=None)
-    (folder / "bare.html").write_bytes(render(view([material])))
+    exhibit = make_exhibit(folder / "topk", bare, curves=None, evaluation=None)
+    (folder / "bare.html").write_bytes(render(view([exhibit])))
     with Visit(browser, folder / "bare.html") as visit:
         assert "Promotes" not in visit.text("#features-body")
         assert "Nearest" not in visit.text("#features-body")

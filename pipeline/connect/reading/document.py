@@ -9,6 +9,9 @@ from pipeline.connect.reading.values import KINDS, Effect, Equation, Reading, Re
 from pipeline.features.feature import feature_document
 from pipeline.features.files import FeatureSet
 
+FeaturesOfEnds = tuple[FeatureSet | None, FeatureSet | None]
+"""What the features of the source and of the target fire on; None where nobody knows."""
+
 N_WORDS = 4
 
 
@@ -22,9 +25,7 @@ def top_tokens(features: FeatureSet | None, index: int, *, n: int = N_WORDS) -> 
     return [features.texts.alone(int(tokens[i])) for i in np.argsort(-total, kind="stable")[:n]]
 
 
-def reading_document(
-    reading: Reading, ends: tuple[FeatureSet | None, FeatureSet | None], *, rows: int
-) -> dict[str, object]:
+def reading_document(reading: Reading, ends: FeaturesOfEnds, *, rows: int) -> dict[str, object]:
     """The clearest of it; texts are as the tokenizer has them: whoever shows them must escape them.
 
     Args:
@@ -54,7 +55,7 @@ def output_document(
     reading: Reading,
     output: int,
     effects: Sequence[Effect],
-    ends: tuple[FeatureSet | None, FeatureSet | None],
+    ends: FeaturesOfEnds,
 ) -> dict[str, object]:
     """One output feature: its equation, relations, effects, and all that is known of its inputs.
 
@@ -78,9 +79,7 @@ def output_document(
     }
 
 
-def _equation(
-    equation: Equation, ends: tuple[FeatureSet | None, FeatureSet | None]
-) -> dict[str, object]:
+def _equation(equation: Equation, ends: FeaturesOfEnds) -> dict[str, object]:
     source, target = ends
     told = to_json(equation)
     assert isinstance(told, dict)
@@ -88,9 +87,7 @@ def _equation(
     return {**told, "fires_on": top_tokens(target, equation.output), "inputs_fire_on": named}
 
 
-def _relation(
-    relation: Relation, ends: tuple[FeatureSet | None, FeatureSet | None]
-) -> dict[str, object]:
+def _relation(relation: Relation, ends: FeaturesOfEnds) -> dict[str, object]:
     source, target = ends
     told = to_json(relation)
     assert isinstance(told, dict)

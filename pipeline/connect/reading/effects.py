@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from pipeline.connect.connector import Connector, Pair
+from pipeline.connect.connector import Connector, SAEPair
 from pipeline.connect.reading.values import Effect, Equation, Term
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import reading, splice
@@ -40,11 +40,11 @@ class Link:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scene:
+class ReadingContext:
     """Where effects are measured: a model with both SAEs and the connector between them."""
 
     lm: LanguageModel
-    pair: Pair
+    pair: SAEPair
     connector: Connector
     contexts: Callable[[int], Int[np.ndarray, "contexts ctx_len"]]
     """Tokens of the top contexts of an input feature; none for a dead one."""
@@ -100,14 +100,17 @@ def _strongest(equation: Equation, *, n: int) -> list[Term]:
 
 @torch.inference_mode()
 def measure(
-    scene: Scene, links: Iterable[Link], *, on_inputs: Callable[[int, int], None] | None = None
+    where: ReadingContext,
+    links: Iterable[Link],
+    *,
+    on_inputs: Callable[[int, int], None] | None = None,
 ) -> tuple[Effect, ...]:
     """Predicted and true effects of some pairs, input after input.
 
     Pairs whose input has no context are left out.
 
     Args:
-        scene: Where.
+        where: The model with both SAEs.
         links: Which pairs.
         on_inputs: Told how many inputs are done, of how many.
 
@@ -118,37 +121,37 @@ def measure(
     for link in links:
         by_input.setdefault(link.input, []).append(link)
     found: list[Effect] = []
-    with reading(scene.lm, scene.sites) as read:
+    with reading(where.lm, where.sites) as read:
         for done, (feature, of_it) in enumerate(by_input.items(), 1):
-            found += _effects(scene, feature, of_it, read)
+            found += _effects(where, feature, of_it, read)
             if on_inputs is not None:
                 on_inputs(done, len(by_input))
     return tuple(found)
 
 
 def _effects(
-    scene: Scene,
+    where: ReadingContext,
     feature: int,
     links: Sequence[Link],
     read: Callable[[Tensor], Mapping[Site, Tensor]],
 ) -> list[Effect]:
     """Those of one input feature."""
-    contexts = scene.contexts(feature)
+    contexts = where.contexts(feature)
     if not len(contexts):
         return []
     outputs = torch.tensor([link.output for link in links])
-    width = max(scene.pair.source.d_sae, scene.pair.target.d_sae)
+    width = max(where.pair.source.d_sae, where.pair.target.d_sae)
     n_contexts = max(1, _CELLS // (contexts.shape[1] * width))
     drops, n = np.zeros((2, len(links))), 0
     for tokens in torch.from_numpy(contexts.astype(np.int64)).split(n_contexts):
-        some, n_tokens = _drops(scene, feature, outputs, tokens.to(scene.lm.device), read)
+        some, n_tokens = _drops(where, feature, outputs, tokens.to(where.lm.device), read)
         drops, n = drops + some, n + n_tokens
     linear, true = (drops / max(1, n)).tolist()
     return [
         Effect(
             input=feature,
             output=link.output,
-            weight=float(scene.connector.W[feature, link.output]),
+            weight=float(where.connector.W[feature, link.output]),
             linear=linear[i],
             true=true[i],
             n_tokens=n,
@@ -159,27 +162,27 @@ def _effects(
 
 
 def _drops(
-    scene: Scene,
+    where: ReadingContext,
     feature: int,
     outputs: Int[Tensor, " links"],
     tokens: Int[Tensor, "contexts ctx_len"],
     read: Callable[[Tensor], Mapping[Site, Tensor]],
 ) -> tuple[Float64[np.ndarray, "2 links"], int]:
     """Sums of predicted and true drops where the input is active, and on how many tokens it is."""
-    first, second = scene.sites
-    source, target = scene.pair.source, scene.pair.target
+    first, second = where.sites
+    source, target = where.pair.source, where.pair.target
     clean = read(tokens)
     x1, x2 = clean[first].float(), clean[second].float()
     z1 = source.encode(x1.flatten(0, 1))
     written = (z1[:, feature, None] * source.W_dec[feature]).view_as(x1)
     edited = (x1 - written).to(clean[first].dtype)
-    with splice(scene.lm, {first: lambda _: edited}):
+    with splice(where.lm, {first: lambda _: edited}):
         x2_edited = read(tokens)[second].float()
     active = z1[:, feature] > 0
     before, after = (target.encode(x.flatten(0, 1)[active]) for x in (x2, x2_edited))
     chosen = outputs.to(before.device)
     true = (before - after)[:, chosen]
-    linear = _predicted_drops(scene.connector, z1[active], feature, chosen)
+    linear = _predicted_drops(where.connector, z1[active], feature, chosen)
     sums = [drop.double().sum(0).cpu().numpy() for drop in (linear, true)]
     return np.stack(sums), int(active.sum())
 

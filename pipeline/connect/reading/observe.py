@@ -1,6 +1,6 @@
 """One pass over rows: what both SAEs see.
 
-Latents above zero, held in memory row after row and feature after feature.
+PairLatents above zero, held in memory row after row and feature after feature.
 
 One pass over rows: what both SAEs see in them, and how well the connector predicts it.
 """
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32, Float64, Int, Int32, Int64
 from torch import Tensor
 
-from pipeline.connect.connector import Connector, Latents
+from pipeline.connect.connector import Connector, PairLatents
 from pipeline.connect.scores import predict
 from pipeline.errors import DataError
 
@@ -113,7 +113,10 @@ class Observed:
 
 @torch.inference_mode()
 def observe(
-    feed: Iterable[Latents], connector: Connector, *, on_rows: Callable[[int], None] | None = None
+    feed: Iterable[PairLatents],
+    connector: Connector,
+    *,
+    on_rows: Callable[[int], None] | None = None,
 ) -> Observed:
     """Keep the active latents of rows, and see how well the first predict the second.
 
@@ -145,12 +148,12 @@ def observe(
     return Observed(source=source, target=target, explained=errors.explained(source.n_rows))
 
 
-def _pieces(block: Latents) -> Iterator[Latents]:
+def _pieces(block: PairLatents) -> Iterator[PairLatents]:
     """Fewer rows at a time: predictions are compared in float64."""
     n_rows = max(1, _BLOCK // max(block.z1.shape[1], block.z2.shape[1]))
     for z1, z2 in zip(block.z1.split(n_rows), block.z2.split(n_rows), strict=True):
         if len(z1):
-            yield Latents(z1=z1, z2=z2)
+            yield PairLatents(z1=z1, z2=z2)
 
 
 @final

@@ -1,11 +1,4 @@
-"""Read_connector(config): everything in connections.json.
-
-What was read of a connector, kept in its folder as `connections.json`.
-
-Where a connector is read: its store, what its features fire on, and its language model.
-
-Read a connector: everything in `RUN/connections.json`, found and written, or reused.
-"""
+"""Read a connector: everything in `RUN/connections.json`, found and written, or reused."""
 
 import hashlib
 import json
@@ -22,61 +15,166 @@ from actstore.files import canonical_json, write_file
 from actstore.reader import ActStore
 from pipeline.config.serialization import from_json, to_json
 from pipeline.config.stages import Device, FeaturesConfig
-from pipeline.connect.connector import Connector, End, Pair
-from pipeline.connect.feed import PairFeeder
-from pipeline.connect.reading.effects import Link, Scene, chosen_links, measure
+from pipeline.connect.connector import Connector, End, SAEPair
+from pipeline.connect.reading.document import FeaturesOfEnds
+from pipeline.connect.reading.effects import Link, ReadingContext, chosen_links, measure
 from pipeline.connect.reading.observe import observe
 from pipeline.connect.reading.relations import equations, relations
 from pipeline.connect.reading.values import Effect, Effects, Reading, ReadingConfig
 from pipeline.connect.run import ConnectorRun
+from pipeline.connect.train import PairFeeder
 from pipeline.device import pick_device, pick_dtype
 from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.features.collect import collect_features
 from pipeline.features.files import FeatureSet
 from pipeline.lm.families import Site
 from pipeline.lm.model import load_for_sites
-from pipeline.progress import Progress
+from pipeline.progress import OnProgress, Progress
 
-FORMAT = 1
-READING = "connections.json"
-
-
-def save_reading(reading: Reading) -> Path:
-    """Write it into the folder of its run, whole or not at all; gives the file.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
-    path = reading.config.run / READING
-    content = canonical_json(to_json(reading))
-    head = json.dumps({"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest()})
-    write_file(path, [head[:-1].encode(), b', "reading": ', content, b"}\n"])
-    return path
+_TERMS_MEASURED = 4
+"""Of each output drawn for the effects."""
 
 
-def load_reading(run: Path) -> Reading | None:
-    """What lies in the folder of a run, wherever that was when it was made; None without any.
+def read_connector(config: ReadingConfig, *, on_progress: OnProgress | None = None) -> Reading:
+    """Equations, logic and effects of a connector, and what both its SAEs' features fire on.
+
+    What is there already, of the same connector, store and settings, is reused.
 
     Raises:
-        CheckpointError: it is damaged, or another version wrote it.
+        ConfigError: the store does not fit the run, or is gone.
+        CheckpointError: the connector or one of its SAEs cannot be used.
+        StoreError: a store cannot be read.
+        DataError: a latent is not finite.
     """
-    path = run / READING
+    store_path = config.store and config.store.resolve()
+    config = replace(config, run=config.run.resolve(), store=store_path)
+    run = ConnectorRun.open(config.run)
+    store = open_store(run, config.store)
+    blank = _blank(config, run, store)
+    there = _same(blank)
+    if there is not None:
+        return there
+    device = pick_device(config.device)
+    pair, connector = run.load_pair(device), run.load_connector(device)
+    check_widths(run, pair, store)
+
+    def told(stage: str, unit: str, words: str = "") -> Callable[[int, int], None]:
+        def tell(done: int, total: int) -> None:
+            if on_progress is not None:
+                on_progress(Progress(stage=stage, done=done, total=total, unit=unit, words=words))
+
+        return tell
+
+    n_rows = min(config.tokens, store.n_rows)
+    feeder = PairFeeder(store, [run], device=device)
+    feed = feeder.sample((run.source, run.target), n_rows=n_rows, seed=config.seed)
+    with closing(feed):
+        tell = told("rows", "rows")
+        seen = observe(feed, connector, on_rows=lambda n: tell(n, n_rows))
+    found = equations(seen, connector, n_terms=config.n_terms)
+    blank = replace(
+        blank, n_tokens=seen.n_rows, equations=found, relations=relations(seen, connector, found)
+    )
+    reading = _with_effects(blank, run, pair, connector, told)
+    save_reading(reading)
+    return reading
+
+
+def _blank(config: ReadingConfig, run: ConnectorRun, store: ActStore) -> Reading:
+    """All that can be told before the store is read."""
+    notes: list[str] = []
+    if store.fingerprint != run.provenance.fingerprint:
+        notes.append(
+            f"{store.path} is not the store that the connector was trained from, or has changed "
+            "since"
+        )
+    if config.tokens > store.n_rows:
+        notes.append(f"the store holds {store.n_rows:,} tokens; {config.tokens:,} were asked for")
+    return Reading(
+        config=config,
+        connector=run.sha256,
+        source=run.source,
+        target=run.target,
+        store=store.path.resolve(),
+        store_fingerprint=store.fingerprint,
+        model=run.provenance.model,
+        revision=run.provenance.revision,
+        n_tokens=0,
+        equations=(),
+        relations=(),
+        effects=None,
+        notes=tuple(notes),
+    )
+
+
+def _same(wanted: Reading) -> Reading | None:
+    """What is there, if it is whole and what would be found again."""
     try:
-        document = json.loads(path.read_bytes())
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise ValueError(f"it is not of format {FORMAT}")  # noqa: TRY301
-        content = document.get("reading")
-        if hashlib.sha256(canonical_json(content)).hexdigest() != document.get("sha256"):
-            raise ValueError("its checksum does not match")  # noqa: TRY301
-        reading = from_json(Reading, content, where=READING)
-    except (FileNotFoundError, NotADirectoryError):
+        there = load_reading(wanted.config.run)
+    except CheckpointError:
         return None
-    except (OSError, ValueError, RecursionError, ConfigError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}): remove it, and make it again with saepipe features "
-            f"{run}"
-        ) from error
-    return replace(reading, config=replace(reading.config, run=run))
+    if there is None or (there.effects is None and wanted.model):  # the model may be there now
+        return None
+    config = replace(there.config, device=wanted.config.device, store=wanted.config.store)
+    found = ("n_tokens", "equations", "relations", "effects", "notes", "store")
+    free = {name: getattr(wanted, name) for name in found}
+    return there if replace(there, config=config, **free) == wanted else None
+
+
+def _with_effects(
+    reading: Reading,
+    run: ConnectorRun,
+    pair: SAEPair,
+    connector: Connector,
+    told: Callable[..., Callable[[int, int], None]],
+) -> Reading:
+    """The same with effects in the model, or with a note on why there are none."""
+    config = reading.config
+    if not reading.model:
+        why = "neither examples nor effects: the store does not say which model it is of"
+        return replace(reading, notes=(*reading.notes, why))
+    source, _ = (
+        features_of(
+            end,
+            store=config.store,
+            device=config.device,
+            on_tokens=told("features", "tokens", end.site),
+        )
+        for end in (run.source, run.target)
+    )
+    try:
+        context = open_context(run, pair, connector, source)
+    except (ModelError, ConfigError) as error:
+        return replace(reading, notes=(*reading.notes, f"effects were not measured: {error}"))
+    links = chosen_links(
+        reading.equations,
+        connector.W.detach().cpu(),
+        n_outputs=config.n_outputs,
+        n_terms=_TERMS_MEASURED,
+        seed=config.seed,
+    )
+    points = measure(context, links, on_inputs=told("effects", "inputs"))
+    return replace(reading, effects=Effects(points=points))
+
+
+def effects_on(reading: Reading, output: int, *, device: Device = "auto") -> tuple[Effect, ...]:
+    """What removing each input in the equation of an output does to it; none without a model.
+
+    Raises:
+        ConfigError: there is no such feature, or it was never active.
+        CheckpointError: the connector or one of its SAEs cannot be used.
+        StoreError: the store that the features were found in cannot be read.
+    """
+    links = [Link(input=term.feature, output=output) for term in reading.equation(output).terms]
+    if reading.effects is None:
+        return ()
+    run, where = ConnectorRun.open(reading.config.run), pick_device(device)
+    features = features_of(reading.source, store=reading.config.store, device=device)
+    context = open_context(run, run.load_pair(where), run.load_connector(where), features)
+    return measure(context, links)
+
+
+# --- the store, the features and the model ---------------------------------------------------
 
 
 def open_store(run: ConnectorRun, path: Path | None) -> ActStore:
@@ -107,7 +205,7 @@ def open_store(run: ConnectorRun, path: Path | None) -> ActStore:
     return store
 
 
-def check_widths(run: ConnectorRun, pair: Pair, store: ActStore) -> None:
+def check_widths(run: ConnectorRun, pair: SAEPair, store: ActStore) -> None:
     """Refuse a store whose activations the SAEs cannot take.
 
     Raises:
@@ -157,6 +255,18 @@ def features_of(
     return collect_features(config, on_progress=tell)
 
 
+def features_of_both(reading: Reading) -> FeaturesOfEnds:
+    """What the features of both SAEs fire on; None without a language model."""
+    if not reading.model:
+        return None, None
+    config = reading.config
+    source, target = (
+        features_of(end, store=config.store, device=config.device)
+        for end in (reading.source, reading.target)
+    )
+    return source, target
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _TopContexts:
     """Tokens of the contexts in which features of the source are largest."""
@@ -171,7 +281,9 @@ class _TopContexts:
         return self.store.tokens(context)
 
 
-def open_scene(run: ConnectorRun, pair: Pair, connector: Connector, features: FeatureSet) -> Scene:
+def open_context(
+    run: ConnectorRun, pair: SAEPair, connector: Connector, features: FeatureSet
+) -> ReadingContext:
     """The model with everything in its place.
 
     Args:
@@ -187,7 +299,7 @@ def open_scene(run: ConnectorRun, pair: Pair, connector: Connector, features: Fe
     """
     first, second = map(Site.parse, pair.sites)
     if not first < second:
-        raise ConfigError(f"{second} does not depend on {first}, which comes after it")
+        raise ConfigError(f"{second} does not depend on {first}, which does not come before it")
     source = run.provenance
     if not source.model:
         raise ModelError("the store does not say which model its activations are from")
@@ -205,156 +317,44 @@ def open_scene(run: ConnectorRun, pair: Pair, connector: Connector, features: Fe
     ):  # fmt: skip
         lm.require_fits(site, d_in=coder.d_in, ctx_len=store.spec.ctx_len, run=end.run)
     contexts = _TopContexts(features=features, store=store)
-    return Scene(lm=lm, pair=pair, connector=connector, contexts=contexts)
+    return ReadingContext(lm=lm, pair=pair, connector=connector, contexts=contexts)
 
 
-_TERMS_MEASURED = 4
-"""Of each output drawn for the effects."""
+# --- connections.json ------------------------------------------------------------------------
+
+FORMAT = 1
+READING = "connections.json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadingProgress:
-    """Where a reading stands."""
-
-    stage: str
-    n_done: int
-    n_total: int
-
-
-Told = Callable[[ReadingProgress], None]
+def save_reading(reading: Reading) -> Path:
+    """Write it into the folder of its run, whole or not at all; gives the file."""
+    path = reading.config.run / READING
+    content = canonical_json(to_json(reading))
+    head = json.dumps({"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest()})
+    write_file(path, [head[:-1].encode(), b', "reading": ', content, b"}\n"])
+    return path
 
 
-def read_connector(config: ReadingConfig, *, on_progress: Told | None = None) -> Reading:
-    """Equations, logic and effects of a connector, and what both its SAEs' features fire on.
-
-    What is there already, of the same connector, store and settings, is reused.
+def load_reading(run: Path) -> Reading | None:
+    """What lies in the folder of a run, wherever that was when it was made; None without any.
 
     Raises:
-        ConfigError: the store does not fit the run, or is gone.
-        CheckpointError: the connector or one of its SAEs cannot be used.
-        StoreError: a store cannot be read.
-        DataError: a latent is not finite.
-        OSError: the disk is full or fails.
+        CheckpointError: it is damaged, or another version wrote it.
     """
-    store_path = config.store and config.store.resolve()
-    config = replace(config, run=config.run.resolve(), store=store_path)
-    run = ConnectorRun.open(config.run)
-    store = open_store(run, config.store)
-    blank = _blank(config, run, store)
-    there = _same(blank)
-    if there is not None:
-        return there
-    device = pick_device(config.device)
-    pair, connector = run.load_pair(device), run.load_connector(device)
-    check_widths(run, pair, store)
-
-    def tell(stage: str, n_done: int, n_total: int) -> None:
-        if on_progress is not None:
-            on_progress(ReadingProgress(stage=stage, n_done=n_done, n_total=n_total))
-
-    n_rows = min(config.tokens, store.n_rows)
-    feeder = PairFeeder(store, [run], device=device)
-    feed = feeder.sample((run.source, run.target), n_rows=n_rows, seed=config.seed)
-    with closing(feed):
-        seen = observe(feed, connector, on_rows=lambda n: tell("rows", n, n_rows))
-    found = equations(seen, connector, n_terms=config.n_terms)
-    blank = replace(
-        blank, n_tokens=seen.n_rows, equations=found, relations=relations(seen, connector, found)
-    )
-    reading = _with_effects(blank, run, pair, connector, tell)
-    save_reading(reading)
-    return reading
-
-
-def effects_on(reading: Reading, output: int, *, device: Device = "auto") -> tuple[Effect, ...]:
-    """What removing each input in the equation of an output does to it; none without a model.
-
-    Raises:
-        ConfigError: there is no such feature, or it was never active.
-        CheckpointError: the connector or one of its SAEs cannot be used.
-        StoreError: the store that the features were found in cannot be read.
-    """
-    links = [Link(input=term.feature, output=output) for term in reading.equation(output).terms]
-    if reading.effects is None:
-        return ()
-    run, where = ConnectorRun.open(reading.config.run), pick_device(device)
-    features = features_of(reading.source, store=reading.config.store, device=device)
-    scene = open_scene(run, run.load_pair(where), run.load_connector(where), features)
-    return measure(scene, links)
-
-
-def _blank(config: ReadingConfig, run: ConnectorRun, store: ActStore) -> Reading:
-    """All that can be told before the store is read."""
-    notes: list[str] = []
-    if store.fingerprint != run.provenance.fingerprint:
-        notes.append(
-            f"{store.path} is not the store that the connector was trained from, or has changed "
-            "since"
-        )
-    if config.tokens > store.n_rows:
-        notes.append(f"the store holds {store.n_rows:,} tokens; {config.tokens:,} were asked for")
-    return Reading(
-        config=config,
-        connector=run.sha256,
-        source=run.source,
-        target=run.target,
-        store=store.path.resolve(),
-        store_fingerprint=store.fingerprint,
-        model=run.provenance.model,
-        revision=run.provenance.revision,
-        n_tokens=0,
-        equations=(),
-        relations=(),
-        effects=None,
-        notes=tuple(notes),
-    )
-
-
-def _same(wanted: Reading) -> Reading | None:
-    """What is there, if it is whole and what would be found again."""
+    path = run / READING
     try:
-        there = load_reading(wanted.config.run)
-    except CheckpointError:
+        document = json.loads(path.read_bytes())
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ValueError(f"it is not of format {FORMAT}")  # noqa: TRY301
+        content = document.get("reading")
+        if hashlib.sha256(canonical_json(content)).hexdigest() != document.get("sha256"):
+            raise ValueError("its checksum does not match")  # noqa: TRY301
+        reading = from_json(Reading, content, where=READING)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    if there is None or (there.effects is None and wanted.model):  # the model may be there now
-        return None
-    config = replace(there.config, device=wanted.config.device, store=wanted.config.store)
-    found = ("n_tokens", "equations", "relations", "effects", "notes", "store")
-    free = {name: getattr(wanted, name) for name in found}
-    return there if replace(there, config=config, **free) == wanted else None
-
-
-def _with_effects(
-    reading: Reading,
-    run: ConnectorRun,
-    pair: Pair,
-    connector: Connector,
-    tell: Callable[[str, int, int], None],
-) -> Reading:
-    """The same with effects in the model, or with a note on why there are none."""
-    config = reading.config
-    if not reading.model:
-        why = "neither examples nor effects: the store does not say which model it is of"
-        return replace(reading, notes=(*reading.notes, why))
-    source, _ = (
-        features_of(
-            end,
-            store=config.store,
-            device=config.device,
-            on_tokens=lambda n, total, name=end.site: tell(f"features of {name}", n, total),
-        )
-        for end in (run.source, run.target)
-    )
-    try:
-        scene = open_scene(run, pair, connector, source)
-    except (ModelError, ConfigError) as error:
-        return replace(reading, notes=(*reading.notes, f"effects were not measured: {error}"))
-    links = chosen_links(
-        reading.equations,
-        connector.W.detach().cpu(),
-        n_outputs=config.n_outputs,
-        n_terms=_TERMS_MEASURED,
-        seed=config.seed,
-    )
-    points = measure(scene, links, on_inputs=lambda n, total: tell("effects", n, total))
-    return replace(reading, effects=Effects(points=points))
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}): remove it, and make it again with saepipe features "
+            f"{run}"
+        ) from error
+    return replace(reading, config=replace(reading.config, run=run))

@@ -1,6 +1,4 @@
-"""Equations; OR, AND-NOT, AND.
-
-Output features as weighted sums of input features, the terms that matter first.
+"""Output features as weighted sums of input features, the terms that matter first.
 
 A weight alone does not say what a term does: its input may never be active. Of an output `o`, the
 positive weight of an input `i` contributes `W[i, o] * mean(z1_i)`, the mean over the rows on which
@@ -9,10 +7,9 @@ contribution is the same product with the mean over the rows on which the output
 one of the inputs named with a positive weight is active, at most `MAX_SILENT` of them. Shares are
 of what all positive weights together add on the same rows; terms below `MIN_SHARE` are not named.
 
-Pairs of inputs that decide on an output together: OR, AND-NOT and AND, by the data alone.
-
-For inputs `a` and `b` of an output `o` the rows fall into four cells: a alone is active, b alone,
-both, neither. In each, `P(o)` is the share of rows on which the output is active.
+Some pairs of inputs decide on an output together: OR, AND-NOT and AND, by the data alone. For
+inputs `a` and `b` of an output `o` the rows fall into four cells: a alone is active, b alone, both,
+neither. In each, `P(o)` is the share of rows on which the output is active.
 
     or        W_a > 0, W_b > 0   min(P(o | a only), P(o | b only), P(o | both)) - P(o | neither)
     and       W_a > 0, W_b > 0   P(o | both) - max(P(o | a only), P(o | b only), P(o | neither))
@@ -43,7 +40,8 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from pipeline.connect.connector import Connector
 from pipeline.connect.reading.observe import Active, Observed, evenly, rows_of_any
-from pipeline.connect.reading.values import TAU, Cell, Equation, Kind, Relation, Term
+from pipeline.connect.reading.values import Cell, Equation, Kind, Relation, Term
+from pipeline.connect.report import TAU
 
 MAX_SILENT = 2048
 MIN_SHARE = 0.01

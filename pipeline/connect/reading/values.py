@@ -1,11 +1,4 @@
-"""Equation, Relation, Effect, Reading.
-
-How well predictions agree with what happened.
-
-Between which values a probability lies, given how often something happened.
-
-A connector as people read it: equations, how inputs combine, and what removing one does.
-"""
+"""A connector as people read it: equations, how inputs combine, and what removing one does."""
 
 import math
 from collections.abc import Sequence
@@ -21,67 +14,8 @@ from pipeline.config.stages import Device
 from pipeline.connect.connector import End
 from pipeline.errors import ConfigError
 
-
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """Of pairs (predicted, true); None where one of both does not vary."""
-
-    n: int
-    pearson: float | None
-    spearman: float | None
-    """Pearson's of the ranks, equals sharing their mean rank."""
-    slope: float | None
-    """Least squares of the true on the predicted, with an intercept."""
-
-
-def agreement(points: Sequence[tuple[float, float]]) -> Agreement:
-    """That of some points."""
-    predicted, true = np.array(points, dtype=np.float64).reshape(-1, 2).T
-    varies = len(points) > 0 and float(np.ptp(predicted)) > 0
-    centred = predicted - predicted.mean() if varies else predicted
-    return Agreement(
-        n=len(points),
-        pearson=_correlation(predicted, true),
-        spearman=_correlation(_ranks(predicted), _ranks(true)),
-        slope=float(centred @ true / (centred @ centred)) if varies else None,
-    )
-
-
-def _correlation(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> float | None:
-    if len(x) < 2:
-        return None
-    varies = min(float(np.ptp(x)), float(np.ptp(y))) > 0
-    x, y = x - x.mean(), y - y.mean()
-    size = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / size if varies else None
-
-
-def _ranks(x: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    """Each value's place in order; equals get the mean of their places."""
-    _, where, n = np.unique(x, return_inverse=True, return_counts=True)
-    last = np.cumsum(n).astype(np.float64)
-    return (last - (n - 1) / 2)[where]
-
-
-Z = 3.0
-"""Standard errors on either side: many pairs are looked at, and chance must not win among them."""
-
-
-def wilson(n_hits: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval (1927) of `Z` standard errors, 99.7 %; 0 and 1 for `n` of 0."""
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = n_hits / n, Z * Z
-    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    reach = Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, middle - reach), min(1.0, middle + reach)
-
-
 Kind = Literal["or", "and-not", "and"]
 KINDS: tuple[Kind, ...] = ("or", "and-not", "and")
-
-TAU = 0.1
-"""Weights above it in magnitude are counted, as Riggs, Mitchell and Kaufman (2023) count them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +109,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Relation:
-    """How two inputs together decide on an output: see `pipeline/connect/reading/logic.py`."""
+    """How two inputs together decide on an output: see `relations.py`."""
 
     kind: Kind
     output: int
@@ -190,6 +124,11 @@ class Relation:
     neither: Cell
     score: float
     """How far apart what must be likely and what must be unlikely are, at the least."""
+
+    @property
+    def cells(self) -> tuple[Cell, Cell, Cell, Cell]:
+        """Rows with a only, b only, both, neither."""
+        return self.a_only, self.b_only, self.both, self.neither
 
     @property
     def inside(self) -> float:
@@ -212,6 +151,18 @@ class Effect:
     """That the means are over."""
     control: bool = False
     """Drawn from the pairs that the connector leaves unconnected, not from its terms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Of pairs (predicted, true); None where one of both does not vary."""
+
+    n: int
+    pearson: float | None
+    spearman: float | None
+    """Pearson's of the ranks, equals sharing their mean rank."""
+    slope: float | None
+    """Least squares of the true on the predicted, with an intercept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,3 +240,46 @@ class Reading:
         """Equations by how much of the output the terms named explain."""
         told = [e for e in self.equations if e.explained_shown is not None and e.adding]
         return tuple(sorted(told, key=lambda e: -(e.explained_shown or 0)))
+
+
+def agreement(points: Sequence[tuple[float, float]]) -> Agreement:
+    """That of some points."""
+    predicted, true = np.array(points, dtype=np.float64).reshape(-1, 2).T
+    varies = len(points) > 0 and float(np.ptp(predicted)) > 0
+    centred = predicted - predicted.mean() if varies else predicted
+    return Agreement(
+        n=len(points),
+        pearson=_correlation(predicted, true),
+        spearman=_correlation(_ranks(predicted), _ranks(true)),
+        slope=float(centred @ true / (centred @ centred)) if varies else None,
+    )
+
+
+def _correlation(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> float | None:
+    if len(x) < 2:
+        return None
+    varies = min(float(np.ptp(x)), float(np.ptp(y))) > 0
+    x, y = x - x.mean(), y - y.mean()
+    size = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / size if varies else None
+
+
+def _ranks(x: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    """Each value's place in order; equals get the mean of their places."""
+    _, where, n = np.unique(x, return_inverse=True, return_counts=True)
+    last = np.cumsum(n).astype(np.float64)
+    return (last - (n - 1) / 2)[where]
+
+
+Z = 3.0
+"""Standard errors on either side: many pairs are looked at, and chance must not win among them."""
+
+
+def wilson(n_hits: int, n: int) -> tuple[float, float]:
+    """Wilson's score interval (1927) of `Z` standard errors, 99.7 %; 0 and 1 for `n` of 0."""
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = n_hits / n, Z * Z
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    reach = Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, middle - reach), min(1.0, middle + reach)

@@ -7,8 +7,8 @@ import pytest
 from pipeline.report.page import view
 from pipeline.report.render import render
 from tests.helpers.browser import CONTRAST, Visit, assert_outline, chromium
-from tests.helpers.connector_pages import make_connections, make_connector_material, make_reading
-from tests.helpers.pages import HOSTILE, PLAIN, VOCABULARY, make_feature, make_material, make_run
+from tests.helpers.connector_pages import make_connections, make_connector_exhibit, make_reading
+from tests.helpers.pages import HOSTILE, PLAIN, VOCABULARY, make_exhibit, make_feature, make_run
 
 MINUS = "\N{MINUS SIGN}"
 WICKED = range(len(PLAIN), len(VOCABULARY))
@@ -21,43 +21,43 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory):
-    return make_connector_material(tmp_path_factory.mktemp("pages") / "small")
+def exhibit(tmp_path_factory):
+    return make_connector_exhibit(tmp_path_factory.mktemp("pages") / "small")
 
 
 @pytest.fixture(scope="module")
-def reading(material):
-    return material.connections.reading
+def reading(exhibit):
+    return exhibit.connections.reading
 
 
 @pytest.fixture(scope="module")
-def one(material):
+def one(exhibit):
     """A page about one connector."""
-    path = material.path.parent / "one.html"
-    path.write_bytes(render(view([material])))
+    path = exhibit.path.parent / "one.html"
+    path.write_bytes(render(view([exhibit])))
     return path
 
 
 @pytest.fixture(scope="module")
-def mixed(material):
+def mixed(exhibit):
     """A page about two connectors, of hostile texts and of no examples, and an autoencoder."""
-    folder = material.path.parent
+    folder = exhibit.path.parent
     bare = {"evaluation": None}
     wicked = replace(
-        material,
-        connections=make_connections(make_reading(material.run, effects=None), tokens=WICKED),
+        exhibit,
+        connections=make_connections(make_reading(exhibit.run, effects=None), tokens=WICKED),
         **bare,
     )
     unread = replace(
-        material,
+        exhibit,
         name="unread",
         connections=make_connections(
-            make_reading(material.run, n=5, effects=None, relations=()), collected=False
+            make_reading(exhibit.run, n=5, effects=None, relations=()), collected=False
         ),
         **bare,
     )
     features = [make_feature(i) for i in range(9)]
-    coder = make_material(make_run(folder / "coder"), *features, curves=None, evaluation=None)
+    coder = make_exhibit(make_run(folder / "coder"), *features, curves=None, evaluation=None)
     path = folder / "mixed.html"
     path.write_bytes(render(view([wicked, coder, unread])))
     return path
@@ -140,7 +140,7 @@ def test_the_graph_has_an_edge_a_term_as_wide_as_its_weight_and_by_colour_its_si
         assert svg["height"] > 100
 
 
-def test_a_node_leads_to_the_examples_of_its_input(browser, one, reading, material):
+def test_a_node_leads_to_the_examples_of_its_input(browser, one, reading, exhibit):
     equation = reading.equation(25)
     last = equation.terms[-1].feature
     with Visit(browser, one, fragment="output=25") as visit:
@@ -150,10 +150,10 @@ def test_a_node_leads_to_the_examples_of_its_input(browser, one, reading, materi
         assert closed.get_attribute("open") is not None
         assert visit("document.activeElement.tagName") == "SUMMARY"
         told = [float(x) for x in closed.locator(".value").all_inner_texts()]
-        feature = material.connections.source.features[last]
+        feature = exhibit.connections.source.features[last]
         assert told[:4] == pytest.approx(feature.top.value[:4].tolist(), abs=0.02)
         assert visit.page.url.endswith("#output=25")
-        outputs = material.connections.target.features[25]
+        outputs = exhibit.connections.target.features[25]
         shown = visit.page.locator(".columns.even").last.locator("> div").last
         told = [float(x) for x in shown.locator(".value").all_inner_texts()]
         assert told[:6] == pytest.approx(outputs.top.value[:6].tolist(), abs=0.02)

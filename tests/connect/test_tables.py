@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.terminal.evaluations import connector_tables
+from pipeline.connect.tables import connector_tables
 from pipeline.terminal.screen import Screen
 from tests.helpers.connector_reports import make_map, make_report, make_sweep
 

@@ -9,14 +9,15 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.plots.connectors import (
+from pipeline.connect.figures import (
     connector_frontier_figure as frontier_figure,
     explained_figure,
     lines_of,
     recovered_figure,
+    save_connector_figures,
+    save_connector_frontier,
     weights_figure,
 )
-from pipeline.plots.save import save_connector_figures, save_connector_frontier
 from tests.helpers.connector_reports import make_baselines, make_map, make_report, make_sweep
 
 
@@ -136,7 +137,7 @@ def test_without_a_language_model_there_is_no_loss_to_draw(tmp_path):
     report = make_report(tmp_path, maps=maps)
     assert "nothing to draw" in texts_of(recovered_figure([report]))
     names = [path.name for path in save_connector_frontier([report], tmp_path)]
-    assert names == ["frontier.png", "frontier.svg"]
+    assert names == ["connectors.png", "connectors.svg"]
 
 
 def test_every_alive_output_is_in_one_bar_of_what_is_explained():
@@ -182,7 +183,7 @@ def test_each_figure_is_a_picture_and_vectors(tmp_path):
         *save_connector_figures(make_report(tmp_path)),
         *save_connector_frontier(make_sweep(0.3, 0.5), tmp_path),
     ]
-    names = {"explained", "weights", "frontier", "recovered"}
+    names = {"explained", "weights", "connectors", "recovered"}
     assert {path.name for path in paths} == {f"{n}{end}" for n in names for end in (".png", ".svg")}
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}
     for path in paths:

@@ -1,13 +1,4 @@
-"""Connectors against each other; outputs; effects.
-
-Connectors that differ in nothing but their coefficient, in its order.
-
-How few weights predict how much: connectors of a sweep against each other and baselines.
-
-The outputs of one connector: how well each is predicted, and from how many inputs.
-
-The figure of a connector's effects: what removing a feature was predicted to do, and did.
-"""
+"""Figures of connectors: against each other and baselines; of one its outputs and effects."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MultipleLocator, NullFormatter
 
-from pipeline.connect.reading.values import Effect, Effects
-from pipeline.connect.report import CONNECTOR, MAP_WORDS, ConnectorReport, ScoredMap
+from pipeline.connect.reading.values import Effect, Effects, Reading
+from pipeline.connect.report import CONNECTOR, ConnectorReport, MapScores, map_words
 from pipeline.evaluate.report import QUANTILES
 from pipeline.plots.style import (
     BLUE,
@@ -36,6 +27,7 @@ from pipeline.plots.style import (
     axes_in,
     label_points,
     make_figure,
+    save_all,
     say,
     short,
 )
@@ -49,8 +41,8 @@ class Line:
     """What tells it from the other lines."""
     names: tuple[str, ...]
     """Of its connectors: their coefficients."""
-    maps: tuple[ScoredMap, ...]
-    baselines: tuple[ScoredMap, ...]
+    maps: tuple[MapScores, ...]
+    baselines: tuple[MapScores, ...]
     """Empty where another line has the same."""
 
 
@@ -58,26 +50,21 @@ def lines_of(reports: Sequence[ConnectorReport]) -> list[Line]:
     """These connectors, sweep by sweep."""
     sweeps: dict[tuple[object, ...], list[ConnectorReport]] = {}
     for report in reports:
-        sweeps.setdefault((*_ends(report), report.activation, report.start), []).append(report)
+        sweeps.setdefault((report.shared, report.activation, report.start), []).append(report)
     kinds = _kinds([members[0] for members in sweeps.values()])
     seen, lines = set[tuple[object, ...]](), list[Line]()
     for kind, members in zip(kinds, sweeps.values(), strict=True):
         members.sort(key=lambda report: report.l1)
-        ends = _ends(members[0])
         lines.append(
             Line(
                 kind=kind,
                 names=tuple(f"l1 = {report.l1:g}" for report in members),
                 maps=tuple(report.connector for report in members),
-                baselines=() if ends in seen else members[0].baselines,
+                baselines=() if members[0].shared in seen else members[0].baselines,
             )
         )
-        seen.add(ends)
+        seen.add(members[0].shared)
     return lines
-
-
-def _ends(report: ConnectorReport) -> tuple[object, ...]:
-    return report.source, report.target, report.model, report.text
 
 
 def _kinds(reports: Sequence[ConnectorReport]) -> list[str]:
@@ -112,7 +99,7 @@ class _Axis:
     """What is drawn of a map, and the bounds that it is drawn within."""
 
     words: str
-    value: Callable[[ScoredMap], float | None]
+    value: Callable[[MapScores], float | None]
     low: float = -np.inf
     high: float = np.inf
 
@@ -122,8 +109,8 @@ class _Count:
     """A number of weights per output."""
 
     words: str
-    mean: Callable[[ScoredMap], float | None]
-    median: Callable[[ScoredMap], float]
+    mean: Callable[[MapScores], float | None]
+    median: Callable[[MapScores], float]
 
 
 _FVU = _Axis(words="variance unexplained (FVU)", value=lambda one: one.fvu, low=0.0, high=1.25)
@@ -244,19 +231,18 @@ def _draw_baselines(
             axes.axhline(height, color=color, lw=0.9, ls=":")
             if alone:
                 axes.annotate(
-                    _told(one.name, value, y), (1, height), (-2, 2), ha="right", fontsize=7,
+                    _told(map_words(one), value, y), (1, height), (-2, 2), ha="right", fontsize=7,
                     xycoords=("axes fraction", "data"), textcoords="offset points", color=GRAY,
                 )  # fmt: skip
             continue
         marker = _MARKERS.get(one.name, "P")
         axes.plot(mean, height, marker, color=color, mfc="white", ms=5.5, zorder=3)
-        labels.append(Label(at=(mean, height), text=_told(one.name, value, y), color=GRAY))
+        labels.append(Label(at=(mean, height), text=_told(map_words(one), value, y), color=GRAY))
     return labels
 
 
 def _told(name: str, value: float, y: _Axis) -> str:
     """A name, with the number where it is beyond the bounds."""
-    name = MAP_WORDS.get(name, name)
     return name if y.low <= value <= y.high else f"{name} ({value:.2f})"
 
 
@@ -267,21 +253,15 @@ def _legend(axes: Axes, lines: Sequence[Line]) -> None:
         for i, line in enumerate(lines):
             color = KINDS[i % len(KINDS)]
             handles.append(Line2D([], [], color=color, marker="o", ms=5, label=line.kind))
-        names = dict.fromkeys(one.name for line in lines for one in line.baselines)
-        for name in names:
+        baselines = {one.name: one for line in lines for one in line.baselines}
+        for name, one in baselines.items():
             marker, dots = (_MARKERS[name], "") if name in _MARKERS else ("", ":")
             handles.append(
                 Line2D(
-                    [],
-                    [],
-                    color=GRAY,
-                    marker=marker,
-                    ls=dots,
-                    ms=5,
-                    mfc="white",
-                    label=MAP_WORDS.get(name, name),
+                    [], [], color=GRAY, marker=marker, ls=dots, ms=5, mfc="white",
+                    label=map_words(one),
                 )
-            )
+            )  # fmt: skip
     else:
         handles.append(Line2D([], [], color=KINDS[0], marker="o", ms=5, label="connectors: mean"))
     handles.append(Line2D([], [], color=GRAY, ls="", marker="|", ms=8, label="median, above 0"))
@@ -342,13 +322,9 @@ def _draw_ranges(axes: Axes, report: ConnectorReport) -> None:
             axes.plot([least, most], [i, i], color=color, lw=1.0)
             axes.plot([low, high], [i, i], color=color, lw=4.5, alpha=0.6, solid_capstyle="butt")
             axes.plot(middle, i, "o", color=color, mfc="white", ms=4.5, zorder=3)
-    axes.set_yticks(range(len(report.maps)), _names(report), color=INK)
+    axes.set_yticks(range(len(report.maps)), map(map_words, report.maps), color=INK)
     axes.set_ylim(len(report.maps) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
-
-
-def _names(report: ConnectorReport) -> list[str]:
-    return [MAP_WORDS.get(one.name, one.name) for one in report.maps]
 
 
 def weights_figure(report: ConnectorReport) -> Figure:
@@ -397,8 +373,6 @@ def _totals(report: ConnectorReport, above: Integer[np.ndarray, " n"]) -> list[s
     return words
 
 
-EFFECTS = "effects"
-"""Name of the figure in the folder of a run."""
 _EDGE = 0.06
 """Room beyond the outermost points, as a share of what they span."""
 
@@ -439,3 +413,30 @@ def effects_figure(effects: Effects) -> Figure:
 
 def _places(points: Sequence[Effect]) -> Float64[np.ndarray, "n 2"]:
     return np.array([(point.linear, point.true) for point in points], dtype=np.float64)
+
+
+# --- beside the runs -------------------------------------------------------------------------
+
+
+def save_connector_figures(report: ConnectorReport) -> tuple[Path, ...]:
+    """Draw `explained` and `weights` of a report into its run's folder; gives the files."""
+    figures = {"explained": explained_figure(report), "weights": weights_figure(report)}
+    return save_all(figures, report.run)
+
+
+def save_connector_frontier(reports: Sequence[ConnectorReport], folder: Path) -> tuple[Path, ...]:
+    """Draw several against each other and their baselines; gives the files.
+
+    That is `connectors`, and `recovered` where there is a loss to recover.
+    """
+    figures = {"connectors": connector_frontier_figure(reports)}
+    if any(report.connector.recovered_of_sae is not None for report in reports):
+        figures["recovered"] = recovered_figure(reports)
+    return save_all(figures, folder)
+
+
+def save_reading_figure(reading: Reading) -> tuple[Path, ...]:
+    """Draw what was measured in the model, as `effects`; gives the files, none without effects."""
+    if reading.effects is None:
+        return ()
+    return save_all({"effects": effects_figure(reading.effects)}, reading.config.run)

@@ -10,6 +10,10 @@ import torch
 from pipeline.config.stages import ReportConfig
 from pipeline.config.training import ConnectConfig
 from pipeline.connect.connector import Connector
+from pipeline.connect.page.connections import choose_outputs
+from pipeline.connect.page.data import connector_data
+from pipeline.connect.page.part import ConnectorExhibit, frontier_drawings
+from pipeline.connect.page.tables import main_heads, main_rows, relation_tables
 from pipeline.connect.reading.read import read_connector, save_reading
 from pipeline.connect.reading.values import Cell, Equation, ReadingConfig
 from pipeline.connect.report import save_connector_report
@@ -17,21 +21,12 @@ from pipeline.connect.run import blank_connector_run
 from pipeline.errors import CheckpointError
 from pipeline.evaluate.report import Interval
 from pipeline.features.feature import BEFORE
-from pipeline.report.connectors import connector_facts, connectors_view
-from pipeline.report.data import connector_data
-from pipeline.report.figures import frontier_drawings
-from pipeline.report.gather import choose_outputs, gather
-from pipeline.report.page import view, write_page
+from pipeline.report.page import gather, view, write_page
 from pipeline.report.render import render
-from pipeline.report.tables import (
-    main_names_of_connect_table as main_names,
-    main_rows_of_connect_table as main_rows,
-    relation_tables,
-)
 from pipeline.text.token_text import TokenTexts
 from tests.helpers.connector_pages import (
     make_connections,
-    make_connector_material,
+    make_connector_exhibit,
     make_connector_report,
     make_connector_run,
     make_equation,
@@ -46,19 +41,19 @@ from tests.helpers.reading_pages import Reader, data_of
 
 def bare(path, **changes):
     """Without figures, which take long to draw."""
-    material = make_connector_material(path)
-    connections = make_connections(make_reading(material.run, effects=None))
-    return replace(material, **({"evaluation": None, "connections": connections} | changes))
+    exhibit = make_connector_exhibit(path)
+    connections = make_connections(make_reading(exhibit.run, effects=None))
+    return replace(exhibit, **({"evaluation": None, "connections": connections} | changes))
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory):
-    return make_connector_material(tmp_path_factory.mktemp("connectors") / "small")
+def exhibit(tmp_path_factory):
+    return make_connector_exhibit(tmp_path_factory.mktemp("connectors") / "small")
 
 
 @pytest.fixture(scope="module")
-def page(material):
-    return render(view([material]))
+def page(exhibit):
+    return render(view([exhibit]))
 
 
 # --- which outputs ---------------------------------------------------------------------------
@@ -94,9 +89,9 @@ def test_a_relation_beyond_those_in_the_table_has_no_claim_to_be_shown(tmp_path)
 # --- data for the script ---------------------------------------------------------------------
 
 
-def test_an_output_is_told_with_its_terms_and_their_effects(material):
-    data = connector_data(material.connections)
-    reading = material.connections.reading
+def test_an_output_is_told_with_its_terms_and_their_effects(exhibit):
+    data = connector_data(exhibit.connections)
+    reading = exhibit.connections.reading
     first = data["items"][0]
     equation = reading.equations[0]
     assert first["index"] == equation.output
@@ -122,8 +117,8 @@ def test_a_control_is_no_effect_of_a_term(tmp_path):
     assert {len(term) for term in item["terms"]} == {4}
 
 
-def test_each_input_is_told_once_with_its_strongest_contexts(material):
-    connections = material.connections
+def test_each_input_is_told_once_with_its_strongest_contexts(exhibit):
+    connections = exhibit.connections
     data = connector_data(connections)
     wanted = {t.feature for e in connections.reading.equations for t in e.terms}
     assert set(data["inputs"]) == {str(i) for i in wanted}
@@ -138,8 +133,8 @@ def test_each_input_is_told_once_with_its_strongest_contexts(material):
     assert data["tokens"] == list(dict.fromkeys(data["tokens"]))
 
 
-def test_relations_are_told_by_cells(material):
-    first, second = (connector_data(material.connections)["items"][i]["relations"] for i in (0, 1))
+def test_relations_are_told_by_cells(exhibit):
+    first, second = (connector_data(exhibit.connections)["items"][i]["relations"] for i in (0, 1))
     assert [relation["kind"] for relation in (*first, *second)] == ["or", "and-not"]
     assert first[0]["cells"] == [[412, 0.9], [96, 0.802], [203, 0.99], [10_000, 0.0012]]
     assert second[0]["inside"] == pytest.approx(203 / (203 + 96), rel=5e-3)
@@ -197,27 +192,27 @@ def test_the_connector_stands_beside_its_baselines(page):
 def test_figures_are_drawn_of_what_there_is(page, tmp_path):
     ids = [attrs["id"] for tag, attrs in Reader(page).tags if tag == "figure"]
     assert ids == ["w1-explained", "w1-weights", "w1-effects"]
-    material = bare(tmp_path / "run", curves=tmp_path / "metrics.jsonl")
+    exhibit = bare(tmp_path / "run", curves=tmp_path / "metrics.jsonl")
     lines = ({"step": i, "rows": 1024 * i, "recon": 3 / i, "fvu": 1 / i, "weights": 4.0, "lr": 1e-3}
              for i in range(1, 9))  # fmt: skip
-    material.curves.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (drawn,) = connectors_view([material]).runs
+    exhibit.curves.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (drawn,) = ConnectorExhibit.part([exhibit]).runs
     assert not drawn.figures
     assert [drawing.name for drawing in drawn.curves] == ["w1-recon", "w1-fvu", "w1-weights"]
 
 
-def test_relations_stand_by_kind_with_the_words_of_their_features(material, page):
-    tables = connectors_view([material]).runs[0].relations
+def test_relations_stand_by_kind_with_the_words_of_their_features(exhibit, page):
+    tables = ConnectorExhibit.part([exhibit]).runs[0].relations
     assert [(t.title, len(t.rows)) for t in tables] == [("OR", 2), ("AND NOT", 1), ("AND", 1)]
-    relation = material.connections.reading.relations[1]
+    relation = exhibit.connections.reading.relations[1]
     row = tables[1].rows[0]
     assert [named.index for named in (row.output, *row.inputs)] == [
         relation.output, relation.a, relation.b,
     ]  # fmt: skip
     assert row.output.link == f"#output={relation.output}"
     assert row.inputs[1].weight.startswith("-")
-    assert row.output.words == material.connections.target.peaks(relation.output)
-    assert row.inputs[0].words == material.connections.source.peaks(relation.a)
+    assert row.output.words == exhibit.connections.target.peaks(relation.output)
+    assert row.inputs[0].words == exhibit.connections.source.peaks(relation.a)
     assert row.cells == [("85 %", "412"), ("2.08 %", "96"), ("4.93 %", "203"), ("0.12 %", "10,000")]
     assert "AND NOT: the first input, unless the second is active" in Reader(page).text
 
@@ -229,8 +224,8 @@ def test_an_output_that_the_page_does_not_show_is_no_link(tmp_path):
     assert [row.output.link for table in tables for row in table.rows] == ["#output=20", "", "", ""]
 
 
-def test_the_tokens_of_a_feature_are_those_it_fires_on_most(material):
-    source = material.connections.source
+def test_the_tokens_of_a_feature_are_those_it_fires_on_most(exhibit):
+    source = exhibit.connections.source
     index, feature = next(iter(source.features.items()))
     strongest = [source.texts.alone(t).strip() for t in feature.top.tokens[:, BEFORE].tolist()]
     assert source.peaks(index) == list(dict.fromkeys(strongest))[:3]
@@ -242,10 +237,10 @@ def test_the_tokens_of_a_feature_are_those_it_fires_on_most(material):
 
 
 def test_what_is_not_there_is_said_with_the_command_that_makes_it(tmp_path):
-    material = bare(tmp_path / "run", connections=None)
-    page = render(view([material]))
+    exhibit = bare(tmp_path / "run", connections=None)
+    page = render(view([exhibit]))
     text = Reader(page).text
-    run = material.path
+    run = exhibit.path
     for command in (
         f"saepipe eval {run}", f"saepipe features {run}", f"saepipe features {tmp_path / 'reads'}",
         f"saepipe features {tmp_path / 'predicts'}",
@@ -270,7 +265,7 @@ def test_several_connectors_have_a_row_each_and_share_their_baselines(tmp_path):
     fvus = [row.cells[0].value for row in rows]
     assert fvus == ["0.21", "0.5", "", "1", "0.93", "0.55", "0.19"]
     assert [row.note for row in rows[:3]] == list(names.values())
-    assert {len(row.cells) for row in rows} == {len(main_names([first]))}
+    assert {len(row.cells) for row in rows} == {len(main_heads([first]))}
     elsewhere = replace(second, text="elsewhere")
     assert len(main_rows(names, [first, elsewhere, None])) == 3, "baselines of two texts differ"
 
@@ -280,20 +275,20 @@ def test_several_connectors_stand_against_each_other(tmp_path):
     names = [drawing.name for drawing in frontier_drawings(reports)]
     assert names == ["weights-fvu", "weights-recovered"]
     assert frontier_drawings(reports[:1]) == []
-    made = connectors_view([bare(tmp_path / name) for name in ("c", "d")])
+    made = ConnectorExhibit.part([bare(tmp_path / name) for name in ("c", "d")])
     assert made.runs[1].relations[0].rows[0].output.link == "#connector=2&output=20"
     assert list(made.sections) == ["connectors", "logic", "connections"]
 
 
 def test_without_a_language_model_there_are_no_losses(tmp_path):
-    material = make_connector_material(tmp_path / "run")
+    exhibit = make_connector_exhibit(tmp_path / "run")
     none = dict.fromkeys(("ce", "kl", "loss_recovered", "recovered_of_sae"))
     report = make_connector_report(
-        material.run, ce_clean=None, ce_zero=None, ce_sae=None, loss_recovered_sae=None,
+        exhibit.run, ce_clean=None, ce_zero=None, ce_sae=None, loss_recovered_sae=None,
         model="", text="", precision="",
         maps=(make_scored("connector", fvu=0.2, n_above=9, **none),),
     )  # fmt: skip
-    made = connectors_view([replace(material, evaluation=report)]).runs[0]
+    made = ConnectorExhibit.part([replace(exhibit, evaluation=report)]).runs[0]
     assert [group.title for group in made.groups] == ["How well it predicts", "How sparse it is"]
     assert made.evaluated[0].startswith("On 100,096 rows. 60 of 64 outputs")
     assert not any("Cross-entropy" in words for words in made.evaluated)
@@ -303,7 +298,7 @@ def test_an_interval_stands_below_its_number_and_no_other(tmp_path):
     run = make_connector_run(tmp_path / "run")
     interval = Interval(metric="loss_recovered", low=0.7, high=0.8)
     scored = make_scored("connector", fvu=0.2, n_above=9, intervals=(interval,))
-    made = connectors_view([
+    made = ConnectorExhibit.part([
         replace(bare(tmp_path / "other"), evaluation=make_connector_report(run, maps=(scored,)))
     ]).runs[0]  # fmt: skip
     cells = {row.name: row.cells[0] for group in made.groups for row in group.rows}
@@ -314,21 +309,21 @@ def test_an_interval_stands_below_its_number_and_no_other(tmp_path):
 
 
 def test_a_linear_map_without_bias_is_said_to_be_one(tmp_path):
-    material = bare(tmp_path / "run")
-    config = replace(material.run.config, activation="linear", bias=False, proximal=False)
-    facts = connector_facts(replace(material, run=replace(material.run, config=config)))
+    exhibit = bare(tmp_path / "run")
+    config = replace(exhibit.run.config, activation="linear", bias=False, proximal=False)
+    facts = replace(exhibit, run=replace(exhibit.run, config=config)).facts
     assert facts["map"] == "z2 = z1 W"
     assert facts["penalty"] == "0.01 Σ|W|, by gradient"
 
 
 def test_hostile_texts_stay_texts_wherever_they_stand(tmp_path):
-    material = make_connector_material(tmp_path / "run")
+    exhibit = make_connector_exhibit(tmp_path / "run")
     connections = make_connections(
-        make_reading(material.run, effects=None, notes=HOSTILE), tokens=range(len(VOCABULARY))
+        make_reading(exhibit.run, effects=None, notes=HOSTILE), tokens=range(len(VOCABULARY))
     )
-    report = replace(material.evaluation, notes=HOSTILE, text="".join(HOSTILE))
+    report = replace(exhibit.evaluation, notes=HOSTILE, text="".join(HOSTILE))
     name = "<script>run</script>\u202e"
-    page = render(view([replace(material, connections=connections, evaluation=report, name=name)]))
+    page = render(view([replace(exhibit, connections=connections, evaluation=report, name=name)]))
     reader = Reader(page)
     assert [attrs.get("type") for tag, attrs in reader.tags if tag == "script"] == [
         "application/json", None,
@@ -343,17 +338,17 @@ def test_hostile_texts_stay_texts_wherever_they_stand(tmp_path):
 
 
 def test_a_page_of_200_outputs_is_smaller_than_5_mb(tmp_path):
-    material = bare(tmp_path / "run")
+    exhibit = bare(tmp_path / "run")
     n, n_terms = 40, 9
     equations: list[Equation] = []
     for i in range(n):  # as if no two outputs shared an input
         equation = make_equation(1000 + i, n_adding=6, n_subtracting=3)
         terms = [replace(t, feature=n_terms * i + j) for j, t in enumerate(equation.terms)]
         equations.append(replace(equation, adding=tuple(terms[:6]), subtracting=tuple(terms[6:])))
-    reading = make_reading(material.run, n=0, equations=tuple(equations), relations=())
+    reading = make_reading(exhibit.run, n=0, equations=tuple(equations), relations=())
     connections = make_connections(reading, tokens=range(len(VOCABULARY)))
     assert len(connections.source.features) == n * n_terms
-    page = render(view([replace(material, connections=connections)]))
+    page = render(view([replace(exhibit, connections=connections)]))
     assert len(page) * 200 / n < 4.7e6, "figures are another 0.2 MB"
 
 
@@ -406,8 +401,8 @@ def test_a_connector_that_was_read_stands_with_the_examples_of_its_autoencoders(
     weights = torch.randn(run.source.d_sae, run.target.d_sae).relu() / 10
     run = run.finish(Connector(weights, torch.zeros(run.target.d_sae)))
     reading = read_connector(ReadingConfig(run=path, n_outputs=2, device="cpu"))
-    (material,) = gather([path], n_features=5)
-    connections = material.connections
+    (exhibit,) = gather([path], n_features=5)
+    connections = exhibit.connections
     assert len(connections.outputs) == 5
     assert set(connections.target.features) == set(connections.outputs)
     wanted = {t.feature for o in connections.outputs for t in reading.equation(o).terms}
@@ -419,6 +414,6 @@ def test_a_connector_that_was_read_stands_with_the_examples_of_its_autoencoders(
     changed = replace(run, target=replace(run.target, sha256="0" * 64))
     other = replace(reading, config=replace(reading.config, run=path), target=changed.target)
     save_reading(other)
-    (material,) = gather([path], n_features=5)
-    assert material.connections.source.features
-    assert not material.connections.target.features, "those are of other weights"
+    (exhibit,) = gather([path], n_features=5)
+    assert exhibit.connections.source.features
+    assert not exhibit.connections.target.features, "those are of other weights"

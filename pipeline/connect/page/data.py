@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
-from pipeline.connect.reading.values import Cell, Effect, Equation, Relation, Term
+from pipeline.connect.page.connections import Connections, EndFeatures
+from pipeline.connect.reading.values import Effect, Equation, Relation, Term
 from pipeline.features.feature import Examples
 from pipeline.report.feature_data import Places, examples_data, rounded
-from pipeline.report.gather import Connections, EndFeatures, evenly
+from pipeline.report.gather import evenly
 
 _N_OF_OUTPUT, _N_OF_INPUT = 6, 4
 """Strongest contexts shown of an output, and of each input."""
@@ -70,18 +71,13 @@ def _term(term: Term, effect: Effect | None) -> list[object]:
 
 
 def _relation(relation: Relation) -> dict[str, object]:
-    cells = (relation.a_only, relation.b_only, relation.both, relation.neither)
     return {
         "kind": relation.kind,
         "a": relation.a,
         "b": relation.b,
         "inside": rounded(relation.inside),
-        "cells": [_cell(cell) for cell in cells],
+        "cells": [[cell.n, rounded(cell.p)] for cell in relation.cells],
     }
-
-
-def _cell(cell: Cell) -> list[int | float | None]:
-    return [cell.n, rounded(cell.p)]
 
 
 def _inputs(source: EndFeatures, places: Places) -> dict[str, object]:

@@ -1,0 +1,1 @@
+"""The part of a page about connectors, with its template and its script."""

@@ -1,0 +1,48 @@
+"""Tables as plain values: what a room tells people, for whoever draws it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Style = Literal["", "dim", "underline", "bold underline"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """A cell of several styles."""
+
+    pieces: Sequence[tuple[str, Style]]
+    pivot: int | None = None
+    """The piece that stands under those of the other rows; what is too long before it is cut."""
+
+
+Cell = str | Words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column. Without a head in any of them, a table has no line of heads."""
+
+    head: str = ""
+    align: Literal["left", "right"] = "left"
+    folds: bool = False
+    """What is too long goes on in the next line; else it is cut."""
+    fills: bool = False
+    """It takes what the others leave of the width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of cells, in sections that a line parts."""
+
+    title: str = ""
+    columns: Sequence[Column]
+    sections: Sequence[Sequence[Sequence[Cell]]]
+    caption: str = ""
+    ruled: bool = True
+    """With lines between the columns."""
+
+
+def many(n: int, what: str) -> str:
+    """`1 shard`, `1,000 shards`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
