@@ -9,12 +9,13 @@ Torch is imported by what needs it, when it is called.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from actstore.errors import StoreError
+from actstore.files import make_folder
 from pipeline.config.architectures import ARCHS, ReluConfig
 from pipeline.config.command_line import arch_table
 from pipeline.config.grid import Point, Trainable, expand
@@ -46,7 +47,10 @@ AnyPath = str | PathLike[str]
 
 @takes(HarvestConfig)
 def harvest(
-    config: HarvestConfig | None = None, *, on_progress: OnProgress | None = None, **settings: object
+    config: HarvestConfig | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+    **settings: object,
 ) -> "HarvestSummary":
     """Run a language model over a text, once, and store its activations.
 
@@ -249,7 +253,7 @@ def evaluate(
         report = sp.evaluate("runs/topk", tokens="100k")
         report.loss_recovered, report.to_frame()
 
-    Reports and figures go into the folders of the runs.
+    Reports and figures go into the folders of the runs, a table of several into `out`.
 
     Args:
         runs: A run or several, which share passes over the text; or a config.
@@ -267,12 +271,14 @@ def evaluate(
         DataError: a loss is not finite.
     """
     from pipeline.evaluate.evaluate import evaluate as run
-    from pipeline.evaluate.report import save_report
-    from pipeline.plots.save import save_figures
+    from pipeline.evaluate.report import save_report, write_table
+    from pipeline.plots.save import save_figures, save_frontier
+    from pipeline.runs.names import beside
 
     given = runs if isinstance(runs, EvalConfig) else {"runs": runs}
+    made = config_of(EvalConfig, given, settings, verb="evaluate")
     reports = run(
-        config_of(EvalConfig, given, settings, verb="evaluate"),
+        made,
         on_progress=on_progress
         and (
             lambda p: on_progress(
@@ -283,6 +289,11 @@ def evaluate(
     for report in reports:
         save_report(report)
         save_figures(report)
+    if len(reports) > 1:
+        folder = made.out or beside(made.runs)
+        make_folder(folder)
+        write_table(reports, folder / "eval.csv")
+        save_frontier(reports, folder)
     several = isinstance(runs, list | tuple | EvalConfig)
     return reports if several else reports[0]
 
@@ -378,10 +389,11 @@ def report(
     from pipeline.runs.kinds import says_kind
     from pipeline.runs.names import beside
 
-    given = runs if isinstance(runs, ReportConfig) else {"runs": runs, "out": out or ""}
+    given: Any = runs
+    if not isinstance(runs, ReportConfig):
+        paths = [Path(run) for run in ([runs] if isinstance(runs, str | PathLike) else runs)]
+        given = {"runs": paths, "out": out or beside(paths) / "report.html"}
     made = config_of(ReportConfig, given, settings, verb="report")
-    if made.out == Path():
-        made = replace(made, out=beside(made.runs) / "report.html")
     require_file(made.out)  # before hours of work
     connectors = [run for run in made.runs if says_kind(run) == "connector"]
     saes = [run for run in made.runs if run not in connectors]

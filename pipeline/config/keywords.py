@@ -10,7 +10,7 @@
 import ast
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from inspect import Parameter, cleandoc, getsource, signature
+from inspect import Parameter, cleandoc, get_annotations, getsource, signature
 from itertools import pairwise
 from os import PathLike, fspath
 from textwrap import dedent
@@ -107,10 +107,12 @@ def takes(kind: type, *, others: str = "") -> Callable[[Verb], Verb]:
     def described(verb: Verb) -> Verb:
         own = [p for p in signature(verb).parameters.values() if p.name != "settings"]
         taken = [f for f in fields(kind) if f.name not in {p.name for p in own}]  # pyright: ignore[reportArgumentType]
+        # What must be given comes first, and what a config has for itself before what it inherits.
+        taken.sort(key=lambda f: (_default(f) is not REQUIRED, f.name not in get_annotations(kind)))
         defaults = {f.name: _default(f) for f in taken}
         keywords = [
             Parameter(name, Parameter.KEYWORD_ONLY, default=default)
-            for name, default in sorted(defaults.items(), key=lambda item: item[1] is not REQUIRED)
+            for name, default in defaults.items()
         ]
         rest = [Parameter(others, Parameter.VAR_KEYWORD)] if others else []
         first = [p for p in own if p.kind is not Parameter.KEYWORD_ONLY]
@@ -127,13 +129,14 @@ def takes(kind: type, *, others: str = "") -> Callable[[Verb], Verb]:
 
 
 def _default(setting: Field[Any]) -> object:
-    """What a setting is if it is not given; `...` where it is made anew for each config."""
-    made = ... if setting.default_factory is not MISSING else REQUIRED
-    return made if setting.default is MISSING else setting.default
+    """What a setting is where it is not given."""
+    if setting.default_factory is not MISSING:
+        return setting.default_factory()
+    return REQUIRED if setting.default is MISSING else setting.default
 
 
 def _shown(name: str, default: object) -> str:
-    return name if default is REQUIRED or default is ... else f"{name} = {default!r}"
+    return name if default is REQUIRED else f"{name} = {default!r}"
 
 
 def _words_of(kind: type) -> dict[str, str]:

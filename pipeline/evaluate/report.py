@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from actstore.files import write_file
 from pipeline.config.serialization import from_json, to_json
 from pipeline.errors import CheckpointError, ConfigError, DataError
+from pipeline.frame import make_frame
 
 Phase = Literal["mean", "losses"]
 
@@ -171,6 +172,27 @@ class EvalReport:
     """In descending order of their added loss."""
     notes: tuple[str, ...]
     """What a reader of these numbers must know, one sentence each."""
+
+    def to_frame(self) -> Any:  # noqa: ANN401 - pandas need not be installed
+        """One row, as in eval.csv: every single value, and the ends of its interval.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        row = _row(self, {interval.metric for interval in self.intervals})
+        return make_frame({key: [str(x) if isinstance(x, Path) else x] for key, x in row.items()})
+
+    def __repr__(self) -> str:
+        shown = {
+            "loss recovered": self.loss_recovered,
+            "explained variance": self.explained_variance,
+            "L0": self.l0,
+        }
+        told = ", ".join(f"{words} {x:.4g}" for words, x in shown.items() if x is not None)
+        return (
+            f"EvalReport({self.run}: {self.arch} at {self.site}, {told}, {self.n_dead:,} of "
+            f"{self.d_sae:,} features dead, on {self.n_tokens:,} tokens of {self.text})"
+        )
 
 
 Report = TypeVar("Report")
