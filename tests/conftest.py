@@ -70,6 +70,19 @@ def make_store(tmp_path: Path):
     return make
 
 
+@pytest.fixture
+def plain_figures(monkeypatch):
+    """Empty files in place of the figures that runs leave: drawing takes longer than all else."""
+
+    def touched(_, out: Path) -> None:
+        out.touch()
+
+    for name in ("training_curves", "sweep_figure"):
+        monkeypatch.setattr(f"pipeline.plots.training.{name}", touched)
+    monkeypatch.setattr("pipeline.plots.save.save_figures", lambda _: ())
+    monkeypatch.setattr("pipeline.plots.save.save_frontier", lambda *_: ())
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model of tests.helpers.tiny, which nobody changes."""

@@ -108,7 +108,7 @@ class RunFolder(ABC):
         """The command that began it, without its options."""
 
     @property
-    def curves(self) -> list[dict[str, float]]:
+    def curves(self) -> list[dict[str, Any]]:
         """Every line of its curves, as metrics.jsonl has them.
 
         Raises:
@@ -117,7 +117,7 @@ class RunFolder(ABC):
         return list(read_curves(self.path / METRICS))
 
     @property
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Any]:
         """The last line of its curves: where training ended.
 
         Raises:
