@@ -13,8 +13,8 @@ import torch
 
 STORE, RUN, SITE = "first_sae/acts.actstore", "first_sae/topk", "mlp_out.2"
 
-# %% Run the model over its text once, and keep what the MLP wrote for 30,000 tokens.
-sp.harvest(sites=SITE, tokens="30k", out=STORE)
+# %% Run the model over its text once, and keep what the MLP wrote for 20,000 tokens.
+sp.harvest(sites=SITE, tokens="20k", out=STORE)
 store = sp.ActStore.open(STORE)
 store
 

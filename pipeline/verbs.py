@@ -289,7 +289,7 @@ def evaluate(
     for report in reports:
         save_report(report)
         save_figures(report)
-    if len(reports) > 1:
+    if made.runs[1:]:
         folder = made.out or beside(made.runs)
         make_folder(folder)
         write_table(reports, folder / "eval.csv")
