@@ -177,14 +177,14 @@ def evaluate(
 ) -> None:
     """Put SAEs, or connectors, into the model: loss recovered, L0, dead features and more."""
     settings = _settings(
-        ctx, config, runs=runs, text=text, tokens=count(tokens), layers=layers_of(layers),
+        ctx, config, runs=runs, out=out, text=text, tokens=count(tokens), layers=layers_of(layers),
         as_trained=as_trained, n_worst=worst, model=model, batch_size=batch_size, device=device,
         precision=precision,
     )  # fmt: skip
     from pipeline.terminal.commands import show_evaluations
 
     screen = _screen(json)
-    screen.emit(show_evaluations(from_json(EvalConfig, settings), out=out, screen=screen))
+    screen.emit(show_evaluations(from_json(EvalConfig, settings), screen=screen))
 
 
 @app.command()
@@ -212,10 +212,10 @@ def features(
         ctx, config, run=run, store=store, tokens=None if tokens is None else count(tokens),
         device=device,
     )  # fmt: skip
-    from pipeline.terminal.commands import show_run
+    from pipeline.terminal.commands import show_features
 
     screen, what = _screen(json), from_json(FeaturesConfig, settings)
-    screen.emit(show_run(what, feature or [], order=sort, rows=rows, screen=screen))
+    screen.emit(show_features(what, feature or [], order=sort, rows=rows, screen=screen))
 
 
 @app.command()
@@ -230,10 +230,12 @@ def report(
     json: JsonOut = None,
 ) -> None:
     """One HTML page about runs, that opens anywhere; what is missing for it is made first."""
+    from pipeline.runs.names import beside
     from pipeline.terminal.commands import run_report
 
-    screen = _screen(json)
-    screen.emit({"report": run_report(runs, out=out, n_features=n_features, screen=screen)})
+    screen, out = _screen(json), out or beside(runs) / "report.html"
+    what = ReportConfig(runs=tuple(runs), out=out, n_features=n_features)
+    screen.emit({"report": run_report(what, screen=screen)})
 
 
 @app.command()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.harvest.harvest import HarvestSummary as HarvestSummary
     from pipeline.lm.model import LanguageModel as LanguageModel
     from pipeline.progress import Progress as Progress
+    from pipeline.report.page import ReportSummary as ReportSummary
     from pipeline.runs.sae_run import SAERun as SAERun
     from pipeline.sae.sae import SAE as SAE
     from pipeline.verbs import (
@@ -57,6 +58,7 @@ NAMES = {
     "EvalReport": "pipeline.evaluate.report",
     "FeatureSet": "pipeline.features.files",
     "FinetuneReport": "pipeline.finetune.run",
+    "ReportSummary": "pipeline.report.page",
     "Progress": "pipeline.progress",
     "PipelineError": "pipeline.errors",
     "StoreError": "actstore.errors",

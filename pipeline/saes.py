@@ -11,7 +11,7 @@ from pipeline.device import pick_device
 from pipeline.errors import ConfigError
 from pipeline.runs.curves import TrainReport
 from pipeline.runs.folder import Provenance
-from pipeline.runs.kinds import AnyGroup, RunKind, Source
+from pipeline.runs.kinds import AnyGroup, Lazy, RunKind, Source
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.architecture import architecture_of
 from pipeline.training.assemble import Entry, assemble
@@ -22,7 +22,17 @@ from pipeline.training.feed import Feeder
 class SAEs(RunKind):
     """Sparse autoencoders."""
 
+    noun = "run"
     curves = TrainReport
+    evaluate = Lazy("pipeline.evaluate.evaluate:evaluate_saes")
+    evaluation = Lazy("pipeline.evaluate.report:load_report")
+    eval_table = "eval.csv"
+    eval_tables = Lazy("pipeline.terminal.evaluations:eval_tables")
+    eval_figures = Lazy("pipeline.plots.save:save_figures")
+    features = Lazy("pipeline.features.collect:collect_features")
+    has_features = Lazy("pipeline.features.files:has_features")
+    shown = Lazy("pipeline.terminal.features:shown")
+    exhibit = Lazy("pipeline.report.saes:SAEExhibit")
 
     def prepare(self, store: ActStore, config: TrainConfig) -> SAERun:
         """An SAE of one site."""

@@ -1,6 +1,6 @@
 """Tables as plain values: what a room tells people, for whoever draws it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +41,20 @@ class Table:
     caption: str = ""
     ruled: bool = True
     """With lines between the columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What there is to see of a result."""
+
+    lines: Sequence[str] = ()
+    """Before the tables."""
+    tables: Iterable[object]
+    """For people; what a terminal can draw."""
+    documents: Sequence[Mapping[str, object]]
+    """For programs."""
+    notes: Sequence[str] = ()
+    """What a reader of the numbers must know."""
 
 
 def many(n: int, what: str) -> str:

@@ -8,14 +8,11 @@ Torch is imported by what needs it, when it is called.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from actstore.errors import StoreError
-from actstore.files import make_folder
 from pipeline.config.architectures import ARCHS, ReluConfig
 from pipeline.config.command_line import arch_table
 from pipeline.config.grid import Point, Trainable, expand
@@ -37,6 +34,7 @@ if TYPE_CHECKING:
     from pipeline.features.files import FeatureSet
     from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
+    from pipeline.report.page import ReportSummary
     from pipeline.runs.curves import StepReport
     from pipeline.runs.sae_run import SAERun
     from pipeline.training.loop import OnStep
@@ -247,13 +245,14 @@ def evaluate(
     *,
     on_progress: OnProgress | None = None,
     **settings: object,
-) -> "EvalReport | tuple[EvalReport, ...]":
+) -> Any:
     """Put SAEs into the model: loss recovered, L0, explained variance, dead features and more.
 
         report = sp.evaluate("runs/topk", tokens="100k")
         report.loss_recovered, report.to_frame()
 
-    Reports and figures go into the folders of the runs, a table of several into `out`.
+    Reports and figures go into the folders of the runs, a table of several into `out`. Connectors
+    are evaluated, too, and have reports of their own.
 
     Args:
         runs: A run or several, which share passes over the text; or a config.
@@ -261,46 +260,35 @@ def evaluate(
         settings: Those below.
 
     Returns:
-        The report of a run, or those of several, in their order.
+        The report of a run, or a tuple of those of several, in their order.
 
     Raises:
         ConfigError: a setting is unknown or impossible here.
         CheckpointError: a run cannot be used.
         ModelError: the language model cannot be used.
         TextError: the text cannot be used.
+        StoreError: a store that is needed is damaged.
         DataError: a loss is not finite.
     """
     from pipeline.evaluate.evaluate import evaluate as run
-    from pipeline.evaluate.report import save_report, write_table
-    from pipeline.plots.save import save_figures, save_frontier
+    from pipeline.runs.kinds import by_kind
     from pipeline.runs.names import beside
 
     given = runs if isinstance(runs, EvalConfig) else {"runs": runs}
     made = config_of(EvalConfig, given, settings, verb="evaluate")
-    reports = run(
-        made,
-        on_progress=on_progress
-        and (
-            lambda p: on_progress(
-                Progress(stage="eval", done=p.n_done, total=p.n_tokens, unit="tokens")
-            )
-        ),
-    )
-    for report in reports:
-        save_report(report)
-        save_figures(report)
-    if made.runs[1:]:
-        folder = made.out or beside(made.runs)
-        make_folder(folder)
-        write_table(reports, folder / "eval.csv")
-        save_frontier(reports, folder)
-    several = isinstance(runs, list | tuple | EvalConfig)
-    return reports if several else reports[0]
+    reports = run(made, on_progress=on_progress)
+    for kind, alike in by_kind(made.runs).items():
+        found = [report for report in reports if report.run in alike]
+        kind.eval_figures(found, made.out or beside(made.runs))
+    return reports[0] if isinstance(runs, str | PathLike) else reports
 
 
 @takes(FeaturesConfig)
 def features(
-    run: AnyPath | FeaturesConfig, *, on_progress: OnProgress | None = None, **settings: object
+    run: AnyPath | FeaturesConfig,
+    *,
+    on_progress: OnProgress | None = None,
+    **settings: object,
 ) -> "FeatureSet":
     """Find what every feature of an SAE fires on, in one pass over its store; kept beside the run.
 
@@ -361,7 +349,7 @@ def report(
     out: AnyPath | None = None,
     on_progress: OnProgress | None = None,
     **settings: object,
-) -> Path:
+) -> "ReportSummary":
     """Write one HTML page about runs, that opens anywhere; what is missing for it is made first.
 
     Args:
@@ -371,7 +359,7 @@ def report(
         settings: Those below.
 
     Returns:
-        The page.
+        Where the page is, what was made for it, and what could not be.
 
     Raises:
         ConfigError: a setting is unknown or impossible, or `out` is a folder.
@@ -379,14 +367,7 @@ def report(
         ModelError: a language model that is needed cannot be used.
         TextError: a text that is needed cannot be read.
     """
-    from pipeline.connect.evaluate import evaluate_connectors
-    from pipeline.connect.reading.read import read_connector
-    from pipeline.connect.reading.values import ReadingConfig
-    from pipeline.connect.report import load_connector_report
-    from pipeline.evaluate.report import load_report
-    from pipeline.features.files import has_features
-    from pipeline.report.page import require_file, write_page
-    from pipeline.runs.kinds import says_kind
+    from pipeline.report.page import write_report
     from pipeline.runs.names import beside
 
     given: Any = runs
@@ -394,17 +375,4 @@ def report(
         paths = [Path(run) for run in ([runs] if isinstance(runs, str | PathLike) else runs)]
         given = {"runs": paths, "out": out or beside(paths) / "report.html"}
     made = config_of(ReportConfig, given, settings, verb="report")
-    require_file(made.out)  # before hours of work
-    connectors = [run for run in made.runs if says_kind(run) == "connector"]
-    saes = [run for run in made.runs if run not in connectors]
-    if missing := tuple(run for run in saes if load_report(run) is None):
-        evaluate(missing, on_progress=on_progress)
-    if missing := tuple(run for run in connectors if load_connector_report(run) is None):
-        evaluate_connectors(EvalConfig(runs=missing), on_progress=on_progress)
-    for run in made.runs:
-        with suppress(ConfigError, StoreError):  # the page says how to make them
-            if run in connectors:
-                read_connector(ReadingConfig(run=run), on_progress=on_progress)
-            elif not has_features(run):
-                features(run, on_progress=on_progress)
-    return write_page(made)
+    return write_report(made, on_progress=on_progress)

@@ -10,6 +10,9 @@ import pytest
 from hypothesis import settings
 
 from tests.helpers.ids import name_of
+from tests.helpers.shapes import check_shapes_only_where_there_are
+
+check_shapes_only_where_there_are()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -70,19 +73,6 @@ def make_store(tmp_path: Path):
     return make
 
 
-@pytest.fixture
-def plain_figures(monkeypatch):
-    """Empty files in place of the figures that runs leave: drawing takes longer than all else."""
-
-    def touched(_, out: Path) -> None:
-        out.touch()
-
-    for name in ("training_curves", "sweep_figure"):
-        monkeypatch.setattr(f"pipeline.plots.training.{name}", touched)
-    monkeypatch.setattr("pipeline.plots.save.save_figures", lambda _: ())
-    monkeypatch.setattr("pipeline.plots.save.save_frontier", lambda *_: ())
-
-
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model of tests.helpers.tiny, which nobody changes."""
@@ -127,6 +117,13 @@ def passes(monkeypatch):
         return call(), len(calls)
 
     return of
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No curves are drawn by a training: for tests of what else it does."""
+    for name in ("training_curves", "sweep_figure"):
+        monkeypatch.setattr(f"pipeline.plots.training.{name}", lambda *_: None)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from pipeline.sae.sae import SAE
 SMALL = {"arch": "topk", "k": 4, "expansion": 2, "batch_size": 50, "log_every": 1, "device": "cpu"}
 
 
-pytestmark = pytest.mark.usefixtures("plain_figures")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_harvest_evaluate_and_report(tiny_model, tiny_text, tmp_path):
     assert (len(frame), frame["l0"][0], frame["run"][0]) == (1, 2, str(runs[0].path))
     assert repr(one).startswith(f"EvalReport({runs[0].path}: topk")
     assert "L0 2, " in repr(one)
-    page = verbs.report(runs, n_features=3)
+    page = verbs.report(runs, n_features=3).path
     assert page == tmp_path / "s" / "report.html" and page.exists()
     assert (runs[1].path / "features" / "features.json").exists()
 

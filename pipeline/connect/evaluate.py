@@ -85,18 +85,14 @@ def evaluate_connectors(
     into the folder that the runs have in common.
 
     Raises:
-        ConfigError: no run, a run named twice, a model without the sites, widths or context, or a
-            text of which nothing counts.
+        ConfigError: a model without the sites, widths or context, or a text of which nothing
+            counts.
         CheckpointError: a run, or an SAE that it lies between, cannot be used.
         ModelError: a language model cannot be used.
         TextError: the text cannot be used.
         StoreError: the store, for the baselines, is damaged.
         DataError: a loss is not finite.
     """
-    if not config.runs:
-        raise ConfigError("no run to evaluate: type saepipe eval RUN, RUN being a training's --out")
-    if len(set(config.runs)) < len(config.runs):
-        raise ConfigError(f"a run is named twice in {', '.join(map(str, config.runs))}")
     device = pick_device(config.device)
     between: dict[Ends, list[ConnectorRun]] = {}
     for path in config.runs:

@@ -418,21 +418,21 @@ def _places(points: Sequence[Effect]) -> Float64[np.ndarray, "n 2"]:
 # --- beside the runs -------------------------------------------------------------------------
 
 
-def save_connector_figures(report: ConnectorReport) -> tuple[Path, ...]:
-    """Draw `explained` and `weights` of a report into its run's folder; gives the files."""
-    figures = {"explained": explained_figure(report), "weights": weights_figure(report)}
-    return save_all(figures, report.run)
+def save_figures(reports: Sequence[ConnectorReport], folder: Path) -> tuple[Path, ...]:
+    """Draw `explained` and `weights` of each report into its run's folder; several, into `folder`.
 
-
-def save_connector_frontier(reports: Sequence[ConnectorReport], folder: Path) -> tuple[Path, ...]:
-    """Draw several against each other and their baselines; gives the files.
-
-    That is `connectors`, and `recovered` where there is a loss to recover.
+    Returns:
+        The files of the latter: `connectors`, and `recovered` where there is a loss to recover.
     """
-    figures = {"connectors": connector_frontier_figure(reports)}
+    for report in reports:
+        figures = {"explained": explained_figure(report), "weights": weights_figure(report)}
+        save_all(figures, report.run)
+    if len(reports) < 2:
+        return ()
+    together = {"connectors": connector_frontier_figure(reports)}
     if any(report.connector.recovered_of_sae is not None for report in reports):
-        figures["recovered"] = recovered_figure(reports)
-    return save_all(figures, folder)
+        together["recovered"] = recovered_figure(reports)
+    return save_all(together, folder)
 
 
 def save_reading_figure(reading: Reading) -> tuple[Path, ...]:

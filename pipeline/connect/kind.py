@@ -10,14 +10,24 @@ from pipeline.connect.run import ConnectorRun, blank_connector_run
 from pipeline.connect.train import PairFeeder, assemble_connectors
 from pipeline.device import pick_device
 from pipeline.runs.curves import ConnectStep
-from pipeline.runs.kinds import AnyGroup, RunKind, Source
+from pipeline.runs.kinds import AnyGroup, Lazy, RunKind, Source
 
 
 @final
 class Connectors(RunKind):
     """Connectors."""
 
+    noun = "connector"
     curves = ConnectStep
+    evaluate = Lazy("pipeline.connect.evaluate:evaluate_connectors")
+    evaluation = Lazy("pipeline.connect.report:load_connector_report")
+    eval_table = "connectors.csv"
+    eval_tables = Lazy("pipeline.connect.tables:connector_tables")
+    eval_figures = Lazy("pipeline.connect.figures:save_figures")
+    features = Lazy("pipeline.connect.reading.read:read_features")
+    has_features = Lazy("pipeline.connect.reading.read:is_read")
+    shown = Lazy("pipeline.connect.tables:shown")
+    exhibit = Lazy("pipeline.connect.page.part:ConnectorExhibit")
 
     def prepare(self, store: ActStore, config: ConnectConfig) -> ConnectorRun:
         """A connector between two SAEs of the store's sites."""

@@ -5,15 +5,37 @@ Texts come from data sets: they are shown through `label` and `visible`.
 
 from collections.abc import Callable, Sequence
 
-from pipeline.connect.reading.document import FeaturesOfEnds, top_tokens
+from pipeline.config.stages import FeatureOrder
+from pipeline.connect.reading.document import (
+    FeaturesOfEnds,
+    output_document,
+    reading_document,
+    top_tokens,
+)
+from pipeline.connect.reading.read import effects_on, features_of_both
 from pipeline.connect.reading.values import KINDS, Agreement, Cell, Effect, Equation, Kind, Reading
 from pipeline.connect.report import ConnectorReport, MapScores, map_words
 from pipeline.evaluate.report import QUANTILES
 from pipeline.features.feature import BEFORE, Examples
 from pipeline.features.files import FeatureSet
 from pipeline.runs.names import names_of
-from pipeline.tables import Column, Style, Table, Words, many
+from pipeline.tables import Column, Shown, Style, Table, Words, many
 from pipeline.text.token_text import TokenTexts, label, visible
+
+
+def shown(reading: Reading, chosen: Sequence[int], *, order: FeatureOrder, rows: int) -> Shown:
+    """Some outputs closely, or else tables of equations and relations, in their own order."""
+    del order
+    ends = features_of_both(reading)
+    if not chosen:
+        tables = reading_tables(reading, ends, rows=rows)
+        documents = [reading_document(reading, ends, rows=rows)]
+    else:
+        effects = {i: effects_on(reading, i, device=reading.config.device) for i in chosen}
+        tables = [t for i in chosen for t in output_tables(reading, i, effects[i], ends)]
+        documents = [output_document(reading, i, effects[i], ends) for i in chosen]
+    return Shown(tables=tables, documents=documents, notes=reading.notes)
+
 
 # --- evaluated -------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ the text, whether or not the store is still there.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32
 from torch import Tensor
 
+from actstore.files import make_folder
 from pipeline.config.stages import EvalConfig
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, DataError
@@ -35,12 +36,13 @@ from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine, max_
 from pipeline.evaluate.metrics import Columns, Sparsity, intervals, metrics, perplexity_of
 from pipeline.evaluate.passes import AblationPass, SplicePass, measure, nll_at
 from pipeline.evaluate.report import (
-    EvalProgress,
+    TABLE,
     EvalReport,
     Inserted,
     Overlap,
-    Phase,
     WorstContext,
+    save_report,
+    write_table,
 )
 from pipeline.evaluate.setup import (
     EvalContext,
@@ -51,7 +53,10 @@ from pipeline.evaluate.setup import (
     load_sae,
 )
 from pipeline.lm.tokenizer import Tokenizer
+from pipeline.progress import OnProgress, Progress
 from pipeline.runs.folder import Provenance
+from pipeline.runs.kinds import by_kind
+from pipeline.runs.names import beside
 from pipeline.sae.sae import Coder
 
 
@@ -220,16 +225,40 @@ def _notes(scene: EvalContext, subject: LoadedSAE, config: EvalConfig) -> tuple[
     return (*subject.notes, *told)
 
 
-OnProgress = Callable[[EvalProgress], None]
-
 COMPARED = 8
 """Most runs whose dictionaries are compared, each with each."""
 
 
-def evaluate(
+def evaluate(config: EvalConfig, *, on_progress: OnProgress | None = None) -> tuple[Any, ...]:
+    """One report per run, of whatever kind it is, in the order of `config.runs`.
+
+    Each is saved in the folder of its run; of several of a kind, a table in `config.out`, or in the
+    folder that they have in common.
+
+    Raises:
+        ConfigError: no run, a run named twice, a model without a run's site, width or context or
+            without a layer asked for, or a text of which nothing counts.
+        CheckpointError: a run cannot be used, or is of a kind that is not known.
+        ModelError: a language model cannot be used.
+        TextError: the text cannot be used.
+        StoreError: a store that baselines are fitted on is damaged.
+        DataError: a loss is not finite.
+    """
+    if not config.runs:
+        raise ConfigError("no run to evaluate: type saepipe eval RUN, RUN being a training's --out")
+    if len(set(config.runs)) < len(config.runs):
+        raise ConfigError(f"a run is named twice in {', '.join(map(str, config.runs))}")
+    reports: dict[Path, Any] = {}
+    for kind, runs in by_kind(config.runs).items():
+        for report in kind.evaluate(replace(config, runs=tuple(runs)), on_progress=on_progress):
+            reports[report.run] = report
+    return tuple(reports[path] for path in config.runs)
+
+
+def evaluate_saes(
     config: EvalConfig, *, on_progress: OnProgress | None = None
 ) -> tuple[EvalReport, ...]:
-    """One report per run, in the order of `config.runs`.
+    """One report per SAE, in the order of `config.runs`, saved as `evaluate` says.
 
     Raises:
         ConfigError: no run, a run named twice, a model without a run's site, width or context or
@@ -239,10 +268,6 @@ def evaluate(
         TextError: the text cannot be used.
         DataError: a loss is not finite.
     """
-    if not config.runs:
-        raise ConfigError("no run to evaluate: type saepipe eval RUN, RUN being a training's --out")
-    if len(set(config.runs)) < len(config.runs):
-        raise ConfigError(f"a run is named twice in {', '.join(map(str, config.runs))}")
     device = pick_device(config.device)
     subjects = [load_sae(path, device=device) for path in config.runs]
     groups: dict[EvalSetting, list[LoadedSAE]] = {}
@@ -254,7 +279,14 @@ def evaluate(
         for report in _evaluate_together(scene, together, config, on_progress):
             reports[report.run] = report
     overlaps = _overlaps(subjects)
-    return tuple(replace(reports[path], overlaps=overlaps[path]) for path in config.runs)
+    found = tuple(replace(reports[path], overlaps=overlaps[path]) for path in config.runs)
+    for report in found:
+        save_report(report)
+    if len(found) > 1:
+        folder = config.out or beside(config.runs)
+        make_folder(folder)
+        write_table(found, folder / TABLE)
+    return found
 
 
 def _evaluate_together(
@@ -266,11 +298,11 @@ def _evaluate_together(
     """Reports of runs that share a model, a text and a context length."""
     batches = [batch.to(scene.lm.device) for batch in scene.contexts.split(config.batch_size)]
 
-    def told(stage: Phase) -> OnTokens:
+    def told(stage: str) -> OnTokens:
         def tell(n_done: int) -> None:
             if on_progress is not None:
-                n_tokens = scene.contexts.numel()
-                on_progress(EvalProgress(stage=stage, n_done=n_done, n_tokens=n_tokens))
+                total = scene.contexts.numel()
+                on_progress(Progress(stage=stage, done=n_done, total=total, unit="tokens"))
 
         return tell
 

@@ -13,33 +13,23 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from actstore.files import write_file
 from pipeline.config.serialization import from_json, to_json
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.frame import make_frame
 
-Phase = Literal["mean", "losses"]
-
 EVAL_FILE = "eval.json"
 """In the folder of a run, its latest report."""
+TABLE = "eval.csv"
+"""Of several runs."""
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of the number of latents above zero on a token."""
 
 RARE, FREQUENT = 1e-6, 0.1
 """Densities below the first are rare, above the second frequent."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalProgress:
-    """How far an evaluation is; counts start again with each model and text."""
-
-    stage: Phase
-    n_done: int
-    """Tokens of this stage that are done."""
-    n_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,20 +16,23 @@ from pipeline.plots.evaluation import (
 from pipeline.plots.style import save_all
 
 
-def save_figures(report: EvalReport) -> tuple[Path, ...]:
-    """Draw a report's figures into its run's folder; gives the files."""
-    density, n_tokens = np.array(report.density), report.n_tokens
-    cosine = None if report.dead_cosine is None else np.array(report.dead_cosine)
-    figures = {
-        "dead_cosine": dead_cosine_figure(cosine, density == 0, n_tokens=n_tokens),
-        "density": density_figure(density, n_tokens=n_tokens),
-        "encoder_decoder": encoder_decoder_figure(np.array(report.encoder_decoder_cosine)),
-    }
-    if report.inserted:
-        figures["inserted"] = inserted_figure(report)
-    return save_all(figures, report.run)
+def save_figures(reports: Sequence[EvalReport], folder: Path) -> tuple[Path, ...]:
+    """Draw each report's figures into its run's folder, and what several recover into `folder`.
 
-
-def save_frontier(reports: Sequence[EvalReport], folder: Path) -> tuple[Path, ...]:
-    """Draw what several recover, against the features they need, as `frontier`; gives the files."""
+    Returns:
+        The files of the latter, `frontier`; none of a single report.
+    """
+    for report in reports:
+        density, n_tokens = np.array(report.density), report.n_tokens
+        cosine = None if report.dead_cosine is None else np.array(report.dead_cosine)
+        figures = {
+            "dead_cosine": dead_cosine_figure(cosine, density == 0, n_tokens=n_tokens),
+            "density": density_figure(density, n_tokens=n_tokens),
+            "encoder_decoder": encoder_decoder_figure(np.array(report.encoder_decoder_cosine)),
+        }
+        if report.inserted:
+            figures["inserted"] = inserted_figure(report)
+        save_all(figures, report.run)
+    if len(reports) < 2:
+        return ()
     return save_all({"frontier": frontier_figure(reports)}, folder)

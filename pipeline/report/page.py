@@ -1,22 +1,21 @@
 """Makes the page of one or more runs: which parts, in which order."""
 
 from collections.abc import Sequence
-from importlib import import_module
+from dataclasses import dataclass
 from pathlib import Path
 
+from actstore.errors import StoreError
 from actstore.files import make_folder, write_file
-from pipeline.config.stages import ReportConfig
+from pipeline.config.stages import EvalConfig, FeaturesConfig, ReportConfig
 from pipeline.errors import ConfigError
+from pipeline.progress import OnProgress
 from pipeline.report.experiment import Chapter, experiment_view
 from pipeline.report.render import Exhibit, PageView, Tile, render
 from pipeline.report.saes import SAEExhibit
 from pipeline.runs.folder import Provenance
-from pipeline.runs.kinds import says_kind
-from pipeline.runs.names import names_of
+from pipeline.runs.kinds import by_kind, kind_of
+from pipeline.runs.names import beside, names_of
 from pipeline.tables import many
-
-EXHIBITS = {"connector": "pipeline.connect.page.part:ConnectorExhibit"}
-"""What a page shows of runs that are no SAEs, by their kind."""
 
 
 def gather(paths: Sequence[Path], *, n_features: int) -> tuple[Exhibit, ...]:
@@ -31,14 +30,9 @@ def gather(paths: Sequence[Path], *, n_features: int) -> tuple[Exhibit, ...]:
     distinct = list({path.resolve(): path for path in paths}.values())
     names = names_of([path.resolve() for path in distinct])
     return tuple(
-        _exhibit_class(path).gather(path, name, n_features=n_features)
+        kind_of(path).exhibit.get().gather(path, name, n_features=n_features)
         for path, name in zip(distinct, names, strict=True)
     )
-
-
-def _exhibit_class(path: Path) -> type[Exhibit]:
-    module, _, name = EXHIBITS.get(says_kind(path), "").partition(":")
-    return getattr(import_module(module), name) if module else SAEExhibit
 
 
 def view(exhibits: Sequence[Exhibit]) -> PageView:
@@ -84,6 +78,48 @@ def require_file(out: Path) -> None:
     """Raise ConfigError where a page cannot be written because a folder is there."""
     if out.is_dir():
         raise ConfigError(f"{out} is a folder, a report is one file: type --out {out}/report.html")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSummary:
+    """A page, and what was made for it."""
+
+    path: Path
+    made: tuple[str, ...]
+    """What was missing: `the evaluation of RUN`, `features of RUN`."""
+    notes: tuple[str, ...]
+    """Why the rest could not be made."""
+
+
+def write_report(config: ReportConfig, *, on_progress: OnProgress | None = None) -> ReportSummary:
+    """Write a page, having made what is missing for it: evaluations, and what features fire on.
+
+    Features that cannot be found, as of a run whose store is gone, are noted; the page tells how to
+    make them.
+
+    Raises:
+        ConfigError: there is no run, `config.out` is a folder, or a run cannot be evaluated.
+        CheckpointError: a folder holds no finished run, or a file of it is damaged.
+        ModelError: a language model cannot be used.
+        TextError: a text cannot be used.
+        StoreError: a store that is needed is damaged.
+        DataError: a loss or an activation is not finite.
+    """
+    require_file(config.out)  # before hours of work
+    made, notes = list[str](), list[str]()
+    for kind, runs in by_kind(config.runs).items():
+        if missing := tuple(run for run in dict.fromkeys(runs) if kind.evaluation(run) is None):
+            reports = kind.evaluate(EvalConfig(runs=missing), on_progress=on_progress)
+            kind.eval_figures(reports, beside(missing))
+            made += [f"the evaluation of {run}" for run in missing]
+        for run in runs:
+            try:
+                if not kind.has_features(run):
+                    kind.features(FeaturesConfig(run=run), on_progress=on_progress)
+                    made.append(f"features of {run}")
+            except (ConfigError, StoreError) as error:
+                notes.append(str(error))
+    return ReportSummary(path=write_page(config), made=tuple(made), notes=tuple(notes))
 
 
 def write_page(config: ReportConfig) -> Path:

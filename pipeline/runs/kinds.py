@@ -98,11 +98,54 @@ class AnyGroup(Protocol):
         ...
 
 
+class Lazy:
+    """Something of another module, `module:name`, imported when it is first asked for.
+
+    So a kind can name all it is made of, and whoever trains loads neither figures nor models.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._module, _, self._name = where.partition(":")
+
+    def get(self) -> Any:  # noqa: ANN401 - whatever it names
+        """What it names."""
+        return getattr(import_module(self._module), self._name)
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:  # noqa: ANN401
+        """Call it."""
+        return self.get()(*args, **settings)
+
+
 class RunKind(ABC):
     """What one kind of run brings, from its training to its part of a page."""
 
+    noun: ClassVar[str]
+    """What such a run is called among others: `SAE`."""
     curves: ClassVar[type[StepReport]]
     """A line of its curves."""
+
+    evaluate: ClassVar[Lazy]
+    """`(EvalConfig, *, on_progress)`: a report on each run, saved in its folder; of several also a
+    table."""
+    evaluation: ClassVar[Lazy]
+    """`(run)`: the report that is saved there, or None."""
+    eval_table: ClassVar[str]
+    """The name of that table."""
+    eval_tables: ClassVar[Lazy]
+    """`(reports)`: tables that a terminal can draw."""
+    eval_figures: ClassVar[Lazy]
+    """`(reports, folder)`: draws each into its run's folder, and of several a comparison into
+    `folder`; gives the files of the latter."""
+
+    features: ClassVar[Lazy]
+    """`(FeaturesConfig, *, on_progress)`: what `saepipe features` finds, and keeps in the run."""
+    has_features: ClassVar[Lazy]
+    """`(run)`: whether that is there already."""
+    shown: ClassVar[Lazy]
+    """`(found, chosen, *, order, rows)`: a `Shown` of what was found, or of some of it closely."""
+
+    exhibit: ClassVar[Lazy]
+    """The `Exhibit` that a page shows of it."""
 
     @abstractmethod
     def prepare(self, store: ActStore, config: Any) -> RunFolder:  # noqa: ANN401 - of its own kind

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.architectures import TopKConfig
 from pipeline.config.grid import single
-from pipeline.config.stages import EvalConfig, FeaturesConfig, FinetuneConfig, HarvestConfig
+from pipeline.config.stages import (
+    EvalConfig,
+    FeaturesConfig,
+    FinetuneConfig,
+    HarvestConfig,
+    ReportConfig,
+)
 from pipeline.config.training import TrainConfig
 from pipeline.terminal.commands import (
     run_eval,
@@ -22,6 +28,7 @@ from pipeline.terminal.commands import (
     run_train,
 )
 from pipeline.terminal.evaluations import EVAL_ROWS, TUNED_ROWS, named
+from pipeline.terminal.lines import features_line
 from pipeline.terminal.screen import Screen
 
 SITE = "mlp_out.2"
@@ -73,10 +80,10 @@ def run_demo(out: Path, *, screen: Screen) -> "dict[str, EvalReport | FinetuneRe
     run_harvest(configs.harvest, screen=screen)
     run_train([single(configs.train)], out=configs.train.out, resume=True, screen=screen)
     (report,) = run_eval(configs.evaluate, screen=screen)
-    run_features(configs.features, screen=screen)
+    screen.say(features_line(run_features(configs.features, screen=screen)))
     tuned = run_finetune(configs.finetune, screen=screen)
     learned = {f"on arithmetic: {key}": x for key, x in named(tuned, TUNED_ROWS).items()}
     title = f"{report.arch} SAE at {report.site}, {report.d_sae:,} features"
     screen.show(f"{title}; losses in nats a token", {**named(report, EVAL_ROWS), **learned})
-    page = run_report([configs.train.out], out=out / "report.html", screen=screen)
-    return {"eval": report, "finetune": tuned, "report": page}
+    page = ReportConfig(runs=(configs.train.out,), out=out / "report.html")
+    return {"eval": report, "finetune": tuned, "report": run_report(page, screen=screen)}

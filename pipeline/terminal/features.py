@@ -12,10 +12,20 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.features.ablation import AblationEffect
-from pipeline.features.feature import BEFORE, Examples, Feature, TokenEffect, TokenValues
-from pipeline.features.files import FeatureSet
-from pipeline.terminal.words import many
+from pipeline.config.serialization import to_json
+from pipeline.config.stages import FeatureOrder
+from pipeline.features.ablation import AblationEffect, ablation_effects
+from pipeline.features.feature import (
+    BEFORE,
+    Examples,
+    Feature,
+    TokenEffect,
+    TokenValues,
+    feature_document,
+)
+from pipeline.features.files import FeatureSet, ordered
+from pipeline.tables import Shown, many
+from pipeline.terminal.lines import features_line
 from pipeline.text.token_text import TokenTexts, label, visible
 
 _TOKEN_CELLS = 16
@@ -23,6 +33,22 @@ _LEFT_CELLS = 30
 """Of the text before an example's token."""
 _N_SPREAD = 8
 _MARKED = "bold underline"
+
+
+def shown(found: FeatureSet, chosen: Sequence[int], *, order: FeatureOrder, rows: int) -> Shown:
+    """Some features closely, or else a table of those that come first."""
+    indices, effects = ordered(found, order)[:rows], ablation_effects(found, chosen)
+    if not chosen:
+        tables = [features_table(found, indices)]
+    else:
+        tables = [t for i in chosen for t in feature_tables(found, i, effect=effects[i])]
+    documents = [
+        feature_document(found.feature(i), found.texts)
+        | ({"ablation": to_json(effects[i])} if chosen else {})
+        for i in chosen or indices.tolist()
+    ]
+    lines, notes = [features_line(found)], found.facts.notes
+    return Shown(lines=lines, tables=tables, documents=documents, notes=notes)
 
 
 def features_table(

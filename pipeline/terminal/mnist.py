@@ -16,10 +16,8 @@ def run_mnist(config: MnistConfig, *, screen: Screen) -> MnistResult:
     """Run the experiment, unless it is complete already."""
     from pipeline.mnist.experiment import run_experiment
 
-    with screen.progress("mnist", "steps") as show:
-        result = run_experiment(
-            config, on_progress=lambda p: show(p.done, p.total, f"{p.stage} {p.words}")
-        )
+    with screen.progress("mnist") as show:
+        result = run_experiment(config, on_progress=show)
     for table in mnist_tables(result):
         screen.draw(table)
     what = "complete, reused" if result.reused else f"{result.seconds:.0f} s"

@@ -7,40 +7,42 @@ Where results go: to people as lines and tables, to programs as JSON.
 
 import json as jsonlib
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress as Bars, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from actstore.files import write_file
 from pipeline.config.serialization import to_json
+from pipeline.progress import OnProgress, Progress
 from pipeline.tables import Cell, Table as PlainTable
 from pipeline.terminal.evaluations import facts_table
 from pipeline.terminal.words import short
 
 
 @contextmanager
-def progress(title: str, unit: str) -> Generator[Callable[[int, int, str], None], None, None]:
-    """A bar on stderr with rate and time left; yields `show(done, total, words)`."""
+def progress(title: str) -> Generator[OnProgress, None, None]:
+    """A bar on stderr with rate and time left; yields who is to be told how far it has come."""
     screen = Console(stderr=True)
     if not screen.is_terminal:  # a disabled bar of rich ends with an empty line before 14.3
-        yield lambda done, total, words: None
+        yield lambda progress: None
         return
     rate, words = TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[words]}")
     name, bar = TextColumn(f"{title:<9}"), BarColumn(bar_width=24)
     columns = (name, bar, rate, TimeRemainingColumn(), words)
-    with Progress(*columns, console=screen, transient=True) as bars:
+    with Bars(*columns, console=screen, transient=True) as bars:
         task = bars.add_task(title, total=None, rate="", words="")
 
-        def show(done: int, total: int, words: str) -> None:
+        def show(now: Progress) -> None:
             speed = bars.tasks[0].speed
-            rate = f"{short(speed)} {unit}/s" if speed else ""
-            bars.update(task, completed=done, total=total, rate=rate, words=words)
+            rate = f"{short(speed)} {now.unit}/s" if speed else ""
+            words = " ".join(filter(None, (now.stage if now.stage != title else "", now.words)))
+            bars.update(task, completed=now.done, total=now.total, rate=rate, words=words)
 
         yield show
 
@@ -95,7 +97,7 @@ class Screen:
         """A line, however long: paths in it can be copied."""
         self._console.print(line, soft_wrap=True)
 
-    def draw(self, table: Table | PlainTable) -> None:
+    def draw(self, table: object) -> None:
         """A table, in the width there is: 80 columns in a pipe."""
         self._console.print(drawn(table) if isinstance(table, PlainTable) else table)
 
@@ -108,11 +110,9 @@ class Screen:
         for note in dict.fromkeys(notes):
             self._console.print(f"note: {note}")
 
-    def progress(
-        self, title: str, unit: str
-    ) -> AbstractContextManager[Callable[[int, int, str], None]]:
-        """A bar on stderr; yields `show(done, total, words)`."""
-        return progress(title, unit)
+    def progress(self, title: str) -> AbstractContextManager[OnProgress]:
+        """A bar on stderr; yields who is to be told how far it has come."""
+        return progress(title)
 
     def emit(self, result: object) -> None:
         """Write a result as JSON, whole or not at all, if that was asked for."""

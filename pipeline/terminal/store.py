@@ -25,6 +25,7 @@ from actstore.verify import Finding, verify
 from pipeline.config.stages import Device
 from pipeline.errors import ConfigError
 from pipeline.harvest.plan import known_folders
+from pipeline.progress import Progress
 from pipeline.terminal.lines import removal_line, repair_line
 from pipeline.terminal.screen import Screen
 from pipeline.terminal.store_facts import listed
@@ -184,8 +185,12 @@ def run_list(folder: Path | None, *, screen: Screen) -> list[object]:
 
 def run_verify(path: Path, *, screen: Screen) -> list[Finding]:
     """Check every byte, and say what is wrong, a line a finding."""
-    with screen.progress("verify", "B") as show:
-        findings = verify(path, on_progress=lambda done, total: show(done, total, ""))
+    with screen.progress("verify") as show:
+
+        def tell(done: int, total: int) -> None:
+            show(Progress(stage="verify", done=done, total=total, unit="B"))
+
+        findings = verify(path, on_progress=tell)
     for finding in findings:
         if finding.path == path:
             raise StoreError(finding.what)  # there is no whole store to check
@@ -204,13 +209,13 @@ def run_repair(
     """Harvest again what is damaged."""
     from pipeline.harvest.repair import repair
 
-    with screen.progress("repair", "rows") as show:
+    with screen.progress("repair") as show:
         repaired = repair(
             path,
             findings,
             device=device,
             batch_size=batch_size,
-            on_progress=lambda p: show(p.done, p.total, p.words),
+            on_progress=show,
         )
     screen.say(repair_line(repaired, path))
     return repaired

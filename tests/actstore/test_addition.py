@@ -22,6 +22,7 @@ from actstore.verify import verify
 from actstore.writer import ActWriter
 from tests.helpers import crashing
 from tests.helpers.crashing import Crash, crash_before
+from tests.helpers.slow import slow
 from tests.helpers.stores import column, files_of, make_spec, shard_of
 
 OLD, NEW = "mlp_out.1", "resid_pre.0"
@@ -209,12 +210,14 @@ def add_again(path, whole) -> None:
         add(path, whole)
 
 
-def test_a_crash_between_any_two_steps_of_joining_is_made_good(tmp_path, monkeypatch):
+@pytest.mark.parametrize("every", [4, slow(1)])
+def test_a_crash_between_any_two_steps_of_joining_is_made_good(tmp_path, monkeypatch, every):
     """By whoever comes next, each in turn."""
     whole = both_sites()
     old = write(tmp_path / "old", whole, OLD, n_rows=72)
     longer = write(tmp_path / "longer", whole, n_rows=136)
-    for n, go_on in enumerate(cycle((again_with_both, again_with_the_old, add_again))):
+    comes_next = cycle((again_with_both, again_with_the_old, add_again))
+    for n, go_on in zip(count(0, every), comes_next, strict=False):
         path = tmp_path / str(n)
         shutil.copytree(old, path)
         if not _crashed_joining(path, whole, monkeypatch, n):

@@ -24,6 +24,7 @@ from actstore.verify import verify
 from actstore.writer import ActWriter
 from tests.helpers import crashing
 from tests.helpers.crashing import Crash, crash_before
+from tests.helpers.slow import slow
 from tests.helpers.stores import column, contexts, files_of, make_spec, shard_of, write_store
 
 
@@ -98,7 +99,7 @@ def test_the_lock_of_a_dead_writer_is_taken_over(tmp_path, nursery):
             ActWriter.create_or_resume(path, spec, n_rows=64)
 
 
-@pytest.mark.parametrize("first", [None, 104], ids=["first writing", "extension"])
+@pytest.mark.parametrize("first", [slow(None), 104], ids=["first writing", "extension"])
 def test_a_crash_between_any_two_steps_of_finishing_is_made_good(tmp_path, monkeypatch, first):
     spec = make_spec(shard_rows=128)
     whole = ActStore.open(write_store(tmp_path / "whole", spec, n_rows=200))
@@ -458,7 +459,7 @@ def only_free(disk: Path, n_bytes: int) -> Path:
     return ballast
 
 
-@pytest.mark.parametrize("first", [None, 200], ids=["first writing", "extension"])
+@pytest.mark.parametrize("first", [slow(None), 200], ids=["first writing", "extension"])
 def test_a_disk_that_is_really_full_is_survived(disk, tmp_path, first):
     """Full in a shard, in the journal, in the summary, in the root: wherever the space ends."""
     spec = make_spec()

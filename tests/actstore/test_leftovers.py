@@ -23,6 +23,7 @@ from actstore.settle import settled
 from actstore.verify import verify
 from actstore.writer import ActWriter, Shard
 from tests.helpers.crashing import Tree, filmed, plant, tree_of
+from tests.helpers.slow import cases
 from tests.helpers.stores import column, make_spec, shard_of
 
 OLD, NEW = "mlp_out.1", "resid_pre.0"
@@ -254,9 +255,9 @@ def without_checks_of_shapes(monkeypatch):
 
 
 @pytest.mark.usefixtures("without_checks_of_shapes")
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_whoever_comes_next_leaves_what_a_store_has_and_nothing_else(name, tmp_path):
-    begin, operation = OPERATIONS[name]
+@pytest.mark.parametrize("begin_and_operation", cases(OPERATIONS, fast={"writing", "removal"}))
+def test_whoever_comes_next_leaves_what_a_store_has_and_nothing_else(begin_and_operation, tmp_path):
+    begin, operation = begin_and_operation
     path = tmp_path / "s"
     begin(path)
     before = rows_of(path)

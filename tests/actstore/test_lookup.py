@@ -4,7 +4,14 @@ from hypothesis import given, strategies as st
 
 from actstore.errors import StoreError
 from actstore.reader import ActStore
-from tests.helpers.stores import as_numbers, column, contexts, make_spec, write_store
+from tests.helpers.stores import (
+    CTX_LEN,
+    as_numbers,
+    column,
+    contexts,
+    make_spec,
+    write_store,
+)
 
 SPEC = make_spec(widths={"mlp_out.1": 16, "resid.0": 24})
 N_ROWS = 200  # the last of 4 shards is short
@@ -15,16 +22,28 @@ def store(tmp_path_factory):
     return ActStore.open(write_store(tmp_path_factory.mktemp("s") / "s", SPEC, n_rows=N_ROWS))
 
 
+@pytest.fixture(scope="module")
+def columns(store):
+    names = ("mlp_out.1", "resid.0", "token_id", "document_id")
+    return {name: column(store, name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def written():
+    """Activations, tokens and documents of all contexts."""
+    return contexts(SPEC, 0, N_ROWS // CTX_LEN)
+
+
 @given(indices=st.lists(st.integers(0, N_ROWS - 1), max_size=40))
-def test_rows_come_in_the_order_asked_for(store, indices):
+def test_rows_come_in_the_order_asked_for(store, columns, indices):
     wanted = np.array(indices, np.int64)
-    for name in ("mlp_out.1", "resid.0", "token_id", "document_id"):
-        np.testing.assert_array_equal(store.rows(name, wanted), column(store, name)[wanted])
+    for name, values in columns.items():
+        np.testing.assert_array_equal(store.rows(name, wanted), values[wanted])
 
 
-@given(ids=st.lists(st.integers(0, N_ROWS // 8 - 1), max_size=10))
-def test_contexts_come_as_they_were_written(store, ids):
-    acts, tokens, documents = contexts(SPEC, 0, N_ROWS // 8)
+@given(ids=st.lists(st.integers(0, N_ROWS // CTX_LEN - 1), max_size=10))
+def test_contexts_come_as_they_were_written(store, written, ids):
+    acts, tokens, documents = written
     for i, got in zip(ids, store.contexts(np.array(ids, np.int64)), strict=True):
         np.testing.assert_array_equal(got.tokens, tokens[i])
         np.testing.assert_array_equal(got.document_id, documents[i])

@@ -16,6 +16,7 @@ from actstore.summary import read_summary
 from actstore.verify import verify
 from actstore.writer import ActWriter
 from tests.helpers.crashing import Crash, crash_before
+from tests.helpers.slow import slow
 from tests.helpers.stores import files_of, make_spec, shard_of, write_store
 
 
@@ -32,7 +33,7 @@ def edges_of_chunks(file: Path, *, slots: int, n_chunks: int) -> list[int]:
     return [*index[:, 0].tolist(), int(index[-1].sum())]
 
 
-@pytest.mark.parametrize("codec", ["lz4", "raw", "zstd"])
+@pytest.mark.parametrize("codec", ["lz4", slow("raw"), slow("zstd")])
 def test_every_bit_of_a_shard_belongs_to_its_chunk_or_to_its_index(make_store, codec):
     path = make_store(codec=codec, n_rows=200)
     rng = random.Random(0)

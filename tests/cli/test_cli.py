@@ -22,6 +22,7 @@ from pipeline.config.stages import (
 from pipeline.config.training import TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.terminal.words import count, layers_of
+from tests.helpers.slow import slow
 from tests.helpers.tiny import CTX_LEN, make_model, make_text
 
 COMMANDS = {
@@ -83,7 +84,8 @@ def test_help_waits_for_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_all_commands_in_a_row(saepipe, harvested, tmp_path):
+@pytest.mark.parametrize("looked", [False, slow(True)], ids=["made", "and looked at"])
+def test_all_commands_in_a_row(saepipe, harvested, tmp_path, looked):
     store, sae, tuned = (tmp_path / name for name in ("acts.actstore", "sae", "tuned"))
     code, _, err = saepipe(
         "train", store, "--arch", "topk", "--k", 4, "--batch-size", 64, "--device", "cpu",
@@ -108,10 +110,11 @@ def test_all_commands_in_a_row(saepipe, harvested, tmp_path):
         "curves.png", "dead_cosine.png", "density.png", "encoder_decoder.png", "loss.png",
         "scales_biases.png",
     }  # fmt: skip
-    looked_at(saepipe, sae, tuned, text=text)
+    if looked:
+        look_at(saepipe, sae, tuned, text=text)
 
 
-def looked_at(saepipe, sae: Path, tuned: Path, *, text: str) -> None:
+def look_at(saepipe, sae: Path, tuned: Path, *, text: str) -> None:
     """Compare, browse and report the two runs."""
     code, out, err = saepipe(
         "eval", sae, tuned, "--text", text, "--tokens", 240, "--layers", "0-1", "--as-trained"
@@ -162,6 +165,7 @@ sys.exit(code or ("torch" in sys.modules))
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_flags_go_before_the_file_and_the_file_before_defaults(saepipe, harvested, tmp_path):
     file = settings(tmp_path, lr=0.5, batch_size=32, checkpoint_every=7)
     store, run = tmp_path / "acts.actstore", tmp_path / "run"
@@ -175,6 +179,7 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(saepipe, harveste
     assert config["expansion"] == TrainConfig.expansion
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_file_can_describe_an_architecture(saepipe, harvested, tmp_path):
     file = tmp_path / "arch.toml"
     file.write_text('tokens = 64\nbatch_size = 32\n[arch]\nkind = "topk"\nk = 3\n')
@@ -184,6 +189,7 @@ def test_the_file_can_describe_an_architecture(saepipe, harvested, tmp_path):
     assert arch == {"kind": "topk", "k": 3, "k_aux": None, "aux_coefficient": 1 / 32}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_any_setting_can_be_set_on_the_command_line(saepipe, harvested, tmp_path):
     run = tmp_path / "run"
     code, _, err = saepipe(
@@ -249,8 +255,8 @@ def test_a_path_that_cannot_be_written_is_one_line(saepipe, harvested, tmp_path)
 
 
 def test_ctrl_c_is_clean_and_the_same_command_goes_on(saepipe, harvested, tmp_path):
-    out, n_rows = tmp_path / "stopped.actstore", 3000 * CTX_LEN
-    text = make_text(tmp_path / "long.txt", n_contexts=3000)
+    out, n_rows = tmp_path / "stopped.actstore", 1200 * CTX_LEN
+    text = make_text(tmp_path / "long.txt", n_contexts=1200)
     file = settings(tmp_path, shard_rows=20 * CTX_LEN, text=text, tokens=n_rows)
     model = harvested[2]
     command = [

@@ -38,7 +38,7 @@ def test_two_connectors_are_trained_evaluated_read_and_put_on_a_page(world, saep
         "--out", out, "--json", "-",
     )  # fmt: skip
     assert code == 0, err
-    coder, *connectors = json.loads(told)
+    *connectors, coder = json.loads(told)  # in the order of the runs
     assert coder["site"] == SITES[1]
     assert [Path(report["run"]) for report in connectors] == runs
     assert connectors[0]["maps"][0]["name"] == "connector"

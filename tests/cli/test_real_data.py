@@ -41,6 +41,7 @@ def pythia_70m(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_shape_of_pythia_70m_goes_through_all_four_stages(pythia_70m, tmp_path):
     store, sae = tmp_path / "owt.actstore", tmp_path / "sae"
     text = str(data("openwebtext/owt_sample.jsonl"))
@@ -70,6 +71,7 @@ def test_the_shape_of_pythia_70m_goes_through_all_four_stages(pythia_70m, tmp_pa
     assert tuned.n_steps == 2
 
 
+@pytest.mark.slow
 def test_a_trained_llama_keeps_its_loss_through_an_sae(tmp_path):
     model, text = data("stories260K/hf"), str(data("tinystories/tinystories_1000.json"))
     store, sae = tmp_path / "stories.actstore", tmp_path / "sae"

@@ -31,6 +31,7 @@ from pipeline.connect.run import ConnectorRun, blank_connector_run
 from pipeline.connect.scores import layer_weights
 from pipeline.connect.setup import fit_baselines, load_connectors
 from pipeline.errors import CheckpointError, ConfigError, DataError
+from pipeline.evaluate.evaluate import evaluate
 from pipeline.lm.families import Site
 from pipeline.lm.model import load_model
 from pipeline.sae.sae import SAE
@@ -441,9 +442,9 @@ def test_what_a_reader_must_know_is_noted(bench, tmp_path):
 
 def test_no_run_a_run_twice_and_no_connector_are_refused(bench):
     with pytest.raises(ConfigError, match="no run to evaluate"):
-        evaluate_connectors(EvalConfig(runs=()))
+        evaluate(EvalConfig(runs=()))
     with pytest.raises(ConfigError, match="named twice"):
-        evaluate_connectors(EvalConfig(runs=(bench.folder, bench.folder)))
+        evaluate(EvalConfig(runs=(bench.folder, bench.folder)))
     with pytest.raises(CheckpointError):
         evaluate_connectors(EvalConfig(runs=(bench.ends[0],)))
 

@@ -14,8 +14,7 @@ from pipeline.connect.figures import (
     explained_figure,
     lines_of,
     recovered_figure,
-    save_connector_figures,
-    save_connector_frontier,
+    save_figures,
     weights_figure,
 )
 from tests.helpers.connector_reports import make_baselines, make_map, make_report, make_sweep
@@ -136,7 +135,7 @@ def test_without_a_language_model_there_is_no_loss_to_draw(tmp_path):
     maps = (make_map(recovered_of_sae=None), make_map("mean", recovered_of_sae=None))
     report = make_report(tmp_path, maps=maps)
     assert "nothing to draw" in texts_of(recovered_figure([report]))
-    names = [path.name for path in save_connector_frontier([report], tmp_path)]
+    names = [path.name for path in save_figures([report, report], tmp_path)]
     assert names == ["connectors.png", "connectors.svg"]
 
 
@@ -179,13 +178,12 @@ def test_without_an_output_that_is_alive_a_figure_says_so(draw):
 
 
 def test_each_figure_is_a_picture_and_vectors(tmp_path):
-    paths = [
-        *save_connector_figures(make_report(tmp_path)),
-        *save_connector_frontier(make_sweep(0.3, 0.5), tmp_path),
-    ]
+    reports = [replace(report, run=tmp_path) for report in make_sweep(0.3, 0.5)]
+    together = save_figures(reports, tmp_path)
+    assert {path.stem for path in together} == {"connectors", "recovered"}
+    paths = list(tmp_path.iterdir())
     names = {"explained", "weights", "connectors", "recovered"}
     assert {path.name for path in paths} == {f"{n}{end}" for n in names for end in (".png", ".svg")}
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}
     for path in paths:
         start = b"\x89PNG" if path.suffix == ".png" else b"<?xml"
         assert path.read_bytes().startswith(start)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from pipeline.config.stages import FeaturesConfig
 from pipeline.connect.figures import effects_figure
 from pipeline.connect.reading.document import output_document, reading_document, top_tokens
 from pipeline.connect.reading.read import (
     READING,
     effects_on,
     features_of_both,
+    is_read,
     load_reading,
     read_connector,
 )
@@ -25,9 +27,10 @@ from pipeline.connect.tables import equation_words, output_tables, reading_table
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.features.files import FeatureSet
 from pipeline.progress import Progress
-from pipeline.terminal.commands import run_reading, show_reading
+from pipeline.terminal.commands import show_features
 from pipeline.terminal.screen import Screen, drawn
 from tests.helpers.readings import Connected, connect, make_connected
+from tests.helpers.slow import slow
 
 HOSTILE = "<script>alert(1)</script> [red]x[/red] \x1b[31m \u202eabc & \t\n"
 
@@ -133,7 +136,7 @@ def test_a_reading_goes_with_its_folder(own, tmp_path):
     assert read_connector(config_of(moved), on_progress=pytest.fail) == again
 
 
-@pytest.mark.parametrize("changes", [{"n_terms": 2}, {"tokens": 100}, {"n_outputs": 1}])
+@pytest.mark.parametrize("changes", [{"n_terms": 2}, slow({"tokens": 100}), slow({"n_outputs": 1})])
 def test_other_settings_are_read_anew(own, changes):
     first = read_connector(config_of(own))
     stages = set()
@@ -287,13 +290,15 @@ def test_tables_fit_80_columns_and_hostile_text_does_nothing(connected, reading)
         assert f"IF{term.feature} ({term.weight:+.2g})" in text
 
 
-def test_the_screen_shows_tables_or_an_output_and_gives_json(connected, reading, capsys):
-    screen = Screen()
-    assert run_reading(config_of(connected.run.path), screen=screen) == reading
-    assert (connected.run.path / "effects.png").stat().st_size > 1000
-    (whole,) = show_reading(reading, [], rows=2, screen=screen)
+def test_the_screen_shows_tables_or_an_output_and_gives_json(own, capsys):
+    config, screen = FeaturesConfig(run=own, device="cpu"), Screen()
+    assert not is_read(own)
+    (whole,) = show_features(config, [], order="index", rows=2, screen=screen)
+    assert is_read(own)
+    assert (own / "effects.png").stat().st_size > 1000
+    reading = load_reading(own)
     output = reading.equations[0].output
-    (closely,) = show_reading(reading, [output], rows=2, screen=screen)
+    (closely,) = show_features(config, [output], order="index", rows=2, screen=screen)
     out = capsys.readouterr().out
     assert "outputs best explained" in out
     assert "predicted" in out

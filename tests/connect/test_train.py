@@ -147,6 +147,7 @@ def lasso(z1: np.ndarray, z2: np.ndarray, l1: float) -> np.ndarray:
     return W
 
 
+@pytest.mark.slow
 def test_a_linear_connector_without_bias_ends_at_the_lasso_of_the_whole_store(place, tmp_path):
     config = make_config(
         place, tmp_path / "c", activation="linear", bias=False, l1=0.05, outputs="all",
@@ -373,6 +374,7 @@ def test_one_that_diverges_stops_alone(place, tmp_path):
 # --- the command line ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_connectors_of_several_coefficients_are_a_sweep_of_one_command(place, tmp_path, saepipe):
     pair = ":".join(str(place / site) for site in SITES)
     options = ("--set", "start=random", "--tokens", "640", "--batch-size", "64", "--device", "cpu")
@@ -387,6 +389,7 @@ def test_connectors_of_several_coefficients_are_a_sweep_of_one_command(place, tm
     assert ConnectorRun.open(tmp_path / "sweep" / "l1=0.001").config.start == "random"
 
 
+@pytest.mark.slow
 def test_pairs_of_runs_are_swept_over_and_named_by_their_ends(place, tmp_path, saepipe):
     there, back = (":".join(str(place / site) for site in ends) for ends in (SITES, SITES[::-1]))
     code, _, err = saepipe(

@@ -9,6 +9,7 @@ from safetensors.torch import save
 from pipeline.evaluate.ablations import ABLATED, Ablations, SiteMean, Slot
 from tests.helpers.evaluations import N_CONTEXTS
 from tests.helpers.plain_eval import leave_out
+from tests.helpers.slow import slow
 from tests.helpers.tiny import CTX_LEN, make_model, make_sae, make_text
 
 
@@ -65,7 +66,13 @@ def test_a_report_does_not_depend_on_whether_anything_is_kept(make_run, evals):
 
 @pytest.mark.parametrize(
     "change",
-    ["text", "tokens", "batch_size", "precision", "site", "model", "exclusion", "norms"],
+    [
+        "text",
+        "batch_size",
+        "site",
+        "exclusion",
+        *map(slow, ("tokens", "precision", "model", "norms")),
+    ],
 )
 def test_what_was_measured_otherwise_is_not_used(change, make_run, evals, passes, tmp_path):
     run = make_run()

@@ -233,10 +233,10 @@ def test_progress_is_told_up_to_the_end(evals, tiny_text):
     seen = []
     config = EvalConfig(runs=(evals.save(),), text=tiny_text, tokens=120, batch_size=4)
     evaluate(config, on_progress=seen.append)
-    assert [(p.stage, p.n_done) for p in seen] == [
+    assert [(p.stage, p.done) for p in seen] == [
         (stage, n * CTX_LEN) for stage in ("mean", "losses") for n in (4, 8, 10)
     ]
-    assert {p.n_tokens for p in seen} == {120}
+    assert {(p.total, p.unit) for p in seen} == {(120, "tokens")}
 
 
 def test_a_report_is_json_with_the_promised_keys(run_eval):

@@ -16,6 +16,7 @@ from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.text.heldout import load_contexts
 from tests.bench.eval_plain import evaluate_plain
 from tests.helpers.plain_eval import assert_numbers_agree
+from tests.helpers.slow import slow
 from tests.helpers.tiny import CTX_LEN, make_sae, save_sae
 
 TEXT, N_CONTEXTS = "builtin@heldout", 61
@@ -49,7 +50,7 @@ def told(report: EvalReport) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if isinstance(value, int | float)}
 
 
-@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("layer", [slow(0), 2])
 def test_every_number_agrees_with_the_plain_script(run_at, layer):
     run, n_tokens = run_at(layer), N_CONTEXTS * CTX_LEN
     config = EvalConfig(runs=(run,), text=TEXT, tokens=n_tokens, batch_size=8, device="cpu")

@@ -19,6 +19,7 @@ from pipeline.harvest.plan import make_plan
 from pipeline.lm.tokenizer import load_tokenizer
 from tests.helpers.harvests import harvest_config, states_until_complete
 from tests.helpers.killing import killed
+from tests.helpers.slow import slow
 from tests.helpers.tiny import CTX_LEN, make_model, make_text
 
 SITES = ("mlp_out.1", "resid_pre.0", "mlp_act.1")
@@ -145,17 +146,18 @@ def test_a_stop_between_any_two_shards_changes_nothing(config, uninterrupted):
         assert content(ActStore.open(out)) == uninterrupted
 
 
-def test_killed_at_random_moments_then_resumed_gives_the_same_bytes(config, uninterrupted):
-    """20 kills, each at a random moment of one harvest that is resumed until it is done."""
+@pytest.mark.parametrize("n_kills", [4, slow(20)])
+def test_killed_at_random_moments_then_resumed_gives_the_same_bytes(config, n_kills):
+    """Kills, each at a random moment of one harvest that is resumed until it is done."""
     rng = random.Random(0)
     config = replace(config, batch_size=1)
     whole = replace(config, out=config.out.parent / "one" / "acts.actstore")
     harvest(whole)
     expected = content(ActStore.open(whole.out))
     kills, stores = 0, 0
-    while kills < 20:
+    while kills < n_kills:
         stores += 1
-        assert stores < 40, "the harvest is over before it can be killed"
+        assert stores < 2 * n_kills, "the harvest is over before it can be killed"
         part = replace(config, out=config.out.parent / f"killed-{stores}" / "acts.actstore")
         for _ in range(4):
             kills += killed(part, after_batches=rng.randrange(20), delay=rng.random() * 0.01)

@@ -21,6 +21,7 @@ from pipeline.errors import ModelError
 from pipeline.lm.hub import ModelFiles, builtin_model_path
 from pipeline.lm.model import load_model
 from pipeline.lm.weights import Weights
+from tests.helpers.slow import slow
 from tests.helpers.tiny import make_model, make_text
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -157,7 +158,7 @@ def test_the_same_command_again_downloads_nothing(hub, harvested):
 
 @pytest.mark.parametrize(
     "env",
-    [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}],
+    [{"HF_HUB_OFFLINE": "1"}, slow({"HF_ENDPOINT": "http://127.0.0.1:9"})],
     ids=["offline mode", "no network"],
 )
 def test_a_model_in_the_cache_needs_no_network(hub, harvested, env):
@@ -169,7 +170,7 @@ def test_a_model_in_the_cache_needs_no_network(hub, harvested, env):
 @pytest.mark.parametrize(
     ("model", "extra", "message"),
     [
-        ("org/absent", (), "the hub has no model org/absent"),
+        slow("org/absent", (), "the hub has no model org/absent"),
         ("org/tiny", ("--revision", "step9"), "the hub has no model org/tiny (revision step9)"),
     ],
 )
@@ -181,7 +182,9 @@ def test_what_the_hub_does_not_have_is_one_line(hub, tmp_path, model, extra, mes
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("env", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["no network", "offline mode"])
+@pytest.mark.parametrize(
+    "env", [{}, slow({"HF_HUB_OFFLINE": "1"})], ids=["no network", "offline mode"]
+)
 def test_a_hub_out_of_reach_is_one_line(tmp_path, env):
     closed = "http://127.0.0.1:9"
     done = saepipe(*harvest(tmp_path, "org/tiny"), home=tmp_path / "h", endpoint=closed, **env)

@@ -79,7 +79,9 @@ def test_text_becomes_the_tokens_of_a_document_without_its_end(model):
         ("", "there is no token to run the model on"),
         ([], "there is no token to run the model on"),
         (["ab", "abcd"], "texts of 2 to 4 tokens make no batch"),
-        ("x" * 65, "contexts of 65 tokens do not fit into .*, which takes 64"),
+        pytest.param(
+            "x" * 65, "contexts of 65 tokens do not fit into .*, which takes 64", id="too long"
+        ),
         ([3, 260], "token ids of .* are 0 to 259, got 3 to 260"),
         ([-1], "token ids of .* are 0 to 259, got -1"),
     ],

@@ -133,6 +133,7 @@ def test_no_question_of_arithmetic_was_in_its_training_text():
     assert not [d.name for d in train_documents() if "Question: What is" in d.text]
 
 
+@pytest.mark.slow
 def test_heldout_loss_lies_far_below_the_unigram_entropy(model, tokenizer, heldout, clean):
     n_vocab = model.config.vocab_size
     seen = encode(tokenizer, [document.text for document in train_documents()])

@@ -89,6 +89,7 @@ def test_what_was_trained_is_kept_when_only_the_result_is_gone(made, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_stopped_while_connectors_train_it_goes_on_to_the_same_result(made, tmp_path):
     config, result, _ = made
     stopped = replace(config, out=tmp_path / "run")
@@ -251,6 +252,7 @@ def test_the_bundled_digits_are_the_default():
     assert MnistConfig(out=Path("x")).images == "digits"
 
 
+@pytest.mark.slow
 def test_real_images_keep_their_accuracy_through_features(tmp_path):
     config = MnistConfig(
         out=tmp_path / "run", images=str(data("mnist")), epochs=3, sae_steps=200,

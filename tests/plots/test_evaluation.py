@@ -20,7 +20,7 @@ from pipeline.plots.evaluation import (
     frontier_points,
     inserted_figure,
 )
-from pipeline.plots.save import save_figures, save_frontier
+from pipeline.plots.save import save_figures
 from pipeline.plots.style import BLUE, RED
 from tests.helpers.eval_reports import make_report, with_everything
 
@@ -253,10 +253,10 @@ def test_without_a_loss_to_recover_the_figure_says_so():
 
 
 def test_each_figure_is_a_picture_and_vectors_beside_its_run(tmp_path):
-    paths = save_figures(with_everything(tmp_path))
+    assert save_figures([with_everything(tmp_path)], tmp_path / "elsewhere") == ()
+    paths = list(tmp_path.iterdir())
     names = {"dead_cosine", "density", "encoder_decoder", "inserted"}
     assert {path.name for path in paths} == {f"{n}{end}" for n in names for end in (".png", ".svg")}
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}
     for path in paths:
         start = b"\x89PNG" if path.suffix == ".png" else b"<?xml"
         assert path.read_bytes().startswith(start)
@@ -265,13 +265,17 @@ def test_each_figure_is_a_picture_and_vectors_beside_its_run(tmp_path):
 
 def test_without_a_sweep_over_layers_there_is_no_figure_of_one(tmp_path):
     report = replace(with_everything(tmp_path), inserted=(), dead_cosine=None)
-    assert {path.stem for path in save_figures(report)} == {
-        "dead_cosine", "density", "encoder_decoder",
-    }  # fmt: skip
+    save_figures([report], tmp_path)
+    found = {path.stem for path in tmp_path.iterdir()}
+    assert found == {"dead_cosine", "density", "encoder_decoder"}
 
 
 def test_the_frontier_goes_into_the_folder_that_was_named(tmp_path):
-    paths = save_frontier([run("a", 10, 0.6), run("b", 20, 0.8)], tmp_path)
+    reports = [run("a", 10, 0.6), run("b", 20, 0.8)]
+    reports = [replace(report, run=tmp_path / report.run.name) for report in reports]
+    for report in reports:
+        report.run.mkdir()
+    paths = save_figures(reports, tmp_path)
     assert [path.name for path in paths] == ["frontier.png", "frontier.svg"]
     assert all(path.stat().st_size > 1000 for path in paths)
 

@@ -15,6 +15,7 @@ from actstore.batches import Batches
 from actstore.reader import ActStore
 from pipeline.errors import ConfigError
 from pipeline.training.batches import StoreBatches
+from tests.helpers.slow import slow
 from tests.helpers.stores import as_numbers
 
 WIDTHS = {"mlp_out.1": 16, "resid_post.0": 8}
@@ -67,7 +68,7 @@ def test_batches_are_those_of_the_store_in_their_order(dataset):
 
 
 @FORKS
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", slow("spawn")])
 def test_a_worker_process_gives_the_same_batches(dataset, method):
     whole = dataset(n_batches=25)
     loader = DataLoader(whole, batch_size=None, num_workers=1, multiprocessing_context=method)

@@ -9,6 +9,7 @@ from pipeline.config.serialization import from_json
 from pipeline.config.training import TrainConfig
 from pipeline.runs.curves import TrainReport
 from pipeline.training.train import train
+from tests.helpers.slow import cases
 from tests.helpers.training import (
     killed,
     lines_of,
@@ -68,7 +69,14 @@ CASES: dict[str, dict[str, object]] = {
 }  # fmt: skip
 STEPS = 34
 
-cases = pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
+# A few show that all of a run's state is kept; the others, that this holds of every kind.
+stopped = pytest.mark.parametrize(
+    "settings",
+    cases(CASES, fast={"relu controlled", "matryoshka, sparse", "relu-april in bf16, worst"}),
+)
+killed_twice = pytest.mark.parametrize(
+    "settings", cases(CASES, fast={"gated, sparse", "topk, mostly empty batches"})
+)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +116,7 @@ def train_until(settings: dict[str, object], out: Path, *, stop_after: int) -> b
     return False
 
 
-@cases
+@stopped
 def test_a_run_stopped_again_and_again_is_the_same_to_the_bit(whole, tmp_path, settings):
     settings, uninterrupted, _ = whole(settings)
     out, step = tmp_path / "run", 0
@@ -118,7 +126,7 @@ def test_a_run_stopped_again_and_again_is_the_same_to_the_bit(whole, tmp_path, s
     assert result(out) == result(uninterrupted)
 
 
-@cases
+@killed_twice
 def test_a_run_killed_twice_anywhere_is_the_same_to_the_bit(whole, tmp_path, settings):
     settings, uninterrupted, n_syncs = whole(settings)
     rng = random.Random(str(settings["arch"]))
@@ -131,6 +139,7 @@ def test_a_run_killed_twice_anywhere_is_the_same_to_the_bit(whole, tmp_path, set
     assert steps_kept(out) == steps_kept(uninterrupted)
 
 
+@pytest.mark.slow
 def test_the_cases_do_what_they_are_named_for(whole):
     """Else, what they show would be less than it seems."""
     curves = {name: lines_of(whole(settings)[1]) for name, settings in CASES.items()}

@@ -48,6 +48,7 @@ def codes(truth: Truth, n_rows: int) -> np.ndarray:
     return axes.rows(n_rows, seed=5).numpy().astype(np.float64)
 
 
+@pytest.mark.slow
 def test_the_known_features_are_found_out_of_superposition(store, truth, tmp_path):
     """32 features in 20 dimensions; a random dictionary as large comes to 0.6."""
     grid = {"kind": ["relu", "topk"], "l1": [0.003, 0.15], "k": 3}

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.runs.curves import TrainReport
 from pipeline.training.sweep import complete, read_table, train_sweep
 from pipeline.training.train import train_all
+from tests.helpers.slow import cases, slow
 from tests.helpers.training import (
     assert_alike,
     killed,
@@ -78,7 +79,7 @@ GRIDS: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("grid", cases(GRIDS, fast={"seeds, widths and paces"}))
 def test_unstacked_members_are_those_trained_alone_to_the_bit(store, tmp_path, grid):
     settings = settings_for(store, steps=STEPS, stack="off", **grid)
     out = tmp_path / "sweep"
@@ -115,10 +116,17 @@ STACKS: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("sparse", ["on", "off"])
-@pytest.mark.parametrize("grid", STACKS.values(), ids=STACKS)
-def test_stacked_members_are_those_trained_alone_to_rounding(store, tmp_path, grid, sparse):
-    settings = settings_for(store, steps=STEPS, stack="on", sparse=sparse, **grid)
+PATHS = {f"{kind}-{sparse}": (kind, sparse) for kind in STACKS for sparse in ("on", "off")}
+EACH_KIND_ONCE = {
+    "relu-on", "relu-april-on", "tied-off", "gated-off", "topk-on", "batchtopk-off",
+    "matryoshka-on", "jumprelu-off",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind_and_path", cases(PATHS, fast=EACH_KIND_ONCE))
+def test_stacked_members_are_those_trained_alone_to_rounding(store, tmp_path, kind_and_path):
+    kind, sparse = kind_and_path
+    settings = settings_for(store, steps=STEPS, stack="on", sparse=sparse, **STACKS[kind])
     out = tmp_path / "sweep"
     train_settings(settings, out)
     for name, run in alone(settings, out, tmp_path).items():
@@ -137,8 +145,10 @@ def test_each_chunk_is_decoded_once_for_all_members(store, tmp_path, monkeypatch
 
     monkeypatch.setattr(ActStore, "read_chunk_into", counting)
     epoch = ActStore.open(store).n_rows // 64
-    grid = {"seed": [0, 1], "arch": {"kind": ["relu", "topk"], "k": 2}, "lr": [1e-3, 2e-3]}
-    settings = settings_for(store, steps=epoch, site=["mlp_out.0", "resid_post.0"], **grid)
+    grid = {"seed": [0, 1], "arch": {"kind": ["relu", "topk"], "k": 2}}
+    settings = settings_for(
+        store, steps=epoch, site=["mlp_out.0", "resid_post.0"], checkpoint_every=epoch, **grid
+    )
     train_settings(settings, tmp_path / "sweep")
     by_sweep = counts.copy()
     counts.clear()
@@ -159,9 +169,9 @@ DIVERGES = 1e25  # a learning rate
     [
         ("relu", "on", "on"),
         ("relu", "off", "off"),
-        ("tied", "on", "off"),
-        ("tied", "off", "on"),
-        ("batchtopk", "on", "on"),
+        slow("tied", "on", "off"),
+        slow("tied", "off", "on"),
+        slow("batchtopk", "on", "on"),
     ],
 )
 def test_a_member_that_diverges_stops_alone_and_for_good(store, tmp_path, kind, stack, sparse):
@@ -239,7 +249,7 @@ KILLED: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("grid", KILLED.values(), ids=KILLED)
+@pytest.mark.parametrize("grid", cases(KILLED, fast={"of several sites and lengths"}))
 def test_a_sweep_killed_anywhere_again_and_again_is_the_same_to_the_bit(
     store, tmp_path, monkeypatch, grid
 ):

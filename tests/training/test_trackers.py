@@ -243,6 +243,7 @@ ALL_STEPS = [1, 10, 20, 30, 40, 50]
 
 
 @tool("tensorboard")
+@pytest.mark.slow
 def test_tensorboard_shows_each_step_once_and_the_config(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

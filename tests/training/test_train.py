@@ -16,6 +16,7 @@ from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.runs.curves import TrainReport
 from pipeline.runs.sae_run import SAERun
 from pipeline.training.train import count_steps, train
+from tests.helpers.slow import slow
 from tests.helpers.training import (
     DAMAGES,
     flip_a_bit,
@@ -29,7 +30,7 @@ from tests.helpers.training import (
 D_IN = 8
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Steps this small only wait for a second thread."""
     before = torch.get_num_threads()
@@ -50,11 +51,12 @@ def config_for(store: Path, out: Path, **changes) -> TrainConfig:
     return TrainConfig(store=store, out=out, device="cpu", **(settings | changes))
 
 
-@pytest.fixture
-def whole(store: Path, tmp_path: Path) -> Path:
-    """An uninterrupted run of 30 steps."""
-    train(config_for(store, tmp_path / "whole"))
-    return tmp_path / "whole"
+@pytest.fixture(scope="module")
+def whole(store: Path, tmp_path_factory) -> Path:
+    """An uninterrupted run of 30 steps, which nobody changes."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(config_for(store, out))
+    return out
 
 
 def test_a_run_leaves_checkpoints_curves_and_an_sae(store, tmp_path):
@@ -206,7 +208,9 @@ def test_the_stores_dtype_changes_only_the_precision_of_rows(tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("arch", [ReluConfig(l1=0.3), TopKConfig(k=2)], ids=lambda arch: arch.kind)
+@pytest.mark.parametrize(
+    "arch", [ReluConfig(l1=0.3), slow(TopKConfig(k=2))], ids=lambda arch: arch.kind
+)
 def test_training_finds_planted_directions(tmp_path, arch):
     """Sparse sums of 24 hidden directions in 16 dimensions: each is some latent's direction."""
     rng = np.random.default_rng(0)

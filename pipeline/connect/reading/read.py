@@ -16,6 +16,7 @@ from actstore.reader import ActStore
 from pipeline.config.serialization import from_json, to_json
 from pipeline.config.stages import Device, FeaturesConfig
 from pipeline.connect.connector import Connector, End, SAEPair
+from pipeline.connect.figures import save_reading_figure
 from pipeline.connect.reading.document import FeaturesOfEnds
 from pipeline.connect.reading.effects import Link, ReadingContext, chosen_links, measure
 from pipeline.connect.reading.observe import observe
@@ -78,6 +79,28 @@ def read_connector(config: ReadingConfig, *, on_progress: OnProgress | None = No
     reading = _with_effects(blank, run, pair, connector, told)
     save_reading(reading)
     return reading
+
+
+def read_features(config: FeaturesConfig, *, on_progress: OnProgress | None = None) -> Reading:
+    """Read a connector as `saepipe features` was told to, and draw the effects measured.
+
+    What it raises is `read_connector`'s.
+    """
+    asked = ReadingConfig(run=config.run, store=config.store, device=config.device)
+    if config.tokens is not None:
+        asked = replace(asked, tokens=config.tokens)
+    reading = read_connector(asked, on_progress=on_progress)
+    save_reading_figure(reading)
+    return reading
+
+
+def is_read(path: Path) -> bool:
+    """Whether a run holds a reading of the weights and of the store that it has now."""
+    there = load_reading(path)
+    if there is None:
+        return False
+    run = ConnectorRun.open(path)
+    return _same(_blank(there.config, run, open_store(run, there.config.store))) is not None
 
 
 def _blank(config: ReadingConfig, run: ConnectorRun, store: ActStore) -> Reading:

@@ -1,0 +1,161 @@
+"""A kind of run that nobody else knows: the mean of a site's rows. All of it is in this file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from actstore.reader import ActStore
+from pipeline.config.training import TrainConfig
+from pipeline.report.render import Exhibit, Part
+from pipeline.runs.curves import TrainReport
+from pipeline.runs.folder import Provenance, RunFolder
+from pipeline.runs.kinds import Lazy, RunKind
+from pipeline.tables import Column, Shown, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanRun(RunFolder):
+    """Its folder."""
+
+    KIND: ClassVar[str] = "mean"
+    WEIGHTS: ClassVar[str] = "mean.safetensors"
+    MADE_BY: ClassVar[str] = "tests"
+
+    config: TrainConfig
+
+    @property
+    def origins(self) -> Mapping[str, tuple[Path, str]]:
+        return {"store": (self.provenance.path, self.provenance.fingerprint)}
+
+    @property
+    def command(self) -> str:
+        return "tests"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanReport:
+    """Its evaluation."""
+
+    run: Path
+    norm: float
+    notes: tuple[str, ...] = ("a mean is one vector",)
+
+
+class _Mean(nn.Module):
+    def __init__(self, mean: torch.Tensor) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(mean)
+
+
+def make_run(path: Path, store: ActStore) -> MeanRun:
+    """A complete one."""
+    (site,) = store.sites
+    config = TrainConfig(store=store.path, out=path)
+    run = MeanRun(path=path, config=config, provenance=Provenance.of(store, site=site))
+    path.mkdir()
+    return run.finish(_Mean(torch.from_numpy(store.mean(site)).float()))
+
+
+def evaluate(config, *, on_progress=None):
+    reports = [MeanReport(run=p, norm=_norm(p)) for p in config.runs]
+    for report in reports:
+        (report.run / "norm.txt").write_text(str(report.norm))
+    return tuple(reports)
+
+
+def evaluation(run: Path) -> MeanReport | None:
+    kept = run / "norm.txt"
+    return MeanReport(run=run, norm=float(kept.read_text())) if kept.exists() else None
+
+
+def _norm(path: Path) -> float:
+    return float(MeanRun.open(path).trained()["mean"].norm())
+
+
+def eval_tables(reports: Sequence[MeanReport]) -> list[Table]:
+    rows = [[report.run.name, f"{report.norm:.3f}"] for report in reports]
+    return [Table(columns=[Column(head="run"), Column(head="its norm")], sections=[rows])]
+
+
+def eval_figures(reports: Sequence[MeanReport], folder: Path) -> tuple[Path, ...]:
+    for report in reports:
+        (report.run / "norm.svg").write_text("drawn")
+    return (folder / "norms.svg",) if len(reports) > 1 else ()
+
+
+def features(config, *, on_progress=None):
+    (config.run / "found.txt").write_text("found")
+    return config.run
+
+
+def has_features(run: Path) -> bool:
+    return (run / "found.txt").exists()
+
+
+def shown(found: Path, chosen: Sequence[int], *, order: str, rows: int) -> Shown:
+    table = Table(columns=[Column()], sections=[[[f"{rows} rows of {found.name} by {order}"]]])
+    return Shown(lines=["read"], tables=[table], documents=[{"chosen": list(chosen)}])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanPart(Part):
+    template: ClassVar[str] = "tests.helpers/toy_kind.html"
+    norms: Mapping[str, float]
+
+    @property
+    def sections(self) -> dict[str, str]:
+        return {"means": "Means"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MeanExhibit(Exhibit):
+    noun: ClassVar[str] = "mean"
+    title: ClassVar[str] = "Report of means"
+    run: MeanRun
+
+    @classmethod
+    def gather(cls, path: Path, name: str, *, n_features: int) -> "MeanExhibit":
+        return cls(name=name, path=path, run=MeanRun.open(path))
+
+    @property
+    def provenance(self) -> Provenance:
+        return self.run.provenance
+
+    @property
+    def headline(self) -> str:
+        return f"The mean of {self.run.provenance.site}"
+
+    @property
+    def tiles(self) -> tuple[()]:
+        return ()
+
+    @staticmethod
+    def part(exhibits: Sequence["MeanExhibit"]) -> MeanPart:
+        return MeanPart(norms={one.name: _norm(one.path) for one in exhibits})
+
+
+class Means(RunKind):
+    noun = "mean"
+    curves = TrainReport
+    evaluate = Lazy("tests.helpers.toy_kind:evaluate")
+    evaluation = Lazy("tests.helpers.toy_kind:evaluation")
+    eval_table = "means.csv"
+    eval_tables = Lazy("tests.helpers.toy_kind:eval_tables")
+    eval_figures = Lazy("tests.helpers.toy_kind:eval_figures")
+    features = Lazy("tests.helpers.toy_kind:features")
+    has_features = Lazy("tests.helpers.toy_kind:has_features")
+    shown = Lazy("tests.helpers.toy_kind:shown")
+    exhibit = Lazy("tests.helpers.toy_kind:MeanExhibit")
+
+    def prepare(self, store, config):
+        raise NotImplementedError
+
+    def assemble(self, store, runs, n_steps, *, files):
+        raise NotImplementedError
+
+
+MEANS = Means()

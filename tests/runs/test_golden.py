@@ -1,0 +1,67 @@
+"""Runs that people have must stay readable: these were trained once, and are never again.
+
+`read` is a TopK SAE (k = 3) of mlp_out.1 in the golden store, `map` a connector from an SAE of
+resid.0 to it; they were written by saepipe 0.1.0, when SAEs were named coders.
+"""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from actstore.reader import ActStore
+from pipeline.connect.run import ConnectorRun
+from pipeline.runs.curves import read_curves
+from pipeline.runs.kinds import KINDS, says_kind
+from pipeline.runs.sae_run import SAERun
+from pipeline.sae.sae import SAE
+from pipeline.training.batches import as_tensor
+from pipeline.training.train import train
+from tests.golden.make_store import GOLDEN
+from tests.helpers.stores import column
+
+RUNS = GOLDEN.with_name("runs")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def read(tmp_path) -> Path:
+    return Path(shutil.copytree(RUNS / "read", tmp_path / "read"))
+
+
+def test_an_sae_encodes_and_reconstructs_as_it_did(read):
+    assert says_kind(read) == "sae"
+    run, store = SAERun.open(read), ActStore.open(GOLDEN)
+    assert run.provenance.fingerprint == store.fingerprint
+    assert (run.config.arch.kind, run.config.arch.k) == ("topk", 3)
+    x = as_tensor(column(store, run.provenance.site)).float()
+    sae = run.load_sae(CPU)
+    z = sae.encode(x)
+    assert torch.equal((z > 0).sum(-1), torch.full((len(x),), 3))
+    error = (x - sae.decode(z)).square().sum() / (x - x.mean(0)).square().sum()
+    *_, line = read_curves(read / "metrics.jsonl")
+    assert 1 - error.item() == pytest.approx(line["explained_variance"], abs=0.1)
+    assert torch.equal(SAE.from_pretrained(read).encode(x), z)
+
+
+def test_a_checkpoint_is_gone_on_with_to_the_same_bytes(read):
+    weights = (read / "sae.safetensors").read_bytes()
+    (read / "sae.safetensors").unlink()
+    run = replace(SAERun.read(read), sha256="")
+    run.write()
+    report = train(replace(run.config, store=GOLDEN, out=read), resume=True)
+    assert report.step == 20
+    assert (read / "sae.safetensors").read_bytes() == weights
+
+
+def test_a_connector_opens(tmp_path):
+    path = RUNS / "map"
+    assert says_kind(path) == "connector" and set(KINDS) >= {"sae", "connector"}
+    run = ConnectorRun.open(path)
+    assert (run.source.site, run.target.site) == ("resid.0", "mlp_out.1")
+    assert run.target.sha256 == SAERun.open(RUNS / "read").sha256
+    assert run.load_connector(CPU).W.shape == (run.source.d_sae, run.target.d_sae) == (8, 16)
+    *_, line = read_curves(path / "metrics.jsonl")
+    assert line["fvu"] == pytest.approx(0.919, abs=1e-3)

@@ -1,0 +1,64 @@
+"""Another kind of run takes a file of its own and one line: every command takes its runs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actstore.reader import ActStore
+from pipeline.config.stages import EvalConfig, FeaturesConfig, ReportConfig
+from pipeline.errors import CheckpointError
+from pipeline.runs.kinds import KINDS, Lazy, RunKind, kind_of
+from pipeline.terminal.commands import run_report, show_evaluations, show_features
+from pipeline.terminal.screen import Screen
+from tests.helpers.toy_kind import make_run
+from tests.helpers.training import write_rows
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch) -> list[Path]:
+    x = np.random.default_rng(0).standard_normal((1024, 8)).astype(np.float32) + 3
+    store = ActStore.open(write_rows(tmp_path / "a.actstore", x))
+    monkeypatch.setitem(KINDS, "mean", "tests.helpers.toy_kind:MEANS")  # the one line
+    return [make_run(tmp_path / name, store).path for name in ("one", "two")]
+
+
+def test_eval_evaluates_shows_and_draws_it(runs, capsys):
+    one, two = show_evaluations(EvalConfig(runs=tuple(runs)), screen=Screen())
+    assert (one.run, two.run) == tuple(runs) and one.norm == pytest.approx(3 * 8**0.5, rel=0.05)
+    out = capsys.readouterr().out
+    assert "2 means" in out and "means.csv, norms.svg" in out
+    assert "its norm" in out and "note: a mean is one vector" in out
+    assert (runs[1] / "norm.svg").exists()
+
+
+def test_features_finds_and_shows_it(runs, capsys):
+    config = FeaturesConfig(run=runs[0])
+    (document,) = show_features(config, [7], order="max", rows=5, screen=Screen())
+    assert document == {"chosen": [7]}
+    assert "5 rows of one by max" in capsys.readouterr().out
+
+
+def test_a_page_makes_what_is_missing_and_shows_it(runs, tmp_path):
+    page = run_report(ReportConfig(runs=(runs[0],), out=tmp_path / "page.html"), screen=Screen())
+    assert (runs[0] / "norm.txt").exists() and (runs[0] / "found.txt").exists()
+    text = page.read_text()
+    assert "Report of means" in text and "one is 8.4" in text
+
+
+def test_without_its_line_it_is_refused_by_name(runs, monkeypatch):
+    monkeypatch.delitem(KINDS, "mean")
+    with pytest.raises(CheckpointError, match="is a mean run, and this saepipe knows sae, "):
+        kind_of(runs[0])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_everything_that_a_kind_names_is_there(name):
+    module, _, attribute = KINDS[name].partition(":")
+    kind = Lazy(f"{module}:{attribute}").get()
+    assert isinstance(kind, RunKind)
+    wanted = RunKind.__annotations__
+    assert set(wanted) <= set(dir(kind))
+    for attribute, hint in wanted.items():
+        if "Lazy" in str(hint):
+            assert callable(getattr(kind, attribute).get()), attribute
