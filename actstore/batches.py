@@ -1,13 +1,4 @@
-"""Batches: windows, epochs, threads.
-
-Which rows each lane reads in an epoch, window by window: arithmetic only, no I/O.
-
-The chunks of a store in shuffled order are one long row of rows. Each lane owns an equal share of
-it, cut into windows at the same places in every lane, so that all lanes are always equally far.
-
-Windows of rows, decoded by threads one ahead of whoever reads them.
-
-Shuffled batches whose whole state is one integer.
+"""Shuffled batches whose whole state is one integer.
 
 An epoch reads the chunks of a store in random order and cuts that order into windows. The rows of a
 window are mixed in short runs: rows were mixed over their whole shard when they were written, so
@@ -15,8 +6,9 @@ that neighbours have nothing in common but their shard. Batches are cut from the
 across windows and epochs. While one window is handed out, the next is decoded by threads into the
 memory of the one before.
 
-Several processes share an epoch by *lanes*: each lane has its own share of the chunks, its own
-windows and its own rows of every batch, whoever reads it.
+Several processes share an epoch by *lanes*. The chunks in shuffled order are one long row of rows;
+each lane owns an equal share of it, cut into windows at the same places in every lane, so that all
+lanes are always equally far, and its own rows of every batch, whoever reads it.
 """
 
 from collections import defaultdict, deque
@@ -32,10 +24,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from actstore.chunks import ChunkStore
 from actstore.errors import StoreError
 from actstore.layout import Layout, chunk_order, window_permutation
 from actstore.manifest import ROW_ARRAYS
-from actstore.reader import ActStore
 
 
 class Piece(NamedTuple):
@@ -126,7 +118,7 @@ Rows = Shaped[np.ndarray, "n *width"]
 """Of a site, or of one of ROW_ARRAYS: one value a row."""
 
 
-def empty_rows(store: ActStore, name: str, n_rows: int) -> Rows:
+def empty_rows(store: ChunkStore, name: str, n_rows: int) -> Rows:
     """Memory for rows of a site or of one of ROW_ARRAYS."""
     if name in ROW_ARRAYS:
         return np.empty(n_rows, ROW_ARRAYS[name])
@@ -179,7 +171,7 @@ class Windows:
 
     def __init__(
         self,
-        store: ActStore,
+        store: ChunkStore,
         sites: Sequence[str],
         *,
         metadata: Sequence[str] = (),
@@ -291,7 +283,7 @@ class _Chunk(NamedTuple):
     piece: Piece
     out: Rows
 
-    def read(self, store: ActStore) -> None:
+    def read(self, store: ChunkStore) -> None:
         store.read_chunk_into(self.site, self.piece.chunk, self.out, skip=self.piece.skip)
 
 
@@ -302,7 +294,7 @@ class _Values(NamedTuple):
     shard: int
     parts: Sequence[tuple[int, Rows]]
 
-    def read(self, store: ActStore) -> None:
+    def read(self, store: ChunkStore) -> None:
         values = store.shard(self.name, self.shard)
         for start, out in self.parts:
             out[:] = values[start : start + len(out)]
@@ -339,7 +331,7 @@ class Batches:
     layout, on `seed`, `window_rows` and `lanes`, and on nothing else.
     """
 
-    store: ActStore
+    store: ChunkStore
     sites: tuple[str, ...]
     batch_size: int
     """Rows of a batch, over all processes."""

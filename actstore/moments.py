@@ -119,7 +119,7 @@ def unpacked(data: bytes, widths: Mapping[str, int], *, lossy: bool) -> dict[str
     return found
 
 
-def as_float(rows: Shaped[np.ndarray, "n width"]) -> Shaped[np.ndarray, "n width"]:
+def as_float(rows: Shaped[np.ndarray, "*rows"]) -> Shaped[np.ndarray, "*rows"]:
     """Stored rows as numbers: bits of bfloat16 are the upper half of a float32."""
     if rows.dtype != np.uint16:
         return rows

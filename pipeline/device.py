@@ -1,6 +1,6 @@
 """Where tensors live, and in which precision the model runs."""
 
-from typing import assert_never
+from typing import get_args
 
 import torch
 
@@ -10,33 +10,31 @@ from pipeline.errors import ConfigError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pick_device(device: Device) -> torch.device:
+def pick_device(device: str | torch.device) -> torch.device:
     """The device asked for; `auto` is cuda, then mps, then cpu, by what is there.
 
     Raises:
-        ConfigError: the device asked for is not there.
+        ConfigError: there is no such device, or it is not there.
     """
-    match device:
-        case "auto":
-            if torch.cuda.is_available():
-                return torch.device("cuda")
-            return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-        case "cuda":
-            if not torch.cuda.is_available():
-                raise ConfigError(
-                    "device cuda was asked for, but torch sees no GPU: type --device cpu, or "
-                    "install a torch built for your CUDA"
-                )
-        case "mps":
-            if not torch.backends.mps.is_available():
-                raise ConfigError(
-                    "device mps was asked for, but torch sees no Apple GPU: type --device cpu"
-                )
-        case "cpu":
-            pass
-        case _:
-            assert_never(device)
-    return torch.device(device)
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        names = ", ".join(get_args(Device))
+        raise ConfigError(f"device must be one of {names}, got {device!r}") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {found} was asked for, but torch sees {torch.cuda.device_count() or 'no'} "
+            "GPU: type --device cpu, or install a torch built for your CUDA"
+        )
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(
+            "device mps was asked for, but torch sees no Apple GPU: type --device cpu"
+        )
+    return found
 
 
 def pick_precision(precision: Precision, *, device: torch.device) -> Precision:

@@ -121,7 +121,7 @@ def passes(monkeypatch):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """No curves are drawn by `saepipe train`: for tests of what else it does."""
+    """No curves are drawn by a training: for tests of what else it does."""
     for name in ("training_curves", "sweep_figure"):
         monkeypatch.setattr(f"pipeline.plots.training.{name}", lambda *_: None)
 

@@ -16,7 +16,7 @@ SOURCES = [ROOT / "cli.py", *ROOT.glob("actstore/**/*.py"), *ROOT.glob("pipeline
 ORDER = (
     ("actstore",),
     ("errors", "progress", "tables"),
-    ("config",),
+    ("config", "frame"),
     ("device",),
     ("lm", "sae"),
     ("text",),
@@ -29,7 +29,8 @@ ORDER = (
     ("report",),
     ("saes", "connect"),
     ("mnist",),
-    ("demo",),
+    ("verbs",),
+    ("saepipe", "demo"),
     ("terminal",),
     ("cli",),
 )
@@ -55,7 +56,7 @@ TORCH_FREE = (
     "actstore.reader", "actstore.batches", "actstore.writer", "cli", "pipeline",
     "pipeline.config.stages", "pipeline.config.training", "pipeline.config.grid",
     "pipeline.text.open", "pipeline.lm.families", "pipeline.lm.hub", "pipeline.harvest.plan",
-    "pipeline.harvest.harvest",
+    "pipeline.harvest.harvest", "pipeline.verbs", "pipeline.saepipe",
 )  # fmt: skip
 
 

@@ -124,7 +124,7 @@ def _read_by_kind(kinds: Mapping[str, type], value: object, where: str) -> objec
         )
     got = value.get("kind")
     if not isinstance(got, str) or got not in kinds:
-        hint = _nearest(got, kinds)
+        hint = nearest(got, kinds)
         raise ConfigError(f"{where}.kind must be one of {_listed(kinds)}, got {got!r}{hint}")
     return _read_dataclass(kinds[got], value, where)
 
@@ -137,7 +137,7 @@ def _read_dataclass(hint: type, value: object, where: str) -> object:
     settings = {f.name: f for f in fields(hint) if f.name != flat}
     for key in value:
         if key not in settings and flat is None:
-            raise ConfigError(f"{where} has no setting {key!r}{_nearest(key, settings)}")
+            raise ConfigError(f"{where} has no setting {key!r}{nearest(key, settings)}")
     for name, f in settings.items():
         if name not in value and f.default is MISSING and f.default_factory is MISSING:
             raise ConfigError(f"{where} lacks the setting {name!r}")
@@ -149,7 +149,7 @@ def _read_dataclass(hint: type, value: object, where: str) -> object:
     return hint(**read)
 
 
-def _nearest(got: object, known: Mapping[str, object]) -> str:
+def nearest(got: object, known: Mapping[str, object]) -> str:
     """The end of a message about an unknown name: the nearest known one, or all of them."""
     close = get_close_matches(str(got), known, n=1)
     return f": did you mean {close[0]!r}?" if close else f": it has {_listed(known)}"

@@ -49,7 +49,7 @@ def settings(cls: type[T]) -> type[T]:
     init: Callable[..., None] = made.__init__
 
     def settle_and_init(self: object, **given: Any) -> None:  # noqa: ANN401
-        hints = _hints(made)
+        hints = hints_of(made)
         init(self, **{name: _settled(value, hints.get(name)) for name, value in given.items()})
 
     parameters = list(signature(init).parameters.values())[1:]
@@ -59,7 +59,7 @@ def settings(cls: type[T]) -> type[T]:
 
 
 @cache
-def _hints(config: type) -> Mapping[str, object]:
+def hints_of(config: type) -> Mapping[str, object]:
     """Of each setting its type, as far as it is not None."""
     hints = get_type_hints(config, include_extras=True)
     return {f.name: _but_none(hints[f.name]) for f in fields(config)}  # pyright: ignore[reportArgumentType]

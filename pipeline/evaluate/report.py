@@ -17,6 +17,7 @@ from actstore.files import write_file
 from pipeline.config.serialization import FLAT, from_json, to_json
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluate.metrics import METRICS, Number
+from pipeline.frame import make_frame
 
 EVAL_FILE = "eval.json"
 """In the folder of a run, its latest report."""
@@ -119,6 +120,29 @@ class EvalReport:
     """In descending order of their added loss."""
     notes: tuple[str, ...]
     """What a reader of these numbers must know, one sentence each."""
+
+    def to_frame(self) -> Any:  # noqa: ANN401 - pandas need not be installed
+        """One row, as in eval.csv: every single value, and the ends of its interval.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        bounded = {interval.metric for interval in self.intervals}
+        row = _row(self, dict.fromkeys([*METRICS, *self.metrics]), bounded)
+        return make_frame({key: [str(x) if isinstance(x, Path) else x] for key, x in row.items()})
+
+    def __repr__(self) -> str:
+        shown = {
+            "loss recovered": self.loss_recovered,
+            "explained variance": self.explained_variance,
+            "L0": self.l0,
+            "dead": self.frac_dead,
+        }
+        told = ", ".join(f"{words} {x:.4g}" for words, x in shown.items() if x is not None)
+        return (
+            f"EvalReport({self.run}: {self.arch} at {self.site}, {self.d_sae:,} features, {told}, "
+            f"on {self.n_tokens:,} tokens of {self.text})"
+        )
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - what a field may be
         """A metric."""

@@ -1,16 +1,14 @@
 """A feature as people look at it: how often it is active, on what, and to what end."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from pipeline.config.serialization import to_json
-from pipeline.errors import ConfigError
+from pipeline.frame import make_frame
 from pipeline.text.token_text import TokenTexts, visible
 
 BEFORE, AFTER = 24, 8
@@ -159,15 +157,6 @@ class TopContexts:
             name: [getattr(passage, name) for passage in self.passages] for name in Passage._fields
         }
         return make_frame({"activation": list(self.activations), **texts})
-
-
-def make_frame(columns: Mapping[str, object]) -> Any:  # noqa: ANN401 - pandas need not be installed
-    """A pandas DataFrame."""
-    try:
-        pandas = import_module("pandas")
-    except ImportError:
-        raise ConfigError("a frame needs pandas, which is not here: pip install pandas") from None
-    return pandas.DataFrame(dict(columns))
 
 
 def feature_document(feature: Feature, texts: TokenTexts) -> dict[str, object]:

@@ -32,8 +32,8 @@ from pipeline.features.feature import (
     TokenEffect,
     TokenValues,
     TopContexts,
-    make_frame,
 )
+from pipeline.frame import make_frame
 from pipeline.runs.folder import saepipe_version
 from pipeline.text.token_text import TokenTexts, visible
 

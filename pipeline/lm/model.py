@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from pipeline.config.stages import Device, Precision
+from pipeline.config.stages import Precision
 from pipeline.device import pick_device, pick_dtype
 from pipeline.errors import ConfigError
 from pipeline.lm.families import Shape, Site
@@ -41,10 +42,10 @@ class LanguageModel(HookedModel):
     @classmethod
     def from_pretrained(
         cls,
-        name: str | Path = "builtin",
+        name: str | PathLike[str] = "builtin",
         *,
         revision: str = "main",
-        device: Device = "auto",
+        device: str | torch.device = "auto",
         precision: Precision = "auto",
     ) -> "LanguageModel":
         """A whole model, in evaluation mode, every weight frozen.
@@ -61,7 +62,7 @@ class LanguageModel(HookedModel):
         """
         where = pick_device(device)
         dtype = pick_dtype(precision, where)
-        return load_model(str(name), revision=revision, device=where, dtype=dtype)
+        return load_model(fspath(name), revision=revision, device=where, dtype=dtype)
 
     @property
     def device(self) -> torch.device:
@@ -131,13 +132,13 @@ class LanguageModel(HookedModel):
 
     @torch.no_grad()
     def run_with_acts(
-        self, text: Text, sites: Sequence[str | Site]
+        self, text: Text, sites: str | Sequence[str | Site]
     ) -> tuple[Float[Tensor, "batch position n_vocab"], dict[str, Tensor]]:
         """One forward pass: its next-token logits, and the activations at these sites.
 
         Args:
             text: As `to_tokens` takes it.
-            sites: `mlp_out.2` and the like.
+            sites: `mlp_out.2` and the like, one or several.
 
         Returns:
             Logits `[batch, position, n_vocab]`, and by the name of each site `[batch, position,
@@ -146,7 +147,8 @@ class LanguageModel(HookedModel):
         Raises:
             ConfigError: the model has no such site, or the text is none it can read.
         """
-        tokens, read = self.to_tokens(text), [Site.parse(str(site)) for site in sites]
+        names = [sites] if isinstance(sites, str) else sites
+        tokens, read = self.to_tokens(text), [Site.parse(str(site)) for site in names]
         with capture(self, read) as acts:
             logits = self.logits(self.hidden(tokens).flatten(0, 1))
         return logits.unflatten(0, tokens.shape), {str(site): acts[site] for site in read}
@@ -159,16 +161,19 @@ class LanguageModel(HookedModel):
 
         Args:
             edits: For each site what makes `x_hat` of `x`, an SAE or any other callable. Both are
-                `[batch, position, width]`, `x` in float32 whatever the model computes in; in
-                `generate`, `position` is the prompt first, and then one token at a time.
+                `[batch, position, width]`, `x` in float32 whatever the model computes in, and on
+                the device of an SAE; in `generate`, `position` is the prompt first, and then one
+                token at a time.
 
         Raises:
             ConfigError: the model has no such site, or `x_hat` has not the shape of `x`.
         """
 
         def checked(site: Site, edit: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            weights = next(edit.parameters(), None) if isinstance(edit, nn.Module) else None
+
             def edited(x: Tensor) -> Tensor:
-                x_hat = edit(x)
+                x_hat = edit(x if weights is None else x.to(weights.device)).to(x.device)
                 if x_hat.shape != x.shape:
                     raise ConfigError(
                         f"what is spliced in at {site} makes {tuple(x_hat.shape)} of "

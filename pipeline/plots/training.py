@@ -23,7 +23,7 @@ from pipeline.plots.style import (
     short,
     smoothed,
 )
-from pipeline.runs.curves import read_curves
+from pipeline.runs.curves import METRICS, read_curves
 
 CURVES = (
     ("l0", "L0", "features active per token"),
@@ -76,6 +76,21 @@ def training_curves(metrics: Path, out: Path) -> None:
     for i, curve in enumerate(curves):
         _draw(figure, (n_lines, n_columns, i + 1), lines, curve)
     save(figure, out, out.with_suffix(".svg"))
+
+
+def save_curves(runs: Mapping[str, Path], out: Path) -> None:
+    """Draw the curves of each run into its folder, and where several ended into `out`.
+
+    Args:
+        runs: Their folders by name; one that diverged before its first line gets no figure.
+        out: Of the sweep.
+    """
+    curves = {name: folder / METRICS for name, folder in runs.items()}
+    for path in curves.values():
+        if path.stat().st_size:
+            training_curves(path, path.with_name("curves.png"))
+    if len(runs) > 1:
+        sweep_figure(curves, out / "sweep.png")
 
 
 def curve_figures(metrics: Path) -> dict[str, Figure]:

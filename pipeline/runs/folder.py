@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast, get_type_hints
 
@@ -26,8 +27,9 @@ from actstore.reader import ActStore
 from pipeline.config.serialization import from_json, to_json
 from pipeline.config.training import LoopConfig
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.frame import make_frame
 from pipeline.runs.checkpoints import FOLDER
-from pipeline.runs.curves import METRICS
+from pipeline.runs.curves import METRICS, read_curves
 
 FORMAT = 1
 RUN = "run.json"
@@ -106,12 +108,46 @@ class RunFolder(ABC):
         """The command that began it, without its options."""
 
     @property
+    def curves(self) -> list[dict[str, Any]]:
+        """Every line of its curves, as metrics.jsonl has them.
+
+        Raises:
+            CheckpointError: there are none, or they are damaged.
+        """
+        return list(read_curves(self.path / METRICS))
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The last line of its curves: where training ended.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        lines = self.curves
+        if not lines:
+            raise CheckpointError(f"{self.path / METRICS} has no line yet")
+        return lines[-1]
+
+    def to_frame(self) -> Any:  # noqa: ANN401 - pandas need not be installed
+        """Its curves as a pandas DataFrame, one row a line.
+
+        Raises:
+            CheckpointError: there are none, or they are damaged.
+            ConfigError: pandas is not installed.
+        """
+        lines = self.curves
+        return make_frame({name: [line[name] for line in lines] for name in next(iter(lines), {})})
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
     def finished(self) -> bool:
         """Whether training reached its end."""
         return bool(self.sha256)
 
     @classmethod
-    def open(cls: type[RunT], path: str | Path) -> RunT:
+    def open(cls: type[RunT], path: str | PathLike[str]) -> RunT:
         """A complete run.
 
         Raises:

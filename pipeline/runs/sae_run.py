@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, final
 
 import torch
 
 from pipeline.config.training import TrainConfig
+from pipeline.errors import CheckpointError
 from pipeline.runs.folder import RunFolder
 from pipeline.sae.sae import SAE
 
@@ -17,7 +19,11 @@ CODER = "sae.safetensors"
 @final
 @dataclass(frozen=True, kw_only=True)
 class SAERun(RunFolder):
-    """The training of an SAE on disk."""
+    """The training of an SAE on disk: a folder, which every verb takes in place of its path.
+
+    run = SAERun.open("runs/topk")
+    run.sae, run.config, run.metrics["explained_variance"]
+    """
 
     KIND: ClassVar[str] = "sae"
     WEIGHTS: ClassVar[str] = CODER
@@ -41,6 +47,15 @@ class SAERun(RunFolder):
         """Number of latents."""
         return self.config.expansion * self.provenance.d_in
 
+    @cached_property
+    def sae(self) -> SAE:
+        """The finished SAE in float32 on the CPU, read when it is first asked for.
+
+        Raises:
+            CheckpointError: it is unfinished or damaged.
+        """
+        return SAE.from_pretrained(self.path)
+
     def load_sae(self, device: torch.device) -> SAE:
         """The finished SAE in float32, every byte checked.
 
@@ -50,6 +65,18 @@ class SAERun(RunFolder):
         coder = self.blank_sae()
         coder.load_state_dict(self.trained())
         return coder.to(device)
+
+    def __repr__(self) -> str:
+        what = f"{self.config.arch} at {self.provenance.site}, {self.d_sae:,} features"
+        if self.failure:
+            return f"SAERun({self.path}: {what}, diverged: {self.failure})"
+        try:
+            last = self.metrics
+        except CheckpointError:
+            last = {}
+        known = (("l0", "L0"), ("explained_variance", "explained variance"))
+        ends = "".join(f", {words} {last[name]:.4g}" for name, words in known if name in last)
+        return f"SAERun({self.path}: {what}{ends}{'' if self.finished else ', unfinished'})"
 
     def blank_sae(self) -> SAE:
         """An SAE of this run's shape and architecture, its parameters still to be loaded."""

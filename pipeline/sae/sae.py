@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import final
 
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 from pipeline.config.architectures import ArchConfig
 from pipeline.config.serialization import from_json, to_json
+from pipeline.device import pick_device
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.sae.architecture import Activation, architecture_of
 
@@ -147,13 +149,20 @@ class SAE(Coder):
         self.activation = architecture.activation()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> "SAE":
+    def from_pretrained(
+        cls, folder: str | PathLike[str], *, device: str | torch.device = "cpu"
+    ) -> "SAE":
         """The SAE of a training's folder, or of one that `save_pretrained` wrote, in float32.
+
+        Args:
+            folder: Of the run, or of what was saved.
+            device: `cpu`, `cuda`, `mps`, or `auto` for the best that is there.
 
         Raises:
             CheckpointError: there is none, or it is unfinished or damaged.
+            ConfigError: the device is not there.
         """
-        folder = Path(folder)
+        folder, where = Path(folder), pick_device(device)
         about, path = _About.read(folder), folder / WEIGHTS
         if not about.sha256:
             raise CheckpointError(f"{folder} is an unfinished run: train it to its end first")
@@ -165,9 +174,9 @@ class SAE(Coder):
             sae.load_state_dict(load(data))
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{path} is missing or damaged ({error})") from error
-        return sae.to(device)
+        return sae.to(where)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `sae.safetensors`, and the `cfg.json` that describes it and has its checksum."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

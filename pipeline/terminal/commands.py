@@ -54,7 +54,7 @@ def run_train(
     log: Sequence[str] = (),
 ) -> "list[StepReport]":
     """Train what is not complete already, and draw the curves."""
-    from pipeline.plots.training import sweep_figure, training_curves
+    from pipeline.plots.training import save_curves
     from pipeline.terminal.lines import curve_words, outcome_line
     from pipeline.training.sweep import complete, train_sweep
     from pipeline.training.trackers import make_loggers
@@ -70,12 +70,7 @@ def run_train(
 
         outcomes = train_sweep(points, out=out, resume=resume, on_step=on_step)
     reports = complete(outcomes)
-    curves = {point.name: point.config.out / "metrics.jsonl" for point in points}
-    for path in curves.values():
-        if path.stat().st_size:  # one may have diverged before its first line
-            training_curves(path, path.with_name("curves.png"))
-    if len(points) > 1:
-        sweep_figure(curves, out / "sweep.png")
+    save_curves({point.name: point.config.out for point in points}, out)
     for config, outcome in zip(configs, outcomes, strict=True):
         screen.say(outcome_line(outcome, config.out))
     return reports

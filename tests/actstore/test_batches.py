@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from actstore.batches import Batches
 from actstore.errors import StoreError
 from actstore.reader import ActStore
-from tests.helpers.stores import column, make_spec, write_store
+from tests.helpers.stores import as_numbers, column, make_spec, write_store
 
 TWO_SITES = {"mlp_out.1": 16, "resid.0": 24}
 
@@ -290,3 +290,30 @@ def test_damaged_metadata_stops_the_stream_with_its_name(tmp_path):
     with pytest.raises(StoreError, match=r"token_id, shard 1: .*c/1 is damaged in chunk 0"):
         list(islice(batches_of(store, metadata=("position", "token_id")).start_at(0), 20))
     assert not decoding()
+
+
+def test_a_store_gives_batches_as_float32_each_row_once(make_store):
+    store = ActStore.open(make_store(widths={"mlp_out.1": 16, "resid.0": 24}))
+    stream = Batches(store=store, sites=("mlp_out.1", "resid.0"), batch_size=64, seed=5).start_at(0)
+    stored = list(islice(stream, 6))
+    stream.close()
+    one = list(store.batches("mlp_out.1", 64, seed=5))
+    assert len(one) == 3  # whole ones alone
+    several = list(store.batches(["mlp_out.1", "resid.0", "token_id"], 64, seed=5, epochs=2))
+    assert len(several) == 6
+    for batch, as_stored in zip(several, stored, strict=True):
+        assert list(batch) == ["mlp_out.1", "resid.0", "token_id"]
+        for site, rows in as_stored.items():
+            assert batch[site].dtype == np.float32
+            np.testing.assert_array_equal(batch[site], as_numbers(rows))
+    for batch, among in zip(one, several, strict=False):
+        np.testing.assert_array_equal(batch, among["mlp_out.1"])
+    assert len(list(islice(store.batches("resid.0", 50, epochs=None, window_rows=64), 9))) == 9
+
+
+def test_batches_of_what_a_store_does_not_have_are_refused_at_once(make_store):
+    store = ActStore.open(make_store())
+    with pytest.raises(StoreError, match="has no site 'mlp_out.9'"):
+        store.batches("mlp_out.9", 64)
+    with pytest.raises(StoreError, match="batch_size must be positive, got 0"):
+        store.batches("mlp_out.1", 0)

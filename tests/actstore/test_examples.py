@@ -70,11 +70,11 @@ def test_the_ten_lines_of_the_store_write_and_read_labelled_vectors(tmp_path):
 
 
 ZARR = "assert bits.shape == (4096, 16) and bits.dtype == 'uint16' and len(tokens) == 4096"
-BATCHES = "assert batch['mlp_out.2'].shape == (4096, 16)"
+STORE = "assert batch.shape == (4096, 16) and rows.shape == (10, 16) and rows.dtype == 'float32'"
 
 
 @pytest.mark.parametrize(
-    ("imported", "check"), [("zarr", ZARR), ("Batches", BATCHES)], ids=["zarr", "Batches"]
+    ("imported", "check"), [("zarr", ZARR), ("ActStore", STORE)], ids=["zarr", "ActStore"]
 )
 def test_the_readme_reads_the_store_of_the_demo(tmp_path, imported, check):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -4,7 +4,14 @@ from hypothesis import given, strategies as st
 
 from actstore.errors import StoreError
 from actstore.reader import ActStore
-from tests.helpers.stores import CTX_LEN, column, contexts, make_spec, write_store
+from tests.helpers.stores import (
+    CTX_LEN,
+    as_numbers,
+    column,
+    contexts,
+    make_spec,
+    write_store,
+)
 
 SPEC = make_spec(widths={"mlp_out.1": 16, "resid.0": 24})
 N_ROWS = 200  # the last of 4 shards is short
@@ -45,6 +52,49 @@ def test_contexts_come_as_they_were_written(store, written, ids):
             np.testing.assert_array_equal(rows, acts[site][i])
 
 
+KEYS = st.one_of(
+    st.slices(N_ROWS),
+    st.integers(-N_ROWS, N_ROWS - 1),
+    st.lists(st.integers(-N_ROWS, N_ROWS - 1), max_size=9),
+    st.integers(1, 99).map(lambda n: np.arange(N_ROWS) % n == 0),
+    st.integers(-N_ROWS, N_ROWS - 1).map(np.int64),
+)
+
+
+@given(key=KEYS)
+def test_a_site_is_read_like_an_array_of_float32(store, key):
+    for name in ("mlp_out.1", "resid.0", "token_id"):
+        rows, whole = store[name], column(store, name)
+        if name in store.sites:
+            whole = as_numbers(whole).astype(np.float32)
+        assert (len(rows), rows.shape, rows.dtype) == (N_ROWS, whole.shape, whole.dtype)
+        got = rows[key]
+        assert got.dtype == whole.dtype
+        np.testing.assert_array_equal(got, whole[key])
+
+
+def test_a_site_can_be_walked_and_made_an_array(store):
+    rows = store["mlp_out.1"]
+    for whole in (np.stack(list(rows)), np.asarray(rows), np.array(rows, np.float64)):
+        np.testing.assert_array_equal(whole, as_numbers(column(store, "mlp_out.1")))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_rows_are_float32_whatever_they_are_stored_as(make_store, dtype):
+    store = ActStore.open(str(make_store(dtype=dtype)))
+    first = store["mlp_out.1"][:5]
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(first, column(store, "mlp_out.1")[:5].astype(np.float32))
+
+
+def test_a_store_and_its_sites_say_what_they_are(store):
+    assert repr(store).startswith(
+        f"ActStore({store.path}: 200 rows of mlp_out.1 [16], resid.0 [24]"
+    )
+    assert repr(store["mlp_out.1"]) == f"mlp_out.1 of {store.path}: 200 x 16, float32"
+    assert list(store) == ["mlp_out.1", "resid.0"] and "resid.0" in store
+
+
 def test_one_context_of_some_sites(store):
     acts, tokens, _ = contexts(SPEC, 24, 25)
     np.testing.assert_array_equal(store.context(24).acts["resid.0"], acts["resid.0"][0])
@@ -75,6 +125,13 @@ def test_what_the_store_does_not_have_is_refused(store):
         (lambda: store.rows("nothing", np.array([0])), "has no 'nothing'; it has token_id"),
         (lambda: store.context(25), "has contexts 0 to 24, got 25 to 25"),
         (lambda: store.contexts(np.array([0]), sites=["x"]), "has no site 'x'"),
+        (lambda: store["x"], "has no site 'x'; it has mlp_out.1, resid.0"),
+        (lambda: store["mlp_out.1"][200], "has rows 0 to 199, got 200 to 200"),
+        (lambda: store["mlp_out.1"][np.ones(3, bool)], "by a mask of 200, got 3 of bool"),
+        (
+            lambda: store["mlp_out.1"][np.array([0.5])],
+            "are asked for by number, .* of float64",
+        ),
     ]:
         with pytest.raises(StoreError, match=told):
             ask()

@@ -202,3 +202,33 @@ def test_an_sae_of_another_width_or_context_does_not_fit(model):
         model.require_fits(site, d_in=8, ctx_len=64, run=run)
     with pytest.raises(ConfigError, match="contexts of 65 tokens do not fit into"):
         model.require_fits(site, d_in=16, ctx_len=65, run=run)
+
+
+def test_one_site_may_be_named_alone(model):
+    logits, acts = model.run_with_acts("abc", "mlp_out.1")
+    again, several = model.run_with_acts("abc", ["mlp_out.1", "mlp_out.2"])
+    assert torch.equal(logits, again)
+    assert torch.equal(acts["mlp_out.1"], several["mlp_out.1"]) and list(acts) == ["mlp_out.1"]
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("gpu", "device must be one of auto, cpu, cuda, mps, got 'gpu'"),
+        ("cuda:77", "device cuda:77 was asked for, but torch sees"),
+        (torch.device("cuda", 77), "device cuda:77 was asked for"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_line(tiny_model, device, said):
+    with pytest.raises(ConfigError, match=said):
+        LanguageModel.from_pretrained(tiny_model, device=device)
+
+
+def test_what_is_spliced_in_is_given_activations_where_its_weights_are(model):
+    """A meta device stands in for a second one: it computes shapes alone, and cannot come back."""
+    sae = make_sae().to("meta")
+    seen = []
+    sae.register_forward_pre_hook(lambda _, args: seen.append(args[0].device.type))
+    with pytest.raises(NotImplementedError, match="meta"), model.spliced({"mlp_out.1": sae}):
+        model.run_with_acts("abc", [])
+    assert seen == ["meta"]

@@ -1,0 +1,81 @@
+"""saepipe for notebooks and scripts: the whole pipeline under one name.
+
+    import saepipe as sp
+
+    sp.harvest(sites=["mlp_out.2"], tokens="500k", out="acts.actstore")
+    run = sp.train("acts.actstore", arch="topk", k=32, out="runs/topk")
+    report = sp.evaluate(run, tokens="100k")
+
+Every public name is in the table below. None is imported before it is used, so that this import
+takes no time and brings no torch. Installed, this file is `saepipe.py` beside `pipeline`, a copy
+even where the rest is editable: it holds names alone.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from actstore.errors import StoreError as StoreError
+    from actstore.reader import ActStore as ActStore
+    from pipeline.connect.run import ConnectorRun as ConnectorRun
+    from pipeline.errors import PipelineError as PipelineError
+    from pipeline.evaluate.report import EvalReport as EvalReport
+    from pipeline.features.files import FeatureSet as FeatureSet
+    from pipeline.finetune.run import FinetuneReport as FinetuneReport
+    from pipeline.harvest.harvest import HarvestSummary as HarvestSummary
+    from pipeline.lm.model import LanguageModel as LanguageModel
+    from pipeline.progress import Progress as Progress
+    from pipeline.report.page import ReportSummary as ReportSummary
+    from pipeline.runs.sae_run import SAERun as SAERun
+    from pipeline.sae.sae import SAE as SAE
+    from pipeline.verbs import (
+        connect as connect,
+        evaluate as evaluate,
+        features as features,
+        finetune as finetune,
+        harvest as harvest,
+        report as report,
+        sweep as sweep,
+        train as train,
+    )
+
+NAMES = {
+    "harvest": "pipeline.verbs",
+    "train": "pipeline.verbs",
+    "sweep": "pipeline.verbs",
+    "connect": "pipeline.verbs",
+    "evaluate": "pipeline.verbs",
+    "features": "pipeline.verbs",
+    "finetune": "pipeline.verbs",
+    "report": "pipeline.verbs",
+    "ActStore": "actstore.reader",
+    "SAE": "pipeline.sae.sae",
+    "SAERun": "pipeline.runs.sae_run",
+    "ConnectorRun": "pipeline.connect.run",
+    "LanguageModel": "pipeline.lm.model",
+    "HarvestSummary": "pipeline.harvest.harvest",
+    "EvalReport": "pipeline.evaluate.report",
+    "FeatureSet": "pipeline.features.files",
+    "FinetuneReport": "pipeline.finetune.run",
+    "ReportSummary": "pipeline.report.page",
+    "Progress": "pipeline.progress",
+    "PipelineError": "pipeline.errors",
+    "StoreError": "actstore.errors",
+}
+"""Every public name, and where it lives."""
+
+__all__ = list(NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return version("saepipe")
+    if name not in NAMES:
+        raise AttributeError(f"module 'saepipe' has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(NAMES[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *NAMES, "__version__"])

@@ -1,0 +1,378 @@
+"""What `import saepipe` can do: a function a stage, as its command on the command line.
+
+Each takes its main argument and its settings as keywords, or a config; paths as text, `Path` or a
+run or store that is open; counts as `500k`. They return values and print nothing: `on_progress` is
+told how far they have come. What goes wrong is a `PipelineError` or `StoreError` of one line.
+
+Torch is imported by what needs it, when it is called.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from pipeline.config.architectures import ARCHS, ReluConfig
+from pipeline.config.command_line import arch_table
+from pipeline.config.grid import Point, Trainable, expand
+from pipeline.config.keywords import config_of, settings_of, takes
+from pipeline.config.stages import (
+    EvalConfig,
+    FeaturesConfig,
+    FinetuneConfig,
+    HarvestConfig,
+    ReportConfig,
+)
+from pipeline.config.training import ConnectConfig, TrainConfig
+from pipeline.errors import ConfigError
+from pipeline.progress import OnProgress, Progress
+
+if TYPE_CHECKING:
+    from pipeline.connect.run import ConnectorRun
+    from pipeline.evaluate.report import EvalReport
+    from pipeline.features.files import FeatureSet
+    from pipeline.finetune.run import FinetuneReport
+    from pipeline.harvest.harvest import HarvestSummary
+    from pipeline.report.page import ReportSummary
+    from pipeline.runs.curves import StepReport
+    from pipeline.runs.sae_run import SAERun
+    from pipeline.training.loop import OnStep
+
+AnyPath = str | PathLike[str]
+"""Text, a `Path`, a run or a store."""
+
+
+@takes(HarvestConfig)
+def harvest(
+    config: HarvestConfig | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+    **settings: object,
+) -> "HarvestSummary":
+    """Run a language model over a text, once, and store its activations.
+
+    What the store holds already is not run again: rows and sites are added, an interrupted harvest
+    goes on.
+
+        sp.harvest(model="builtin", sites=["mlp_out.2"], tokens="500k", out="acts.actstore")
+
+    Raises:
+        ConfigError: a setting is unknown or impossible here.
+        ModelError: the model cannot be found, reached or read.
+        TextError: the text cannot.
+        StoreError: another writer is at work, or the disk fails; the same call goes on.
+    """
+    from pipeline.harvest.harvest import harvest as run
+
+    made = config_of(HarvestConfig, config or {}, settings, verb="harvest")
+    return run(made, on_progress=on_progress)
+
+
+@takes(TrainConfig, others="of_arch")
+def train(
+    store: AnyPath | TrainConfig,
+    *,
+    resume: bool = False,
+    on_progress: OnProgress | None = None,
+    on_step: "OnStep | None" = None,
+    **settings: object,
+) -> "SAERun":
+    """Train a sparse autoencoder from a store; a run that is complete is not trained again.
+
+        run = sp.train("acts.actstore", arch="topk", k=32, expansion=8, out="runs/topk")
+
+    Args:
+        store: From `harvest`.
+        resume: Go on with an unfinished run from its newest checkpoint.
+        on_progress: Told the rows done.
+        on_step: Told each line of the curves.
+        settings: Those below. `arch` is a name, and what that architecture can be told stands
+            beside it, as `k=32`; or it is a config of `pipeline.config.architectures`.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible here, or `out` holds something else.
+        CheckpointError: the run in `out` is damaged.
+        DataError: the loss stopped being finite.
+        StoreError: the store is missing, unfinished or damaged.
+    """
+    from pipeline.runs.sae_run import SAERun
+
+    (point,) = points = _points(TrainConfig, store, settings, verb="train")
+    _train(points, resume=resume, on_progress=on_progress, on_step=on_step)
+    return SAERun.open(point.config.out)
+
+
+@takes(TrainConfig, others="of_arch")
+def sweep(
+    store: AnyPath | TrainConfig,
+    *,
+    resume: bool = False,
+    on_progress: OnProgress | None = None,
+    on_step: "OnStep | None" = None,
+    **settings: object,
+) -> "list[SAERun]":
+    """Train every combination of settings of which lists are given, in one pass over a store.
+
+        runs = sp.sweep("acts.actstore", arch="topk", k=[16, 32, 64], seed=[0, 1], out="runs/sweep")
+
+    The folder `out` gets a table, sweep.csv, and a folder a run.
+
+    Args:
+        store: From `harvest`.
+        resume: Go on with what is unfinished.
+        on_progress: Told the rows done.
+        on_step: Told each line of each run's curves.
+        settings: As `train` takes them, any of them a list.
+
+    Returns:
+        The runs, the last setting changing fastest. One that diverged says so.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible here, or `out` holds something else.
+        CheckpointError: a run in `out` is damaged.
+        DataError: all of them diverged.
+        StoreError: the store is missing, unfinished or damaged.
+    """
+    from pipeline.runs.sae_run import SAERun
+
+    points = _points(TrainConfig, store, settings, verb="sweep")
+    _train(points, resume=resume, on_progress=on_progress, on_step=on_step)
+    return [SAERun.read(point.config.out) for point in points]
+
+
+@takes(ConnectConfig)
+def connect(
+    store: AnyPath | ConnectConfig,
+    *,
+    resume: bool = False,
+    on_progress: OnProgress | None = None,
+    on_step: "OnStep | None" = None,
+    **settings: object,
+) -> "ConnectorRun":
+    """Train a sparse connector between two SAEs of one store: from latents to latents.
+
+        sp.connect("acts.actstore", ends=["runs/layer1", "runs/layer3"], out="runs/1-3")
+
+    Args:
+        store: It holds the sites of both SAEs.
+        resume: Go on with an unfinished run from its newest checkpoint.
+        on_progress: Told the rows done.
+        on_step: Told each line of the curves.
+        settings: Those below.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible here, or `out` holds something else.
+        CheckpointError: a run is damaged or missing.
+        DataError: the loss stopped being finite.
+        StoreError: the store is missing, unfinished or damaged.
+    """
+    from pipeline.connect.run import ConnectorRun
+
+    (point,) = points = _points(ConnectConfig, store, settings, verb="connect")
+    _train(points, resume=resume, on_progress=on_progress, on_step=on_step)
+    return ConnectorRun.open(point.config.out)
+
+
+def _points(
+    kind: type[Trainable], store: object, settings: Mapping[str, object], *, verb: str
+) -> tuple[Point, ...]:
+    """What is to be trained: one run, or for a sweep any number."""
+    given: Any = store if isinstance(store, kind) else {"store": store}
+    knobs = {f.name for arch in ARCHS.values() for f in fields(arch)} - {"kind"}
+    knobs = frozenset(knobs if kind is TrainConfig else ())
+    table = settings_of(kind, given, settings, verb=verb, also=knobs)
+    if "out" not in table:
+        raise ConfigError(f"{verb} lacks the setting 'out', the folder to write to")
+    shaping = {name: table.pop(name) for name in knobs & table.keys()}
+    if shaping or "arch" in table:
+        arch = table.get("arch", ReluConfig.kind)
+        table["arch"] = arch_table(arch, shaping, given=frozenset(shaping))
+    points = expand(table, out=Path(str(table["out"])), kind=kind)
+    if len(points) > 1 and verb != "sweep":
+        raise ConfigError(
+            f"{verb} makes one run, and these settings {len(points)}, since some are lists: "
+            "sweep makes them all"
+        )
+    return points
+
+
+def _train(
+    points: Sequence[Point],
+    *,
+    resume: bool,
+    on_progress: OnProgress | None,
+    on_step: "OnStep | None",
+) -> None:
+    """Train what is not complete, and draw the curves."""
+    from pipeline.plots.training import save_curves
+    from pipeline.training.sweep import complete, train_sweep
+
+    first = points[0].config
+
+    def told(report: "StepReport") -> None:
+        if on_step is not None:
+            on_step(report)
+        if on_progress is not None:
+            total, words = report.n_steps * first.batch_size, f"loss {report.loss:.4g}"
+            on_progress(
+                Progress(stage="train", done=report.rows, total=total, unit="rows", words=words)
+            )
+
+    out = first.out if len(points) == 1 else first.out.parent
+    complete(train_sweep(points, out=out, resume=resume, on_step=told))
+    save_curves({point.name: point.config.out for point in points}, out)
+
+
+@overload
+def evaluate(
+    runs: AnyPath, *, on_progress: OnProgress | None = None, **settings: object
+) -> "EvalReport": ...
+
+
+@overload
+def evaluate(
+    runs: list[AnyPath] | tuple[AnyPath, ...] | EvalConfig,
+    *,
+    on_progress: OnProgress | None = None,
+    **settings: object,
+) -> "tuple[EvalReport, ...]": ...
+
+
+@takes(EvalConfig)
+def evaluate(
+    runs: AnyPath | list[AnyPath] | tuple[AnyPath, ...] | EvalConfig,
+    *,
+    on_progress: OnProgress | None = None,
+    **settings: object,
+) -> Any:
+    """Put SAEs into the model: loss recovered, L0, explained variance, dead features and more.
+
+        report = sp.evaluate("runs/topk", tokens="100k")
+        report.loss_recovered, report.to_frame()
+
+    Reports and figures go into the folders of the runs, a table of several into `out`. Connectors
+    are evaluated, too, and have reports of their own.
+
+    Args:
+        runs: A run or several, which share passes over the text; or a config.
+        on_progress: Told the tokens done.
+        settings: Those below.
+
+    Returns:
+        The report of a run, or a tuple of those of several, in their order.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible here.
+        CheckpointError: a run cannot be used.
+        ModelError: the language model cannot be used.
+        TextError: the text cannot be used.
+        StoreError: a store that is needed is damaged.
+        DataError: a loss is not finite.
+    """
+    from pipeline.evaluate.evaluate import evaluate as run
+    from pipeline.runs.kinds import by_kind
+    from pipeline.runs.names import beside
+
+    given = runs if isinstance(runs, EvalConfig) else {"runs": runs}
+    made = config_of(EvalConfig, given, settings, verb="evaluate")
+    reports = run(made, on_progress=on_progress)
+    for kind, alike in by_kind(made.runs).items():
+        found = [report for report in reports if report.run in alike]
+        kind.eval_figures(found, made.out or beside(made.runs))
+    return reports[0] if isinstance(runs, str | PathLike) else reports
+
+
+@takes(FeaturesConfig)
+def features(
+    run: AnyPath | FeaturesConfig,
+    *,
+    on_progress: OnProgress | None = None,
+    **settings: object,
+) -> "FeatureSet":
+    """Find what every feature of an SAE fires on, in one pass over its store; kept beside the run.
+
+        sp.features("runs/topk").top(520)     # contexts: a table, and in a notebook HTML
+
+    Args:
+        run: Of an SAE, or of a fine-tuned one.
+        on_progress: Told the tokens done.
+        settings: Those below.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible, or the store does not fit or is gone.
+        CheckpointError: the run cannot be used.
+        StoreError: the store cannot be read.
+        DataError: an activation of a feature is not finite.
+    """
+    from pipeline.features.collect import collect_features
+
+    given = run if isinstance(run, FeaturesConfig) else {"run": run}
+    made = config_of(FeaturesConfig, given, settings, verb="features")
+    return collect_features(made, on_progress=on_progress)
+
+
+@takes(FinetuneConfig)
+def finetune(
+    run: AnyPath | FinetuneConfig, *, on_progress: OnProgress | None = None, **settings: object
+) -> "FinetuneReport":
+    """Freeze a model and an SAE in it, and learn one scale and one bias for each feature.
+
+        sp.finetune("runs/topk", text="builtin:arithmetic", out="runs/arithmetic").ce_finetuned
+
+    Args:
+        run: Of the SAE.
+        on_progress: Told the steps done.
+        settings: Those below.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible here, or `out` holds something else.
+        CheckpointError: the run cannot be used.
+        ModelError: the language model cannot be used.
+        TextError: the text cannot be read, or is too short.
+        DataError: the loss is not finite.
+    """
+    from pipeline.finetune.finetune import finetune as learn
+    from pipeline.plots.finetune import save_finetune_figures
+
+    given = run if isinstance(run, FinetuneConfig) else {"run": run}
+    made = config_of(FinetuneConfig, given, settings, verb="finetune")
+    report = learn(made, on_progress=on_progress)
+    save_finetune_figures(made.out)
+    return report
+
+
+@takes(ReportConfig)
+def report(
+    runs: AnyPath | Sequence[AnyPath] | ReportConfig,
+    *,
+    out: AnyPath | None = None,
+    on_progress: OnProgress | None = None,
+    **settings: object,
+) -> "ReportSummary":
+    """Write one HTML page about runs, that opens anywhere; what is missing for it is made first.
+
+    Args:
+        runs: Of SAEs, fine-tuned ones and connectors.
+        out: The page; None means report.html beside the runs.
+        on_progress: Told how far what is missing has come.
+        settings: Those below.
+
+    Returns:
+        Where the page is, what was made for it, and what could not be.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible, or `out` is a folder.
+        CheckpointError: a run cannot be used.
+        ModelError: a language model that is needed cannot be used.
+        TextError: a text that is needed cannot be read.
+    """
+    from pipeline.report.page import write_report
+    from pipeline.runs.names import beside
+
+    given: Any = runs
+    if not isinstance(runs, ReportConfig):
+        paths = [Path(run) for run in ([runs] if isinstance(runs, str | PathLike) else runs)]
+        given = {"runs": paths, "out": out or beside(paths) / "report.html"}
+    made = config_of(ReportConfig, given, settings, verb="report")
+    return write_report(made, on_progress=on_progress)
