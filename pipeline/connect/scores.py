@@ -15,8 +15,8 @@ the two sites: it compares maps between the same SAEs, not between others. Weigh
 exactly zero are counted too. Where the two sites are the input and output of one MLP, so are its
 own weights.
 
-What a map costs the model, and how far that would move with another text of the same kind, is told
-by losses.
+What a map costs the model is told by losses; how far these would move with another text of the same
+kind, by the bootstrap of `evaluate/intervals.py`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,9 @@ This is the one place that knows them. An entry of `METRICS` is a number of ever
 `eval.json`, a column of `eval.csv`, and a row of the tables in the terminal and on the page.
 
 A metric is a formula from sums over all tokens, or from a value of each latent. In definitions `x`
-is an activation, `x̂` its reconstruction; "alone" is the model as it is, and "spliced", "zeroed" and
-"mean" the model with the site replaced by `x̂`, by zero, and by its mean over the same text.
+is an activation, `x̂` its reconstruction, and `mean x` one mean over the whole text; "alone" is the
+model as it is, and "spliced", "zeroed" and "mean" the model with the site replaced by `x̂`, by zero,
+and by its mean.
 
 The sums, by name:
 
@@ -38,7 +39,7 @@ Hence the formulas of both are the same. A ratio that would divide by nothing is
 RARE, FREQUENT = 1e-6, 0.1
 """Densities below the first are rare, above the second frequent."""
 
-NATS = "nats per prediction"
+NATS = "nats"
 SHARE = "share"
 """A unit: it is written in percent."""
 
@@ -70,6 +71,7 @@ class Metric:
     words: str
     """What people know it by, in up to 26 characters."""
     definition: str = ""
+    """In a line; on the narrowest screens a row of the page's table has room for six."""
     unit: str = ""
     heading: str = ""
     """Over its column where each of many runs has a line; without one it has no column there."""
@@ -138,7 +140,7 @@ def _mean(cosine: Float64[Tensor, " d_sae"] | None, of: Bool[Tensor, " d_sae"]) 
 
 
 _LOSSES, _RECONSTRUCTION, _SPARSITY, _GEOMETRY = (
-    "Losses", "Reconstruction", "Sparsity", "Geometry",
+    "Losses, per prediction", "Reconstruction", "Sparsity", "Geometry",
 )  # fmt: skip
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (
@@ -149,17 +151,17 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     ),
     OfSums(
         name="ce_patched", section=_LOSSES, words="loss, SAE spliced in", unit=NATS, main=True,
-        definition="cross-entropy with x̂ in the place of x",
+        definition="x̂ in the place of x",
         formula=lambda s: _a_prediction(s, "nll_spliced"), interval=True,
     ),
     OfSums(
         name="ce_zero", section=_LOSSES, words="loss, site zeroed", unit=NATS,
-        definition="cross-entropy with 0 in the place of x",
+        definition="0 in the place of x",
         formula=lambda s: _a_prediction(s, "nll_zero"),
     ),
     OfSums(
         name="ce_mean", section=_LOSSES, words="loss, site at its mean", unit=NATS,
-        definition="cross-entropy with the mean of x over this text in its place",
+        definition="mean x in the place of x",
         formula=lambda s: _a_prediction(s, "nll_mean"),
     ),
     OfSums(
@@ -176,12 +178,12 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     OfSums(
         name="kl", section=_LOSSES, words="KL(model || spliced)", unit=NATS, main=True,
         heading="KL",
-        definition="divergence from the model's predictions to the spliced model's",
+        definition="from the model's predictions to the spliced model's",
         formula=lambda s: _a_prediction(s, "kl_spliced"), interval=True,
     ),
     OfSums(
         name="kl_zero", section=_LOSSES, words="KL(model || zeroed)", unit=NATS,
-        definition="the same, of zeroing the site",
+        definition="the same, the site zeroed",
         formula=lambda s: _a_prediction(s, "kl_zero"),
     ),
     OfSums(
@@ -206,12 +208,12 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     OfSums(
         name="explained_variance", section=_RECONSTRUCTION, words="explained variance", main=True,
         heading="explained\nvariance",
-        definition="1 - Σ‖x - x̂‖² / Σ‖x - mean x‖², one mean over the whole text",
+        definition="1 - Σ‖x - x̂‖² / Σ‖x - mean x‖²",
         formula=lambda s: 1 - ratio(s["error"], s["spread"]), interval=True,
     ),
     OfSums(
         name="mse", section=_RECONSTRUCTION, words="mean squared error",
-        definition="mean over tokens of ‖x - x̂‖², summed over the width as in training",
+        definition="‖x - x̂‖², mean over tokens",
         formula=lambda s: _a_token(s, "error"), interval=True,
     ),
     OfSums(
@@ -222,9 +224,8 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     OfSums(
         name="relative_bias", section=_RECONSTRUCTION, words="relative bias", main=True,
         definition=(
-            "Σ‖x̂‖² / Σ x·x̂ (Rajamanoharan et al. 2024, arXiv 2404.16014, eq. 10): "
-            "below 1 where x̂ is shrunk"
-        ),
+            "Σ‖x̂‖² / Σ x·x̂ (Rajamanoharan et al. 2024, eq. 10): below 1 where x̂ is shrunk"
+        ),  # arXiv 2404.16014
         formula=lambda s: ratio(s["square_hat"], s["product"]),
     ),
     OfSums(
@@ -273,12 +274,12 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     ),
     OfLatents(
         name="encoder_decoder_cosine_median", section=_GEOMETRY, words="encoder-decoder cosine",
-        definition="median over features, of what each reads with what it writes",
+        definition="median, of what each reads with what it writes",
         formula=lambda z: float(np.median(z.encoder_decoder_cosine.numpy())),
     ),
     OfLatents(
         name="max_cosine_mean", section=_GEOMETRY, words="max cosine to another",
-        definition="mean over features, of a decoder row with the nearest other",
+        definition="mean, of a decoder row with the nearest other",
         formula=lambda z: z.max_cosine.mean().item(),
     ),
 )}  # fmt: skip

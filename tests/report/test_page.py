@@ -210,7 +210,7 @@ def test_a_page_of_200_features_is_smaller_than_5_mb(run):
 def test_the_numbers_of_an_evaluation_stand_with_their_intervals(page):
     text = Reader(page).text
     assert "loss recovered (zeroed - spliced) / (zeroed - alone) 0.9877 0.9811 to 0.9922" in text
-    assert "loss, the model alone cross-entropy; nats per prediction 2.432 " in text
+    assert "loss, the model alone cross-entropy; nats 2.432 " in text
     assert "below 1 where x̂ is shrunk - " in text
     assert "dead features active on none of the tokens 5 " in text
     assert "share of dead features 7.81 %" in text
