@@ -30,8 +30,9 @@ def store(make_store) -> Path:
     return make_store()
 
 
-def test_keywords_make_the_run_that_its_config_makes(store, tmp_path):
-    steps, seen = [], []
+def test_keywords_make_the_run_that_its_config_makes(store, tmp_path, monkeypatch):
+    steps, seen, drawn = [], [], []
+    monkeypatch.setattr("pipeline.plots.training.training_curves", lambda _, out: drawn.append(out))
     run = verbs.train(
         store,
         out=tmp_path / "a",
@@ -49,7 +50,7 @@ def test_keywords_make_the_run_that_its_config_makes(store, tmp_path):
     assert [(p.stage, p.done, p.total, p.unit) for p in seen] == [
         ("train", n, 200, "rows") for n in (50, 100, 150, 200)
     ]
-    assert (tmp_path / "a" / "curves.png").exists()
+    assert drawn == [tmp_path / "a" / "curves.png"]
     again = verbs.train(replace(config, out=tmp_path / "b"))
     for name, weights in run.sae.state_dict().items():
         assert torch.equal(weights, again.sae.state_dict()[name])
@@ -86,7 +87,7 @@ def test_lists_make_a_sweep_and_nothing_else_does(store, tmp_path):
     members = [(run.config.arch.k, run.config.seed) for run in runs]
     assert members == [(2, 0), (2, 1), (4, 0), (4, 1)]
     made = {path.name for path in (tmp_path / "s").glob("sweep.*")}
-    assert made == {"sweep.json", "sweep.csv", "sweep.png"}
+    assert made == {"sweep.json", "sweep.csv"}
     with pytest.raises(ConfigError, match="train makes one run, and these settings 2.*sweep"):
         verbs.train(store, out=tmp_path / "t", **{**SMALL, "k": [2, 4]})
     assert not (tmp_path / "t").exists()
@@ -113,7 +114,7 @@ def test_harvest_evaluate_and_report(tiny_model, tiny_text, tmp_path):
     seen.clear()
     told = {"text": tiny_text, "tokens": 240, "n_bootstrap": 9, "device": torch.device("cpu")}
     one = verbs.evaluate(str(runs[0].path), on_progress=seen.append, **told)
-    assert {(p.stage, p.unit) for p in seen} == {("eval", "tokens")}
+    assert {(p.stage, p.unit) for p in seen} == {("mean", "tokens"), ("losses", "tokens")}
     assert load_report(runs[0].path).l0 == one.l0 == 2
     several = verbs.evaluate(runs, **told)
     assert [report.l0 for report in several] == [2, 4]
