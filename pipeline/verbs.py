@@ -184,7 +184,7 @@ def _points(
     table = settings_of(kind, given, settings, verb=verb, also=knobs)
     if "out" not in table:
         raise ConfigError(f"{verb} lacks the setting 'out', the folder to write to")
-    shaping = {name: table.pop(name) for name in knobs & table.keys()}
+    shaping = {name: table.pop(name) for name in [*table] if name in knobs}
     if shaping or "arch" in table:
         arch = table.get("arch", ReluConfig.kind)
         table["arch"] = arch_table(arch, shaping, given=frozenset(shaping))

@@ -20,12 +20,14 @@ chmod 711 "$scratch" # for another user to pass through
 mkdir "$scratch/clock"
 mkdir -m 777 "$scratch/tmp"
 mkdir -m 555 "$scratch/home" # where nothing can be kept
-export HYPOTHESIS_STORAGE_DIRECTORY=$scratch/tmp/hypothesis PYTHONDONTWRITEBYTECODE=1
+export HYPOTHESIS_STORAGE_DIRECTORY=$scratch/tmp/hypothesis
+unset PYTHONDONTWRITEBYTECODE # each leg would compile all modules again
 
 # What other CPUs, libraries of products and numbers of threads may round otherwise.
 numbers=(
-    tests/evaluate tests/sae tests/connect/test_scores.py tests/connect/test_moments.py
-    tests/connect/test_baselines.py tests/connect/test_equations.py tests/lm/test_cross_entropy.py
+    tests/sae tests/evaluate/test_metrics.py tests/evaluate/test_geometry.py
+    tests/evaluate/test_plain_script.py tests/lm/test_cross_entropy.py tests/connect/test_scores.py
+    tests/connect/test_moments.py tests/connect/test_baselines.py tests/connect/test_equations.py
 )
 # What reads and writes files and texts, and tells of them.
 files=(
@@ -93,7 +95,7 @@ if [ "$(id -u)" = 0 ]; then
     nobody=(setpriv --reuid=65534 --regid=65534 --clear-groups)
     only=-all,+dac_read_search
     reader=("${nobody[@]}" --inh-caps=$only --ambient-caps=$only --bounding-set=$only)
-    reaches() { "$@" "$python" -c 'import cli, pytest, torch' 2> /dev/null; }
+    reaches() { "$@" env "$python" -c 'import cli, pytest, torch' 2> /dev/null; }
     if reaches "${nobody[@]}"; then
         as=("${nobody[@]}") who=nobody
     elif reaches "${reader[@]}"; then
