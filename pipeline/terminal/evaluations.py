@@ -34,16 +34,6 @@ def metric_facts(report: EvalReport) -> dict[str, str]:
     return {m.words: _number(report.metrics.get(m.name), m.unit) for m in METRICS.values()}
 
 
-def facts_table(title: str, rows: Mapping[str, object]) -> Table:
-    """Names and values in two columns."""
-    table = Table(title=Text(title), title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, Text(cell(value)))
-    return table
-
-
 def eval_tables(reports: Sequence[EvalReport]) -> Iterator[Table]:
     """What there is to see of some evaluations: of few all, of many what they are chosen by."""
     if len(reports) > _COLUMNS:

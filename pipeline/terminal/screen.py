@@ -21,8 +21,7 @@ from actstore.files import write_file
 from pipeline.config.serialization import to_json
 from pipeline.progress import OnProgress, Progress
 from pipeline.tables import Cell, Table as PlainTable
-from pipeline.terminal.evaluations import facts_table
-from pipeline.terminal.words import short
+from pipeline.terminal.words import cell, short
 
 
 @contextmanager
@@ -45,6 +44,16 @@ def progress(title: str) -> Generator[OnProgress, None, None]:
             bars.update(task, completed=now.done, total=now.total, rate=rate, words=words)
 
         yield show
+
+
+def facts_table(title: str, rows: Mapping[str, object]) -> Table:
+    """Names and values in two columns."""
+    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text(cell(value)))
+    return table
 
 
 def drawn(table: PlainTable) -> Table:
