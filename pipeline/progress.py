@@ -22,6 +22,18 @@ OnProgress = Callable[[Progress], None]
 """Called now and then; what it raises ends the work as Ctrl-C would."""
 
 
+def counter(
+    on_progress: OnProgress | None, *, stage: str, total: int, unit: str, words: str = ""
+) -> Callable[[int], None]:
+    """What a stage counts with: called with how much of `total` is done, it tells `on_progress`."""
+
+    def tell(done: int) -> None:
+        if on_progress is not None:
+            on_progress(Progress(stage=stage, done=done, total=total, unit=unit, words=words))
+
+    return tell
+
+
 def short(value: int | float) -> str:
     """1234567 as 1.23M."""
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -28,7 +28,7 @@ class SAEs(RunKind):
     evaluation = Lazy("pipeline.evaluate.report:load_report")
     eval_table = "eval.csv"
     eval_tables = Lazy("pipeline.terminal.evaluations:eval_tables")
-    eval_figures = Lazy("pipeline.plots.save:save_figures")
+    eval_figures = Lazy("pipeline.plots.evaluation:save_figures")
     features = Lazy("pipeline.features.collect:collect_features")
     has_features = Lazy("pipeline.features.files:has_features")
     shown = Lazy("pipeline.terminal.features:shown")

@@ -60,3 +60,8 @@ class Shown:
 def many(n: int, what: str) -> str:
     """`1 shard`, `1,000 shards`."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def percent(share: float | None) -> str:
+    """A share in at most three digits; a dash for nothing."""
+    return "-" if share is None else f"{100 * share:.3g} %"

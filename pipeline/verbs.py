@@ -31,7 +31,6 @@ from pipeline.progress import OnProgress, Progress
 if TYPE_CHECKING:
     from pipeline.connect.run import ConnectorRun
     from pipeline.evaluate.report import EvalReport
-    from pipeline.features.files import FeatureSet
     from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
     from pipeline.report.page import ReportSummary
@@ -270,16 +269,12 @@ def evaluate(
         StoreError: a store that is needed is damaged.
         DataError: a loss is not finite.
     """
-    from pipeline.evaluate.evaluate import evaluate as run
-    from pipeline.runs.kinds import by_kind
-    from pipeline.runs.names import beside
+    from pipeline.evaluate.evaluate import draw, evaluate as run
 
     given = runs if isinstance(runs, EvalConfig) else {"runs": runs}
     made = config_of(EvalConfig, given, settings, verb="evaluate")
     reports = run(made, on_progress=on_progress)
-    for kind, alike in by_kind(made.runs).items():
-        found = [report for report in reports if report.run in alike]
-        kind.eval_figures(found, made.out or beside(made.runs))
+    draw(made, reports)
     return reports[0] if isinstance(runs, str | PathLike) else reports
 
 
@@ -289,15 +284,18 @@ def features(
     *,
     on_progress: OnProgress | None = None,
     **settings: object,
-) -> "FeatureSet":
+) -> Any:  # noqa: ANN401 - of the kind of run
     """Find what every feature of an SAE fires on, in one pass over its store; kept beside the run.
 
         sp.features("runs/topk").top(520)     # contexts: a table, and in a notebook HTML
 
     Args:
-        run: Of an SAE, or of a fine-tuned one.
+        run: Of an SAE, a fine-tuned one, or a connector.
         on_progress: Told the tokens done.
         settings: Those below.
+
+    Returns:
+        A `FeatureSet`; of a connector a `Reading`: which features make which.
 
     Raises:
         ConfigError: a setting is unknown or impossible, or the store does not fit or is gone.
@@ -305,11 +303,11 @@ def features(
         StoreError: the store cannot be read.
         DataError: an activation of a feature is not finite.
     """
-    from pipeline.features.collect import collect_features
+    from pipeline.runs.kinds import kind_of
 
     given = run if isinstance(run, FeaturesConfig) else {"run": run}
     made = config_of(FeaturesConfig, given, settings, verb="features")
-    return collect_features(made, on_progress=on_progress)
+    return kind_of(made.run).features(made, on_progress=on_progress)
 
 
 @takes(FinetuneConfig)

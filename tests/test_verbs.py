@@ -14,6 +14,7 @@ from pipeline import verbs
 from pipeline.config.architectures import TopKConfig
 from pipeline.config.stages import HarvestConfig
 from pipeline.config.training import TrainConfig
+from pipeline.connect.reading.values import Reading
 from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.evaluate.report import load_report
 from pipeline.runs.sae_run import SAERun
@@ -102,6 +103,8 @@ def test_connectors_are_trained_by_keywords_too(make_store, tmp_path):
     run = verbs.connect(store, ends=ends, out=tmp_path / "c", batch_size=50, log_every=1)
     assert [end.run for end in (run.source, run.target)] == [end.path for end in ends]
     assert run.metrics["step"] == 4
+    reading = verbs.features(run, tokens=200, device="cpu")
+    assert isinstance(reading, Reading) and reading.n_tokens == 200
 
 
 def test_harvest_evaluate_and_report(tiny_model, tiny_text, tmp_path):

@@ -72,7 +72,7 @@ from pipeline.evaluate.sums import (
 from pipeline.lm.cross_entropy import slices
 from pipeline.lm.hooks import reading
 from pipeline.lm.replay import Replay
-from pipeline.progress import OnProgress, Progress
+from pipeline.progress import OnProgress, counter
 from pipeline.runs.names import beside
 
 
@@ -150,12 +150,7 @@ def _evaluate_between(
     batches = [batch.to(scene.lm.device) for batch in scene.contexts.split(config.batch_size)]
 
     def told(stage: str) -> OnTokens:
-        def tell(n: int) -> None:
-            if on_progress is not None:
-                total = scene.contexts.numel()
-                on_progress(Progress(stage=stage, done=n, total=total, unit="tokens"))
-
-        return tell
+        return counter(on_progress, stage=stage, total=scene.contexts.numel(), unit="tokens")
 
     baselines = fit_baselines(loaded, device=scene.lm.device)
     trained = [run.load_connector(scene.lm.device) for run in loaded.runs]

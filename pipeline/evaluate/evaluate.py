@@ -46,9 +46,9 @@ from pipeline.evaluate.setup import (
 )
 from pipeline.evaluate.sums import Columns
 from pipeline.lm.tokenizer import Tokenizer
-from pipeline.progress import OnProgress, Progress
+from pipeline.progress import OnProgress, counter
 from pipeline.runs.folder import Provenance
-from pipeline.runs.kinds import by_kind
+from pipeline.runs.kinds import RunKind, by_kind
 from pipeline.runs.names import beside
 
 
@@ -214,11 +214,29 @@ def evaluate(config: EvalConfig, *, on_progress: OnProgress | None = None) -> tu
         raise ConfigError("no run to evaluate: type saepipe eval RUN, RUN being a training's --out")
     if len(set(config.runs)) < len(config.runs):
         raise ConfigError(f"a run is named twice in {', '.join(map(str, config.runs))}")
+    config = replace(config, out=_together(config))
     reports: dict[Path, Any] = {}
     for kind, runs in by_kind(config.runs).items():
         for report in kind.evaluate(replace(config, runs=tuple(runs)), on_progress=on_progress):
             reports[report.run] = report
     return tuple(reports[path] for path in config.runs)
+
+
+def draw(config: EvalConfig, reports: Sequence[Any]) -> dict[RunKind, tuple[Path, ...]]:
+    """Draw what `evaluate(config)` found: of each run into its folder, of several beside the table.
+
+    Returns:
+        Of each kind of run, the files that compare several.
+    """
+    return {
+        kind: kind.eval_figures([one for one in reports if one.run in runs], _together(config))
+        for kind, runs in by_kind(config.runs).items()
+    }
+
+
+def _together(config: EvalConfig) -> Path:
+    """The folder of what is told of several runs."""
+    return config.out or beside(config.runs)
 
 
 def evaluate_saes(
@@ -249,7 +267,7 @@ def evaluate_saes(
     for report in found:
         save_report(report)
     if len(found) > 1:
-        folder = config.out or beside(config.runs)
+        folder = _together(config)
         make_folder(folder)
         write_table(found, folder / TABLE)
     return found
@@ -265,12 +283,7 @@ def _evaluate_together(
     batches = [batch.to(scene.lm.device) for batch in scene.contexts.split(config.batch_size)]
 
     def told(stage: str) -> OnTokens:
-        def tell(n_done: int) -> None:
-            if on_progress is not None:
-                total = scene.contexts.numel()
-                on_progress(Progress(stage=stage, done=n_done, total=total, unit="tokens"))
-
-        return tell
+        return counter(on_progress, stage=stage, total=scene.contexts.numel(), unit="tokens")
 
     places = [subject.eval_site(as_trained=config.as_trained) for subject in subjects]
     slots = _slots(scene, places, subjects, config)

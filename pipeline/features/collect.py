@@ -35,7 +35,7 @@ from pipeline.features.samples import Sampler, Samples
 from pipeline.features.save import Directions, save
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
-from pipeline.progress import OnProgress, Progress
+from pipeline.progress import OnProgress, counter
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import Coder
@@ -271,10 +271,7 @@ def sample_store(
     per_block = max(1, BLOCK.get(device.type, GPU_BLOCK) // (ctx_len * coder.d_sae))
     sampler = Sampler(config, d_sae=coder.d_sae, ctx_len=ctx_len)
 
-    def tell() -> None:
-        if on_progress is not None:
-            done, total = sampler.n_tokens, n_contexts * ctx_len
-            on_progress(Progress(stage="features", done=done, total=total, unit="tokens"))
+    tell = counter(on_progress, stage="features", total=n_contexts * ctx_len, unit="tokens")
 
     with (
         ThreadPoolExecutor(1, "saepipe-keep") as keeper,  # one block is kept, the next encoded
@@ -287,11 +284,11 @@ def sample_store(
                 rows = contexts.acts[contexts.rows[block].reshape(-1)]  # one token after another
                 z = coder.encode(as_tensor(rows).to(device).float()).unflatten(0, (-1, ctx_len))
                 kept.result()
-                tell()
+                tell(sampler.n_tokens)
                 tokens = contexts.tokens[block]
                 kept = keeper.submit(sampler.add, z, tokens, first=contexts.first + start)
         kept.result()
-    tell()
+    tell(sampler.n_tokens)
     return sampler.result()
 
 

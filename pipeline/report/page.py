@@ -13,8 +13,8 @@ from pipeline.report.experiment import Chapter, experiment_view
 from pipeline.report.render import Exhibit, PageView, Tile, render
 from pipeline.report.saes import SAEExhibit
 from pipeline.runs.folder import Provenance
-from pipeline.runs.kinds import by_kind, kind_of
-from pipeline.runs.names import beside, names_of
+from pipeline.runs.kinds import kind_of
+from pipeline.runs.names import names_of
 from pipeline.tables import many
 
 
@@ -107,18 +107,20 @@ def write_report(config: ReportConfig, *, on_progress: OnProgress | None = None)
     """
     require_file(config.out)  # before hours of work
     made, notes = list[str](), list[str]()
-    for kind, runs in by_kind(config.runs).items():
-        if missing := tuple(run for run in dict.fromkeys(runs) if kind.evaluation(run) is None):
-            reports = kind.evaluate(EvalConfig(runs=missing), on_progress=on_progress)
-            kind.eval_figures(reports, beside(missing))
-            made += [f"the evaluation of {run}" for run in missing]
-        for run in runs:
-            try:
-                if not kind.has_features(run):
-                    kind.features(FeaturesConfig(run=run), on_progress=on_progress)
-                    made.append(f"features of {run}")
-            except (ConfigError, StoreError) as error:
-                notes.append(str(error))
+    kinds = {run: kind_of(run) for run in config.runs}
+    if missing := tuple(run for run, kind in kinds.items() if kind.evaluation(run) is None):
+        from pipeline.evaluate.evaluate import draw, evaluate  # it brings the language model
+
+        wanted = EvalConfig(runs=missing)
+        draw(wanted, evaluate(wanted, on_progress=on_progress))
+        made += [f"the evaluation of {run}" for run in missing]
+    for run, kind in kinds.items():
+        try:
+            if not kind.has_features(run):
+                kind.features(FeaturesConfig(run=run), on_progress=on_progress)
+                made.append(f"features of {run}")
+        except (ConfigError, StoreError) as error:
+            notes.append(str(error))
     return ReportSummary(path=write_page(config), made=tuple(made), notes=tuple(notes))
 
 

@@ -23,9 +23,10 @@ from pipeline.report.feature_data import ShownFeatures, feature_data
 from pipeline.report.figures import HIGH, WIDE, Drawing, curve_drawings, drawings
 from pipeline.report.gather import curves_of, shown_features
 from pipeline.report.render import Exhibit, Part, Tile
-from pipeline.report.tables import Group, Row, main_heads, main_rows, metric_groups, number, percent
+from pipeline.report.tables import Group, Row, main_heads, main_rows, metric_groups, number
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
+from pipeline.tables import percent
 
 _KNOBS = ("k", "l1", "l0", "target")
 """What tells runs of one architecture apart."""

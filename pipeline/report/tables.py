@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.evaluate.metrics import METRICS, SHARE, Metric, sections
 from pipeline.evaluate.report import QUANTILES, EvalReport
+from pipeline.tables import percent
 
 
 def number(value: int | float | None) -> str:
@@ -14,11 +15,6 @@ def number(value: int | float | None) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e6 else f"{value:.4g}"
-
-
-def percent(share: float | None) -> str:
-    """A share in at most three digits; a dash for nothing."""
-    return "-" if share is None else f"{100 * share:.3g} %"
 
 
 @dataclass(frozen=True, kw_only=True)

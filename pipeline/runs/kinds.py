@@ -172,8 +172,7 @@ class RunKind(ABC):
 
 def kind_named(name: str) -> RunKind:
     """The kind of this name; what it is made of is imported now."""
-    module, _, attribute = KINDS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return Lazy(KINDS[name]).get()
 
 
 def says_kind(path: Path) -> str:

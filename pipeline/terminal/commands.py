@@ -17,7 +17,6 @@ from pipeline.config.stages import (
     ReportConfig,
 )
 from pipeline.progress import Progress
-from pipeline.runs.names import beside
 from pipeline.tables import many
 from pipeline.terminal.screen import Screen
 from pipeline.terminal.words import size
@@ -78,17 +77,17 @@ def run_train(
 
 def run_eval(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:
     """Evaluate, and draw figures: of each run into its folder, of several beside them."""
-    from pipeline.evaluate.evaluate import evaluate
+    from pipeline.evaluate.evaluate import draw, evaluate
     from pipeline.runs.kinds import by_kind
 
     with screen.progress("eval") as show:
         reports = evaluate(config, on_progress=show)
-    folder = config.out or beside(config.runs)
-    for kind, runs in by_kind(config.runs).items():
-        figures = kind.eval_figures([report for report in reports if report.run in runs], folder)
-        if len(runs) > 1:
-            files = ", ".join([kind.eval_table, *(path.name for path in figures)])
-            screen.say(f"eval      {many(len(runs), kind.noun)}: {folder}/{files}")
+    figures, runs_of = draw(config, reports), by_kind(config.runs)
+    for kind, together in figures.items():
+        if together:
+            files = ", ".join([kind.eval_table, *(path.name for path in together)])
+            told = many(len(runs_of[kind]), kind.noun)
+            screen.say(f"eval      {told}: {together[0].parent}/{files}")
     return reports
 
 

@@ -7,8 +7,8 @@ from rich.text import Text
 
 from pipeline.evaluate.metrics import METRICS, SHARE, Metric, sections
 from pipeline.evaluate.report import QUANTILES, EvalReport, Interval
-from pipeline.report.tables import percent
 from pipeline.runs.names import middle_out, names_of
+from pipeline.tables import percent
 from pipeline.terminal.words import cell
 from pipeline.text.token_text import visible
 

@@ -24,7 +24,7 @@ from pipeline.features.feature import (
     feature_document,
 )
 from pipeline.features.files import FeatureSet, ordered
-from pipeline.tables import Shown, many
+from pipeline.tables import Shown, many, percent
 from pipeline.terminal.lines import features_line
 from pipeline.text.token_text import TokenTexts, label, visible
 
@@ -105,11 +105,6 @@ def feature_tables(
     if any(ends.values()):
         tables.append(_logits(ends, effect))
     return tables
-
-
-def percent(fraction: float) -> str:
-    """`0.0123 %`: three digits, however rare."""
-    return f"{100 * fraction:.3g} %"
 
 
 def _table(title: str, *, show_header: bool = False) -> Table:

@@ -3,6 +3,7 @@
 from pipeline.config.settings import parse_count as count
 from pipeline.errors import ConfigError
 from pipeline.progress import short, size
+from pipeline.tables import many
 
 __all__ = ["cell", "count", "duration", "layers_of", "many", "short", "size"]
 
@@ -33,11 +34,6 @@ def cell(value: object) -> str:
             return f"{value:,}"
         case _:
             return str(value)
-
-
-def many(n: int, what: str) -> str:
-    """`1 shard`, `1,000 shards`."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def duration(seconds: int | float) -> str:

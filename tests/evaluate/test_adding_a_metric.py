@@ -13,7 +13,7 @@ from pipeline.config.serialization import to_json
 from pipeline.errors import CheckpointError
 from pipeline.evaluate.metrics import METRICS, OfSums, ratio
 from pipeline.evaluate.report import EVAL_FILE, EvalReport, load_report, save_report, write_table
-from pipeline.plots.save import save_figures
+from pipeline.plots.evaluation import save_figures
 from pipeline.report.saes import SAEExhibit
 from pipeline.report.tables import main_heads, main_rows, metric_groups
 from pipeline.terminal.evaluations import eval_tables, metric_facts

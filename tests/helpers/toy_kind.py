@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from actstore.reader import ActStore
@@ -51,12 +52,19 @@ class _Mean(nn.Module):
         self.mean = nn.Parameter(mean)
 
 
-def make_run(path: Path, store: ActStore) -> MeanRun:
+@dataclass(frozen=True, kw_only=True)
+class OtherRun(MeanRun):
+    """The same under another name."""
+
+    KIND: ClassVar[str] = "other"
+
+
+def make_run(path: Path, store: ActStore, kind: type[MeanRun] = MeanRun) -> MeanRun:
     """A complete one."""
     (site,) = store.sites
     config = TrainConfig(store=store.path, out=path)
-    run = MeanRun(path=path, config=config, provenance=Provenance.of(store, site=site))
-    path.mkdir()
+    run = kind(path=path, config=config, provenance=Provenance.of(store, site=site))
+    path.mkdir(parents=True)
     return run.finish(_Mean(torch.from_numpy(store.mean(site)).float()))
 
 
@@ -64,6 +72,8 @@ def evaluate(config, *, on_progress=None):
     reports = [MeanReport(run=p, norm=_norm(p)) for p in config.runs]
     for report in reports:
         (report.run / "norm.txt").write_text(str(report.norm))
+    if len(reports) > 1:
+        (config.out / "means.csv").write_text("\n".join(report.run.name for report in reports))
     return tuple(reports)
 
 
@@ -73,7 +83,7 @@ def evaluation(run: Path) -> MeanReport | None:
 
 
 def _norm(path: Path) -> float:
-    return float(MeanRun.open(path).trained()["mean"].norm())
+    return float(load_file(path / MeanRun.WEIGHTS)["mean"].norm())
 
 
 def eval_tables(reports: Sequence[MeanReport]) -> list[Table]:
@@ -158,4 +168,4 @@ class Means(RunKind):
         raise NotImplementedError
 
 
-MEANS = Means()
+MEANS, OTHERS = Means(), Means()

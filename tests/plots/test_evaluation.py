@@ -19,8 +19,8 @@ from pipeline.plots.evaluation import (
     frontier_figure,
     frontier_points,
     inserted_figure,
+    save_figures,
 )
-from pipeline.plots.save import save_figures
 from pipeline.plots.style import BLUE, RED
 from tests.helpers.eval_reports import make_report, with_everything
 

@@ -8,17 +8,22 @@ import pytest
 from actstore.reader import ActStore
 from pipeline.config.stages import EvalConfig, FeaturesConfig, ReportConfig
 from pipeline.errors import CheckpointError
-from pipeline.runs.kinds import KINDS, Lazy, RunKind, kind_of
+from pipeline.evaluate.evaluate import draw, evaluate
+from pipeline.runs.kinds import KINDS, RunKind, kind_named, kind_of
 from pipeline.terminal.commands import run_report, show_evaluations, show_features
 from pipeline.terminal.screen import Screen
-from tests.helpers.toy_kind import make_run
+from tests.helpers.toy_kind import MEANS, OTHERS, OtherRun, make_run
 from tests.helpers.training import write_rows
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch) -> list[Path]:
+def store(tmp_path) -> ActStore:
     x = np.random.default_rng(0).standard_normal((1024, 8)).astype(np.float32) + 3
-    store = ActStore.open(write_rows(tmp_path / "a.actstore", x))
+    return ActStore.open(write_rows(tmp_path / "a.actstore", x))
+
+
+@pytest.fixture
+def runs(store, tmp_path, monkeypatch) -> list[Path]:
     monkeypatch.setitem(KINDS, "mean", "tests.helpers.toy_kind:MEANS")  # the one line
     return [make_run(tmp_path / name, store).path for name in ("one", "two")]
 
@@ -30,6 +35,17 @@ def test_eval_evaluates_shows_and_draws_it(runs, capsys):
     assert "2 means" in out and "means.csv, norms.svg" in out
     assert "its norm" in out and "note: a mean is one vector" in out
     assert (runs[1] / "norm.svg").exists()
+
+
+def test_tables_of_several_kinds_lie_where_all_their_runs_do(runs, store, tmp_path, monkeypatch):
+    monkeypatch.setitem(KINDS, "other", "tests.helpers.toy_kind:OTHERS")
+    below = [make_run(tmp_path / "below" / name, store, OtherRun).path for name in ("a", "b")]
+    config = EvalConfig(runs=(below[0], runs[0], below[1]))
+    reports = evaluate(config)
+    assert [report.run for report in reports] == list(config.runs)
+    assert (tmp_path / "means.csv").read_text() == "a\nb"
+    assert not (tmp_path / "below" / "means.csv").exists()
+    assert draw(config, reports) == {MEANS: (), OTHERS: (tmp_path / "norms.svg",)}
 
 
 def test_features_finds_and_shows_it(runs, capsys):
@@ -54,8 +70,7 @@ def test_without_its_line_it_is_refused_by_name(runs, monkeypatch):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_everything_that_a_kind_names_is_there(name):
-    module, _, attribute = KINDS[name].partition(":")
-    kind = Lazy(f"{module}:{attribute}").get()
+    kind = kind_named(name)
     assert isinstance(kind, RunKind)
     wanted = RunKind.__annotations__
     assert set(wanted) <= set(dir(kind))

@@ -9,7 +9,8 @@ from pipeline.connect.reading.relations import CARRIES, CLEAR, MIN_ROWS, TAKES
 from pipeline.connect.reading.values import KINDS, Kind, Relation
 from pipeline.connect.report import TAU, ConnectorReport, MapScores, map_words
 from pipeline.evaluate.report import QUANTILES
-from pipeline.report.tables import Cell, Group, Row, number, percent
+from pipeline.report.tables import Cell, Group, Row, number
+from pipeline.tables import percent
 
 _AT = f"median; below it, between what {percent(QUANTILES[-1] - QUANTILES[0])} lie"
 
