@@ -10,9 +10,9 @@ import pytest
 from hypothesis import settings
 
 from tests.helpers.ids import name_of
-from tests.helpers.shapes import check_shapes_only_where_there_are
+from tests.helpers.shapes import a_test_begins, check_shapes_where_there_are
 
-check_shapes_only_where_there_are()
+check_shapes_where_there_are()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,6 +35,10 @@ def pytest_configure(config: pytest.Config) -> None:
     chosen = config.option.basetemp or os.environ.get("PYTEST_DEBUG_TEMPROOT")
     if not chosen and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    a_test_begins()
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -73,8 +74,10 @@ def room_of(module: str) -> str:
     return rest.split(".")[0] or "__init__" if first == "pipeline" else first
 
 
-def imports_of(path: Path) -> set[str]:
+@cache
+def imports_of(module: str) -> set[str]:
     """Modules, and names in them that are modules of ours."""
+    path = SOURCE_OF[module]
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -85,34 +88,35 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-MODULES = {module_of(path) for path in SOURCES}
-IMPORTS = {module_of(path): imports_of(path) for path in SOURCES}
+SOURCE_OF = {module_of(path): path for path in SOURCES}
+MODULES = SOURCE_OF.keys()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=where)
 def test_a_room_imports_only_what_stands_before_it(path: Path):
     here = room_of(module_of(path))
-    rooms = {room_of(name) for name in IMPORTS[module_of(path)] & MODULES} - {here, "__init__"}
+    rooms = {room_of(name) for name in imports_of(module_of(path)) & MODULES} - {here, "__init__"}
     assert not {room for room in rooms if LEVEL[room] >= LEVEL[here]}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=where)
 def test_a_library_is_imported_where_it_is_at_home(path: Path):
     for library, homes in HOMES.items():
-        if any(f"{name}.".startswith(f"{library}.") for name in IMPORTS[module_of(path)]):
+        if any(f"{name}.".startswith(f"{library}.") for name in imports_of(module_of(path))):
             at_home = where(path).startswith(homes) or where(path).endswith(f"/{homes[-1]}")
             assert at_home, f"{where(path)} must not import {library}: it belongs in {homes}"
 
 
 def test_no_file_imports_itself_by_way_of_others():
     try:
-        TopologicalSorter({name: found & MODULES for name, found in IMPORTS.items()}).prepare()
+        TopologicalSorter({name: imports_of(name) & MODULES for name in MODULES}).prepare()
     except CycleError as error:
         pytest.fail(f"a cycle of imports: {' -> '.join(error.args[1])}")
 
 
 def test_the_store_knows_no_torch_and_training_no_language_model():
-    for name, found in IMPORTS.items():
+    for name in MODULES:
+        found = imports_of(name)
         tops, room = {module.split(".")[0] for module in found}, room_of(name)
         if room == "actstore":
             assert not tops & {"torch", "transformers", "pipeline"}, name

@@ -28,6 +28,7 @@ def code_of(page: Path) -> str:
 PAGES = sorted([*DOCS.glob("**/*.md"), *DOCS.glob("**/*.py")])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):

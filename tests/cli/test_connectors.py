@@ -22,6 +22,7 @@ def world(tmp_path_factory) -> World:
     return world
 
 
+@pytest.mark.slow  # it draws all figures there are
 def test_two_connectors_are_trained_evaluated_read_and_put_on_a_page(world, saepipe):
     folder, out = world.folder, world.folder / "connectors"
     text = make_text(folder / "heldout.txt", n_contexts=6)

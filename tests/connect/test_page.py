@@ -1,4 +1,4 @@
-"""The page about connectors as a file. `test_connectors_in_browser.py` opens it."""
+"""The page about connectors as a file. `test_page_in_browser.py` opens it."""
 
 import json
 import re

@@ -10,6 +10,7 @@ from tests.helpers.browser import CONTRAST, Visit, assert_outline, chromium
 from tests.helpers.connector_pages import make_connections, make_connector_exhibit, make_reading
 from tests.helpers.pages import HOSTILE, PLAIN, VOCABULARY, make_exhibit, make_feature, make_run
 
+pytestmark = pytest.mark.slow
 MINUS = "\N{MINUS SIGN}"
 WICKED = range(len(PLAIN), len(VOCABULARY))
 

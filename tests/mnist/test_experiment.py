@@ -69,6 +69,7 @@ def test_the_same_again_is_read_and_changes_nothing(made):
     assert files_of(config.out) == before
 
 
+@pytest.mark.slow  # all figures are drawn again
 def test_what_was_trained_is_kept_when_only_the_result_is_gone(made, tmp_path):
     config, result, _ = made
     out = tmp_path / "run"

@@ -1,5 +1,7 @@
-"""The page as a file: what is in it, how it is chosen, what is refused. `test_report_page.py`
-opens it."""
+"""The page as a file: what is in it, how it is chosen, what is refused.
+
+`test_page_in_browser.py` opens it.
+"""
 
 import json
 import re
@@ -24,6 +26,7 @@ from pipeline.report.render import embedded_json, render
 from pipeline.report.saes import SAEExhibit
 from pipeline.runs.curves import METRICS
 from pipeline.runs.sae_run import SAERun
+from tests.helpers.browser import Visit, chromium
 from tests.helpers.pages import (
     PLAIN,
     VOCABULARY,
@@ -196,6 +199,12 @@ def test_the_policy_names_the_one_script_and_the_one_style_sheet(page):
     before = [tag for tag, _ in tags[: tags.index(("style", {}))]]
     assert "meta" in before
     assert "script" not in before
+
+
+def test_a_browser_opens_it_without_a_complaint(page, tmp_path):
+    (tmp_path / "page.html").write_bytes(page)
+    with chromium() as browser, Visit(browser, tmp_path / "page.html") as visit:
+        visit.sees("#features-heading", "Feature 1")
 
 
 def test_the_same_runs_make_the_same_bytes(run, page):

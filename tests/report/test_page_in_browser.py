@@ -1,4 +1,4 @@
-"""The page, opened in a browser."""
+"""The page, opened in a browser, which takes long: `test_page.py` opens it once."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from tests.helpers.pages import (
     shown,
 )
 
+pytestmark = pytest.mark.slow
 ALL = range(len(VOCABULARY))
 FEATURES = [make_feature(i, n_active=100 + 7 * (i * 11 % 40)) for i in range(40)]
 DEAD = [make_feature(i, n_active=0) for i in (50, 51)]

@@ -117,10 +117,14 @@ def test_leaving_a_worker_early_ends_its_process(dataset):
 
 
 @FORKS
-def test_two_workers_are_refused_with_what_to_do_instead(dataset):
+def test_two_workers_are_refused_with_what_to_do_instead(dataset, monkeypatch):
+    # Seconds that a DataLoader gives each worker to end by itself, which after an error none does.
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     loader = DataLoader(dataset(), batch_size=None, num_workers=2, multiprocessing_context="fork")
     with pytest.raises(ConfigError, match="raise `threads` of StoreBatches"):
         next(iter(loader))
+    gc.collect()
+    assert not multiprocessing.active_children()
 
 
 def test_a_negative_number_of_batches_is_refused(dataset):
