@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from pipeline.config.architectures import ARCHS, ReluConfig
 from pipeline.config.command_line import arch_table
-from pipeline.config.grid import Point, Trainable, expand
+from pipeline.config.grid import Point, expand
 from pipeline.config.keywords import config_of, settings_of, takes
 from pipeline.config.stages import (
     EvalConfig,
@@ -24,7 +24,7 @@ from pipeline.config.stages import (
     HarvestConfig,
     ReportConfig,
 )
-from pipeline.config.training import ConnectConfig, TrainConfig
+from pipeline.config.training import ConnectConfig, LoopConfig, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.progress import OnProgress, Progress
 
@@ -174,7 +174,7 @@ def connect(
 
 
 def _points(
-    kind: type[Trainable], store: object, settings: Mapping[str, object], *, verb: str
+    kind: type[LoopConfig], store: object, settings: Mapping[str, object], *, verb: str
 ) -> tuple[Point, ...]:
     """What is to be trained: one run, or for a sweep any number."""
     given: Any = store if isinstance(store, kind) else {"store": store}

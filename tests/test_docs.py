@@ -42,3 +42,9 @@ def test_blocks_keep_the_lines_of_their_page(tmp_path):
     page.write_text("# A\n\n```python\nx = 1\n```\n```sh\nrm\n```\n\n```python\nx += 1\ny\n```\n")
     assert code_of(page).splitlines() == [*[""] * 3, "x = 1", *[""] * 6, "x += 1", "y"]
     assert len(PAGES) >= 2
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_files_that_a_page_names_are_there(page):
+    named = re.findall(r"`((?:pipeline|actstore|tests|data)/[^`]+|cli\.py)`", page.read_text())
+    assert not [name for name in named if not (DOCS.parent / name).exists()]

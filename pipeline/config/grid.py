@@ -15,7 +15,7 @@ from typing import TypeVar, cast, get_origin, get_type_hints
 
 from pipeline.config.architectures import ARCHS
 from pipeline.config.serialization import SCALARS, from_json
-from pipeline.config.training import ConnectConfig, LoopConfig, TrainConfig
+from pipeline.config.training import LoopConfig, TrainConfig
 from pipeline.errors import ConfigError
 
 T = TypeVar("T")
@@ -23,8 +23,6 @@ Settings = dict[str, object]
 
 ONE_PASS = ("store", "batch_size", "order_seed", "device", "stack", "window_rows", "threads")
 """What members share, since each batch is read once, onto one device, for all of them."""
-
-Trainable = TrainConfig | ConnectConfig
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._%+-]")
 _LONGEST = 200  # bytes of a name; a file system takes 255
@@ -36,13 +34,13 @@ class Point:
 
     name: str
     """Of its folder: what varies, as `mlp_out.1,l1=0.001`; empty where it is the only one."""
-    config: Trainable
+    config: LoopConfig
     varies: Mapping[str, object]
     """The settings that the grid sweeps over, as this member has them."""
 
 
 def expand(
-    settings: Mapping[str, object], *, out: Path, kind: type[Trainable] = TrainConfig
+    settings: Mapping[str, object], *, out: Path, kind: type[LoopConfig] = TrainConfig
 ) -> tuple[Point, ...]:
     """Every combination of the values in `settings`, the last setting changing fastest.
 
@@ -65,7 +63,7 @@ def expand(
         for name in (*names, *unknown)
     ]
     points: dict[str, Point] = {}
-    configs: set[Trainable] = set()
+    configs: set[LoopConfig] = set()
     for choice in product(*axes):
         values = {name: value for name, (value, _) in zip((*names, *unknown), choice, strict=True)}
         varies = {key: value for _, listed in choice for key, value in listed.items()}
@@ -78,12 +76,12 @@ def expand(
     return tuple(points.values())
 
 
-def single(config: Trainable) -> Point:
+def single(config: LoopConfig) -> Point:
     """A grid of one member."""
     return Point(name="", config=config, varies={})
 
 
-def _settings_of(kind: type[Trainable]) -> list[str]:
+def _settings_of(kind: type[LoopConfig]) -> list[str]:
     """What makes a member what it is before what every training is told."""
     common = [f.name for f in fields(LoopConfig)]
     return [f.name for f in fields(kind) if f.name not in common] + common

@@ -145,13 +145,6 @@ def _count(W: Weights, threshold: float) -> int:
     return int((np.abs(W) > threshold).sum())
 
 
-def as_png(figure: Figure) -> bytes:
-    """A figure as dots: the same in its file and on the page."""
-    data = BytesIO()
-    figure.savefig(data, format="png", metadata={"Software": None})
-    return data.getvalue()
-
-
 _GAP = 2
 """Pixels between images."""
 

@@ -15,7 +15,6 @@ from pipeline.mnist.figures import (
     Figure,
     FrontierLine,
     accuracies_figure,
-    as_png,
     epochs_animation,
     epochs_figure,
     features_figure,
@@ -36,7 +35,7 @@ from pipeline.mnist.result import (
     network_name,
 )
 from pipeline.mnist.train import PAIRS, Trained, load_frames, steps_per_epoch
-from pipeline.plots.style import save
+from pipeline.plots.style import as_png, save
 from pipeline.report.experiment import Chapter, Picture, Table
 from pipeline.report.page import write_experiment
 from pipeline.report.render import Tile

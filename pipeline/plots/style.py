@@ -14,6 +14,7 @@ from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -90,16 +91,34 @@ def smoothed(
     return np.asarray(x, dtype=np.float64), means
 
 
+def as_png(figure: Figure) -> bytes:
+    """A figure as dots, the same bytes for the same figure.
+
+    Like `as_svg` without `Figure.savefig`, which draws everything once more before it draws it; and
+    laid out once, which takes as long as drawing it.
+    """
+    data = BytesIO()
+    FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})
+    figure.set_layout_engine("none")
+    return data.getvalue()
+
+
+def as_svg(figure: Figure) -> bytes:
+    """A figure as shapes; its ids are random unless `svg.hashsalt` says otherwise."""
+    data, dpi = BytesIO(), figure.dpi
+    FigureCanvasSVG(figure).print_svg(data, metadata={"Date": None})
+    figure.set_layout_engine("none")
+    figure.dpi = dpi  # a unit of SVG is a point, and the canvas leaves it at that
+    return data.getvalue()
+
+
+_FORMATS = {".png": as_png, ".svg": as_svg}
+
+
 def save(figure: Figure, *outs: Path) -> None:
     """Write a figure, in the format that each name ends with, under a temporary name first."""
     for out in outs:
-        data = BytesIO()
-        figure.savefig(data, format=out.suffix[1:])
-        write_file(out, [data.getbuffer()])
-        figure.set_layout_engine("none")  # it is laid out now, which takes as long as drawing it
-
-
-_FORMATS = (".png", ".svg")
+        write_file(out, [_FORMATS[out.suffix](figure)])
 
 
 def save_all(figures: Mapping[str, Figure], folder: Path) -> tuple[Path, ...]:

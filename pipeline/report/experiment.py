@@ -4,18 +4,17 @@ import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import ClassVar
 
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from pipeline.plots.style import as_png
 from pipeline.report.figures import inline_svg
 from pipeline.report.render import PageView, Part, Tile
 
 _LARGEST_SVG = 400_000
 """Characters; a figure of more shapes than that becomes an image of dots."""
-_DPI = 160
 _TYPES = {b"\x89PNG": "png", b"GIF8": "gif", b"\xff\xd8\xff": "jpeg"}
 
 
@@ -132,9 +131,7 @@ def _drawn(content: Figure | bytes, *, name: str, label: str) -> Markup:
         svg = inline_svg(content, name=name, label=label)
         if len(svg) <= _LARGEST_SVG:
             return svg
-        dots = BytesIO()
-        content.savefig(dots, format="png", dpi=_DPI, metadata={"Software": None})
-        content = dots.getvalue()
+        content = as_png(content)
     kind = next(kind for start, kind in _TYPES.items() if content.startswith(start))
     source = f"data:image/{kind};base64,{b64encode(content).decode()}"
     return Markup('<img alt="{}" src="{}">').format(escape(label), source)

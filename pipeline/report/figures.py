@@ -7,7 +7,6 @@ attributes it stands for.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,7 +14,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from pipeline.plots.style import BLUE, GRAY, GRID, INK, RED
+from pipeline.plots.style import BLUE, GRAY, GRID, INK, RED, as_svg
 from pipeline.plots.training import curve_figures
 
 COLORS = {
@@ -37,10 +36,8 @@ def inline_svg(figure: Figure, *, name: str, label: str) -> Markup:
         name: Unique in the page; the element's ids start with it.
         label: What a reader who does not see it is told.
     """
-    data = BytesIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(data, format="svg", metadata={"Date": None})
-    root = ElementTree.fromstring(data.getvalue())
+        root = ElementTree.fromstring(as_svg(figure))
     used = _references(root)
     for element in [*root.iter()]:
         _drop_unwanted(element)

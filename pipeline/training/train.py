@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from actstore.reader import ActStore
-from pipeline.config.grid import Trainable
 from pipeline.config.training import LoopConfig
 from pipeline.errors import DataError
 from pipeline.runs.curves import StepReport, last_report
@@ -20,7 +19,7 @@ from pipeline.runs.kinds import RunKind, kind_named
 from pipeline.training.loop import OnEnd, OnStep, Outcome, advance_all, end, stream_of
 
 
-def train(config: Trainable, *, resume: bool = False, on_step: OnStep | None = None) -> StepReport:
+def train(config: LoopConfig, *, resume: bool = False, on_step: OnStep | None = None) -> StepReport:
     """Train one run to the end, into `config.out`.
 
     A complete run of the same configuration is not trained again: its last report comes back with
@@ -46,7 +45,7 @@ def train(config: Trainable, *, resume: bool = False, on_step: OnStep | None = N
 
 
 def train_all(
-    configs: Sequence[Trainable],
+    configs: Sequence[LoopConfig],
     *,
     resume: bool = False,
     on_step: OnStep | None = None,
@@ -121,7 +120,7 @@ def count_steps(config: LoopConfig, *, n_rows: int) -> int:
     return -(-config.tokens // config.batch_size)
 
 
-def require_trainable(configs: Sequence[Trainable]) -> None:
+def require_trainable(configs: Sequence[LoopConfig]) -> None:
     """Check that the store, the same for all, has what these runs need; nothing is written.
 
     Raises:
@@ -133,7 +132,7 @@ def require_trainable(configs: Sequence[Trainable]) -> None:
         _blank(kind, store, config)
 
 
-def _blank(kind: RunKind, store: ActStore, config: Trainable) -> RunFolder:
+def _blank(kind: RunKind, store: ActStore, config: LoopConfig) -> RunFolder:
     absolute = replace(config, store=store.path.resolve(), out=config.out.resolve())
     return kind.prepare(store, absolute)
 

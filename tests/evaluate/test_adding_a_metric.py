@@ -138,6 +138,13 @@ def test_a_report_without_any_metric_is_shown_all_the_same(tmp_path, capsys):
     assert {page_rows(report)[metric.words][1] for metric in METRICS.values()} == {"-"}
     exhibit = make_exhibit(report.run, evaluation=report)
     assert {tile.value for tile in exhibit.tiles} == {"-"}
+
+
+@pytest.mark.slow
+def test_a_report_without_any_metric_is_drawn_all_the_same(tmp_path):
+    whole = opened(make_run(tmp_path / "run"))
+    report = replace(whole, metrics={}, intervals=())
+    exhibit = make_exhibit(report.run, evaluation=report)
     assert SAEExhibit.part([exhibit, exhibit]).frontier is not None
     drawn = save_figures([report, whole], tmp_path)
     assert drawn and all(path.exists() for path in drawn)

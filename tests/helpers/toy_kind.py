@@ -1,6 +1,7 @@
 """A kind of run that nobody else knows: the mean of a site's rows. All of it is in this file."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -10,12 +11,22 @@ from safetensors.torch import load_file
 from torch import nn
 
 from actstore.reader import ActStore
-from pipeline.config.training import TrainConfig
+from pipeline.config.training import LoopConfig
 from pipeline.report.render import Exhibit, Part
-from pipeline.runs.curves import TrainReport
+from pipeline.runs.checkpoints import Checkpoint, checkpoints_of, load_checkpoint
+from pipeline.runs.curves import METRICS, Curves, StepReport
 from pipeline.runs.folder import Provenance, RunFolder
 from pipeline.runs.kinds import Lazy, RunKind
 from pipeline.tables import Column, Shown, Table
+from pipeline.training.member import Member, MemberGroup
+from pipeline.training.optimizer import Adam, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanConfig(LoopConfig):
+    """Its settings: those of every training."""
+
+    KIND: ClassVar[str] = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +37,7 @@ class MeanRun(RunFolder):
     WEIGHTS: ClassVar[str] = "mean.safetensors"
     MADE_BY: ClassVar[str] = "tests"
 
-    config: TrainConfig
+    config: MeanConfig
 
     @property
     def origins(self) -> Mapping[str, tuple[Path, str]]:
@@ -46,6 +57,66 @@ class MeanReport:
     notes: tuple[str, ...] = ("a mean is one vector",)
 
 
+class Rows:
+    """Gives each run the rows of the one site there is."""
+
+    metadata = ()
+
+    def __init__(self, store: ActStore) -> None:
+        self.sites = store.sites
+
+    def fed(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {site: batch[site] for site in self.sites}
+
+
+class MeanGroup(MemberGroup[Member[MeanRun]]):
+    """Trains one mean, by gradient descent on the squared distance."""
+
+    def __init__(self, member: Member[MeanRun]) -> None:
+        super().__init__([member])
+        self.member, self.feed = member, member.run.provenance.site
+        self.mean = torch.zeros(member.run.provenance.d_in)
+        self.grad = torch.zeros_like(self.mean)
+        member.adam = Adam(
+            {"mean": self.mean}, {"mean": self.grad}, member.run.config, trained=("mean",)
+        )
+
+    def advance(self, x: torch.Tensor) -> list[StepReport]:
+        member = self.member
+        error = self.mean - x
+        loss = error.square().sum(1).mean()
+        reports, lr = member.reports_next, member.lr
+        self.grad.copy_(2 * error.mean(0))
+        member.adam.step(lr)
+        member.count(loss)
+        if member.step % member.run.config.checkpoint_every == 0 or member.done:
+            self.save()
+        if not reports:
+            return []
+        report = StepReport(
+            run=member.path, step=member.step, n_steps=member.n_steps, loss=float(loss),
+            rows=member.step * len(x), recon=float(loss), sparsity=0.0, beta=0.0, lr=lr,
+            sparse=False, rows_per_s=member.pace(),
+        )  # fmt: skip
+        member.write(report)
+        return [report]
+
+    def keep(self, kept: Sequence[int]) -> None:
+        self.members = [self.members[m] for m in kept]
+
+    def save_member(self, m: int) -> None:
+        if not self.member.saved:
+            self.member.checkpoint({"mean": self.mean}, self.member.adam.state())
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        self.mean.copy_(checkpoint.trained["mean"])
+        self.member.adam.load(checkpoint.optimizer)
+        self.member.go_on_from(checkpoint.step)
+
+    def finish(self) -> None:
+        self.member.run.finish(_Mean(self.mean))
+
+
 class _Mean(nn.Module):
     def __init__(self, mean: torch.Tensor) -> None:
         super().__init__()
@@ -62,7 +133,7 @@ class OtherRun(MeanRun):
 def make_run(path: Path, store: ActStore, kind: type[MeanRun] = MeanRun) -> MeanRun:
     """A complete one."""
     (site,) = store.sites
-    config = TrainConfig(store=store.path, out=path)
+    config = MeanConfig(store=store.path, out=path)
     run = kind(path=path, config=config, provenance=Provenance.of(store, site=site))
     path.mkdir(parents=True)
     return run.finish(_Mean(torch.from_numpy(store.mean(site)).float()))
@@ -150,7 +221,7 @@ class MeanExhibit(Exhibit):
 
 class Means(RunKind):
     noun = "mean"
-    curves = TrainReport
+    curves = StepReport
     evaluate = Lazy("tests.helpers.toy_kind:evaluate")
     evaluation = Lazy("tests.helpers.toy_kind:evaluation")
     eval_table = "means.csv"
@@ -161,11 +232,24 @@ class Means(RunKind):
     shown = Lazy("tests.helpers.toy_kind:shown")
     exhibit = Lazy("tests.helpers.toy_kind:MeanExhibit")
 
-    def prepare(self, store, config):
-        raise NotImplementedError
+    def prepare(self, store: ActStore, config: MeanConfig) -> MeanRun:
+        (site,) = store.sites
+        return MeanRun(path=config.out, config=config, provenance=Provenance.of(store, site=site))
 
-    def assemble(self, store, runs, n_steps, *, files):
-        raise NotImplementedError
+    def assemble(
+        self, store: ActStore, runs: Sequence[MeanRun], n_steps: Sequence[int], *, files: ExitStack
+    ) -> tuple[Rows, list[MeanGroup]]:
+        groups = []
+        for run, n in zip(runs, n_steps, strict=True):
+            folders = checkpoints_of(run.path)
+            saved = load_checkpoint(folders[max(folders)]) if folders else None
+            keep = saved.metrics_bytes if saved else 0
+            curves = files.enter_context(Curves(run.path / METRICS, keep=keep))
+            schedule = Schedule.of(run.config, n_steps=n)
+            groups.append(MeanGroup(Member(run, curves=curves, schedule=schedule)))
+            if saved:
+                groups[-1].restore(saved)
+        return Rows(store), groups
 
 
 MEANS, OTHERS = Means(), Means()

@@ -101,7 +101,8 @@ def lines_of(out: Path) -> list[dict[str, float]]:
 def result(out: Path) -> tuple[bytes, bytes, list[dict[str, float]]]:
     """All that two equal runs must share: final weights, final moments, curves."""
     moments = max((out / "checkpoints").iterdir()) / "optimizer.safetensors"
-    return (out / "sae.safetensors").read_bytes(), moments.read_bytes(), lines_of(out)
+    (weights,) = out.glob("*.safetensors")
+    return weights.read_bytes(), moments.read_bytes(), lines_of(out)
 
 
 def assert_alike(out: Path, other: Path) -> None:

@@ -131,6 +131,7 @@ def test_a_folder_in_the_place_of_the_page_is_one_line(tmp_path):
         make_page(tmp_path, chapters=[])
 
 
+@pytest.mark.slow
 def test_the_page_opens_in_any_theme_and_width_and_asks_for_nothing(page):
     with chromium() as browser:
         for scheme, width in (("light", 1280), ("dark", 320)):

@@ -1,19 +1,24 @@
 """Another kind of run takes a file of its own and one line: every command takes its runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from actstore.reader import ActStore
+from pipeline.config.grid import expand
 from pipeline.config.stages import EvalConfig, FeaturesConfig, ReportConfig
 from pipeline.errors import CheckpointError
 from pipeline.evaluate.evaluate import draw, evaluate
+from pipeline.runs.curves import StepReport
 from pipeline.runs.kinds import KINDS, RunKind, kind_named, kind_of
 from pipeline.terminal.commands import run_report, show_evaluations, show_features
 from pipeline.terminal.screen import Screen
-from tests.helpers.toy_kind import MEANS, OTHERS, OtherRun, make_run
-from tests.helpers.training import write_rows
+from pipeline.training.train import train, train_all
+from tests.helpers.toy_kind import MEANS, OTHERS, MeanConfig, MeanRun, OtherRun, make_run
+from tests.helpers.training import result, write_rows
 
 
 @pytest.fixture
@@ -26,6 +31,34 @@ def store(tmp_path) -> ActStore:
 def runs(store, tmp_path, monkeypatch) -> list[Path]:
     monkeypatch.setitem(KINDS, "mean", "tests.helpers.toy_kind:MEANS")  # the one line
     return [make_run(tmp_path / name, store).path for name in ("one", "two")]
+
+
+def test_it_is_trained_alone_in_a_sweep_and_after_a_stop(store, tmp_path, monkeypatch):
+    monkeypatch.setitem(KINDS, "mean", "tests.helpers.toy_kind:MEANS")
+    settings = {
+        "store": str(store.path), "batch_size": 64, "tokens": 2560, "lr": [0.2, 0.0002],
+        "log_every": 1, "device": "cpu",
+    }  # fmt: skip
+    swift, slow = expand(settings, out=tmp_path / "grid", kind=MeanConfig)
+    whole = train(replace(swift.config, out=tmp_path / "whole"))
+    mean = load_file(tmp_path / "whole" / MeanRun.WEIGHTS)["mean"]
+    np.testing.assert_allclose(mean, store.mean(store.sites[0]), atol=0.2)
+    assert (whole.step, whole.reused) == (40, False) and whole.loss < 9
+    assert train(replace(swift.config, out=tmp_path / "whole")).reused
+
+    def stop(report: StepReport) -> None:
+        if report.step == 7:
+            raise KeyboardInterrupt
+
+    stopped = replace(swift.config, out=tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, on_step=stop)
+    train(stopped, resume=True)
+    assert result(stopped.out) == result(tmp_path / "whole")
+
+    outcomes = train_all([swift.config, slow.config])
+    assert outcomes[0].loss == whole.loss < outcomes[1].loss
+    assert result(swift.config.out) == result(tmp_path / "whole")
 
 
 def test_eval_evaluates_shows_and_draws_it(runs, capsys):
