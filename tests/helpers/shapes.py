@@ -35,17 +35,13 @@ def a_test_begins() -> None:
 
 def watched(plain: Callable[..., Any], check: Callable[..., Any]) -> Callable[..., Any]:
     """`check(plain)`, made when it is first called, in the calls that are looked at."""
-    checked: Callable[..., Any] | None = None
+    checked = functools.cache(lambda: check(plain))
 
     @functools.wraps(plain)
     def call(*args: Any, **options: Any) -> Any:
-        nonlocal checked
         _calls[plain] += 1
-        if _calls[plain] > FIRST and _calls[plain] % EVERY:
-            return plain(*args, **options)
-        if checked is None:
-            checked = check(plain)
-        return checked(*args, **options)
+        looked_at = _calls[plain] <= FIRST or _calls[plain] % EVERY == 0
+        return (checked() if looked_at else plain)(*args, **options)
 
     return call
 
