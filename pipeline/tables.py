@@ -41,6 +41,8 @@ class Table:
     caption: str = ""
     ruled: bool = True
     """With lines between the columns."""
+    edged: bool = False
+    """And around them all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,11 +78,6 @@ def expand(
     return tuple(points.values())
 
 
-def single(config: Trainable) -> Point:
-    """A grid of one member."""
-    return Point(name="", config=config, varies={})
-
-
 def _settings_of(kind: type[Trainable]) -> list[str]:
     """What makes a member what it is before what every training is told."""
     common = [f.name for f in fields(LoopConfig)]

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from actstore.reader import ActStore
 from actstore.removal import Removable
 from pipeline.errors import PipelineError
+from pipeline.progress import size
+from pipeline.tables import many
 from pipeline.terminal.store_facts import fidelity_of
-from pipeline.terminal.words import duration, many, size
+from pipeline.terminal.words import duration
 
 if TYPE_CHECKING:  # they bring torch
     from pipeline.features.files import FeatureSet
-    from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
     from pipeline.harvest.plan import HarvestPlan
     from pipeline.harvest.repair import RepairReport
@@ -89,12 +90,6 @@ def outcome_line(outcome: "Outcome", path: Path) -> str:
         return f"train     {outcome}"
     what = "complete, reused" if outcome.reused else f"{outcome.rows:,} rows"
     return f"train     {what}: {path} ({curve_words(outcome)})"
-
-
-def finetune_line(report: "FinetuneReport", path: Path) -> str:
-    """What a fine-tuning did."""
-    what = "complete, reused" if report.reused else f"{report.n_steps} steps"
-    return f"finetune  {what}: {path}"
 
 
 def repair_line(report: "RepairReport", path: Path) -> str:

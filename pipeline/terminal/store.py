@@ -1,12 +1,7 @@
-"""Saepipe store: list, info, verify, repair, rm.
+"""`saepipe store`: each command does one thing to stores, and tells what came of it.
 
-What is wrong with a store, in words.
-
-Stores on the screen, 80 columns wide where it is a pipe.
-
-The stages of `saepipe store`: each does one thing to stores, and tells what came of it.
-
-What brings torch is imported inside of them: only a repair needs a language model.
+Tables are 80 columns wide where the screen is a pipe. What brings torch is imported inside of
+functions: only a repair needs a language model.
 """
 
 import re
@@ -25,11 +20,12 @@ from actstore.verify import Finding, verify
 from pipeline.config.stages import Device
 from pipeline.errors import ConfigError
 from pipeline.harvest.plan import known_folders
-from pipeline.progress import Progress
+from pipeline.progress import Progress, short, size
+from pipeline.tables import many
 from pipeline.terminal.lines import removal_line, repair_line
 from pipeline.terminal.screen import Screen
 from pipeline.terminal.store_facts import listed
-from pipeline.terminal.words import cell, many, short, size
+from pipeline.terminal.words import cell
 
 
 def finding_line(finding: Finding) -> str:

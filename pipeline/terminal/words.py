@@ -1,11 +1,6 @@
 """Numbers as people write and read them."""
 
-from pipeline.config.settings import parse_count as count
 from pipeline.errors import ConfigError
-from pipeline.progress import short, size
-from pipeline.tables import many
-
-__all__ = ["cell", "count", "duration", "layers_of", "many", "short", "size"]
 
 
 def layers_of(text: str | None) -> list[int]:

@@ -12,6 +12,7 @@ import pytest
 import cli
 from actstore.reader import ActStore
 from pipeline.config.architectures import ARCHS, ReluConfig, TopKConfig
+from pipeline.config.settings import parse_count as count
 from pipeline.config.stages import (
     EvalConfig,
     FeaturesConfig,
@@ -21,7 +22,7 @@ from pipeline.config.stages import (
 )
 from pipeline.config.training import TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.terminal.words import count, layers_of
+from pipeline.terminal.words import layers_of
 from tests.helpers.slow import slow
 from tests.helpers.tiny import CTX_LEN, make_model, make_text
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings as how, strategies as st
 from pipeline.config.architectures import ARCHS, ReluConfig, TopKConfig
 from pipeline.config.grid import ONE_PASS, comma_list, expand
 from pipeline.config.serialization import from_json, load_toml, to_json
+from pipeline.config.settings import parse_count as count
 from pipeline.config.training import TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.terminal.words import count
 
 OUT = Path("runs/sweep")
 
