@@ -148,29 +148,21 @@ def load_sae(path: Path, *, device: torch.device) -> LoadedSAE:
     Raises:
         CheckpointError: there is no finished run at `path`, or it is damaged.
     """
-    if not is_finetuned(path):
-        run = SAERun.open(path)
-        return LoadedSAE(
-            path=path,
-            coder=run.load_sae(device),
-            arch=run.config.arch.kind,
-            model=run.provenance.model,
-            revision=run.provenance.revision,
-            site=Site.parse(run.provenance.site),
-            provenance=run.provenance,
-            left_out=ExcludedRows.of(run.config),
-        )
-    tuned = FinetunedRun.open(path)
+    tuned = FinetunedRun.open(path) if is_finetuned(path) else None
+    run = tuned.run if tuned else SAERun.open(path)
+    where = tuned.report if tuned else run.provenance
     return LoadedSAE(
         path=path,
-        coder=tuned.load_sae(device),
-        arch=tuned.run.config.arch.kind,
-        model=tuned.report.model,
-        revision=tuned.report.revision,
-        site=Site.parse(tuned.report.site),
-        provenance=tuned.run.provenance,
-        left_out=ExcludedRows.of(tuned.run.config),
-        notes=(f"fine-tuned on {tuned.report.text} through a scale and a bias per feature",),
+        coder=(tuned or run).load_sae(device),
+        arch=run.config.arch.kind,
+        model=where.model,
+        revision=where.revision,
+        site=Site.parse(where.site),
+        provenance=run.provenance,
+        left_out=ExcludedRows.of(run.config),
+        notes=(f"fine-tuned on {tuned.report.text} through a scale and a bias per feature",)
+        if tuned
+        else (),
     )
 
 

@@ -5,26 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, cast, final
 
-import numpy as np
-
 from pipeline.config.serialization import to_json
 from pipeline.config.training import LoopConfig
 from pipeline.evaluate.report import EvalReport, WorstContext, load_report
 from pipeline.finetune.run import FinetunedRun, is_finetuned
-from pipeline.plots.evaluation import (
-    dead_cosine_figure,
-    density_figure,
-    encoder_decoder_figure,
-    frontier_figure,
-    inserted_figure,
-)
+from pipeline.plots.evaluation import evaluation_figures, frontier_figure
 from pipeline.plots.finetune import loss_figure
 from pipeline.report.feature_data import ShownFeatures, feature_data
 from pipeline.report.figures import HIGH, WIDE, Drawing, curve_drawings, drawings
 from pipeline.report.gather import curves_of, shown_features
 from pipeline.report.render import Exhibit, Part, Tile
 from pipeline.report.tables import Group, Row, main_heads, main_rows, metric_groups, number
-from pipeline.runs.folder import Provenance
+from pipeline.runs.folder import Provenance, flat
 from pipeline.runs.sae_run import SAERun
 from pipeline.tables import percent
 
@@ -285,16 +277,9 @@ def _curves(exhibit: SAEExhibit, *, prefix: str) -> list[Drawing]:
 
 def _drawings(report: EvalReport, *, prefix: str) -> list[Drawing]:
     """What the evaluation of one run shows."""
-    density, n_tokens = np.array(report.density), report.n_tokens
-    figures = {
-        "density": density_figure(density, n_tokens=n_tokens),
-        "encdec": encoder_decoder_figure(np.array(report.encoder_decoder_cosine)),
-    }
-    if report.dead_cosine is not None:
-        cosine = np.array(report.dead_cosine)
-        figures["dead"] = dead_cosine_figure(cosine, density == 0, n_tokens=n_tokens)
-    if report.inserted and report.ce_clean is not None:
-        figures["inserted"] = inserted_figure(report)
+    figures = evaluation_figures(report)
+    if report.dead_cosine is None:
+        del figures["dead_cosine"]  # a note says so
     for figure in figures.values():
         figure.set_size_inches(max(WIDE, figure.get_figwidth() - _SPARE), HIGH)
     return drawings(figures, prefix=prefix)
@@ -317,8 +302,8 @@ def settings_of(config: object, **others: object) -> dict[str, str]:
     """Every setting as `arch.k` -> its value; those of the others as `store.text`."""
     found = flat(to_json(config))
     for name, values in others.items():
-        found |= flat(to_json(values), prefix=f"{name}.")
-    return found
+        found |= flat(to_json(values), f"{name}.")
+    return {name: _setting(value) for name, value in found.items()}
 
 
 def trained_on(config: LoopConfig, store: Provenance) -> dict[str, str]:
@@ -335,17 +320,6 @@ def named(model: str, revision: str) -> str:
     """A language model, and its revision if that is not the main one."""
     name = model or "unknown"
     return name if revision in ("", "main") else f"{name} at {revision}"
-
-
-def flat(value: object, *, prefix: str = "") -> dict[str, str]:
-    """Nested settings as `arch.k` -> its value."""
-    found: dict[str, str] = {}
-    for name, item in cast("Mapping[str, object]", value).items():
-        if isinstance(item, Mapping):
-            found |= flat(cast("object", item), prefix=f"{prefix}{name}.")
-        else:
-            found[prefix + name] = _setting(item)
-    return found
 
 
 def _setting(value: object) -> str:

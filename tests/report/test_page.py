@@ -255,7 +255,10 @@ def test_what_several_runs_have_in_common_is_said_once(tmp_path):
     assert made.feature_notes == ["logits are direct"]
     assert made.runs[0].overlaps == {"b": "0.75", "/else/where": "0.25"}
     assert made.runs[0].notes[-1] == "None of the 64 features is dead on these tokens."
-    assert [drawing.name for drawing in made.runs[0].figures] == ["r1-density", "r1-encdec"]
+    assert [drawing.name for drawing in made.runs[0].figures] == [
+        "r1-density",
+        "r1-encoder_decoder",
+    ]
     assert view(exhibits).lead == "model EleutherAI/pythia-70m · site mlp_out.1 · text somewhere"
 
 
@@ -273,7 +276,7 @@ def test_each_curve_and_each_finding_is_a_figure(page):
     assert ids == [
         f"r1-{name}"
         for name in (
-            "density", "encdec", "dead", "inserted", "l0", "recon", "n_dead",
+            "density", "encoder_decoder", "dead_cosine", "inserted", "l0", "recon", "n_dead",
         )
     ]  # fmt: skip
 
