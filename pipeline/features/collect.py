@@ -257,15 +257,7 @@ def sample_store(
     *,
     on_progress: OnProgress | None = None,
 ) -> Samples:
-    """Read the store's first contexts, as many as `config.tokens` needs, and encode them in fp32.
-
-    Args:
-        config: How much is read, and how much kept.
-        store: With a site of the coder's width.
-        site: That one.
-        coder: On its device.
-        on_progress: Told the tokens done.
-    """
+    """Encode the store's first contexts in fp32, as many as `config.tokens` needs."""
     ctx_len, device = store.spec.ctx_len, coder.W_dec.device
     n_contexts = _n_contexts(config, store)
     per_block = max(1, BLOCK.get(device.type, GPU_BLOCK) // (ctx_len * coder.d_sae))

@@ -42,16 +42,7 @@ def save(
 ) -> FeatureSet:
     """Write the folder of a run's features, in the place of one that is there.
 
-    Args:
-        run: Whose features.
-        facts: Where they are from; the checksums are filled in here.
-        samples: Of the pass over the store.
-        directions: By the weights.
-        texts: Of the tokens of the store.
-        of_logits: Of the tokens that logits are of.
-
-    Raises:
-        OSError: the disk is full or fails; what was there stays.
+    Checksums are added to the facts; `of_logits` are the tokens that logits are of.
     """
     tables = {
         "features": _features(samples, directions, of_logits),

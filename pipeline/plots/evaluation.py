@@ -322,8 +322,7 @@ def evaluation_figures(report: EvalReport) -> dict[str, Figure]:
 def save_figures(reports: Sequence[EvalReport], folder: Path) -> tuple[Path, ...]:
     """Draw each report's figures into its run's folder, and what several recover into `folder`.
 
-    Returns:
-        The files of the latter, `frontier`; none of a single report.
+    Gives the files of the latter, `frontier`; none of a single report.
     """
     for report in reports:
         save_all(evaluation_figures(report), report.run)

@@ -30,12 +30,9 @@ _NUMBER = re.compile(r"-?\d+\.\d+")
 
 
 def inline_svg(figure: Figure, *, name: str, label: str) -> Markup:
-    """An `<svg>` element, the same bytes for the same figure.
+    """An `<svg>` element, the same bytes for the same figure in the colours of our style.
 
-    Args:
-        figure: Drawn in the colours of `pipeline.plots.style`.
-        name: Unique in the page; the element's ids start with it.
-        label: What a reader who does not see it is told.
+    Its ids start with the name, which no other has; who does not see it is told the label.
     """
     data = BytesIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -124,10 +121,7 @@ def drawings(
 ) -> list[Drawing]:
     """Figures by their names, each told by the title of its first axes to who does not see it.
 
-    Args:
-        figures: By names that are theirs alone among those of this prefix.
-        prefix: Theirs alone in the page.
-        size: In inches; None leaves them as they are.
+    With the prefix before them, names are unique in the page. A size is in inches.
     """
     found = list[Drawing]()
     for key, figure in figures.items():
@@ -139,9 +133,5 @@ def drawings(
 
 
 def curve_drawings(curves: Path | None, *, prefix: str) -> list[Drawing]:
-    """The curves of a training; none without them.
-
-    Raises:
-        CheckpointError: metrics.jsonl is damaged.
-    """
+    """The curves of a training; none without them."""
     return drawings(curve_figures(curves), prefix=prefix) if curves else []

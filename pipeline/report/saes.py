@@ -42,11 +42,7 @@ class SAEExhibit(Exhibit):
 
     @classmethod
     def gather(cls, path: Path, name: str, *, n_features: int) -> "SAEExhibit":
-        """What is known of the SAE in a folder.
-
-        Raises:
-            CheckpointError: it is unfinished, or a file of it is damaged.
-        """
+        """What is known of the SAE in a folder."""
         tuned = FinetunedRun.open(path) if is_finetuned(path) else None
         return cls(
             name=name,
@@ -109,11 +105,7 @@ class SAEExhibit(Exhibit):
 
     @staticmethod
     def part(exhibits: Sequence["SAEExhibit"]) -> "SAEsPart":
-        """The part about these runs.
-
-        Raises:
-            CheckpointError: the curves of one are damaged.
-        """
+        """The part about these runs."""
         reports = [exhibit.evaluation for exhibit in exhibits]
         evaluated = [report for report in reports if report is not None]
         names = [exhibit.name for exhibit in exhibits]

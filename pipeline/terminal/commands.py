@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def run_harvest(config: HarvestConfig, *, screen: Screen) -> "HarvestSummary":
     """Harvest what is missing."""
     from pipeline.harvest.harvest import harvest
-    from pipeline.terminal.lines import harvest_lines, plan_line, reused_line
+    from pipeline.terminal.lines import harvest_lines, plan_line
 
     with screen.progress("harvest") as show:
         summary = harvest(
@@ -40,7 +40,7 @@ def run_harvest(config: HarvestConfig, *, screen: Screen) -> "HarvestSummary":
             on_plan=lambda plan, seconds: screen.say(plan_line(plan, seconds)),
             on_progress=show,
         )
-    for line in [reused_line(summary)] if summary.reused else harvest_lines(summary):
+    for line in harvest_lines(summary):
         screen.say(line)
     return summary
 

@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.harvest.plan import known_folders
 from pipeline.progress import Progress, short, size
 from pipeline.tables import many
-from pipeline.terminal.lines import removal_line, repair_line
+from pipeline.terminal.lines import removal_line
 from pipeline.terminal.screen import Screen
 from pipeline.terminal.store_facts import listed
 from pipeline.terminal.words import cell
@@ -206,23 +206,14 @@ def run_repair(
     from pipeline.harvest.repair import repair
 
     with screen.progress("repair") as show:
-        repaired = repair(
-            path,
-            findings,
-            device=device,
-            batch_size=batch_size,
-            on_progress=show,
-        )
-    screen.say(repair_line(repaired, path))
-    return repaired
+        done = repair(path, findings, device=device, batch_size=batch_size, on_progress=show)
+    shards, files = many(len(done.shards), "shard"), many(len(done.files), "file")
+    screen.say(f"repair    {shards}, {many(done.rows, 'row')}, {files} of {path}")
+    return done
 
 
 def require_whole(path: Path, findings: Sequence[Finding], *, screen: Screen) -> None:
-    """End a check.
-
-    Raises:
-        StoreError: something was found.
-    """
+    """End a check: raise StoreError if something was found."""
     if findings:
         raise StoreError(
             f"{path} is damaged ({damage_words(findings)}); "
@@ -232,12 +223,7 @@ def require_whole(path: Path, findings: Sequence[Finding], *, screen: Screen) ->
 
 
 def announce_removal(path: Path, *, ask: bool, screen: Screen) -> None:
-    """Say what will go.
-
-    Raises:
-        StoreError: it is no store.
-        ConfigError: it is to be asked whether to remove it, and there is nobody to ask.
-    """
+    """Say what will go; raise ConfigError where nobody can be asked whether it shall."""
     screen.say(removal_line(removable(path)))
     if ask and not sys.stdin.isatty():
         raise ConfigError(f"there is nobody to ask: saepipe store rm {path} --yes")

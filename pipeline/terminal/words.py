@@ -4,11 +4,7 @@ from pipeline.errors import ConfigError
 
 
 def layers_of(text: str | None) -> list[int]:
-    """Read `0-5`, `1,3` or `0-2,5`: layers, each once, in this order; none of None.
-
-    Raises:
-        ConfigError: If it is something else.
-    """
+    """Read `0-5`, `1,3` or `0-2,5`: layers, each once, in this order; none of None."""
     layers = list[int]()
     for word in text.split(",") if text is not None else ():
         first, dash, last = word.strip().partition("-")
