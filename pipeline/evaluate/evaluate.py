@@ -169,7 +169,6 @@ def report_of(
 
 
 def _inserted(sums: Columns, subject: LoadedSAE, layers: tuple[int, ...]) -> tuple[Inserted, ...]:
-    """What the coder costs at each of these layers."""
     n, clean = sums["n_predictions"].sum(), sums["nll_clean"].sum()
     found: list[Inserted] = []
     for layer in dict.fromkeys(layers):

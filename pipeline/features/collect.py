@@ -130,7 +130,6 @@ class Words:
 
 
 def _tokenizer(model: str, revision: str) -> tuple[Tokenizer | None, str]:
-    """A model's tokenizer, or None and the reason."""
     if not model:
         return None, "neither the run nor the store says which model the activations are from"
     try:
@@ -168,7 +167,6 @@ def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: W
 def _notes(
     subject: LoadedSAE, source: Provenance, words: Words, *, n_tokens: int, wanted: int
 ) -> tuple[str, ...]:
-    """What a reader must know."""
     notes = list(subject.notes)
     if source.model != subject.model:
         notes.append(

@@ -62,7 +62,6 @@ def save(
 
 
 def _write(path: Path, table: Any) -> str:  # noqa: ANN401 - pyarrow is not typed
-    """Write one table, and give its SHA-256."""
     sink = pyarrow.BufferOutputStream()
     parquet.write_table(table, sink, compression="zstd")
     data = sink.getvalue().to_pybytes()
@@ -179,7 +178,6 @@ def _ranks(features: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 
 
 def _lists(rows: Shaped[np.ndarray, "n width"]) -> Any:  # noqa: ANN401
-    """Each row as a list."""
     ends = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
     return pyarrow.ListArray.from_arrays(ends, rows.reshape(-1))
 

@@ -40,7 +40,9 @@ def inline_svg(figure: Figure, *, name: str, label: str) -> Markup:
     root = ElementTree.fromstring(data.getvalue())
     used = _references(root)
     for element in [*root.iter()]:
-        _drop_unwanted(element)
+        for child in [*element]:  # what the root's attributes stand for
+            if _local(child.tag) in ("metadata", "style"):
+                element.remove(child)
         _adopt(element, used=used, prefix=name)
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
@@ -55,13 +57,6 @@ def _references(root: ElementTree.Element) -> set[str]:
     """Ids that something in the figure points to."""
     values = [value for element in root.iter() for value in element.attrib.values()]
     return {v[1:] for v in values if v.startswith("#")} | set(_REFERENCE.findall("\n".join(values)))
-
-
-def _drop_unwanted(parent: ElementTree.Element) -> None:
-    """Remove metadata, and the style sheet that the root's attributes stand for."""
-    for child in [*parent]:
-        if _local(child.tag) in ("metadata", "style"):
-            parent.remove(child)
 
 
 def _adopt(element: ElementTree.Element, *, used: set[str], prefix: str) -> None:

@@ -72,7 +72,24 @@ class SAEExhibit(Exhibit):
     @property
     def tiles(self) -> list[Tile]:
         """The main numbers of its evaluation."""
-        return _tiles(self.evaluation) if self.evaluation else []
+        if (report := self.evaluation) is None:
+            return []
+        of = f"of {report.d_sae:,}"
+        losses = f"{number(report.ce_patched)} nats spliced in, {number(report.ce_clean)} without"
+        return [
+            Tile(name="loss recovered", value=number(report.loss_recovered), note=losses),
+            Tile(name="L0", value=number(report.l0), note=f"features active per token, {of}"),
+            Tile(
+                name="explained variance",
+                value=number(report.explained_variance),
+                note=f"cosine {number(report.cosine)}",
+            ),
+            Tile(
+                name="dead",
+                value=percent(report.frac_dead),
+                note=f"{number(report.n_dead)} features {of}",
+            ),
+        ]
 
     @property
     def facts(self) -> dict[str, str]:
@@ -183,12 +200,13 @@ def _view(exhibit: SAEExhibit, *, place: int, known: Mapping[Path, str]) -> RunV
     """One run; `known` are the names of all that are on the page."""
     report = exhibit.evaluation
     overlaps = report.overlaps if report else ()
+    tuned = {"finetune": exhibit.tuned.config} if exhibit.tuned else {}
     return RunView(
         name=exhibit.name,
         path=str(exhibit.path),
         headline=exhibit.headline,
         facts=exhibit.facts,
-        settings=_settings(exhibit),
+        settings=settings_of(exhibit.run.config, store=exhibit.provenance, **tuned),
         curves=_curves(exhibit, prefix=f"r{place}-"),
         figures=_drawings(report, prefix=f"r{place}-") if report else (),
         evaluated=_evaluated(report) if report else "",
@@ -222,31 +240,7 @@ def _missing(exhibit: SAEExhibit) -> dict[str, str]:
     return missing
 
 
-def _tiles(report: EvalReport) -> list[Tile]:
-    """The few numbers in front of a page about one run."""
-    of = f"of {report.d_sae:,}"
-    return [
-        Tile(
-            name="loss recovered",
-            value=number(report.loss_recovered),
-            note=f"{number(report.ce_patched)} nats spliced in, {number(report.ce_clean)} without",
-        ),
-        Tile(name="L0", value=number(report.l0), note=f"features active per token, {of}"),
-        Tile(
-            name="explained variance",
-            value=number(report.explained_variance),
-            note=f"cosine {number(report.cosine)}",
-        ),
-        Tile(
-            name="dead",
-            value=percent(report.frac_dead),
-            note=f"{number(report.n_dead)} features {of}",
-        ),
-    ]
-
-
 def _browsed(exhibit: SAEExhibit) -> dict[str, object]:
-    """A run as the browser of features shows it."""
     head: dict[str, object] = {"name": exhibit.name, "command": exhibit.command}
     if exhibit.features is None:
         return head | {"nTokens": 0, "tokens": [], "items": []}
@@ -268,7 +262,6 @@ def _curves(exhibit: SAEExhibit, *, prefix: str) -> list[Drawing]:
 
 
 def _drawings(report: EvalReport, *, prefix: str) -> list[Drawing]:
-    """What the evaluation of one run shows."""
     figures = evaluation_figures(report)
     if report.dead_cosine is None:
         del figures["dead_cosine"]  # a note says so
@@ -282,12 +275,6 @@ def _frontier(reports: Sequence[EvalReport]) -> Drawing | None:
     if len(reports) < 2:
         return None
     return drawings({"frontier": frontier_figure(reports)}, size=(WIDE, HIGH))[0]
-
-
-def _settings(exhibit: SAEExhibit) -> dict[str, str]:
-    """Every setting and everything known of the store."""
-    tuned = {"finetune": exhibit.tuned.config} if exhibit.tuned else {}
-    return settings_of(exhibit.run.config, store=exhibit.provenance, **tuned)
 
 
 def settings_of(config: object, **others: object) -> dict[str, str]:

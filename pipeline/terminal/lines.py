@@ -39,9 +39,9 @@ def plan_line(plan: "HarvestPlan", seconds: float) -> str:
 def harvest_lines(summary: "HarvestSummary") -> Iterator[str]:
     """What a harvest did, and what a lossy codec cost each site; or which store made it idle."""
     if summary.reused:
-        linked = summary.found and f"{summary.found}, linked as "
-        where = f"{linked or ''}{summary.store}"
-        yield f"harvest   complete, reused: {summary.n_rows:,} rows a site in {where}"
+        linked = "" if summary.found is None else f"{summary.found}, linked as "
+        rows = f"{summary.n_rows:,} rows a site"
+        yield f"harvest   complete, reused: {rows} in {linked}{summary.store}"
         return
     ended = "; the text ended there" if summary.source_exhausted else ""
     yield (

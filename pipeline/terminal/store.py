@@ -69,17 +69,13 @@ def stores_table(folder: Path, found: Found) -> Table:
         if isinstance(told, str):
             continue
         spec = told.spec
-        place, model = _place(path, folder), spec.source.get("model", "")
+        place = path if path == folder else path.relative_to(folder)
+        model = spec.source.get("model", "")
         sites = "\n".join(site.name for site in spec.sites)
         kept = f"{spec.dtype}\n{spec.codec}"
         row = (f"{place}\n{model}".strip(), told.state, cell(told.n_rows), sites, kept)
         table.add_row(*map(Text, row))
     return table
-
-
-def _place(path: Path, folder: Path) -> str:
-    """Where a store lies, seen from the folder that was searched."""
-    return str(path) if path == folder else str(path.relative_to(folder))
 
 
 def store_tables(facts: Mapping[str, Any]) -> list[Table]:
