@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Style = Literal["", "dim", "underline", "bold underline"]
+Style = Literal[
+    "", "dim", "underline", "bold underline", "red", "green", "yellow", "blue", "magenta", "cyan"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
