@@ -49,12 +49,9 @@ def shown(found: FeatureSet, chosen: Sequence[int], *, order: FeatureOrder, rows
     return Shown(lines=lines, tables=tables, documents=documents, notes=notes)
 
 
-def features_table(
-    features: FeatureSet, indices: Int64[np.ndarray, " n"], *, title: str = ""
-) -> Table:
+def features_table(features: FeatureSet, indices: Int64[np.ndarray, " n"]) -> Table:
     """Some features, a line each, in the order given."""
     facts = features.facts
-    heading = title or f"features of {features.run.name}, {facts.site}, {facts.n_tokens:,} tokens"
     with_dead = bool(np.isfinite(features.dead_cosine).any())
     numbers = ("feature", "frequency", "max", "mean", *(["dead\ncosine"] if with_dead else []))
     words = ("fires on", *(["promotes"] if facts.attributed else []))
@@ -70,7 +67,8 @@ def features_table(
         ])  # fmt: skip
     columns = [Column(head=name, align="right") for name in numbers]
     columns += [Column(head=name, fills=True) for name in words]
-    return Table(title=heading, columns=columns, sections=[rows], ruled=False)
+    title = f"features of {features.run.name}, {facts.site}, {facts.n_tokens:,} tokens"
+    return Table(title=title, columns=columns, sections=[rows], ruled=False)
 
 
 def feature_tables(
@@ -133,8 +131,9 @@ def _contexts(
     passages = examples.passages(texts)
     for i, place in enumerate(chosen):
         before, token, after = map(visible, passages[place])
-        pieces = [(_last_cells(before, _LEFT_CELLS), ""), (token, "bold underline"), (after, "")]
-        rows.append([f"{examples.value[place]:.3g}", *share[i : i + 1], Words(pieces=pieces)])
+        left = _last_cells(before, _LEFT_CELLS)
+        line = Words(pieces=[(left, ""), (token, "bold underline"), (after, "")])
+        rows.append([f"{examples.value[place]:.3g}", *share[i : i + 1], line])
     numbers = [Column(align="right")] * (2 if share else 1)
     columns = [*numbers, Column(fills=True)]
     return Table(title=title, columns=columns, sections=[rows], ruled=False)
@@ -214,9 +213,10 @@ def _legend(sample: TokenValues, common: list[int], marks: list[Mark], texts: To
     for token, mark in zip(common, marks, strict=True):
         n = int((sample.token == token).sum())
         rest -= n
-        pieces += [mark, (f" {label(texts.alone(token))} {_share(n, sample)}  ", "")]
+        told = f" {label(texts.alone(token))} {_share(n, sample)}  "
+        pieces.extend((mark, (told, "")))
     if rest:
-        pieces += [_OTHERS, (f" others {_share(rest, sample)}", "")]
+        pieces.extend((_OTHERS, (f" others {_share(rest, sample)}", "")))
     return Words(pieces=pieces)
 
 
