@@ -11,6 +11,7 @@ from actstore.errors import StoreError
 from pipeline.config.architectures import ARCHS
 from pipeline.config.command_line import arch_table, assigned, connector_settings, merged
 from pipeline.config.serialization import from_json
+from pipeline.config.settings import parse_count as count
 from pipeline.config.stages import (
     Device,
     EvalConfig,
@@ -25,7 +26,7 @@ from pipeline.config.stages import (
 from pipeline.config.training import ConnectConfig, TrainConfig
 from pipeline.errors import PipelineError
 from pipeline.mnist.config import MnistConfig
-from pipeline.terminal.words import count, layers_of
+from pipeline.terminal.words import layers_of
 
 if TYPE_CHECKING:  # it brings rich, and --help must not wait for that
     from pipeline.terminal.screen import Screen
@@ -144,7 +145,7 @@ def train(
 
     screen, loggers = _screen(json), log.split(",") if log else []
     points = expand(settings, out=out, kind=kind)
-    reports = run_train(points, out=out, resume=resume, log=loggers, screen=screen)
+    reports = run_train(points, resume=resume, log=loggers, screen=screen)
     screen.emit(reports if len(points) > 1 else reports[0])
 
 
@@ -299,7 +300,7 @@ def demo(
     json: JsonOut = None,
 ) -> None:
     """All of it on the embedded model and text, on a CPU, in under 3 minutes."""
-    from pipeline.terminal.demo import run_demo
+    from pipeline.terminal.commands import run_demo
 
     screen = _screen(json)
     screen.emit(run_demo(out, screen=screen))

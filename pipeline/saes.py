@@ -56,11 +56,7 @@ SAES = SAEs()
 
 
 def only_site(store: ActStore, site: str | None) -> str:
-    """The site asked for, or the only one there is.
-
-    Raises:
-        ConfigError: the store lacks it, or holds several and none was named.
-    """
+    """The site asked for, or the only one there is."""
     names = store.sites
     if site is None and len(names) == 1:
         return names[0]

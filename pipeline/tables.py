@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Style = Literal["", "dim", "underline", "bold underline"]
+Style = Literal[
+    "", "dim", "underline", "bold underline", "red", "green", "yellow", "blue", "magenta", "cyan"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class Table:
     caption: str = ""
     ruled: bool = True
     """With lines between the columns."""
+    edged: bool = False
+    """And around them all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ told how far they have come. What goes wrong is a `PipelineError` or `StoreError
 Torch is imported by what needs it, when it is called.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
@@ -26,7 +26,7 @@ from pipeline.config.stages import (
 )
 from pipeline.config.training import ConnectConfig, LoopConfig, TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.progress import OnProgress, Progress
+from pipeline.progress import OnProgress, counter
 
 if TYPE_CHECKING:
     from pipeline.connect.run import ConnectorRun
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.report.page import ReportSummary
     from pipeline.runs.curves import StepReport
     from pipeline.runs.sae_run import SAERun
-    from pipeline.training.loop import OnStep
+    from pipeline.training.loop import OnStep, Outcome
 
 AnyPath = str | PathLike[str]
 """Text, a `Path`, a run or a store."""
@@ -98,7 +98,7 @@ def train(
     from pipeline.runs.sae_run import SAERun
 
     (point,) = points = _points(TrainConfig, store, settings, verb="train")
-    _train(points, resume=resume, on_progress=on_progress, on_step=on_step)
+    train_points(points, resume=resume, on_progress=on_progress, on_step=on_step)
     return SAERun.open(point.config.out)
 
 
@@ -136,7 +136,7 @@ def sweep(
     from pipeline.runs.sae_run import SAERun
 
     points = _points(TrainConfig, store, settings, verb="sweep")
-    _train(points, resume=resume, on_progress=on_progress, on_step=on_step)
+    train_points(points, resume=resume, on_progress=on_progress, on_step=on_step)
     return [SAERun.read(point.config.out) for point in points]
 
 
@@ -169,7 +169,7 @@ def connect(
     from pipeline.connect.run import ConnectorRun
 
     (point,) = points = _points(ConnectConfig, store, settings, verb="connect")
-    _train(points, resume=resume, on_progress=on_progress, on_step=on_step)
+    train_points(points, resume=resume, on_progress=on_progress, on_step=on_step)
     return ConnectorRun.open(point.config.out)
 
 
@@ -196,14 +196,15 @@ def _points(
     return points
 
 
-def _train(
+def train_points(
     points: Sequence[Point],
     *,
     resume: bool,
     on_progress: OnProgress | None,
     on_step: "OnStep | None",
-) -> None:
-    """Train what is not complete, and draw the curves."""
+    words: "Callable[[StepReport], str]" = lambda report: f"loss {report.loss:.4g}",
+) -> "list[Outcome]":
+    """Train what is not complete, and draw the curves; `words` tell where a training stands."""
     from pipeline.plots.training import save_curves
     from pipeline.training.sweep import complete, train_sweep
 
@@ -212,15 +213,15 @@ def _train(
     def told(report: "StepReport") -> None:
         if on_step is not None:
             on_step(report)
-        if on_progress is not None:
-            total, words = report.n_steps * first.batch_size, f"loss {report.loss:.4g}"
-            on_progress(
-                Progress(stage="train", done=report.rows, total=total, unit="rows", words=words)
-            )
+        total = report.n_steps * first.batch_size
+        tell = counter(on_progress, stage="train", total=total, unit="rows", words=words(report))
+        tell(report.rows)
 
     out = first.out if len(points) == 1 else first.out.parent
-    complete(train_sweep(points, out=out, resume=resume, on_step=told))
+    outcomes = train_sweep(points, out=out, resume=resume, on_step=told)
+    complete(outcomes)
     save_curves({point.name: point.config.out for point in points}, out)
+    return outcomes
 
 
 @overload

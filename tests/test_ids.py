@@ -1,7 +1,4 @@
 import gzip
-import os
-import subprocess
-import sys
 import time
 
 import pytest
@@ -59,24 +56,3 @@ def test_a_temporary_path_is_seen(tmp_path, monkeypatch):
 )
 def test_values_without_a_name_get_a_short_one(value, name):
     assert name_of(value, "data") == name
-
-
-def test_pytest_itself_names_them_so(tmp_path):
-    """Bytes of the clock and long texts, in a test module like any other."""
-    (tmp_path / "test_a.py").write_text(
-        "import gzip, time, pytest\n"
-        "CLOCK = gzip.compress(bytes(9), mtime=time.time_ns() % 2**32)\n"
-        "@pytest.mark.parametrize('data', [b'', CLOCK, 'word ' * 99])\n"
-        "def test_a(data): pass\n"
-    )
-    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--collect-only", "-q"]
-    done = subprocess.run(
-        [*command, "-c", os.devnull, f"--rootdir={tmp_path}", tmp_path / "test_a.py"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    names = ["data0", "data1", "word word word word word word word word"]
-    assert done.stdout.splitlines()[:3] == [f"test_a.py::test_a[{name}]" for name in names]

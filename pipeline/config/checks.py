@@ -53,9 +53,6 @@ def parse_duration(duration: str) -> tuple[Fraction, Unit]:
     """Amount and unit of a length of training: `10k steps`, `5M tokens` (or just `5M`), `20%`.
 
     Exactly, so that 7% of 100 steps is 7 steps and not 8.
-
-    Raises:
-        ConfigError: it is no length of training.
     """
     found = _FORM.fullmatch(duration)
     if found is None:
@@ -66,11 +63,7 @@ def parse_duration(duration: str) -> tuple[Fraction, Unit]:
 
 
 def steps_of(duration: str, *, batch_size: int, n_steps: int) -> int:
-    """How many steps it takes in a run of `n_steps`; a part of a step counts as one.
-
-    Raises:
-        ConfigError: it is no length of training.
-    """
+    """How many steps it takes in a run of `n_steps`; a part of a step counts as one."""
     amount, unit = parse_duration(duration)
     match unit:
         case "steps":

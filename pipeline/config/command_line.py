@@ -15,16 +15,7 @@ from pipeline.errors import ConfigError
 def merged(
     file: Path | None, options: Mapping[str, object], *, given: frozenset[str]
 ) -> dict[str, Any]:
-    """Flag before file before default.
-
-    Args:
-        file: TOML, or None.
-        options: Values of options, defaults included, by the name of their setting.
-        given: Settings whose options were typed.
-
-    Raises:
-        ConfigError: the file cannot be read or is not TOML.
-    """
+    """Flag before file before default: `given` names the settings whose options were typed."""
     settings: dict[str, Any] = dict(load_toml(file)) if file is not None else {}
     for name, value in options.items():
         if name in given or name not in settings:
@@ -37,9 +28,6 @@ def assigned(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
 
     A name may be that of a setting of the architecture, `arch.k_aux`. Values are read as TOML's,
     else as text; several, with commas between them, make a list.
-
-    Raises:
-        ConfigError: one is not NAME=VALUE.
     """
     changed, arch = dict(settings), dict(settings.get("arch", {}))
     for assignment in assignments:
@@ -69,9 +57,6 @@ def arch_table(
         arch: Its name, several names, or the table that a file has.
         knobs: Options that shape an architecture, defaults included.
         given: Those that were typed.
-
-    Raises:
-        ConfigError: an option was typed that means nothing to any architecture named.
     """
     table = {str(k): v for k, v in arch.items()} if isinstance(arch, Mapping) else {"kind": arch}
     named = table.get("kind")
@@ -94,14 +79,7 @@ def connector_settings(
 ) -> dict[str, Any]:
     """The settings of connectors: of the options of a training, those that were typed.
 
-    Args:
-        file: TOML, or None.
-        options: As `merged` takes them.
-        connect: Pairs `RUN_IN:RUN_OUT`, several of which are swept over.
-        given: Settings whose options were typed.
-
-    Raises:
-        ConfigError: a pair is not two runs, or an option was typed that a connector does not have.
+    Pairs `RUN_IN:RUN_OUT` to connect are swept over where there are several.
     """
     known = {f.name for f in fields(ConnectConfig)}
     for name in given & options.keys() - known:

@@ -55,17 +55,17 @@ def expand(
         ConfigError: a list is empty, a member comes twice, one of `ONE_PASS` has several values,
             or a member is no possible config.
     """
-    names = [name for name in _settings_of(kind) if name in settings and name != "out"]
+    known = [name for name in _settings_of(kind) if name in settings]
+    names = [name for name in dict.fromkeys((*known, *settings)) if name != "out"]
     lists = {name for name, hint in get_type_hints(kind).items() if get_origin(hint) is tuple}
-    unknown = [name for name in settings if name not in names and name != "out"]
     axes = [
         _archs(settings[name]) if name == "arch" else _axis(name, settings[name], lists=lists)
-        for name in (*names, *unknown)
+        for name in names
     ]
     points: dict[str, Point] = {}
     configs: set[LoopConfig] = set()
     for choice in product(*axes):
-        values = {name: value for name, (value, _) in zip((*names, *unknown), choice, strict=True)}
+        values = {name: value for name, (value, _) in zip(names, choice, strict=True)}
         varies = {key: value for _, listed in choice for key, value in listed.items()}
         config = from_json(kind, values | {"out": str(out)})
         if config in configs:
@@ -76,11 +76,6 @@ def expand(
     return tuple(points.values())
 
 
-def single(config: LoopConfig) -> Point:
-    """A grid of one member."""
-    return Point(name="", config=config, varies={})
-
-
 def _settings_of(kind: type[LoopConfig]) -> list[str]:
     """What makes a member what it is before what every training is told."""
     common = [f.name for f in fields(LoopConfig)]
@@ -88,16 +83,7 @@ def _settings_of(kind: type[LoopConfig]) -> list[str]:
 
 
 def comma_list(text: str, kind: Callable[[str], T], *, option: str) -> list[T]:
-    """The values of an option of the command line: `1e-4,3e-4`.
-
-    Args:
-        text: What was typed.
-        kind: Makes a value of a word: float, int, str or the like.
-        option: As it is typed, `--lr`, for messages.
-
-    Raises:
-        ConfigError: a value is missing or not of its kind.
-    """
+    """The values of an option of the command line: `1e-4,3e-4`."""
     values: list[T] = []
     for word in text.split(","):
         try:

@@ -42,9 +42,6 @@ def config_of(
         given: A config, or its main settings by name.
         settings: What else was given, which goes before the config.
         verb: For messages.
-
-    Raises:
-        ConfigError: a setting is unknown, missing or impossible.
     """
     return from_json(kind, settings_of(kind, given, settings, verb=verb), where=verb)
 
@@ -57,18 +54,7 @@ def settings_of(
     verb: str,
     also: frozenset[str] = frozenset(),
 ) -> dict[str, object]:
-    """As `config_of`, but as the settings that `from_json` reads.
-
-    Args:
-        kind: Of the config.
-        given: A config, or its main settings by name.
-        settings: What else was given, which goes before the config.
-        verb: For messages.
-        also: Names that are no settings of the config, but known.
-
-    Raises:
-        ConfigError: a setting is unknown.
-    """
+    """As `config_of`, but as what `from_json` reads; `also` names what the config does not know."""
     hints = hints_of(kind)
     known = {**hints, **dict.fromkeys(also)}
     for name in settings:

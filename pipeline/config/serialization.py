@@ -65,11 +65,7 @@ def from_json(kind: type[T], value: object, *, where: str = "config") -> T:
 
 
 def load_toml(path: Path) -> dict[str, object]:
-    """The settings of a TOML file, still to be given to `from_json`.
-
-    Raises:
-        ConfigError: the file cannot be read or is not TOML.
-    """
+    """The settings of a TOML file, still to be given to `from_json`."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -21,11 +21,7 @@ T = TypeVar("T")
 
 
 def parse_count(text: str) -> int:
-    """Read `500k`, `20M`, `1.5B` or a plain number.
-
-    Raises:
-        ConfigError: it is something else.
-    """
+    """Read `500k`, `20M`, `1.5B` or a plain number."""
     factor = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower(), 1)
     digits = text[:-1] if factor > 1 else text
     try:

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float64, Int32
+from jaxtyping import Float64
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from actstore.files import canonical_json, make_folder, write_file
-from pipeline.evaluate.setup import EvalSite
+from pipeline.evaluate.setup import EvalContext, EvalSite
 from pipeline.evaluate.sums import Columns, exact, zeros
 from pipeline.lm.hooks import reading
 from pipeline.lm.model import LanguageModel
@@ -159,35 +159,19 @@ class Slot:
 
 
 def slot_of(
-    place: EvalSite,
-    contexts: Int32[Tensor, "contexts ctx_len"],
-    *,
-    beside: Iterable[Path],
-    fingerprint: str,
-    precision: str,
-    device: str,
-    batch_size: int,
+    place: EvalSite, scene: EvalContext, *, batch_size: int, beside: Iterable[Path]
 ) -> Slot:
-    """Where what ablating a place costs on these contexts is kept.
-
-    Args:
-        place: Ablated.
-        contexts: The text.
-        beside: Stores; those that are gone have nothing beside them.
-        fingerprint: Of the language model.
-        precision: Of its arithmetic.
-        device: Its kind.
-        batch_size: Contexts a pass: another one rounds differently.
-    """
+    """Where what ablating a place costs is kept: beside those of these stores that are there."""
+    contexts = scene.contexts
     told = {
         "format": FORMAT,
         "site": str(place.site),
         "excluded": asdict(place.excluded),
         "shape": list(contexts.shape),
-        "model": fingerprint,
-        "precision": precision,
-        "device": device,
-        "batch_size": batch_size,
+        "model": scene.lm.fingerprint(),
+        "precision": scene.precision,
+        "device": scene.lm.device.type,
+        "batch_size": batch_size,  # another one rounds differently
     }
     return Slot(
         folders=tuple(

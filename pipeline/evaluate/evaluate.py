@@ -22,7 +22,7 @@ from actstore.files import make_folder
 from pipeline.config.stages import EvalConfig
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluate.ablations import Ablations, OnTokens, Slot, find_site_means, slot_of
+from pipeline.evaluate.ablations import Ablations, OnTokens, find_site_means, slot_of
 from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine, max_cosine, mutual_mmcs
 from pipeline.evaluate.intervals import intervals
 from pipeline.evaluate.metrics import Latents, measured, of_sums, perplexity_of
@@ -55,14 +55,7 @@ from pipeline.runs.names import beside
 def notes_on(
     scene: EvalContext, trained: Provenance, left_out: Sequence[str], config: EvalConfig
 ) -> tuple[str, ...]:
-    """On the model, the text, and which rows count, one sentence each.
-
-    Args:
-        scene: The model and the text.
-        trained: What the run was trained on.
-        left_out: Rows that it was not trained on, in words.
-        config: Of the evaluation.
-    """
+    """On the model, the text, and which rows count, one sentence each."""
     notes, setting = list[str](), scene.setting
     if setting.model != trained.model:
         notes.append(f"trained on activations of {trained.model}, evaluated in {setting.model}")
@@ -121,12 +114,7 @@ def report_of(
     ablations: Ablations,
     config: EvalConfig,
 ) -> EvalReport:
-    """The report of one run, but for its overlaps with others.
-
-    Raises:
-        ConfigError: no prediction of the text counts.
-        DataError: a loss is not finite.
-    """
+    """The report of one run, but for its overlaps with others."""
     sums = view.sums | ablations.sums
     totals = {name: values.sum(keepdims=True) for name, values in sums.items()}
     if not totals["n_predictions"].any():
@@ -181,7 +169,6 @@ def report_of(
 
 
 def _inserted(sums: Columns, subject: LoadedSAE, layers: tuple[int, ...]) -> tuple[Inserted, ...]:
-    """What the coder costs at each of these layers."""
     n, clean = sums["n_predictions"].sum(), sums["nll_clean"].sum()
     found: list[Inserted] = []
     for layer in dict.fromkeys(layers):
@@ -242,16 +229,7 @@ def _together(config: EvalConfig) -> Path:
 def evaluate_saes(
     config: EvalConfig, *, on_progress: OnProgress | None = None
 ) -> tuple[EvalReport, ...]:
-    """One report per SAE, in the order of `config.runs`, saved as `evaluate` says.
-
-    Raises:
-        ConfigError: no run, a run named twice, a model without a run's site, width or context or
-            without a layer asked for, or a text of which nothing counts.
-        CheckpointError: a run cannot be used.
-        ModelError: a language model cannot be used.
-        TextError: the text cannot be used.
-        DataError: a loss is not finite.
-    """
+    """One report per SAE, in the order of `config.runs`, saved as `evaluate` says."""
     device = pick_device(config.device)
     subjects = [load_sae(path, device=device) for path in config.runs]
     groups: dict[EvalSetting, list[LoadedSAE]] = {}
@@ -286,7 +264,13 @@ def _evaluate_together(
         return counter(on_progress, stage=stage, total=scene.contexts.numel(), unit="tokens")
 
     places = [subject.eval_site(as_trained=config.as_trained) for subject in subjects]
-    slots = _slots(scene, places, subjects, config)
+    stores: dict[EvalSite, list[Path]] = {}
+    for place, subject in zip(places, subjects, strict=True):
+        stores.setdefault(place, []).append(subject.provenance.path)
+    slots = {
+        place: slot_of(place, scene, batch_size=config.batch_size, beside=paths)
+        for place, paths in stores.items()
+    }
     ablations = {place: found for place, slot in slots.items() if (found := slot.load())}
     grounds = {place: found.ground for place, found in ablations.items()}
     unknown = [place for place in slots if place not in ablations]
@@ -305,30 +289,6 @@ def _evaluate_together(
         report_of(scene, subject, view, ablations[view.place], config)
         for subject, view in zip(subjects, runs, strict=True)
     ]
-
-
-def _slots(
-    scene: EvalContext,
-    places: Sequence[EvalSite],
-    subjects: Sequence[LoadedSAE],
-    config: EvalConfig,
-) -> dict[EvalSite, Slot]:
-    """Where what ablating each place costs is kept: beside the stores of the runs it serves."""
-    stores: dict[EvalSite, list[Path]] = {}
-    for place, subject in zip(places, subjects, strict=True):
-        stores.setdefault(place, []).append(subject.provenance.path)
-    return {
-        place: slot_of(
-            place,
-            scene.contexts,
-            beside=paths,
-            fingerprint=scene.lm.fingerprint(),
-            precision=scene.precision,
-            device=scene.lm.device.type,
-            batch_size=config.batch_size,
-        )
-        for place, paths in stores.items()
-    }
 
 
 def _overlaps(subjects: Sequence[LoadedSAE]) -> dict[Path, tuple[Overlap, ...]]:

@@ -161,12 +161,7 @@ Report = TypeVar("Report")
 
 
 def save_report(report: EvalReport) -> Path:
-    """Write a report into the folder of its run, whole or not at all; gives the file.
-
-    Raises:
-        DataError: a number is not finite.
-        OSError: the folder cannot be written to.
-    """
+    """Write a report into the folder of its run, whole or not at all; gives the file."""
     return keep(report, report.run / EVAL_FILE)
 
 
@@ -180,12 +175,7 @@ def load_report(run: Path) -> EvalReport | None:
 
 
 def keep(report: Any, path: Path) -> Path:  # noqa: ANN401 - any dataclass
-    """Write a report, a key a line: a person can read it, lists of a value per latent included.
-
-    Raises:
-        DataError: a number is not finite.
-        OSError: the folder cannot be written to.
-    """
+    """Write a report, a key a line: a person can read it, lists of a value per latent included."""
     try:
         document: Any = to_json(report)
         lines = [
@@ -202,11 +192,7 @@ def keep(report: Any, path: Path) -> Path:  # noqa: ANN401 - any dataclass
 
 
 def kept(run: Path, name: str, kind: type[Report]) -> Report | None:
-    """The report of a kind in a file of a run's folder, saying that it is of that run.
-
-    Raises:
-        CheckpointError: it is damaged, or another version wrote it.
-    """
+    """The report of a kind in a file of a run's folder, saying that it is of that run."""
     path = run / name
     try:
         report: Any = from_json(kind, json.loads(path.read_bytes()))
@@ -232,9 +218,6 @@ def write_table(reports: Sequence[EvalReport], path: Path) -> None:
 
     An empty field is a ratio that would have divided by nothing, or a metric or an interval that is
     not there.
-
-    Raises:
-        OSError: the file cannot be written.
     """
     measured = [*METRICS, *(name for report in reports for name in report.metrics)]
     bounded = {interval.metric for report in reports for interval in report.intervals}

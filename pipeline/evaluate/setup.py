@@ -69,13 +69,7 @@ class EvalSite:
         *,
         limit: float | None,
     ) -> Bool[Tensor, "contexts ctx_len"]:
-        """Which rows are edited and counted.
-
-        Args:
-            tokens: at these rows.
-            acts: at the site.
-            limit: the largest norm that is kept, if rows are excluded by their norm.
-        """
+        """Which rows are edited and counted; `limit` is the largest norm, where rows go by that."""
         kept = torch.ones_like(tokens, dtype=torch.bool)
         kept[:, list(self.excluded.positions)] = False
         if self.excluded.tokens:
@@ -122,11 +116,7 @@ class EvalSetting:
 
     @classmethod
     def of(cls, subject: LoadedSAE, config: EvalConfig) -> "EvalSetting":
-        """The model and the text for this subject.
-
-        Raises:
-            ConfigError: neither the config nor the run says which model.
-        """
+        """The model and the text for this subject."""
         model = subject.model if config.model is None else config.model
         if not model:
             raise ConfigError(
@@ -143,34 +133,22 @@ class EvalSetting:
 
 
 def load_sae(path: Path, *, device: torch.device) -> LoadedSAE:
-    """The coder of a training or of a fine-tuning.
-
-    Raises:
-        CheckpointError: there is no finished run at `path`, or it is damaged.
-    """
-    if not is_finetuned(path):
-        run = SAERun.open(path)
-        return LoadedSAE(
-            path=path,
-            coder=run.load_sae(device),
-            arch=run.config.arch.kind,
-            model=run.provenance.model,
-            revision=run.provenance.revision,
-            site=Site.parse(run.provenance.site),
-            provenance=run.provenance,
-            left_out=ExcludedRows.of(run.config),
-        )
-    tuned = FinetunedRun.open(path)
+    """The coder of a training or of a fine-tuning."""
+    tuned = FinetunedRun.open(path) if is_finetuned(path) else None
+    run = tuned.run if tuned else SAERun.open(path)
+    where = tuned.report if tuned else run.provenance
     return LoadedSAE(
         path=path,
-        coder=tuned.load_sae(device),
-        arch=tuned.run.config.arch.kind,
-        model=tuned.report.model,
-        revision=tuned.report.revision,
-        site=Site.parse(tuned.report.site),
-        provenance=tuned.run.provenance,
-        left_out=ExcludedRows.of(tuned.run.config),
-        notes=(f"fine-tuned on {tuned.report.text} through a scale and a bias per feature",),
+        coder=(tuned or run).load_sae(device),
+        arch=run.config.arch.kind,
+        model=where.model,
+        revision=where.revision,
+        site=Site.parse(where.site),
+        provenance=run.provenance,
+        left_out=ExcludedRows.of(run.config),
+        notes=(f"fine-tuned on {tuned.report.text} through a scale and a bias per feature",)
+        if tuned
+        else (),
     )
 
 
@@ -189,13 +167,7 @@ class EvalContext:
 def load_eval_context(
     setting: EvalSetting, subjects: Sequence[LoadedSAE], config: EvalConfig, *, device: torch.device
 ) -> EvalContext:
-    """The language model, sure to fit its subjects, and the text.
-
-    Raises:
-        ConfigError: the model lacks a site, a layer, the width or the context of a subject.
-        ModelError: the model cannot be used.
-        TextError: the text cannot be used.
-    """
+    """The language model, sure to fit its subjects, and the text."""
     dtype = pick_dtype(config.precision, device)
     lm = load_model(setting.model, revision=setting.revision, device=device, dtype=dtype)
     for subject in subjects:

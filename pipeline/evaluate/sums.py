@@ -111,14 +111,10 @@ def losses(
     *,
     diverging: Collection[Hashable],
 ) -> Losses:
-    """What the passes predict, of which these last hidden states are.
+    """What the passes predict, of which these are the last hidden states.
 
-    Args:
-        head: The last layer of the model.
-        clean: Of the untouched pass.
-        edited: Of the others.
-        tokens: What all of them read.
-        diverging: The names of those whose KL is wanted.
+    Next to the untouched pass there are edited ones, by name; `diverging` names those whose KL is
+    wanted.
     """
     rows, targets = predictions(clean, tokens)
     others = {name: predictions(hidden, tokens)[0] for name, hidden in edited.items()}
@@ -154,11 +150,7 @@ class Sparsity:
         self._histogram = torch.zeros(d_sae + 1, dtype=torch.int64, device=device)
 
     def add(self, z: Float32[Tensor, "rows d_sae"]) -> Float32[Tensor, "2 rows"]:
-        """Take in the latents of some rows.
-
-        Returns:
-            Of each row, how many latents are above zero, and `sum_i |z_i|`; none is below zero.
-        """
+        """Take in some rows; of each gives how many latents are above zero, and `sum_i |z_i|`."""
         active = (z > 0).float()
         l0 = active.sum(-1)
         self._n += len(z)

@@ -77,14 +77,7 @@ def ablation_effect(
 def ablation_effects(
     features: FeatureSet, indices: Sequence[int], *, device: Device = "auto"
 ) -> dict[int, AblationEffect | None]:
-    """The effects of some features of a run in the model that its coder is in.
-
-    Raises:
-        ConfigError: there is no such feature, or the model does not fit the coder.
-        CheckpointError: the run or its features cannot be used.
-        ModelError: the model cannot be used.
-        StoreError: the store that the features were found in is gone or damaged.
-    """
+    """The effects of some features of a run in the model that its coder is in."""
     chosen = {index: features.feature(index).top for index in indices}
     subject = load_sae(features.run, device=pick_device(device))
     revision, where = subject.revision or "main", subject.coder.W_dec.device

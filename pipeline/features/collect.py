@@ -5,7 +5,7 @@ the store: two shards, two blocks of latents, and the entries that are kept, abo
 each of a feature's contexts.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -130,7 +130,6 @@ class Words:
 
 
 def _tokenizer(model: str, revision: str) -> tuple[Tokenizer | None, str]:
-    """A model's tokenizer, or None and the reason."""
     if not model:
         return None, "neither the run nor the store says which model the activations are from"
     try:
@@ -168,7 +167,6 @@ def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: W
 def _notes(
     subject: LoadedSAE, source: Provenance, words: Words, *, n_tokens: int, wanted: int
 ) -> tuple[str, ...]:
-    """What a reader must know."""
     notes = list(subject.notes)
     if source.model != subject.model:
         notes.append(
@@ -188,10 +186,10 @@ def _notes(
 
 def _identity(run: Path) -> str:
     """What identifies the weights of a run: checksums of its files."""
-    if is_finetuned(run):
-        tuned = FinetunedRun.open(run)
-        return f"{tuned.run.sha256}+{tuned.sha256}"
-    return SAERun.open(run).sha256
+    if not is_finetuned(run):
+        return SAERun.open(run).sha256
+    tuned = FinetunedRun.open(run)
+    return f"{tuned.run.sha256}+{tuned.sha256}"
 
 
 def _same(wanted: Facts) -> FeatureSet | None:
@@ -257,15 +255,7 @@ def sample_store(
     *,
     on_progress: OnProgress | None = None,
 ) -> Samples:
-    """Read the store's first contexts, as many as `config.tokens` needs, and encode them in fp32.
-
-    Args:
-        config: How much is read, and how much kept.
-        store: With a site of the coder's width.
-        site: That one.
-        coder: On its device.
-        on_progress: Told the tokens done.
-    """
+    """Encode the store's first contexts in fp32, as many as `config.tokens` needs."""
     ctx_len, device = store.spec.ctx_len, coder.W_dec.device
     n_contexts = _n_contexts(config, store)
     per_block = max(1, BLOCK.get(device.type, GPU_BLOCK) // (ctx_len * coder.d_sae))
@@ -275,10 +265,10 @@ def sample_store(
 
     with (
         ThreadPoolExecutor(1, "saepipe-keep") as keeper,  # one block is kept, the next encoded
-        closing(contexts_of(store, site, n_contexts=n_contexts)) as shards,
+        closing(ReadAhead(_shards(store, site, n_contexts), items=1)) as shards,
     ):
         kept = keeper.submit(int)
-        for contexts in shards:
+        for contexts in iter(shards.get, None):
             for start in range(0, len(contexts), per_block):
                 block = slice(start, start + per_block)
                 rows = contexts.acts[contexts.rows[block].reshape(-1)]  # one token after another
@@ -315,15 +305,8 @@ class Contexts:
         return len(self.tokens)
 
 
-def contexts_of(store: ActStore, site: str, *, n_contexts: int) -> Generator[Contexts]:
-    """The first so many contexts of a store, a shard of them at a time; two shards are held."""
-    ahead = ReadAhead(_shards(store, site, n_contexts), items=1)
-    with closing(ahead):
-        while (contexts := ahead.get()) is not None:
-            yield contexts
-
-
 def _shards(store: ActStore, site: str, n_contexts: int) -> Iterator[Contexts]:
+    """The first so many contexts of a store, a shard of them at a time."""
     per_shard = store.spec.shard_rows // store.spec.ctx_len
     for shard in range(-(-n_contexts // per_shard)):
         first = shard * per_shard

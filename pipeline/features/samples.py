@@ -23,11 +23,8 @@ from pipeline.features.feature import AFTER, BEFORE
 def entry_dtype(score: str, **payload: object) -> np.dtype:
     """The dtype of entries: their keys, and what comes along with them.
 
-    No two entries of a stream agree in feature, context and position.
-
-    Args:
-        score: Its dtype: an unsigned integer, or a float that is never below zero.
-        payload: Dtypes by name, or pairs of a dtype and a shape.
+    No two entries of a stream agree in feature, context and position. A score is an unsigned
+    integer, or a float that is never below zero.
     """
     fields: list[tuple[object, ...]] = [
         ("feature", np.int32), ("score", score), ("context", np.int64), ("position", np.int32),

@@ -42,16 +42,7 @@ def save(
 ) -> FeatureSet:
     """Write the folder of a run's features, in the place of one that is there.
 
-    Args:
-        run: Whose features.
-        facts: Where they are from; the checksums are filled in here.
-        samples: Of the pass over the store.
-        directions: By the weights.
-        texts: Of the tokens of the store.
-        of_logits: Of the tokens that logits are of.
-
-    Raises:
-        OSError: the disk is full or fails; what was there stays.
+    Checksums are added to the facts; `of_logits` are the tokens that logits are of.
     """
     tables = {
         "features": _features(samples, directions, of_logits),
@@ -71,7 +62,6 @@ def save(
 
 
 def _write(path: Path, table: Any) -> str:  # noqa: ANN401 - pyarrow is not typed
-    """Write one table, and give its SHA-256."""
     sink = pyarrow.BufferOutputStream()
     parquet.write_table(table, sink, compression="zstd")
     data = sink.getvalue().to_pybytes()
@@ -188,7 +178,6 @@ def _ranks(features: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 
 
 def _lists(rows: Shaped[np.ndarray, "n width"]) -> Any:  # noqa: ANN401
-    """Each row as a list."""
     ends = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
     return pyarrow.ListArray.from_arrays(ends, rows.reshape(-1))
 

@@ -148,11 +148,7 @@ class FinetunedRun:
         return tuned.requires_grad_(False)
 
     def losses(self) -> list[float]:
-        """Of each step's batch before its update (nats).
-
-        Raises:
-            CheckpointError: metrics.jsonl is missing or damaged.
-        """
+        """Of each step's batch before its update (nats)."""
         return [line["loss"] for line in read_curves(self.path / METRICS)]
 
 
@@ -162,12 +158,7 @@ def is_finetuned(path: Path) -> bool:
 
 
 def finished_report(config: FinetuneConfig, run: SAERun) -> FinetuneReport | None:
-    """The report of the same fine-tuning if `config.out` holds it; None if nothing is there.
-
-    Args:
-        config: with absolute paths.
-        run: what `config.run` holds now.
-    """
+    """The report of the same fine-tuning if `config.out` holds it; None if nothing is there."""
     out = config.out
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None

@@ -305,23 +305,27 @@ def _told(run: FrontierPoint) -> str:
     return run.name if run.recovered >= 0 else f"{run.name} ({run.recovered:.2f})"
 
 
+def evaluation_figures(report: EvalReport) -> dict[str, Figure]:
+    """What the evaluation of one run shows, by name."""
+    density, n_tokens = np.array(report.density), report.n_tokens
+    cosine = None if report.dead_cosine is None else np.array(report.dead_cosine)
+    figures = {
+        "density": density_figure(density, n_tokens=n_tokens),
+        "encoder_decoder": encoder_decoder_figure(np.array(report.encoder_decoder_cosine)),
+        "dead_cosine": dead_cosine_figure(cosine, density == 0, n_tokens=n_tokens),
+    }
+    if report.inserted and report.ce_clean is not None:
+        figures["inserted"] = inserted_figure(report)
+    return figures
+
+
 def save_figures(reports: Sequence[EvalReport], folder: Path) -> tuple[Path, ...]:
     """Draw each report's figures into its run's folder, and what several recover into `folder`.
 
-    Returns:
-        The files of the latter, `frontier`; none of a single report.
+    Gives the files of the latter, `frontier`; none of a single report.
     """
     for report in reports:
-        density, n_tokens = np.array(report.density), report.n_tokens
-        cosine = None if report.dead_cosine is None else np.array(report.dead_cosine)
-        figures = {
-            "dead_cosine": dead_cosine_figure(cosine, density == 0, n_tokens=n_tokens),
-            "density": density_figure(density, n_tokens=n_tokens),
-            "encoder_decoder": encoder_decoder_figure(np.array(report.encoder_decoder_cosine)),
-        }
-        if report.inserted and report.ce_clean is not None:
-            figures["inserted"] = inserted_figure(report)
-        save_all(figures, report.run)
+        save_all(evaluation_figures(report), report.run)
     if len(reports) < 2:
         return ()
     return save_all({"frontier": frontier_figure(reports)}, folder)

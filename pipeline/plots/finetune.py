@@ -24,14 +24,7 @@ from pipeline.plots.style import (
 
 
 def save_finetune_figures(run: str | Path) -> tuple[Path, ...]:
-    """Draw the losses, and the learned scales and biases, of a fine-tuning into its folder.
-
-    Returns:
-        The files written: `loss.png`, `scales_biases.png`.
-
-    Raises:
-        CheckpointError: `run` is no fine-tuning, or is damaged.
-    """
+    """Draw the losses, and the learned scales and biases, of a fine-tuning into its folder."""
     done = FinetunedRun.open(run)
     tuned, report = done.load_sae(torch.device("cpu")), done.report
     heldout = {name: getattr(report, name) for name in ("ce_base", "ce_spliced", "ce_finetuned")}

@@ -147,12 +147,9 @@ class Label:
 
 
 def label_points(axes: Axes, labels: Sequence[Label], *, n_shown: int) -> None:
-    """Write names, the first first; one for which there is no room is left out.
+    """Write the first `n_shown` names, where there is room, and cover none of their points.
 
-    Args:
-        axes: With its limits and scales as they will be.
-        labels: Of all points that names must not cover.
-        n_shown: How many of them, from the first, are to be written.
+    The axes must have the limits and scales that they will have.
     """
     reach = _MARKER * axes.figure.dpi / 72
     spots = axes.transData.transform([label.at for label in labels])

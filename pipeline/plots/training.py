@@ -63,11 +63,7 @@ _LABELS = 16  # of members; with more, those on a frontier alone are labelled
 
 
 def training_curves(metrics: Path, out: Path) -> None:
-    """Every curve of a run over the rows it has seen, as a PNG and an SVG beside it.
-
-    Raises:
-        CheckpointError: `metrics` is missing, empty or damaged.
-    """
+    """Every curve of a run over the rows it has seen, as a PNG and an SVG beside it."""
     lines = _read_lines(metrics)
     curves = _curves_of(lines)
     n_columns = min(len(curves), 4 if len(curves) in (7, 8, 10) else 3)
@@ -81,9 +77,7 @@ def training_curves(metrics: Path, out: Path) -> None:
 def save_curves(runs: Mapping[str, Path], out: Path) -> None:
     """Draw the curves of each run into its folder, and where several ended into `out`.
 
-    Args:
-        runs: Their folders by name; one that diverged before its first line gets no figure.
-        out: Of the sweep.
+    One that diverged before its first line gets no figure.
     """
     curves = {name: folder / METRICS for name, folder in runs.items()}
     for path in curves.values():
@@ -94,11 +88,7 @@ def save_curves(runs: Mapping[str, Path], out: Path) -> None:
 
 
 def curve_figures(metrics: Path) -> dict[str, Figure]:
-    """The same, each curve a figure of its own, by its key: for a page that arranges them itself.
-
-    Raises:
-        CheckpointError: `metrics` is missing, empty or damaged.
-    """
+    """The same, each curve a figure of its own, by its key, for a page that arranges them."""
     lines = _read_lines(metrics)
     figures: dict[str, Figure] = {}
     for curve in _curves_of(lines):
@@ -110,13 +100,8 @@ def curve_figures(metrics: Path) -> dict[str, Figure]:
 def sweep_figure(members: Mapping[str, Path], out: Path) -> None:
     """Where each member ended, L0 against explained variance, and the frontier of each kind.
 
-    Args:
-        members: By name, as `mlp_out.1,topk,k=32`, the metrics.jsonl; those that have no curves yet
-            are left out. Words without `=`, site and architecture, tell kinds apart by colour.
-        out: The PNG; an SVG is written beside it.
-
-    Raises:
-        CheckpointError: a member's curves are damaged, or none has any.
+    Members have names as `mlp_out.1,topk,k=32`: words without `=`, site and architecture, tell
+    kinds apart by colour. Those that have no curves yet are left out.
     """
     ends = [_end_of(name, path) for name, path in members.items() if path.exists()]
     placed = [end for end in ends if end is not None]

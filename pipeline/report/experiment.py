@@ -3,7 +3,7 @@
 import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from markupsafe import Markup, escape
@@ -34,8 +34,8 @@ class Table:
 class Picture:
     """Something to look at."""
 
-    content: Figure | bytes
-    """A figure of `pipeline.plots.style`, or a PNG, GIF or JPEG file."""
+    content: Figure | bytes | Markup
+    """A figure of `pipeline.plots.style`, a PNG, GIF or JPEG file, or one of these drawn."""
     title: str
     """Short: also told to readers who do not see the picture."""
     caption: str = ""
@@ -57,81 +57,45 @@ class Chapter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureView:
-    """One picture, drawn."""
-
-    markup: Markup
-    title: str
-    caption: str
-    wide: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChapterView:
-    """One chapter, drawn."""
-
-    id: str
-    title: str
-    words: Sequence[str]
-    tables: Sequence[Table]
-    pictures: Sequence[PictureView]
-    formulas: Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExperimentView(Part):
     """All of them."""
 
     template: ClassVar[str] = "experiment.html"
-    chapters: Sequence[ChapterView]
+    chapters: Mapping[str, Chapter]
+    """By id; what their pictures hold is drawn."""
 
     @property
     def sections(self) -> dict[str, str]:
         """Each chapter."""
-        return {chapter.id: chapter.title for chapter in self.chapters}
+        return {key: chapter.title for key, chapter in self.chapters.items()}
 
 
 def experiment_view(
     title: str, *, kind: str, lead: str, tiles: Sequence[Tile], chapters: Sequence[Chapter]
 ) -> PageView:
     """The page with these chapters."""
-    part = ExperimentView(
-        chapters=[_chapter(chapter, place=i) for i, chapter in enumerate(chapters, start=1)]
-    )
+    shown: dict[str, Chapter] = {}
+    for i, chapter in enumerate(chapters, start=1):
+        words = re.findall(r"[a-z0-9]+", chapter.title.lower())
+        pictures = [
+            replace(picture, content=_drawn(picture, name=f"c{i}-{place}"))
+            for place, picture in enumerate(chapter.pictures, start=1)
+        ]
+        shown["-".join([f"c{i}", *words])] = replace(chapter, pictures=pictures)
+    part = ExperimentView(chapters=shown)
     return PageView(kind=kind, title=title, lead=lead, tiles=tiles, parts=[part])
 
 
-def _chapter(chapter: Chapter, *, place: int) -> ChapterView:
-    words = re.findall(r"[a-z0-9]+", chapter.title.lower())
-    return ChapterView(
-        id="-".join([f"c{place}", *words]),
-        title=chapter.title,
-        words=chapter.words,
-        tables=chapter.tables,
-        pictures=[
-            _picture(picture, name=f"c{place}-{i}")
-            for i, picture in enumerate(chapter.pictures, start=1)
-        ],
-        formulas=chapter.formulas,
-    )
-
-
-def _picture(picture: Picture, *, name: str) -> PictureView:
-    return PictureView(
-        markup=_drawn(picture.content, name=name, label=picture.title),
-        title=picture.title,
-        caption=picture.caption,
-        wide=picture.wide,
-    )
-
-
-def _drawn(content: Figure | bytes, *, name: str, label: str) -> Markup:
+def _drawn(picture: Picture, *, name: str) -> Markup:
     """A figure as shapes; what has too many of them as dots, as are images."""
+    content = picture.content
     if isinstance(content, Figure):
-        svg = inline_svg(content, name=name, label=label)
+        svg = inline_svg(content, name=name, label=picture.title)
         if len(svg) <= _LARGEST_SVG:
             return svg
         content = as_png(content)
+    if isinstance(content, Markup):
+        return content
     kind = next(kind for start, kind in _TYPES.items() if content.startswith(start))
     source = f"data:image/{kind};base64,{b64encode(content).decode()}"
-    return Markup('<img alt="{}" src="{}">').format(escape(label), source)
+    return Markup('<img alt="{}" src="{}">').format(escape(picture.title), source)

@@ -29,18 +29,17 @@ _NUMBER = re.compile(r"-?\d+\.\d+")
 
 
 def inline_svg(figure: Figure, *, name: str, label: str) -> Markup:
-    """An `<svg>` element, the same bytes for the same figure.
+    """An `<svg>` element, the same bytes for the same figure in the colours of our style.
 
-    Args:
-        figure: Drawn in the colours of `pipeline.plots.style`.
-        name: Unique in the page; the element's ids start with it.
-        label: What a reader who does not see it is told.
+    Its ids start with the name, which no other has; who does not see it is told the label.
     """
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         root = ElementTree.fromstring(as_svg(figure))
     used = _references(root)
     for element in [*root.iter()]:
-        _drop_unwanted(element)
+        for child in [*element]:  # what the root's attributes stand for
+            if _local(child.tag) in ("metadata", "style"):
+                element.remove(child)
         _adopt(element, used=used, prefix=name)
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
@@ -55,13 +54,6 @@ def _references(root: ElementTree.Element) -> set[str]:
     """Ids that something in the figure points to."""
     values = [value for element in root.iter() for value in element.attrib.values()]
     return {v[1:] for v in values if v.startswith("#")} | set(_REFERENCE.findall("\n".join(values)))
-
-
-def _drop_unwanted(parent: ElementTree.Element) -> None:
-    """Remove metadata, and the style sheet that the root's attributes stand for."""
-    for child in [*parent]:
-        if _local(child.tag) in ("metadata", "style"):
-            parent.remove(child)
 
 
 def _adopt(element: ElementTree.Element, *, used: set[str], prefix: str) -> None:
@@ -121,10 +113,7 @@ def drawings(
 ) -> list[Drawing]:
     """Figures by their names, each told by the title of its first axes to who does not see it.
 
-    Args:
-        figures: By names that are theirs alone among those of this prefix.
-        prefix: Theirs alone in the page.
-        size: In inches; None leaves them as they are.
+    With the prefix before them, names are unique in the page. A size is in inches.
     """
     found = list[Drawing]()
     for key, figure in figures.items():
@@ -136,9 +125,5 @@ def drawings(
 
 
 def curve_drawings(curves: Path | None, *, prefix: str) -> list[Drawing]:
-    """The curves of a training; none without them.
-
-    Raises:
-        CheckpointError: metrics.jsonl is damaged.
-    """
+    """The curves of a training; none without them."""
     return drawings(curve_figures(curves), prefix=prefix) if curves else []

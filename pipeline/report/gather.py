@@ -17,10 +17,6 @@ def choose_features(n_active: Int64[np.ndarray, " d_sae"], *, n: int) -> list[in
     """At most `n` features, evenly by frequency among those alive, and a few dead ones if any.
 
     The most and the least frequent are among them; equals are told apart by their index.
-
-    Args:
-        n_active: On how many tokens each feature is above zero.
-        n: Features to choose, the dead included.
     """
     by_frequency = np.argsort(-n_active, kind="stable")
     alive = by_frequency[n_active[by_frequency] > 0]
@@ -45,11 +41,7 @@ def curves_of(run: Path) -> Path | None:
 
 
 def shown_features(run: Path, *, n: int) -> ShownFeatures | None:
-    """At most `n` of its features, if they are collected.
-
-    Raises:
-        CheckpointError: they are damaged.
-    """
+    """At most `n` of its features, if they are collected."""
     if not has_features(run):
         return None
     found = FeatureSet.open(run)

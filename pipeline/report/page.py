@@ -19,12 +19,7 @@ from pipeline.tables import many
 
 
 def gather(paths: Sequence[Path], *, n_features: int) -> tuple[Exhibit, ...]:
-    """What is known of each run, in the order given, each once.
-
-    Raises:
-        ConfigError: there is no run.
-        CheckpointError: a folder holds no finished run, or a file of it is damaged.
-    """
+    """What is known of each run, in the order given, each once."""
     if not paths:
         raise ConfigError("a report needs a run: saepipe report RUN [RUN...]")
     distinct = list({path.resolve(): path for path in paths}.values())
@@ -36,11 +31,7 @@ def gather(paths: Sequence[Path], *, n_features: int) -> tuple[Exhibit, ...]:
 
 
 def view(exhibits: Sequence[Exhibit]) -> PageView:
-    """The page about these runs: sparse autoencoders after what is made of them.
-
-    Raises:
-        CheckpointError: the curves of one are damaged.
-    """
+    """The page about these runs: sparse autoencoders after what is made of them."""
     kinds: dict[type[Exhibit], list[Exhibit]] = {}
     for exhibit in sorted(exhibits, key=lambda one: isinstance(one, SAEExhibit)):
         kinds.setdefault(type(exhibit), []).append(exhibit)

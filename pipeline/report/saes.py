@@ -5,26 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, cast, final
 
-import numpy as np
-
 from pipeline.config.serialization import to_json
 from pipeline.config.training import LoopConfig
 from pipeline.evaluate.report import EvalReport, WorstContext, load_report
 from pipeline.finetune.run import FinetunedRun, is_finetuned
-from pipeline.plots.evaluation import (
-    dead_cosine_figure,
-    density_figure,
-    encoder_decoder_figure,
-    frontier_figure,
-    inserted_figure,
-)
+from pipeline.plots.evaluation import evaluation_figures, frontier_figure
 from pipeline.plots.finetune import loss_figure
 from pipeline.report.feature_data import ShownFeatures, feature_data
 from pipeline.report.figures import HIGH, WIDE, Drawing, curve_drawings, drawings
 from pipeline.report.gather import curves_of, shown_features
 from pipeline.report.render import Exhibit, Part, Tile
 from pipeline.report.tables import Group, Row, main_heads, main_rows, metric_groups, number
-from pipeline.runs.folder import Provenance
+from pipeline.runs.folder import Provenance, flat
 from pipeline.runs.sae_run import SAERun
 from pipeline.tables import percent
 
@@ -50,11 +42,7 @@ class SAEExhibit(Exhibit):
 
     @classmethod
     def gather(cls, path: Path, name: str, *, n_features: int) -> "SAEExhibit":
-        """What is known of the SAE in a folder.
-
-        Raises:
-            CheckpointError: it is unfinished, or a file of it is damaged.
-        """
+        """What is known of the SAE in a folder."""
         tuned = FinetunedRun.open(path) if is_finetuned(path) else None
         return cls(
             name=name,
@@ -84,7 +72,24 @@ class SAEExhibit(Exhibit):
     @property
     def tiles(self) -> list[Tile]:
         """The main numbers of its evaluation."""
-        return _tiles(self.evaluation) if self.evaluation else []
+        if (report := self.evaluation) is None:
+            return []
+        of = f"of {report.d_sae:,}"
+        losses = f"{number(report.ce_patched)} nats spliced in, {number(report.ce_clean)} without"
+        return [
+            Tile(name="loss recovered", value=number(report.loss_recovered), note=losses),
+            Tile(name="L0", value=number(report.l0), note=f"features active per token, {of}"),
+            Tile(
+                name="explained variance",
+                value=number(report.explained_variance),
+                note=f"cosine {number(report.cosine)}",
+            ),
+            Tile(
+                name="dead",
+                value=percent(report.frac_dead),
+                note=f"{number(report.n_dead)} features {of}",
+            ),
+        ]
 
     @property
     def facts(self) -> dict[str, str]:
@@ -117,11 +122,7 @@ class SAEExhibit(Exhibit):
 
     @staticmethod
     def part(exhibits: Sequence["SAEExhibit"]) -> "SAEsPart":
-        """The part about these runs.
-
-        Raises:
-            CheckpointError: the curves of one are damaged.
-        """
+        """The part about these runs."""
         reports = [exhibit.evaluation for exhibit in exhibits]
         evaluated = [report for report in reports if report is not None]
         names = [exhibit.name for exhibit in exhibits]
@@ -199,12 +200,13 @@ def _view(exhibit: SAEExhibit, *, place: int, known: Mapping[Path, str]) -> RunV
     """One run; `known` are the names of all that are on the page."""
     report = exhibit.evaluation
     overlaps = report.overlaps if report else ()
+    tuned = {"finetune": exhibit.tuned.config} if exhibit.tuned else {}
     return RunView(
         name=exhibit.name,
         path=str(exhibit.path),
         headline=exhibit.headline,
         facts=exhibit.facts,
-        settings=_settings(exhibit),
+        settings=settings_of(exhibit.run.config, store=exhibit.provenance, **tuned),
         curves=_curves(exhibit, prefix=f"r{place}-"),
         figures=_drawings(report, prefix=f"r{place}-") if report else (),
         evaluated=_evaluated(report) if report else "",
@@ -238,31 +240,7 @@ def _missing(exhibit: SAEExhibit) -> dict[str, str]:
     return missing
 
 
-def _tiles(report: EvalReport) -> list[Tile]:
-    """The few numbers in front of a page about one run."""
-    of = f"of {report.d_sae:,}"
-    return [
-        Tile(
-            name="loss recovered",
-            value=number(report.loss_recovered),
-            note=f"{number(report.ce_patched)} nats spliced in, {number(report.ce_clean)} without",
-        ),
-        Tile(name="L0", value=number(report.l0), note=f"features active per token, {of}"),
-        Tile(
-            name="explained variance",
-            value=number(report.explained_variance),
-            note=f"cosine {number(report.cosine)}",
-        ),
-        Tile(
-            name="dead",
-            value=percent(report.frac_dead),
-            note=f"{number(report.n_dead)} features {of}",
-        ),
-    ]
-
-
 def _browsed(exhibit: SAEExhibit) -> dict[str, object]:
-    """A run as the browser of features shows it."""
     head: dict[str, object] = {"name": exhibit.name, "command": exhibit.command}
     if exhibit.features is None:
         return head | {"nTokens": 0, "tokens": [], "items": []}
@@ -284,17 +262,9 @@ def _curves(exhibit: SAEExhibit, *, prefix: str) -> list[Drawing]:
 
 
 def _drawings(report: EvalReport, *, prefix: str) -> list[Drawing]:
-    """What the evaluation of one run shows."""
-    density, n_tokens = np.array(report.density), report.n_tokens
-    figures = {
-        "density": density_figure(density, n_tokens=n_tokens),
-        "encdec": encoder_decoder_figure(np.array(report.encoder_decoder_cosine)),
-    }
-    if report.dead_cosine is not None:
-        cosine = np.array(report.dead_cosine)
-        figures["dead"] = dead_cosine_figure(cosine, density == 0, n_tokens=n_tokens)
-    if report.inserted and report.ce_clean is not None:
-        figures["inserted"] = inserted_figure(report)
+    figures = evaluation_figures(report)
+    if report.dead_cosine is None:
+        del figures["dead_cosine"]  # a note says so
     for figure in figures.values():
         figure.set_size_inches(max(WIDE, figure.get_figwidth() - _SPARE), HIGH)
     return drawings(figures, prefix=prefix)
@@ -307,18 +277,12 @@ def _frontier(reports: Sequence[EvalReport]) -> Drawing | None:
     return drawings({"frontier": frontier_figure(reports)}, size=(WIDE, HIGH))[0]
 
 
-def _settings(exhibit: SAEExhibit) -> dict[str, str]:
-    """Every setting and everything known of the store."""
-    tuned = {"finetune": exhibit.tuned.config} if exhibit.tuned else {}
-    return settings_of(exhibit.run.config, store=exhibit.provenance, **tuned)
-
-
 def settings_of(config: object, **others: object) -> dict[str, str]:
     """Every setting as `arch.k` -> its value; those of the others as `store.text`."""
     found = flat(to_json(config))
     for name, values in others.items():
-        found |= flat(to_json(values), prefix=f"{name}.")
-    return found
+        found |= flat(to_json(values), f"{name}.")
+    return {name: _setting(value) for name, value in found.items()}
 
 
 def trained_on(config: LoopConfig, store: Provenance) -> dict[str, str]:
@@ -335,17 +299,6 @@ def named(model: str, revision: str) -> str:
     """A language model, and its revision if that is not the main one."""
     name = model or "unknown"
     return name if revision in ("", "main") else f"{name} at {revision}"
-
-
-def flat(value: object, *, prefix: str = "") -> dict[str, str]:
-    """Nested settings as `arch.k` -> its value."""
-    found: dict[str, str] = {}
-    for name, item in cast("Mapping[str, object]", value).items():
-        if isinstance(item, Mapping):
-            found |= flat(cast("object", item), prefix=f"{prefix}{name}.")
-        else:
-            found[prefix + name] = _setting(item)
-    return found
 
 
 def _setting(value: object) -> str:

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import verbs
 from pipeline.config.stages import (
     EvalConfig,
     FeatureOrder,
@@ -16,10 +17,10 @@ from pipeline.config.stages import (
     HarvestConfig,
     ReportConfig,
 )
-from pipeline.progress import Progress
+from pipeline.demo import demo_configs
+from pipeline.progress import size
 from pipeline.tables import many
 from pipeline.terminal.screen import Screen
-from pipeline.terminal.words import size
 
 if TYPE_CHECKING:
     from pipeline.config.grid import Point
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 def run_harvest(config: HarvestConfig, *, screen: Screen) -> "HarvestSummary":
     """Harvest what is missing."""
     from pipeline.harvest.harvest import harvest
-    from pipeline.terminal.lines import harvest_lines, plan_line, reused_line
+    from pipeline.terminal.lines import harvest_lines, plan_line
 
     with screen.progress("harvest") as show:
         summary = harvest(
@@ -39,40 +40,27 @@ def run_harvest(config: HarvestConfig, *, screen: Screen) -> "HarvestSummary":
             on_plan=lambda plan, seconds: screen.say(plan_line(plan, seconds)),
             on_progress=show,
         )
-    for line in [reused_line(summary)] if summary.reused else harvest_lines(summary):
+    for line in harvest_lines(summary):
         screen.say(line)
     return summary
 
 
 def run_train(
-    points: "Sequence[Point]",
-    *,
-    out: Path,
-    resume: bool,
-    screen: Screen,
-    log: Sequence[str] = (),
+    points: "Sequence[Point]", *, resume: bool, screen: Screen, log: Sequence[str] = ()
 ) -> "list[StepReport]":
-    """Train what is not complete already, and draw the curves."""
-    from pipeline.plots.training import save_curves
+    """Train what is not complete already."""
     from pipeline.terminal.lines import curve_words, outcome_line
-    from pipeline.training.sweep import complete, train_sweep
+    from pipeline.training.sweep import complete
     from pipeline.training.trackers import make_loggers
 
     configs = [point.config for point in points]
     with screen.progress("train") as show, closing(make_loggers(log, configs)) as loggers:
-
-        def on_step(report: "StepReport") -> None:
-            loggers.log(report)
-            total = report.n_steps * configs[0].batch_size
-            words = curve_words(report)
-            show(Progress(stage="train", done=report.rows, total=total, unit="rows", words=words))
-
-        outcomes = train_sweep(points, out=out, resume=resume, on_step=on_step)
-    reports = complete(outcomes)
-    save_curves({point.name: point.config.out for point in points}, out)
+        outcomes = verbs.train_points(
+            points, resume=resume, on_progress=show, on_step=loggers.log, words=curve_words
+        )
     for config, outcome in zip(configs, outcomes, strict=True):
         screen.say(outcome_line(outcome, config.out))
-    return reports
+    return complete(outcomes)
 
 
 def run_eval(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:
@@ -105,10 +93,8 @@ def show_evaluations(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:
 
 def run_features(config: FeaturesConfig, *, screen: Screen) -> Any:  # noqa: ANN401 - of its kind
     """Find what a run's features fire on, or what a connector makes of them."""
-    from pipeline.runs.kinds import kind_of
-
     with screen.progress("features") as show:
-        return kind_of(config.run).features(config, on_progress=show)
+        return verbs.features(config, on_progress=show)
 
 
 def show_features(
@@ -134,10 +120,8 @@ def show_features(
 
 def run_report(config: ReportConfig, *, screen: Screen) -> Path:
     """Write the page, having made what is missing for it."""
-    from pipeline.report.page import write_report
-
     with screen.progress("report") as show:
-        summary = write_report(config, on_progress=show)
+        summary = verbs.report(config, on_progress=show)
     for words in summary.made:
         screen.say(f"report    made {words}")
     screen.note(summary.notes)
@@ -147,12 +131,26 @@ def run_report(config: ReportConfig, *, screen: Screen) -> Path:
 
 def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
     """Fine-tune, unless that run is complete already."""
-    from pipeline.finetune.finetune import finetune as run
-    from pipeline.plots.finetune import save_finetune_figures
-    from pipeline.terminal.lines import finetune_line
-
     with screen.progress("finetune") as show:
-        report = run(config, on_progress=show)
-    save_finetune_figures(config.out)
-    screen.say(finetune_line(report, config.out))
+        report = verbs.finetune(config, on_progress=show)
+    what = "complete, reused" if report.reused else f"{report.n_steps} steps"
+    screen.say(f"finetune  {what}: {config.out}")
     return report
+
+
+def run_demo(out: Path, *, screen: Screen) -> dict[str, object]:
+    """Run every stage in a folder; gives what JSON is to hold."""
+    from pipeline.terminal.evaluations import TUNED_ROWS, metric_facts, named
+    from pipeline.terminal.lines import features_line
+
+    configs = demo_configs(out)
+    run_harvest(configs.harvest, screen=screen)
+    run_train([configs.train], resume=True, screen=screen)
+    (report,) = run_eval(configs.evaluate, screen=screen)
+    screen.say(features_line(run_features(configs.features, screen=screen)))
+    tuned = run_finetune(configs.finetune, screen=screen)
+    learned = {f"on arithmetic: {key}": x for key, x in named(tuned, TUNED_ROWS).items()}
+    title = f"{report.arch} SAE at {report.site}, {report.d_sae:,} features"
+    screen.show(f"{title}; losses in nats a token", {**metric_facts(report), **learned})
+    page = run_report(configs.report, screen=screen)
+    return {"eval": report, "finetune": tuned, "report": page}

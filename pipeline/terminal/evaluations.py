@@ -2,13 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from rich.table import Table
-from rich.text import Text
-
 from pipeline.evaluate.metrics import METRICS, SHARE, Metric, sections
 from pipeline.evaluate.report import QUANTILES, EvalReport, Interval
 from pipeline.runs.names import middle_out, names_of
-from pipeline.tables import percent
+from pipeline.tables import Column, Table, percent
 from pipeline.terminal.words import cell
 from pipeline.text.token_text import visible
 
@@ -49,79 +46,83 @@ def eval_tables(reports: Sequence[EvalReport]) -> Iterator[Table]:
 
 def columns_table(reports: Sequence[EvalReport]) -> Table:
     """One column a run. A lone run has the intervals of all metrics, others that of one."""
-    table = _table(title=_title(reports))
-    table.show_edge = False  # three runs fit into 80 columns
-    table.add_column(no_wrap=True)
-    for report, name in zip(reports, _heads(reports), strict=True):
-        head = Text(f"{name}\n{report.arch} {report.site}")
-        table.add_column(head, justify="right", overflow="fold")
-    alone = len(reports) == 1
+    alone, parts = len(reports) == 1, list[list[list[str]]]()
     for metrics in sections().values():
+        parts.append([])
         for metric in metrics:
             told = (_told(report, metric, alone=alone) for report in reports)
-            table.add_row(metric.words, *map(Text, told))
+            parts[-1].append([metric.words, *told])
             if metric.name == "l0":
-                table.add_row("L0, median [5 .. 95 %]", *map(_quantiles, reports))
-        table.add_section()
-    return table
+                parts[-1].append(["L0, median [5 .. 95 %]", *map(_quantiles, reports)])
+    heads = (f"{head}\n{r.arch} {r.site}" for head, r in zip(_heads(reports), reports, strict=True))
+    return Table(
+        title=_title(reports),
+        columns=[Column(), *(Column(head=head, align="right", folds=True) for head in heads)],
+        sections=parts,
+    )
 
 
 def lines_table(reports: Sequence[EvalReport]) -> Table:
     """One line a run."""
-    table = _table(title=_title(reports))
-    table.add_column("run", overflow="fold")
     shown = [metric for metric in METRICS.values() if metric.heading]
-    for metric in shown:
-        table.add_column(metric.heading, justify="right")
     names = names_of([report.run for report in reports])
-    for report, name in zip(reports, names, strict=True):
-        told = (_told(report, metric, alone=False) for metric in shown)
-        table.add_row(*map(Text, (f"{name}\n{report.arch} {report.site}", *told)))
-    return table
+    rows = [
+        [f"{name}\n{report.arch} {report.site}"]
+        + [_told(report, metric, alone=False) for metric in shown]
+        for report, name in zip(reports, names, strict=True)
+    ]
+    columns = [Column(head=metric.heading, align="right", folds=True) for metric in shown]
+    return Table(
+        title=_title(reports),
+        columns=[Column(head="run", folds=True), *columns],
+        sections=[rows],
+        edged=True,
+    )
 
 
 def inserted_table(reports: Sequence[EvalReport]) -> Table:
     """What splicing each coder in at each layer adds to the loss."""
-    table = _table(title="loss added, nats a token")
-    table.add_column("spliced in at", no_wrap=True)
-    for head in _heads(reports):
-        table.add_column(Text(head), justify="right", overflow="fold")
     sites = dict.fromkeys(one.site for report in reports for one in report.inserted)
-    added = [{one.site: one.added for one in report.inserted} for report in reports]
-    for site in sites:
-        table.add_row(site, *(f"{its[site]:+.4f}" if site in its else "-" for its in added))
-    return table
+    added = [{one.site: f"{one.added:+.4f}" for one in report.inserted} for report in reports]
+    columns = [Column(head=head, align="right", folds=True) for head in _heads(reports)]
+    return Table(
+        title="loss added, nats a token",
+        columns=[Column(head="spliced in at"), *columns],
+        sections=[[[site, *(its.get(site, "-") for its in added)] for site in sites]],
+        edged=True,
+    )
 
 
 def worst_table(report: EvalReport) -> Table:
     """The contexts whose loss the coder raises most, each as far as the line goes."""
-    table = _table(title=f"contexts that {report.run.name} harms most")
-    table.add_column("context", no_wrap=True)
-    for head in ("loss", "spliced", "perplexity\nadded"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)  # what is left
-    table.expand = True
+    rows: list[list[str]] = []
     for one in report.worst:
         numbers = (one.context, one.ce_clean, one.ce_patched, one.perplexity_difference)
-        table.add_row(*map(_number, numbers), Text(visible(one.text)))
-    return table
+        rows.append([*map(_number, numbers), visible(one.text)])
+    columns = [
+        Column(head=head, align="right") for head in ("loss", "spliced", "perplexity\nadded")
+    ]
+    return Table(
+        title=f"contexts that {report.run.name} harms most",
+        columns=[Column(head="context"), *columns, Column(head="text", fills=True)],
+        sections=[rows],
+        edged=True,
+    )
 
 
 def overlaps_table(reports: Sequence[EvalReport]) -> Table:
     """The mean max cosine similarity of each dictionary, a line, to each other, a column."""
-    table = _table(title="MMCS: how much of a line's dictionary a column's holds")
-    table.add_column()
-    for number in range(1, len(reports) + 1):
-        table.add_column(str(number), justify="right")
+    rows: list[list[str]] = []
     for number, (report, name) in enumerate(zip(reports, _heads(reports), strict=True), 1):
         found = {overlap.run: f"{overlap.mmcs:.3f}" for overlap in report.overlaps}
-        cells = (found.get(other.run, "-") for other in reports)
-        table.add_row(Text(f"{number} {name}"), *cells)
-    return table
-
-
-def _table(*, title: str) -> Table:
-    return Table(title=Text(title), title_justify="left")
+        rows.append([f"{number} {name}", *(found.get(other.run, "-") for other in reports)])
+    numbers = [Column(head=str(number + 1), align="right") for number in range(len(reports))]
+    return Table(
+        title="MMCS: how much of a line's dictionary a column's holds",
+        columns=[Column(), *numbers],
+        sections=[rows],
+        edged=True,
+    )
 
 
 def _heads(reports: Sequence[EvalReport]) -> list[str]:

@@ -1,16 +1,15 @@
 """Features on the screen, 80 columns wide where it is a pipe.
 
-Texts come from data sets: they are shown as `Text`, never as markup, and through `visible`.
+Texts come from data sets: they are shown through `label` and `visible`.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 import numpy as np
 from jaxtyping import Int64
-from rich.cells import cell_len
-from rich.table import Table
-from rich.text import Text
+from rich.cells import cell_len, set_cell_size
 
 from pipeline.config.serialization import to_json
 from pipeline.config.stages import FeatureOrder
@@ -24,7 +23,7 @@ from pipeline.features.feature import (
     feature_document,
 )
 from pipeline.features.files import FeatureSet, ordered
-from pipeline.tables import Shown, many, percent
+from pipeline.tables import Column, Shown, Style, Table, Words, many, percent
 from pipeline.terminal.lines import features_line
 from pipeline.text.token_text import TokenTexts, label, visible
 
@@ -32,7 +31,6 @@ _TOKEN_CELLS = 16
 _LEFT_CELLS = 30
 """Of the text before an example's token."""
 _N_SPREAD = 8
-_MARKED = "bold underline"
 
 
 def shown(found: FeatureSet, chosen: Sequence[int], *, order: FeatureOrder, rows: int) -> Shown:
@@ -51,31 +49,26 @@ def shown(found: FeatureSet, chosen: Sequence[int], *, order: FeatureOrder, rows
     return Shown(lines=lines, tables=tables, documents=documents, notes=notes)
 
 
-def features_table(
-    features: FeatureSet, indices: Int64[np.ndarray, " n"], *, title: str = ""
-) -> Table:
+def features_table(features: FeatureSet, indices: Int64[np.ndarray, " n"]) -> Table:
     """Some features, a line each, in the order given."""
     facts = features.facts
-    heading = title or f"features of {features.run.name}, {facts.site}, {facts.n_tokens:,} tokens"
-    table = _table(heading, show_header=True)
     with_dead = bool(np.isfinite(features.dead_cosine).any())
-    for name in ("feature", "frequency", "max", "mean", *(["dead\ncosine"] if with_dead else [])):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("fires on", ratio=1, no_wrap=True, overflow="ellipsis")
-    if facts.attributed:
-        table.add_column("promotes", ratio=1, no_wrap=True, overflow="ellipsis")
+    numbers = ("feature", "frequency", "max", "mean", *(["dead\ncosine"] if with_dead else []))
+    words = ("fires on", *(["promotes"] if facts.attributed else []))
+    rows: list[list[str]] = []
     for index in indices.tolist():
         feature = features.feature(index)
         fires_on = dict.fromkeys(feature.top.tokens[:, BEFORE].tolist())  # each token once
-        row = [
+        rows.append([
             str(index), percent(feature.frequency), f"{feature.max:.3g}", f"{feature.mean:.3g}",
             *([] if feature.dead_cosine is None else [f"{feature.dead_cosine:.2f}"]),
             _listed(map(features.texts.alone, fires_on)),
-        ]  # fmt: skip
-        if facts.attributed:
-            row.append(_listed(told.text for told in feature.promoted))
-        table.add_row(*map(Text, row))
-    return table
+            *([_listed(told.text for told in feature.promoted)] if facts.attributed else []),
+        ])  # fmt: skip
+    columns = [Column(head=name, align="right") for name in numbers]
+    columns += [Column(head=name, fills=True) for name in words]
+    title = f"features of {features.run.name}, {facts.site}, {facts.n_tokens:,} tokens"
+    return Table(title=title, columns=columns, sections=[rows], ruled=False)
 
 
 def feature_tables(
@@ -107,18 +100,8 @@ def feature_tables(
     return tables
 
 
-def _table(title: str, *, show_header: bool = False) -> Table:
-    return Table(
-        title=Text(title, style="bold"), title_justify="left", show_header=show_header, box=None,
-        pad_edge=False, padding=(0, 1, 0, 0), expand=True,
-    )  # fmt: skip
-
-
 def _numbers(features: FeatureSet, feature: Feature) -> Table:
     facts, dead = features.facts, feature.dead_cosine
-    table = _table(f"feature {feature.index} of {features.run.name}, {facts.arch} {facts.site}")
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold", ratio=1)
     near = ", ".join(f"{other.index} ({other.cosine:.2f})" for other in feature.neighbours)
     rows = {
         "active on": f"{percent(feature.frequency)} of {facts.n_tokens:,} tokens: "
@@ -128,9 +111,12 @@ def _numbers(features: FeatureSet, feature: Feature) -> Table:
         + ("" if dead is None else f", {dead:.3f} with the mean dead feature"),
         "nearest": f"{near} (cosine of decoders)" if near else "no other feature",
     }
-    for name, words in rows.items():
-        table.add_row(name, Text(words))
-    return table
+    return Table(
+        title=f"feature {feature.index} of {features.run.name}, {facts.arch} {facts.site}",
+        columns=[Column(), Column(folds=True, fills=True)],
+        sections=[list(rows.items())],
+        ruled=False,
+    )
 
 
 def _contexts(
@@ -141,35 +127,32 @@ def _contexts(
     share: Sequence[str] = (),
 ) -> Table:
     """Examples under each other at their tokens."""
-    table = _table(title)
-    table.add_column(justify="right", no_wrap=True)
-    if share:
-        table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    rows: list[list[str | Words]] = []
     passages = examples.passages(texts)
     for i, place in enumerate(chosen):
         before, token, after = map(visible, passages[place])
-        line = Text.assemble(_last_cells(before, _LEFT_CELLS), (token, _MARKED), after)
-        numbers = [Text(f"{examples.value[place]:.3g}"), *([Text(share[i])] if share else [])]
-        table.add_row(*numbers, line)
-    return table
+        left = _last_cells(before, _LEFT_CELLS)
+        line = Words(pieces=[(left, ""), (token, "bold underline"), (after, "")])
+        rows.append([f"{examples.value[place]:.3g}", *share[i : i + 1], line])
+    numbers = [Column(align="right")] * (2 if share else 1)
+    columns = [*numbers, Column(fills=True)]
+    return Table(title=title, columns=columns, sections=[rows], ruled=False)
 
 
 def _logits(ends: dict[str, tuple[TokenEffect, ...]], effect: AblationEffect | None) -> Table:
     over = "" if effect is None else f"; without it, over {many(effect.n_contexts, 'top context')}"
-    table = _table(f"logits{over}", show_header=True)
-    for name in ends:
-        table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1)
-    for i in range(max(map(len, ends.values()))):
-        row = [tokens[i] if i < len(tokens) else None for tokens in ends.values()]
-        table.add_row(*(Text("") if told is None else _effect(told) for told in row))
-    return table
+    columns = [Column(head=name, fills=True) for name in ends]
+    rows = [
+        ["" if told is None else _effect(told) for told in row]
+        for row in zip_longest(*ends.values())
+    ]
+    return Table(title=f"logits{over}", columns=columns, sections=[rows], ruled=False)
 
 
-def _effect(told: TokenEffect) -> Text:
-    text = Text(label(told.text))
-    text.truncate(_TOKEN_CELLS - 6, overflow="ellipsis")
-    return Text.assemble(f"{told.effect:+.2f} ", text)
+def _effect(told: TokenEffect) -> str:
+    text, n = label(told.text), _TOKEN_CELLS - 6
+    cut = text if cell_len(text) <= n else f"{set_cell_size(text, n - 1)}…"
+    return f"{told.effect:+.2f} {cut}"
 
 
 def _listed(tokens: Iterable[str]) -> str:
@@ -187,55 +170,54 @@ def _last_cells(text: str, n: int) -> str:
 _N_BINS, _N_TOKENS = 8, 6
 """Bars, and tokens that get a letter; the others share a dot."""
 _BAR = 52
-_STYLES = ("red", "green", "yellow", "blue", "magenta", "cyan")
-_OTHERS = ("·", "dim")
+_STYLES: tuple[Style, ...] = ("red", "green", "yellow", "blue", "magenta", "cyan")
+
+Mark = tuple[str, Style]
+_OTHERS: Mark = ("·", "dim")
 
 
 def histogram(sample: TokenValues, texts: TokenTexts) -> Table:
     """Drawn activations by size, each bar made up of the letters of its tokens."""
     common = [token for token, _ in Counter(sample.token.tolist()).most_common(_N_TOKENS)]
-    marks = [(chr(ord("A") + i), _STYLES[i]) for i in range(len(common))]
-    title = f"activations by token, {len(sample.value)} tokens drawn of all it is active on"
-    table = _table(title)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(ratio=1, overflow="fold")
+    marks: list[Mark] = [(chr(ord("A") + i), _STYLES[i]) for i in range(len(common))]
     edges = np.linspace(0, sample.value.max(), _N_BINS + 1)
     bins = np.clip(np.digitize(sample.value, edges) - 1, 0, _N_BINS - 1)
     largest = np.bincount(bins, minlength=_N_BINS).max()
+    rows: list[list[str | Words]] = []
     for i in range(_N_BINS):
         here = Counter(sample.token[bins == i].tolist())
         counts = [here.pop(token, 0) for token in common] + [0]
         counts[-1] = sum(here.values())
         bar = _bar(counts, [*marks, _OTHERS], cells=_BAR / largest)
-        table.add_row(f"{edges[i]:.3g} to {edges[i + 1]:.3g}", str(sum(counts)), bar)
-    table.add_row("", "", _legend(sample, common, marks, texts))
-    return table
+        rows.append([f"{edges[i]:.3g} to {edges[i + 1]:.3g}", str(sum(counts)), bar])
+    return Table(
+        title=f"activations by token, {len(sample.value)} tokens drawn of all it is active on",
+        columns=[Column(align="right"), Column(align="right"), Column(folds=True, fills=True)],
+        sections=[[*rows, ["", "", _legend(sample, common, marks, texts)]]],
+        ruled=False,
+    )
 
 
-def _bar(counts: list[int], marks: list[tuple[str, str]], *, cells: float) -> Text:
+def _bar(counts: list[int], marks: list[Mark], *, cells: float) -> Words:
     """A run of each mark, as long as its count; ends are rounded, so that lengths add up."""
     ends = np.ceil(np.cumsum(counts) * cells).astype(int)
-    bar = Text()
-    for (letter, style), n in zip(marks, np.diff(ends, prepend=0).tolist(), strict=True):
-        bar.append(letter * n, style=style)
-    return bar
+    lengths = np.diff(ends, prepend=0).tolist()
+    return Words(
+        pieces=[(mark * n, style) for (mark, style), n in zip(marks, lengths, strict=True)]
+    )
 
 
-def _legend(
-    sample: TokenValues, common: list[int], marks: list[tuple[str, str]], texts: TokenTexts
-) -> Text:
+def _legend(sample: TokenValues, common: list[int], marks: list[Mark], texts: TokenTexts) -> Words:
     """Which letter is which token, and its share."""
-    legend, rest = Text(), len(sample.token)
-    for token, (letter, style) in zip(common, marks, strict=True):
+    pieces, rest = list[Mark](), len(sample.token)
+    for token, mark in zip(common, marks, strict=True):
         n = int((sample.token == token).sum())
         rest -= n
-        legend.append(letter, style=style)
-        legend.append(f" {label(texts.alone(token))} {_share(n, sample)}  ")
+        told = f" {label(texts.alone(token))} {_share(n, sample)}  "
+        pieces.extend((mark, (told, "")))
     if rest:
-        legend.append(_OTHERS[0], style=_OTHERS[1])
-        legend.append(f" others {_share(rest, sample)}")
-    return legend
+        pieces.extend((_OTHERS, (f" others {_share(rest, sample)}", "")))
+    return Words(pieces=pieces)
 
 
 def _share(n: int, sample: TokenValues) -> str:

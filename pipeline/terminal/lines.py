@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 from actstore.reader import ActStore
 from actstore.removal import Removable
 from pipeline.errors import PipelineError
+from pipeline.progress import size
 from pipeline.terminal.store_facts import fidelity_of
-from pipeline.terminal.words import duration, many, size
+from pipeline.terminal.words import duration
 
 if TYPE_CHECKING:  # they bring torch
     from pipeline.features.files import FeatureSet
-    from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
     from pipeline.harvest.plan import HarvestPlan
-    from pipeline.harvest.repair import RepairReport
     from pipeline.runs.curves import StepReport
     from pipeline.training.train import Outcome
 
@@ -38,7 +37,12 @@ def plan_line(plan: "HarvestPlan", seconds: float) -> str:
 
 
 def harvest_lines(summary: "HarvestSummary") -> Iterator[str]:
-    """What a harvest did, and what a lossy codec cost each site."""
+    """What a harvest did, and what a lossy codec cost each site; or which store made it idle."""
+    if summary.reused:
+        linked = "" if summary.found is None else f"{summary.found}, linked as "
+        rows = f"{summary.n_rows:,} rows a site"
+        yield f"harvest   complete, reused: {rows} in {linked}{summary.store}"
+        return
     ended = "; the text ended there" if summary.source_exhausted else ""
     yield (
         f"harvest   {summary.n_rows:,} rows a site, {size(summary.n_bytes)} in {summary.store}, "
@@ -50,14 +54,6 @@ def harvest_lines(summary: "HarvestSummary") -> Iterator[str]:
             f"harvest   {site}: {store.spec.codec} cost {told.relative_error:.2e} of the variance, "
             f"{told.worst_coordinate:.2e} at the worst coordinate"
         )
-
-
-def reused_line(summary: "HarvestSummary") -> str:
-    """Which store makes a harvest unnecessary."""
-    where = (
-        summary.store if summary.found is None else f"{summary.found}, linked as {summary.store}"
-    )
-    return f"harvest   complete, reused: {summary.n_rows:,} rows a site in {where}"
 
 
 def curve_words(report: "StepReport") -> str:
@@ -89,18 +85,6 @@ def outcome_line(outcome: "Outcome", path: Path) -> str:
         return f"train     {outcome}"
     what = "complete, reused" if outcome.reused else f"{outcome.rows:,} rows"
     return f"train     {what}: {path} ({curve_words(outcome)})"
-
-
-def finetune_line(report: "FinetuneReport", path: Path) -> str:
-    """What a fine-tuning did."""
-    what = "complete, reused" if report.reused else f"{report.n_steps} steps"
-    return f"finetune  {what}: {path}"
-
-
-def repair_line(report: "RepairReport", path: Path) -> str:
-    """What a repair got back."""
-    shards, files = many(len(report.shards), "shard"), many(len(report.files), "file")
-    return f"repair    {shards}, {many(report.rows, 'row')}, {files} of {path}"
 
 
 def removal_line(what: Removable) -> str:

@@ -1,9 +1,4 @@
-"""Screen: lines, tables, JSON, progress.
-
-The progress bar.
-
-Where results go: to people as lines and tables, to programs as JSON.
-"""
+"""Where results go: to people as lines, tables and a progress bar, to programs as JSON."""
 
 import json as jsonlib
 import sys
@@ -19,9 +14,9 @@ from rich.text import Text
 
 from actstore.files import write_file
 from pipeline.config.serialization import to_json
-from pipeline.progress import OnProgress, Progress
-from pipeline.tables import Cell, Table as PlainTable
-from pipeline.terminal.words import cell, short
+from pipeline.progress import OnProgress, Progress, short
+from pipeline.tables import Cell, Column, Table as PlainTable
+from pipeline.terminal.words import cell
 
 
 @contextmanager
@@ -46,22 +41,13 @@ def progress(title: str) -> Generator[OnProgress, None, None]:
         yield show
 
 
-def facts_table(title: str, rows: Mapping[str, object]) -> Table:
-    """Names and values in two columns."""
-    table = Table(title=Text(title), title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, Text(cell(value)))
-    return table
-
-
 def drawn(table: PlainTable) -> Table:
     """A table of plain values as rich draws it. Texts come from data sets: they are no markup."""
     if table.ruled:
-        made = Table(show_edge=False)
+        made = Table(show_edge=table.edged)
     else:
-        made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
+        made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    made.expand = any(column.fills for column in table.columns)
     made.title = Text(table.title, style="" if table.ruled else "bold") if table.title else None
     made.caption = Text(table.caption) if table.caption else None
     made.title_justify = made.caption_justify = "left"
@@ -112,7 +98,9 @@ class Screen:
 
     def show(self, title: str, rows: Mapping[str, object]) -> None:
         """Names and values in two columns."""
-        self.draw(facts_table(title, rows))
+        columns = [Column(), Column(align="right", folds=True)]
+        facts = [[name, cell(value)] for name, value in rows.items()]
+        self.draw(PlainTable(title=title, columns=columns, sections=[facts], edged=True))
 
     def note(self, notes: Iterable[str]) -> None:
         """What a reader of the numbers must know, each thing once."""

@@ -1,12 +1,7 @@
-"""Saepipe store: list, info, verify, repair, rm.
+"""`saepipe store`: each command does one thing to stores, and tells what came of it.
 
-What is wrong with a store, in words.
-
-Stores on the screen, 80 columns wide where it is a pipe.
-
-The stages of `saepipe store`: each does one thing to stores, and tells what came of it.
-
-What brings torch is imported inside of them: only a repair needs a language model.
+Tables are 80 columns wide where the screen is a pipe. What brings torch is imported inside of
+functions: only a repair needs a language model.
 """
 
 import re
@@ -25,11 +20,12 @@ from actstore.verify import Finding, verify
 from pipeline.config.stages import Device
 from pipeline.errors import ConfigError
 from pipeline.harvest.plan import known_folders
-from pipeline.progress import Progress
-from pipeline.terminal.lines import removal_line, repair_line
+from pipeline.progress import Progress, short, size
+from pipeline.tables import many
+from pipeline.terminal.lines import removal_line
 from pipeline.terminal.screen import Screen
 from pipeline.terminal.store_facts import listed
-from pipeline.terminal.words import cell, many, short, size
+from pipeline.terminal.words import cell
 
 
 def finding_line(finding: Finding) -> str:
@@ -73,17 +69,13 @@ def stores_table(folder: Path, found: Found) -> Table:
         if isinstance(told, str):
             continue
         spec = told.spec
-        place, model = _place(path, folder), spec.source.get("model", "")
+        place = path if path == folder else path.relative_to(folder)
+        model = spec.source.get("model", "")
         sites = "\n".join(site.name for site in spec.sites)
         kept = f"{spec.dtype}\n{spec.codec}"
         row = (f"{place}\n{model}".strip(), told.state, cell(told.n_rows), sites, kept)
         table.add_row(*map(Text, row))
     return table
-
-
-def _place(path: Path, folder: Path) -> str:
-    """Where a store lies, seen from the folder that was searched."""
-    return str(path) if path == folder else str(path.relative_to(folder))
 
 
 def store_tables(facts: Mapping[str, Any]) -> list[Table]:
@@ -210,23 +202,14 @@ def run_repair(
     from pipeline.harvest.repair import repair
 
     with screen.progress("repair") as show:
-        repaired = repair(
-            path,
-            findings,
-            device=device,
-            batch_size=batch_size,
-            on_progress=show,
-        )
-    screen.say(repair_line(repaired, path))
-    return repaired
+        done = repair(path, findings, device=device, batch_size=batch_size, on_progress=show)
+    shards, files = many(len(done.shards), "shard"), many(len(done.files), "file")
+    screen.say(f"repair    {shards}, {many(done.rows, 'row')}, {files} of {path}")
+    return done
 
 
 def require_whole(path: Path, findings: Sequence[Finding], *, screen: Screen) -> None:
-    """End a check.
-
-    Raises:
-        StoreError: something was found.
-    """
+    """End a check: raise StoreError if something was found."""
     if findings:
         raise StoreError(
             f"{path} is damaged ({damage_words(findings)}); "
@@ -236,12 +219,7 @@ def require_whole(path: Path, findings: Sequence[Finding], *, screen: Screen) ->
 
 
 def announce_removal(path: Path, *, ask: bool, screen: Screen) -> None:
-    """Say what will go.
-
-    Raises:
-        StoreError: it is no store.
-        ConfigError: it is to be asked whether to remove it, and there is nobody to ask.
-    """
+    """Say what will go; raise ConfigError where nobody can be asked whether it shall."""
     screen.say(removal_line(removable(path)))
     if ask and not sys.stdin.isatty():
         raise ConfigError(f"there is nobody to ask: saepipe store rm {path} --yes")

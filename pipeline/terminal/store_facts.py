@@ -70,11 +70,7 @@ def listed(path: Path, told: Manifest | str) -> dict[str, object]:
 
 
 def store_facts(path: Path) -> dict[str, object]:
-    """Of the store at a path: what the root tells, and more where it is complete.
-
-    Raises:
-        StoreError: If there is none, or it is damaged.
-    """
+    """Of the store at a path: what the root tells, and more where it is complete."""
     manifest = peek(path)
     if manifest is None or manifest.state == "complete":
         return _complete(ActStore.open(path))

@@ -1,19 +1,10 @@
 """Numbers as people write and read them."""
 
-from pipeline.config.settings import parse_count as count
 from pipeline.errors import ConfigError
-from pipeline.progress import short, size
-from pipeline.tables import many
-
-__all__ = ["cell", "count", "duration", "layers_of", "many", "short", "size"]
 
 
 def layers_of(text: str | None) -> list[int]:
-    """Read `0-5`, `1,3` or `0-2,5`: layers, each once, in this order; none of None.
-
-    Raises:
-        ConfigError: If it is something else.
-    """
+    """Read `0-5`, `1,3` or `0-2,5`: layers, each once, in this order; none of None."""
     layers = list[int]()
     for word in text.split(",") if text is not None else ():
         first, dash, last = word.strip().partition("-")

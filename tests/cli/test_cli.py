@@ -11,7 +11,8 @@ import pytest
 
 import cli
 from actstore.reader import ActStore
-from pipeline.config.architectures import ARCHS, ReluConfig, TopKConfig
+from pipeline.config.architectures import ReluConfig, TopKConfig
+from pipeline.config.settings import parse_count as count
 from pipeline.config.stages import (
     EvalConfig,
     FeaturesConfig,
@@ -21,7 +22,7 @@ from pipeline.config.stages import (
 )
 from pipeline.config.training import TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.terminal.words import count, layers_of
+from pipeline.terminal.words import layers_of
 from tests.helpers.slow import slow
 from tests.helpers.tiny import CTX_LEN, make_model, make_text
 
@@ -72,10 +73,6 @@ def test_options_have_the_defaults_of_the_config(command):
             default = type(defaults[name])(default)  # text, since it may be several with commas
         assert default == defaults[name], name
     assert TrainConfig(store=Path(), out=Path()).arch.kind == "relu"
-
-
-def test_every_architecture_can_be_chosen():
-    assert all(config().kind == arch for arch, config in ARCHS.items())
 
 
 def test_help_waits_for_nothing_heavy():
@@ -276,13 +273,6 @@ def test_ctrl_c_is_clean_and_the_same_command_goes_on(saepipe, harvested, tmp_pa
     assert err.splitlines() == ["stopped; the same command goes on"]
     assert saepipe(*command)[0] == 0
     assert ActStore.open(out).n_rows == n_rows
-
-
-@pytest.mark.parametrize(
-    ("text", "number"), [("7", 7), ("500k", 500_000), ("20M", 20_000_000), ("1.5B", 1_500_000_000)]
-)
-def test_counts_read_as_people_write_them(text, number):
-    assert count(text) == number
 
 
 @pytest.mark.parametrize(

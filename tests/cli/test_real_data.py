@@ -15,6 +15,7 @@ from pipeline.config.training import TrainConfig
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.finetune.finetune import finetune
 from pipeline.harvest.harvest import harvest
+from pipeline.lm.model import load_model
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.training.train import train
 
@@ -113,8 +114,6 @@ def test_a_tokenizer_that_opens_documents_itself_gets_no_second_separator():
 
 @torch.no_grad()
 def test_a_trained_gpt2_gives_the_logits_transformers_gives():
-    from pipeline.lm.model import load_model
-
     folder = data("char_gpt_shakespeare/hf")
     ours = load_model(str(folder), device=torch.device("cpu"), dtype=torch.float32)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()

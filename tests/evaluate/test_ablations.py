@@ -64,16 +64,11 @@ def test_a_report_does_not_depend_on_whether_anything_is_kept(make_run, evals):
     assert not kept_of(run)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "text",
-        "batch_size",
-        "site",
-        "exclusion",
-        *map(slow, ("tokens", "precision", "model", "norms")),
-    ],
-)
+OFTEN = ("text", "batch_size", "site", "exclusion")
+RARELY = ("tokens", "precision", "model", "norms")
+
+
+@pytest.mark.parametrize("change", [*OFTEN, *map(slow, RARELY)])
 def test_what_was_measured_otherwise_is_not_used(change, make_run, evals, passes, tmp_path):
     run = make_run()
     store = run / "gone.actstore"
@@ -83,24 +78,16 @@ def test_what_was_measured_otherwise_is_not_used(change, make_run, evals, passes
     (tmp_path / "other" / "run.json").write_text(
         (other / "run.json").read_text().replace(str(other / "gone.actstore"), str(store))
     )
-    options: dict[str, object] = {"batch_size": 4}
-    match change:
-        case "text":
-            options["text"] = make_text(tmp_path / "b.txt", n_contexts=N_CONTEXTS, seed=1)
-        case "tokens":
-            options["tokens"] = 8 * CTX_LEN
-        case "batch_size":
-            options["batch_size"] = 5
-        case "precision":
-            options["precision"] = "bf16"
-        case "model":
-            options["model"] = str(make_model(tmp_path / "another", seed=3))
-        case "exclusion":
-            leave_out(other, exclude_positions=[0])
-        case "norms":
-            leave_out(other, exclude_norms=1.2)
-        case _:
-            pass
+    made = {
+        "text": lambda: {"text": make_text(tmp_path / "b.txt", n_contexts=N_CONTEXTS, seed=1)},
+        "tokens": lambda: {"tokens": 8 * CTX_LEN},
+        "batch_size": lambda: {"batch_size": 5},
+        "precision": lambda: {"precision": "bf16"},
+        "model": lambda: {"model": str(make_model(tmp_path / "another", seed=3))},
+    }
+    options = {"batch_size": 4} | made.get(change, dict)()
+    left_out = {"exclusion": {"exclude_positions": [0]}, "norms": {"exclude_norms": 1.2}}
+    leave_out(other, **left_out.get(change, {}))
     found, n = passes(lambda: evals.reports(other, as_trained=True, **options))
     n_batches = {"tokens": 2, "batch_size": 3}.get(change, 4)
     assert n == n_batches * (1 + (change == "norms") + 1 + 2 + 1)

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from pipeline.config.architectures import TopKConfig
 from pipeline.errors import ConfigError
 from pipeline.lm.tokenizer import load_tokenizer
 from tests.helpers.evaluations import N_CONTEXTS
@@ -40,18 +39,6 @@ def test_asking_for_layers_changes_no_other_number(run, evals):
 def test_the_text_is_read_once_for_all_layers(run, evals, passes):
     _, n = passes(lambda: evals.reports(run, layers=(0, 1, 2), batch_size=N_CONTEXTS))
     assert n == 1 + 1 + 2 + 3  # means, clean, ablations, one for each layer
-
-
-def test_each_run_goes_to_its_own_kind_of_site(evals):
-    arch = TopKConfig(k=3)
-    runs = (
-        evals.save("a", site="resid_post.2"),
-        evals.save("b", make_sae(arch=arch), site="mlp_out.0", arch=arch),
-    )
-    one, two = evals.reports(*runs, layers=(0, 2))
-    assert [found.site for found in one.inserted] == ["resid_post.0", "resid_post.2"]
-    assert [found.site for found in two.inserted] == ["mlp_out.0", "mlp_out.2"]
-    assert len({found.ce_patched for found in (*one.inserted, *two.inserted)}) == 4
 
 
 def test_a_layer_the_model_lacks_names_those_it_has(run, evals):

@@ -48,37 +48,31 @@ def test_a_run_without_a_report_has_none(tmp_path):
     assert load_report(tmp_path / "file") is None
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: text[: len(text) // 2],
-        lambda text: "",
-        lambda text: "[]",
-        lambda text: "null",
-        lambda text: "[" * 100_000,
-        lambda text: text.replace('"ce_clean": 2.6231', '"ce_clean": "2.6231"'),
-        lambda text: text.replace('"ce_clean": 2.6231', '"ce_clean": NaN'),
-        lambda text: text.replace('"density"', '"density_of_another_version"'),
-        lambda text: text.replace('"l0": ', '"l00": "1", "l0": '),
-        lambda text: text.replace('"l0": ', '"l00": true, "l0": '),
-    ],
-    ids=["cut", "empty", "list", "null", "deep", "text", "nan", "lacking", "unknown", "bool"],
-)
+DAMAGE = {
+    "cut": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "list": lambda text: "[]",
+    "null": lambda text: "null",
+    "deep": lambda text: "[" * 100_000,
+    "text": lambda text: text.replace('"ce_clean": 2.6231', '"ce_clean": "2.6231"'),
+    "nan": lambda text: text.replace('"ce_clean": 2.6231', '"ce_clean": NaN'),
+    "lacking": lambda text: text.replace('"density"', '"density_of_another_version"'),
+    "unknown": lambda text: text.replace('"l0": ', '"l00": "1", "l0": '),
+    "bool": lambda text: text.replace('"l0": ', '"l00": true, "l0": '),
+    "no text": lambda text: '{"run": "\udcff"}',
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_report_is_refused_in_one_line_that_says_what_to_type(tmp_path, damage):
     path = save_report(with_everything(tmp_path))
-    path.write_text(damage(path.read_text()))
+    path.write_text(DAMAGE[damage](path.read_text()), errors="surrogateescape")
     with pytest.raises(CheckpointError) as error:
         load_report(tmp_path)
     message = str(error.value)
     assert message.startswith(f"{path} is not a report")
     assert message.endswith(f"saepipe eval {tmp_path}")
     assert "\n" not in message
-
-
-def test_bytes_that_are_no_text_are_refused_too(tmp_path):
-    save_report(make_report(tmp_path)).write_bytes(b'{"run": "\xff"}')
-    with pytest.raises(CheckpointError, match="saepipe eval"):
-        load_report(tmp_path)
 
 
 def test_a_number_that_is_not_finite_is_not_written_and_the_last_report_stays(tmp_path):
@@ -110,8 +104,11 @@ def test_the_table_has_a_line_a_run_and_every_single_value(tmp_path):
 
 def test_a_metric_is_followed_by_its_interval_and_an_absent_one_leaves_its_fields_empty(tmp_path):
     of_l0 = make_report(Path("b"), intervals=(Interval(metric="l0", low=31.5, high=33.0),))
-    write_table([with_everything(Path("a")), of_l0], tmp_path / "eval.csv")
-    first, second = rows_of(tmp_path / "eval.csv")
+    undefined = make_report(loss_recovered=None, dead_cosine=None)
+    (tmp_path / "eval.csv").write_text("old\n" * 10_000)
+    write_table([with_everything(Path("a")), of_l0, undefined], tmp_path / "eval.csv")
+    assert [file.name for file in tmp_path.iterdir()] == ["eval.csv"]
+    first, second, third = rows_of(tmp_path / "eval.csv")
     names = list(first)
     for metric in ("loss_recovered", "l0"):
         i = names.index(metric)
@@ -119,22 +116,8 @@ def test_a_metric_is_followed_by_its_interval_and_an_absent_one_leaves_its_field
     assert (first["loss_recovered_low"], first["loss_recovered_high"]) == ("0.931", "0.938")
     assert (first["l0_low"], second["l0_low"], second["l0_high"]) == ("", "31.5", "33.0")
     assert second["loss_recovered_low"] == ""
-    assert "kl_low" not in names
-
-
-def test_ratios_that_are_not_there_are_empty_fields(tmp_path):
-    write_table([make_report(loss_recovered=None, dead_cosine=None)], tmp_path / "eval.csv")
-    (row,) = rows_of(tmp_path / "eval.csv")
-    assert row["loss_recovered"] == ""
-    assert "dead_cosine" not in row
-
-
-def test_the_table_replaces_an_older_one_whole(tmp_path):
-    path = tmp_path / "eval.csv"
-    path.write_text("old\n" * 10_000)
-    write_table([make_report()], path)
-    assert len(path.read_text().splitlines()) == 2
-    assert [file.name for file in tmp_path.iterdir()] == ["eval.csv"]
+    assert "kl_low" not in names and "dead_cosine" not in names
+    assert third["loss_recovered"] == ""
 
 
 def test_runs_are_named_by_as_much_of_their_paths_as_tells_them_apart():

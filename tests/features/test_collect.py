@@ -11,18 +11,19 @@ import pytest
 import torch
 
 from actstore.errors import StoreError
-from pipeline.config.stages import FeatureOrder
+from pipeline.config.stages import FeatureOrder, FinetuneConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine
 from pipeline.features.collect import collect_features, sample_store
 from pipeline.features.feature import AFTER, BEFORE, feature_document
 from pipeline.features.files import FeatureSet, ordered
 from pipeline.features.logits import attribute, load_path, nearest
+from pipeline.finetune.finetune import finetune
 from pipeline.lm.families import Site
 from pipeline.runs.sae_run import SAERun
 from tests.helpers.featured import SITES, World, config_of, make_store_of
 from tests.helpers.stores import make_spec, write_store
-from tests.helpers.tiny import CTX_LEN, make_model, make_sae
+from tests.helpers.tiny import CTX_LEN, make_model, make_sae, make_text
 
 CPU = torch.device("cpu")
 
@@ -283,10 +284,6 @@ def test_a_run_without_dead_features_has_no_dead_cosine(own):
 
 
 def test_features_of_a_finetuned_run(own, tmp_path):
-    from pipeline.config.stages import FinetuneConfig
-    from pipeline.finetune.finetune import finetune
-    from tests.helpers.tiny import make_text
-
     run, out = own.run(), tmp_path / "tuned"
     finetune(
         FinetuneConfig(
@@ -329,10 +326,3 @@ def test_a_feature_as_json_holds_all_of_it(features):
     assert told["promoted"][0]["token"] == feature.promoted[0].token
     assert told["neighbours"][0]["index"] == feature.neighbours[0].index
     assert len(told["sample"]["tokens"]) == 6
-
-
-def test_progress_ends_at_the_tokens_there_are(own):
-    seen = []
-    collect_features(config_of(own.run()), on_progress=seen.append)
-    assert seen[-1].done == seen[-1].total == own.store.n_rows
-    assert {(p.stage, p.unit) for p in seen} == {("features", "tokens")}

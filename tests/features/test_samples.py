@@ -201,6 +201,7 @@ def test_only_the_first_contexts_are_read_where_that_was_asked_for(make_store):
     found = sample_store(config, long, SITE, coder, on_progress=seen.append)
     assert_same(found, sample_store(config_of(), short, SITE, coder))
     assert found.n_tokens == 21 * CTX_LEN == seen[-1].done == seen[-1].total
+    assert {(p.stage, p.unit) for p in seen} == {("features", "tokens")}
     assert sample_store(config_of(tokens=10**9), short, SITE, coder).n_tokens == 21 * CTX_LEN
 
 
@@ -213,14 +214,6 @@ def test_features_that_are_not_finite_are_refused(store, where, value):
     with pytest.raises(DataError, match="features of run are not finite") as told:
         sample_store(config_of(), store, SITE, coder)
     assert "\n" not in str(told.value)
-
-
-def test_a_coder_whose_features_are_all_dead(store):
-    coder = make_sae()
-    with torch.no_grad():
-        coder.b_enc.fill_(-1e4)
-    found = sample_store(config_of(), store, SITE, coder)
-    assert found.n_active.sum() == found.max.max() == len(found.top) == len(found.values) == 0
 
 
 DTYPES = {

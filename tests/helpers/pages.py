@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.architectures import TopKConfig
-from pipeline.evaluate.report import EvalReport, Inserted, Interval, Overlap, WorstContext
+from pipeline.evaluate.report import EvalReport
 from pipeline.features.feature import (
     AFTER,
     BEFORE,
@@ -23,7 +23,7 @@ from pipeline.report.feature_data import ShownFeatures
 from pipeline.report.saes import SAEExhibit
 from pipeline.runs.sae_run import SAERun
 from pipeline.text.token_text import TokenTexts
-from tests.helpers.eval_reports import report_of
+from tests.helpers.eval_reports import changed, with_everything
 from tests.helpers.tiny import make_sae, save_sae
 
 WIDTH = BEFORE + 1 + AFTER
@@ -101,40 +101,14 @@ def shown(*features: Feature, **changes: Any) -> ShownFeatures:
     } | changes)  # fmt: skip
 
 
-def make_report(run: Path, *, d_sae: int = D_SAE, dead: int = 5, **changes: Any) -> EvalReport:
-    """An evaluation with an interval, layers, and contexts to show."""
-    rng = np.random.default_rng(1)
-    density = 10 ** rng.uniform(-5, -0.5, d_sae)
-    density[:dead] = 0
-    cosine = rng.uniform(-0.1, 1, d_sae)
-    values: dict[str, Any] = dict.fromkeys(
-        ("ce_patched", "ce_zero", "ce_mean", "kl", "kl_zero", "mse", "cosine", "l1"), 2.5
-    )
-    values |= {
-        "run": run, "site": "mlp_out.1", "arch": "topk", "d_in": 16, "d_sae": d_sae,
-        "model": "builtin", "trained_on_model": "builtin", "text": "builtin:heldout",
-        "precision": "float32", "ctx_len": 128, "n_tokens": 100_096, "n_predictions": 99_314,
-        "excluded": (), "ce_clean": 2.4321, "loss_recovered": 0.98765, "loss_recovered_mean": 0.9,
-        "kl_recovered": 0.95, "perplexity_clean": 11.4, "perplexity_patched": 12.1,
-        "perplexity_difference": 0.7, "explained_variance": 0.8123, "relative_bias": None,
-        "l2_ratio": 0.93, "l0": 31.5, "l0_quantiles": (20.0, 28.0, 32.0, 34.0, 40.0),
-        "density": tuple(density.tolist()), "n_dead": dead, "frac_dead": dead / d_sae,
-        "n_rare": 7, "n_frequent": 3, "dead_cosine_mean": 0.9, "alive_cosine_mean": 0.1,
-        "dead_cosine": tuple(cosine.tolist()) if dead else None,
-        "encoder_decoder_cosine": tuple(cosine.tolist()), "encoder_decoder_cosine_median": 0.5,
-        "max_cosine": tuple(cosine.tolist()), "max_cosine_mean": 0.4,
-        "overlaps": (Overlap(run=Path("other"), mmcs=0.77),),
-        "intervals": (Interval(metric="loss_recovered", low=0.98111, high=0.99222),),
-        "inserted": tuple(
-            Inserted(site=f"mlp_out.{i}", ce_patched=2.5 + i, added=0.1 + i) for i in range(3)
-        ),
-        "worst": (WorstContext(
-            context=1234, ce_clean=2.0, ce_patched=3.0, perplexity_difference=12.7,
-            text="worst: " + "".join(HOSTILE),
-        ),),
-        "notes": ("Numbers of <b>another</b> text are not comparable.",),
-    }  # fmt: skip
-    return report_of(**(values | changes))
+def make_report(run: Path, *, dead: bool = True, **changes: Any) -> EvalReport:
+    """An evaluation with everything, some of it in hostile words."""
+    report = with_everything(run)
+    worst = replace(report.worst[0], context=1234, text="worst: " + "".join(HOSTILE))
+    notes = ("Numbers of <b>another</b> text are not comparable.",)
+    dead_cosine = report.dead_cosine if dead else None
+    told = {"worst": (worst,), "notes": notes, "relative_bias": None, "dead_cosine": dead_cosine}
+    return changed(report, **told | changes)
 
 
 def make_run(path: Path, *, seed: int = 0) -> Path:

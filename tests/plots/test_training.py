@@ -14,6 +14,17 @@ from pipeline.plots.training import frontier, sweep_figure, training_curves
 
 
 @pytest.fixture
+def draw(tmp_path, drawn):
+    """The figure of the curves that these lines are."""
+
+    def draw(lines) -> Figure:
+        training_curves(write(tmp_path / "metrics.jsonl", lines), tmp_path / "curves.png")
+        return drawn[-1]
+
+    return draw
+
+
+@pytest.fixture
 def drawn(monkeypatch):
     """The figures that would be saved, to look inside: rendering them all takes long."""
     figures: list[Figure] = []
@@ -26,41 +37,40 @@ def drawn(monkeypatch):
     return figures
 
 
-def write_metrics(path, *, n: int = 50, **constant: float):
-    lines = (
+def write(path: Path, lines) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def falling(n: int = 50, **constant: float) -> list[dict[str, float]]:
+    """Lines of a training whose loss falls by decades."""
+    return [
         {"rows": i * 1024, "l0": 100 / (i + 1), "recon": 10.0 ** (-i / 10), "n_dead": i} | constant
         for i in range(n)
-    )
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ]
 
 
 def write_end(path: Path, *, l0: float, explained_variance: float, n: int = 1) -> Path:
     """Curves that end there, after lines far from it."""
     lines = [{"step": i, "l0": 1e6, "explained_variance": -9.0} for i in range(n - 1)]
-    lines.append({"step": n, "l0": l0, "explained_variance": explained_variance})
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+    return write(path, [*lines, {"step": n, "l0": l0, "explained_variance": explained_variance}])
 
 
 def titles_of(figure: Figure) -> list[str]:
     return [axes.get_title(loc="left") for axes in figure.axes]
 
 
-def test_training_curves_show_each_metric_there_is_against_the_rows(tmp_path, drawn):
-    write_metrics(tmp_path / "metrics.jsonl")
-    training_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    assert titles_of(drawn[0]) == ["L0", "Reconstruction loss", "Dead features"]
-    raw = drawn[0].axes[0].lines[0]
+def test_training_curves_show_each_metric_there_is_against_the_rows(draw):
+    figure = draw(falling())
+    assert titles_of(figure) == ["L0", "Reconstruction loss", "Dead features"]
+    raw = figure.axes[0].lines[0]
     assert raw.get_xdata()[3] == 3 * 1024
     assert raw.get_ydata()[3] == 25
 
 
-def test_only_a_loss_that_spans_a_decade_is_drawn_on_a_log_axis(tmp_path, drawn):
-    write_metrics(tmp_path / "metrics.jsonl")
-    training_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    write_metrics(tmp_path / "metrics.jsonl", recon=0.0)
-    training_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    assert [figure.axes[1].get_yscale() for figure in drawn] == ["log", "linear"]
+def test_only_a_loss_that_spans_a_decade_is_drawn_on_a_log_axis(draw):
+    figures = draw(falling()), draw(falling(recon=0.0))
+    assert [figure.axes[1].get_yscale() for figure in figures] == ["log", "linear"]
 
 
 @pytest.mark.parametrize("content", [None, "", '{"rows": 1}\n'])
@@ -83,42 +93,37 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("key", CHANGES)
-def test_what_may_change_has_a_panel_only_where_it_does(tmp_path, drawn, key):
-    path = tmp_path / "metrics.jsonl"
-    for later in (3.0, 9.0):
-        lines = [
+def test_what_may_change_has_a_panel_only_where_it_does(draw, key):
+    same, changed = (
+        draw(
             {"rows": i, "l0": 1.0} | dict.fromkeys(CHANGES, 3.0) | {key: 3.0 if i < 25 else later}
             for i in range(50)
-        ]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        training_curves(path, tmp_path / "curves.png")
-    assert [titles_of(figure) for figure in drawn] == [["L0"], ["L0", CHANGES[key]]]
-    assert drawn[1].axes[1].lines[0].get_ydata()[24:26].tolist() == [3.0, 9.0]
+        )
+        for later in (3.0, 9.0)
+    )
+    assert [titles_of(figure) for figure in (same, changed)] == [["L0"], ["L0", CHANGES[key]]]
+    assert changed.axes[1].lines[0].get_ydata()[24:26].tolist() == [3.0, 9.0]
 
 
 @pytest.mark.parametrize("n", [4, 400])
-def test_a_speed_that_only_flickers_after_a_slow_start_is_not_drawn(tmp_path, drawn, n):
+def test_a_speed_that_only_flickers_after_a_slow_start_is_not_drawn(draw, n):
     speeds = np.random.default_rng(0).uniform(*((9e3, 9.1e3) if n == 4 else (5e3, 15e3)), size=n)
     lines = [{"rows": i, "l0": 1.0, "rows_per_s": s} for i, s in enumerate([10.0, *speeds])]
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    training_curves(tmp_path / "m.jsonl", tmp_path / "curves.png")
-    assert titles_of(drawn[0]) == ["L0"]
+    assert titles_of(draw(lines)) == ["L0"]
 
 
-def test_the_first_steps_do_not_flatten_the_explained_variance(tmp_path, drawn):
-    for first in (-5.0, 0.25):
-        write_end(tmp_path / "m.jsonl", l0=1, explained_variance=0.9)
-        lines = [{"rows": i, "explained_variance": first if i == 0 else 0.9} for i in range(9)]
-        (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        training_curves(tmp_path / "m.jsonl", tmp_path / "curves.png")
-    assert drawn[0].axes[0].get_ylim()[0] == 0
-    assert 0 < drawn[1].axes[0].get_ylim()[0] < 0.25
+def test_the_first_steps_do_not_flatten_the_explained_variance(draw):
+    below, above = (
+        draw({"rows": i, "explained_variance": first if i == 0 else 0.9} for i in range(9))
+        for first in (-5.0, 0.25)
+    )
+    assert below.axes[0].get_ylim()[0] == 0
+    assert 0 < above.axes[0].get_ylim()[0] < 0.25
 
 
 def test_the_figures_are_png_and_svg_and_leave_no_state_behind(tmp_path):
     before = dict(matplotlib.rcParams)
-    metrics = tmp_path / "metrics.jsonl"
-    write_metrics(metrics, n=1)
+    metrics = write(tmp_path / "metrics.jsonl", falling(n=1))
     training_curves(metrics, tmp_path / "curves.png")
     write_end(metrics, l0=4.0, explained_variance=0.5)
     sweep_figure({"topk,k=4": metrics}, tmp_path / "sweep.png")
@@ -163,8 +168,7 @@ def test_a_sweep_shows_each_member_where_it_ended_and_each_kinds_frontier(tmp_pa
 
 def test_the_end_of_a_member_is_the_mean_of_its_last_lines(tmp_path, drawn):
     lines = [{"l0": float(i), "explained_variance": i / 1000} for i in range(100)]
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    sweep_figure({"lr=1": tmp_path / "m.jsonl"}, tmp_path / "sweep.png")
+    sweep_figure({"lr=1": write(tmp_path / "m.jsonl", lines)}, tmp_path / "sweep.png")
     assert drawn[0].axes[0].texts[0].xy == (98, pytest.approx(0.098))
     assert drawn[0].axes[0].get_legend() is None
 

@@ -110,13 +110,6 @@ def test_figures_are_shapes_and_what_has_too_many_of_them_is_an_image(page):
     assert page.stat().st_size < 500_000
 
 
-def test_the_same_chapters_make_the_same_bytes(tmp_path):
-    chapters = [Chapter(title="Bars", pictures=[Picture(content=bars(), title="Bars")])]
-    first = make_page(tmp_path / "a", chapters=chapters).read_bytes()
-    chapters = [Chapter(title="Bars", pictures=[Picture(content=bars(), title="Bars")])]
-    assert make_page(tmp_path / "b", chapters=chapters).read_bytes() == first
-
-
 def test_chapters_of_one_name_have_places_of_their_own(tmp_path):
     chapters = [Chapter(title="Same", words=[word]) for word in "ab"]
     raw = make_page(tmp_path, chapters=chapters).read_bytes().decode()

@@ -50,7 +50,7 @@ def bare(run: Path, *features, **changes):
 
 def plain(run: Path, **changes):
     """An evaluation of few figures."""
-    return make_report(run, **({"inserted": (), "dead": 0} | changes))
+    return make_report(run, **({"inserted": (), "dead": False} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -218,13 +218,13 @@ def test_a_page_of_200_features_is_smaller_than_5_mb(run):
 
 def test_the_numbers_of_an_evaluation_stand_with_their_intervals(page):
     text = Reader(page).text
-    assert "loss recovered (zeroed - spliced) / (zeroed - alone) 0.9877 0.9811 to 0.9922" in text
-    assert "loss, the model alone cross-entropy; nats 2.432 " in text
+    assert "loss recovered (zeroed - spliced) / (zeroed - alone) 0.9346 0.931 to 0.938" in text
+    assert "loss, the model alone cross-entropy; nats 2.623 " in text
     assert "below 1 where x̂ is shrunk - " in text
-    assert "dead features active on none of the tokens 5 " in text
-    assert "share of dead features 7.81 %" in text
-    assert "100,096 tokens in contexts of 128" in text
-    assert "context 1,234: 2 → 3 nats, perplexity +12.7" in text
+    assert "dead features active on none of the tokens 8 " in text
+    assert "share of dead features 12.5 %" in text
+    assert "40,064 tokens in contexts of 128" in text
+    assert "context 1,234: 2.5 → 3.5 nats, perplexity +20.9" in text
     assert "Numbers of <b>another</b> text" in text
 
 
@@ -234,7 +234,7 @@ def test_a_few_runs_have_a_column_each_and_many_a_row_each(tmp_path):
     exhibits[0] = replace(exhibits[0], evaluation=plain(runs[0]))
     few, many = SAEExhibit.part(exhibits[:4]), SAEExhibit.part(exhibits)
     assert {len(row.cells) for group in few.groups for row in group.rows} == {4}
-    assert [cell.value for cell in few.groups[0].rows[0].cells] == ["2.432", "", "", ""]
+    assert [cell.value for cell in few.groups[0].rows[0].cells] == ["2.623", "", "", ""]
     assert not few.rows
     assert [row.name for row in many.rows] == [f"run{i}" for i in range(5)]
     assert not many.groups
@@ -255,7 +255,10 @@ def test_what_several_runs_have_in_common_is_said_once(tmp_path):
     assert made.feature_notes == ["logits are direct"]
     assert made.runs[0].overlaps == {"b": "0.75", "/else/where": "0.25"}
     assert made.runs[0].notes[-1] == "None of the 64 features is dead on these tokens."
-    assert [drawing.name for drawing in made.runs[0].figures] == ["r1-density", "r1-encdec"]
+    assert [drawing.name for drawing in made.runs[0].figures] == [
+        "r1-density",
+        "r1-encoder_decoder",
+    ]
     assert view(exhibits).lead == "model EleutherAI/pythia-70m · site mlp_out.1 · text somewhere"
 
 
@@ -273,7 +276,7 @@ def test_each_curve_and_each_finding_is_a_figure(page):
     assert ids == [
         f"r1-{name}"
         for name in (
-            "density", "encdec", "dead", "inserted", "l0", "recon", "n_dead",
+            "density", "encoder_decoder", "dead_cosine", "inserted", "l0", "recon", "n_dead",
         )
     ]  # fmt: skip
 

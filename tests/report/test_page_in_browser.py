@@ -49,7 +49,7 @@ def one(folder) -> Path:
 @pytest.fixture(scope="module")
 def several(folder, one) -> Path:
     """A page about three runs, of which the last has no features and no evaluation."""
-    few = {"inserted": (), "dead": 0}  # figures: they take long to draw
+    few = {"inserted": (), "dead": False}  # figures: they take long to draw
     first, second = (
         make_exhibit(path, *features, evaluation=make_report(path, **few), curves=None)
         for path, features in (
@@ -90,6 +90,8 @@ def test_a_search_finds_numbers_promoted_tokens_and_texts_of_contexts(browser, o
     with Visit(browser, one) as visit:
         visit.page.fill("#features-search", "12")
         assert listed(visit) == [12]
+        visit.page.fill("#features-search", "3")  # a number is looked for among numbers first
+        assert listed(visit) == [3, WICKED.index, *by_frequency(FEATURES[30:])]
         visit.page.fill("#features-search", "<SCRIPT>window")
         assert listed(visit) == [WICKED.index]
         promoted = FEATURES[3].promoted[0].text
@@ -106,12 +108,6 @@ def test_a_search_finds_numbers_promoted_tokens_and_texts_of_contexts(browser, o
         visit.page.fill("#features-search", "nothing has this")
         assert listed(visit) == []
         assert visit.text("#features-count").startswith("0 of 43 features")
-
-
-def test_a_number_is_looked_for_among_numbers_first(browser, one):
-    with Visit(browser, one) as visit:
-        visit.page.fill("#features-search", "3")
-        assert listed(visit) == [3, WICKED.index, *by_frequency(FEATURES[30:])]
 
 
 def test_features_can_be_put_in_order(browser, one):
@@ -166,13 +162,6 @@ def test_the_tabulator_passes_the_list_in_one_step(browser, one):
         assert visit.page.is_disabled("#features-next")
 
 
-def test_the_last_feature_has_no_next(browser, one):
-    last = by_frequency([*FEATURES, WICKED, *DEAD])[-1]
-    with Visit(browser, one, fragment=f"feature={last}") as visit:
-        assert visit.page.is_disabled("#features-next")
-        assert visit.page.is_enabled("#features-previous")
-
-
 # --- links -----------------------------------------------------------------------------------
 
 
@@ -208,7 +197,9 @@ def test_the_page_says_what_it_does_not_show(browser, one, several):
     with Visit(browser, one, fragment="feature=63") as visit:
         visit.sees("#features-heading", "Feature 63")
         assert "not among the features on this page" in visit.text("#features-body")
-    with Visit(browser, one, fragment="feature=51") as visit:
+    with Visit(browser, one, fragment="feature=51") as visit:  # the last one
+        assert visit.page.is_disabled("#features-next")
+        assert visit.page.is_enabled("#features-previous")
         assert "Dead: above zero on none of the 10,000 tokens" in visit.text("#features-body")
         assert "dead" in visit.text("#features-list a[aria-current]")
     with Visit(browser, several, fragment="run=3") as visit:

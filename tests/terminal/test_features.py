@@ -12,6 +12,7 @@ from pipeline.features.ablation import AblationEffect
 from pipeline.features.collect import collect_features
 from pipeline.features.feature import BEFORE, TokenEffect, TokenValues
 from pipeline.features.files import FeatureSet, ordered
+from pipeline.terminal import screen
 from pipeline.terminal.features import feature_tables, features_table, histogram
 from pipeline.text.token_text import TokenTexts
 from tests.helpers.featured import config_of, make_world
@@ -29,7 +30,7 @@ def drawn(tables, *, width: int = 80) -> list[str]:
     out = io.StringIO()
     console = Console(file=out, width=width, highlight=False, markup=False, color_system=None)
     for table in tables:
-        console.print(table)
+        console.print(screen.drawn(table))
     return out.getvalue().splitlines()
 
 
@@ -73,7 +74,7 @@ def test_the_token_of_an_example_is_marked_and_under_the_others(features):
     console = Console(
         file=out, width=80, force_terminal=True, markup=False, color_system="standard"
     )
-    console.print(feature_tables(features, index)[1])
+    console.print(screen.drawn(feature_tables(features, index)[1]))
     lines = [line for line in out.getvalue().splitlines() if "\x1b[1;4m" in line]
     top = features.feature(index).top
     assert len(lines) == len(top.value)

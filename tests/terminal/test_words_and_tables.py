@@ -9,10 +9,12 @@ import pytest
 from actstore.verify import Finding
 from pipeline.evaluate.metrics import METRICS
 from pipeline.evaluate.report import Interval, Overlap
+from pipeline.progress import size
+from pipeline.tables import many
 from pipeline.terminal.evaluations import eval_tables, metric_facts
 from pipeline.terminal.screen import Screen
 from pipeline.terminal.store import damage_words, finding_line, rows_lost
-from pipeline.terminal.words import duration, many, size
+from pipeline.terminal.words import duration
 from tests.helpers.eval_reports import changed, make_report, with_everything
 
 
