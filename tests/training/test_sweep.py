@@ -15,7 +15,7 @@ from actstore.reader import ActStore
 from pipeline.config.grid import expand
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs.curves import TrainReport
-from pipeline.training.sweep import complete, read_table, train_sweep
+from pipeline.training.sweep import complete, read_table
 from pipeline.training.train import train_all
 from tests.helpers.slow import cases, slow
 from tests.helpers.training import (
@@ -172,7 +172,7 @@ def test_a_member_that_diverges_stops_alone_and_for_good(store, tmp_path, kind, 
     )  # fmt: skip
     out = tmp_path / "sweep"
     bad = out / f"lr={DIVERGES}"
-    good = train_sweep(expand(settings, out=out), out=out)
+    good = train_settings(settings, out)
     assert [type(outcome) for outcome in good] == [TrainReport, DataError, TrainReport]
     said = str(good[1])
     assert f"of {bad} with lr 1e+25" in said and "\n" not in said
@@ -190,7 +190,7 @@ def test_a_member_that_diverges_stops_alone_and_for_good(store, tmp_path, kind, 
         assert stack == "on" or result(out / name) == result(run)
 
     files = {path: path.stat().st_mtime_ns for path in bad.rglob("*")}
-    again = train_sweep(expand(settings, out=out), out=out, resume=True)
+    again = train_settings(settings, out, resume=True)
     assert [str(outcome) for outcome in again][1] == said
     assert [outcome.reused for outcome in complete(again)] == [True, True]
     assert {path: path.stat().st_mtime_ns for path in bad.rglob("*")} == files
@@ -204,7 +204,7 @@ def test_a_step_whose_loss_overflowed_leaves_no_checkpoint_though_weights_are_fi
         store, steps=4, arch={"kind": "topk", "k": 2}, seed=[0, 1], b_dec_start="zero",
         checkpoint_every=1, log_every=1,
     )  # fmt: skip
-    outcomes = train_sweep(expand(settings, out=tmp_path / "a"), out=tmp_path / "a")
+    outcomes = train_settings(settings, tmp_path / "a")
     for seed, outcome in enumerate(outcomes):
         assert "the loss is inf at step 1 of" in str(outcome)
         assert "there was no checkpoint yet" in str(outcome)
@@ -213,7 +213,7 @@ def test_a_step_whose_loss_overflowed_leaves_no_checkpoint_though_weights_are_fi
 
 def test_where_all_members_diverge_the_first_reason_is_raised(store, tmp_path):
     settings = settings_for(store, steps=STEPS, lr=[DIVERGES, 10 * DIVERGES])
-    outcomes = train_sweep(expand(settings, out=tmp_path / "a"), out=tmp_path / "a")
+    outcomes = train_settings(settings, tmp_path / "a")
     with pytest.raises(DataError, match=r"at step 2 of .*/lr=1e\+25 with"):
         complete(outcomes)
 
@@ -223,7 +223,7 @@ def test_a_member_that_diverges_last_leaves_the_others_their_end(store, tmp_path
     settings = settings_for(
         store, steps=2, lr=[1e-3, DIVERGES], stack="on", log_every=10, checkpoint_every=10
     )
-    outcomes = train_sweep(expand(settings, out=tmp_path / "a"), out=tmp_path / "a")
+    outcomes = train_settings(settings, tmp_path / "a")
     assert [type(outcome) for outcome in outcomes] == [TrainReport, DataError]
     assert (tmp_path / "a" / "lr=0.001" / "sae.safetensors").exists()
 
@@ -325,7 +325,7 @@ def train_until(settings, out: Path, *, step: int) -> None:
         if report.step >= step:
             raise KeyboardInterrupt
 
-    train_sweep(expand(settings, out=out), out=out, resume=True, on_step=interrupt)
+    train_settings(settings, out, resume=True, on_step=interrupt)
 
 
 @pytest.mark.parametrize("stack", ["on", "off"])
@@ -388,7 +388,7 @@ def test_impossible_members_leave_nothing_behind(store, tmp_path):
 
 def test_members_of_unequal_length_each_end_at_their_own(store, tmp_path):
     settings = settings_for(store, steps=1, tokens=[64 * 3, 64 * 9, 64 * 6])
-    outcomes = train_sweep(expand(settings, out=tmp_path / "a"), out=tmp_path / "a")
+    outcomes = train_settings(settings, tmp_path / "a")
     assert [(report.step, report.n_steps) for report in complete(outcomes)] == [
         (3, 3), (9, 9), (6, 6)
     ]  # fmt: skip
