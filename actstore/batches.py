@@ -380,8 +380,7 @@ class Batches:
     @property
     def run(self) -> int:
         """Rows that stay together in every window: some KiB of them."""
-        row_bytes = self._widest_row
-        wanted = min(MAX_RUN, max(1, RUN_BYTES // row_bytes))
+        wanted = min(MAX_RUN, max(1, RUN_BYTES // self._widest_row))
         return 1 << (wanted.bit_length() - 1)
 
     @property
@@ -418,20 +417,16 @@ class Batches:
         while skip >= plan[0].n_rows:
             skip -= plan[0].n_rows
             plan = next(plans)
-        with self._windows(epochs, mine) as windows:
-            yield from self._cut(windows.of(chain([plan], plans)), skip)
-
-    def _windows(self, epochs: Epochs, n_lanes: int) -> Windows:
-        cuts = epochs.cuts
-        return Windows(
+        with Windows(
             self.store,
             self.sites,
             metadata=self.metadata,
-            n_lanes=n_lanes,
-            n_rows=max(b - a for a, b in pairwise(cuts)),
+            n_lanes=mine,
+            n_rows=max(b - a for a, b in pairwise(epochs.cuts)),
             run=self.run,
             threads=self.threads or min(8, max(1, (cpu_count() or 1) - 1)),
-        )
+        ) as windows:
+            yield from self._cut(windows.of(chain([plan], plans)), skip)
 
     def _cut(self, windows: Iterator[list[Window]], skip: int) -> Iterator[dict[str, Rows]]:
         """Batches of the rows that follow the first `skip` of each lane."""

@@ -1,11 +1,8 @@
-"""How values become bytes; bitround.
+"""How values become bytes: one table from name to codec chain, and from dtype to storage.
 
-Fewer distinct values, so that they compress better: the lossy step of `bitround:N`.
-
-An ordinary array stays an ordinary array, which any reader opens; what it lost is measured where it
-is lost. The idea is BitRound's (Kloewer et al. 2021, doi:10.1038/s43588-021-00156-2).
-
-How values become bytes: one table from name to codec chain, and from dtype to storage.
+The lossy step of `bitround:N` leaves fewer distinct values, which compress better, in an ordinary
+array that any reader opens; what it lost is measured where it is lost. The idea is BitRound's
+(Kloewer et al. 2021, doi:10.1038/s43588-021-00156-2).
 """
 
 import re

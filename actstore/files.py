@@ -1,8 +1,7 @@
-"""Files whole or absent; one writer at a time.
+"""Files that are whole or absent, and one writer at a time.
 
-Files that are either whole or absent: a temporary name, fsync, rename, fsync of the folder.
-
-One writer at a time: an advisory lock that dies with its process.
+A file is written under a temporary name, synced and renamed, and its folder synced. The lock is an
+advisory one that dies with its process. What a full or failing disk says, OSError, passes through.
 """
 
 import fcntl
@@ -44,11 +43,7 @@ def sync_file(fd: int) -> None:
 
 
 def write_all(fd: int, parts: Iterable[bytes | memoryview]) -> None:
-    """Write every byte of `parts`: one call may write fewer than it is given.
-
-    Raises:
-        OSError: If the disk is full or fails.
-    """
+    """Write every byte of `parts`: one call may write fewer than it is given."""
     waiting = [memoryview(part).cast("B") for part in parts if len(part)]
     while waiting:
         done = os.writev(fd, waiting[:MAX_PARTS])
@@ -85,11 +80,7 @@ def write_json(path: Path, document: object) -> None:
 
 
 def write_many(files: Mapping[Path, Iterable[bytes | memoryview]]) -> None:
-    """Write several files, and their folders, side by side: a disk syncs many as fast as one.
-
-    Raises:
-        OSError: If the disk is full or fails.
-    """
+    """Write several files, and their folders, side by side: a disk syncs many as fast as one."""
 
     def write(item: tuple[Path, Iterable[bytes | memoryview]]) -> None:
         make_folder(item[0].parent)

@@ -1,8 +1,4 @@
-"""Where a row lives, in which order: arithmetic only.
-
-Where a row lives: arithmetic only, no I/O.
-
-Every order there is, as a pure function of seeds.
+"""Where a row lives, in which order: arithmetic only, and pure functions of seeds.
 
 An order is that of the first `n` outputs of a Philox generator, whose stream numpy guarantees to
 stay as it is; the low bits of each output are replaced by its place, so that no two are equal.

@@ -1,13 +1,10 @@
-"""What is committed, how a generation becomes complete; the store it is written beside.
+"""What of a store is committed, how a shard joins it, and how a generation becomes complete.
 
-The writer's memory: one line a committed shard; the line is what commits it.
-
-A complete store that another is written beside: row `i` of both must be of the same token.
-
-What of a store is committed, how a shard joins it, and how a generation becomes complete.
+The journal is the writer's memory: one line a committed shard; the line is what commits it.
 
 Everything here runs on one thread at a time and under the writer's lock. The order of the steps is
-the point: after a crash between any two of them, `Ledger.open` finds a state it can go on from.
+the point: after a crash between any two of them, `open_ledger` finds a state it can go on from.
+What a full or failing disk says, OSError, passes through.
 """
 
 import json
@@ -36,7 +33,7 @@ from actstore.files import (
     write_many,
 )
 from actstore.layout import Layout
-from actstore.manifest import CONTEXT_TOKENS, ROW_ARRAYS, Manifest, StoreSpec
+from actstore.manifest import TOKEN_ARRAYS, Manifest, StoreSpec
 from actstore.metadata import array_document, shard_key
 from actstore.moments import Moments, unpacked
 from actstore.reader import load_summary
@@ -102,11 +99,7 @@ def read_journal(folder: Path) -> list[Entry]:
 
 
 def append_entry(folder: Path, entry: Entry) -> None:
-    """Commit one more shard.
-
-    Raises:
-        OSError: If the disk is full or fails; a torn line is cut off again.
-    """
+    """Commit one more shard; a line that was torn by a full disk is cut off again."""
     fd = os.open(folder / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         size = os.fstat(fd).st_size
@@ -121,11 +114,7 @@ def append_entry(folder: Path, entry: Entry) -> None:
 
 
 def cut_torn_line(folder: Path) -> None:
-    """Take away the beginning of a line whose writer died; it committed nothing.
-
-    Raises:
-        OSError: If the disk is full or fails; the journal is as it was.
-    """
+    """Take away the beginning of a line whose writer died; it committed nothing."""
     path = folder / JOURNAL
     data = path.read_bytes() if path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
@@ -138,13 +127,9 @@ def rewrite_journal(folder: Path, entries: Iterable[Entry]) -> None:
     write_file(folder / JOURNAL, [entry.as_line() for entry in entries])
 
 
-TOKEN_ARRAYS = (*ROW_ARRAYS, CONTEXT_TOKENS)
-"""What two stores of the same tokens have in common; the first columns of a summary."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Twin:
-    """The store whose tokens are given, and what it says of its shards."""
+    """A complete store that another is written beside: row `i` of both is of the same token."""
 
     path: Path
     manifest: Manifest
@@ -180,13 +165,12 @@ class Twin:
         """
         if not (shard < len(self.summary.shard_rows) and rows == self.summary.shard_rows[shard]):
             raise self.differs(shard)
-        for column, name in enumerate(TOKEN_ARRAYS):
-            size = int(self.summary.shard_bytes[shard, column])
-            crc = int(self.summary.shard_crc32c[shard, column])
-            if tuple(files[name]) == (size, crc):
+        own_files = self.summary.files(self.manifest.spec, shard)
+        for name in TOKEN_ARRAYS:
+            if tuple(files[name]) == own_files[name]:
                 continue
             # Another release of the compressor packs the same tokens differently.
-            own = self._read(self.path / GROUP, name, shard, rows=rows, size=size)
+            own = self._read(self.path / GROUP, name, shard, rows=rows, size=own_files[name][0])
             other = self._read(group, name, shard, rows=rows, size=files[name][0])
             if not np.array_equal(own, other):
                 raise self.differs(shard)
@@ -258,18 +242,10 @@ class Ledger:
         return self.path / STAGING if shard < self.n_kept else self.root
 
     def write_documents(self, n_rows: int) -> None:
-        """Write the zarr.json of every array, as of a store of `n_rows` rows.
-
-        Raises:
-            OSError: If the disk is full or fails.
-        """
+        """Write the zarr.json of every array, as of a store of `n_rows` rows."""
+        documents = {name: array_document(self.spec, name, n_rows) for name in self.spec.arrays}
         write_many(
-            {
-                self.root / name / "zarr.json": [
-                    readable_json(array_document(self.spec, name, n_rows))
-                ]
-                for name in self.spec.arrays
-            }
+            {self.root / name / "zarr.json": [readable_json(d)] for name, d in documents.items()}
         )
 
     def staged(self, entry: Entry) -> bool:
@@ -313,7 +289,6 @@ class Ledger:
 
         Raises:
             StoreError: If it holds other tokens than the store that this one stands beside.
-            OSError: If the disk is full or fails; the shard is then not part of it.
         """
         if self.beside is not None:
             self.beside.require_same(shard, rows=rows, files=files, group=self._group(shard))
@@ -333,11 +308,7 @@ class Ledger:
         (self.path / MOMENTS / str(shard - 2)).unlink(missing_ok=True)
 
     def finish(self, *, source_exhausted: bool) -> Manifest:
-        """Complete the generation with what is committed.
-
-        Raises:
-            OSError: If the disk is full or fails; the store can be resumed.
-        """
+        """Complete the generation with what is committed."""
         if self.manifest.state == "complete" and self.n_rows < self.manifest.n_rows:
             return self._found_nothing_new(source_exhausted=source_exhausted)
         summary = self.summary(source_exhausted=source_exhausted)
@@ -375,21 +346,13 @@ class Ledger:
         return self.manifest
 
     def announce(self, summary: Summary) -> None:
-        """Write the summary of the next generation: from here on it will be completed.
-
-        Raises:
-            OSError: If the disk is full or fails; the store can be resumed.
-        """
+        """Write the summary of the next generation: from here on it will be completed."""
         folder = self.root / summary_name(self.manifest.generation + 1)
         remove(folder)
         write_summary(folder, summary)
 
     def publish(self, summary: Summary) -> None:
-        """Everything after the summary of a new generation stands; may be repeated after a crash.
-
-        Raises:
-            OSError: If the disk is full or fails.
-        """
+        """All that comes after the summary of a new generation; may be repeated after a crash."""
         old = self.manifest
         manifest = replace(
             old,

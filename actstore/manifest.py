@@ -21,6 +21,8 @@ ROW_ARRAYS = {
 }
 """One value a row, aligned with the sites."""
 CONTEXT_TOKENS = "context_tokens"
+TOKEN_ARRAYS = (*ROW_ARRAYS, CONTEXT_TOKENS)
+"""What two stores of the same tokens have in common; the first columns of a summary."""
 
 State = Literal["writing", "complete"]
 
@@ -35,7 +37,7 @@ class SiteSpec:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
             raise StoreError(f"{self.name!r} cannot name a site: use letters, digits and . _ -")
-        if self.name in {*ROW_ARRAYS, CONTEXT_TOKENS} or self.name.startswith("summary-"):
+        if self.name in TOKEN_ARRAYS or self.name.startswith("summary-"):
             raise StoreError(f"{self.name!r} cannot name a site: the store uses it itself")
         _positive(width=self.width)
 
@@ -114,7 +116,7 @@ class StoreSpec:
     @property
     def arrays(self) -> tuple[str, ...]:
         """Every array that has shards: what is written first comes first."""
-        return (*ROW_ARRAYS, CONTEXT_TOKENS, *(site.name for site in self.sites))
+        return (*TOKEN_ARRAYS, *(site.name for site in self.sites))
 
     def width(self, site: str) -> int:
         """Values of one row at a site."""

@@ -13,16 +13,8 @@ import numpy as np
 
 from actstore.codec import checksum
 from actstore.files import partial_of, remove, sync_folder, write_file
-from actstore.ledger import (
-    MOMENTS,
-    TOKEN_ARRAYS,
-    Entry,
-    Ledger,
-    Twin,
-    read_journal,
-    rewrite_journal,
-)
-from actstore.manifest import Manifest, StoreSpec
+from actstore.ledger import MOMENTS, Entry, Ledger, Twin, read_journal, rewrite_journal
+from actstore.manifest import TOKEN_ARRAYS, Manifest, StoreSpec
 from actstore.summary import GROUP, Summary, peek, read_summary, summary_name
 
 ADDING = "adding"
@@ -87,12 +79,7 @@ def _united(path: Path) -> Summary:
     """The summary of the store with the columns of the sites that are added."""
     old, new = Twin.load(path), Twin.load(path / ADDING)
     for shard, rows in enumerate(new.summary.shard_rows.tolist()):
-        numbers = zip(
-            new.summary.shard_bytes[shard].tolist(),
-            new.summary.shard_crc32c[shard].tolist(),
-            strict=True,
-        )
-        files = dict(zip(new.manifest.spec.arrays, numbers, strict=True))
+        files = new.summary.files(new.manifest.spec, shard)
         old.require_same(shard, rows=rows, files=files, group=new.path / GROUP)
     first = len(TOKEN_ARRAYS)
     columns = {

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from actstore.codec import zarr_codecs
-from actstore.manifest import CONTEXT_TOKENS, ROW_ARRAYS, Manifest, StoreSpec
+from actstore.manifest import CONTEXT_TOKENS, ROW_ARRAYS, TOKEN_ARRAYS, Manifest, StoreSpec
 
 METADATA_CODEC = "zstd"  # of whatever is not activations
 
@@ -19,40 +19,46 @@ def array_document(spec: StoreSpec, name: str, n_rows: int) -> dict[str, Any]:
     inner = {
         "chunk_shape": [chunk, *tail],
         "codecs": zarr_codecs(codec, dtype),
-        "index_codecs": [
-            {"name": "bytes", "configuration": {"endian": "little"}},
-            {"name": "crc32c"},
-        ],
+        "index_codecs": zarr_codecs("raw", dtype),
         "index_location": "end",
     }
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": [lead, *tail],
-        "data_type": dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard, *tail]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": 0.0 if dtype.kind == "f" else 0,
-        "codecs": [{"name": "sharding_indexed", "configuration": inner}],
-        "attributes": _attributes(spec, name),
-        "dimension_names": _dimensions(spec, name),
-    }
+    return _array(
+        [lead, *tail],
+        dtype,
+        chunk=[shard, *tail],
+        codecs=[{"name": "sharding_indexed", "configuration": inner}],
+        attributes=_attributes(spec, name),
+        dimensions=_dimensions(spec, name),
+    )
 
 
 def summary_document(
     shape: Sequence[int], dtype: np.dtype, dimensions: list[str]
 ) -> dict[str, Any]:
     """The zarr.json of an array of the summary: one chunk, not compressed."""
+    codecs = zarr_codecs("raw", dtype)
+    return _array(shape, dtype, chunk=shape, codecs=codecs, attributes={}, dimensions=dimensions)
+
+
+def _array(
+    shape: Sequence[int],
+    dtype: np.dtype,
+    *,
+    chunk: Sequence[int],
+    codecs: Sequence[dict[str, object]],
+    attributes: dict[str, Any],
+    dimensions: list[str],
+) -> dict[str, Any]:
     return {
         "zarr_format": 3,
         "node_type": "array",
         "shape": list(shape),
         "data_type": dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape)}},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0.0 if dtype.kind == "f" else 0,
-        "codecs": zarr_codecs("raw", dtype),
-        "attributes": {},
+        "codecs": codecs,
+        "attributes": attributes,
         "dimension_names": dimensions,
     }
 
@@ -83,7 +89,7 @@ def dtype_of(spec: StoreSpec, name: str) -> np.dtype:
 
 def codec_of(spec: StoreSpec, name: str) -> str:
     """The codec of an array."""
-    return METADATA_CODEC if name in ROW_ARRAYS or name == CONTEXT_TOKENS else spec.codec
+    return METADATA_CODEC if name in TOKEN_ARRAYS else spec.codec
 
 
 def shape_of(spec: StoreSpec, name: str, n_rows: int) -> tuple[int, ...]:
@@ -111,7 +117,7 @@ def shard_key(name: str, shard: int) -> str:
 
 
 def _attributes(spec: StoreSpec, name: str) -> dict[str, Any]:
-    if name in ROW_ARRAYS or name == CONTEXT_TOKENS:
+    if name in TOKEN_ARRAYS:
         return {}
     bits = {"torch_dtype": "bfloat16", "encoding": "bits"} if spec.dtype == "bfloat16" else {}
     return {**bits, "coordinates": " ".join(ROW_ARRAYS)}

@@ -1,8 +1,6 @@
-"""Find stores; remove one.
+"""Find stores by where they lie; remove one.
 
-Remove a store: all of it and nothing else, and never so that half of it reads as a whole.
-
-Find stores by where they lie.
+All of it goes and nothing else, and never so that half of it reads as a whole.
 """
 
 import os
@@ -13,7 +11,7 @@ from pathlib import Path
 from actstore.errors import StoreError
 from actstore.files import LOCK, PARTIAL, partial_of, remove, sync_folder, writing
 from actstore.ledger import JOURNAL, MOMENTS, STAGING, read_journal
-from actstore.manifest import CONTEXT_TOKENS, ROW_ARRAYS, Manifest
+from actstore.manifest import TOKEN_ARRAYS, Manifest
 from actstore.merge import ADDING
 from actstore.summary import GROUP, peek, summary_name
 
@@ -121,7 +119,7 @@ def _arrays(path: Path, manifest: Manifest | None) -> set[str]:
     for summary in (path / GROUP).glob(SUMMARIES):
         told.add(summary.name)
         told.update(file.name.removeprefix("mean.") for file in summary.glob("mean.*"))
-    return told | {*ROW_ARRAYS, CONTEXT_TOKENS} if told else told
+    return told | {*TOKEN_ARRAYS} if told else told
 
 
 def _root(path: Path) -> Manifest | None:

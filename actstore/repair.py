@@ -106,14 +106,11 @@ class Repair:
         return self.path / GROUP / shard_key(array, shard)
 
     def _require_same(self, written: Written) -> None:
-        shard = written.shard.index
-        wanted = zip(
-            self._summary.shard_bytes[shard], self._summary.shard_crc32c[shard], strict=True
-        )
+        wanted = self._summary.files(self.spec, written.shard.index)
         differing = [
             name
-            for name, (size, crc) in zip(self.spec.arrays, wanted, strict=True)
-            if (written.tallies[name].size, written.tallies[name].crc) != (size, crc)
+            for name, tally in written.tallies.items()
+            if (tally.size, tally.crc) != wanted[name]
         ]
         if differing:
             raise self._other(written.shard, differing)

@@ -43,7 +43,6 @@ def settle(path: Path) -> Manifest | None:
 
     Raises:
         StoreError: If the store, or what was added to it, is damaged.
-        OSError: If the disk is full or fails.
     """
     there = peek(path)
     if there is None:
@@ -57,11 +56,7 @@ def settle(path: Path) -> Manifest | None:
 
 
 def sweep(path: Path, there: Manifest) -> None:
-    """Remove, under the writer's lock, what nobody can go on from; nothing else changes.
-
-    Raises:
-        OSError: If the disk fails.
-    """
+    """Remove, under the writer's lock, what nobody can go on from; nothing else changes."""
     for leftover in list(_leftovers(path, there)):
         remove(leftover)
     if _is_told(path, there):

@@ -1,14 +1,11 @@
-"""One shard as a file: written form, read, scanned.
+"""One shard of one array as a file: chunks one after another, then where each begins and ends.
 
-One shard of one array as a file: chunks one after another, then where each begins and ends.
-
-Chunks of a complete store's shards, decoded straight from mapped files into a caller's memory.
+Chunks are decoded straight from mapped files into a caller's memory; to be held to its checksums, a
+file is read from end to end without decoding it.
 
 A file cut short under its mapping would kill the process that touches it, so its size is looked at
 before each chunk. A mapping holds a descriptor: an array keeps a few, so that 10,000 shards need no
 more than a process has.
-
-One shard's file read from end to end and held to its checksums, without decoding it.
 """
 
 import mmap

@@ -1,11 +1,8 @@
-"""The root, and the sizes and checksums of every shard.
-
-What a store knows of itself once complete: size and checksum of every shard, mean, variance.
+"""What a store knows of itself once complete: size and checksum of every shard, mean, variance.
 
 It is a group of plain arrays, `summary-N` for generation N; its zarr.json is written last, and from
-then on the generation will be completed, whoever has to do it.
-
-The root of a store: the one file whose replacement makes a generation complete.
+then on the generation will be completed, whoever has to do it. The root is the one file whose
+replacement makes a generation complete. What a full or failing disk says, OSError, passes through.
 """
 
 import hashlib
@@ -43,6 +40,11 @@ class Summary:
         """Rows of all shards."""
         return int(self.shard_rows.sum())
 
+    def files(self, spec: StoreSpec, shard: int) -> dict[str, tuple[int, int]]:
+        """Of each array's file of a shard: its bytes, and their crc32c as `Tally` has it."""
+        sizes, crcs = self.shard_bytes[shard].tolist(), self.shard_crc32c[shard].tolist()
+        return dict(zip(spec.arrays, zip(sizes, crcs, strict=True), strict=True))
+
     def fingerprint(self, spec: StoreSpec) -> str:
         """sha256 over the spec and every row of every array, by way of the shards' checksums."""
         digest = hashlib.sha256(canonical_json(spec.as_json()))
@@ -78,11 +80,7 @@ def summary_name(generation: int) -> str:
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
-    """Write the group; its own zarr.json last.
-
-    Raises:
-        OSError: If the disk is full or fails.
-    """
+    """Write the group; its own zarr.json last."""
     group, *_ = documents = summary.documents()
     files: dict[Path, Iterable[bytes | memoryview]] = {}
     for name, values, _ in summary.arrays():
@@ -99,13 +97,13 @@ def read_summary(folder: Path, spec: StoreSpec) -> Summary:
         StoreError: If a file is absent or altered; names it.
     """
     attributes = _read_json(folder / "zarr.json").get("attributes", {})
-    n_arrays = len(spec.arrays)
-    n_shards = -(-int(attributes.get("n_rows", 0)) // spec.shard_rows)
+    n_shards = spec.layout(int(attributes.get("n_rows", 0))).n_shards
+    both = n_shards, len(spec.arrays)
     summary = Summary(
         source_exhausted=bool(attributes.get("source_exhausted", False)),
         shard_rows=_read(folder / "shard_rows", (n_shards,), np.dtype("<i8")),
-        shard_bytes=_read(folder / "shard_bytes", (n_shards, n_arrays), np.dtype("<i8")),
-        shard_crc32c=_read(folder / "shard_crc32c", (n_shards, n_arrays), np.dtype("<u4")),
+        shard_bytes=_read(folder / "shard_bytes", both, np.dtype("<i8")),
+        shard_crc32c=_read(folder / "shard_crc32c", both, np.dtype("<u4")),
         mean=_read_by_site(folder, "mean", spec.sites),
         var=_read_by_site(folder, "var", spec.sites),
         rounding=_read_by_site(folder, "rounding", spec.sites if spec.lossy else ()),
@@ -125,7 +123,7 @@ def check_document(folder: Path, expected: Mapping[str, Any]) -> None:
         raise StoreError(f"{folder / 'zarr.json'} was altered: it is not what a writer put there")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, *, node: str = "node") -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
@@ -133,7 +131,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise StoreError(f"{path} is damaged: it is not JSON") from error
     if not isinstance(document, dict):
-        raise StoreError(f"{path} is damaged: it is not a Zarr node")
+        raise StoreError(f"{path} is damaged: it is not a Zarr {node}")
     return document
 
 
@@ -175,18 +173,12 @@ def peek(path: Path) -> Manifest | None:
 
 def read_root(path: Path) -> dict[str, Any] | None:
     """The root's zarr.json; None if there is none."""
-    root = path / GROUP / "zarr.json"
     try:
-        document = json.loads(root.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StoreError(f"{root} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise StoreError(f"{root} is damaged: it is not JSON") from error
-    if not isinstance(document, dict):
-        raise StoreError(f"{root} is damaged: it is not a Zarr group")
-    return document
+        return _read_json(path / GROUP / "zarr.json", node="group")
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
 
 
 def manifest_of(path: Path, document: Mapping[str, Any]) -> Manifest:
@@ -215,11 +207,7 @@ def being_extended(path: Path, manifest: Manifest) -> StoreError | None:
 
 
 def write_root(path: Path, manifest: Manifest, summary: Summary | None = None) -> None:
-    """Replace the root; with a summary it carries the documents of every node of the group.
-
-    Raises:
-        OSError: If the disk is full or fails.
-    """
+    """Replace the root; with a summary it carries the documents of every node of the group."""
     nodes = None if summary is None else documents_of(manifest, summary)
     write_json(path / GROUP / "zarr.json", root_document(manifest, nodes))
 

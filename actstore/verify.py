@@ -1,10 +1,7 @@
-"""Check every byte, and the writer's own files.
+"""Check every byte of a store, as fast as its disk gives them.
 
-What the writer's own files, journal and moments, tell of a complete store.
-
-They are held to its summary; and where the summary was lost, they tell it again.
-
-Check every byte of a store, as fast as its disk gives them.
+The writer's own files, journal and moments, are held to the summary; and where that was lost, they
+tell it again.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +14,7 @@ from typing import Any
 from actstore.codec import checksum
 from actstore.errors import StoreError
 from actstore.ledger import JOURNAL, MOMENTS, STAGING, Entry, Ledger
-from actstore.manifest import CONTEXT_TOKENS, ROW_ARRAYS, Manifest, StoreSpec
+from actstore.manifest import CONTEXT_TOKENS, TOKEN_ARRAYS, Manifest
 from actstore.merge import ADDING
 from actstore.metadata import array_document, root_document, shard_and_chunk, shard_key
 from actstore.shardfile import ShardFile
@@ -115,17 +112,14 @@ def _check_lines(path: Path, manifest: Manifest, summary: Summary) -> Iterator[s
         if shard not in told:
             if shard < n_full and not torn:
                 yield f"it has no line for shard {shard}"
-        elif not _agree(told[shard], shard, manifest, summary):
+        elif not _agree(told[shard], manifest, summary):
             yield f"its line for shard {shard} does not agree with the summary"
 
 
-def _agree(entry: Entry, shard: int, manifest: Manifest, summary: Summary) -> bool:
-    columns = zip(summary.shard_bytes[shard], summary.shard_crc32c[shard], strict=True)
-    files = {
-        name: [int(size), int(crc)]
-        for name, (size, crc) in zip(manifest.spec.arrays, columns, strict=True)
-    }
-    return entry.rows == int(summary.shard_rows[shard]) and entry.files == files
+def _agree(entry: Entry, manifest: Manifest, summary: Summary) -> bool:
+    files = {name: tuple(numbers) for name, numbers in entry.files.items()}
+    rows = int(summary.shard_rows[entry.shard])
+    return entry.rows == rows and files == summary.files(manifest.spec, entry.shard)
 
 
 def _check_moments(path: Path, shard_rows: int) -> Iterator[tuple[Path, str]]:
@@ -135,15 +129,11 @@ def _check_moments(path: Path, shard_rows: int) -> Iterator[tuple[Path, str]]:
     needed = {last, last - 1} if latest[last].rows < shard_rows else {last}
     for shard, entry in latest.items():
         file = path / MOMENTS / str(shard)
-        found = _crc_of(file)
+        found = checksum(file.read_bytes()) if file.exists() else None
         if found is None and shard in needed:
             yield file, "it is missing"
         elif found not in (None, entry.moments):
             yield file, "it does not match its checksum in the journal"
-
-
-def _crc_of(file: Path) -> int | None:
-    return checksum(file.read_bytes()) if file.exists() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +263,16 @@ def _scanned(
     try:
         for file, problems in zip(files, pool.map(ShardFile.problems, files), strict=True):
             for chunk, what in problems:
-                findings.append(_finding(file, chunk, what, manifest))
+                findings.append(
+                    Finding(
+                        path=file.path,
+                        what=what,
+                        array=file.array,
+                        shard=file.shard,
+                        chunk=chunk,
+                        rows=_rows_lost(manifest, file, chunk),
+                    )
+                )
             done += file.size
             if on_progress is not None:
                 on_progress(done, total)
@@ -282,24 +281,12 @@ def _scanned(
     return findings
 
 
-def _finding(file: ShardFile, chunk: int | None, what: str, manifest: Manifest) -> Finding:
-    return Finding(
-        path=file.path,
-        what=what,
-        array=file.array,
-        shard=file.shard,
-        chunk=chunk,
-        rows=_rows_lost(manifest.spec, file, chunk, n_rows=manifest.n_rows),
-    )
-
-
-def _rows_lost(
-    spec: StoreSpec, file: ShardFile, chunk: int | None, *, n_rows: int
-) -> tuple[int, int]:
+def _rows_lost(manifest: Manifest, file: ShardFile, chunk: int | None) -> tuple[int, int]:
     """Rows of a chunk, or of the whole shard."""
+    spec = manifest.spec
     start = file.shard * spec.shard_rows
-    stop = min(start + spec.shard_rows, n_rows)
-    if chunk is None or file.array in ROW_ARRAYS or file.array == CONTEXT_TOKENS:
+    stop = min(start + spec.shard_rows, manifest.n_rows)
+    if chunk is None or file.array in TOKEN_ARRAYS:
         return start, stop  # these have one chunk a shard
     start += chunk * spec.chunk_rows
     return start, min(start + spec.chunk_rows, stop)

@@ -1,11 +1,4 @@
-"""ActWriter: contexts in, shards committed or absent; its two threads.
-
-The two threads between a finished shard and its commit.
-
-Contexts as they come, until they make a shard.
-
-Write a store: whole shards, encoded by threads beside the caller, each committed or absent.
-"""
+"""Write a store: whole shards, encoded by threads beside the caller, each committed or absent."""
 
 import threading
 from collections.abc import Mapping

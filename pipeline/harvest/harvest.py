@@ -109,7 +109,9 @@ def carry_out(
     with (
         forward_of(plan) as forward,
         _writer_of(plan) as writer,
-        ContextStream(text, tokenizer, ctx_len=ctx_len, start=_cursor(writer)) as stream,
+        ContextStream(
+            text, tokenizer, ctx_len=ctx_len, start=Cursor.from_json(writer.cursor)
+        ) as stream,
     ):
         if on_plan is not None:
             to_come = (writer.n_rows - writer.n_rows_committed) / ctx_len
@@ -170,8 +172,3 @@ def _writer_of(plan: HarvestPlan) -> AbstractContextManager[ActWriter]:
     if plan.state == "add":
         return adding(plan.config.out, {site.name: site.width for site in plan.spec.sites})
     return ActWriter.create_or_resume(plan.config.out, plan.spec, n_rows=plan.n_rows)
-
-
-def _cursor(writer: ActWriter) -> Cursor | None:
-    """Where the text goes on; None at its start."""
-    return None if writer.cursor is None else Cursor.from_json(writer.cursor)

@@ -163,7 +163,7 @@ def _from_nothing(config: HarvestConfig, spec: StoreSpec) -> HarvestPlan:
     n_rows = _whole_contexts(config)
     same = None if config.out.exists() else find_equal(config.out, spec, n_rows=n_rows)
     if same is None:
-        return _fitting(_plan(config, spec, "new", n_rows=n_rows, rows_to_write=n_rows))
+        return _fitting(plan_of(config, spec, "new", n_rows=n_rows, rows_to_write=n_rows))
     found, there = same
     return replace(_complete(config, there), found=found)
 
@@ -174,14 +174,14 @@ def _from_store(config: HarvestConfig, spec: StoreSpec, there: Manifest) -> Harv
     if there.state == "writing":
         if missing:
             raise _other_sites(f"{config.out} is being written with", there.spec.sites, missing)
-        return _plan(config, there.spec, "resume", n_rows=n_rows, rows_to_write=n_rows)
+        return plan_of(config, there.spec, "resume", n_rows=n_rows, rows_to_write=n_rows)
     enough = there.source_exhausted or there.n_rows >= n_rows
     if enough and not missing:
         return _complete(config, there)
     if missing:
         return _addition(config, missing, there)
     more = n_rows - there.n_rows
-    return _fitting(_plan(config, there.spec, "extend", n_rows=n_rows, rows_to_write=more))
+    return _fitting(plan_of(config, there.spec, "extend", n_rows=n_rows, rows_to_write=more))
 
 
 def _addition(config: HarvestConfig, missing: tuple[SiteSpec, ...], there: Manifest) -> HarvestPlan:
@@ -191,7 +191,7 @@ def _addition(config: HarvestConfig, missing: tuple[SiteSpec, ...], there: Manif
     if set(sites).isdisjoint(missing):
         raise _other_sites(f"{config.out} is just being given", sites, missing)
     spec = replace(there.spec, sites=sites)
-    plan = _plan(config, spec, "add", n_rows=there.n_rows, rows_to_write=there.n_rows)
+    plan = plan_of(config, spec, "add", n_rows=there.n_rows, rows_to_write=there.n_rows)
     return plan if begun is not None else _fitting(plan)
 
 
@@ -205,13 +205,14 @@ def _other_sites(what: str, first: tuple[SiteSpec, ...], then: tuple[SiteSpec, .
 
 def _complete(config: HarvestConfig, there: Manifest) -> HarvestPlan:
     short = there.source_exhausted and there.n_rows < _whole_contexts(config)
-    plan = _plan(config, there.spec, "complete", n_rows=there.n_rows, rows_to_write=0)
+    plan = plan_of(config, there.spec, "complete", n_rows=there.n_rows, rows_to_write=0)
     return replace(plan, source_exhausted=short)
 
 
-def _plan(
+def plan_of(
     config: HarvestConfig, spec: StoreSpec, state: State, *, n_rows: int, rows_to_write: int
 ) -> HarvestPlan:
+    """The plan to bring a store of this spec from a state to so many rows."""
     return HarvestPlan(
         config=config,
         sites=tuple(Site.parse(site.name) for site in spec.sites),

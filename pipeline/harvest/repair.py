@@ -13,8 +13,7 @@ from actstore.writer import Shard
 from pipeline.config.stages import Device, HarvestConfig
 from pipeline.errors import ConfigError
 from pipeline.harvest.forward import Forward, forward_of, harvest_shard
-from pipeline.harvest.plan import DTYPES, HarvestPlan
-from pipeline.lm.families import Site
+from pipeline.harvest.plan import DTYPES, HarvestPlan, plan_of
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, Progress
@@ -91,7 +90,7 @@ class _Harvester:
     forward: Forward
     text: TextSource
     tokenizer: Tokenizer
-    cursors: Mapping[int, Cursor | None]
+    cursors: Mapping[int, Cursor]
 
     @staticmethod
     def of(
@@ -99,7 +98,7 @@ class _Harvester:
     ) -> "_Harvester":
         """Check that model and text are those of the store, and load them."""
         plan = _plan(job, device=device, batch_size=batch_size)
-        cursors = {index: _cursor(job, index) for index in job.lost}
+        cursors = {index: Cursor.from_json(job.cursor(index)) for index in job.lost}
         config = plan.config
         tokenizer = load_tokenizer(config.model, revision=config.revision)
         text = open_text(config.text, column=config.text_column)
@@ -135,11 +134,6 @@ class _Harvester:
         return filled.wait()
 
 
-def _cursor(job: Repair, index: int) -> Cursor | None:
-    told = job.cursor(index)
-    return None if told is None else Cursor.from_json(told)
-
-
 def _plan(job: Repair, *, device: Device, batch_size: int | None) -> HarvestPlan:
     """A harvest as it stands in the store, with nothing left to do."""
     spec = job.spec
@@ -149,14 +143,13 @@ def _plan(job: Repair, *, device: Device, batch_size: int | None) -> HarvestPlan
             f"{job.path} was not written by saepipe harvest, so it cannot be harvested again: "
             "write it anew with the program that made it"
         )
-    names = tuple(site.name for site in spec.sites)
     config = HarvestConfig(
         out=job.path,
         model=source["model"],
         revision=source["revision"],
         text=source["text"],
         text_column=source["text_column"],
-        sites=names,
+        sites=tuple(site.name for site in spec.sites),
         tokens=job.manifest.n_rows,
         ctx_len=spec.ctx_len,
         batch_size=batch_size,
@@ -167,17 +160,7 @@ def _plan(job: Repair, *, device: Device, batch_size: int | None) -> HarvestPlan
         seed=spec.seed,
         shard_rows=spec.shard_rows,
     )
-    return HarvestPlan(
-        config=config,
-        sites=tuple(map(Site.parse, names)),
-        spec=spec,
-        state="complete",
-        n_rows=job.manifest.n_rows,
-        rows_to_write=0,
-        bytes_to_write=0,
-        bytes_free=0,
-        source_exhausted=job.manifest.source_exhausted,
-    )
+    return plan_of(config, spec, "complete", n_rows=job.manifest.n_rows, rows_to_write=0)
 
 
 def _require_same(job: Repair, *, tokenizer: Tokenizer, text: TextSource) -> None:

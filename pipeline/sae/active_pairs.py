@@ -7,6 +7,7 @@ every pair of a row and a latent, `Pairs` only for those that can matter.
 Members of a stack come first in every shape: M SAEs, B rows, F latents, d coordinates.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import final
 
@@ -78,9 +79,7 @@ class Scratch:
         self, name: str, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
         """Uninitialised memory of this shape; what an earlier `take` of the name gave is reused."""
-        n = 1
-        for size in shape:
-            n *= size
+        n = math.prod(shape)
         held = self._held.get(name)
         if held is None or held.numel() < n or held.dtype != dtype or held.device != device:
             held = torch.empty(n, dtype=dtype, device=device)

@@ -46,8 +46,10 @@ class Cursor:
         return {"document": self.document, "offset": self.offset}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, object]) -> "Cursor":
-        """The inverse of `as_json`."""
+    def from_json(cls, value: Mapping[str, object] | None) -> "Cursor":
+        """The inverse of `as_json`; None is the start."""
+        if value is None:
+            return cls()
         document, offset = value["document"], value["offset"]
         assert isinstance(document, int)
         assert isinstance(offset, int)

@@ -1,8 +1,6 @@
-"""The one loop of every training; Ctrl-C between steps.
+"""The one loop of every training: batches of the store to whatever groups learn from them.
 
-Ctrl-C between steps, never inside one.
-
-The one loop of every training: batches of the store to whatever groups learn from them.
+Ctrl-C takes effect between steps, never inside one.
 """
 
 import signal

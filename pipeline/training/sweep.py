@@ -1,13 +1,9 @@
-"""A grid in one pass, into one folder with a table.
-
-A sweep is a directory.
+"""Train a grid of settings in one pass, into one folder with a table.
 
 sweep.json          which runs are its members, and what varies between them
 sweep.csv           a line a member: its folder, how it stands, what varies, its last curves
 sweep.png           the members' frontier
 l1=0.001,seed=0/    a run, as one that was trained alone
-
-Train a grid of settings in one pass, into one folder with a table.
 """
 
 import csv

@@ -1,7 +1,6 @@
 """Sites that join a complete store, whatever happens on the way."""
 
 import random
-import resource
 import shutil
 from dataclasses import replace
 from itertools import count, cycle
@@ -21,9 +20,9 @@ from actstore.settle import settled
 from actstore.verify import verify
 from actstore.writer import ActWriter
 from tests.helpers import crashing
-from tests.helpers.crashing import Crash, crash_before
+from tests.helpers.crashing import Crash, crash_before, files_up_to
 from tests.helpers.slow import slow
-from tests.helpers.stores import column, files_of, make_spec, shard_of
+from tests.helpers.stores import column, files_of, make_spec, shard_file, shard_of
 
 OLD, NEW = "mlp_out.1", "resid_pre.0"
 WIDTHS = {OLD: 16, NEW: 24}
@@ -105,15 +104,6 @@ def test_a_store_goes_on_with_all_its_sites(tmp_path):
         add(write(path, whole, OLD, n_rows=second), whole)
         at_once = write(tmp_path / f"once-{third}", whole, n_rows=third)
         same_as_at_once(write(path, whole, n_rows=third), whole, at_once)
-
-
-def test_sites_are_added_one_after_another(tmp_path):
-    whole = make_spec(widths={**WIDTHS, "resid_pre.1": 8})
-    path = write(tmp_path / "s", whole, OLD)
-    for site in (NEW, "resid_pre.1"):
-        add(path, whole, site)
-    at_once = write(tmp_path / "once", whole, *(site.name for site in whole.sites))
-    same_as_at_once(path, whole, at_once)
 
 
 def test_readers_see_the_old_store_until_the_sites_join_it(tmp_path):
@@ -320,8 +310,7 @@ def test_another_release_of_the_compressor_changes_nothing(tmp_path, monkeypatch
     with monkeypatch.context() as m:
         m.setattr(shardwriter, "encode", otherwise)
         add(path, whole, stop=2)
-        tokens = path / "data.zarr" / "token_id" / "c" / "0"
-        added = path / "adding" / tokens.relative_to(path)
+        tokens, added = (shard_file(p, "token_id", 0) for p in (path, path / "adding"))
         assert added.read_bytes() != tokens.read_bytes()
         add(path, whole)
     same_as_at_once(path, whole, write(tmp_path / "once", whole))
@@ -331,13 +320,9 @@ def test_a_full_disk_is_survived(tmp_path):
     whole = both_sites()
     path = write(tmp_path / "s", whole, OLD)
     for limit in (1500, 4000, 7000):
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-        try:
-            with pytest.raises(StoreError, match="could not be written: File too large"):
-                add(path, whole)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        told = "could not be written: File too large"
+        with files_up_to(limit), pytest.raises(StoreError, match=told):
+            add(path, whole)
         assert verify(path) == []
     add(path, whole)
     same_as_at_once(path, whole, write(tmp_path / "once", whole))
@@ -358,7 +343,7 @@ def test_what_cannot_be_added_is_told(tmp_path):
     assert not (begun / "adding").exists() and not (path / "adding").exists()
 
 
-def test_another_addition_waits_for_the_one_under_way(tmp_path):
+def test_sites_are_added_one_after_another_and_wait_for_the_one_under_way(tmp_path):
     whole = make_spec(widths={**WIDTHS, "resid_pre.1": 8})
     path = write(tmp_path / "s", whole, OLD)
     add(path, whole, stop=1)
@@ -368,7 +353,8 @@ def test_another_addition_waits_for_the_one_under_way(tmp_path):
     ):
         add(path, whole, "resid_pre.1")
     add(add(path, whole), whole, "resid_pre.1")
-    assert ActStore.open(path).sites == tuple(site.name for site in whole.sites)
+    at_once = write(tmp_path / "once", whole, *(site.name for site in whole.sites))
+    same_as_at_once(path, whole, at_once)
 
 
 def test_nobody_else_writes_during_an_addition(tmp_path):

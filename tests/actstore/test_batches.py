@@ -1,4 +1,3 @@
-import threading
 from itertools import islice
 
 import numpy as np
@@ -7,10 +6,18 @@ from hypothesis import given, settings, strategies as st
 
 from actstore.batches import Batches
 from actstore.errors import StoreError
+from actstore.manifest import ROW_ARRAYS
 from actstore.reader import ActStore
-from tests.helpers.stores import as_numbers, column, make_spec, write_store
-
-TWO_SITES = {"mlp_out.1": 16, "resid.0": 24}
+from tests.helpers.stores import (
+    TWO_SITES,
+    as_numbers,
+    column,
+    decoding,
+    flip,
+    make_spec,
+    shard_file,
+    write_store,
+)
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +123,6 @@ def test_batches_may_be_kept(store):
     np.testing.assert_array_equal(first, copy)
 
 
-def decoding() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith("actstore-decode")]
-
-
 def test_closing_the_stream_stops_its_threads(store):
     stream = batches_of(store, threads=3).start_at(0)
     assert not decoding()  # nothing runs before the first batch is asked for
@@ -129,13 +132,9 @@ def test_closing_the_stream_stops_its_threads(store):
     assert not decoding()
 
 
-def test_a_damaged_chunk_stops_the_stream_with_its_name(tmp_path):
-    spec = make_spec()
-    path = write_store(tmp_path / "s", spec, n_rows=200)
-    file = path / "data.zarr" / "mlp_out.1" / "c" / "2" / "0"
-    data = bytearray(file.read_bytes())
-    data[40] ^= 1
-    file.write_bytes(data)
+def test_a_damaged_chunk_stops_the_stream_with_its_name(make_store):
+    path = make_store()
+    flip(shard_file(path, "mlp_out.1", 2), 40)
     stream = batches_of(ActStore.open(path), threads=2).start_at(0)
     with pytest.raises(
         StoreError, match=r"mlp_out.1, shard 2: .*c/2/0 is damaged in chunk 0: its bytes do not"
@@ -233,14 +232,26 @@ def test_lanes_and_windows_are_mixed_each_in_its_own_order(store):
     assert len(set(orders)) == 6
 
 
-def test_metadata_stays_aligned_with_its_rows_and_leaves_their_order_alone(store):
-    names = ("token_id", "context_id", "position", "document_id")
+@settings(max_examples=25)
+@given(
+    lanes=st.sampled_from([1, 2, 3, 12]),
+    window_rows=st.integers(1, 700),
+    threads=st.integers(1, 4),
+    step=st.integers(0, 40),
+)
+def test_metadata_stays_aligned_with_its_rows_and_leaves_their_order_alone(
+    store, lanes, window_rows, threads, step
+):
+    names = tuple(ROW_ARRAYS)
     told = {name: column(store, name) for name in names}
     place = {key: i for i, key in enumerate(keys(column(store, "mlp_out.1")))}
-    given = {"batch_size": 36, "threads": 3, "lanes": 2, "sites": tuple(TWO_SITES)}
-    stream = batches_of(store, **given, metadata=names).start_at(3)
+    given = {
+        "sites": tuple(TWO_SITES), "batch_size": 12, "lanes": lanes, "window_rows": window_rows,
+        "threads": threads,
+    }  # fmt: skip
+    stream = batches_of(store, **given, metadata=names).start_at(step)
     for batch, plain in zip(
-        islice(stream, 40), batches_of(store, **given).start_at(3), strict=False
+        islice(stream, 5), batches_of(store, **given).start_at(step), strict=False
     ):
         assert list(batch) == [*TWO_SITES, *names]
         rows = [place[key] for key in keys(batch["mlp_out.1"])]
@@ -251,41 +262,14 @@ def test_metadata_stays_aligned_with_its_rows_and_leaves_their_order_alone(store
             np.testing.assert_array_equal(batch[site], plain[site])
 
 
-@settings(max_examples=25)
-@given(
-    lanes=st.sampled_from([1, 2, 3, 12]),
-    window_rows=st.integers(1, 700),
-    threads=st.integers(1, 4),
-    step=st.integers(0, 40),
-)
-def test_metadata_is_aligned_from_every_step_in_every_lane(
-    store, lanes, window_rows, threads, step
-):
-    # Contexts and positions name a row: rows of the two are compared as numbers of the store.
-    place = {key: i for i, key in enumerate(keys(column(store, "resid.0")))}
-    number = column(store, "context_id") * store.spec.ctx_len + column(store, "position")
-    batches = batches_of(
-        store, sites=("resid.0",), batch_size=12, lanes=lanes, window_rows=window_rows,
-        threads=threads, metadata=("position", "context_id"),
-    )  # fmt: skip
-    for batch in islice(batches.start_at(step), 5):
-        rows = [place[key] for key in keys(batch["resid.0"])]
-        got = batch["context_id"] * store.spec.ctx_len + batch["position"]
-        np.testing.assert_array_equal(got, number[rows])
-
-
 def test_metadata_does_not_shrink_windows_that_are_at_their_limit(store):
     plain = batches_of(store, window_rows=2**40).epochs
     assert batches_of(store, window_rows=2**40, metadata=("document_id",)).epochs == plain
 
 
-def test_damaged_metadata_stops_the_stream_with_its_name(tmp_path):
-    path = write_store(tmp_path / "s", make_spec(), n_rows=200)
-    file = path / "data.zarr" / "token_id" / "c" / "1"
-    data = bytearray(file.read_bytes())
-    data[20] ^= 1
-    file.write_bytes(data)
-    store = ActStore.open(path)
+def test_damaged_metadata_stops_the_stream_with_its_name(make_store):
+    store = ActStore.open(make_store())
+    flip(shard_file(store.path, "token_id", 1), 20)
     list(islice(batches_of(store, metadata=("position",)).start_at(0), 20))
     with pytest.raises(StoreError, match=r"token_id, shard 1: .*c/1 is damaged in chunk 0"):
         list(islice(batches_of(store, metadata=("position", "token_id")).start_at(0), 20))
@@ -293,7 +277,7 @@ def test_damaged_metadata_stops_the_stream_with_its_name(tmp_path):
 
 
 def test_a_store_gives_batches_as_float32_each_row_once(make_store):
-    store = ActStore.open(make_store(widths={"mlp_out.1": 16, "resid.0": 24}))
+    store = ActStore.open(make_store(widths=TWO_SITES))
     stream = Batches(store=store, sites=("mlp_out.1", "resid.0"), batch_size=64, seed=5).start_at(0)
     stored = list(islice(stream, 6))
     stream.close()

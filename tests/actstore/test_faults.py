@@ -1,11 +1,8 @@
 """What can happen to a store, done to real files and real processes."""
 
-import json
 import os
 import random
 import re
-import resource
-import socket
 import subprocess
 import sys
 from itertools import count
@@ -23,9 +20,18 @@ from actstore.summary import being_extended
 from actstore.verify import verify
 from actstore.writer import ActWriter
 from tests.helpers import crashing
-from tests.helpers.crashing import Crash, crash_before
+from tests.helpers.crashing import Crash, crash_before, files_up_to
 from tests.helpers.slow import slow
-from tests.helpers.stores import column, contexts, files_of, make_spec, shard_of, write_store
+from tests.helpers.stores import (
+    column,
+    contexts,
+    files_of,
+    flip,
+    make_spec,
+    shard_file,
+    shard_of,
+    write_store,
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,19 +92,6 @@ def _require_right_rows(store: ActStore, spec: StoreSpec) -> None:
     np.testing.assert_array_equal(column(store, "context_tokens"), tokens)
 
 
-def test_the_lock_of_a_dead_writer_is_taken_over(tmp_path, nursery):
-    path, spec = tmp_path / "s", make_spec(shard_rows=256)
-    while True:
-        pid, killed = nursery.killed_after(0.05, path, 80_000)
-        if killed and (path / "LOCK").exists() and (path / "LOCK").read_bytes():
-            break
-    assert json.loads((path / "LOCK").read_text())["pid"] == pid
-    with ActWriter.create_or_resume(path, spec, n_rows=64):
-        assert json.loads((path / "LOCK").read_text())["pid"] == os.getpid()
-        with pytest.raises(StoreError, match=f"by process {os.getpid()} on {socket.gethostname()}"):
-            ActWriter.create_or_resume(path, spec, n_rows=64)
-
-
 @pytest.mark.parametrize("first", [slow(None), 104], ids=["first writing", "extension"])
 def test_a_crash_between_any_two_steps_of_finishing_is_made_good(tmp_path, monkeypatch, first):
     spec = make_spec(shard_rows=128)
@@ -149,8 +142,11 @@ def test_every_file_of_the_group_is_watched(make_store):
     foreign = files_of(other)
     for name, whole in files_of(path).items():
         file = path / "data.zarr" / name
-        damaged: list[bytes | None] = [_flipped(whole, rng) for _ in range(3)]
-        damaged += [whole[:-1], b"", None]
+        damaged: list[bytes | None] = [whole[:-1], b"", None]
+        for _ in range(3):
+            flip(file, rng.randrange(len(whole)), rng.randrange(8))
+            damaged.append(file.read_bytes())
+            file.write_bytes(whole)
         if len(foreign[name]) != len(whole):  # of one size, only `verify` can tell
             damaged.append(foreign[name])
         for data in damaged:
@@ -192,12 +188,6 @@ def test_what_stands_around_the_attributes_of_the_root_is_watched(make_store, ol
     assert found.path == root
 
 
-def _flipped(data: bytes, rng: random.Random) -> bytes:
-    flipped = bytearray(data)
-    flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    return bytes(flipped)
-
-
 def _read_everything(path: Path) -> None:
     store = ActStore.open(path)
     for name in store.spec.arrays:
@@ -210,7 +200,7 @@ def test_a_file_that_became_a_hole_never_reads_as_zeros(make_store, codec):
     whole = ActStore.open(path)
     for name in whole.spec.arrays:
         for shard in range(whole.n_shards):
-            file = Path(whole._arrays[name].path(shard))
+            file = shard_file(path, name, shard)
             data = file.read_bytes()
             file.unlink()
             with file.open("wb") as hole:
@@ -235,7 +225,7 @@ def test_a_file_that_became_a_hole_never_reads_as_zeros(make_store, codec):
 )
 def test_a_shard_that_is_not_whole_is_refused_by_name(make_store, damage, told):
     path = make_store()
-    damage(path / "data.zarr" / "mlp_out.1" / "c" / "2" / "0")
+    damage(shard_file(path, "mlp_out.1", 2))
     told = f"{told}; get it back: saepipe store verify {path} --repair"
     with pytest.raises(StoreError, match=rf"mlp_out.1, shard 2: .*/c/2/0 {told}"):
         ActStore.open(path)
@@ -243,10 +233,8 @@ def test_a_shard_that_is_not_whole_is_refused_by_name(make_store, damage, told):
 
 def test_a_flipped_bit_is_refused_by_name_and_found(make_store):
     path = make_store()
-    file = path / "data.zarr" / "mlp_out.1" / "c" / "1" / "0"
-    data = bytearray(file.read_bytes())
-    data[-200] ^= 16  # in the last of 8 chunks
-    file.write_bytes(data)
+    file = shard_file(path, "mlp_out.1", 1)
+    flip(file, -200)  # in the last of 8 chunks
     store = ActStore.open(path)
     store.shard("mlp_out.1", 0)
     with pytest.raises(
@@ -255,9 +243,8 @@ def test_a_flipped_bit_is_refused_by_name_and_found(make_store):
         store.shard("mlp_out.1", 1)
     (found,) = verify(path)
     assert (found.array, found.shard, found.chunk, found.path) == ("mlp_out.1", 1, 7, file)
-    data[-200] ^= 16
-    data[-10] ^= 1  # in the index
-    file.write_bytes(data)
+    flip(file, -200)
+    flip(file, -10)  # in the index
     with pytest.raises(StoreError, match="its index does not match its checksum"):
         ActStore.open(path).shard("mlp_out.1", 1)
 
@@ -265,23 +252,11 @@ def test_a_flipped_bit_is_refused_by_name_and_found(make_store):
 def test_a_shard_replaced_by_another_is_found(make_store):
     """Its chunks are whole and its size may be equal: only the store's own checksum knows."""
     path = make_store(codec="raw")
-    shards = [path / "data.zarr" / "mlp_out.1" / "c" / k / "0" for k in "01"]
-    shards[0].write_bytes(shards[1].read_bytes())
+    first, second = (shard_file(path, "mlp_out.1", k) for k in range(2))
+    first.write_bytes(second.read_bytes())
     (found,) = verify(path)
     assert (found.shard, found.chunk) == (0, None)
     assert found.what == "it is not the file that was written, though each of its chunks is whole"
-
-
-def test_a_file_cut_short_while_the_store_is_open_is_an_error(make_store):
-    store = ActStore.open(make_store())
-    file = store.path / "data.zarr" / "mlp_out.1" / "c" / "0" / "0"
-    store.shard("mlp_out.1", 0)
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(StoreError, match="is shorter than it was"):
-        store.shard("mlp_out.1", 0)
-    file.unlink()
-    with pytest.raises(StoreError, match="cannot be read: No such file"):
-        ActStore.open(store.path)
 
 
 CUT_WHILE_MAPPED = """
@@ -330,17 +305,12 @@ def test_threads_that_read_a_file_as_it_is_cut_outlive_it(make_store):
     ids=["in a shard", "in the journal", "while finishing"],
 )
 def test_a_full_disk_is_survived(tmp_path, limit, where):
-    """No file may grow beyond the limit: the system refuses the write that would."""
     spec, path = make_spec(), tmp_path / "s"
     n_rows = 64 * (20 if limit == 6000 else 4)
     whole = files_of(write_store(tmp_path / "whole", spec, n_rows=n_rows))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        with pytest.raises(StoreError, match="could not be written: File too large; what was"):
-            write_store(path, spec, n_rows=n_rows)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    told = "could not be written: File too large; what was"
+    with files_up_to(limit), pytest.raises(StoreError, match=told):
+        write_store(path, spec, n_rows=n_rows)
     assert not list(path.rglob("*.partial"))
     committed = len((path / "journal.jsonl").read_bytes().splitlines())
     assert committed == {1500: 0, 12_000: 4}.get(limit, committed)
@@ -389,7 +359,7 @@ def test_a_torn_or_altered_journal_goes_back_to_its_last_whole_line(tmp_path):
 def test_a_committed_shard_that_was_lost_is_written_again(tmp_path):
     spec = make_spec()
     path = write_store(tmp_path / "s", spec, n_rows=256, stop=3)
-    (path / "data.zarr" / "mlp_out.1" / "c" / "2" / "0").unlink()
+    shard_file(path, "mlp_out.1", 2).unlink()
     with ActWriter.create_or_resume(path, spec, n_rows=256) as writer:
         assert writer.next_shard == 2
     assert verify(write_store(path, spec, n_rows=256)) == []
@@ -403,15 +373,13 @@ def test_a_damaged_store_is_not_extended(tmp_path):
     with pytest.raises(StoreError, match="cannot be extended: shard 0 or its line in the journal"):
         ActWriter.create_or_resume(path, spec, n_rows=400)
     (path / "journal.jsonl").write_bytes(journal)
-    (path / "data.zarr" / "token_id" / "c" / "1").unlink()
+    shard_file(path, "token_id", 1).unlink()
     with pytest.raises(StoreError, match="cannot be extended: shard 1 or"):
         ActWriter.create_or_resume(path, spec, n_rows=400)
 
 
 def test_every_commit_is_synced_before_its_line(tmp_path, monkeypatch):
     """Files first, then their folders, then the line: the order that a power cut respects."""
-    import os
-
     synced: list[str] = []
 
     def record(fd):
@@ -422,12 +390,11 @@ def test_every_commit_is_synced_before_its_line(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "fsync", record)
         monkeypatch.setattr(os, "fdatasync", record)
         writer.write_shard(shard_of(spec, 0, 64))
-    root = f"{path}/data.zarr"
     line = synced.index(f"{path}/journal.jsonl")
     for name in spec.arrays:
-        file = f"{name}/c/0/0" if name in ("context_tokens", "mlp_out.1") else f"{name}/c/0"
-        assert synced.index(f"{root}/{file}.partial") < line
-        assert max(i for i, s in enumerate(synced) if s == f"{root}/{name}/c") < line
+        folder = f"{path}/data.zarr/{name}/c"
+        assert synced.index(f"{shard_file(path, name, 0)}.partial") < line
+        assert max(i for i, s in enumerate(synced) if s == folder) < line
     assert synced.index(f"{path}/moments/0.partial") < line
     assert synced[line:] == [f"{path}/journal.jsonl"]
 
@@ -561,8 +528,8 @@ def test_paths_may_hold_spaces_and_any_letter(tmp_path, nursery):
     batches = Batches(store=store, sites=store.sites, batch_size=50, seed=0)
     assert next(batches.start_at(7))["mlp_out.1"].shape == (50, 16)
     assert verify(path) == []
-    file = path / "data.zarr" / "mlp_out.1" / "c" / "1" / "0"
-    file.write_bytes(_flipped(file.read_bytes(), random.Random(0)))
+    file = shard_file(path, "mlp_out.1", 1)
+    flip(file, 30)
     (found,) = verify(path)
     assert found.path == file
     with pytest.raises(StoreError, match=re.escape(f"verify '{path}' --repair")):

@@ -4,16 +4,20 @@ from hypothesis import given, strategies as st
 
 from actstore.errors import StoreError
 from actstore.reader import ActStore
+from actstore.shardfile import ShardReader
 from tests.helpers.stores import (
     CTX_LEN,
+    TWO_SITES,
     as_numbers,
     column,
     contexts,
+    flip,
     make_spec,
+    shard_file,
     write_store,
 )
 
-SPEC = make_spec(widths={"mlp_out.1": 16, "resid.0": 24})
+SPEC = make_spec(widths=TWO_SITES)
 N_ROWS = 200  # the last of 4 shards is short
 
 
@@ -104,8 +108,6 @@ def test_one_context_of_some_sites(store):
 
 
 def test_a_chunk_is_decoded_once_however_many_of_its_rows_are_asked_for(store, monkeypatch):
-    from actstore.shardfile import ShardReader
-
     read: list[tuple[int, int]] = []
     real = ShardReader.read_chunk
 
@@ -128,22 +130,15 @@ def test_what_the_store_does_not_have_is_refused(store):
         (lambda: store["x"], "has no site 'x'; it has mlp_out.1, resid.0"),
         (lambda: store["mlp_out.1"][200], "has rows 0 to 199, got 200 to 200"),
         (lambda: store["mlp_out.1"][np.ones(3, bool)], "by a mask of 200, got 3 of bool"),
-        (
-            lambda: store["mlp_out.1"][np.array([0.5])],
-            "are asked for by number, .* of float64",
-        ),
+        (lambda: store["mlp_out.1"][np.array([0.5])], "are asked for by number, .* of float64"),
     ]:
         with pytest.raises(StoreError, match=told):
             ask()
 
 
-def test_a_damaged_row_is_refused_by_name(tmp_path):
-    path = write_store(tmp_path / "s", SPEC, n_rows=N_ROWS)
-    store = ActStore.open(path)
-    file = path / "data.zarr" / "mlp_out.1" / "c" / "1" / "0"
-    data = bytearray(file.read_bytes())
-    data[3] ^= 1
-    file.write_bytes(data)
+def test_a_damaged_row_is_refused_by_name(make_store):
+    store = ActStore.open(make_store())
+    flip(shard_file(store.path, "mlp_out.1", 1), 3)
     store.rows("mlp_out.1", np.arange(64))
     with pytest.raises(StoreError, match=r"mlp_out.1, shard 1: .* is damaged in chunk 0"):
         store.rows("mlp_out.1", np.arange(70))

@@ -1,7 +1,8 @@
-import json
 import shutil
+import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,17 +11,22 @@ from actstore.errors import StoreError
 from actstore.manifest import FORMAT_VERSION, Manifest, SiteSpec, StoreSpec
 from actstore.reader import ActStore, peek
 from actstore.removal import find_stores
-from tests.helpers.stores import column, make_spec, write_store
-
-
-def edit(path, change):
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
+from actstore.verify import verify
+from actstore.writer import ActWriter
+from tests.helpers.stores import (
+    TWO_SITES,
+    column,
+    edit_json,
+    make_spec,
+    multiplied,
+    shard_file,
+    shard_of,
+    write_store,
+)
 
 
 def test_a_store_tells_what_it_holds(make_store):
-    store = ActStore.open(make_store(widths={"mlp_out.1": 16, "resid.0": 24}, source={"a": [1]}))
+    store = ActStore.open(make_store(widths=TWO_SITES, source={"a": [1]}))
     assert store.sites == ("mlp_out.1", "resid.0")
     assert (store.n_rows, store.n_shards, store.width("resid.0")) == (200, 4, 24)
     assert store.spec.source == {"a": [1]}
@@ -63,12 +69,9 @@ def test_what_is_not_there_is_refused(make_store):
             ask()
 
 
-def test_an_absent_store_is_refused(tmp_path):
+def test_an_absent_or_unfinished_store_is_refused_with_how_to_go_on(tmp_path):
     with pytest.raises(StoreError, match="there is no activation store at .*nowhere"):
         ActStore.open(tmp_path / "nowhere")
-
-
-def test_an_unfinished_store_is_refused_with_how_to_go_on(tmp_path):
     path = write_store(tmp_path / "s", make_spec(), n_rows=200, stop=4)
     with pytest.raises(StoreError, match="is not finished; go on with it: the same saepipe"):
         ActStore.open(path)
@@ -76,7 +79,7 @@ def test_an_unfinished_store_is_refused_with_how_to_go_on(tmp_path):
 
 def test_another_format_version_is_refused(make_store):
     path = make_store()
-    edit(
+    edit_json(
         path / "data.zarr" / "zarr.json",
         lambda d: d["attributes"]["actstore"].update(format_version=2),
     )
@@ -100,7 +103,7 @@ def test_another_zarr_group_is_refused(tmp_path):
 @pytest.mark.parametrize("array", ["mlp_out.1", "token_id", "context_tokens"])
 def test_no_array_may_say_anything_else(make_store, array):
     path = make_store()
-    edit(path / "data.zarr" / array / "zarr.json", lambda d: d.update(fill_value=1))
+    edit_json(path / "data.zarr" / array / "zarr.json", lambda d: d.update(fill_value=1))
     with pytest.raises(StoreError, match=f"{array}/zarr.json was altered"):
         ActStore.open(path)
 
@@ -110,10 +113,10 @@ def test_the_root_may_not_be_altered(make_store):
         document["consolidated_metadata"]["metadata"]["mlp_out.1"]["shape"] = [192, 16]
 
     path = make_store()
-    edit(path / "data.zarr" / "zarr.json", shorten)
+    edit_json(path / "data.zarr" / "zarr.json", shorten)
     with pytest.raises(StoreError, match="was altered: it does not fit the summary"):
         ActStore.open(path)
-    edit(
+    edit_json(
         path / "data.zarr" / "zarr.json",
         lambda d: d["attributes"]["actstore"].update(n_rows=192),
     )
@@ -125,17 +128,17 @@ def test_a_store_in_the_last_steps_of_an_extension_says_so(make_store):
     path = make_store()
     root = path / "data.zarr"
     shutil.copytree(root / "summary-1", root / "summary-2")
-    (root / "mlp_out.1" / "c" / "3" / "0").write_bytes(b"longer")
+    shard_file(path, "mlp_out.1", 3).write_bytes(b"longer")
     with pytest.raises(StoreError, match="is just being extended; try again in a moment"):
         ActStore.open(path)
 
 
-def test_a_copy_of_the_group_alone_can_be_read(make_store, tmp_path):
+def test_a_copy_of_the_group_alone_is_a_whole_store(make_store, tmp_path):
     path = make_store()
-    (tmp_path / "copy with späces").mkdir()
-    shutil.copytree(path / "data.zarr", tmp_path / "copy with späces" / "data.zarr")
-    copy = ActStore.open(tmp_path / "copy with späces")
-    assert copy.fingerprint == ActStore.open(path).fingerprint
+    copy = tmp_path / "copy with späces"
+    shutil.copytree(path / "data.zarr", copy / "data.zarr")
+    assert ActStore.open(copy).fingerprint == ActStore.open(path).fingerprint
+    assert verify(copy) == []
 
 
 def test_stores_below_a_folder_are_found(tmp_path):
@@ -188,7 +191,7 @@ def test_a_file_of_a_store_is_one_look_when_the_store_is_opened(tmp_path):
     """In calls, which no load of the machine changes: 10,000 shards open in 0.4 s of CPU."""
     spec = make_spec(shard_rows=8)
     few, many = (
-        _multiplied(write_store(tmp_path / str(n), spec, n_rows=8), spec, n) for n in (10, 1000)
+        multiplied(write_store(tmp_path / str(n), spec, n_rows=8), spec, n) for n in (10, 1000)
     )
     with _calls() as calls_few:
         ActStore.open(few)
@@ -215,49 +218,13 @@ def _calls():
         sys.setprofile(before)
 
 
-def _multiplied(path, spec, n):
-    """The one shard of a store `n` times over, as hard links, under a root that counts them."""
-    from dataclasses import replace
-
-    from actstore.ledger import Ledger
-    from actstore.metadata import shard_key
-    from actstore.summary import GROUP, read_summary, write_summary
-
-    root = path / GROUP
-    old = peek(path)
-    for name in spec.arrays:
-        first = root / shard_key(name, 0)
-        for k in range(1, n):
-            link = root / shard_key(name, k)
-            link.parent.mkdir(exist_ok=True)
-            link.hardlink_to(first)
-    one = read_summary(root / "summary-1", spec)
-    summary = replace(
-        one,
-        shard_rows=np.repeat(one.shard_rows, n),
-        shard_bytes=np.repeat(one.shard_bytes, n, 0),
-        shard_crc32c=np.repeat(one.shard_crc32c, n, 0),
-    )
-    write_summary(root / "summary-2", summary)
-    ledger = Ledger(path=path, manifest=old, layout=spec.layout(8 * n))
-    ledger.publish(summary)
-    return path
-
-
 def test_reading_needs_neither_torch_nor_zarr():
-    import subprocess
-
     code = "import actstore.batches, sys; sys.exit('torch' in sys.modules or 'zarr' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_fingerprint_tells_rows_of_equal_size_apart(tmp_path):
     """Raw shards are all of one size: only what they hold differs."""
-    from dataclasses import replace
-
-    from actstore.writer import ActWriter
-    from tests.helpers.stores import shard_of
-
     spec = make_spec(codec="raw")
     prints: list[str] = []
     for change in (0, 1):

@@ -1,6 +1,5 @@
 """Removing a store: the store and nothing else, whole or in pieces."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from actstore.errors import StoreError
 from actstore.files import writing
 from actstore.reader import ActStore, peek
 from actstore.removal import removable, remove_store
-from tests.helpers.stores import contexts, make_spec, write_store
+from tests.helpers.stores import contexts, edit_json, make_spec, write_store
 
 ROOT_FILE = "data.zarr/zarr.json"
 
@@ -58,9 +57,7 @@ def damaged_root(path: Path) -> None:
 
 
 def altered_root(path: Path) -> None:
-    document = json.loads((path / ROOT_FILE).read_text())
-    document["attributes"]["actstore"]["n_rows"] = 8
-    (path / ROOT_FILE).write_text(json.dumps(document))
+    edit_json(path / ROOT_FILE, lambda root: root["attributes"]["actstore"].update(n_rows=8))
 
 
 def without_root(path: Path) -> None:

@@ -1,7 +1,9 @@
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from itertools import islice
 
@@ -11,8 +13,10 @@ import pytest
 from actstore.batches import Batches
 from actstore.errors import NonFiniteError, StoreError
 from actstore.reader import ActStore, peek
+from actstore.shardwriter import write_files
 from actstore.writer import ActWriter
 from tests.helpers.stores import (
+    TWO_SITES,
     as_numbers,
     column,
     contexts,
@@ -21,8 +25,6 @@ from tests.helpers.stores import (
     shard_of,
     write_store,
 )
-
-TWO_SITES = {"mlp_out.1": 16, "resid.0": 24}
 
 
 def test_rows_come_back_with_their_tokens(tmp_path):
@@ -241,7 +243,7 @@ def test_sources_that_are_equal_as_json_are_equal(tmp_path):
     write_store(path, make_spec(source={"sites": ["a", "b"]}), n_rows=128)
 
 
-def test_a_second_writer_is_refused_and_told_who_writes(tmp_path):
+def test_a_second_writer_is_refused_and_told_who_writes_until_that_one_is_dead(tmp_path):
     spec = make_spec()
     held = (
         "import sys; from pathlib import Path; from actstore.files import writing\n"
@@ -252,10 +254,15 @@ def test_a_second_writer_is_refused_and_told_who_writes(tmp_path):
     command = [sys.executable, "-c", held, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(StoreError, match=f"is being written by process {other.pid} on "):
+        told = f"is being written by process {other.pid} on {socket.gethostname()}"
+        with pytest.raises(StoreError, match=told):
             ActWriter.create_or_resume(path, spec, n_rows=64)
         other.kill()
-    assert ActStore.open(write_store(path, spec, n_rows=64)).n_rows == 64
+    assert json.loads((path / "LOCK").read_text())["pid"] == other.pid
+    with ActWriter.create_or_resume(path, spec, n_rows=64):
+        assert json.loads((path / "LOCK").read_text())["pid"] == os.getpid()
+        with pytest.raises(StoreError, match=f"by process {os.getpid()} on"):
+            ActWriter.create_or_resume(path, spec, n_rows=64)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -299,22 +306,18 @@ def test_shards_that_do_not_fit_are_refused(tmp_path):
             with pytest.raises(StoreError, match=message):
                 writer.write_shard(shard)
         with pytest.raises(StoreError, match="more rows were given"):
-            writer.append(
-                *(contexts(spec, 0, 26)[:1]),
-                tokens=contexts(spec, 0, 26)[1],
-            )
+            acts, tokens, _ = contexts(spec, 0, 26)
+            writer.append(acts, tokens=tokens)
 
 
 def test_a_writer_holds_no_more_shards_than_its_queue(tmp_path, monkeypatch):
-    import threading
-
-    from actstore import writer as conveyor
-
     spec, gate, taken = make_spec(), threading.Event(), []
-    real = conveyor.write_files
-    monkeypatch.setattr(
-        conveyor, "write_files", lambda shard, *rest: (gate.wait(), real(shard, *rest))[1]
-    )
+
+    def gated(*args):
+        gate.wait()
+        return write_files(*args)
+
+    monkeypatch.setattr("actstore.writer.write_files", gated)
     with ActWriter.create_or_resume(tmp_path / "s", spec, n_rows=320, queue=2) as writer:
 
         def feed():

@@ -9,7 +9,6 @@ first; `fincore` (util-linux) tells which were read.
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from store_cells import forget
 
 from pipeline.config.stages import HarvestConfig
 from pipeline.harvest.harvest import harvest
@@ -76,14 +76,6 @@ def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]], *, real: tuple[
         file.truncate(start + end)
 
 
-def drop_from_cache(path: Path) -> None:
-    """Forget the pages of a file."""
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
-
-
 def main() -> None:
     """Make, harvest, report."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -96,7 +88,7 @@ def main() -> None:
         needed = make_checkpoint(folder)
         files = sorted(folder.glob("*.safetensors"))
         for path in files:
-            drop_from_cache(path)
+            forget(path)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         config = HarvestConfig(
             out=Path(work) / "big.actstore", model=str(folder), sites=(SITE,), tokens=args.tokens,

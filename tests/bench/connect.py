@@ -15,18 +15,15 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
-from minimal_loop import loop
+from minimal_loop import loop, ticks
 from torch import Tensor
 
 from pipeline.config.training import ConnectConfig
@@ -38,6 +35,7 @@ from pipeline.runs.curves import METRICS, Curves
 from pipeline.runs.folder import Provenance
 from pipeline.sae.active_pairs import Scratch
 from pipeline.training.optimizer import Schedule
+from tests.bench.common import printed_by, spread
 
 L0, BATCH, L1, LR = 32, 1024, 1e-3, 1e-4
 WARM, STEPS = 2, 3
@@ -97,37 +95,25 @@ def make_start(d_sae: int) -> tuple[Tensor, Tensor]:
     return torch.randn(d_sae, d_sae, generator=generator) / d_sae**0.5, torch.zeros(d_sae)
 
 
-def timed(step: Callable[[Tensor, Tensor], object], rows: Rows) -> float:
+def timed(loop: Callable[[Iterator[tuple[Tensor, Tensor]]], object], rows: Rows) -> float:
     """Median seconds of a step."""
-    seconds = list[float]()
-    for z1, z2 in rows:
-        start = time.perf_counter()
-        step(z1, z2)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[WARM:])
+    times = list[float]()
+    loop(ticks(rows, times))
+    return statistics.median([b - a for a, b in pairwise(times)][WARM:])
 
 
-def timed_minimal(rows: Rows, d_sae: int) -> float:
-    """The same of the minimal loop."""
+def minimal(batches: Iterator[tuple[Tensor, Tensor]], d_sae: int) -> None:
+    """The minimal loop."""
     params = make_start(d_sae)
     for param in params:
         param.requires_grad_()
-    ends = list[float]()
-
-    def ticking():
-        for batch in rows:
-            ends.append(time.perf_counter())
-            yield batch
-        ends.append(time.perf_counter())
 
     def loss(batch: tuple[Tensor, Tensor], W: Tensor, b: Tensor) -> Tensor:
         z1, z2 = batch
         error = torch.relu(z1 @ W + b) - z2
         return error.square().sum(1).mean() + L1 * W.abs().sum()
 
-    loop(ticking(), params, loss, lr=LR)  # pyright: ignore[reportArgumentType]
-    seconds = [b - a for a, b in pairwise(ends)]
-    return statistics.median(seconds[WARM:])
+    loop(batches, params, loss, lr=LR)  # pyright: ignore[reportArgumentType]
 
 
 def steps(d_sae: int, members: Sequence[int], rounds: int) -> dict[str, list[float]]:
@@ -135,18 +121,23 @@ def steps(d_sae: int, members: Sequence[int], rounds: int) -> dict[str, list[flo
     told: dict[str, list[float]] = {}
     rows = make_rows(WARM + STEPS, d_sae)
     for _ in range(rounds):
-        told.setdefault("minimal", []).append(timed_minimal(rows, d_sae))
+        alone = timed(lambda batches: minimal(batches, d_sae), rows)
+        told.setdefault("minimal", []).append(alone)
         cells = {f"{n} sparse": (n, "on") for n in members} | {"1 dense": (1, "off")}
         for name, (n, sparse) in cells.items():
             with tempfile.TemporaryDirectory() as folder, ExitStack() as files:
                 groups = make_groups(n, d_sae, Path(folder), files, sparse=sparse)
 
-                def step(z1: Tensor, z2: Tensor, groups: list[ConnectorGroup] = groups) -> None:
-                    latents = PairLatents(z1=z1, z2=z2)
-                    for group in groups:
-                        group.advance(latents)
+                def ours(
+                    batches: Iterator[tuple[Tensor, Tensor]],
+                    groups: list[ConnectorGroup] = groups,
+                ) -> None:
+                    for z1, z2 in batches:
+                        latents = PairLatents(z1=z1, z2=z2)
+                        for group in groups:
+                            group.advance(latents)
 
-                told.setdefault(name, []).append(timed(step, rows))
+                told.setdefault(name, []).append(timed(ours, rows))
     return told
 
 
@@ -163,23 +154,15 @@ def memory(d_sae: int) -> dict[str, float]:
 def print_steps(sizes: Sequence[int], members: Sequence[int], rounds: int) -> None:
     print(f"\nbatch {BATCH}, L0 {L0}\n| F | members | rows/s | / minimal | goal |\n{'|---' * 5}|")
     for d_sae in sizes:
-        told: dict[str, list[float]] = run_cell("steps", d_sae, rounds, *members)
+        told = printed_by(sys.executable, __file__, "--cell", "steps", d_sae, rounds, *members)
         base = told.pop("minimal")
         print(f"| {d_sae} | minimal | {BATCH / statistics.median(base):,.0f} | 1 | |")
         for name, seconds in told.items():
             n = int(name.split()[0])
-            ratios = [n * a / b for a, b in zip(base, seconds, strict=True)]
-            ratio = f"{statistics.median(ratios):.2f} [{min(ratios):.2f}..{max(ratios):.2f}]"
+            ratio = spread([n * a / b for a, b in zip(base, seconds, strict=True)])
             rate = n * BATCH / statistics.median(seconds)
             goal = 2 if (d_sae, name) == (8192, "1 sparse") else ""
             print(f"| {d_sae} | {name} | {rate:,.0f} | {ratio} | {goal} |", flush=True)
-
-
-def run_cell(*args: object) -> dict[str, Any]:
-    """What a process of its own prints last."""
-    command = [sys.executable, __file__, "--cell", *map(str, args)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -202,7 +185,7 @@ def main() -> None:
     if "members" in args.parts:
         print_steps(SIZES[:1], MEMBERS, args.rounds)
     if "memory" in args.parts:
-        told = run_cell("memory", LARGEST)
+        told = printed_by(sys.executable, __file__, "--cell", "memory", LARGEST)
         words = ", ".join(f"{name} {gigabytes:.1f} GB" for name, gigabytes in told.items())
         print(f"\n{LARGEST} x {LARGEST}: {words}")
 

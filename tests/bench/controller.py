@@ -10,14 +10,18 @@ last fifth, both over the target.
 """
 
 import argparse
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent.parent
+from pipeline.config.grid import expand
+from pipeline.config.stages import HarvestConfig
+from pipeline.harvest.harvest import harvest
+from pipeline.plots.style import BLUE, GRAY, RED, axes_in, make_figure, save
+from pipeline.runs.curves import METRICS, read_curves
+from pipeline.training.sweep import train_sweep
+
 SITE, TARGET, HOLD, RIGHT = "mlp_out.2", 0.02, 500, 0.5
 LRS = (1e-4, 1e-3, 1e-2)
 STARTS = (1e-3, 0.1, 1.0, 10.0, 1e3)
@@ -29,16 +33,9 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--tokens", type=int, default=5_000_000)
     args = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
-    from pipeline.config.grid import expand
-    from pipeline.runs.curves import METRICS, read_curves
-    from pipeline.training.sweep import train_sweep
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        command = [sys.executable, "-c", "import cli; cli.main()", "harvest", "--site", SITE,
-                   "--tokens", "300k", "--out", str(folder / "s.actstore")]  # fmt: skip
-        subprocess.run(command, check=True, cwd=ROOT)
+        harvest(HarvestConfig(out=folder / "s.actstore", sites=(SITE,), tokens=300_000))
         settings = {
             "store": str(folder / "s.actstore"), "lr": list(LRS), "expansion": 2,
             "arch": {"kind": "relu", "l1": [RIGHT * s for s in STARTS], "target": TARGET},
@@ -68,8 +65,6 @@ def described(lines: list[dict[str, float]]) -> str:
 
 
 def draw(curves: list[list[dict[str, float]]], out: Path) -> None:
-    from pipeline.plots.style import BLUE, GRAY, RED, axes_in, make_figure, save
-
     colors = (BLUE, "#2f855a", GRAY, "#b7791f", RED)
     figure = make_figure(width=11, height=5)
     for i, lr in enumerate(LRS):

@@ -29,9 +29,7 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -61,10 +59,10 @@ from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
 from pipeline.text.heldout import load_contexts
+from tests.bench.common import Cell, in_turn, spread
 
 TEXT, BATCH, CPU = "builtin@heldout", 8, torch.device("cpu")
 EXPANSION, ACTIVE, EQUAL_LAYER = 8, 0.02, 2
-Cell = Callable[[], float]
 
 THEIRS = {
     "ce_clean": "ce_loss_without_sae",
@@ -248,22 +246,8 @@ def cells_of(
     }
 
 
-def rounds(cells: Mapping[str, Cell], n: int) -> dict[str, np.ndarray]:
-    """Seconds of every cell, in turn, `n` times; the first evaluations warm up."""
-    for name in ("cold 1", *(name for name in cells if name == "saelens 1")):
-        cells[name]()
-    seconds: dict[str, list[float]] = {name: [] for name in cells}
-    for i in range(n):
-        for name, cell in cells.items():
-            seconds[name].append(cell())
-            print(f"round {i + 1} of {n}: {name} {seconds[name][-1]:.2f} s", file=sys.stderr)
-    return {name: np.array(values) for name, values in seconds.items()}
-
-
 def show(name: str, values: np.ndarray, unit: str) -> None:
-    """Median, lowest and highest."""
-    low, high = values.min(), values.max()
-    print(f"{name:44} {statistics.median(values):8.2f} {unit:2} [{low:.2f} .. {high:.2f}]")
+    print(f"{name:44} {spread(values.tolist())} {unit}")
 
 
 def report_cost(s: Mapping[str, np.ndarray], n: int) -> None:
@@ -309,7 +293,9 @@ def cost(args: argparse.Namespace, folder: Path) -> None:
             stack.callback(peer.close)
             for n in (1, args.saes):
                 cells[f"saelens {n}"] = lambda n=n: peer.evaluate(n)["seconds"]
-        report_cost(rounds(cells, args.rounds), args.saes)
+        warm_up = [name for name in ("cold 1", "saelens 1") if name in cells]
+        seconds = in_turn(cells, args.rounds, warm_up=warm_up)
+        report_cost({name: np.array(values) for name, values in seconds.items()}, args.saes)
 
 
 def equality(args: argparse.Namespace, folder: Path) -> None:

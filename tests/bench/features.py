@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actstore.layout import row_permutation
 from actstore.manifest import StoreSpec
 from actstore.reader import ActStore
-from actstore.writer import ActWriter, Shard
 from pipeline.config.architectures import ReluConfig, TopKConfig
 from pipeline.config.stages import FeaturesConfig
 from pipeline.features.collect import BLOCK, sample_store
 from pipeline.sae.sae import SAE
+from tests.bench.common import ratios, spread
+from tests.helpers.stores import write_rows
 
 SITE, D, F, CTX_LEN = "mlp_out.1", 512, 4096, 128
 BIAS = -1.295  # a normal number is above 1.295 in 9.77 % of all cases: 400 of 4096
@@ -36,21 +36,10 @@ def make_store(path: Path, *, n_rows: int) -> ActStore:
     """A store of normal rows in bfloat16."""
     spec = StoreSpec.of(widths={SITE: D}, ctx_len=CTX_LEN, dtype="bfloat16")
     rng = np.random.default_rng(0)
-    with ActWriter.create_or_resume(path, spec, n_rows=n_rows, threads=2) as writer:
-        for k in range(writer.n_shards):
-            n = writer.rows_in(k)
-            order = row_permutation(n, seed=spec.seed, shard=k)
-            x = rng.standard_normal((n, D), np.float32)
-            shard = Shard(
-                index=k,
-                acts={SITE: (x.view(np.uint32) >> 16).astype(np.uint16)[order]},
-                tokens=rng.integers(0, 50_000, (n // CTX_LEN, CTX_LEN), dtype=np.int32),
-                document_id=np.zeros((n // CTX_LEN, CTX_LEN), np.int64),
-                cursor={},
-            )
-            writer.write_shard(shard)
-        writer.finish()
-    return ActStore.open(path)
+    sizes = (min(2**14, n_rows - start) for start in range(0, n_rows, 2**14))
+    blocks = (rng.standard_normal((n, D), np.float32).view(np.uint32) >> 16 for n in sizes)
+    blocks = (bits.astype(np.uint16) for bits in blocks)
+    return ActStore.open(write_rows(path, spec, blocks, n_rows=n_rows))
 
 
 def make_sae(kind: str) -> SAE:
@@ -76,11 +65,6 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
-def spread(values: list[float], pattern: str = "{:.2f}") -> str:
-    middle, *ends = map(pattern.format, (statistics.median(values), min(values), max(values)))
-    return f"{middle} [{'..'.join(ends)}]"
-
-
 def print_cell(kind: str, store: ActStore, *, rounds: int) -> None:
     """One line of the table."""
     coder, x, config = make_sae(kind), torch.randn(2**16, D), FeaturesConfig(run=Path("run"))
@@ -89,16 +73,11 @@ def print_cell(kind: str, store: ActStore, *, rounds: int) -> None:
     for _ in range(rounds):
         alone.append(seconds(lambda: encode_only(coder, x, n_rows=store.n_rows)))
         whole.append(seconds(lambda: sample_store(config, store, SITE, coder)))
-    rates = [
-        f"{store.n_rows / statistics.median(clock for clock, _ in took):,.0f}"
-        for took in (alone, whole)
-    ]
-    ratios = [
-        spread([one[i] / other[i] for one, other in zip(alone, whole, strict=True)])
-        for i in range(2)
-    ]
+    took = [*zip(*alone, strict=True)], [*zip(*whole, strict=True)]  # by the clock, of CPU
+    rates = [f"{store.n_rows / statistics.median(clock):,.0f}" for clock, _ in took]
+    shares = [spread(ratios(*both)) for both in zip(*took, strict=True)]
     l0 = found.n_active.sum() / found.n_tokens
-    print(f"| {kind} | {l0:.0f} | {' | '.join(rates)} | {' | '.join(ratios)} | 0.6 |", flush=True)
+    print(f"| {kind} | {l0:.0f} | {' | '.join(rates)} | {' | '.join(shares)} | 0.6 |", flush=True)
 
 
 def main() -> None:

@@ -15,12 +15,11 @@ round by round, and their median printed with the lowest and highest.
 import argparse
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -30,9 +29,9 @@ from pipeline.config.stages import HarvestConfig, Precision
 from pipeline.device import DTYPES
 from pipeline.harvest.harvest import harvest
 from pipeline.lm.hub import builtin_model_path
+from tests.bench.common import Cell, in_turn, ratios, spread
 
 CTX_LEN, SITE = 128, "mlp_out.1"
-Cell = Callable[[], float]
 
 
 def make_model(folder: Path) -> None:
@@ -105,30 +104,13 @@ def stored(model: Path, work: Path, n_tokens: int, precision: Precision, device:
     return run
 
 
-def report(rates: Mapping[str, list[float]], pairs: list[tuple[str, str]]) -> None:
-    """Median, lowest and highest of each cell, and of each ratio taken round by round."""
+def report(cells: Mapping[str, Cell], rounds: int, pairs: list[tuple[str, str]]) -> None:
+    """Rates of each cell, after one as a warm-up, and the ratios of these pairs."""
+    rates = in_turn(cells, rounds, warm_up=cells)
     for name, values in rates.items():
-        print(f"{name:16} {statistics.median(values):12,.0f} tokens/s  {spread(values, '12,.0f')}")
+        print(f"{name:16} {spread(values, '{:,.0f}')} tokens/s")
     for a, b in pairs:
-        ratios = [x / y for x, y in zip(rates[a], rates[b], strict=True)]
-        print(f"{a} / {b}: {statistics.median(ratios):.2f}  {spread(ratios, '.2f')}")
-
-
-def spread(values: list[float], style: str) -> str:
-    """Lowest and highest."""
-    return f"[{min(values):{style}} .. {max(values):{style}}]"
-
-
-def rounds(cells: Mapping[str, Cell], n: int) -> dict[str, list[float]]:
-    """Every cell once as a warm-up, then in turn, `n` times."""
-    rates: dict[str, list[float]] = {name: [] for name in cells}
-    for cell in cells.values():
-        cell()
-    for i in range(n):
-        for name, cell in cells.items():
-            rates[name].append(cell())
-        print(f"round {i + 1} of {n}", file=sys.stderr)
-    return rates
+        print(f"{a} / {b}: {spread(ratios(rates[a], rates[b]))}")
 
 
 def in_one_process(args: argparse.Namespace, work: Path, model: Path) -> None:
@@ -144,16 +126,14 @@ def in_one_process(args: argparse.Namespace, work: Path, model: Path) -> None:
     for name in whole:
         cells[f"bare {name}"] = bare(whole[name], many)
         cells[f"harvest {name}"] = stored(model, work, args.tokens, name, args.device)  # pyright: ignore[reportArgumentType]
-    report(
-        rounds(cells, args.rounds),
-        [
-            ("harvest fp32", "bare fp32"),
-            ("harvest bf16", "bare bf16"),
-            ("bare fp32", "full fp32"),
-            ("harvest fp32", "full fp32"),
-            ("harvest bf16", "full fp32"),
-        ],
-    )
+    pairs = [
+        ("harvest fp32", "bare fp32"),
+        ("harvest bf16", "bare bf16"),
+        ("bare fp32", "full fp32"),
+        ("harvest fp32", "full fp32"),
+        ("harvest bf16", "full fp32"),
+    ]
+    report(cells, args.rounds, pairs)
 
 
 def as_processes(args: argparse.Namespace, work: Path, model: Path) -> None:
@@ -193,7 +173,7 @@ def as_processes(args: argparse.Namespace, work: Path, model: Path) -> None:
         "saepipe bf16": process([*saepipe, "--precision", "bf16"], ours),
     }
     pairs = [("saepipe fp32", "saelens fp32"), ("saepipe bf16", "saelens fp32")]
-    report(rounds(cells, args.rounds), pairs)
+    report(cells, args.rounds, pairs)
 
 
 def main() -> None:

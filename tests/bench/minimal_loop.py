@@ -4,13 +4,26 @@ No norm constraint, clipping, dead counts, schedule or log: what a step costs at
 gradient is left to torch. One function for relu (squared error and L1), one for topk.
 """
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Params = tuple[Tensor, Tensor, Tensor, Tensor]
 """W_enc [d, F], b_enc [F], W_dec [F, d], b_dec [d]."""
+
+
+Batch = TypeVar("Batch")
+
+
+def ticks(batches: Iterable[Batch], times: list[float]) -> Iterator[Batch]:
+    """The batches; between two of the times lies a step."""
+    for batch in batches:
+        times.append(time.perf_counter())
+        yield batch
+    times.append(time.perf_counter())
 
 
 def start(d_in: int, d_sae: int, *, seed: int) -> Params:

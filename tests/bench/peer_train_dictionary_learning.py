@@ -9,6 +9,7 @@ from the file's first batch). What is not an option here is its default.
 
 import os
 
+import torch
 from peer_train_common import Feed, Weights, agrees, arguments, report, swept
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled")
@@ -54,7 +55,6 @@ def weights_of(ae) -> Weights:
 
 def train(args, feed: Feed, values: list[float]) -> None:
     """These values at once; `trainSAE` keeps its trainers to itself, so they are caught here."""
-    import torch
     from dictionary_learning.training import trainSAE
 
     made = []
@@ -81,8 +81,6 @@ def main() -> None:
     parser = arguments(__doc__, ARCHS)
     parser.add_argument("--apart", action="store_true", help="One value after another.")
     args = parser.parse_args()
-    import torch
-
     torch.set_num_threads(args.threads)
     feed, values = Feed(args), swept(args)
     for group in [[value] for value in values] if args.apart else [values]:

@@ -16,6 +16,7 @@ import json
 import os
 import time
 
+import torch
 from peer_train_common import Feed, Weights, agrees, arguments, report, seconds, swept
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="disabled")
@@ -54,7 +55,6 @@ def weights_of(sae) -> Weights:
 
 
 def make_sae(args, value: float, width: int):
-    import torch
     from sae_lens.registry import get_sae_training_class
 
     torch.manual_seed(args.seed)
@@ -64,7 +64,6 @@ def make_sae(args, value: float, width: int):
 
 def train_rows(args) -> None:
     """Its trainer, one value after another, each from the file's first batch."""
-    import torch
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
@@ -87,7 +86,6 @@ def train_rows(args) -> None:
 
 def train_cache(args) -> None:
     """Its runner on its own cache; prints its seconds and the process's so far."""
-    import torch
     from datasets import load_from_disk
     from sae_lens import (
         LanguageModelSAERunnerConfig,
@@ -121,8 +119,6 @@ def main() -> None:
     parser.add_argument("--model", help="With a cache: the language model's folder.")
     parser.add_argument("--tokens", help="With a cache: the tokenised dataset.")
     args = parser.parse_args()
-    import torch
-
     torch.set_num_threads(args.threads)
     (train_cache if args.rows.is_dir() else train_rows)(args)
 

@@ -11,6 +11,7 @@ and takes the learning rate 5e-3 / sqrt(F / 16384) unless told.
 
 import os
 
+import torch
 from peer_train_common import Feed, Weights, agrees, arguments, report, swept
 
 os.environ.update(HF_HUB_OFFLINE="1", SPARSIFY_DISABLE_TRITON="1")
@@ -18,7 +19,6 @@ os.environ.update(HF_HUB_OFFLINE="1", SPARSIFY_DISABLE_TRITON="1")
 
 def make_optimizer(args, coder):
     """Its optimiser, and a schedule or None."""
-    import torch
     from transformers import get_linear_schedule_with_warmup
 
     if args.optimizer == "adam":
@@ -35,7 +35,6 @@ def make_optimizer(args, coder):
 
 def train(args, feed: Feed, k: int):
     """One coder; it and its optimiser's averaging are left as they are for use."""
-    import torch
     from sparsify import SparseCoder
     from sparsify.config import SparseCoderConfig
 
@@ -78,8 +77,6 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=("adam", "signum"), default="adam")
     parser.add_argument("--signum-lr", type=float, help="Of signum; --lr is adam's.")
     args = parser.parse_args()
-    import torch
-
     torch.set_num_threads(args.threads)
     feed = Feed(args)
     for k in swept(args):

@@ -35,13 +35,13 @@ from torch import Tensor
 
 from actstore.manifest import StoreSpec
 from actstore.reader import ActStore
-from actstore.writer import ActWriter
 from pipeline.config.grid import expand
 from pipeline.config.stages import HarvestConfig
 from pipeline.harvest.harvest import harvest
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
 from pipeline.training.sweep import train_sweep
+from tests.helpers.stores import column, write_rows
 
 SITE, CTX_LEN, HELD = "mlp_out.2", 16, 2**14
 L1S = {
@@ -78,7 +78,7 @@ def make_rows(folder: Path, *, n_rows: int) -> np.ndarray:
     )
     harvest(config)
     store = ActStore.open(config.out)
-    rows = np.concatenate([store.shard(SITE, k) for k in range(store.n_shards)])
+    rows = column(store, SITE)
     rows = rows[np.random.default_rng(0).permutation(len(rows))[: n_rows + HELD]]
     return rows - rows.mean(0)
 
@@ -90,11 +90,7 @@ def write_store(path: Path, rows: np.ndarray) -> Path:
         dtype="float32",
         source={"model": "builtin", "revision": "main", "text": "builtin"},
     )
-    acts = rows.reshape(-1, CTX_LEN, rows.shape[1])
-    with ActWriter.create_or_resume(path, spec, n_rows=len(rows)) as writer:
-        writer.append({SITE: acts}, tokens=np.zeros(acts.shape[:2], np.int32))
-        writer.finish()
-    return path
+    return write_rows(path, spec, [rows], n_rows=len(rows))
 
 
 def steps(args, share: float) -> int:

@@ -12,13 +12,15 @@ The cells themselves are in `store_cells.py`.
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import store_cells
+
+from tests.bench.common import in_turn, printed_by, ratios, spread
 
 CELLS = (
     "memcpy", "memmap_rows", "decode", "batches", "batches_small_window", "batches_8_lanes",
@@ -50,33 +52,14 @@ RATIOS = (
 )  # fmt: skip
 
 
-def measure(cell: str, folder: Path, python: str) -> float:
-    """What one cell prints."""
-    command = [python, str(Path(__file__).with_name("store_cells.py")), cell, str(folder)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return float(done.stdout.split()[-1])
-
-
-def spread(values: Sequence[float], pattern: str) -> str:
-    middle, *ends = (
-        pattern.format(v) for v in (statistics.median(values), min(values), max(values))
-    )
-    return f"{middle} [{'..'.join(ends)}]"
-
-
-def print_rates(rounds: Sequence[dict[str, float]]) -> None:
-    for cell in rounds[0]:
-        print(f"{cell:24s} {spread([r[cell] for r in rounds], '{:,.3g}')}")
-
-
-def print_ratios(rounds: Sequence[dict[str, float]]) -> None:
+def print_ratios(told: Mapping[str, Sequence[float]]) -> None:
     print("\n| what | measured | goal |\n|---|---|---|")
     for words, cell, others, goal in RATIOS:
-        if not set(others) <= rounds[0].keys():
+        if not set(others) <= told.keys():
             continue
-        best = max(others, key=lambda o: statistics.median(r[o] for r in rounds), default=None)
-        ratios = [r[cell] / (r[best] if best else 1.0) for r in rounds]
-        print(f"| {words} | {spread(ratios, '{:.2f}')} | {f'≥ {goal}' if goal else ''} |")
+        best = max((told[other] for other in others), key=statistics.median, default=None)
+        found = told[cell] if best is None else ratios(told[cell], best)
+        print(f"| {words} | {spread(found)} | {f'≥ {goal}' if goal else ''} |")
 
 
 def main() -> None:
@@ -86,18 +69,17 @@ def main() -> None:
     parser.add_argument("--saelens", help="A Python that has sae_lens.")
     parser.add_argument("--cells", nargs="*", default=CELLS, help="Only these.")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        folder = Path(name)
-        store_cells.make_data(folder)
-        rounds: list[dict[str, float]] = []
-        for _ in range(args.rounds):
-            told = {cell: measure(cell, folder, sys.executable) for cell in args.cells}
-            if args.saelens:
-                told["mixing_buffer"] = measure("mixing_buffer", folder, args.saelens)
-            rounds.append(told)
-            print(f"round {len(rounds)} of {args.rounds}", file=sys.stderr)
-        print_rates(rounds)
-        print_ratios(rounds)
+    script = Path(store_cells.__file__)
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        store_cells.make_data(Path(folder))
+        pythons = dict.fromkeys(args.cells, sys.executable)
+        if args.saelens:
+            pythons["mixing_buffer"] = args.saelens
+        cells = {c: partial(printed_by, python, script, c, folder) for c, python in pythons.items()}
+        told = in_turn(cells, args.rounds)
+    for cell, rates in told.items():
+        print(f"{cell:24s} {spread(rates, '{:,.3g}')}")
+    print_ratios(told)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 
 if TYPE_CHECKING:  # cells of peers run where the store is not installed
     from actstore.manifest import StoreSpec
+    from actstore.reader import ActStore
     from actstore.writer import Shard
 
 WIDTH, CTX_LEN, N_ROWS = 512, 256, 2**20
@@ -95,6 +96,12 @@ def rate(work: Callable[[], object], n_rows: int = N_READ) -> float:
     return n_rows / (time.perf_counter() - start)
 
 
+def opened(folder: Path) -> "ActStore":
+    from actstore.reader import ActStore
+
+    return ActStore.open(folder / "acts.actstore")
+
+
 def shard_files(folder: Path) -> list[Path]:
     return sorted((folder / "acts.actstore" / "data.zarr" / SITE).glob("c/*/0"))
 
@@ -102,10 +109,14 @@ def shard_files(folder: Path) -> list[Path]:
 def drop_from_cache(folder: Path) -> None:
     for file in (folder / "acts.actstore" / "data.zarr").rglob("*"):
         if file.is_file():
-            fd = os.open(file, os.O_RDONLY)
-            os.fsync(fd)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
+            forget(file)
+
+
+def forget(file: Path) -> None:
+    """Drop a file from the page cache."""
+    with file.open("rb") as there:
+        os.fsync(there)
+        os.posix_fadvise(there.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def warm(folder: Path) -> None:
@@ -151,9 +162,7 @@ def sequential_read_cold(folder: Path) -> float:
 
 def decode(folder: Path) -> float:
     """Random chunks into a window, 2 threads, checksums on."""
-    from actstore.reader import ActStore
-
-    store, work, turn = ActStore.open(folder / "acts.actstore"), chunks(), count()
+    store, work, turn = opened(folder), chunks(), count()
     target = window().reshape(-1, CHUNK, WIDTH)
 
     def fill() -> None:
@@ -166,15 +175,17 @@ def decode(folder: Path) -> float:
         return rate(lambda: [job.result() for job in [pool.submit(fill) for _ in range(THREADS)]])
 
 
+def stream_of(folder: Path, **settings: int) -> Iterator[object]:
+    from actstore.batches import Batches
+
+    given = {"batch_size": BATCH, "seed": 0, "threads": THREADS, **settings}
+    return Batches(store=opened(folder), sites=(SITE,), **given).start_at(0)
+
+
 def batches(folder: Path, **settings: int) -> float:
     """Shuffled batches of 4096 rows, 2 decoding threads, the default window, in steady state."""
-    from actstore.batches import Batches
-    from actstore.reader import ActStore
-
-    store = ActStore.open(folder / "acts.actstore")
-    given = {"batch_size": BATCH, "seed": 0, "threads": THREADS, **settings}
-    stream = Batches(store=store, sites=(SITE,), **given).start_at(0)
-    for _ in islice(stream, 2 * given.get("window_rows", 2**18) // BATCH):  # memory is touched
+    stream = stream_of(folder, **settings)
+    for _ in islice(stream, 2 * settings.get("window_rows", 2**18) // BATCH):  # memory is touched
         pass
     return rate(lambda: [None for _ in islice(stream, N_ROWS // BATCH)], N_ROWS)
 
@@ -189,41 +200,29 @@ def batches_8_lanes(folder: Path) -> float:
 
 def batches_cold(folder: Path) -> float:
     """Decoded bytes a second of a first epoch, the first window's wait included."""
-    from actstore.batches import Batches
-    from actstore.reader import ActStore
-
     drop_from_cache(folder)
-    store = ActStore.open(folder / "acts.actstore")
-    stream = Batches(
-        store=store, sites=(SITE,), batch_size=BATCH, seed=0, threads=THREADS, window_rows=WINDOW
-    ).start_at(0)
+    stream = stream_of(folder, window_rows=WINDOW)
     n_bytes = N_ROWS * WIDTH * 2
     return rate(lambda: [None for _ in islice(stream, N_ROWS // BATCH)], n_bytes)
 
 
 def lookup_rows(folder: Path) -> float:
     """`rows(site, indices)`, 4096 random rows at a time."""
-    from actstore.reader import ActStore
-
-    store = ActStore.open(folder / "acts.actstore")
+    store = opened(folder)
     indices = np.random.default_rng(0).integers(0, N_ROWS, (2, BATCH))
     return rate(lambda: [store.rows(SITE, index) for index in indices], indices.size)
 
 
 def lookup_contexts(folder: Path) -> float:
     """Contexts a second of `contexts(ids)`, 256 random ones at once."""
-    from actstore.reader import ActStore
-
-    store = ActStore.open(folder / "acts.actstore")
+    store = opened(folder)
     ids = np.random.default_rng(0).integers(0, N_ROWS // CTX_LEN, 256)
     return rate(lambda: store.contexts(ids), len(ids))
 
 
 def lookup_one_context(folder: Path) -> float:
     """Contexts a second of `context(i)`, one at a time."""
-    from actstore.reader import ActStore
-
-    store = ActStore.open(folder / "acts.actstore")
+    store = opened(folder)
     ids = np.random.default_rng(0).integers(0, N_ROWS // CTX_LEN, 8).tolist()
     return rate(lambda: [store.context(i) for i in ids], len(ids))
 
@@ -235,20 +234,27 @@ def verify_cold(folder: Path) -> float:
 
 
 def verify_warm(folder: Path) -> float:
-    from actstore.reader import ActStore
     from actstore.verify import verify
 
-    path = folder / "acts.actstore"
-    return rate(lambda: verify(path), ActStore.open(path).n_bytes)
+    store = opened(folder)
+    return rate(lambda: verify(store.path), store.n_bytes)
 
 
 # --- peers ---------------------------------------------------------------------------------------
 
 
-def _zarr_blocks(folder: Path, block: int) -> float:
+ZARRS = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+
+
+def _zarr_array(folder: Path, **config: object):
     import zarr
 
-    array = zarr.open_group(folder / "acts.actstore" / "data.zarr", mode="r")[SITE]
+    zarr.config.set(config)
+    return zarr.open_group(folder / "acts.actstore" / "data.zarr", mode="r")[SITE]
+
+
+def _zarr_blocks(folder: Path, block: int, **config: object) -> float:
+    array = _zarr_array(folder, **config)
     starts = (np.random.default_rng(7).permutation(N_ROWS // block) * block).tolist()
     return rate(lambda: [array[i : i + block] for i in starts[: N_READ // block]])
 
@@ -258,17 +264,12 @@ def zarr_default(folder: Path) -> float:
 
 
 def zarr_one_worker(folder: Path) -> float:
-    import zarr
-
-    zarr.config.set({"async.concurrency": 1, "threading.max_workers": 1})
-    return _zarr_blocks(folder, CHUNK)
+    one = {"async.concurrency": 1, "threading.max_workers": 1}
+    return _zarr_blocks(folder, CHUNK, **one)
 
 
 def zarr_four_chunks(folder: Path) -> float:
-    import zarr
-
-    zarr.config.set({"threading.max_workers": THREADS})
-    return _zarr_blocks(folder, 4 * CHUNK)
+    return _zarr_blocks(folder, 4 * CHUNK, **{"threading.max_workers": THREADS})
 
 
 def zarr_whole_shards(folder: Path) -> float:
@@ -276,20 +277,14 @@ def zarr_whole_shards(folder: Path) -> float:
 
 
 def zarrs_two_callers(folder: Path) -> float:
-    import zarr
-
-    zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
-    array = zarr.open_group(folder / "acts.actstore" / "data.zarr", mode="r")[SITE]
+    array = _zarr_array(folder, **ZARRS)
     with ThreadPoolExecutor(THREADS) as pool:
         starts = [i * CHUNK for i in chunks()]
         return rate(lambda: list(pool.map(lambda i: len(array[i : i + CHUNK]), starts)))
 
 
 def zarrs_one_caller(folder: Path) -> float:
-    import zarr
-
-    zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
-    return _zarr_blocks(folder, CHUNK)
+    return _zarr_blocks(folder, CHUNK, **ZARRS)
 
 
 def tensorstore_futures(folder: Path) -> float:

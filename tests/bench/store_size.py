@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -26,12 +25,9 @@ from store_cells import CTX_LEN, SITE, WIDTH
 from actstore.batches import Batches, Epochs, LaneWindow
 from actstore.codec import encode, kept_bits, rounded
 from actstore.layout import Layout, row_permutation
-from actstore.ledger import Ledger
 from actstore.manifest import StoreSpec
-from actstore.metadata import shard_key
-from actstore.reader import ActStore, peek
-from actstore.summary import GROUP, read_summary, write_summary
-from actstore.writer import ActWriter, Shard
+from actstore.reader import ActStore
+from tests.helpers.stores import as_numbers, column, multiplied, write_rows
 
 CODECS = ("lz4", "zstd", "bitround:4", "bitround:3")
 
@@ -58,7 +54,7 @@ def print_disk(name: str, rows: np.ndarray, chunk: int) -> None:
             "" if codec.startswith("bitround") else f" ({size * 8 / rows.size / bits:.3f} of bound)"
         )
         told.append(f"{codec} {rows.nbytes / size:.3f}x{bound}")
-    spread = ((rows.astype(np.uint32) << 16).view(np.float32)).std()
+    spread = as_numbers(rows).std()
     print(f"{name:14s} std {spread:6.3f}  entropy {bits:.2f} bits  " + "  ".join(told))
 
 
@@ -71,14 +67,12 @@ def disk(folder: Path) -> None:
     harvest(config)
     store = ActStore.open(config.out)
     for site in sites:
-        rows = np.concatenate([store.shard(site, k) for k in range(store.n_shards)])
-        print_disk(site, rows, store.spec.chunk_rows)
+        print_disk(site, column(store, site), store.spec.chunk_rows)
     rows = store_cells.activations(65_536, seed=0)
-    numbers = (rows.astype(np.uint32) << 16).view(np.float32)
+    numbers = as_numbers(rows).astype(np.float32)
     for scale in (0.25, 0.5, 1, 2, 4, 16):
-        print_disk(
-            f"normal x {scale}", ((numbers * np.float32(scale)).view("u4") >> 16).astype("u2"), 1024
-        )
+        scaled = ((numbers * np.float32(scale)).view("u4") >> 16).astype("u2")
+        print_disk(f"normal x {scale}", scaled, 1024)
 
 
 def linked(folder: Path, *, n_shards: int, width: int, shard_rows: int | None) -> Path:
@@ -87,32 +81,9 @@ def linked(folder: Path, *, n_shards: int, width: int, shard_rows: int | None) -
     spec = StoreSpec.of(
         widths={SITE: width}, ctx_len=CTX_LEN, dtype="bfloat16", shard_rows=shard_rows
     )
-    n_rows, n_contexts = spec.shard_rows, spec.shard_rows // CTX_LEN
-    rows = store_cells.activations(n_rows, seed=0)[:, :width].copy()
-    tokens = np.zeros((n_contexts, CTX_LEN), np.int32)
-    with ActWriter.create_or_resume(path, spec, n_rows=n_rows) as writer:
-        document = np.zeros(tokens.shape, np.int64)
-        writer.write_shard(
-            Shard(index=0, acts={SITE: rows}, tokens=tokens, document_id=document, cursor={})
-        )
-        writer.finish()
-    root, old = path / GROUP, peek(path)
-    assert old is not None
-    for name in spec.arrays:
-        for k in range(1, n_shards):
-            link = root / shard_key(name, k)
-            link.parent.mkdir(exist_ok=True)
-            link.hardlink_to(root / shard_key(name, 0))
-    one = read_summary(root / "summary-1", spec)
-    summary = replace(
-        one,
-        shard_rows=np.repeat(one.shard_rows, n_shards),
-        shard_bytes=np.repeat(one.shard_bytes, n_shards, 0),
-        shard_crc32c=np.repeat(one.shard_crc32c, n_shards, 0),
-    )
-    write_summary(root / "summary-2", summary)
-    Ledger(path=path, manifest=old, layout=spec.layout(n_rows * n_shards)).publish(summary)
-    return path
+    rows = store_cells.activations(spec.shard_rows, seed=0)[:, :width]
+    write_rows(path, spec, [rows], n_rows=spec.shard_rows)
+    return multiplied(path, spec, n_shards)
 
 
 def mixing(folder: Path) -> None:
@@ -162,16 +133,12 @@ def memory(folder: Path) -> None:
 def peak(path: Path, *, read: bool) -> int:
     """KiB of anonymous memory at most: mapped files are the system's to take back."""
     store = ActStore.open(path)
-    if read:
-        stream = Batches(
-            store=store, sites=(SITE,), batch_size=4096, seed=0, threads=2, window_rows=2**16
-        ).start_at(0)
-        most = 0
-        for i, _ in enumerate(islice(stream, store.n_rows // 4096)):
-            if i % 16 == 0:
-                most = max(most, _anonymous())
-        return most
-    return _anonymous()
+    if not read:
+        return _anonymous()
+    stream = Batches(
+        store=store, sites=(SITE,), batch_size=4096, seed=0, threads=2, window_rows=2**16
+    ).start_at(0)
+    return max(_anonymous() for _ in islice(stream, 0, store.n_rows // 4096, 16))
 
 
 def _anonymous() -> int:

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from actstore.manifest import StoreSpec
-from actstore.writer import ActWriter
 from pipeline.config.grid import Point, expand
 from pipeline.plots.style import BLUE, GRAY, LEGEND, RED, axes_in, few_ticks, make_figure, save
 from pipeline.runs.curves import TrainReport
 from pipeline.runs.sae_run import SAERun
 from pipeline.training.sweep import train_sweep
+from tests.helpers import stores
 
 SITE, CTX_LEN, BLOCK = "mlp_out.0", 16, 2**14
 N_FACTORS = 32  # hidden causes through which features are active together
@@ -84,14 +84,11 @@ def write_rows(path: Path, truth: Truth, *, n_rows: int, seed: int = 1) -> Path:
         dtype="float16",
         source={"model": "superposition", "revision": "main", "text": "superposition"},
     )
-    with ActWriter.create_or_resume(path, spec, n_rows=n_rows) as writer:
-        for start in range(0, n_rows, BLOCK):
-            rows = truth.rows(min(BLOCK, n_rows - start), seed=seed + start)
-            acts = rows.numpy().astype(np.float16).reshape(-1, CTX_LEN, rows.shape[1])
-            tokens = np.zeros(acts.shape[:2], np.int32)
-            writer.append({SITE: acts}, tokens=tokens)
-        writer.finish()
-    return path
+    blocks = (
+        truth.rows(min(BLOCK, n_rows - start), seed=seed + start).numpy().astype(np.float16)
+        for start in range(0, n_rows, BLOCK)
+    )
+    return stores.write_rows(path, spec, blocks, n_rows=n_rows)
 
 
 def best_cosines(truth: Tensor, dictionary: Tensor) -> Tensor:
@@ -140,14 +137,8 @@ def draw(found: list[Found], out: Path) -> None:
     left.set_ylim(top=1.01)
     right = axes_in(figure, (1, 2, 2), title="The same over L0", y="mean max cosine")
     for group, color, name in ((relu, BLUE, "relu"), (topk, RED, "topk")):
-        right.plot(
-            [f.report.l0 for f in group],
-            [f.mmcs for f in group],
-            "o-",
-            color=color,
-            ms=4,
-            label=name,
-        )
+        l0, mmcs = [f.report.l0 for f in group], [f.mmcs for f in group]
+        right.plot(l0, mmcs, "o-", color=color, ms=4, label=name)
     right.axvline(5, color=GRAY, lw=0.8, ls="--", label="of the truth")
     right.set_xscale("log")
     few_ticks(right.xaxis)

@@ -13,7 +13,6 @@ start with biases that let so many latents through, and stay there.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,8 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from tests.bench.common import printed_by, ratios, spread
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -33,7 +34,7 @@ GOALS = {  # of d 512, by cell and F
 }  # fmt: skip
 D, F, BATCH, STEPS = 512, 2048, 4096, 50
 L1S, KS = "0.5,1,2,4", "16,32,64,128"
-
+CELLS = HERE / "train_cells.py"
 
 CASES: dict[str, tuple[str, str, list[object]]] = {
     "relu, dense": ("relu", "relu-april", ["--l1", "1"]),
@@ -44,39 +45,24 @@ CASES: dict[str, tuple[str, str, list[object]]] = {
 """Whole runs to compare with peers: kind, architecture, what it is told."""
 
 
-def spread(values: Sequence[float], pattern: str = "{:.2f}") -> str:
-    middle, *ends = (
-        pattern.format(v) for v in (statistics.median(values), min(values), max(values))
-    )
-    return f"{middle} [{'..'.join(ends)}]"
-
-
-def run_cell(*args: object) -> object:
-    """What a cell prints last."""
-    command = [sys.executable, str(HERE / "train_cells.py"), *map(str, args)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def print_steps(shapes: Sequence[tuple[int, int, int]], rounds: int) -> None:
     print("\n| d, F, batch | cell | rows/s | / minimal_relu | goal |\n|---|---|---|---|---|")
     for d, d_sae, batch in shapes:
-        told: dict[str, list[float]] = run_cell("steps", d, d_sae, batch, rounds)  # pyright: ignore[reportAssignmentType]
+        told = printed_by(sys.executable, CELLS, "steps", d, d_sae, batch, rounds)
         for cell, seconds in told.items():
-            base = told[BASE.get(cell, "minimal_relu")]
-            ratios = [b / s for b, s in zip(base, seconds, strict=True)]
+            faster = ratios(told[BASE.get(cell, "minimal_relu")], seconds)
             goal = GOALS.get((cell, d_sae), GOALS.get((cell, 0), "")) if d == D else ""
             rate = batch / statistics.median(seconds)
             where = f"{d}, {d_sae}, {batch}"
-            print(f"| {where} | {cell} | {rate:,.0f} | {spread(ratios)} | {goal} |", flush=True)
+            print(f"| {where} | {cell} | {rate:,.0f} | {spread(faster)} | {goal} |", flush=True)
 
 
 def print_store(folder: Path) -> None:
     print("\n| from the store / the same rows in memory | goal 0.95 |\n|---|---|")
     for arch in ("relu", "topk"):
-        told: dict[str, list[float]] = run_cell("store", folder, arch, F, 40)  # pyright: ignore[reportAssignmentType]
-        ratios = [a / b for a, b in zip(told["store"], told["memory"], strict=True)]
-        print(f"| {arch}, F {F}, batch 4096 | {spread(ratios, '{:.3f}')} |", flush=True)
+        told = printed_by(sys.executable, CELLS, "store", folder, arch, F, 40)
+        share = spread(ratios(told["store"], told["memory"]), "{:.3f}")
+        print(f"| {arch}, F {F}, batch 4096 | {share} |", flush=True)
 
 
 def wall(command: Sequence[object]) -> float:
@@ -101,7 +87,7 @@ def print_sweep(store: Path, folder: Path, rounds: int) -> None:
         ("topk", "--seed", [str(i) for i in range(8)]),
         ("relu", "--l1", [f"{0.1 * 2**i:g}" for i in range(8)]),
     ):
-        ratios = list[float]()
+        faster = list[float]()
         for i in range(rounds):
             at_once = train(store, folder / f"{arch}{i}", "--arch", arch, option, ",".join(values))
             together = wall(at_once)
@@ -109,8 +95,8 @@ def print_sweep(store: Path, folder: Path, rounds: int) -> None:
                 wall(train(store, folder / f"{arch}{i}-{v}", "--arch", arch, option, v))
                 for v in values
             )
-            ratios.append(apart / together)
-        print(f"| {arch}, {option} | {spread(ratios)} |", flush=True)
+            faster.append(apart / together)
+        print(f"| {arch}, {option} | {spread(faster)} |", flush=True)
 
 
 def peer(python: str, script: str, rows: Path, arch: str, *options: object) -> list[object]:
@@ -129,7 +115,7 @@ def print_peers(
     cases: Sequence[str],
 ) -> None:
     """Whole runs: start-up, training, what is written at the end."""
-    rows = Path(str(run_cell("export", store, folder / "rows.npy")))
+    rows = Path(printed_by(sys.executable, CELLS, "export", store, folder / "rows.npy"))
     print(
         f"\nWhole processes, F {F}, batch {BATCH}, {STEPS * BATCH:,} rows a member: "
         "seconds of the peer / ours."
@@ -149,9 +135,8 @@ def print_peers(
                     seconds = wall(peer(python, name, rows, arch, *options))
                     theirs.setdefault(name, []).append(seconds)
         for name, seconds in theirs.items():
-            ratios = [a / b for a, b in zip(seconds, ours, strict=True)]
-            middle = f"{statistics.median(ours):.1f}"
-            print(f"| {name} | {words} | {middle} | {spread(ratios)} |", flush=True)
+            middle, slower = f"{statistics.median(ours):.1f}", spread(ratios(seconds, ours))
+            print(f"| {name} | {words} | {middle} | {slower} |", flush=True)
 
 
 def main() -> None:
@@ -162,8 +147,7 @@ def main() -> None:
     for name in ("saelens", "dictionary-learning", "sparsify"):
         parser.add_argument(f"--{name}", help="A Python that has it.")
     args = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
-    from train_cells import write_store
+    from train_cells import write_store  # it brings torch
 
     pythons = {name: getattr(args, name) for name in ("saelens", "dictionary_learning", "sparsify")}
     with tempfile.TemporaryDirectory() as name:

@@ -9,7 +9,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from itertools import islice
@@ -18,13 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from minimal_loop import minimal_relu, minimal_topk
+from minimal_loop import minimal_relu, minimal_topk, ticks
 from torch import Tensor
 
 from actstore.batches import Batches
 from actstore.manifest import StoreSpec
 from actstore.reader import ActStore
-from actstore.writer import ActWriter
 from pipeline.config.architectures import BatchTopKConfig, ReluConfig, TopKConfig
 from pipeline.config.training import TrainConfig
 from pipeline.runs.folder import Provenance, enter
@@ -33,6 +31,7 @@ from pipeline.training.assemble import Entry, assemble
 from pipeline.training.batches import device_batches
 from pipeline.training.feed import Feeder
 from pipeline.training.group import Group
+from tests.helpers.stores import as_numbers, write_rows
 
 SITE, CTX_LEN, K = "mlp_out.1", 128, 32
 WARM, STEPS = 2, 3
@@ -59,14 +58,13 @@ def write_store(path: Path, *, n_rows: int, width: int, seed: int = 0) -> Path:
     spec = StoreSpec.of(
         widths={SITE: width}, ctx_len=CTX_LEN, dtype="bfloat16", source={"model": "none"}
     )
-    with ActWriter.create_or_resume(path, spec, n_rows=n_rows) as writer:
+
+    def blocks() -> Iterator[np.ndarray]:
         for start in range(0, n_rows, 2**14):
-            n = min(2**14, n_rows - start)
-            x = rng.standard_normal((n, width), np.float32) * spread
-            bits = (x.view(np.uint32) >> 16).astype(np.uint16).reshape(-1, CTX_LEN, width)
-            writer.append({SITE: bits}, tokens=np.zeros(bits.shape[:2], np.int32))
-        writer.finish()
-    return path
+            x = rng.standard_normal((min(2**14, n_rows - start), width), np.float32) * spread
+            yield (x.view(np.uint32) >> 16).astype(np.uint16)
+
+    return write_rows(path, spec, blocks(), n_rows=n_rows)
 
 
 def make_group(store: ActStore, out: Path, files: ExitStack, **changes: Any) -> Group:
@@ -87,14 +85,6 @@ def let_through(group: Group, share: float, x: Tensor) -> None:
     params = group.members[0].adam.params
     pre = (x[:64] - params["b_dec"]) @ params["E"].T
     params["b_enc"].sub_(np.quantile(pre.numpy(), 1 - share).item())
-
-
-def ticks(batches: Iterator[Tensor], times: list[float]) -> Iterator[Tensor]:
-    """The batches; between two of them lies a step."""
-    for batch in batches:
-        times.append(time.perf_counter())
-        yield batch
-    times.append(time.perf_counter())
 
 
 def timed(loop: Callable[[Iterator[Tensor]], object], rows: Tensor, batch: int) -> float:
@@ -175,8 +165,7 @@ def export(folder: Path, out: Path) -> str:
     )
     with closing(stream):
         for i, block in enumerate(islice(stream, opened.n_rows // batch)):
-            bits = block[SITE].astype(np.uint32) << 16
-            rows[i * batch : (i + 1) * batch] = bits.view(np.float32)
+            rows[i * batch : (i + 1) * batch] = as_numbers(block[SITE])
     rows.flush()
     return str(out)
 

@@ -10,17 +10,20 @@ from safetensors.torch import load_file, save_file
 
 from actstore.errors import StoreError
 from actstore.files import writing
-from actstore.manifest import Manifest
 from actstore.reader import ActStore, peek
 from actstore.repair import repairing
 from actstore.summary import write_root
 from actstore.verify import verify
 from pipeline.config.stages import HarvestConfig
 from pipeline.errors import ConfigError, TextError
+from pipeline.harvest.forward import FilledShard
 from pipeline.harvest.harvest import harvest
 from pipeline.harvest.repair import repair
+from pipeline.lm.hub import ModelFiles
+from pipeline.text.files import FileText
+from tests.helpers.crashing import files_up_to
 from tests.helpers.harvests import harvest_config, states_until_complete
-from tests.helpers.stores import files_of, make_spec, shard_of, write_store
+from tests.helpers.stores import files_of, flip, make_spec, shard_file, shard_of, write_store
 from tests.helpers.tiny import CTX_LEN, make_model, make_text
 
 
@@ -46,12 +49,6 @@ def everything(path: Path) -> dict[str, bytes]:
     """Every file of a store but its lock."""
     found = sorted(p for p in path.rglob("*") if p.is_file() and p.name != "LOCK")
     return {str(p.relative_to(path)): p.read_bytes() for p in found}
-
-
-def flip(file: Path, place: int) -> None:
-    data = bytearray(file.read_bytes())
-    data[place] ^= 4
-    file.write_bytes(data)
 
 
 def cut(file: Path) -> None:
@@ -113,7 +110,7 @@ def test_what_was_damaged_is_put_back_byte_for_byte(store, damage):
 
 def test_only_damaged_shards_are_harvested_and_progress_reaches_their_rows(store):
     for k in (1, 3):
-        remove(store / "data.zarr" / "mlp_out.1" / "c" / str(k) / "0")
+        remove(shard_file(store, "mlp_out.1", k))
     told = []
     report = mended(store, on_progress=told.append)
     assert report.shards == (1, 3)
@@ -129,7 +126,7 @@ def test_a_whole_store_needs_no_repair_and_loads_no_model(store):
 
 
 def test_a_repaired_store_can_be_extended(harvested, store):
-    remove(store / "data.zarr" / "mlp_out.1" / "c" / "3" / "0")
+    remove(shard_file(store, "mlp_out.1", 3))
     remove(store / "data.zarr" / "summary-1")
     mended(store)
     config = config_of(harvested, store, tokens=39 * CTX_LEN)
@@ -137,7 +134,7 @@ def test_a_repaired_store_can_be_extended(harvested, store):
     whole = replace(config, out=store.parent / "whole" / "acts.actstore")  # none beside it
     harvest(whole)
     assert ActStore.open(store).fingerprint == ActStore.open(whole.out).fingerprint
-    remove(store / "data.zarr" / "mlp_out.1" / "c" / "3" / "0")  # of the second generation
+    remove(shard_file(store, "mlp_out.1", 3))  # of the second generation
     remove(store / "data.zarr" / "summary-2")
     before = files_of(whole.out)
     mended(store)
@@ -159,19 +156,12 @@ def rewritten_source(path: Path, **change: str) -> None:
     manifest = peek(path)
     spec = replace(manifest.spec, source={**manifest.spec.source, **change})
     summary = ActStore.open(path)._summary
-    manifest = Manifest(
-        spec=spec,
-        n_rows=manifest.n_rows,
-        state="complete",
-        generation=1,
-        fingerprint=summary.fingerprint(spec),
-    )
-    write_root(path, manifest, summary)
+    changed = replace(manifest, spec=spec, fingerprint=summary.fingerprint(spec))
+    write_root(path, changed, summary)
 
 
 def test_another_text_or_tokenizer_or_model_is_refused_by_name(store, tmp_path, harvested):
-    source = peek(store).spec.source
-    file = store / "data.zarr" / "mlp_out.1" / "c" / "1" / "0"
+    file = shard_file(store, "mlp_out.1", 1)
     other = make_text(tmp_path / "other.txt", n_contexts=40, seed=1)
     model = shutil.copytree(harvested / "model", tmp_path / "model")
     make_model(model, seed=1)
@@ -191,7 +181,6 @@ def test_another_text_or_tokenizer_or_model_is_refused_by_name(store, tmp_path, 
     rewritten_source(store, text=str(tmp_path / "gone.txt"))
     cut(file)
     refused(store, TextError, "there is no text")
-    assert source["text"] != other
 
 
 def test_a_shard_that_comes_out_different_is_refused(store, tmp_path, harvested):
@@ -200,12 +189,9 @@ def test_a_shard_that_comes_out_different_is_refused(store, tmp_path, harvested)
     weights = load_file(model / "model.safetensors")
     weights["gpt_neox.layers.1.mlp.dense_4h_to_h.bias"][3] += 1.0
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    from pipeline.lm.hub import ModelFiles
-
-    rewritten_source(
-        store, model=str(model), model_fingerprint=ModelFiles(str(model)).fingerprint()
-    )
-    remove(store / "data.zarr" / "resid_pre.0" / "c" / "1" / "0")
+    fingerprint = ModelFiles(str(model)).fingerprint()
+    rewritten_source(store, model=str(model), model_fingerprint=fingerprint)
+    remove(shard_file(store, "resid_pre.0", 1))
     refused(
         store,
         StoreError,
@@ -214,25 +200,21 @@ def test_a_shard_that_comes_out_different_is_refused(store, tmp_path, harvested)
 
 
 def test_one_bit_of_one_activation_is_enough_to_refuse(store, monkeypatch):
-    from pipeline.harvest.forward import FilledShard
-
     def off_by_a_bit(filled):
         filled.shard.acts["resid_pre.0"][77, 5] ^= np.uint16(1)
         return filled.shard
 
     monkeypatch.setattr(FilledShard, "wait", off_by_a_bit)
-    cut(store / "data.zarr" / "mlp_out.1" / "c" / "2" / "0")
+    cut(shard_file(store, "mlp_out.1", 2))
     refused(store, StoreError, "shard 2 of .* came out different .* in resid_pre.0, so")
 
 
 def test_a_text_that_ends_too_early_is_refused(store, tmp_path, monkeypatch):
-    from pipeline.text.files import FileText
-
     text = make_text(tmp_path / "short.txt", n_contexts=15)
     fingerprint = peek(store).spec.source["text_fingerprint"]
     monkeypatch.setattr(FileText, "fingerprint", lambda self: fingerprint)
     rewritten_source(store, text=text)
-    cut(store / "data.zarr" / "mlp_out.1" / "c" / "1" / "0")
+    cut(shard_file(store, "mlp_out.1", 1))
     refused(store, ConfigError, "ends before shard 1 does")
 
 
@@ -240,10 +222,10 @@ def test_a_copy_of_the_group_alone_gets_back_its_first_shard_and_no_other(store)
     whole = files_of(store)
     for name in ("journal.jsonl", "moments"):
         remove(store / name)
-    cut(store / "data.zarr" / "mlp_out.1" / "c" / "0" / "0")
+    cut(shard_file(store, "mlp_out.1", 0))
     mended(store)
     assert files_of(store) == whole
-    cut(store / "data.zarr" / "mlp_out.1" / "c" / "2" / "0")
+    cut(shard_file(store, "mlp_out.1", 2))
     refused(store, StoreError, "shard 2 of .* cannot be found again: journal.jsonl is missing")
     remove(store / "data.zarr" / "summary-1" / "zarr.json")
     refused(store, StoreError, "summary-1 is damaged, and journal.jsonl and moments do not tell")
@@ -252,7 +234,7 @@ def test_a_copy_of_the_group_alone_gets_back_its_first_shard_and_no_other(store)
 def test_damage_to_the_writers_own_files_is_told_after_all_else_is_mended(store):
     whole = files_of(store)
     flip(store / "journal.jsonl", 30)
-    cut(store / "data.zarr" / "mlp_out.1" / "c" / "2" / "0")
+    cut(shard_file(store, "mlp_out.1", 2))
     with pytest.raises(StoreError, match=r"journal.jsonl cannot be put back: the store reads on"):
         mended(store)
     assert files_of(store) == whole
@@ -274,7 +256,7 @@ def test_a_damaged_root_is_left_to_a_backup(store):
 
 
 def test_a_store_in_use_is_not_repaired(store):
-    cut(store / "data.zarr" / "mlp_out.1" / "c" / "2" / "0")
+    cut(shard_file(store, "mlp_out.1", 2))
     with writing(store):
         refused(store, StoreError, "is being written by process")
 
@@ -283,7 +265,7 @@ def test_a_store_that_no_harvest_wrote_is_repaired_by_its_own_program(tmp_path):
     spec, path = make_spec(), tmp_path / "s"
     whole = files_of(write_store(path, spec, n_rows=200))
     remove(path / "data.zarr" / "position" / "zarr.json")
-    cut(path / "data.zarr" / "mlp_out.1" / "c" / "1" / "0")
+    cut(shard_file(path, "mlp_out.1", 1))
     with pytest.raises(ConfigError, match="was not written by saepipe harvest"):
         mended(path)
     with repairing(path, verify(path)) as job:
@@ -296,17 +278,11 @@ def test_a_store_that_no_harvest_wrote_is_repaired_by_its_own_program(tmp_path):
 
 
 def test_a_full_disk_leaves_the_damage_as_it_was(store):
-    import resource
-
-    file = store / "data.zarr" / "mlp_out.1" / "c" / "1" / "0"
+    file = shard_file(store, "mlp_out.1", 1)
     size = file.stat().st_size
     cut(file)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, before[1]))
-    try:
+    with files_up_to(size - 1):
         refused(store, StoreError, "could not be written: File too large")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     mended(store)
     assert verify(store) == []
 

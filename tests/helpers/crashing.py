@@ -3,6 +3,7 @@
 import fcntl
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -35,6 +36,17 @@ def crash_before(patch: pytest.MonkeyPatch, n: int, *steps: tuple[object, str]) 
 
     for owner, name in steps:
         patch.setattr(owner, name, crashing(getattr(owner, name)))
+
+
+@contextmanager
+def files_up_to(n_bytes: int) -> Generator[None]:
+    """No file may grow beyond this: the system refuses the write that would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 Tree = dict[str, bytes | None]

@@ -1,15 +1,23 @@
 """Small stores for tests: their content is a function of the context number alone."""
 
+import json
+import threading
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from actstore.layout import row_permutation
+from actstore.ledger import Ledger
 from actstore.manifest import StoreSpec
-from actstore.reader import ActStore
+from actstore.metadata import shard_key
+from actstore.reader import ActStore, peek
+from actstore.summary import GROUP, read_summary, write_summary
 from actstore.writer import ActWriter, Shard
 
 CTX_LEN = 8
+TWO_SITES = {"mlp_out.1": 16, "resid.0": 24}
 
 
 def make_spec(
@@ -78,6 +86,37 @@ def write_store(path: Path, spec: StoreSpec, *, n_rows: int, stop: int | None = 
     return path
 
 
+def write_rows(path: Path, spec: StoreSpec, blocks: Iterable[np.ndarray], *, n_rows: int) -> Path:
+    """A store of blocks of rows of its one site, in the order of contexts; every token is 0."""
+    (site,) = spec.sites
+    with ActWriter.create_or_resume(path, spec, n_rows=n_rows) as writer:
+        for rows in blocks:
+            acts = rows.reshape(-1, spec.ctx_len, site.width)
+            writer.append({site.name: acts}, tokens=np.zeros(acts.shape[:2], np.int32))
+        writer.finish()
+    return path
+
+
+def multiplied(path: Path, spec: StoreSpec, n: int) -> Path:
+    """The one shard of a store `n` times over, as hard links, under a root that counts them."""
+    root, old = path / GROUP, peek(path)
+    for name in spec.arrays:
+        for k in range(1, n):
+            link = root / shard_key(name, k)
+            link.parent.mkdir(exist_ok=True)
+            link.hardlink_to(root / shard_key(name, 0))
+    one = read_summary(root / "summary-1", spec)
+    summary = replace(
+        one,
+        shard_rows=np.repeat(one.shard_rows, n),
+        shard_bytes=np.repeat(one.shard_bytes, n, 0),
+        shard_crc32c=np.repeat(one.shard_crc32c, n, 0),
+    )
+    write_summary(root / "summary-2", summary)
+    Ledger(path=path, manifest=old, layout=spec.layout(n * old.n_rows)).publish(summary)
+    return path
+
+
 def column(store: ActStore, name: str) -> np.ndarray:
     """All of one array."""
     return np.concatenate([store.shard(name, k) for k in range(store.n_shards)])
@@ -85,9 +124,33 @@ def column(store: ActStore, name: str) -> np.ndarray:
 
 def files_of(path: Path) -> dict[str, bytes]:
     """Every file of the Zarr group."""
-    root = path / "data.zarr"
+    root = path / GROUP
     found = sorted(p for p in root.rglob("*") if p.is_file())
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in found}
+
+
+def shard_file(path: Path, name: str, shard: int) -> Path:
+    """The file of a shard."""
+    return path / GROUP / shard_key(name, shard)
+
+
+def flip(file: Path, place: int, bit: int = 0) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1 << bit
+    file.write_bytes(data)
+
+
+def edit_json(file: Path, change) -> None:
+    """Change a document in place."""
+    document = json.loads(file.read_bytes())
+    change(document)
+    file.write_text(json.dumps(document))
+
+
+def decoding() -> list[threading.Thread]:
+    """Threads that decode batches just now."""
+    return [t for t in threading.enumerate() if t.name.startswith("actstore-decode")]
 
 
 def as_numbers(values: np.ndarray) -> np.ndarray:

@@ -16,15 +16,15 @@ from safetensors.numpy import load_file
 from actstore.manifest import StoreSpec
 from actstore.writer import ActWriter
 from pipeline.config.grid import expand
+from pipeline.training.loop import Outcome
 from pipeline.training.sweep import train_sweep
+from tests.helpers.stores import flip
 
 CTX = 16
 WIDTHS = {"mlp_out.0": 8, "resid_post.0": 8}
 
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(
-    ["tests.helpers.training"]
-)  # torch is imported once, not by each child
+server.set_forkserver_preload(["tests.helpers.training"])  # each child has torch already
 
 
 def make_rows(n_rows: int, *, width: int, seed: int = 0) -> np.ndarray:
@@ -84,10 +84,10 @@ def settings_for(store: Path, *, steps: int, **changes: object) -> dict[str, Any
     return common | changes
 
 
-def train_settings(settings: dict[str, Any], out: Path, *, resume: bool = False) -> None:
+def train_settings(settings: dict[str, Any], out: Path, **options: Any) -> list[Outcome]:
     """Train these settings, whose lists make a sweep."""
     torch.set_num_threads(1)
-    train_sweep(expand(settings, out=out), out=out, resume=resume)
+    return train_sweep(expand(settings, out=out), out=out, **options)
 
 
 def lines_of(out: Path) -> list[dict[str, float]]:
@@ -126,9 +126,7 @@ def steps_kept(out: Path) -> list[int]:
 
 def flip_a_bit(path: Path) -> None:
     """In the middle of a file."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
+    flip(path, path.stat().st_size // 2, bit=2)
 
 
 def truncate(path: Path) -> None:

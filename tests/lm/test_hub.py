@@ -5,10 +5,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from pipeline.lm.hub import ModelFiles, builtin_model_path
 from pipeline.lm.model import load_model
 from pipeline.lm.weights import Weights
 from tests.helpers.slow import slow
+from tests.helpers.standin import StandIn, serving
 from tests.helpers.tiny import make_model, make_text
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -35,48 +34,28 @@ class Hub:
     fetched: list[str] = field(default_factory=list)
     url: str = ""
 
-    def handler(self) -> type[BaseHTTPRequestHandler]:
+    def handler(self) -> type[StandIn]:
         hub = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Model(StandIn):
             protocol_version = "HTTP/1.1"
 
-            def do_HEAD(self):
-                self.answer(body=False)
-
-            def do_GET(self):
-                self.answer(body=True)
-
-            def answer(self, *, body: bool):
+            def do_GET(self):  # noqa: N802 - as it is called
                 parts = self.path.partition("?")[0].strip("/").split("/")
                 if parts[:3] != ["org", "tiny", "resolve"]:
-                    return self.missing("RepoNotFound")
+                    return self.answer(404, X_Error_Code="RepoNotFound")
                 if parts[3] not in ("main", "step1"):
-                    return self.missing("RevisionNotFound")
+                    return self.answer(404, X_Error_Code="RevisionNotFound")
                 file = hub.folder / parts[4]
                 if not file.is_file():
-                    return self.missing("EntryNotFound")
+                    return self.answer(404, X_Error_Code="EntryNotFound")
                 data = file.read_bytes()
-                self.send_response(200)
-                self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-                self.send_header("X-Repo-Commit", COMMIT)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                if body:
+                if self.command == "GET":
                     hub.fetched.append(file.name)
-                    self.wfile.write(data)
-                return None
+                etag = f'"{hashlib.sha256(data).hexdigest()}"'
+                return self.answer(200, data, ETag=etag, X_Repo_Commit=COMMIT)
 
-            def missing(self, code: str):
-                self.send_response(404)
-                self.send_header("X-Error-Code", code)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format, *args):
-                pass
-
-        return Handler
+        return Model
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +67,8 @@ def hub(tmp_path_factory) -> Iterator[Hub]:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((whole / name).read_bytes())
     hub = Hub(folder)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), hub.handler())
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    yield hub
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(hub.handler()) as hub.url:
+        yield hub
 
 
 def saepipe(*arguments: str, home: Path, endpoint: str, **env: str):

@@ -3,9 +3,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -19,6 +17,7 @@ import pipeline.text.files
 from pipeline.errors import TextError
 from pipeline.text.files import Format
 from pipeline.text.open import heldout_of, open_text
+from tests.helpers.standin import StandIn, serving
 
 RECORDS = [{"text": "one"}, {"text": "two\nlines"}, {"text": ""}, {"text": None}, {"text": "é"}]
 TEXTS = ["one", "two\nlines", "", "", "é"]
@@ -320,10 +319,10 @@ COMMIT = "c0ffee" + "0" * 34
 FILES = {"data/train-0.jsonl": "".join(json.dumps(r) + "\n" for r in RECORDS).encode()}
 
 
-class StandIn(BaseHTTPRequestHandler):
+class Texts(StandIn):
     """The few answers of the hub that streaming `some/texts` needs; it has nothing else."""
 
-    def do_GET(self):
+    def do_GET(self):  # noqa: N802 - as it is called
         path = unquote(self.path.partition("?")[0])
         if "/texts" not in path:
             self.answer(404, b"{}", X_Error_Code="RepoNotFound")
@@ -337,14 +336,11 @@ class StandIn(BaseHTTPRequestHandler):
             name = path.partition(f"/resolve/{COMMIT}/")[2]
             content = FILES.get(name)
             if content is None:
-                self.answer(404, b"", X_Error_Code="EntryNotFound")
+                self.answer(404, X_Error_Code="EntryNotFound")
             else:
                 self.answer(200, content, ETag=f'"{len(content)}"', X_Repo_Commit=COMMIT)
 
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_POST(self):
+    def do_POST(self):  # noqa: N802
         asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
         paths = json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked)["paths"]
         everything = [*self.listing(""), *self.listing("data")]
@@ -361,33 +357,12 @@ class StandIn(BaseHTTPRequestHandler):
     def answer_json(self, value: object) -> None:
         self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
 
-    def answer(self, status: int, content: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        return
-
 
 @pytest.fixture
 def hub(tmp_path) -> Iterator[dict[str, str]]:
     """A local stand-in for the hub; what a process must know to use it."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path),
-        "NO_PROXY": "127.0.0.1",
-    }
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Texts) as url:
+        yield {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
 
 
 def test_a_dataset_of_the_hub_is_streamed_from_any_number_on(hub):

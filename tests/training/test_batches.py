@@ -3,7 +3,6 @@
 import gc
 import multiprocessing
 import pickle
-import threading
 from itertools import islice
 
 import numpy as np
@@ -16,7 +15,7 @@ from actstore.reader import ActStore
 from pipeline.errors import ConfigError
 from pipeline.training.batches import StoreBatches
 from tests.helpers.slow import slow
-from tests.helpers.stores import as_numbers
+from tests.helpers.stores import as_numbers, decoding
 
 WIDTHS = {"mlp_out.1": 16, "resid_post.0": 8}
 SITES = tuple(WIDTHS)
@@ -58,10 +57,6 @@ def assert_same(got, wanted):
             np.testing.assert_array_equal(rows.double().numpy(), other[site])
 
 
-def decoders() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith("actstore-decode")]
-
-
 def test_batches_are_those_of_the_store_in_their_order(dataset):
     whole = dataset(n_batches=45)  # more than two epochs of 20
     assert_same(list(DataLoader(whole, batch_size=None)), expected(whole, 45))
@@ -99,11 +94,11 @@ def test_ranks_together_see_the_whole_batch(dataset):
 
 def test_leaving_early_stops_the_threads(dataset):
     for batch in DataLoader(dataset(threads=2), batch_size=None):
-        assert decoders()
+        assert decoding()
         assert batch["mlp_out.1"].shape == (10, 16)
         break
     gc.collect()
-    assert not decoders()
+    assert not decoding()
 
 
 @FORKS

@@ -22,7 +22,6 @@ from tests.helpers.training import (
     assert_alike,
     lines_of,
     make_rows,
-    make_training_store,
     result,
     settings_for,
     write_rows,
@@ -32,11 +31,6 @@ KNOBS: dict[str, dict[str, object]] = {
     "topk": {"k": 2}, "batchtopk": {"k": 2}, "matryoshka": {"k": 2, "prefixes": 3},
     "jumprelu": {"l0": 3.0},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Path:
-    return make_training_store(tmp_path_factory.mktemp("stores") / "a.actstore")
 
 
 def run(store: Path, out: Path, *, steps: int = 8, **changes: object) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from pipeline.sae.sae import SAE
 from pipeline.training.train import train
 from tests.helpers.stores import column
 from tests.helpers.toy_architecture import ToyConfig
-from tests.helpers.training import make_training_store, result, settings_for
+from tests.helpers.training import result, settings_for
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,11 +27,6 @@ def registered():
     register(ToyConfig)  # the one line
     yield
     del ARCHS._here["toy"]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return make_training_store(tmp_path_factory.mktemp("stores") / "a.actstore")
 
 
 def config_for(store, out, **changes) -> TrainConfig:

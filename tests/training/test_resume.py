@@ -13,7 +13,6 @@ from tests.helpers.slow import cases
 from tests.helpers.training import (
     killed,
     lines_of,
-    make_training_store,
     result,
     settings_for,
     steps_kept,
@@ -77,11 +76,6 @@ stopped = pytest.mark.parametrize(
 killed_twice = pytest.mark.parametrize(
     "settings", cases(CASES, fast={"gated, sparse", "topk, mostly empty batches"})
 )
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Path:
-    return make_training_store(tmp_path_factory.mktemp("stores") / "a.actstore")
 
 
 @pytest.fixture(scope="module")

@@ -18,26 +18,22 @@ def rates(schedule: Schedule) -> list[float]:
     return [schedule.lr(step) for step in range(1, schedule.n_steps + 1)]
 
 
-def test_without_warmup_or_decay_nothing_changes():
-    schedule = make_schedule(5)
-    assert rates(schedule) == [0.5] * 5
-    assert [schedule.penalty(step) for step in range(1, 6)] == [1.0] * 5
+def test_without_warmup_the_penalty_is_whole_from_the_first_step():
+    assert [make_schedule(5).penalty(step) for step in range(1, 6)] == [1.0] * 5
 
 
-def test_the_learning_rate_rises_to_its_peak_and_falls_towards_zero():
-    schedule = make_schedule(10, lr_warmup="4 steps", lr_decay="20%")
-    fractions = [1 / 4, 2 / 4, 3 / 4, 1, 1, 1, 1, 1, 1, 1 / 2]
-    assert rates(schedule) == pytest.approx([0.5 * f for f in fractions])
-
-
-def test_a_decay_as_long_as_the_run_begins_at_the_peak():
-    fractions = [1, 4 / 5, 3 / 5, 2 / 5, 1 / 5]
-    assert rates(make_schedule(5, lr_decay="100%")) == pytest.approx([0.5 * f for f in fractions])
-
-
-def test_a_warmup_into_a_decay_peaks_where_they_meet():
-    schedule = make_schedule(8, lr_warmup="100%", lr_decay="100%")
-    fractions = [1 / 8, 2 / 8, 3 / 8, 4 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
+@pytest.mark.parametrize(
+    ("warmup", "decay", "fractions"),
+    [
+        ("0", "0", [1, 1, 1, 1, 1]),
+        ("4 steps", "20%", [1 / 4, 2 / 4, 3 / 4, 1, 1, 1, 1, 1, 1, 1 / 2]),
+        ("0", "100%", [1, 4 / 5, 3 / 5, 2 / 5, 1 / 5]),
+        ("100%", "100%", [1 / 8, 2 / 8, 3 / 8, 4 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+    ],
+    ids=["neither", "both", "a decay as long as the run", "meeting below the peak"],
+)
+def test_the_learning_rate_rises_to_its_peak_and_falls_towards_zero(warmup, decay, fractions):
+    schedule = make_schedule(len(fractions), lr_warmup=warmup, lr_decay=decay)
     assert rates(schedule) == pytest.approx([0.5 * f for f in fractions])
 
 

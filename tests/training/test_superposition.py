@@ -12,16 +12,9 @@ from pipeline.sae.sae import SAE
 from tests.bench.superposition import SITE, Found, Truth, best_cosines, sweep, write_rows
 from tests.helpers.stores import column
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 N, D, ACTIVE = 32, 20, 2.0
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Steps this small only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

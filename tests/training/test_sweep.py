@@ -15,14 +15,13 @@ from actstore.reader import ActStore
 from pipeline.config.grid import expand
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs.curves import TrainReport
-from pipeline.training.sweep import complete, read_table, train_sweep
+from pipeline.training.sweep import complete, read_table
 from pipeline.training.train import train_all
 from tests.helpers.slow import cases, slow
 from tests.helpers.training import (
     assert_alike,
     killed,
     make_rows,
-    make_training_store,
     result,
     settings_for,
     steps_kept,
@@ -34,19 +33,10 @@ from tests.helpers.training import (
 STEPS = 11
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Path:
-    return make_training_store(tmp_path_factory.mktemp("stores") / "a.actstore")
-
-
-def points_of(settings, out):
-    return expand(settings, out=out)
-
-
 def alone(settings, out: Path, tmp_path: Path) -> dict[str, Path]:
     """Each point of a sweep in `out`, trained alone, by its name."""
     runs: dict[str, Path] = {}
-    for number, point in enumerate(points_of(settings, out)):
+    for number, point in enumerate(expand(settings, out=out)):
         runs[point.name] = tmp_path / "alone" / str(number)
         arch = {"kind": point.config.arch.kind} | {
             name: value
@@ -182,7 +172,7 @@ def test_a_member_that_diverges_stops_alone_and_for_good(store, tmp_path, kind, 
     )  # fmt: skip
     out = tmp_path / "sweep"
     bad = out / f"lr={DIVERGES}"
-    good = train_sweep(points_of(settings, out), out=out)
+    good = train_settings(settings, out)
     assert [type(outcome) for outcome in good] == [TrainReport, DataError, TrainReport]
     said = str(good[1])
     assert f"of {bad} with lr 1e+25" in said and "\n" not in said
@@ -200,7 +190,7 @@ def test_a_member_that_diverges_stops_alone_and_for_good(store, tmp_path, kind, 
         assert stack == "on" or result(out / name) == result(run)
 
     files = {path: path.stat().st_mtime_ns for path in bad.rglob("*")}
-    again = train_sweep(points_of(settings, out), out=out, resume=True)
+    again = train_settings(settings, out, resume=True)
     assert [str(outcome) for outcome in again][1] == said
     assert [outcome.reused for outcome in complete(again)] == [True, True]
     assert {path: path.stat().st_mtime_ns for path in bad.rglob("*")} == files
@@ -214,7 +204,7 @@ def test_a_step_whose_loss_overflowed_leaves_no_checkpoint_though_weights_are_fi
         store, steps=4, arch={"kind": "topk", "k": 2}, seed=[0, 1], b_dec_start="zero",
         checkpoint_every=1, log_every=1,
     )  # fmt: skip
-    outcomes = train_sweep(points_of(settings, tmp_path / "a"), out=tmp_path / "a")
+    outcomes = train_settings(settings, tmp_path / "a")
     for seed, outcome in enumerate(outcomes):
         assert "the loss is inf at step 1 of" in str(outcome)
         assert "there was no checkpoint yet" in str(outcome)
@@ -223,7 +213,7 @@ def test_a_step_whose_loss_overflowed_leaves_no_checkpoint_though_weights_are_fi
 
 def test_where_all_members_diverge_the_first_reason_is_raised(store, tmp_path):
     settings = settings_for(store, steps=STEPS, lr=[DIVERGES, 10 * DIVERGES])
-    outcomes = train_sweep(points_of(settings, tmp_path / "a"), out=tmp_path / "a")
+    outcomes = train_settings(settings, tmp_path / "a")
     with pytest.raises(DataError, match=r"at step 2 of .*/lr=1e\+25 with"):
         complete(outcomes)
 
@@ -233,7 +223,7 @@ def test_a_member_that_diverges_last_leaves_the_others_their_end(store, tmp_path
     settings = settings_for(
         store, steps=2, lr=[1e-3, DIVERGES], stack="on", log_every=10, checkpoint_every=10
     )
-    outcomes = train_sweep(points_of(settings, tmp_path / "a"), out=tmp_path / "a")
+    outcomes = train_settings(settings, tmp_path / "a")
     assert [type(outcome) for outcome in outcomes] == [TrainReport, DataError]
     assert (tmp_path / "a" / "lr=0.001" / "sae.safetensors").exists()
 
@@ -335,7 +325,7 @@ def train_until(settings, out: Path, *, step: int) -> None:
         if report.step >= step:
             raise KeyboardInterrupt
 
-    train_sweep(points_of(settings, out), out=out, resume=True, on_step=interrupt)
+    train_settings(settings, out, resume=True, on_step=interrupt)
 
 
 @pytest.mark.parametrize("stack", ["on", "off"])
@@ -345,7 +335,7 @@ def test_ctrl_c_saves_every_member_and_the_sweep_goes_on_to_the_same_bits(store,
     )
     with pytest.raises(KeyboardInterrupt):
         train_until(settings, tmp_path / "a", step=8)
-    names = [point.name for point in points_of(settings, tmp_path)]
+    names = [point.name for point in expand(settings, out=tmp_path)]
     at = [max(steps_kept(tmp_path / "a" / name)) for name in names]
     assert set(at) <= {7, 8} and at[0] == 8
     table = read_table(tmp_path / "a")
@@ -390,15 +380,15 @@ def test_impossible_members_leave_nothing_behind(store, tmp_path):
         with pytest.raises(ConfigError, match=said):
             train_settings(settings_for(store, steps=STEPS, **changes), out)
         assert not out.exists()
-    configs = [p.config for p in points_of(settings_for(store, steps=2, expansion=[1, 2]), out)]
+    configs = [p.config for p in expand(settings_for(store, steps=2, expansion=[1, 2]), out=out)]
     with pytest.raises(ConfigError, match="no site"):
-        train_all([configs[0], points_of(settings_for(store, steps=2, site="x"), out)[0].config])
+        train_all([configs[0], expand(settings_for(store, steps=2, site="x"), out=out)[0].config])
     assert not out.exists()
 
 
 def test_members_of_unequal_length_each_end_at_their_own(store, tmp_path):
     settings = settings_for(store, steps=1, tokens=[64 * 3, 64 * 9, 64 * 6])
-    outcomes = train_sweep(points_of(settings, tmp_path / "a"), out=tmp_path / "a")
+    outcomes = train_settings(settings, tmp_path / "a")
     assert [(report.step, report.n_steps) for report in complete(outcomes)] == [
         (3, 3), (9, 9), (6, 6)
     ]  # fmt: skip

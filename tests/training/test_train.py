@@ -27,16 +27,9 @@ from tests.helpers.training import (
     write_rows,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 D_IN = 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Steps this small only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +66,9 @@ def test_a_run_leaves_checkpoints_curves_and_an_sae(store, tmp_path):
         "beta", "n_dead", "n_resampled", "lr", "sparse", "rows_per_s",
     }  # fmt: skip
     run = SAERun.open(out)
-    assert (run.config.site, run.provenance.model, run.provenance.d_in) == (
-        "mlp_out.0",
-        "builtin",
-        D_IN,
-    )
-    assert run.provenance.fingerprint == ActStore.open(store).fingerprint
+    told = run.provenance
+    assert (run.config.site, told.model, told.d_in) == ("mlp_out.0", "builtin", D_IN)
+    assert told.fingerprint == ActStore.open(store).fingerprint
     norms = run.load_sae(torch.device("cpu")).W_dec.norm(dim=-1)
     torch.testing.assert_close(norms, torch.ones(4 * D_IN))
 
@@ -100,15 +90,21 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(store, tmp_path,
     assert result(tmp_path / "other")[0] != result(whole)[0]
 
 
-def test_ctrl_c_leaves_a_checkpoint_of_its_very_step(store, tmp_path, whole):
-    def interrupt(report: TrainReport) -> None:
-        if report.step == 12:
+def pressing_ctrl_c(*, times: int):
+    """In step 12."""
+
+    def press(report: TrainReport) -> None:
+        for _ in range(times if report.step == 12 else 0):
             signal.raise_signal(signal.SIGINT)
 
+    return press
+
+
+def test_ctrl_c_leaves_a_checkpoint_of_its_very_step(store, tmp_path, whole):
     before = signal.getsignal(signal.SIGINT)
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        train(config_for(store, out), on_step=interrupt)
+        train(config_for(store, out), on_step=pressing_ctrl_c(times=1))
     assert signal.getsignal(signal.SIGINT) is before
     assert steps_kept(out) == [10, 12]
     with pytest.raises(ConfigError, match="unfinished run"):
@@ -118,13 +114,8 @@ def test_ctrl_c_leaves_a_checkpoint_of_its_very_step(store, tmp_path, whole):
 
 
 def test_a_second_ctrl_c_stops_at_once(store, tmp_path):
-    def interrupt(report: TrainReport) -> None:
-        if report.step == 12:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-
     with pytest.raises(KeyboardInterrupt):
-        train(config_for(store, tmp_path / "a"), on_step=interrupt)
+        train(config_for(store, tmp_path / "a"), on_step=pressing_ctrl_c(times=2))
     assert steps_kept(tmp_path / "a") == [10]
 
 
