@@ -9,7 +9,7 @@ import torch
 
 from actstore.reader import ActStore
 from pipeline.config.training import ConnectConfig
-from pipeline.connect.connector import Connector, End, SAEPair
+from pipeline.connect.connector import Connector, End, Ends, SAEPair
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runs.folder import Provenance, RunFolder
 from pipeline.runs.sae_run import SAERun
@@ -38,6 +38,11 @@ class ConnectorRun(RunFolder):
         }
 
     @property
+    def ends(self) -> Ends:
+        """Both SAEs."""
+        return self.source, self.target
+
+    @property
     def command(self) -> str:
         """The command that began it, without its options."""
         ends = f"{self.source.run}:{self.target.run}"
@@ -59,7 +64,7 @@ class ConnectorRun(RunFolder):
         Raises:
             CheckpointError: one is gone, damaged, or was trained anew.
         """
-        source, target = (_opened(self.path, end) for end in (self.source, self.target))
+        source, target = (_opened(self.path, end) for end in self.ends)
         return load_pair(source, target, device=device)
 
 

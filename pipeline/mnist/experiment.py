@@ -32,7 +32,7 @@ from pipeline.mnist.result import (
     finished_result,
     save_result,
 )
-from pipeline.mnist.train import PAIRS, Trained, baseline_connectors, train_everything
+from pipeline.mnist.train import PAIRS, Trained, baselines, train_everything
 from pipeline.progress import OnProgress, Progress
 
 Networks = dict[tuple[str, Form], FeatureNetwork]
@@ -90,7 +90,7 @@ def _networks(
             whole, connectors=tuple(cut(one, threshold) for one in these)
         )
         networks[name, "refitted"] = replace(whole, connectors=refitted)
-    for name, these in baseline_connectors(config, trained.store, device=device).items():
+    for name, these in baselines(config, trained.store, device=device).items():
         networks[name, "trained"] = replace(whole, connectors=these)
     return networks
 

@@ -228,20 +228,18 @@ def _view(exhibit: ConnectorExhibit, *, place: int, single: bool) -> ConnectorVi
 
 def _evaluated(report: ConnectorReport) -> list[str]:
     excluded = f"; left out: {', '.join(report.excluded)}" if report.excluded else ""
-    where = (
+    told = [
         f"In {report.model} on {report.text}: {report.n_tokens:,} tokens in contexts of "
-        f"{report.ctx_len}, the model in {report.precision}{excluded}."
-        if report.model
-        else f"On {report.n_tokens:,} rows{excluded}."
-    )
-    alive = f"{report.n_alive:,} of {report.n_out:,} outputs are active on any of them."
-    told = [f"{where} {alive}", bounds(report)]
+        f"{report.ctx_len}, the model in {report.precision}{excluded}. {report.n_alive:,} of "
+        f"{report.n_out:,} outputs are active on any of them.",
+        bounds(report),
+    ]
     if report.layer:
         told.append(
             f"The model's own layer between the two sites has {report.layer.n:,} weights, "
             f"{report.layer.n_above:,} of them above {report.tau:g} in magnitude."
         )
-    return [*filter(None, told), *report.notes]
+    return [*told, *report.notes]
 
 
 def _read(exhibit: ConnectorExhibit) -> list[str]:
@@ -321,10 +319,12 @@ def frontier_drawings(reports: Sequence[ConnectorReport]) -> list[Drawing]:
     """Several connectors against each other; none where there are not several."""
     if len(reports) < 2:
         return []
-    figures = {"weights-fvu": connector_frontier_figure(reports)}
-    if any(report.ce_clean is not None for report in reports):
-        figures["weights-recovered"] = recovered_figure(reports)
-    return drawings(figures)
+    return drawings(
+        {
+            "weights-fvu": connector_frontier_figure(reports),
+            "weights-recovered": recovered_figure(reports),
+        }
+    )
 
 
 _HIGH = 4.4
