@@ -74,8 +74,8 @@ def chosen_links(
     drawn = [told[i] for i in sorted(rng.permutation(len(told))[:n_outputs].tolist())]
     links = list[Link]()
     for equation in drawn:
-        strongest = sorted(equation.terms, key=lambda term: -abs(term.contribution))[:n_terms]
-        links += [Link(input=term.feature, output=equation.output) for term in strongest]
+        strongest = sorted(equation.terms, key=lambda term: -abs(term.contribution))
+        links += [Link(input=term.feature, output=equation.output) for term in strongest[:n_terms]]
     inputs = list(dict.fromkeys(link.input for link in links))
     for equation in drawn:
         size = W[inputs, equation.output].abs()
