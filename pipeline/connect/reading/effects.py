@@ -71,7 +71,9 @@ def chosen_links(
     """
     rng = np.random.default_rng(seed)
     told = [equation for equation in equations if equation.terms]
-    drawn = [told[i] for i in sorted(rng.permutation(len(told))[:n_outputs].tolist())]
+    drawn: list[Equation] = [
+        told[i] for i in sorted(rng.permutation(len(told))[:n_outputs].tolist())
+    ]
     links = list[Link]()
     for equation in drawn:
         strongest = sorted(equation.terms, key=lambda term: -abs(term.contribution))
