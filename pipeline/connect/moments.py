@@ -34,18 +34,11 @@ class Products:
     """Mean of `u u^T`."""
     product12: Float64[Tensor, "n_1 n_2"]
     """Mean of `u v^T`."""
-    square2: Float64[Tensor, " n_2"]
-    """Mean of `v^2`."""
 
     @property
     def var1(self) -> Float64[Tensor, " n_1"]:
         """Variance of each `u`; rounding can leave it at no less than zero."""
         return (self.product11.diagonal() - self.mean1.square()).clamp_min(0)
-
-    @property
-    def var2(self) -> Float64[Tensor, " n_2"]:
-        """Variance of each `v`."""
-        return (self.square2 - self.mean2.square()).clamp_min(0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,8 +53,6 @@ class Moments:
     """Of `x1` and `x2`, the activations at the two sites."""
     active1: Int64[Tensor, " n_in"]
     """In how many rows each latent of the source is above zero."""
-    active2: Int64[Tensor, " n_out"]
-    """And each of the target."""
 
 
 @torch.no_grad()
@@ -88,10 +79,6 @@ def find_moments(
         device: Where to compute.
         kept: Which rows of a batch count; all if None.
         metadata: What `kept` reads beside the sites.
-
-    Raises:
-        ConfigError: no row counts.
-        StoreError: bytes of the store were altered.
     """
     home = torch.device("cpu") if device.type == "mps" else device  # which has no float64
     totals = _Totals(pair, device=home)
@@ -100,7 +87,8 @@ def find_moments(
     block = BLOCK.get(device.type, GPU_BLOCK)
     rows = max(1, block // max(pair.source.d_sae, pair.target.d_sae))
     for batch in _pieces(blocks, rows=rows, device=device):
-        piece = batch if kept is None else _only(batch, kept(batch))
+        rows_kept = slice(None) if kept is None else kept(batch)
+        piece = {site: batch[site][rows_kept] for site in sites}
         x1, x2 = (piece[site] for site in pair.sites)
         totals.add(*(t.to(home) for t in (x1, x2, *pair.latents(piece))))
     return totals.moments()
@@ -116,10 +104,6 @@ def _pieces(
             yield {name: values.to(device) for name, values in zip(names, part, strict=True)}
 
 
-def _only(batch: Mapping[str, Tensor], kept: Bool[Tensor, " rows"]) -> dict[str, Tensor]:
-    return {name: values[kept] for name, values in batch.items()}
-
-
 class _Totals:
     """Sums over the rows so far."""
 
@@ -129,9 +113,7 @@ class _Totals:
         self._n_rows = 0
         self._activations = _zeros(d1, d2, device=device)
         self._latents = _zeros(n_in, n_out, device=device)
-        self._active = tuple(
-            torch.zeros(n, dtype=torch.int64, device=device) for n in (n_in, n_out)
-        )
+        self._active = torch.zeros(n_in, dtype=torch.int64, device=device)
 
     def add(
         self,
@@ -149,8 +131,7 @@ class _Totals:
         _add_means(self._latents, z1, z2)
         add_latents(self._latents.product11, z1, z1)
         add_latents(self._latents.product12, z1, z2)
-        for active, z in zip(self._active, (z1, z2), strict=True):
-            active += (z > 0).sum(0)
+        self._active += (z1 > 0).sum(0)
 
     def moments(self) -> Moments:
         """The totals divided, in their own memory, by the number of rows."""
@@ -159,13 +140,11 @@ class _Totals:
         for products in (self._activations, self._latents):
             for total in vars(products).values():
                 total.div_(self._n_rows)
-        active1, active2 = self._active
         return Moments(
             n_rows=self._n_rows,
             latents=self._latents,
             activations=self._activations,
-            active1=active1,
-            active2=active2,
+            active1=self._active,
         )
 
 
@@ -178,7 +157,6 @@ def _zeros(n_1: int, n_2: int, *, device: torch.device) -> Products:
         mean2=zeros(n_2),
         product11=zeros(n_1, n_1),
         product12=zeros(n_1, n_2),
-        square2=zeros(n_2),
     )
 
 
@@ -189,7 +167,6 @@ def _add_means(
 ) -> None:
     to.mean1.add_(u.sum(0, dtype=torch.float64))
     to.mean2.add_(v.sum(0, dtype=torch.float64))
-    to.square2.add_(v.double().square().sum(0))
 
 
 # --- sums of products of latents ------------------------------------------------------------

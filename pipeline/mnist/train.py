@@ -194,16 +194,15 @@ def train_everything(
         store_activations(config.out / name, net, part, name=config.images, fingerprint=mark)
         for name, part in ((STORE, images.train), (TEST_STORE, images.test))
     )
-    _train(sae_configs(config, store), lambda report: tell(_progress("saes", report)))
+    _train("saes", sae_configs(config, store), tell)
     planned = planned_connectors(config, store)
     framed = {one.config.out for one in planned if one.name == network_name(config.chosen_l1)}
 
     def on_step(report: StepReport) -> None:
         if report.run in framed:
             keep_frames(report.run)
-        tell(_progress("connectors", report))
 
-    _train([one.config for one in planned], on_step)
+    _train("connectors", [one.config for one in planned], tell, on_step=on_step)
     for run in framed:
         keep_frames(run)
     return Trained(
@@ -236,16 +235,20 @@ def _classifier(
 
 
 def _train(
-    configs: Sequence[TrainConfig] | Sequence[ConnectConfig], on_step: Callable[[StepReport], None]
+    stage: str,
+    configs: Sequence[TrainConfig] | Sequence[ConnectConfig],
+    tell: OnProgress,
+    *,
+    on_step: Callable[[StepReport], None] = lambda _: None,
 ) -> None:
-    for outcome in train_all(configs, resume=True, on_step=on_step):
+    def told(report: StepReport) -> None:
+        on_step(report)
+        done, total, words = report.step, report.n_steps, f"loss {report.loss:.4f}"
+        tell(Progress(stage=stage, done=done, total=total, unit="steps", words=words))
+
+    for outcome in train_all(configs, resume=True, on_step=told):
         if isinstance(outcome, DataError):
             raise outcome
-
-
-def _progress(stage: str, report: StepReport) -> Progress:
-    done, total, words = report.step, report.n_steps, f"loss {report.loss:.4f}"
-    return Progress(stage=stage, done=done, total=total, unit="steps", words=words)
 
 
 def _load(config: MnistConfig, kind: Kind, layer: str, device: torch.device) -> SAE:

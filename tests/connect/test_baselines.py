@@ -30,7 +30,7 @@ def make_products(u: np.ndarray, v: np.ndarray) -> Products:
     n = len(u)
     tensors = {
         "mean1": u.mean(0), "mean2": v.mean(0), "product11": u.T @ u / n,
-        "product12": u.T @ v / n, "square2": (v**2).mean(0),
+        "product12": u.T @ v / n,
     }  # fmt: skip
     return Products(**{name: torch.from_numpy(values) for name, values in tensors.items()})
 
@@ -43,7 +43,6 @@ def make_moments(z1: np.ndarray, z2: np.ndarray) -> Moments:
         latents=make_products(z1, z2),
         activations=make_products(nothing, nothing),
         active1=torch.from_numpy((z1 > 0).sum(0)),
-        active2=torch.from_numpy((z2 > 0).sum(0)),
     )
 
 
