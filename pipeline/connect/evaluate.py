@@ -158,10 +158,7 @@ ZERO, SAE = "zero", "sae"
 class Splices:
     """Edited passes of batches, and what they cost.
 
-    Args:
-        loaded: Both sites, and their SAEs.
-        maps: The connectors, in the order of their runs, then the baselines.
-        outputs: Statistics of the rows that count.
+    The maps are the connectors, in the order of their runs, then the baselines.
     """
 
     def __init__(

@@ -81,17 +81,30 @@ def find_moments(
         metadata: What `kept` reads beside the sites.
     """
     home = torch.device("cpu") if device.type == "mps" else device  # which has no float64
-    totals = _Totals(pair, device=home)
+    activations = _zeros(pair.source.d_in, pair.target.d_in, device=home)
+    latents = _zeros(pair.source.d_sae, pair.target.d_sae, device=home)
+    active, n_counted = torch.zeros(pair.source.d_sae, dtype=torch.int64, device=home), 0
     sites = tuple(dict.fromkeys(pair.sites))
     blocks = sample_rows(store, sites=sites, metadata=metadata, n_rows=n_rows, seed=seed)
     block = BLOCK.get(device.type, GPU_BLOCK)
     rows = max(1, block // max(pair.source.d_sae, pair.target.d_sae))
     for batch in _pieces(blocks, rows=rows, device=device):
-        rows_kept = slice(None) if kept is None else kept(batch)
-        piece = {site: batch[site][rows_kept] for site in sites}
-        x1, x2 = (piece[site] for site in pair.sites)
-        totals.add(*(t.to(home) for t in (x1, x2, *pair.latents(piece))))
-    return totals.moments()
+        chosen = slice(None) if kept is None else kept(batch)
+        piece = {site: batch[site][chosen] for site in sites}
+        x1, x2, z1, z2 = (
+            t.to(home) for t in (*(piece[site] for site in pair.sites), *pair.latents(piece))
+        )
+        n_counted += len(x1)
+        # Activations can be far from zero: their products must be exact to give covariances.
+        _add(activations, x1.double(), x2.double(), add_dense)
+        _add(latents, z1, z2, add_latents)
+        active += (z1 > 0).sum(0)
+    if not n_counted:
+        raise ConfigError("no row of the sample is left to count: exclude less")
+    for products in (activations, latents):
+        for total in vars(products).values():
+            total.div_(n_counted)
+    return Moments(n_rows=n_counted, latents=latents, activations=activations, active1=active)
 
 
 def _pieces(
@@ -102,50 +115,6 @@ def _pieces(
         names, parts = block.keys(), zip(*(v.split(rows) for v in block.values()), strict=True)
         for part in parts:
             yield {name: values.to(device) for name, values in zip(names, part, strict=True)}
-
-
-class _Totals:
-    """Sums over the rows so far."""
-
-    def __init__(self, pair: SAEPair, *, device: torch.device) -> None:
-        d1, d2 = pair.source.d_in, pair.target.d_in
-        n_in, n_out = pair.source.d_sae, pair.target.d_sae
-        self._n_rows = 0
-        self._activations = _zeros(d1, d2, device=device)
-        self._latents = _zeros(n_in, n_out, device=device)
-        self._active = torch.zeros(n_in, dtype=torch.int64, device=device)
-
-    def add(
-        self,
-        x1: Float32[Tensor, "rows d_1"],
-        x2: Float32[Tensor, "rows d_2"],
-        z1: Float32[Tensor, "rows n_in"],
-        z2: Float32[Tensor, "rows n_out"],
-    ) -> None:
-        self._n_rows += len(x1)
-        # Activations can be far from zero: their products must be exact to give covariances.
-        a, b = x1.double(), x2.double()
-        _add_means(self._activations, a, b)
-        add_dense(self._activations.product11, a, a)
-        add_dense(self._activations.product12, a, b)
-        _add_means(self._latents, z1, z2)
-        add_latents(self._latents.product11, z1, z1)
-        add_latents(self._latents.product12, z1, z2)
-        self._active += (z1 > 0).sum(0)
-
-    def moments(self) -> Moments:
-        """The totals divided, in their own memory, by the number of rows."""
-        if not self._n_rows:
-            raise ConfigError("no row of the sample is left to count: exclude less")
-        for products in (self._activations, self._latents):
-            for total in vars(products).values():
-                total.div_(self._n_rows)
-        return Moments(
-            n_rows=self._n_rows,
-            latents=self._latents,
-            activations=self._activations,
-            active1=self._active,
-        )
 
 
 def _zeros(n_1: int, n_2: int, *, device: torch.device) -> Products:
@@ -160,13 +129,17 @@ def _zeros(n_1: int, n_2: int, *, device: torch.device) -> Products:
     )
 
 
-def _add_means(
+def _add(
     to: Products,
-    u: Float32[Tensor, "rows n_1"] | Float64[Tensor, "rows n_1"],
-    v: Float32[Tensor, "rows n_2"] | Float64[Tensor, "rows n_2"],
+    u: Float[Tensor, "rows n_1"],
+    v: Float[Tensor, "rows n_2"],
+    add_product: Callable[[Tensor, Tensor, Tensor], None],
 ) -> None:
+    """Add sums over rows, the products as `add_product` does."""
     to.mean1.add_(u.sum(0, dtype=torch.float64))
     to.mean2.add_(v.sum(0, dtype=torch.float64))
+    add_product(to.product11, u, u)
+    add_product(to.product12, u, v)
 
 
 # --- sums of products of latents ------------------------------------------------------------

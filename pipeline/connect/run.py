@@ -75,9 +75,8 @@ def blank_connector_run(store: ActStore, config: ConnectConfig) -> ConnectorRun:
         ConfigError: a site of the SAEs is not in the store, or has another width.
         CheckpointError: one of the SAEs' runs cannot be used.
     """
-    ends = tuple(path.resolve() for path in config.ends)
     layer = config.layer and config.layer.resolve()
-    source, target = (SAERun.open(path) for path in ends)
+    source, target = (SAERun.open(path.resolve()) for path in config.ends)
     for run in (source, target):
         site, d_in = run.provenance.site, run.provenance.d_in
         if site not in store.sites:
@@ -101,11 +100,7 @@ def blank_connector_run(store: ActStore, config: ConnectConfig) -> ConnectorRun:
 
 
 def load_pair(source: SAERun, target: SAERun, *, device: torch.device) -> SAEPair:
-    """Two SAEs, ready to encode, and the rows that either was not trained on.
-
-    Raises:
-        CheckpointError: the weights of one are missing or damaged.
-    """
+    """Two SAEs, ready to encode."""
     return SAEPair(
         source=source.load_sae(device).requires_grad_(False),
         target=target.load_sae(device).requires_grad_(False),

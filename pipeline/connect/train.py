@@ -35,14 +35,8 @@ class PairFeeder:
     Connectors between the same SAEs share them. A row that one of the SAEs was not trained on, by
     its position, token or norm, is left out: what an SAE makes of it means nothing.
 
-    Args:
-        store: Where the batches come from.
-        runs: Those to be fed.
-        device: Where the batches are.
-
     Raises:
-        CheckpointError: an SAE is gone, damaged, or was trained anew.
-        StoreError: bytes of the store were altered.
+        CheckpointError: an SAE is gone or damaged.
     """
 
     def __init__(
@@ -84,10 +78,7 @@ class PairFeeder:
     def sample(
         self, ends: Ends, *, n_rows: int = SAMPLE_ROWS, seed: int = 0
     ) -> Generator[PairLatents, None, None]:
-        """Latents at a fixed sample of rows from all over the store.
-
-        A StoreError comes while iterating, if bytes of the store were altered.
-        """
+        """Latents at a fixed sample of rows from all over the store."""
         blocks = sample_rows(
             self.store,
             sites=tuple(dict.fromkeys(self._pairs[ends].sites)),

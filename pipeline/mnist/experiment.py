@@ -56,11 +56,7 @@ def run_experiment(config: MnistConfig, *, on_progress: OnProgress | None = None
     done = finished_result(config.out)
     if done is not None:
         return replace(done, config=config, reused=True)
-
-    def tell(progress: Progress) -> None:
-        if on_progress is not None:
-            on_progress(progress)
-
+    tell: OnProgress = on_progress or (lambda _: None)
     trained = train_everything(config, images, device=device, tell=tell)
     tell(Progress(stage="figures", done=0, total=1, unit="pages"))
     networks = _networks(config, images, trained, device=device)

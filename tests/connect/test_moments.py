@@ -56,8 +56,9 @@ def assert_products(
         np.testing.assert_allclose(found.numpy(), values, rtol=rtol, atol=atol, err_msg=name)
 
 
-def test_moments_of_all_rows_are_the_plain_sums(tmp_path):
-    store, pair = make_store(tmp_path), make_pair()
+@pytest.mark.parametrize("sites", [SITES, (SITES[0], SITES[0])], ids=["two sites", "one site"])
+def test_moments_of_all_rows_are_the_plain_sums(tmp_path, sites):
+    store, pair = make_store(tmp_path), make_pair(sites=sites)
     x1, x2, z1, z2 = all_rows(store, pair)
     moments = find_moments(pair, store, device=CPU)
     assert moments.n_rows == 2048
@@ -108,14 +109,6 @@ def test_a_sample_of_which_no_row_counts_is_refused(tmp_path):
         find_moments(
             pair, store, device=CPU, kept=lambda rows: torch.zeros(len(rows[SITES[0]])) > 0
         )
-
-
-def test_both_saes_may_be_of_one_site(tmp_path):
-    store, pair = make_store(tmp_path, n_rows=256), make_pair(sites=(SITES[0], SITES[0]))
-    x1, x2, z1, z2 = all_rows(store, pair)
-    moments = find_moments(pair, store, device=CPU)
-    assert_products(moments.activations, x1, x2, rtol=1e-9)
-    assert_products(moments.latents, z1, z2, rtol=2e-6)
 
 
 def make_latents(*, rows: int, width: int, share: float, seed: int) -> torch.Tensor:

@@ -59,11 +59,7 @@ class ConnectorExhibit(Exhibit):
 
     @classmethod
     def gather(cls, path: Path, name: str, *, n_features: int) -> "ConnectorExhibit":
-        """What is known of the connector in a folder.
-
-        Raises:
-            CheckpointError: it is unfinished, or a file of it is damaged.
-        """
+        """What is known of the connector in a folder."""
         return cls(
             name=name,
             path=path,
@@ -81,8 +77,7 @@ class ConnectorExhibit(Exhibit):
     @property
     def route(self) -> str:
         """From where to where: `resid_pre.1 → mlp_out.1 (l1 = 0.01)`."""
-        run = self.run
-        return f"{run.source.site} → {run.target.site} (l1 = {run.config.l1:g})"
+        return f"{' → '.join(end.site for end in self.run.ends)} (l1 = {self.run.config.l1:g})"
 
     @property
     def headline(self) -> str:
@@ -128,11 +123,7 @@ class ConnectorExhibit(Exhibit):
 
     @staticmethod
     def part(exhibits: Sequence["ConnectorExhibit"]) -> "ConnectorsPart":
-        """The part about these connectors.
-
-        Raises:
-            CheckpointError: the curves of one are damaged.
-        """
+        """The part about these connectors."""
         reports = [exhibit.evaluation for exhibit in exhibits]
         evaluated = [report for report in reports if report is not None]
         several = len(exhibits) > 1
@@ -271,7 +262,7 @@ def _missing(exhibit: ConnectorExhibit) -> dict[str, str]:
         missing["It has not been evaluated yet."] = f"saepipe eval {exhibit.path}"
     if exhibit.connections is None:
         missing["It has not been read yet."] = exhibit.command
-    for end in (exhibit.run.source, exhibit.run.target):
+    for end in exhibit.run.ends:
         if not has_features(end.run):
             what = f"Features of {end.run.name} have not been collected yet."
             missing[what] = f"saepipe features {end.run}"
