@@ -27,22 +27,23 @@ from pipeline.connect.report import (
     TABLE,
     TAU,
     ConnectorReport,
+    MapScores,
     save_connector_report,
     write_connector_table,
 )
 from pipeline.connect.run import ConnectorRun
 from pipeline.connect.scores import (
-    Errors,
     OutputStats,
     OutputSums,
     above_of,
+    costs_of,
     explained_of,
     layer_weights,
     losses_of,
     number,
     predict,
-    scored,
-    with_losses,
+    scores_of,
+    squared_errors,
 )
 from pipeline.connect.setup import (
     Baselines,
@@ -94,7 +95,7 @@ def evaluate_connectors(
         DataError: a loss is not finite.
     """
     device = pick_device(config.device)
-    between: dict[Ends, list[ConnectorRun]] = {}
+    between = dict[Ends, list[ConnectorRun]]()
     for path in config.runs:
         run = ConnectorRun.open(path)
         if not (config.model or run.provenance.model):
@@ -102,13 +103,19 @@ def evaluate_connectors(
                 f"{path} does not say which language model its activations are from: if they are "
                 "from one, name it with --model"
             )
-        between.setdefault((run.source, run.target), []).append(run)
-    scenes: dict[EvalSetting, EvalContext] = {}
-    reports: dict[Path, ConnectorReport] = {}
+        between.setdefault(run.ends, []).append(run)
+    scene, reports = None, dict[Path, ConnectorReport]()
     for runs in between.values():
         loaded = load_connectors(runs, device=device)
+        subjects = (loaded.source, loaded.target)
         setting = EvalSetting.of(replace(loaded.target, path=runs[0].path), config)
-        scene = _scene(scenes, setting, loaded, config, device=device)
+        if scene is None or scene.setting != setting:
+            scene = None  # one language model at a time
+            scene = load_eval_context(setting, subjects, replace(config, layers=()), device=device)
+        for subject in subjects:
+            scene.lm.require_fits(
+                subject.site, d_in=subject.coder.d_in, ctx_len=setting.ctx_len, run=subject.path
+            )
         for report in _evaluate_between(scene, loaded, config, on_progress):
             reports[report.run] = report
     found = tuple(reports[path] for path in config.runs)
@@ -119,28 +126,6 @@ def evaluate_connectors(
         make_folder(folder)
         write_connector_table(found, folder / TABLE)
     return found
-
-
-def _scene(
-    scenes: dict[EvalSetting, EvalContext],
-    setting: EvalSetting,
-    loaded: LoadedConnectors,
-    config: EvalConfig,
-    *,
-    device: torch.device,
-) -> EvalContext:
-    """The model and the text, loaded when they are first asked for; sure to fit both SAEs."""
-    subjects = (loaded.source, loaded.target)
-    if setting not in scenes:
-        scenes.clear()  # one language model at a time
-        scenes[setting] = load_eval_context(
-            setting, subjects, replace(config, layers=()), device=device
-        )
-    for subject in subjects:
-        scenes[setting].lm.require_fits(
-            subject.site, d_in=subject.coder.d_in, ctx_len=setting.ctx_len, run=subject.path
-        )
-    return scenes[setting]
 
 
 def _evaluate_between(
@@ -173,10 +158,7 @@ ZERO, SAE = "zero", "sae"
 class Splices:
     """Edited passes of batches, and what they cost.
 
-    Args:
-        loaded: Both sites, and their SAEs.
-        maps: The connectors, in the order of their runs, then the baselines.
-        outputs: Statistics of the rows that count.
+    The maps are the connectors, in the order of their runs, then the baselines.
     """
 
     def __init__(
@@ -184,7 +166,10 @@ class Splices:
     ) -> None:
         self.sites = tuple(dict.fromkeys(loaded.sites))
         self.diverging = tuple(range(len(maps)))
-        self.errors = [Errors(outputs, device=connector.W.device) for connector in maps]
+        device = loaded.pair.target.W_dec.device
+        self._alive = exact(outputs.alive.to(device).float())
+        self.errors = zeros(len(maps), len(self._alive), device=device)
+        """Squared, of each map and output, summed over rows."""
         self.n_active = 0
         """Inputs that were active, in all rows together."""
         self.maps, self.outputs = maps, outputs
@@ -203,7 +188,8 @@ class Splices:
         table = zeros(len(self.maps) + 1, kept.numel(), device=kept.device)
         for part in slices(rows):
             self._edit(x1, x2, rows[part], values, table)
-        for name, per_row in zip(self._of_rows, table.view(-1, *kept.shape), strict=True):
+        names = (*(f"error_{name}" for name in self.diverging), "spread")
+        for name, per_row in zip(names, table.view(-1, *kept.shape), strict=True):
             self._sums.add(name, per_row.sum(-1))
         shape = (*kept.shape, -1)
         return {name: replay.edited(target, value.view(shape)) for name, value in values.items()}
@@ -227,7 +213,9 @@ class Splices:
         values[SAE][rows] = pair.target.decode(latents.z2).to(x2.dtype)
         for i, connector in enumerate(self.maps):
             z2_hat = predict(connector, latents)
-            table[i, at] = self.errors[i].add(latents.z2, z2_hat)
+            squared = squared_errors(latents.z2, z2_hat)
+            self.errors[i] += squared.sum(0)
+            table[i, at] = squared @ self._alive
             values[i][rows] = pair.target.decode(z2_hat).to(x2.dtype)
 
     def sum_up(self, found: Losses, kept: Bool[Tensor, "contexts ctx_len"]) -> None:
@@ -238,10 +226,6 @@ class Splices:
             self._sums.add(f"nll_{name}", sum_kept(found.nll[name], counted))
         for name in self.diverging:
             self._sums.add(f"kl_{name}", sum_kept(found.kl[name], counted))
-
-    @property
-    def _of_rows(self) -> tuple[str, ...]:
-        return (*(f"error_{name}" for name in self.diverging), "spread")
 
     @property
     def sums(self) -> Columns:
@@ -297,22 +281,21 @@ def reports_of(
     baselines: Baselines,
     config: EvalConfig,
 ) -> list[ConnectorReport]:
-    """A report on each connector.
-
-    Raises:
-        ConfigError: no prediction of the text counts.
-        DataError: a loss is not finite.
-    """
+    """A report on each connector."""
     setting, outputs, sums = scene.setting, splices.outputs, splices.sums
     excluded = loaded.left_out if config.as_trained else ()
     totals = {name: values.sum(keepdims=True) for name, values in sums.items()}
     _require_sound(totals, loaded, setting, excluded)
     draws = resampled(sums, n=config.n_bootstrap, seed=config.seed)
     names = (*(CONNECTOR for _ in loaded.runs), *baselines.maps)
-    errors = [of_map.per_output for of_map in splices.errors]
+    errors = splices.errors.cpu()
     maps = [
-        with_losses(scored(name, connector, its, outputs, tau=TAU), sums, draws, i=i)
-        for i, (name, connector, its) in enumerate(zip(names, splices.maps, errors, strict=True))
+        MapScores(
+            name=name,
+            **scores_of(splices.maps[i], errors[i], outputs, tau=TAU),
+            **costs_of(totals, draws, i),
+        )
+        for i, name in enumerate(names)
     ]
     shared: dict[str, Any] = {
         "source": loaded.source.path,

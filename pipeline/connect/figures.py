@@ -6,7 +6,7 @@ from itertools import compress, pairwise
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64, Integer
+from jaxtyping import Float64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -152,13 +152,14 @@ def recovered_figure(reports: Sequence[ConnectorReport]) -> Figure:
 
 def _against_weights(reports: Sequence[ConnectorReport], y: _Axis, *, title: str) -> Figure:
     figure = make_figure(width=9.0, height=4.1)
-    lines = [line for line in lines_of(reports) if _drawn(line, y)]
+    lines = [
+        line for line in lines_of(reports) if any(y.value(one) is not None for one in line.maps)
+    ]
     if not lines:
         say(axes_in(figure, (1, 1, 1), title=title, y=y.words), "nothing to draw")
         return figure
-    counts = _counts(reports[0].tau)
     labels: list[Sequence[Label]] = []
-    for place, count in enumerate(counts, 1):
+    for place, count in enumerate(_counts(reports[0].tau), 1):
         axes = axes_in(figure, (1, 2, place), title=title if place == 1 else "", y=y.words)
         axes.set_xlabel(count.words)
         labels.append(_draw_panel(axes, lines, count, y))
@@ -168,10 +169,6 @@ def _against_weights(reports: Sequence[ConnectorReport], y: _Axis, *, title: str
     for axes, its in zip(figure.axes, labels, strict=True):
         label_points(axes, its, n_shown=_LABELS if len(lines) == 1 else 0)
     return figure
-
-
-def _drawn(line: Line, y: _Axis) -> bool:
-    return any(y.value(one) is not None for one in line.maps)
 
 
 def _draw_panel(axes: Axes, lines: Sequence[Line], count: _Count, y: _Axis) -> list[Label]:
@@ -284,12 +281,11 @@ def explained_figure(report: ConnectorReport) -> Figure:
     """
     figure = make_figure(width=6.4, height=3.0 + 0.28 * len(report.maps))
     title = "How much of each output is explained?"
-    upper = axes_in(figure, (2, 1, 1), title=title, y="outputs")
     values = np.array([value for value in report.explained if value is not None])
     if not values.size:
-        figure.clear()
         say(axes_in(figure, (1, 1, 1), title=title, y=""), "no output was active on these tokens")
         return figure
+    upper = axes_in(figure, (2, 1, 1), title=title, y="outputs")
     lower = axes_in(figure, (2, 1, 2), title="", y="")
     grid = upper.get_gridspec()
     assert grid is not None
@@ -302,15 +298,12 @@ def explained_figure(report: ConnectorReport) -> Figure:
     upper.legend(loc="upper left", **LEGEND)
     upper.tick_params(labelbottom=False)
     _draw_ranges(lower, report)
-    lower.set_xlabel("variance explained" + (f" (≤ {_LOWEST:g} at the left edge)" * _cut(report)))
+    edge = f" (≤ {_LOWEST:g} at the left edge)" if values.min() < _LOWEST else ""
+    lower.set_xlabel(f"variance explained{edge}")
     for axes in (upper, lower):
         axes.set_xlim(_LOWEST - 0.02, 1.02)
         axes.xaxis.set_major_locator(MultipleLocator(0.25))
     return figure
-
-
-def _cut(report: ConnectorReport) -> bool:
-    return any(value is not None and value < _LOWEST for value in report.explained)
 
 
 def _draw_ranges(axes: Axes, report: ConnectorReport) -> None:
@@ -348,7 +341,13 @@ def weights_figure(report: ConnectorReport) -> Figure:
     axes.set_xlabel(f"weights of the output above {report.tau:g}")
     axes.set_ylim(0, _MORE_ROOM * counts.max())
     axes.grid(visible=False, axis="x")
-    for words in _totals(report, above):
+    totals = [
+        f"median {np.median(above):g}, mean {above.mean():.3g}, most {above.max():,}",
+        f"{report.connector.n_above:,} of {report.n_in * report.n_out:,} weights",
+    ]
+    if report.layer is not None:
+        totals.append(f"the MLP itself: {report.layer.n_above:,} of {report.layer.n:,}")
+    for words in totals:
         axes.plot([], [], " ", label=words)
     axes.legend(loc="upper right", handlelength=0, handletextpad=0, **LEGEND)
     return figure
@@ -360,17 +359,6 @@ def _edges(most: int) -> list[int]:
     while edges[-1] <= most:
         edges.append(2 * edges[-1] - 1)
     return edges
-
-
-def _totals(report: ConnectorReport, above: Integer[np.ndarray, " n"]) -> list[str]:
-    """What the legend says of all weights together."""
-    words = [
-        f"median {np.median(above):g}, mean {above.mean():.3g}, most {above.max():,}",
-        f"{report.connector.n_above:,} of {report.n_in * report.n_out:,} weights",
-    ]
-    if report.layer is not None:
-        words.append(f"the MLP itself: {report.layer.n_above:,} of {report.layer.n:,}")
-    return words
 
 
 _EDGE = 0.06

@@ -76,25 +76,15 @@ class Problem:
         W_grad.add_(self.W.sign(), alpha=coefficient)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """What there is to say of the weights' sizes."""
-
-    total: float
-    """`sum |W|`."""
-    n_above: int
-    n_nonzero: int
-
-
-def sizes_of(W: Float[Tensor, "n_in n_out"], *, threshold: float) -> Sizes:
-    """Totals over all weights, block by block: no second matrix is made."""
+def sizes_of(W: Float[Tensor, "n_in n_out"], *, threshold: float) -> tuple[float, int, int]:
+    """`sum |W|`, how many are above the threshold and how many not zero, block by block."""
     total, n_above, n_nonzero = 0.0, 0, 0
-    for some in W.split(max(1, BLOCK // W.shape[1])):
+    for some in W.split(max(1, BLOCK // W.shape[1])):  # no second matrix is made
         size = some.abs()
         total += float(size.sum())
         n_above += int(torch.count_nonzero(size > threshold))
         n_nonzero += int(torch.count_nonzero(size))
-    return Sizes(total=total, n_above=n_above, n_nonzero=n_nonzero)
+    return total, n_above, n_nonzero
 
 
 def shrink(
@@ -113,14 +103,7 @@ def shrink(
     is what the weight loses in size (Yun, Lozano and Yang 2021, arXiv 2007.07869). Weights that the
     squared error does not hold become exactly zero.
 
-    Args:
-        W: Changed in place.
-        second: Adam's second moments, not corrected.
-        step: Steps that Adam has made.
-        beta2: Of Adam.
-        lr: Of this step.
-        coefficient: Of the penalty.
-        eps: Of Adam.
+    `W` is changed in place; `second` are Adam's second moments, not corrected, after `step` steps.
     """
     correction = (1 - beta2**step) ** 0.5
     rows = max(1, BLOCK // W.shape[1])
@@ -129,18 +112,12 @@ def shrink(
         some.sub_(torch.clamp(some, min=-reach, max=reach))
 
 
-GRAD = "W_grad"
-
-
 @final
 class ConnectorGroup(MemberGroup[ConnectorMember]):
     """Trains one connector; several that are fed alike share the latents, not the step.
 
-    Args:
-        member: Its run.
-        start: Where it starts, on its device.
-        predicted: Outputs whose error counts.
-        scratch: Memory for the gradient, which no two connectors need at the same time.
+    It begins at `start`, on whose device it is. The gradient lies in `scratch`, as no two
+    connectors need theirs at the same time.
 
     Raises:
         ConfigError: the sparse path was asked for, and there are no kernels for it.
@@ -155,7 +132,7 @@ class ConnectorGroup(MemberGroup[ConnectorMember]):
         scratch: Scratch,
     ) -> None:
         super().__init__([member])
-        self.feed: Ends = (member.run.source, member.run.target)
+        self.feed: Ends = member.run.ends
         self._member = member
         self._config = config = member.run.config
         # What is not predicted is said to be silent.
@@ -175,7 +152,7 @@ class ConnectorGroup(MemberGroup[ConnectorMember]):
                 "(torch with MKL on a CPU, triton on CUDA): type --set sparse=auto"
             )
         self._grads = {
-            "W": scratch.take(GRAD, (W.shape[0], W.shape[1]), dtype=W.dtype, device=device),
+            "W": scratch.take("W_grad", (W.shape[0], W.shape[1]), dtype=W.dtype, device=device),
             "b": torch.zeros_like(b),
         }
         self._trained = ("W", "b") if config.bias else ("W",)
@@ -183,14 +160,7 @@ class ConnectorGroup(MemberGroup[ConnectorMember]):
 
     @torch.no_grad()
     def advance(self, latents: PairLatents) -> list[ConnectStep]:
-        """One step on a batch, of which exclusions may have left nothing.
-
-        Returns:
-            What was written to the curves.
-
-        Raises:
-            CheckpointError: the disk is full or fails.
-        """
+        """One step on a batch, of which exclusions may have left nothing."""
         member, config = self._member, self._config
         lr, measured = member.lr, None
         coefficient = config.l1 * member.schedule.penalty(member.step + 1)
@@ -198,7 +168,10 @@ class ConnectorGroup(MemberGroup[ConnectorMember]):
         recon, written = torch.zeros(()), list[ConnectStep]()
         if len(latents.z1):
             recon, error = self._problem.learn(
-                latents, **self._named_grads(), kernels=self._kernels if sparse else None
+                latents,
+                self._grads["W"],
+                self._grads["b"],
+                kernels=self._kernels if sparse else None,
             )
             if member.reports_next:
                 measured = self._measure(latents, recon, error, coefficient=coefficient)
@@ -223,19 +196,12 @@ class ConnectorGroup(MemberGroup[ConnectorMember]):
         self._member.go_on_from(checkpoint.step)
 
     def finish(self) -> None:
-        """Leave the finished connector behind.
-
-        Raises:
-            CheckpointError: the disk is full or fails.
-        """
+        """Leave the finished connector behind."""
         result = self._member.adam.result
         with writing(self._member.path):
             self._member.run.finish(
                 Connector(result["W"], result["b"], activation=self._config.activation)
             )
-
-    def _named_grads(self) -> dict[str, Tensor]:
-        return {"W_grad": self._grads["W"], "b_grad": self._grads["b"]}
 
     def _sparse(self, latents: PairLatents) -> bool:
         """Whether to compute what active input latents need alone."""
@@ -282,16 +248,16 @@ class ConnectorGroup(MemberGroup[ConnectorMember]):
         """What the curves show of a batch, before its update."""
         z2 = latents.z2[:, self._problem.predicted]
         spread = (z2 - z2.mean(0)).square().sum() / len(z2)
-        sizes = sizes_of(self._problem.W, threshold=WEIGHTY)
+        size, n_above, n_nonzero = sizes_of(self._problem.W, threshold=WEIGHTY)
         n = max(1, z2.shape[1])
-        sparsity = coefficient * sizes.total
+        sparsity = coefficient * size
         return {
             "recon": float(recon),
             "sparsity": sparsity,
             "loss": float(recon) + sparsity,
             "fvu": float((recon / spread).nan_to_num(nan=0.0, posinf=1.0)),
-            "weights": sizes.n_above / n,
-            "nonzero": sizes.n_nonzero / n,
+            "weights": n_above / n,
+            "nonzero": n_nonzero / n,
         }
 
     def _report(

@@ -34,18 +34,11 @@ class Products:
     """Mean of `u u^T`."""
     product12: Float64[Tensor, "n_1 n_2"]
     """Mean of `u v^T`."""
-    square2: Float64[Tensor, " n_2"]
-    """Mean of `v^2`."""
 
     @property
     def var1(self) -> Float64[Tensor, " n_1"]:
         """Variance of each `u`; rounding can leave it at no less than zero."""
         return (self.product11.diagonal() - self.mean1.square()).clamp_min(0)
-
-    @property
-    def var2(self) -> Float64[Tensor, " n_2"]:
-        """Variance of each `v`."""
-        return (self.square2 - self.mean2.square()).clamp_min(0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,8 +53,6 @@ class Moments:
     """Of `x1` and `x2`, the activations at the two sites."""
     active1: Int64[Tensor, " n_in"]
     """In how many rows each latent of the source is above zero."""
-    active2: Int64[Tensor, " n_out"]
-    """And each of the target."""
 
 
 @torch.no_grad()
@@ -88,22 +79,32 @@ def find_moments(
         device: Where to compute.
         kept: Which rows of a batch count; all if None.
         metadata: What `kept` reads beside the sites.
-
-    Raises:
-        ConfigError: no row counts.
-        StoreError: bytes of the store were altered.
     """
     home = torch.device("cpu") if device.type == "mps" else device  # which has no float64
-    totals = _Totals(pair, device=home)
+    activations = _zeros(pair.source.d_in, pair.target.d_in, device=home)
+    latents = _zeros(pair.source.d_sae, pair.target.d_sae, device=home)
+    active, n_counted = torch.zeros(pair.source.d_sae, dtype=torch.int64, device=home), 0
     sites = tuple(dict.fromkeys(pair.sites))
     blocks = sample_rows(store, sites=sites, metadata=metadata, n_rows=n_rows, seed=seed)
     block = BLOCK.get(device.type, GPU_BLOCK)
     rows = max(1, block // max(pair.source.d_sae, pair.target.d_sae))
     for batch in _pieces(blocks, rows=rows, device=device):
-        piece = batch if kept is None else _only(batch, kept(batch))
-        x1, x2 = (piece[site] for site in pair.sites)
-        totals.add(*(t.to(home) for t in (x1, x2, *pair.latents(piece))))
-    return totals.moments()
+        chosen = slice(None) if kept is None else kept(batch)
+        piece = {site: batch[site][chosen] for site in sites}
+        x1, x2, z1, z2 = (
+            t.to(home) for t in (*(piece[site] for site in pair.sites), *pair.latents(piece))
+        )
+        n_counted += len(x1)
+        # Activations can be far from zero: their products must be exact to give covariances.
+        _add(activations, x1.double(), x2.double(), add_dense)
+        _add(latents, z1, z2, add_latents)
+        active += (z1 > 0).sum(0)
+    if not n_counted:
+        raise ConfigError("no row of the sample is left to count: exclude less")
+    for products in (activations, latents):
+        for total in vars(products).values():
+            total.div_(n_counted)
+    return Moments(n_rows=n_counted, latents=latents, activations=activations, active1=active)
 
 
 def _pieces(
@@ -116,59 +117,6 @@ def _pieces(
             yield {name: values.to(device) for name, values in zip(names, part, strict=True)}
 
 
-def _only(batch: Mapping[str, Tensor], kept: Bool[Tensor, " rows"]) -> dict[str, Tensor]:
-    return {name: values[kept] for name, values in batch.items()}
-
-
-class _Totals:
-    """Sums over the rows so far."""
-
-    def __init__(self, pair: SAEPair, *, device: torch.device) -> None:
-        d1, d2 = pair.source.d_in, pair.target.d_in
-        n_in, n_out = pair.source.d_sae, pair.target.d_sae
-        self._n_rows = 0
-        self._activations = _zeros(d1, d2, device=device)
-        self._latents = _zeros(n_in, n_out, device=device)
-        self._active = tuple(
-            torch.zeros(n, dtype=torch.int64, device=device) for n in (n_in, n_out)
-        )
-
-    def add(
-        self,
-        x1: Float32[Tensor, "rows d_1"],
-        x2: Float32[Tensor, "rows d_2"],
-        z1: Float32[Tensor, "rows n_in"],
-        z2: Float32[Tensor, "rows n_out"],
-    ) -> None:
-        self._n_rows += len(x1)
-        # Activations can be far from zero: their products must be exact to give covariances.
-        a, b = x1.double(), x2.double()
-        _add_means(self._activations, a, b)
-        add_dense(self._activations.product11, a, a)
-        add_dense(self._activations.product12, a, b)
-        _add_means(self._latents, z1, z2)
-        add_latents(self._latents.product11, z1, z1)
-        add_latents(self._latents.product12, z1, z2)
-        for active, z in zip(self._active, (z1, z2), strict=True):
-            active += (z > 0).sum(0)
-
-    def moments(self) -> Moments:
-        """The totals divided, in their own memory, by the number of rows."""
-        if not self._n_rows:
-            raise ConfigError("no row of the sample is left to count: exclude less")
-        for products in (self._activations, self._latents):
-            for total in vars(products).values():
-                total.div_(self._n_rows)
-        active1, active2 = self._active
-        return Moments(
-            n_rows=self._n_rows,
-            latents=self._latents,
-            activations=self._activations,
-            active1=active1,
-            active2=active2,
-        )
-
-
 def _zeros(n_1: int, n_2: int, *, device: torch.device) -> Products:
     def zeros(*shape: int) -> Float64[Tensor, "..."]:
         return torch.zeros(shape, dtype=torch.float64, device=device)
@@ -178,18 +126,20 @@ def _zeros(n_1: int, n_2: int, *, device: torch.device) -> Products:
         mean2=zeros(n_2),
         product11=zeros(n_1, n_1),
         product12=zeros(n_1, n_2),
-        square2=zeros(n_2),
     )
 
 
-def _add_means(
+def _add(
     to: Products,
-    u: Float32[Tensor, "rows n_1"] | Float64[Tensor, "rows n_1"],
-    v: Float32[Tensor, "rows n_2"] | Float64[Tensor, "rows n_2"],
+    u: Float[Tensor, "rows n_1"],
+    v: Float[Tensor, "rows n_2"],
+    add_product: Callable[[Tensor, Tensor, Tensor], None],
 ) -> None:
+    """Add sums over rows, the products as `add_product` does."""
     to.mean1.add_(u.sum(0, dtype=torch.float64))
     to.mean2.add_(v.sum(0, dtype=torch.float64))
-    to.square2.add_(v.double().square().sum(0))
+    add_product(to.product11, u, u)
+    add_product(to.product12, u, v)
 
 
 # --- sums of products of latents ------------------------------------------------------------

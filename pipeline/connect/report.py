@@ -61,9 +61,9 @@ class MapScores:
     above_max: int
     """The most that one output has."""
 
-    ce: float | None
-    """Loss with `decode(map(encode(x)))` in the place of the second site; None without a model."""
-    kl: float | None
+    ce: float
+    """Loss with `decode(map(encode(x)))` in the place of the second site."""
+    kl: float
     """KL from the clean pass to that one."""
     loss_recovered: float | None
     """`(ce_zero - ce) / (ce_zero - ce_clean)`."""
@@ -99,7 +99,6 @@ class ConnectorReport:
     """Coefficient of the penalty it was trained with."""
 
     model: str
-    """Empty, as what follows, where there is no language model."""
     revision: str
     text: str
     precision: str
@@ -122,10 +121,10 @@ class ConnectorReport:
     layer: LayerWeights | None
     """None where the sites are not the input and the output of one MLP."""
 
-    ce_clean: float | None
-    ce_zero: float | None
+    ce_clean: float
+    ce_zero: float
     """The floor: the second site replaced by zero."""
-    ce_sae: float | None
+    ce_sae: float
     """The ceiling: the second site replaced by what its own SAE reconstructs."""
     loss_recovered_sae: float | None
 

@@ -9,7 +9,7 @@ import torch
 
 from actstore.reader import ActStore
 from pipeline.config.training import ConnectConfig
-from pipeline.connect.connector import Connector, End, SAEPair
+from pipeline.connect.connector import Connector, End, Ends, SAEPair
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runs.folder import Provenance, RunFolder
 from pipeline.runs.sae_run import SAERun
@@ -38,6 +38,11 @@ class ConnectorRun(RunFolder):
         }
 
     @property
+    def ends(self) -> Ends:
+        """Both SAEs."""
+        return self.source, self.target
+
+    @property
     def command(self) -> str:
         """The command that began it, without its options."""
         ends = f"{self.source.run}:{self.target.run}"
@@ -59,7 +64,7 @@ class ConnectorRun(RunFolder):
         Raises:
             CheckpointError: one is gone, damaged, or was trained anew.
         """
-        source, target = (_opened(self.path, end) for end in (self.source, self.target))
+        source, target = (_opened(self.path, end) for end in self.ends)
         return load_pair(source, target, device=device)
 
 
@@ -70,9 +75,8 @@ def blank_connector_run(store: ActStore, config: ConnectConfig) -> ConnectorRun:
         ConfigError: a site of the SAEs is not in the store, or has another width.
         CheckpointError: one of the SAEs' runs cannot be used.
     """
-    ends = tuple(path.resolve() for path in config.ends)
     layer = config.layer and config.layer.resolve()
-    source, target = (SAERun.open(path) for path in ends)
+    source, target = (SAERun.open(path.resolve()) for path in config.ends)
     for run in (source, target):
         site, d_in = run.provenance.site, run.provenance.d_in
         if site not in store.sites:
@@ -96,11 +100,7 @@ def blank_connector_run(store: ActStore, config: ConnectConfig) -> ConnectorRun:
 
 
 def load_pair(source: SAERun, target: SAERun, *, device: torch.device) -> SAEPair:
-    """Two SAEs, ready to encode, and the rows that either was not trained on.
-
-    Raises:
-        CheckpointError: the weights of one are missing or damaged.
-    """
+    """Two SAEs, ready to encode."""
     return SAEPair(
         source=source.load_sae(device).requires_grad_(False),
         target=target.load_sae(device).requires_grad_(False),

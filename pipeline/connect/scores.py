@@ -19,9 +19,8 @@ What a map costs the model is told by losses; how far these would move with anot
 kind, by the bootstrap of `evaluate/intervals.py`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import final
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -29,12 +28,12 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from pipeline.connect.connector import Connector, PairLatents
-from pipeline.connect.report import BOUNDED, TAU, LayerWeights, MapScores
+from pipeline.connect.report import BOUNDED, LayerWeights
 from pipeline.evaluate.intervals import percentiles
 from pipeline.evaluate.metrics import Totals, ratio
 from pipeline.evaluate.report import QUANTILES
-from pipeline.evaluate.sums import Columns, exact, zeros
-from pipeline.lm.families import Shape, Site
+from pipeline.evaluate.sums import exact, zeros
+from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel
 from pipeline.sae.kernels import kernels_for
 
@@ -114,86 +113,36 @@ def predict(connector: Connector, latents: PairLatents) -> Float32[Tensor, "rows
     return z2.relu_() if connector.activation == "relu" else z2
 
 
-@final
-class Errors:
-    """The squared errors of one map, block of rows after block of rows."""
-
-    def __init__(self, outputs: OutputStats, *, device: torch.device) -> None:
-        self._alive = exact(outputs.alive.to(device).float())
-        self._sum = zeros(len(self._alive), device=device)
-
-    @torch.no_grad()
-    def add(
-        self, z2: Float32[Tensor, "rows n_out"], z2_hat: Float32[Tensor, "rows n_out"]
-    ) -> Float64[Tensor, " rows"]:
-        """Take in the next rows; gives each one's sum over alive outputs."""
-        squared = (exact(z2) - exact(z2_hat)).square()
-        self._sum += squared.sum(0)
-        return squared @ self._alive
-
-    @property
-    def per_output(self) -> Float64[Tensor, " n_out"]:
-        """Their sum over all rows so far, on the CPU."""
-        return self._sum.cpu()
+@torch.no_grad()
+def squared_errors(
+    z2: Float32[Tensor, "rows n_out"], z2_hat: Float32[Tensor, "rows n_out"]
+) -> Float64[Tensor, "rows n_out"]:
+    """Of each output in each row."""
+    return (exact(z2) - exact(z2_hat)).square()
 
 
-def score(
-    maps: Mapping[str, Connector], rows: Sequence[PairLatents], *, tau: float = TAU
-) -> tuple[MapScores, ...]:
-    """Score maps on latents of both sites, without a language model.
-
-    Args:
-        maps: By their names.
-        rows: Latents of some rows each, on the device of the maps.
-        tau: Weights above it are counted.
-    """
-    sums = OutputSums(rows[0].z2.shape[1], device=rows[0].z2.device)
-    for block in rows:
-        sums.add(block.z2)
-    outputs = sums.result()
-    errors = {name: Errors(outputs, device=rows[0].z2.device) for name in maps}
-    for block in rows:
-        for name, connector in maps.items():
-            errors[name].add(block.z2, predict(connector, block))
-    return tuple(
-        scored(name, connector, errors[name].per_output, outputs, tau=tau)
-        for name, connector in maps.items()
-    )
-
-
-def scored(
-    name: str,
-    connector: Connector,
-    errors: Float64[Tensor, " n_out"],
-    outputs: OutputStats,
-    *,
-    tau: float,
-) -> MapScores:
-    """What squared errors, summed over rows, and weights say of a map; nothing of losses."""
+def scores_of(
+    connector: Connector, errors: Float64[Tensor, " n_out"], outputs: OutputStats, *, tau: float
+) -> dict[str, Any]:
+    """What squared errors, summed over rows, and weights say of a map: fields of `MapScores`."""
     alive = outputs.alive
     spread = outputs.spread.sum().item()
     explained = explained_of(errors, outputs)
     nonzero, above = above_of(connector, tau=0.0), above_of(connector, tau=tau)
     W = connector.W.detach()
-    return MapScores(
-        name=name,
-        fvu=errors[alive].sum().item() / spread if spread else None,
-        mse=errors.sum().item() / max(1, outputs.n_rows * len(errors)),
-        explained_quantiles=_quantiles(explained[explained.isfinite()]),
-        l1=sum(exact(rows.abs()).sum().item() for rows in W.split(_ROWS)) / W.numel(),
-        n_nonzero=int(nonzero.sum()),
-        nonzero_mean=_mean(nonzero[alive]),
-        nonzero_quantiles=_quantiles(nonzero[alive].double()),
-        n_above=int(above.sum()),
-        above_mean=_mean(above[alive]),
-        above_quantiles=_quantiles(above[alive].double()),
-        above_max=int(above.max()),
-        ce=None,
-        kl=None,
-        loss_recovered=None,
-        recovered_of_sae=None,
-        intervals=(),
-    )
+    return {
+        "fvu": errors[alive].sum().item() / spread if spread else None,
+        "mse": errors.sum().item() / max(1, outputs.n_rows * len(errors)),
+        "explained_quantiles": _quantiles(explained[explained.isfinite()]),
+        "l1": sum(exact(rows.abs()).sum().item() for rows in W.split(_ROWS)) / W.numel(),
+        "n_nonzero": int(nonzero.sum()),
+        "nonzero_mean": _mean(nonzero[alive]),
+        "nonzero_quantiles": _quantiles(nonzero[alive].double()),
+        "n_above": int(above.sum()),
+        "above_mean": _mean(above[alive]),
+        "above_quantiles": _quantiles(above[alive].double()),
+        "above_max": int(above.max()),
+    }
 
 
 _ROWS = 256
@@ -247,14 +196,13 @@ def metrics_of(s: Totals, i: int) -> dict[str, np.ndarray]:
     }
 
 
-def with_losses(scored: MapScores, sums: Columns, draws: Totals | None, *, i: int) -> MapScores:
-    """A map's scores with what it costs, as map number `i` of these sums."""
-    totals = {name: values.sum(keepdims=True) for name, values in sums.items()}
+def costs_of(totals: Totals, draws: Totals | None, i: int) -> dict[str, Any]:
+    """What map number `i` of these sums costs the model: the other fields of `MapScores`."""
     numbers = {name: number(value) for name, value in metrics_of(totals, i).items()}
-    del numbers["fvu"]  # it is there, from the same errors
+    del numbers["fvu"]  # `scores_of` has it, from the same errors
     drawn = {} if draws is None else metrics_of(draws, i)
     bounded = {name: values for name, values in drawn.items() if name in BOUNDED}
-    return replace(scored, **numbers, intervals=percentiles(bounded))
+    return numbers | {"intervals": percentiles(bounded)}
 
 
 def number(value: Float64[np.ndarray, " 1"]) -> float | None:
@@ -262,22 +210,17 @@ def number(value: Float64[np.ndarray, " 1"]) -> float | None:
     return None if np.isnan(value).any() else value.item()
 
 
-def is_mlp(shape: Shape, source: Site, target: Site) -> bool:
-    """Whether one MLP leads from the first site to the second, and nothing else does.
+def layer_weights(
+    lm: LanguageModel, source: Site, target: Site, *, tau: float
+) -> LayerWeights | None:
+    """How many weights the MLP between two sites has, biases aside; None where there is none.
 
     An MLP reads the residual stream after the attention; in a parallel layer (Pythia) it reads what
     the attention reads, the layer's own input.
     """
-    reads = "resid_pre" if shape.parallel else "resid_mid"
+    reads = "resid_pre" if lm.shape.parallel else "resid_mid"
     kinds = source.kind.name, target.kind.name
-    return source.layer == target.layer and kinds == (reads, "mlp_out")
-
-
-def layer_weights(
-    lm: LanguageModel, source: Site, target: Site, *, tau: float
-) -> LayerWeights | None:
-    """How many weights that MLP has, biases aside; None where there is no such MLP."""
-    if not is_mlp(lm.shape, source, target):
+    if source.layer != target.layer or kinds != (reads, "mlp_out"):
         return None
     mlp = lm.body.get_submodule(lm.shape.family.module_path(target))
     matrices = [weight for weight in mlp.parameters() if weight.dim() > 1]

@@ -9,16 +9,8 @@ from torch import Tensor
 
 from actstore.reader import ActStore
 from pipeline.connect.connector import Connector, End, SAEPair
-from pipeline.connect.moments import find_moments
 from pipeline.connect.run import ConnectorRun
-from pipeline.connect.start import (
-    correlation_connector,
-    fit_layer,
-    mean_connector,
-    read_layer,
-    ridge_connector,
-    weights_connector,
-)
+from pipeline.connect.start import baseline_connectors, fit_layer, read_layer
 from pipeline.connect.train import PairFeeder
 from pipeline.evaluate.ablations import OnTokens, find_site_means
 from pipeline.evaluate.setup import EvalSite, ExcludedRows, LoadedSAE
@@ -50,11 +42,7 @@ class LoadedConnectors:
 
 
 def load_connectors(runs: Sequence[ConnectorRun], *, device: torch.device) -> LoadedConnectors:
-    """The SAEs that all of these connectors lie between.
-
-    Raises:
-        CheckpointError: one is gone, damaged, or was trained anew since.
-    """
+    """The SAEs that all of these connectors lie between."""
     run = runs[0]
     pair = run.load_pair(device)
 
@@ -123,12 +111,7 @@ class Baselines:
 
 
 def fit_baselines(loaded: LoadedConnectors, *, device: torch.device) -> Baselines:
-    """The mean, `E2 W D1`, the most correlated input, and ridge: from a sample of the store.
-
-    Raises:
-        ConfigError: the file of a connector's layer is no layer between the sites.
-        StoreError: the store is unfinished or damaged.
-    """
+    """From a sample of the store; the layer is that of the first connector that has one."""
     run = loaded.runs[0]
     store, why = _store_of(run)
     if store is None:
@@ -140,23 +123,11 @@ def fit_baselines(loaded: LoadedConnectors, *, device: torch.device) -> Baseline
             ),
         )
     feeder = PairFeeder(store, loaded.runs, device=device)
-    moments = find_moments(
-        loaded.pair,
-        store,
-        device=device,
-        kept=lambda batch: feeder.mask((run.source, run.target), batch),
-        metadata=feeder.metadata,
-    )
+    moments = feeder.moments(run.ends)
     path = next((run.config.layer for run in loaded.runs if run.config.layer), None)
     d_1, d_2 = loaded.pair.source.d_in, loaded.pair.target.d_in
     layer = read_layer(path, d_1=d_1, d_2=d_2) if path else fit_layer(moments.activations)
-    maps = {
-        "mean": mean_connector(moments),
-        "weights": weights_connector(loaded.pair, layer),
-        "correlation": correlation_connector(moments),
-        "ridge": ridge_connector(moments),
-    }
-    return Baselines(maps={name: fitted.to(device) for name, fitted in maps.items()}, notes=())
+    return Baselines(maps=baseline_connectors(loaded.pair, moments, layer), notes=())
 
 
 def _store_of(run: ConnectorRun) -> tuple[ActStore | None, str]:

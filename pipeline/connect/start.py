@@ -48,25 +48,22 @@ def needs_moments(config: ConnectConfig) -> bool:
 def start_connector(config: ConnectConfig, pair: SAEPair, moments: Moments | None) -> Connector:
     """The connector before its first step, on the CPU; without a bias, `b` is zero.
 
-    Args:
-        config: Which start; its seed is that of random weights.
-        pair: The SAEs it lies between.
-        moments: Not None where the start `needs_moments`.
-
-    Raises:
-        ConfigError: the file of the layer is no layer between the sites.
+    Moments are there where the start `needs_moments`.
     """
+    activation, bias = config.activation, config.bias
     match config.start:
         case "random":
             connector = random_connector(config, pair)
         case "weights":
-            layer = _layer(config, pair, moments)
-            connector = weights_connector(
-                pair, layer, activation=config.activation, bias=config.bias
-            )
+            if config.layer is not None:
+                layer = read_layer(config.layer, d_1=pair.source.d_in, d_2=pair.target.d_in)
+            else:
+                assert moments is not None
+                layer = fit_layer(moments.activations)
+            connector = weights_connector(pair, layer, activation=activation, bias=bias)
         case "regression":
             assert moments is not None
-            connector = ridge_connector(moments, activation=config.activation, bias=config.bias)
+            connector = ridge_connector(moments, activation=activation, bias=bias)
         case _:
             assert_never(config.start)
     return connector.cpu()
@@ -86,13 +83,6 @@ def random_connector(config: ConnectConfig, pair: SAEPair) -> Connector:
     return Connector(W, torch.zeros(n_out), activation=config.activation)
 
 
-def _layer(config: ConnectConfig, pair: SAEPair, moments: Moments | None) -> Layer:
-    if config.layer is not None:
-        return read_layer(config.layer, d_1=pair.source.d_in, d_2=pair.target.d_in)
-    assert moments is not None
-    return fit_layer(moments.activations)
-
-
 # --- connectors that are not trained ---------------------------------------------------------
 
 RIDGE_BASELINES = 0.3
@@ -103,6 +93,17 @@ that which they explain (a Gaussian prior of one variance for all weights). At 0
 not fitted are predicted within 0.002 of the FVU at the best strength: for six connectors between
 SAEs of the embedded model, with 6 and with 100 rows per input.
 """
+
+
+def baseline_connectors(pair: SAEPair, moments: Moments, layer: Layer) -> dict[str, Connector]:
+    """All of them by their names, on the device of the SAEs."""
+    maps = {
+        "mean": mean_connector(moments),
+        "weights": weights_connector(pair, layer),
+        "correlation": correlation_connector(moments),
+        "ridge": ridge_connector(moments),
+    }
+    return {name: fitted.to(pair.source.W_dec.device) for name, fitted in maps.items()}
 
 
 def mean_connector(moments: Moments) -> Connector:
@@ -172,13 +173,10 @@ def weights_connector(
     return Connector(W.float(), (b if bias else torch.zeros_like(b)).float(), activation=activation)
 
 
-def _encoder(
-    coder: SAE,
-) -> tuple[Float64[Tensor, "d_in d_sae"], Float64[Tensor, " d_sae"]]:
+def _encoder(coder: SAE) -> tuple[Float64[Tensor, "d_in d_sae"], Float64[Tensor, " d_sae"]]:
     """`E, e` of `(x - b_dec) @ E + e`, which is each latent that is active.
 
-    That is `W_enc` and `b_enc`, but for gated latents, whose magnitude is
-    `exp(r_mag) pre + b_mag`.
+    A gated one has the magnitude `exp(r_mag) pre + b_mag`.
     """
     E, e = exact(coder.W_enc.detach()), exact(coder.b_enc.detach())
     if isinstance(coder.activation, Gated):
@@ -194,13 +192,7 @@ RIDGE = 1e-7
 
 
 def read_layer(path: Path, *, d_1: int, d_2: int) -> Layer:
-    """The layer of a safetensors file as `nn.Linear` saves it: `weight` `[d_2, d_1]`, `bias`.
-
-    A file without `bias` has none.
-
-    Raises:
-        ConfigError: there is no such file, or it holds no such layer.
-    """
+    """The layer of a file as `nn.Linear` saves it: `weight` `[d_2, d_1]`, with a `bias` or not."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -49,13 +49,12 @@ def connector_tables(reports: Sequence[ConnectorReport]) -> list[Table]:
 
 def _maps(report: ConnectorReport) -> Table:
     """One connector, and the baselines beside it."""
-    columns = [Column(head=map_words(one), align="right") for one in report.maps]
     return Table(
         title=_title([report]),
-        columns=[Column(), *columns],
+        columns=[Column(), *_numbers(*map(map_words, report.maps))],
         sections=[
             [[words, *(_number(value(one)) for one in report.maps)] for words, value in section]
-            for section in _sections(report.tau, with_losses=report.ce_clean is not None)
+            for section in _sections(report.tau)
         ],
     )
 
@@ -63,7 +62,7 @@ def _maps(report: ConnectorReport) -> Table:
 Row = tuple[str, Callable[[MapScores], object]]
 
 
-def _sections(tau: float, *, with_losses: bool) -> list[list[Row]]:
+def _sections(tau: float) -> list[list[Row]]:
     """What is told of each map, and by which words."""
     middle = QUANTILES.index(0.5)
     predicts: list[Row] = [
@@ -92,7 +91,7 @@ def _sections(tau: float, *, with_losses: bool) -> list[list[Row]]:
         *_ends_of("loss_recovered"),
         ("of what the SAE does", lambda one: one.recovered_of_sae),
     ]
-    return [predicts, weights, *([losses] if with_losses else [])]
+    return [predicts, weights, losses]
 
 
 def _ends_of(metric: str) -> list[Row]:
@@ -122,14 +121,11 @@ def _bounds(report: ConnectorReport) -> Table:
         "reads": f"{report.n_in:,} features of {source}, {report.l0_in:.1f} active",
         "predicts": f"{report.n_out:,} features of {target}, {report.l0_out:.1f} active",
         "alive among these": report.n_alive,
+        "loss, the model alone": report.ce_clean,
+        "loss, SAE spliced in (the ceiling)": report.ce_sae,
+        f"loss, {target} zeroed (the floor)": report.ce_zero,
+        "loss recovered by the SAE": report.loss_recovered_sae,
     }
-    if report.ce_clean is not None:
-        rows |= {
-            "loss, the model alone": report.ce_clean,
-            "loss, SAE spliced in (the ceiling)": report.ce_sae,
-            f"loss, {target} zeroed (the floor)": report.ce_zero,
-            "loss recovered by the SAE": report.loss_recovered_sae,
-        }
     if (layer := report.layer) is not None:
         rows[f"the MLP's weights > {report.tau:g}"] = f"{layer.n_above:,} of {layer.n:,}"
     return Table(
@@ -148,7 +144,7 @@ def _lines(reports: Sequence[ConnectorReport]) -> Table:
         between.setdefault(report.shared, []).append(report)
     return Table(
         title=_title(reports),
-        columns=[Column(head="run", folds=True), *(Column(head=h, align="right") for h in heads)],
+        columns=[Column(head="run", folds=True), *_numbers(*heads)],
         sections=[
             [
                 *([names[r.run], f"{r.l1:g}", *_line(r.connector)] for r in members),
@@ -163,6 +159,11 @@ def _lines(reports: Sequence[ConnectorReport]) -> Table:
     )
 
 
+def _numbers(*heads: str) -> list[Column]:
+    """Columns of numbers."""
+    return [Column(head=head, align="right") for head in heads]
+
+
 def _line(one: MapScores) -> list[str]:
     fvu, *recovered = map(_number, (one.fvu, one.loss_recovered, one.recovered_of_sae))
     counts = (one.above_mean, one.nonzero_mean)
@@ -172,8 +173,6 @@ def _line(one: MapScores) -> list[str]:
 def _title(reports: Sequence[ConnectorReport]) -> str:
     """On what connectors were evaluated."""
     n = max(report.n_tokens for report in reports)
-    if not reports[0].model:
-        return f"connectors on {n:,} rows"
     where = dict.fromkeys(f"{report.model} on {report.text}" for report in reports)
     return f"{', '.join(where)}, {n:,} tokens; losses in nats a token"
 
@@ -216,10 +215,7 @@ def reading_tables(reading: Reading, ends: FeaturesOfEnds, *, rows: int) -> list
         tables.append(
             Table(
                 title="removing an input: the drop predicted against the drop in the model",
-                columns=[
-                    Column(head="pairs", fills=True),
-                    *(Column(head=head, align="right") for head in heads),
-                ],
+                columns=[Column(head="pairs", fills=True), *_numbers(*heads)],
                 sections=[[[name, *_agreement(its)] for name, its in found.items()]],
                 ruled=False,
             )
@@ -230,9 +226,7 @@ def reading_tables(reading: Reading, ends: FeaturesOfEnds, *, rows: int) -> list
 def equation_words(equation: Equation, *, n_cells: int | None = None) -> str:
     """`OF505 = 0.68 IF3021 - 0.21 IF729`, and how many weights are left out.
 
-    Args:
-        equation: Of an output feature.
-        n_cells: Terms are left out until it is no longer; None names all there are.
+    Terms are left out until it is no longer than `n_cells`; None names all there are.
     """
     n = max(len(equation.adding), 2 * len(equation.subtracting))
     words = _equation_of(equation, n)
@@ -272,7 +266,7 @@ def _equations(reading: Reading, ends: FeaturesOfEnds, *, rows: int) -> Table:
     return Table(
         title=f"{target} (OF) from {source} (IF), {read}: outputs best explained",
         columns=[
-            Column(head="variance\nexplained", align="right"),
+            *_numbers("variance\nexplained"),
             Column(head="by the terms shown", fills=True),
         ],
         sections=[lines],
@@ -293,10 +287,7 @@ def _relations(reading: Reading, kind: Kind, ends: FeaturesOfEnds, *, rows: int)
     shown = f"({len(lines)} of {len(related)}); how often the output is active"
     return Table(
         title=f"{_TITLES[kind]} {shown}",
-        columns=[
-            Column(head="output, inputs", fills=True),
-            *(Column(head=head, align="right") for head in heads),
-        ],
+        columns=[Column(head="output, inputs", fills=True), *_numbers(*heads)],
         sections=[lines],
         ruled=False,
     )
@@ -331,17 +322,7 @@ _N_OF_OUTPUT, _N_OF_INPUT = 8, 5
 def output_tables(
     reading: Reading, output: int, effects: Sequence[Effect], ends: FeaturesOfEnds
 ) -> list[Table]:
-    """All that was read of an output feature.
-
-    Args:
-        reading: Of the connector.
-        output: Number of the feature.
-        effects: Of its inputs on it, as `effects_on` measures them.
-        ends: What the features of both SAEs fire on.
-
-    Raises:
-        ConfigError: there is no such feature, or it was never active.
-    """
+    """All that was read of an output feature; `effects` are those of its inputs on it."""
     equation = reading.equation(output)
     source, target = ends
     tables = [_facts(reading, equation), _terms(equation, effects, source)]
@@ -392,10 +373,7 @@ def _terms(equation: Equation, effects: Sequence[Effect], source: FeatureSet | N
         lines.append([*line, _fires_on(source, term.feature, n=8)])
     return Table(
         title="terms; what removing each takes from the output where it is active",
-        columns=[
-            *(Column(head=name, align="right") for name in names),
-            Column(head="fires on", fills=True),
-        ],
+        columns=[*_numbers(*names), Column(head="fires on", fills=True)],
         sections=[lines],
         ruled=False,
     )

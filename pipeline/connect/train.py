@@ -7,6 +7,7 @@ import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 
 import torch
 from jaxtyping import Bool
@@ -34,14 +35,8 @@ class PairFeeder:
     Connectors between the same SAEs share them. A row that one of the SAEs was not trained on, by
     its position, token or norm, is left out: what an SAE makes of it means nothing.
 
-    Args:
-        store: Where the batches come from.
-        runs: Those to be fed.
-        device: Where the batches are.
-
     Raises:
-        CheckpointError: an SAE is gone, damaged, or was trained anew.
-        StoreError: bytes of the store were altered.
+        CheckpointError: an SAE is gone or damaged.
     """
 
     def __init__(
@@ -49,7 +44,7 @@ class PairFeeder:
     ) -> None:
         self.store = store
         self._device = device
-        several = dict.fromkeys((run.source, run.target) for run in runs)
+        several = dict.fromkeys(run.ends for run in runs)
         opened = {ends: [SAERun.open(end.run) for end in ends] for ends in several}
         self._pairs = {ends: load_pair(*its, device=device) for ends, its in opened.items()}
         self._feeds = {  # the rows of each SAE, given to it as they are in the store
@@ -83,10 +78,7 @@ class PairFeeder:
     def sample(
         self, ends: Ends, *, n_rows: int = SAMPLE_ROWS, seed: int = 0
     ) -> Generator[PairLatents, None, None]:
-        """Latents at a fixed sample of rows from all over the store.
-
-        A StoreError comes while iterating, if bytes of the store were altered.
-        """
+        """Latents at a fixed sample of rows from all over the store."""
         blocks = sample_rows(
             self.store,
             sites=tuple(dict.fromkeys(self._pairs[ends].sites)),
@@ -96,6 +88,16 @@ class PairFeeder:
         )
         for block in blocks:
             yield self._latents(ends, {n: t.to(self._device) for n, t in block.items()})
+
+    def moments(self, ends: Ends) -> Moments:
+        """Of these latents, and of the activations that they are of, on a fixed sample of rows."""
+        return find_moments(
+            self._pairs[ends],
+            self.store,
+            device=self._device,
+            kept=lambda batch: self.mask(ends, batch),
+            metadata=self.metadata,
+        )
 
     def predicted(self, ends: Ends) -> Bool[Tensor, " n_out"]:
         """Which latents of the second SAE are active on any of the sampled rows."""
@@ -131,22 +133,15 @@ def assemble_connectors(
     *,
     files: ExitStack,
 ) -> list[ConnectorGroup]:
-    """A group for each run.
-
-    Args:
-        feeder: Makes the latents of every run.
-        runs: Of one store, not finished.
-        n_steps: Of each.
-        files: Closes the runs' curves.
+    """A group for each run, none of them finished; `files` closes their curves.
 
     Raises:
         ConfigError: they do not fit into memory, or a device or kernels are not there.
         CheckpointError: a checkpoint is damaged, or the disk fails.
-        StoreError: bytes of the store were altered.
     """
     device = pick_device(runs[0].config.device)
     require_memory(runs, device=device)
-    starts = _Starts(feeder, device=device)
+    starts = _Starts(feeder)
     scratch = Scratch()
     groups = list[ConnectorGroup]()
     for run, n in zip(runs, n_steps, strict=True):
@@ -155,9 +150,12 @@ def assemble_connectors(
         keep = checkpoint.metrics_bytes if checkpoint else 0
         curves = files.enter_context(Curves(run.path / METRICS, keep=keep))
         member = ConnectorMember(run, curves=curves, schedule=Schedule.of(run.config, n_steps=n))
-        start = starts.blank(run) if checkpoint else starts.of(run)
-        predicted = starts.predicted(run)
-        group = ConnectorGroup(member, start.to(device), predicted=predicted, scratch=scratch)
+        group = ConnectorGroup(
+            member,
+            (_blank(run) if checkpoint else starts.of(run)).to(device),
+            predicted=starts.predicted(run).to(device),
+            scratch=scratch,
+        )
         if checkpoint:
             group.restore(checkpoint)
         groups.append(group)
@@ -167,47 +165,32 @@ def assemble_connectors(
 class _Starts:
     """Where connectors start; what connectors between the same SAEs share is found once."""
 
-    def __init__(self, feeder: PairFeeder, *, device: torch.device) -> None:
+    def __init__(self, feeder: PairFeeder) -> None:
         self._feeder = feeder
-        self._device = device
-        self._predicted: dict[Ends, Bool[Tensor, " n_out"]] = {}
-        self._moments: dict[Ends, Moments] = {}
+        self._alive = cache(feeder.predicted)
+        self._moments = cache(feeder.moments)
         self._found: dict[object, Connector] = {}
 
     def of(self, run: ConnectorRun) -> Connector:
         """The connector of a run at its start."""
-        ends, config = (run.source, run.target), run.config
+        ends, config = run.ends, run.config
         alike = (ends, config.start, config.activation, config.bias, config.layer, config.seed)
         if alike not in self._found:
-            moments = self._moments_of(ends) if needs_moments(config) else None
+            moments = self._moments(ends) if needs_moments(config) else None
             self._found[alike] = start_connector(config, self._feeder.pair(ends), moments)
         return self._found[alike]
 
-    def blank(self, run: ConnectorRun) -> Connector:
-        """One of the right shape, to be overwritten."""
-        n_in, n_out = run.source.d_sae, run.target.d_sae
-        return Connector(torch.zeros(n_in, n_out), torch.zeros(n_out))
-
     def predicted(self, run: ConnectorRun) -> Bool[Tensor, " n_out"]:
         """Outputs whose error counts."""
-        ends = (run.source, run.target)
         if run.config.outputs == "all":
-            return torch.ones(run.target.d_sae, dtype=torch.bool, device=self._device)
-        if ends not in self._predicted:
-            self._predicted[ends] = self._feeder.predicted(ends)
-        return self._predicted[ends]
+            return torch.ones(run.target.d_sae, dtype=torch.bool)
+        return self._alive(run.ends)
 
-    def _moments_of(self, ends: Ends) -> Moments:
-        if ends not in self._moments:
-            feeder = self._feeder
-            self._moments[ends] = find_moments(
-                feeder.pair(ends),
-                feeder.store,
-                device=self._device,
-                kept=lambda batch: feeder.mask(ends, batch),
-                metadata=feeder.metadata,
-            )
-        return self._moments[ends]
+
+def _blank(run: ConnectorRun) -> Connector:
+    """One of the right shape, to be overwritten."""
+    n_in, n_out = run.source.d_sae, run.target.d_sae
+    return Connector(torch.zeros(n_in, n_out), torch.zeros(n_out))
 
 
 # --- memory --------------------------------------------------------------------------------------

@@ -93,13 +93,8 @@ def train_classifier(
 ) -> Classifier:
     """Learn to tell the digits apart, by cross-entropy and Adam with decoupled weight decay.
 
-    Hidden neurons are left out at random meanwhile (dropout), those that stay are scaled up.
-
-    Args:
-        images: To learn from.
-        config: Says for how long and how fast.
-        device: Where.
-        on_epoch: Called after each epoch with its number and its mean loss.
+    Hidden neurons are left out at random meanwhile (dropout), those that stay are scaled up. After
+    each epoch `on_epoch` is told its number and its mean loss.
     """
     x, labels = images.tensors(device)
     net = Classifier(x.shape[1], config.hidden, seed=config.seed).to(device)
@@ -138,7 +133,7 @@ _WHOLE = "classifier.json"
 
 @dataclass(frozen=True, kw_only=True)
 class _Checksums:
-    """classifier/classifier.json, written after the layers."""
+    """What `_WHOLE` holds; it is written after the layers."""
 
     sha256: tuple[str, ...]
 
@@ -191,24 +186,17 @@ def store_activations(
 ) -> ActStore:
     """Write what each hidden layer gives for each image, in their order; a whole store is kept.
 
-    Args:
-        path: The store's folder.
-        net: The classifier, on any device.
-        images: As many rows.
-        name: Of the images.
-        fingerprint: Of the classifier.
+    The name is that of the images, the fingerprint that of the classifier.
     """
-    hidden = net.linear[0].out_features
     spec = StoreSpec.of(
-        widths=dict.fromkeys(LAYERS, hidden),
+        widths=dict.fromkeys(LAYERS, net.linear[0].out_features),
         ctx_len=1,
         dtype="float32",
         source={"model": "classifier", "model_fingerprint": fingerprint, "text": name},
     )
     x, _ = images.tensors(net.linear[0].weight.device)
     with ActWriter.create_or_resume(path, spec, n_rows=len(images)) as writer:
-        done = writer.n_rows_committed
-        for start in range(done, len(images), _BLOCK):
+        for start in range(writer.n_rows_committed, len(images), _BLOCK):
             rows = slice(start, start + _BLOCK)
             found = net.hidden(x[rows])
             writer.append(

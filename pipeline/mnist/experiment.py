@@ -32,7 +32,7 @@ from pipeline.mnist.result import (
     finished_result,
     save_result,
 )
-from pipeline.mnist.train import PAIRS, Trained, baseline_connectors, train_everything
+from pipeline.mnist.train import PAIRS, Trained, baselines, train_everything
 from pipeline.progress import OnProgress, Progress
 
 Networks = dict[tuple[str, Form], FeatureNetwork]
@@ -56,11 +56,7 @@ def run_experiment(config: MnistConfig, *, on_progress: OnProgress | None = None
     done = finished_result(config.out)
     if done is not None:
         return replace(done, config=config, reused=True)
-
-    def tell(progress: Progress) -> None:
-        if on_progress is not None:
-            on_progress(progress)
-
+    tell: OnProgress = on_progress or (lambda _: None)
     trained = train_everything(config, images, device=device, tell=tell)
     tell(Progress(stage="figures", done=0, total=1, unit="pages"))
     networks = _networks(config, images, trained, device=device)
@@ -90,7 +86,7 @@ def _networks(
             whole, connectors=tuple(cut(one, threshold) for one in these)
         )
         networks[name, "refitted"] = replace(whole, connectors=refitted)
-    for name, these in baseline_connectors(config, trained.store, device=device).items():
+    for name, these in baselines(config, trained.store, device=device).items():
         networks[name, "trained"] = replace(whole, connectors=these)
     return networks
 

@@ -166,7 +166,10 @@ def _digits() -> tuple[Float32[np.ndarray, "n side side"], Int64[np.ndarray, " n
 def _from_idx(path: Path, *, name: str) -> Images:
     """From a file of images, or from a folder with one such file, or one for each purpose."""
     files = [path] if path.is_file() else sorted(path.glob("*images*idx3*"))
-    sets = {"test" if _is_test(file) else "train": _read_set(file) for file in files}
+    sets = {
+        "test" if file.name.startswith(("t10k", "test")) else "train": _read_set(file)
+        for file in files
+    }
     if len(files) == 2 and len(sets) == 2:
         return _checked(name, sets["train"], sets["test"])
     if len(files) != 1:
@@ -176,10 +179,6 @@ def _from_idx(path: Path, *, name: str) -> Images:
         )
     (only,) = sets.values()
     return split(name, only.pixels, only.labels)
-
-
-def _is_test(file: Path) -> bool:
-    return file.name.startswith(("t10k", "test"))
 
 
 def _read_set(file: Path) -> Labelled:
@@ -200,10 +199,7 @@ def read_idx(path: Path, *, n_dims: int) -> UInt8[np.ndarray, "..."]:
 
     Two zero bytes, a type (8 is unsigned bytes), the number of dimensions, the size of each as 32
     bits with the high byte first, then the values (LeCun, Cortes and Burges, "The MNIST database").
-
-    Args:
-        path: The file.
-        n_dims: Dimensions it must have: 3 for images, 1 for labels.
+    Images have 3 dimensions, labels 1.
     """
     try:
         data = path.read_bytes()

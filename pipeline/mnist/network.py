@@ -90,11 +90,7 @@ def refit_all(
 ) -> tuple[Connector, ...]:
     """The connectors of a network, cut and fitted again, each to what the one before gives.
 
-    Args:
-        connectors: From the latents of each layer to the next one's.
-        latents: Of each layer, encoded from its neurons.
-        threshold: Weights at most so large are cut.
-        seed: Of the rows of each step.
+    The latents are those of each layer, encoded from its neurons.
     """
     z, fitted = latents[0], list[Connector]()
     for connector, target in zip(connectors, latents[1:], strict=True):
@@ -148,20 +144,15 @@ def fvu(wanted: Float[Tensor, "n d"], found: Float[Tensor, "n d"]) -> float:
 
 @torch.no_grad()
 def sae_figures(
-    kind: str,
-    layer: str,
-    sae: SAE,
-    h: Float[Tensor, "n d_in"],
-    *,
-    accuracy_spliced: float,
+    kind: str, layer: str, sae: SAE, h: Float[Tensor, "n d_in"], *, accuracy_spliced: float
 ) -> SaeFigures:
     """One SAE's, on these rows of its layer."""
     z = sae.encode(h)
     h_hat = sae.decode(z)
     rms = float(h.double().square().mean()) ** 0.5
+    unit = rms or 1.0
     l1 = float(z.double().abs().mean())
     mse = float((h.double() - h_hat.double()).square().mean())
-    unit = rms or 1.0
     return SaeFigures(
         kind=kind,
         layer=layer,
@@ -209,18 +200,16 @@ def connector_figures(
     threshold: float,
 ) -> tuple[ConnectorFigures, ...]:
     """Each connector's, from the latents of its first layer to those of its second."""
-    found = list[ConnectorFigures]()
-    for i, connector in enumerate(connectors):
-        z2, z2_hat = latents[i + 1], connector(latents[i])
-        found.append(
-            ConnectorFigures(
-                source=LAYERS[i],
-                target=LAYERS[i + 1],
-                l1=float(connector.W.double().abs().mean()),
-                mse=float((z2.double() - z2_hat.double()).square().mean()),
-                fvu=fvu(z2, z2_hat),
-                n_above=int(above(connector, threshold).sum()),
-                n_nonzero=int(connector.W.count_nonzero()),
-            )
+    predicted = [connector(z1) for connector, z1 in zip(connectors, latents, strict=False)]
+    return tuple(
+        ConnectorFigures(
+            source=LAYERS[i],
+            target=LAYERS[i + 1],
+            l1=float(connector.W.double().abs().mean()),
+            mse=float((latents[i + 1].double() - z2_hat.double()).square().mean()),
+            fvu=fvu(latents[i + 1], z2_hat),
+            n_above=int(above(connector, threshold).sum()),
+            n_nonzero=int(connector.W.count_nonzero()),
         )
-    return tuple(found)
+        for i, (connector, z2_hat) in enumerate(zip(connectors, predicted, strict=True))
+    )

@@ -87,7 +87,7 @@ def show(exhibit: Exhibit) -> None:
             f"{result.images}: {result.n_train:,} images to learn from, {result.n_test:,} to "
             "measure on"
         ),
-        tiles=_tiles(exhibit),
+        tiles=_tiles(result),
         chapters=[
             _comparison(result),
             _simulation(result, drawings),
@@ -99,25 +99,23 @@ def show(exhibit: Exhibit) -> None:
 
 def draw(exhibit: Exhibit) -> Drawings:
     """Every figure; those of many dots as images."""
-    threshold = exhibit.config.threshold
+    threshold, net = exhibit.config.threshold, exhibit.trained.net
     epochs = {pair: _epochs(exhibit, pair) for pair in PAIRS}
     drawings: Drawings = {"epochs": epochs_animation(epochs[PAIRS[0]], threshold=threshold)}
     for i, pair in enumerate(PAIRS):
         name = "-".join(pair)
         strip = epochs_figure(epochs[pair], threshold=threshold, names=pair)
         drawings[f"epochs-{name}"] = as_png(strip)
-        neurons = exhibit.trained.net.linear[i + 1].weight.T.cpu().numpy()
+        neurons = net.linear[i + 1].weight.T.cpu().numpy()
         W = exhibit.chosen.connectors[i].W.cpu().numpy()
         figure = weights_figure(neurons, W, threshold=threshold, names=pair)
         drawings[f"weights-{name}"] = as_png(figure)
     for layer, sae in zip(LAYERS, exhibit.chosen.saes, strict=True):
-        shown = feature_images(
-            exhibit.trained.net, sae, exhibit.images.test, layer=layer, n_features=_FEATURES
+        shown = feature_images(net, sae, exhibit.images.test, layer=layer, n_features=_FEATURES)
+        figure = features_figure(
+            shown, direction="gradient", title=f"Features of {layer}, by frequency"
         )
-        title = f"Features of {layer}, by frequency"
-        drawings[f"features-{layer}"] = as_png(
-            features_figure(shown, direction="gradient", title=title)
-        )
+        drawings[f"features-{layer}"] = as_png(figure)
     drawings["reconstruction"] = _reconstruction(exhibit)
     drawings["accuracies"] = accuracies_figure(accuracies(exhibit.result), groups=GROUPS)
     drawings["frontier"] = _frontier(exhibit.result)
@@ -165,16 +163,12 @@ def _reconstruction(exhibit: Exhibit) -> Figure:
 
 
 def _frontier(result: MnistResult) -> Figure:
-    lines = list[FrontierLine]()
+    penalties, lines = result.config.connect_l1, list[FrontierLine]()
     for form in FORMS:
-        found = [(result.network(network_name(l1), form), l1) for l1 in result.config.connect_l1]
-        lines.append(
-            FrontierLine(
-                label=form,
-                points=[(one.n_above, one.accuracy) for one, _ in found],
-                names=[f"{l1:g}" for _, l1 in found],
-            )
-        )
+        found = [result.network(network_name(l1), form) for l1 in penalties]
+        points = [(one.n_above, one.accuracy) for one in found]
+        names = [f"{l1:g}" for l1 in penalties]
+        lines.append(FrontierLine(label=form, points=points, names=names))
     return network_frontier_figure(
         lines,
         original=result.accuracy,
@@ -183,27 +177,19 @@ def _frontier(result: MnistResult) -> Figure:
     )
 
 
-def _tiles(exhibit: Exhibit) -> list[Tile]:
-    result = exhibit.result
+def _tiles(result: MnistResult) -> list[Tile]:
     chosen, refitted = (result.network(result.chosen, form) for form in ("trained", "refitted"))
-    return [
-        Tile(name="classifier", value=f"{result.accuracy:.1%}", note="accuracy on test images"),
-        Tile(
-            name="simulated",
-            value=f"{chosen.accuracy:.1%}",
-            note=f"{chosen.n_above:,} weights above {exhibit.config.threshold:g}",
+    threshold, n_neurons = f"{result.config.threshold:g}", sum(result.neuron_weights)
+    told = {
+        "classifier": (f"{result.accuracy:.1%}", "accuracy on test images"),
+        "simulated": (f"{chosen.accuracy:.1%}", f"{chosen.n_above:,} weights above {threshold}"),
+        "cut and refitted": (
+            f"{refitted.accuracy:.1%}",
+            f"{refitted.n_above:,} weights, no others",
         ),
-        Tile(
-            name="cut and refitted",
-            value=f"{refitted.accuracy:.1%}",
-            note=f"{refitted.n_above:,} weights, no others",
-        ),
-        Tile(
-            name="neurons",
-            value=f"{sum(result.neuron_weights):,}",
-            note=f"weights above {exhibit.config.threshold:g} between the same layers",
-        ),
-    ]
+        "neurons": (f"{n_neurons:,}", f"weights above {threshold} between the same layers"),
+    }
+    return [Tile(name=name, value=value, note=note) for name, (value, note) in told.items()]
 
 
 def _comparison(result: MnistResult) -> Chapter:

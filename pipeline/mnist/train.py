@@ -5,7 +5,7 @@ weights of each are copied (`keep_frames`) from what a resumed training goes on 
 missing after Ctrl-C.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
@@ -24,13 +24,7 @@ from pipeline.config.training import ConnectConfig, ConnectorStart, TrainConfig
 from pipeline.connect.connector import Connector
 from pipeline.connect.moments import find_moments
 from pipeline.connect.run import ConnectorRun, load_pair
-from pipeline.connect.start import (
-    correlation_connector,
-    mean_connector,
-    read_layer,
-    ridge_connector,
-    weights_connector,
-)
+from pipeline.connect.start import baseline_connectors, read_layer
 from pipeline.errors import DataError
 from pipeline.mnist.classifier import (
     LAYERS,
@@ -154,7 +148,6 @@ def _connector(
     batch, every = connector_batch(store.n_rows), steps_per_epoch(store.n_rows)
     unit = _rms(store, pair[0]) * _rms(store, pair[1])
     source, target = (sae_folder(config.out, kind=config.sae, layer=layer) for layer in pair)
-    between = layer_file(config.out / CLASSIFIER, LAYERS.index(pair[1]) + 1)
     return ConnectConfig(
         store=config.out / STORE,
         out=config.out / "connectors" / f"{pair[0]}-{pair[1]},{name}",
@@ -167,12 +160,17 @@ def _connector(
         clip=0.0,
         l1=l1 * unit,
         start=start,
-        layer=between if start == "weights" else None,
+        layer=_layer_before(config, pair[1]) if start == "weights" else None,
         device=config.device,
         precision="fp32",
         checkpoint_every=every,
         log_every=every,
     )
+
+
+def _layer_before(config: MnistConfig, layer: str) -> Path:
+    """The file of the classifier's own weights, from the hidden layer before to this one."""
+    return layer_file(config.out / CLASSIFIER, LAYERS.index(layer) + 1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -196,16 +194,15 @@ def train_everything(
         store_activations(config.out / name, net, part, name=config.images, fingerprint=mark)
         for name, part in ((STORE, images.train), (TEST_STORE, images.test))
     )
-    _train(sae_configs(config, store), lambda report: tell(_progress("saes", report)))
+    _train("saes", sae_configs(config, store), tell)
     planned = planned_connectors(config, store)
     framed = {one.config.out for one in planned if one.name == network_name(config.chosen_l1)}
 
     def on_step(report: StepReport) -> None:
         if report.run in framed:
             keep_frames(report.run)
-        tell(_progress("connectors", report))
 
-    _train([one.config for one in planned], on_step)
+    _train("connectors", [one.config for one in planned], tell, on_step=on_step)
     for run in framed:
         keep_frames(run)
     return Trained(
@@ -238,16 +235,20 @@ def _classifier(
 
 
 def _train(
-    configs: Sequence[TrainConfig] | Sequence[ConnectConfig], on_step: Callable[[StepReport], None]
+    stage: str,
+    configs: Sequence[TrainConfig] | Sequence[ConnectConfig],
+    tell: OnProgress,
+    *,
+    on_step: Callable[[StepReport], None] = lambda _: None,
 ) -> None:
-    for outcome in train_all(configs, resume=True, on_step=on_step):
+    def told(report: StepReport) -> None:
+        on_step(report)
+        done, total, words = report.step, report.n_steps, f"loss {report.loss:.4f}"
+        tell(Progress(stage=stage, done=done, total=total, unit="steps", words=words))
+
+    for outcome in train_all(configs, resume=True, on_step=told):
         if isinstance(outcome, DataError):
             raise outcome
-
-
-def _progress(stage: str, report: StepReport) -> Progress:
-    done, total, words = report.step, report.n_steps, f"loss {report.loss:.4f}"
-    return Progress(stage=stage, done=done, total=total, unit="steps", words=words)
 
 
 def _load(config: MnistConfig, kind: Kind, layer: str, device: torch.device) -> SAE:
@@ -255,36 +256,28 @@ def _load(config: MnistConfig, kind: Kind, layer: str, device: torch.device) -> 
     return run.load_sae(device).requires_grad_(False)
 
 
-BASELINES = ("mean", "correlation", "E2 W D1", "ridge")
+BASELINES = {
+    "mean": "mean", "correlation": "correlation", "E2 W D1": "weights", "ridge": "ridge",
+}  # fmt: skip
+"""What they are called here, and in `pipeline.connect.start`."""
 
 
-def baseline_connectors(
+def baselines(
     config: MnistConfig, store: ActStore, *, device: torch.device
-) -> Mapping[str, tuple[Connector, ...]]:
-    """By the names above, one connector a pair of layers; `pipeline.connect.start` says which."""
-    each = [_of_pair(config, store, pair, device=device) for pair in PAIRS]
-    return {name: tuple(found[name] for found in each) for name in BASELINES}
-
-
-def _of_pair(
-    config: MnistConfig, store: ActStore, layers: tuple[str, str], *, device: torch.device
-) -> dict[str, Connector]:
-    source, target = (
-        SAERun.open(sae_folder(config.out, kind=config.sae, layer=layer)) for layer in layers
-    )
-    pair = load_pair(source, target, device=device)
-    moments = find_moments(pair, store, device=device)
-    file = layer_file(config.out / CLASSIFIER, LAYERS.index(layers[1]) + 1)
-    between = read_layer(file, d_1=config.hidden, d_2=config.hidden)
-    made = (
-        mean_connector(moments),
-        correlation_connector(moments),
-        weights_connector(pair, between),
-        ridge_connector(moments),
-    )
+) -> dict[str, tuple[Connector, ...]]:
+    """By the names here, one connector a pair of layers."""
+    each = list[dict[str, Connector]]()
+    for layers in PAIRS:
+        source, target = (
+            SAERun.open(sae_folder(config.out, kind=config.sae, layer=layer)) for layer in layers
+        )
+        pair = load_pair(source, target, device=device)
+        between = read_layer(_layer_before(config, layers[1]), d_1=config.hidden, d_2=config.hidden)
+        moments = find_moments(pair, store, device=device)
+        each.append(baseline_connectors(pair, moments, between))
     return {
-        name: connector.to(device).requires_grad_(False)
-        for name, connector in zip(BASELINES, made, strict=True)
+        name: tuple(maps[theirs].requires_grad_(False) for maps in each)
+        for name, theirs in BASELINES.items()
     }
 
 

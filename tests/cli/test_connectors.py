@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.connect.run import ConnectorRun
 from tests.helpers.featured import World, make_store_of
 from tests.helpers.tiny import make_model, make_sae, make_text
 
@@ -27,12 +28,16 @@ def test_two_connectors_are_trained_evaluated_read_and_put_on_a_page(world, saep
     folder, out = world.folder, world.folder / "connectors"
     text = make_text(folder / "heldout.txt", n_contexts=6)
     pair = ":".join(str(folder / site) for site in SITES)
-    code, _, err = saepipe(
+    code, told, err = saepipe(
         "train", world.store.path, "--connect", pair, "--l1", "0,0.01", "--batch-size", "64",
-        "--tokens", "1280", "--device", "cpu", "--out", out,
+        "--tokens", "1280", "--device", "cpu", "--set", "start=random", "--out", out, "--json", "-",
     )  # fmt: skip
     assert code == 0, err
     runs = [out / "l1=0.0", out / "l1=0.01"]
+    assert [line["beta"] for line in json.loads(told)] == [0.0, 0.01]
+    assert ConnectorRun.open(runs[0]).config.start == "random"
+    assert (out / "sweep.png").exists()
+    assert (runs[1] / "curves.svg").exists()
 
     code, told, err = saepipe(
         "eval", *runs, folder / SITES[1], "--text", text, "--tokens", "60", "--device", "cpu",

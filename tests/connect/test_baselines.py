@@ -30,7 +30,7 @@ def make_products(u: np.ndarray, v: np.ndarray) -> Products:
     n = len(u)
     tensors = {
         "mean1": u.mean(0), "mean2": v.mean(0), "product11": u.T @ u / n,
-        "product12": u.T @ v / n, "square2": (v**2).mean(0),
+        "product12": u.T @ v / n,
     }  # fmt: skip
     return Products(**{name: torch.from_numpy(values) for name, values in tensors.items()})
 
@@ -43,7 +43,6 @@ def make_moments(z1: np.ndarray, z2: np.ndarray) -> Moments:
         latents=make_products(z1, z2),
         activations=make_products(nothing, nothing),
         active1=torch.from_numpy((z1 > 0).sum(0)),
-        active2=torch.from_numpy((z2 > 0).sum(0)),
     )
 
 
@@ -148,10 +147,10 @@ def test_least_squares_leaves_the_products_as_they_were():
     assert all(torch.equal(t, was) for t, was in zip(vars(products).values(), before, strict=True))
 
 
-def make_pair(*, target: ArchConfig | None = None) -> SAEPair:
+def make_pair(*, target: ArchConfig = ReluConfig()) -> SAEPair:  # noqa: B008 - it is frozen
     pair = SAEPair(
         source=make_sae(d_in=6, expansion=3, seed=1),
-        target=make_sae(d_in=4, expansion=3, arch=target or ReluConfig(), seed=2),
+        target=make_sae(d_in=4, expansion=3, arch=target, seed=2),
         sites=("resid_pre.0", "mlp_out.0"),
     )
     torch.manual_seed(0)
@@ -172,41 +171,21 @@ def layer_of(linear: torch.nn.Linear) -> Layer:
     return Layer(A=weight.T, a=linear.bias.detach().double())
 
 
-def test_weights_do_what_decoder_layer_and_encoder_do_one_after_another():
-    pair, linear = make_pair(), make_linear()
-    connector = weights_connector(pair, layer_of(linear))
+@pytest.mark.parametrize("target", [ReluConfig(), GatedConfig()], ids=["relu", "gated"])
+def test_weights_do_what_decoder_layer_and_encoder_do_one_after_another(target):
+    """So they are S2's `W2 = E2 W D1` and `b2 = E2 b + e2`, but for decoder biases."""
+    pair, linear = make_pair(target=target), make_linear()
     z1 = torch.rand(50, 18)
     with torch.no_grad():
-        through = pair.target.encode(linear(pair.source.decode(z1)))
-        torch.testing.assert_close(connector(z1), through, rtol=1e-5, atol=1e-5)
-        assert 0.2 < (through > 0).float().mean() < 0.8
-
-
-def test_weights_without_offsets_are_those_of_s2():
-    """`W2 = E2 W D1` and `b2 = E2 b + e2`, in its notation: columns are directions."""
-    pair, linear = make_pair(), make_linear()
-    with torch.no_grad():
-        pair.source.b_dec.zero_()
-        pair.target.b_dec.zero_()
-    W, b = numbers(weights_connector(pair, layer_of(linear)))
-    E2, D1 = pair.target.W_enc.detach().numpy().T, pair.source.W_dec.detach().numpy().T
-    e2 = pair.target.b_enc.detach().numpy()
-    weight, bias = linear.weight.detach().numpy(), linear.bias.detach().numpy()
-    np.testing.assert_allclose(W.T, E2 @ weight @ D1, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(b, E2 @ bias + e2, rtol=1e-4, atol=1e-5)
-
-
-def test_weights_into_gated_latents_have_their_magnitudes():
-    pair, linear = make_pair(target=GatedConfig()), make_linear()
-    gated = pair.target.activation
-    with torch.no_grad():
-        gated.r_mag.normal_(std=0.5)
-        gated.b_mag.normal_(std=0.5)
-        gated.b_gate.fill_(1e3)  # all gates open
-        z1 = torch.rand(50, 18)
+        if target == GatedConfig():
+            gated = pair.target.activation
+            gated.r_mag.normal_(std=0.5)
+            gated.b_mag.normal_(std=0.5)
+            gated.b_gate.fill_(1e3)  # all gates open
         through = pair.target.encode(linear(pair.source.decode(z1)))
         found = weights_connector(pair, layer_of(linear))(z1)
     torch.testing.assert_close(found, through, rtol=1e-5, atol=1e-5)
+    assert 0.2 < (through > 0).float().mean() < 0.8
 
 
 def test_weights_without_a_bias_are_the_same_weights():
@@ -227,14 +206,6 @@ def test_the_fitted_layer_is_the_affine_map_between_the_sites():
     np.testing.assert_allclose(layer.A.numpy()[:4], expected[:4], rtol=1e-3, atol=1e-5)
     predicted = x1 @ layer.A.numpy() + layer.a.numpy()
     np.testing.assert_allclose(predicted, varying @ expected[:4] + expected[4], atol=1e-2)
-
-
-def test_along_a_residual_path_the_fitted_layer_is_near_the_identity():
-    rng = np.random.default_rng(0)
-    x1 = rng.standard_normal((5000, 6))
-    x2 = x1 + 0.1 * rng.standard_normal((5000, 6))
-    layer = fit_layer(make_products(x1, x2))
-    np.testing.assert_allclose(layer.A.numpy(), np.eye(6), atol=0.02)
 
 
 @pytest.mark.parametrize("bias", [True, False])

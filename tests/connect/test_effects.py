@@ -203,13 +203,6 @@ def test_a_dead_input_has_no_effect_to_tell(connected, context):
     assert measure(context, [Link(input=dead, output=1)]) == ()
 
 
-def test_progress_tells_inputs(context, connected):
-    alive = np.flatnonzero(seen(connected, 480).source.n_active)[:3].tolist()
-    told: list[tuple[int, int]] = []
-    measure(context, [Link(input=i, output=1) for i in alive], on_inputs=lambda *n: told.append(n))
-    assert told == [(1, 3), (2, 3), (3, 3)]
-
-
 def test_a_site_that_comes_first_cannot_be_reached(tmp_path):
     backwards = make_connected(tmp_path, sites=("mlp_out.1", "resid_pre.1"), n_contexts=10)
     run = backwards.run

@@ -131,7 +131,7 @@ def test_no_name_covers_another_or_leaves_the_axes():
             assert not box.count_overlaps(boxes[:i])
 
 
-def test_without_a_language_model_there_is_no_loss_to_draw(tmp_path):
+def test_where_no_share_of_the_loss_has_a_meaning_none_is_drawn(tmp_path):
     maps = (make_map(recovered_of_sae=None), make_map("mean", recovered_of_sae=None))
     report = make_report(tmp_path, maps=maps)
     assert "nothing to draw" in texts_of(recovered_figure([report]))

@@ -280,20 +280,6 @@ def test_several_connectors_stand_against_each_other(tmp_path):
     assert list(made.sections) == ["connectors", "logic", "connections"]
 
 
-def test_without_a_language_model_there_are_no_losses(tmp_path):
-    exhibit = make_connector_exhibit(tmp_path / "run")
-    none = dict.fromkeys(("ce", "kl", "loss_recovered", "recovered_of_sae"))
-    report = make_connector_report(
-        exhibit.run, ce_clean=None, ce_zero=None, ce_sae=None, loss_recovered_sae=None,
-        model="", text="", precision="",
-        maps=(make_scored("connector", fvu=0.2, n_above=9, **none),),
-    )  # fmt: skip
-    made = ConnectorExhibit.part([replace(exhibit, evaluation=report)]).runs[0]
-    assert [group.title for group in made.groups] == ["How well it predicts", "How sparse it is"]
-    assert made.evaluated[0].startswith("On 100,096 rows. 60 of 64 outputs")
-    assert not any("Cross-entropy" in words for words in made.evaluated)
-
-
 def test_an_interval_stands_below_its_number_and_no_other(tmp_path):
     run = make_connector_run(tmp_path / "run")
     interval = Interval(metric="loss_recovered", low=0.7, high=0.8)

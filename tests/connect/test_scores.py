@@ -1,10 +1,12 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.connect.connector import Connector, PairLatents
-from pipeline.connect.report import QUANTILES, MapScores
-from pipeline.connect.scores import SPARSE, predict, score
+from pipeline.connect.report import QUANTILES
+from pipeline.connect.scores import SPARSE, OutputSums, predict, scores_of, squared_errors
 
 N_IN, N_OUT, N_ROWS = 24, 15, 219
 DEAD, CONSTANT = 4, 9
@@ -32,12 +34,13 @@ def make_map(*, seed: int = 0, activation: str = "relu", scale: float = 0.15) ->
     return Connector(W, 0.2 * torch.randn(N_OUT, generator=generator), activation=activation)
 
 
-def rows_of(latents: PairLatents, *sizes: int) -> list[PairLatents]:
-    """The same rows in blocks."""
-    return [
-        PairLatents(z1=z1, z2=z2)
-        for z1, z2 in zip(latents.z1.split(sizes), latents.z2.split(sizes), strict=True)
-    ]
+def score(connector: Connector, *blocks: PairLatents, tau: float = 0.1) -> SimpleNamespace:
+    """What errors and weights say of a map on these rows."""
+    outputs = OutputSums(blocks[0].z2.shape[1], device=torch.device("cpu"))
+    for block in blocks:
+        outputs.add(block.z2)
+    errors = sum(squared_errors(b.z2, predict(connector, b)).sum(0) for b in blocks)
+    return SimpleNamespace(**scores_of(connector, errors, outputs.result(), tau=tau))
 
 
 def plain_scores(connector: Connector, latents: PairLatents, *, tau: float) -> dict[str, object]:
@@ -76,73 +79,56 @@ def plain_scores(connector: Connector, latents: PairLatents, *, tau: float) -> d
     }
 
 
-def assert_scores(found: MapScores, expected: dict[str, object]) -> None:
+@pytest.mark.parametrize("activation", ["relu", "linear"])
+def test_every_score_agrees_with_a_plain_float64_computation(activation):
+    latents, connector = make_latents(), make_map(activation=activation)
+    found = score(connector, latents, tau=0.12)
+    expected = plain_scores(connector, latents, tau=0.12)
+    assert vars(found).keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(getattr(found, name), value, rtol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("activation", ["relu", "linear"])
-def test_every_score_agrees_with_a_plain_float64_computation(activation):
-    latents, tau = make_latents(), 0.12
-    maps = {"connector": make_map(activation=activation), "other": make_map(seed=5)}
-    scored = score(maps, [latents], tau=tau)
-    assert [one.name for one in scored] == ["connector", "other"]
-    for one, connector in zip(scored, maps.values(), strict=True):
-        assert_scores(one, plain_scores(connector, latents, tau=tau))
-    assert scored[0].fvu != pytest.approx(scored[1].fvu)
-    assert scored[0].ce is scored[0].kl is scored[0].loss_recovered is None
-    assert scored[0].intervals == ()
-
-
 def test_blocks_of_rows_change_no_score():
-    latents, maps = make_latents(), {"connector": make_map()}
-    (whole,), (parts,) = (score(maps, rows_of(latents, *n)) for n in ([N_ROWS], [1, 120, 98]))
-    assert whole.n_above == parts.n_above
-    for name in ("fvu", "mse", "explained_quantiles"):
-        assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-6), name
+    latents, connector = make_latents(), make_map()
+    parts = zip(latents.z1.split([1, 120, 98]), latents.z2.split([1, 120, 98]), strict=True)
+    found = score(connector, *(PairLatents(z1=z1, z2=z2) for z1, z2 in parts))
+    for name, value in vars(score(connector, latents)).items():
+        assert getattr(found, name) == pytest.approx(value, rel=1e-6), name
 
 
 def test_the_mean_explains_nothing_and_a_perfect_map_everything():
-    latents = make_latents()
-    eye = torch.eye(N_OUT)
-    maps = {
-        "mean": Connector(torch.zeros(N_OUT, N_OUT), latents.z2.double().mean(0).float()),
-        "perfect": Connector(eye, torch.zeros(N_OUT)),
-    }
-    mean, perfect = score(maps, [PairLatents(z1=latents.z2, z2=latents.z2)])
+    z = make_latents().z2
+    latents = PairLatents(z1=z, z2=z)
+    mean = score(Connector(torch.zeros(N_OUT, N_OUT), z.double().mean(0).float()), latents)
     assert mean.fvu == pytest.approx(1, rel=1e-6)
     assert mean.explained_quantiles == pytest.approx([0] * 5, abs=1e-6)
+    perfect = score(Connector(torch.eye(N_OUT), torch.zeros(N_OUT)), latents)
     assert (perfect.fvu, perfect.mse) == (0, 0)
     assert perfect.explained_quantiles == (1,) * 5
     assert (perfect.n_above, perfect.above_mean, perfect.above_max) == (N_OUT, 1, 1)
 
 
-def test_what_is_predicted_of_a_dead_output_counts_in_the_mean_squared_error_alone():
+def test_the_error_of_a_dead_or_constant_output_counts_where_it_has_a_meaning():
+    """Of a dead one in the mean squared error alone; of a constant one in the FVU, too."""
     latents, connector = make_latents(), make_map()
-    (before,) = score({"connector": connector}, [latents])
+    before = score(connector, latents)
     with torch.no_grad():
         connector.b[DEAD] = 100.0
-    (after,) = score({"connector": connector}, [latents])
-    assert after.fvu == before.fvu
-    assert after.explained_quantiles == before.explained_quantiles
-    assert after.mse > 100 * before.mse
-
-
-def test_a_constant_output_has_no_share_of_variance_but_its_error_counts():
-    latents, connector = make_latents(), make_map()
-    (before,) = score({"connector": connector}, [latents])
+    dead = score(connector, latents)
+    assert dead.fvu == before.fvu
+    assert dead.mse > 100 * before.mse
     with torch.no_grad():
         connector.b[CONSTANT] += 50.0
-    (after,) = score({"connector": connector}, [latents])
-    assert after.explained_quantiles == before.explained_quantiles
-    assert after.fvu > before.fvu
+    constant = score(connector, latents)
+    assert constant.fvu > before.fvu
+    for after in (dead, constant):
+        assert after.explained_quantiles == before.explained_quantiles
 
 
 def test_outputs_that_are_all_dead_leave_no_ratio():
     z1 = make_latents().z1
-    (scored,) = score(
-        {"connector": make_map()}, [PairLatents(z1=z1, z2=torch.zeros(N_ROWS, N_OUT))]
-    )
+    scored = score(make_map(), PairLatents(z1=z1, z2=torch.zeros(N_ROWS, N_OUT)))
     assert scored.fvu is scored.above_mean is scored.nonzero_mean is None
     assert scored.explained_quantiles == scored.above_quantiles == ()
     assert scored.n_above > 0 < scored.mse
@@ -151,7 +137,7 @@ def test_outputs_that_are_all_dead_leave_no_ratio():
 def test_a_weight_at_tau_is_not_above_it_and_a_negative_one_can_be():
     W = torch.zeros(N_IN, N_OUT)
     W[0, 0], W[1, 0], W[2, 1], W[0, DEAD] = 0.25, -0.5, 0.1, -9.0
-    (scored,) = score({"connector": Connector(W, torch.zeros(N_OUT))}, [make_latents()], tau=0.25)
+    scored = score(Connector(W, torch.zeros(N_OUT)), make_latents(), tau=0.25)
     assert (scored.n_nonzero, scored.n_above, scored.above_max) == (4, 2, 1)
     assert scored.above_mean == pytest.approx(1 / (N_OUT - 1))
     assert scored.nonzero_mean == pytest.approx(3 / (N_OUT - 1))

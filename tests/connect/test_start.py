@@ -54,6 +54,7 @@ def test_a_random_start_is_a_tenth_of_what_torch_starts_a_linear_layer_with():
 
 
 def test_a_random_start_depends_on_the_seed_alone():
+    assert not needs_moments(make_config(start="random"))
     pair = make_pair()
     first = start_connector(make_config(start="random", seed=3), pair, None)
     torch.manual_seed(99)
@@ -113,7 +114,3 @@ def test_a_layer_must_lead_from_the_first_site_to_the_second(tmp_path):
     save_file(dict(torch.nn.Linear(6, 8).state_dict()), path)
     with pytest.raises(ConfigError, match="between sites of width 8 and 6"):
         start_connector(config, pair, None)
-
-
-def test_only_a_random_start_needs_nothing():
-    assert not needs_moments(make_config(start="random"))

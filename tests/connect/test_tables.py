@@ -39,30 +39,18 @@ def test_a_connector_stands_beside_its_baselines(capsys):
     assert max(map(len, lines)) <= 80
 
 
-def test_without_a_language_model_there_are_no_losses(capsys):
-    scored = make_map(ce=None, kl=None, loss_recovered=None, recovered_of_sae=None, intervals=())
-    report = make_report(
-        model="", ce_clean=None, ce_zero=None, ce_sae=None, loss_recovered_sae=None, layer=None,
-        maps=(scored,),
-    )  # fmt: skip
-    text = shown(capsys, report)
-    assert "loss" not in text and "MLP" not in text
-    assert "connectors on 40,064 rows" in text
-    assert cells_of(text, "weights > 0.1") == ["128"]
+def test_a_ratio_that_would_divide_by_nothing_is_a_dash_and_no_mlp_has_no_line(capsys):
+    scored = make_map(loss_recovered=None, recovered_of_sae=None, intervals=())
+    text = shown(capsys, make_report(layer=None, maps=(scored,)))
+    assert cells_of(text, "loss recovered") == cells_of(text, "of what the SAE does") == ["-"]
+    assert "MLP" not in text
 
 
 def test_of_several_each_has_a_line_and_the_baselines_come_once(capsys):
     reports = [*make_sweep(0.3, 0.5), *make_sweep(0.4, at=2)]
     reports[2] = replace(reports[2], run=Path("runs/other/l1=1"))
     text = shown(capsys, *reports)
-    assert cells_of(text, "sweep/l1=2") == [
-        "0.02",
-        "0.5000",
-        "2",
-        "16",
-        "0.8000",
-        "0.8800",
-    ]
+    assert cells_of(text, "sweep/l1=2") == ["0.02", "0.5000", "2", "16", "0.8000", "0.8800"]
     assert cells_of(text, "other/l1=1")[1] == "0.4000"
     assert text.count("ridge") == text.count("best input") == 2  # once for each pair of SAEs
     assert max(map(len, text.splitlines())) <= 80

@@ -375,21 +375,6 @@ def test_one_that_diverges_stops_alone(place, tmp_path):
 
 
 @pytest.mark.slow
-def test_connectors_of_several_coefficients_are_a_sweep_of_one_command(place, tmp_path, saepipe):
-    pair = ":".join(str(place / site) for site in SITES)
-    options = ("--set", "start=random", "--tokens", "640", "--batch-size", "64", "--device", "cpu")
-    code, out, err = saepipe(
-        "train", place / "s.actstore", "--connect", pair, "--l1", "0.001,0.01", "--out",
-        tmp_path / "sweep", *options, "--json", "-",
-    )  # fmt: skip
-    assert code == 0, err
-    assert [line["beta"] for line in json.loads(out)] == [0.001, 0.01]
-    assert (tmp_path / "sweep" / "sweep.png").exists()
-    assert (tmp_path / "sweep" / "l1=0.01" / "curves.svg").exists()
-    assert ConnectorRun.open(tmp_path / "sweep" / "l1=0.001").config.start == "random"
-
-
-@pytest.mark.slow
 def test_pairs_of_runs_are_swept_over_and_named_by_their_ends(place, tmp_path, saepipe):
     there, back = (":".join(str(place / site) for site in ends) for ends in (SITES, SITES[::-1]))
     code, _, err = saepipe(

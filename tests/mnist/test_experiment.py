@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from actstore.reader import ActStore
-from pipeline.config.serialization import from_json, to_json
 from pipeline.connect.run import ConnectorRun
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.mnist.config import MnistConfig
@@ -151,14 +150,6 @@ def test_a_penalty_is_in_units_of_both_layers(made):
     }
     run = ConnectorRun.open(config.out / "connectors" / "h2-h3,l1=0.01")
     assert run.config.l1 == pytest.approx(0.01 * rms["h2"] * rms["h3"], rel=1e-5)
-
-
-def test_the_result_survives_its_file(made):
-    config, result, _ = made
-    document = json.loads((config.out / "result.json").read_text())
-    saved = from_json(MnistResult, document)
-    assert replace(saved, seconds=0.0) == replace(result, seconds=0.0)
-    assert from_json(MnistResult, to_json(result)) == result
 
 
 def test_another_configuration_into_the_same_folder_names_what_differs(made):

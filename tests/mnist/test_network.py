@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -306,9 +304,3 @@ class TestPictures:
         for digit, value in shares.items():
             share[digit] = value
         assert told(share) == words
-
-
-def test_a_network_without_connectors_still_splices(scene):
-    network, _, x, _ = scene
-    bare = replace(network, connectors=())
-    assert torch.equal(bare.spliced(x, layer=2), network.spliced(x, layer=2))

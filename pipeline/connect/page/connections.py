@@ -45,11 +45,7 @@ class Connections:
 
 
 def load_connections(run: Path, *, n: int) -> Connections | None:
-    """What was read of a connector, with so many of its outputs; None if it was not.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
+    """What was read of a connector, with so many of its outputs; None if it was not."""
     reading = load_reading(run)
     if reading is None:
         return None
@@ -68,11 +64,6 @@ def choose_outputs(reading: Reading, *, n: int, n_relations: int) -> list[int]:
 
     Those of the clearest relations of each kind, those whose inputs were removed in the model, half
     of the rest those that their equations explain best, and then the others evenly by frequency.
-
-    Args:
-        reading: What was read of the connector.
-        n: Outputs to choose.
-        n_relations: Of each kind, whose outputs must be there.
     """
     related = [r.output for kind in KINDS for r in reading.related(kind)[:n_relations]]
     points = reading.effects.points if reading.effects else ()

@@ -59,11 +59,7 @@ class ConnectorExhibit(Exhibit):
 
     @classmethod
     def gather(cls, path: Path, name: str, *, n_features: int) -> "ConnectorExhibit":
-        """What is known of the connector in a folder.
-
-        Raises:
-            CheckpointError: it is unfinished, or a file of it is damaged.
-        """
+        """What is known of the connector in a folder."""
         return cls(
             name=name,
             path=path,
@@ -81,8 +77,7 @@ class ConnectorExhibit(Exhibit):
     @property
     def route(self) -> str:
         """From where to where: `resid_pre.1 → mlp_out.1 (l1 = 0.01)`."""
-        run = self.run
-        return f"{run.source.site} → {run.target.site} (l1 = {run.config.l1:g})"
+        return f"{' → '.join(end.site for end in self.run.ends)} (l1 = {self.run.config.l1:g})"
 
     @property
     def headline(self) -> str:
@@ -128,11 +123,7 @@ class ConnectorExhibit(Exhibit):
 
     @staticmethod
     def part(exhibits: Sequence["ConnectorExhibit"]) -> "ConnectorsPart":
-        """The part about these connectors.
-
-        Raises:
-            CheckpointError: the curves of one are damaged.
-        """
+        """The part about these connectors."""
         reports = [exhibit.evaluation for exhibit in exhibits]
         evaluated = [report for report in reports if report is not None]
         several = len(exhibits) > 1
@@ -228,20 +219,18 @@ def _view(exhibit: ConnectorExhibit, *, place: int, single: bool) -> ConnectorVi
 
 def _evaluated(report: ConnectorReport) -> list[str]:
     excluded = f"; left out: {', '.join(report.excluded)}" if report.excluded else ""
-    where = (
+    told = [
         f"In {report.model} on {report.text}: {report.n_tokens:,} tokens in contexts of "
-        f"{report.ctx_len}, the model in {report.precision}{excluded}."
-        if report.model
-        else f"On {report.n_tokens:,} rows{excluded}."
-    )
-    alive = f"{report.n_alive:,} of {report.n_out:,} outputs are active on any of them."
-    told = [f"{where} {alive}", bounds(report)]
+        f"{report.ctx_len}, the model in {report.precision}{excluded}. {report.n_alive:,} of "
+        f"{report.n_out:,} outputs are active on any of them.",
+        bounds(report),
+    ]
     if report.layer:
         told.append(
             f"The model's own layer between the two sites has {report.layer.n:,} weights, "
             f"{report.layer.n_above:,} of them above {report.tau:g} in magnitude."
         )
-    return [*filter(None, told), *report.notes]
+    return [*told, *report.notes]
 
 
 def _read(exhibit: ConnectorExhibit) -> list[str]:
@@ -273,7 +262,7 @@ def _missing(exhibit: ConnectorExhibit) -> dict[str, str]:
         missing["It has not been evaluated yet."] = f"saepipe eval {exhibit.path}"
     if exhibit.connections is None:
         missing["It has not been read yet."] = exhibit.command
-    for end in (exhibit.run.source, exhibit.run.target):
+    for end in exhibit.run.ends:
         if not has_features(end.run):
             what = f"Features of {end.run.name} have not been collected yet."
             missing[what] = f"saepipe features {end.run}"
@@ -321,10 +310,12 @@ def frontier_drawings(reports: Sequence[ConnectorReport]) -> list[Drawing]:
     """Several connectors against each other; none where there are not several."""
     if len(reports) < 2:
         return []
-    figures = {"weights-fvu": connector_frontier_figure(reports)}
-    if any(report.ce_clean is not None for report in reports):
-        figures["weights-recovered"] = recovered_figure(reports)
-    return drawings(figures)
+    return drawings(
+        {
+            "weights-fvu": connector_frontier_figure(reports),
+            "weights-recovered": recovered_figure(reports),
+        }
+    )
 
 
 _HIGH = 4.4

@@ -61,7 +61,7 @@ def map_names(report: ConnectorReport) -> list[tuple[str, str]]:
 
 
 def map_groups(report: ConnectorReport) -> list[Group]:
-    """A row a metric, a cell a map; without the groups of which there is nothing."""
+    """A row a metric, a cell a map."""
     return [
         Group(
             title=title,
@@ -75,14 +75,11 @@ def map_groups(report: ConnectorReport) -> list[Group]:
             ),
         )
         for title, metrics in METRICS.items()
-        if any(getattr(report.connector, key) is not None for key in metrics)
     ]
 
 
 def bounds(report: ConnectorReport) -> str:
-    """Between which losses the connector's lies; empty without a language model."""
-    if report.ce_clean is None:
-        return ""
+    """Between which losses the connector's lies."""
     return (
         f"Cross-entropy of the model alone {number(report.ce_clean)}, with the SAE of the second "
         f"site spliced in {number(report.ce_sae)} (loss recovered "
@@ -97,11 +94,9 @@ def main_heads(reports: Sequence[ConnectorReport]) -> list[tuple[str, str]]:
 
 
 def main_rows(names: Mapping[str, str], reports: Sequence[ConnectorReport | None]) -> list[Row]:
-    """A row a connector, then the baselines, where all of them have the same.
+    """A row a connector, evaluated or not, then the baselines, where all of them have the same.
 
-    Args:
-        names: Of the connectors, and what each is.
-        reports: One each; None for those that were not evaluated.
+    The names are those of the connectors, each with what it is.
     """
     rows = [
         _main_row(name, note, None if report is None else report.connector)
@@ -184,12 +179,7 @@ class RelationTable:
 
 
 def relation_tables(connections: Connections, *, link: str) -> list[RelationTable]:
-    """Those of which there are any.
-
-    Args:
-        connections: What was read.
-        link: What the address of an output starts with.
-    """
+    """Those of which there are any; `link` is what the address of an output starts with."""
     tables: list[RelationTable] = []
     for kind in KINDS:
         title, meaning = TITLES[kind]

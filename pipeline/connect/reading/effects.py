@@ -21,7 +21,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from pipeline.connect.connector import Connector, SAEPair
-from pipeline.connect.reading.values import Effect, Equation, Term
+from pipeline.connect.reading.values import Effect, Equation
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import reading, splice
 from pipeline.lm.model import LanguageModel
@@ -64,24 +64,20 @@ def chosen_links(
     n_terms: int,
     seed: int,
 ) -> list[Link]:
-    """The terms of some outputs, and pairs of the same features that nothing connects.
+    """Terms of `n_outputs` outputs, drawn evenly, and as many pairs that nothing connects.
 
-    Args:
-        equations: To draw outputs from, evenly.
-        W: The connector's weights; unconnected are those whose weight is the smallest of the
-            output's, mostly zero.
-        n_outputs: To draw; as many unconnected pairs.
-        n_terms: Terms of each, of largest contribution.
-        seed: Of the drawing.
+    Of each output these are the `n_terms` of largest contribution. Unconnected is the input, among
+    those of all terms, whose weight is the smallest of the output's, mostly zero.
     """
     rng = np.random.default_rng(seed)
     told = [equation for equation in equations if equation.terms]
-    drawn = [told[i] for i in sorted(rng.permutation(len(told))[:n_outputs].tolist())]
-    links = [
-        Link(input=term.feature, output=equation.output)
-        for equation in drawn
-        for term in _strongest(equation, n=n_terms)
+    drawn: list[Equation] = [
+        told[i] for i in sorted(rng.permutation(len(told))[:n_outputs].tolist())
     ]
+    links = list[Link]()
+    for equation in drawn:
+        strongest = sorted(equation.terms, key=lambda term: -abs(term.contribution))
+        links += [Link(input=term.feature, output=equation.output) for term in strongest[:n_terms]]
     inputs = list(dict.fromkeys(link.input for link in links))
     for equation in drawn:
         size = W[inputs, equation.output].abs()
@@ -93,29 +89,16 @@ def chosen_links(
     return links
 
 
-def _strongest(equation: Equation, *, n: int) -> list[Term]:
-    size = [-abs(term.contribution) for term in equation.terms]
-    return [equation.terms[i] for i in np.argsort(size, kind="stable")[:n].tolist()]
-
-
 @torch.inference_mode()
 def measure(
     where: ReadingContext,
     links: Iterable[Link],
     *,
-    on_inputs: Callable[[int, int], None] | None = None,
+    on_inputs: Callable[[int], None] = lambda _: None,
 ) -> tuple[Effect, ...]:
-    """Predicted and true effects of some pairs, input after input.
+    """Predicted and true effects of some pairs, input after input; `on_inputs` is told how many.
 
     Pairs whose input has no context are left out.
-
-    Args:
-        where: The model with both SAEs.
-        links: Which pairs.
-        on_inputs: Told how many inputs are done, of how many.
-
-    Raises:
-        ConfigError: the model has no such site.
     """
     by_input: dict[int, list[Link]] = {}
     for link in links:
@@ -124,8 +107,7 @@ def measure(
     with reading(where.lm, where.sites) as read:
         for done, (feature, of_it) in enumerate(by_input.items(), 1):
             found += _effects(where, feature, of_it, read)
-            if on_inputs is not None:
-                on_inputs(done, len(by_input))
+            on_inputs(done)
     return tuple(found)
 
 

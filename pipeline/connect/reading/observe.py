@@ -1,8 +1,6 @@
-"""One pass over rows: what both SAEs see.
+"""One pass over rows: what both SAEs see in them, and how well the connector predicts it.
 
-PairLatents above zero, held in memory row after row and feature after feature.
-
-One pass over rows: what both SAEs see in them, and how well the connector predicts it.
+Latents above zero are held in memory row after row and feature after feature.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,8 +14,9 @@ from jaxtyping import Float32, Float64, Int, Int32, Int64
 from torch import Tensor
 
 from pipeline.connect.connector import Connector, PairLatents
-from pipeline.connect.scores import predict
+from pipeline.connect.scores import OutputSums, explained_of, predict, squared_errors
 from pipeline.errors import DataError
+from pipeline.evaluate.sums import zeros
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,7 +115,7 @@ def observe(
     feed: Iterable[PairLatents],
     connector: Connector,
     *,
-    on_rows: Callable[[int], None] | None = None,
+    on_rows: Callable[[int], None] = lambda _: None,
 ) -> Observed:
     """Keep the active latents of rows, and see how well the first predict the second.
 
@@ -128,24 +127,28 @@ def observe(
         on_rows: Told the number of rows done.
 
     Raises:
-        StoreError: bytes of the store were altered.
         DataError: a latent is not finite, or there is no row.
     """
     ends = _Kept(connector.n_in), _Kept(connector.n_out)
-    errors = _Errors(connector.n_out)
+    device = connector.W.device
+    outputs, errors = (
+        OutputSums(connector.n_out, device=device),
+        zeros(connector.n_out, device=device),
+    )
     for block in feed:
         for rows in _pieces(block):
-            errors.add(predict(connector, rows), rows.z2)
+            outputs.add(rows.z2)
+            errors += squared_errors(rows.z2, predict(connector, rows)).sum(0)
         for end, z in zip(ends, (block.z1, block.z2), strict=True):
             end.add(z)
-        if on_rows is not None:
-            on_rows(ends[0].n_rows)
+        on_rows(ends[0].n_rows)
         if sum(end.n for end in ends) > MAX_ACTIVE:
             break
     if not ends[0].n_rows:
         raise DataError("the store has no row that both SAEs were trained on: nothing can be read")
     source, target = (end.result() for end in ends)
-    return Observed(source=source, target=target, explained=errors.explained(source.n_rows))
+    explained = explained_of(errors.cpu(), outputs.result()).numpy()
+    return Observed(source=source, target=target, explained=explained)
 
 
 def _pieces(block: PairLatents) -> Iterator[PairLatents]:
@@ -163,9 +166,7 @@ class _Kept:
     def __init__(self, n_features: int) -> None:
         self.n = self.n_rows = 0
         self._n_features = n_features
-        self._rows: list[Int32[np.ndarray, " n"]] = []
-        self._features: list[Int32[np.ndarray, " n"]] = []
-        self._values: list[Float32[np.ndarray, " n"]] = []
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def add(self, z: Float32[Tensor, "rows features"]) -> None:
         if not bool(z.isfinite().all()):
@@ -176,39 +177,18 @@ class _Kept:
         latents = z.cpu().numpy()
         where = np.flatnonzero(latents > 0)
         row, feature = np.divmod(where, self._n_features)
-        self._rows.append((row + self.n_rows).astype(np.int32))
-        self._features.append(feature.astype(np.int32))
-        self._values.append(latents.reshape(-1)[where])
+        self._parts.append(
+            (
+                (row + self.n_rows).astype(np.int32),
+                feature.astype(np.int32),
+                latents.reshape(-1)[where],
+            )
+        )
         self.n_rows += len(latents)
         self.n += len(where)
 
     def result(self) -> Active:
+        row, feature, value = map(np.concatenate, zip(*self._parts, strict=True))
         return Active(
-            n_rows=self.n_rows,
-            n_features=self._n_features,
-            row=np.concatenate(self._rows),
-            feature=np.concatenate(self._features),
-            value=np.concatenate(self._values),
+            n_rows=self.n_rows, n_features=self._n_features, row=row, feature=feature, value=value
         )
-
-
-@final
-class _Errors:
-    """Sums in float64 that say how much of each output's variance is predicted."""
-
-    def __init__(self, n_out: int) -> None:
-        self._sums = torch.zeros(3, n_out, dtype=torch.float64)
-
-    def add(
-        self, predicted: Float32[Tensor, "rows n_out"], z2: Float32[Tensor, "rows n_out"]
-    ) -> None:
-        true = z2.double()
-        of_error = (predicted.double() - true).square().sum(0)
-        self._sums += torch.stack([of_error, true.sum(0), true.square().sum(0)]).cpu()
-
-    def explained(self, n_rows: int) -> Float64[np.ndarray, " n_out"]:
-        error, total, squares = self._sums.numpy()
-        around_mean = squares - total**2 / max(1, n_rows)
-        varies = around_mean > 1e-12 * squares
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(varies, 1 - error / around_mean, np.nan)

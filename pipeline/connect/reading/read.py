@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Int
 
 from actstore.files import canonical_json, write_file
@@ -30,7 +28,7 @@ from pipeline.features.collect import collect_features
 from pipeline.features.files import FeatureSet
 from pipeline.lm.families import Site
 from pipeline.lm.model import load_for_sites
-from pipeline.progress import OnProgress, Progress
+from pipeline.progress import OnProgress, Progress, counter
 
 _TERMS_MEASURED = 4
 """Of each output drawn for the effects."""
@@ -58,25 +56,16 @@ def read_connector(config: ReadingConfig, *, on_progress: OnProgress | None = No
     device = pick_device(config.device)
     pair, connector = run.load_pair(device), run.load_connector(device)
     check_widths(run, pair, store)
-
-    def told(stage: str, unit: str, words: str = "") -> Callable[[int, int], None]:
-        def tell(done: int, total: int) -> None:
-            if on_progress is not None:
-                on_progress(Progress(stage=stage, done=done, total=total, unit=unit, words=words))
-
-        return tell
-
     n_rows = min(config.tokens, store.n_rows)
     feeder = PairFeeder(store, [run], device=device)
-    feed = feeder.sample((run.source, run.target), n_rows=n_rows, seed=config.seed)
-    with closing(feed):
-        tell = told("rows", "rows")
-        seen = observe(feed, connector, on_rows=lambda n: tell(n, n_rows))
+    tell = counter(on_progress, stage="rows", total=n_rows, unit="rows")
+    with closing(feeder.sample(run.ends, n_rows=n_rows, seed=config.seed)) as feed:
+        seen = observe(feed, connector, on_rows=tell)
     found = equations(seen, connector, n_terms=config.n_terms)
     blank = replace(
         blank, n_tokens=seen.n_rows, equations=found, relations=relations(seen, connector, found)
     )
-    reading = _with_effects(blank, run, pair, connector, told)
+    reading = _with_effects(blank, run, pair, connector, on_progress)
     save_reading(reading)
     return reading
 
@@ -149,7 +138,7 @@ def _with_effects(
     run: ConnectorRun,
     pair: SAEPair,
     connector: Connector,
-    told: Callable[..., Callable[[int, int], None]],
+    on_progress: OnProgress | None,
 ) -> Reading:
     """The same with effects in the model, or with a note on why there are none."""
     config = reading.config
@@ -157,13 +146,8 @@ def _with_effects(
         why = "neither examples nor effects: the store does not say which model it is of"
         return replace(reading, notes=(*reading.notes, why))
     source, _ = (
-        features_of(
-            end,
-            store=config.store,
-            device=config.device,
-            on_tokens=told("features", "tokens", end.site),
-        )
-        for end in (run.source, run.target)
+        features_of(end, store=config.store, device=config.device, on_progress=on_progress)
+        for end in run.ends
     )
     try:
         context = open_context(run, pair, connector, source)
@@ -176,18 +160,14 @@ def _with_effects(
         n_terms=_TERMS_MEASURED,
         seed=config.seed,
     )
-    points = measure(context, links, on_inputs=told("effects", "inputs"))
+    n_inputs = len({link.input for link in links})
+    tell = counter(on_progress, stage="effects", total=n_inputs, unit="inputs")
+    points = measure(context, links, on_inputs=tell)
     return replace(reading, effects=Effects(points=points))
 
 
 def effects_on(reading: Reading, output: int, *, device: Device = "auto") -> tuple[Effect, ...]:
-    """What removing each input in the equation of an output does to it; none without a model.
-
-    Raises:
-        ConfigError: there is no such feature, or it was never active.
-        CheckpointError: the connector or one of its SAEs cannot be used.
-        StoreError: the store that the features were found in cannot be read.
-    """
+    """What removing each input in the equation of an output does to it; none without a model."""
     links = [Link(input=term.feature, output=output) for term in reading.equation(output).terms]
     if reading.effects is None:
         return ()
@@ -201,25 +181,16 @@ def effects_on(reading: Reading, output: int, *, device: Device = "auto") -> tup
 
 
 def open_store(run: ConnectorRun, path: Path | None) -> ActStore:
-    """The store to read, sure to have activations for both SAEs.
-
-    Args:
-        run: A connector.
-        path: None means the store it was trained from.
-
-    Raises:
-        ConfigError: it is gone, or lacks one of the sites.
-        StoreError: it is unfinished or damaged.
-    """
+    """The store to read, sure to have both sites; None means that which it was trained from."""
     where = run.provenance.path if path is None else path
-    wanted = " and ".join((run.source.site, run.target.site))
+    wanted = " and ".join(end.site for end in run.ends)
     if path is None and not where.exists():
         raise ConfigError(
             f"the store that {run.path} was trained from, {where}, is gone: name another that "
             f"holds {wanted}, with --store"
         )
     store = ActStore.open(where)
-    for end in (run.source, run.target):
+    for end in run.ends:
         if end.site not in store.sites:
             raise ConfigError(
                 f"{run.path} connects {wanted}, and {where} holds {', '.join(store.sites)}: name a "
@@ -229,11 +200,7 @@ def open_store(run: ConnectorRun, path: Path | None) -> ActStore:
 
 
 def check_widths(run: ConnectorRun, pair: SAEPair, store: ActStore) -> None:
-    """Refuse a store whose activations the SAEs cannot take.
-
-    Raises:
-        ConfigError: a site has another width.
-    """
+    """Refuse a store whose activations the SAEs cannot take."""
     for site, coder in zip(pair.sites, (pair.source, pair.target), strict=True):
         if store.width(site) != coder.d_in:
             raise ConfigError(
@@ -243,24 +210,11 @@ def check_widths(run: ConnectorRun, pair: SAEPair, store: ActStore) -> None:
 
 
 def features_of(
-    end: End,
-    *,
-    store: Path | None,
-    device: Device,
-    on_tokens: Callable[[int, int], None] | None = None,
+    end: End, *, store: Path | None, device: Device, on_progress: OnProgress | None = None
 ) -> FeatureSet:
     """What the features of an SAE fire on: as found before, or found now.
 
-    Args:
-        end: The SAE.
-        store: Where they are found; None means the store that it was trained from.
-        device: To find them on.
-        on_tokens: Told how many tokens were read, of how many.
-
-    Raises:
-        ConfigError: the store does not fit, or is gone.
-        CheckpointError: the SAE cannot be used.
-        StoreError: the store cannot be read.
+    That is in `store`, None meaning the one that the SAE was trained from.
     """
     try:
         there = FeatureSet.open(end.run)
@@ -271,8 +225,8 @@ def features_of(
         pass
 
     def tell(progress: Progress) -> None:
-        if on_tokens is not None:
-            on_tokens(progress.done, progress.total)
+        if on_progress is not None:
+            on_progress(replace(progress, words=end.site))
 
     config = FeaturesConfig(run=end.run, store=store, device=device)
     return collect_features(config, on_progress=tell)
@@ -290,35 +244,14 @@ def features_of_both(reading: Reading) -> FeaturesOfEnds:
     return source, target
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _TopContexts:
-    """Tokens of the contexts in which features of the source are largest."""
-
-    features: FeatureSet
-    store: ActStore
-
-    def __call__(self, feature: int) -> Int[np.ndarray, "contexts ctx_len"]:
-        context = self.features.feature(feature).top.context
-        if not len(context):
-            return np.empty((0, self.store.spec.ctx_len), np.int32)
-        return self.store.tokens(context)
-
-
 def open_context(
     run: ConnectorRun, pair: SAEPair, connector: Connector, features: FeatureSet
 ) -> ReadingContext:
-    """The model with everything in its place.
-
-    Args:
-        run: The connector's.
-        pair: Its SAEs, on the device to run on.
-        connector: Itself.
-        features: Of the SAE it reads from.
+    """The model with a connector and its SAEs, on their device; `features` are the source's.
 
     Raises:
         ModelError: the model cannot be used.
         ConfigError: it does not fit the SAEs, or does not compute one site from the other.
-        StoreError: the store of the features cannot be read.
     """
     first, second = map(Site.parse, pair.sites)
     if not first < second:
@@ -333,13 +266,19 @@ def open_context(
         (first, second),
         revision=source.revision or "main",
         device=device,
-        dtype=pick_dtype("auto", torch.device(device)),
+        dtype=pick_dtype("auto", device),
     )
     for site, coder, end in (
         (first, pair.source, run.source), (second, pair.target, run.target),
     ):  # fmt: skip
         lm.require_fits(site, d_in=coder.d_in, ctx_len=store.spec.ctx_len, run=end.run)
-    contexts = _TopContexts(features=features, store=store)
+
+    def contexts(feature: int) -> Int[np.ndarray, "contexts ctx_len"]:
+        numbers = features.feature(feature).top.context
+        if not len(numbers):
+            return np.empty((0, store.spec.ctx_len), np.int32)
+        return store.tokens(numbers)
+
     return ReadingContext(lm=lm, pair=pair, connector=connector, contexts=contexts)
 
 

@@ -226,7 +226,7 @@ class _Table:
     def relation(self, kind: Kind, a: int, b: int, *, score: float) -> Relation:
         """How two terms decide on the output."""
         a_only, b_only, both, neither = self._cells(a, b)
-        first, second = self._term(a), self._term(b)
+        first, second = self._equation.terms[a], self._equation.terms[b]
         return Relation(
             kind=kind,
             output=self._equation.output,
@@ -249,9 +249,6 @@ class _Table:
         return [
             float(adds[term.feature]) / added if added else 0.0 for term in self._equation.terms
         ]
-
-    def _term(self, i: int) -> Term:
-        return self._equation.terms[i]
 
     def _cells(self, a: int, b: int) -> tuple[Cell, Cell, Cell, Cell]:
         """Rows with a only, b only, both, neither."""

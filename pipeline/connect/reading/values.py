@@ -245,13 +245,15 @@ class Reading:
 def agreement(points: Sequence[tuple[float, float]]) -> Agreement:
     """That of some points."""
     predicted, true = np.array(points, dtype=np.float64).reshape(-1, 2).T
-    varies = len(points) > 0 and float(np.ptp(predicted)) > 0
-    centred = predicted - predicted.mean() if varies else predicted
+    slope = None
+    if len(points) and float(np.ptp(predicted)) > 0:
+        centred = predicted - predicted.mean()
+        slope = float(centred @ true / (centred @ centred))
     return Agreement(
         n=len(points),
         pearson=_correlation(predicted, true),
         spearman=_correlation(_ranks(predicted), _ranks(true)),
-        slope=float(centred @ true / (centred @ centred)) if varies else None,
+        slope=slope,
     )
 
 
