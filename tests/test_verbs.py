@@ -107,6 +107,7 @@ def test_connectors_are_trained_by_keywords_too(make_store, tmp_path):
     assert isinstance(reading, Reading) and reading.n_tokens == 200
 
 
+@pytest.mark.slow
 def test_harvest_evaluate_and_report(tiny_model, tiny_text, tmp_path):
     out, seen = tmp_path / "a.actstore", []
     what = {"model": tiny_model, "text": tiny_text, "sites": "mlp_out.1", "ctx_len": 12}

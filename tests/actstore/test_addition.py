@@ -88,7 +88,7 @@ def same_as_at_once(path: Path, whole, at_once: Path) -> None:
 @pytest.mark.parametrize(
     "spec", [{}, {"codec": "bitround:3"}, {"dtype": "float32", "codec": "raw"}], ids=str
 )
-@pytest.mark.parametrize("n_rows", [200, 256, 8])
+@pytest.mark.parametrize("n_rows", [200, slow(256), slow(8)])
 def test_a_site_that_is_added_gives_what_writing_both_at_once_gives(tmp_path, n_rows, spec):
     whole = both_sites(**spec)
     at_once = write(tmp_path / "once", whole, n_rows=n_rows)
@@ -144,7 +144,7 @@ def test_a_store_may_grow_before_an_addition_goes_on(tmp_path):
         same_as_at_once(add(path, whole), whole, at_once)
 
 
-@pytest.mark.parametrize(("stop", "n_rows"), [(3, 200), (4, 256), (6, 384), (7, 400)])
+@pytest.mark.parametrize(("stop", "n_rows"), [(3, 200), slow(4, 256), slow(6, 384), (7, 400)])
 def test_an_unfinished_extension_ends_with_what_it_has(tmp_path, stop, n_rows):
     whole = both_sites()
     path = write(tmp_path / "s", whole, OLD)

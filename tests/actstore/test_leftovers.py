@@ -255,7 +255,7 @@ def without_checks_of_shapes(monkeypatch):
 
 
 @pytest.mark.usefixtures("without_checks_of_shapes")
-@pytest.mark.parametrize("begin_and_operation", cases(OPERATIONS, fast={"writing", "removal"}))
+@pytest.mark.parametrize("begin_and_operation", cases(OPERATIONS, fast={"writing"}))
 def test_whoever_comes_next_leaves_what_a_store_has_and_nothing_else(begin_and_operation, tmp_path):
     begin, operation = begin_and_operation
     path = tmp_path / "s"

@@ -252,8 +252,8 @@ def test_a_path_that_cannot_be_written_is_one_line(saepipe, harvested, tmp_path)
 
 
 def test_ctrl_c_is_clean_and_the_same_command_goes_on(saepipe, harvested, tmp_path):
-    out, n_rows = tmp_path / "stopped.actstore", 1200 * CTX_LEN
-    text = make_text(tmp_path / "long.txt", n_contexts=1200)
+    out, n_rows = tmp_path / "stopped.actstore", 600 * CTX_LEN
+    text = make_text(tmp_path / "long.txt", n_contexts=600)
     file = settings(tmp_path, shard_rows=20 * CTX_LEN, text=text, tokens=n_rows)
     model = harvested[2]
     command = [

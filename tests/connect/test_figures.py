@@ -177,6 +177,7 @@ def test_without_an_output_that_is_alive_a_figure_says_so(draw):
     assert "no output was active on these tokens" in texts_of(draw(report))
 
 
+@pytest.mark.slow
 def test_each_figure_is_a_picture_and_vectors(tmp_path):
     reports = [replace(report, run=tmp_path) for report in make_sweep(0.3, 0.5)]
     together = save_figures(reports, tmp_path)

@@ -143,7 +143,7 @@ def test_a_stop_between_any_two_shards_changes_nothing(config, uninterrupted):
         assert content(ActStore.open(out)) == uninterrupted
 
 
-@pytest.mark.parametrize("n_kills", [4, slow(20)])
+@pytest.mark.parametrize("n_kills", [2, slow(20)])
 def test_killed_at_random_moments_then_resumed_gives_the_same_bytes(config, n_kills):
     """Kills, each at a random moment of one harvest that is resumed until it is done."""
     rng = random.Random(0)

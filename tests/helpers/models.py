@@ -7,6 +7,7 @@ import transformers
 
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import HookedModel
+from tests.helpers.slow import cases
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 N_LAYERS = 3
@@ -42,6 +43,8 @@ def qwen2() -> transformers.PreTrainedModel:
 
 
 MAKERS = {"pythia": neox, "neox-serial": lambda: neox(parallel=False), "gpt2": gpt2, "llama": llama}
+EACH_FAMILY = cases({name: name for name in MAKERS}, fast={"pythia", "llama"})
+"""Names of them, as the parameters of a test or a fixture."""
 
 
 def save_random(model: transformers.PreTrainedModel, folder: Path) -> Path:

@@ -13,6 +13,7 @@ from pipeline.lm.model import load_for_sites, load_model
 from pipeline.lm.replay import Replay
 from tests.helpers.models import (
     CPU,
+    EACH_FAMILY,
     FP32,
     MAKERS,
     TOKENS,
@@ -24,7 +25,7 @@ from tests.helpers.models import (
 )
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=EACH_FAMILY)
 def folder(request, tmp_path_factory) -> Path:
     return save_random(MAKERS[request.param](), tmp_path_factory.mktemp("model") / request.param)
 

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel
 from pipeline.sae.sae import TunedSAE
-from tests.helpers.models import FP32, MAKERS, TOKENS, hooks_on, save_random
+from tests.helpers.models import EACH_FAMILY, FP32, MAKERS, TOKENS, hooks_on, save_random
 from tests.helpers.tiny import identity_sae, make_sae, make_tokenizer
 
 TEXT = "def f(x):"
@@ -22,7 +22,7 @@ def model(tiny_model) -> LanguageModel:
     return LanguageModel.from_pretrained(tiny_model, device="cpu")
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=EACH_FAMILY)
 def folder(request, tmp_path_factory) -> Path:
     return save_random(MAKERS[request.param](), tmp_path_factory.mktemp("model") / request.param)
 

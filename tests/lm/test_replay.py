@@ -8,12 +8,21 @@ from pipeline.lm.families import Site
 from pipeline.lm.hooks import capture, splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.replay import Replay
-from tests.helpers.models import CPU, FP32, MAKERS, TOKENS, hooks_on, save_random, sites_of
+from tests.helpers.models import (
+    CPU,
+    EACH_FAMILY,
+    FP32,
+    MAKERS,
+    TOKENS,
+    hooks_on,
+    save_random,
+    sites_of,
+)
 
 OTHER_TOKENS = TOKENS[:1].flip(1)
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=EACH_FAMILY)
 def lm(request, tmp_path_factory) -> LanguageModel:
     return load_model(str(save(request.param, tmp_path_factory)), device=CPU, dtype=FP32)
 

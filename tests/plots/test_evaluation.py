@@ -268,6 +268,7 @@ def test_without_a_sweep_over_layers_there_is_no_figure_of_one(tmp_path):
     assert found == {"dead_cosine", "density", "encoder_decoder"}
 
 
+@pytest.mark.slow
 def test_the_frontier_goes_into_the_folder_that_was_named(tmp_path):
     reports = [run("a", 10, 0.6), run("b", 20, 0.8)]
     reports = [replace(report, run=tmp_path / report.run.name) for report in reports]

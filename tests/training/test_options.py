@@ -16,6 +16,7 @@ from pipeline.config.training import TrainConfig
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
 from pipeline.training.train import train
+from tests.helpers.slow import slow
 from tests.helpers.stores import column
 from tests.helpers.training import (
     CTX,
@@ -220,7 +221,7 @@ def test_the_curves_say_which_path_was_taken(store, tmp_path, sparse, k, shown):
     assert [line["sparse"] for line in lines] == [shown] * 2
 
 
-@pytest.mark.parametrize("sparse", ["on", "off"])
+@pytest.mark.parametrize("sparse", ["on", slow("off")])
 @pytest.mark.parametrize("kind", ARCHS)
 def test_bf16_learns_almost_as_float32_does(store, tmp_path, kind, sparse):
     arch = {"kind": kind} | KNOBS.get(kind, {})
