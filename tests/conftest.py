@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,13 +67,28 @@ def no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr(os, "fdatasync", lambda fd: None)
 
 
-@pytest.fixture
-def make_store(tmp_path: Path):
-    """A finished store of random rows: `make_store(n_rows=80, widths={"mlp_out.1": 16}, ...)`."""
+@pytest.fixture(scope="session")
+def written_stores(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Stores that `make_store` copies: the same settings give the same bytes."""
     from tests.helpers.stores import make_spec, write_store  # jaxtyping must see the package first
 
+    folder, made = tmp_path_factory.mktemp("stores"), dict[str, Path]()
+
+    def written(n_rows: int, spec: dict[str, object]) -> Path:
+        key = repr((n_rows, spec))
+        if key not in made:
+            made[key] = write_store(folder / str(len(made)), make_spec(**spec), n_rows=n_rows)
+        return made[key]
+
+    return written
+
+
+@pytest.fixture
+def make_store(tmp_path: Path, written_stores: Callable[..., Path]):
+    """A finished store of random rows: `make_store(n_rows=80, widths={"mlp_out.1": 16}, ...)`."""
+
     def make(*, n_rows: int = 200, name: str = "acts", **spec) -> Path:
-        return write_store(tmp_path / f"{name}.actstore", make_spec(**spec), n_rows=n_rows)
+        return shutil.copytree(written_stores(n_rows, spec), tmp_path / f"{name}.actstore")
 
     return make
 
