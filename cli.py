@@ -9,7 +9,13 @@ import typer
 
 from actstore.errors import StoreError
 from pipeline.config.architectures import ARCHS
-from pipeline.config.command_line import arch_table, assigned, connector_settings, merged
+from pipeline.config.command_line import (
+    arch_table,
+    assigned,
+    connector_settings,
+    layers_of,
+    merged,
+)
 from pipeline.config.serialization import from_json
 from pipeline.config.settings import parse_count as count
 from pipeline.config.stages import (
@@ -26,7 +32,6 @@ from pipeline.config.stages import (
 from pipeline.config.training import ConnectConfig, TrainConfig
 from pipeline.errors import PipelineError
 from pipeline.mnist.config import MnistConfig
-from pipeline.terminal.words import layers_of
 
 if TYPE_CHECKING:  # it brings rich, and --help must not wait for that
     from pipeline.terminal.screen import Screen
@@ -182,10 +187,10 @@ def evaluate(
         as_trained=as_trained, n_worst=worst, model=model, batch_size=batch_size, device=device,
         precision=precision,
     )  # fmt: skip
-    from pipeline.terminal.commands import show_evaluations
+    from pipeline.terminal.commands import run_eval
 
     screen = _screen(json)
-    screen.emit(show_evaluations(from_json(EvalConfig, settings), screen=screen))
+    screen.emit(run_eval(from_json(EvalConfig, settings), screen=screen))
 
 
 @app.command()
@@ -213,10 +218,10 @@ def features(
         ctx, config, run=run, store=store, tokens=None if tokens is None else count(tokens),
         device=device,
     )  # fmt: skip
-    from pipeline.terminal.commands import show_features
+    from pipeline.terminal.commands import run_features
 
     screen, what = _screen(json), from_json(FeaturesConfig, settings)
-    screen.emit(show_features(what, feature or [], order=sort, rows=rows, screen=screen))
+    screen.emit(run_features(what, feature or [], order=sort, rows=rows, screen=screen))
 
 
 @app.command()
@@ -263,13 +268,9 @@ def finetune(
         precision=precision,
     )  # fmt: skip
     from pipeline.terminal.commands import run_finetune
-    from pipeline.terminal.evaluations import TUNED_ROWS, named
 
     screen = _screen(json)
-    report = run_finetune(from_json(FinetuneConfig, settings), screen=screen)
-    screen.show(f"loss on held-out {report.text}, nats a token", named(report, TUNED_ROWS))
-    screen.note(report.notes)
-    screen.emit(report)
+    screen.emit(run_finetune(from_json(FinetuneConfig, settings), screen=screen))
 
 
 @app.command()

@@ -45,3 +45,10 @@ def short(value: int | float) -> str:
 def size(n_bytes: int | float) -> str:
     """1234567 as 1.23MB."""
     return f"{short(n_bytes)}B"
+
+
+def duration(seconds: int | float) -> str:
+    """The unit that leaves few digits."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

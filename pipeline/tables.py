@@ -69,3 +69,16 @@ def many(n: int, what: str) -> str:
 def percent(share: float | None) -> str:
     """A share in at most three digits; a dash for nothing."""
     return "-" if share is None else f"{100 * share:.3g} %"
+
+
+def cell(value: object) -> str:
+    """A value as it stands in a table."""
+    match value:
+        case None:
+            return "-"
+        case float():
+            return f"{value:.4f}"
+        case int():
+            return f"{value:,}"
+        case _:
+            return str(value)

@@ -26,7 +26,7 @@ from pipeline.config.stages import (
 )
 from pipeline.config.training import ConnectConfig, LoopConfig, TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.progress import OnProgress, counter
+from pipeline.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
     from pipeline.connect.run import ConnectorRun
@@ -200,8 +200,8 @@ def train_points(
     points: Sequence[Point],
     *,
     resume: bool,
-    on_progress: OnProgress | None,
-    on_step: "OnStep | None",
+    on_progress: OnProgress | None = None,
+    on_step: "OnStep | None" = None,
     words: "Callable[[StepReport], str]" = lambda report: f"loss {report.loss:.4g}",
 ) -> "list[Outcome]":
     """Train what is not complete, and draw the curves; `words` tell where a training stands."""
@@ -213,9 +213,16 @@ def train_points(
     def told(report: "StepReport") -> None:
         if on_step is not None:
             on_step(report)
-        total = report.n_steps * first.batch_size
-        tell = counter(on_progress, stage="train", total=total, unit="rows", words=words(report))
-        tell(report.rows)
+        if on_progress is not None:
+            on_progress(
+                Progress(
+                    stage="train",
+                    done=report.rows,
+                    total=report.n_steps * first.batch_size,
+                    unit="rows",
+                    words=words(report),
+                )
+            )
 
     out = first.out if len(points) == 1 else first.out.parent
     outcomes = train_sweep(points, out=out, resume=resume, on_step=told)

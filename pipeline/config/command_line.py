@@ -95,3 +95,14 @@ def connector_settings(
     return merged(
         file, typed | {"ends": ends if len(ends) > 1 else ends[0]}, given=given | {"ends"}
     )
+
+
+def layers_of(text: str | None) -> list[int]:
+    """Read `0-5`, `1,3` or `0-2,5`: layers, each once, in this order; none of None."""
+    layers = list[int]()
+    for word in text.split(",") if text is not None else ():
+        first, dash, last = word.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise ConfigError(f"--layers takes layers as in 0-5 or 1,3, got {text!r}")
+        layers += range(int(first), int(last or first) + 1)
+    return list(dict.fromkeys(layers))

@@ -120,7 +120,7 @@ class RunKind(ABC):
     """What one kind of run brings, from its training to its part of a page."""
 
     noun: ClassVar[str]
-    """What such a run is called among others: `SAE`."""
+    """What such a run is called: `run`, `connector`."""
     curves: ClassVar[type[StepReport]]
     """A line of its curves."""
 

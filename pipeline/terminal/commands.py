@@ -3,7 +3,7 @@
 What brings torch is imported inside of functions: a harvest that is complete needs none.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,17 @@ from pipeline.config.stages import (
     HarvestConfig,
     ReportConfig,
 )
-from pipeline.demo import demo_configs
-from pipeline.progress import size
-from pipeline.tables import many
+from pipeline.runs.names import beside
+from pipeline.terminal.lines import (
+    curve_words,
+    features_line,
+    finetune_line,
+    harvest_lines,
+    outcome_line,
+    plan_line,
+    report_lines,
+    together_line,
+)
 from pipeline.terminal.screen import Screen
 
 if TYPE_CHECKING:
@@ -32,7 +40,6 @@ if TYPE_CHECKING:
 def run_harvest(config: HarvestConfig, *, screen: Screen) -> "HarvestSummary":
     """Harvest what is missing."""
     from pipeline.harvest.harvest import harvest
-    from pipeline.terminal.lines import harvest_lines, plan_line
 
     with screen.progress("harvest") as show:
         summary = harvest(
@@ -40,8 +47,7 @@ def run_harvest(config: HarvestConfig, *, screen: Screen) -> "HarvestSummary":
             on_plan=lambda plan, seconds: screen.say(plan_line(plan, seconds)),
             on_progress=show,
         )
-    for line in harvest_lines(summary):
-        screen.say(line)
+    screen.tell(harvest_lines(summary))
     return summary
 
 
@@ -49,7 +55,6 @@ def run_train(
     points: "Sequence[Point]", *, resume: bool, screen: Screen, log: Sequence[str] = ()
 ) -> "list[StepReport]":
     """Train what is not complete already."""
-    from pipeline.terminal.lines import curve_words, outcome_line
     from pipeline.training.sweep import complete
     from pipeline.training.trackers import make_loggers
 
@@ -64,40 +69,25 @@ def run_train(
 
 
 def run_eval(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:
-    """Evaluate, and draw figures: of each run into its folder, of several beside them."""
+    """Evaluate, and draw; show tables of what was found."""
     from pipeline.evaluate.evaluate import draw, evaluate
     from pipeline.runs.kinds import by_kind
 
     with screen.progress("eval") as show:
         reports = evaluate(config, on_progress=show)
-    figures, runs_of = draw(config, reports), by_kind(config.runs)
-    for kind, together in figures.items():
-        if together:
-            files = ", ".join([kind.eval_table, *(path.name for path in together)])
-            told = many(len(runs_of[kind]), kind.noun)
-            screen.say(f"eval      {told}: {together[0].parent}/{files}")
-    return reports
-
-
-def show_evaluations(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:
-    """Evaluate, and show it; gives the reports."""
-    from pipeline.runs.kinds import by_kind
-
-    reports = run_eval(config, screen=screen)
-    for kind, runs in by_kind(config.runs).items():
+    drawn, runs_of = draw(config, reports), by_kind(config.runs)
+    folder = config.out or beside(config.runs)
+    for kind, runs in runs_of.items():
+        if len(runs) > 1:
+            screen.say(together_line(kind, len(runs), drawn[kind], folder))
+    for kind, runs in runs_of.items():
         for table in kind.eval_tables([report for report in reports if report.run in runs]):
             screen.draw(table)
     screen.note(note for report in reports for note in report.notes)
     return reports
 
 
-def run_features(config: FeaturesConfig, *, screen: Screen) -> Any:  # noqa: ANN401 - of its kind
-    """Find what a run's features fire on, or what a connector makes of them."""
-    with screen.progress("features") as show:
-        return verbs.features(config, on_progress=show)
-
-
-def show_features(
+def run_features(
     config: FeaturesConfig,
     chosen: Sequence[int],
     *,
@@ -105,13 +95,13 @@ def show_features(
     rows: int,
     screen: Screen,
 ) -> Sequence[Mapping[str, object]]:
-    """Find it and show it, or some of it closely; gives what JSON is to hold."""
+    """Find what fires and show it, or some of it closely; gives what JSON is to hold."""
     from pipeline.runs.kinds import kind_of
 
-    found = run_features(config, screen=screen)
+    with screen.progress("features") as show:
+        found = verbs.features(config, on_progress=show)
     shown = kind_of(config.run).shown(found, chosen, order=order, rows=rows)
-    for line in shown.lines:
-        screen.say(line)
+    screen.tell(shown.lines)
     for table in shown.tables:
         screen.draw(table)
     screen.note(shown.notes)
@@ -122,35 +112,40 @@ def run_report(config: ReportConfig, *, screen: Screen) -> Path:
     """Write the page, having made what is missing for it."""
     with screen.progress("report") as show:
         summary = verbs.report(config, on_progress=show)
-    for words in summary.made:
-        screen.say(f"report    made {words}")
+    screen.tell(report_lines(summary))
     screen.note(summary.notes)
-    screen.say(f"report    {summary.path} ({size(summary.path.stat().st_size)})")
     return summary.path
 
 
 def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
     """Fine-tune, unless that run is complete already."""
+    from pipeline.terminal.evaluations import TUNED_ROWS, named
+
     with screen.progress("finetune") as show:
         report = verbs.finetune(config, on_progress=show)
-    what = "complete, reused" if report.reused else f"{report.n_steps} steps"
-    screen.say(f"finetune  {what}: {config.out}")
+    screen.say(finetune_line(report))
+    screen.show(f"loss on held-out {report.text}, nats a token", named(report, TUNED_ROWS))
+    screen.note(report.notes)
     return report
 
 
 def run_demo(out: Path, *, screen: Screen) -> dict[str, object]:
     """Run every stage in a folder; gives what JSON is to hold."""
+    from pipeline.demo import run_demo as run
     from pipeline.terminal.evaluations import TUNED_ROWS, metric_facts, named
-    from pipeline.terminal.lines import features_line
 
-    configs = demo_configs(out)
-    run_harvest(configs.harvest, screen=screen)
-    run_train([configs.train], resume=True, screen=screen)
-    (report,) = run_eval(configs.evaluate, screen=screen)
-    screen.say(features_line(run_features(configs.features, screen=screen)))
-    tuned = run_finetune(configs.finetune, screen=screen)
+    lines: dict[str, Callable[[Any], Iterable[str]]] = {
+        "harvest": harvest_lines,
+        "train": lambda outcome: [outcome_line(outcome, out / "sae")],
+        "evaluate": lambda report: [],
+        "features": lambda found: [features_line(found)],
+        "finetune": lambda report: [finetune_line(report)],
+        "report": report_lines,
+    }
+    with screen.progress("demo") as show:
+        done = run(out, on_progress=show, on_stage=lambda name, it: screen.tell(lines[name](it)))
+    report, tuned = done["evaluate"], done["finetune"]
     learned = {f"on arithmetic: {key}": x for key, x in named(tuned, TUNED_ROWS).items()}
     title = f"{report.arch} SAE at {report.site}, {report.d_sae:,} features"
-    screen.show(f"{title}; losses in nats a token", {**metric_facts(report), **learned})
-    page = run_report(configs.report, screen=screen)
-    return {"eval": report, "finetune": tuned, "report": page}
+    screen.show(f"{title}; losses in nats", {**metric_facts(report), **learned})
+    return {"eval": report, "finetune": tuned, "report": done["report"].path}

@@ -1,21 +1,24 @@
 """What a stage says in one line, before it and after."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actstore.reader import ActStore
 from actstore.removal import Removable
 from pipeline.errors import PipelineError
-from pipeline.progress import size
+from pipeline.progress import duration, size
+from pipeline.tables import many
 from pipeline.terminal.store_facts import fidelity_of
-from pipeline.terminal.words import duration
 
 if TYPE_CHECKING:  # they bring torch
     from pipeline.features.files import FeatureSet
+    from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
     from pipeline.harvest.plan import HarvestPlan
+    from pipeline.report.page import ReportSummary
     from pipeline.runs.curves import StepReport
+    from pipeline.runs.kinds import RunKind
     from pipeline.training.train import Outcome
 
 
@@ -85,6 +88,25 @@ def outcome_line(outcome: "Outcome", path: Path) -> str:
         return f"train     {outcome}"
     what = "complete, reused" if outcome.reused else f"{outcome.rows:,} rows"
     return f"train     {what}: {path} ({curve_words(outcome)})"
+
+
+def together_line(kind: "RunKind", n_runs: int, figures: Sequence[Path], folder: Path) -> str:
+    """Where the table and the figures of several evaluations of a kind are."""
+    files = ", ".join([kind.eval_table, *(path.name for path in figures)])
+    return f"eval      {many(n_runs, kind.noun)}: {folder}/{files}"
+
+
+def finetune_line(report: "FinetuneReport") -> str:
+    """Whether and where it learned."""
+    what = "complete, reused" if report.reused else f"{report.n_steps} steps"
+    return f"finetune  {what}: {report.out}"
+
+
+def report_lines(summary: "ReportSummary") -> Iterator[str]:
+    """What was made for a page, and where it is."""
+    for words in summary.made:
+        yield f"report    made {words}"
+    yield f"report    {summary.path} ({size(summary.path.stat().st_size)})"
 
 
 def removal_line(what: Removable) -> str:

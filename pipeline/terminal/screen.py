@@ -3,7 +3,7 @@
 import json as jsonlib
 import sys
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.cells import cell_len
@@ -15,30 +15,7 @@ from rich.text import Text
 from actstore.files import write_file
 from pipeline.config.serialization import to_json
 from pipeline.progress import OnProgress, Progress, short
-from pipeline.tables import Cell, Column, Table as PlainTable
-from pipeline.terminal.words import cell
-
-
-@contextmanager
-def progress(title: str) -> Generator[OnProgress, None, None]:
-    """A bar on stderr with rate and time left; yields who is to be told how far it has come."""
-    screen = Console(stderr=True)
-    if not screen.is_terminal:  # a disabled bar of rich ends with an empty line before 14.3
-        yield lambda progress: None
-        return
-    rate, words = TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[words]}")
-    name, bar = TextColumn(f"{title:<9}"), BarColumn(bar_width=24)
-    columns = (name, bar, rate, TimeRemainingColumn(), words)
-    with Bars(*columns, console=screen, transient=True) as bars:
-        task = bars.add_task(title, total=None, rate="", words="")
-
-        def show(now: Progress) -> None:
-            speed = bars.tasks[0].speed
-            rate = f"{short(speed)} {now.unit}/s" if speed else ""
-            words = " ".join(filter(None, (now.stage if now.stage != title else "", now.words)))
-            bars.update(task, completed=now.done, total=now.total, rate=rate, words=words)
-
-        yield show
+from pipeline.tables import Cell, Column, Table as PlainTable, cell
 
 
 def drawn(table: PlainTable) -> Table:
@@ -87,14 +64,51 @@ class Screen:
     def __init__(self, *, json: str | None = None) -> None:
         self._json = json
         self._console = Console(stderr=json == "-", highlight=False, markup=False)
+        self._bars: Bars | None = None
+
+    @contextmanager
+    def progress(self, title: str) -> Generator[OnProgress, None, None]:
+        """A bar on stderr with rate and time left; yields who is to be told how far it has come."""
+        watched = Console(stderr=True, highlight=False, markup=False)
+        if not watched.is_terminal:  # a disabled bar of rich ends with an empty line before 14.3
+            yield lambda progress: None
+            return
+        rate, words = TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[words]}")
+        name, bar = TextColumn(f"{title:<9}"), BarColumn(bar_width=24)
+        columns = (name, bar, rate, TimeRemainingColumn(), words)
+        bars = Bars(*columns, console=watched, transient=True, redirect_stdout=False)
+        task = bars.add_task(title, total=None, rate="", words="")
+
+        def show(now: Progress) -> None:
+            speed = bars.tasks[0].speed
+            rate = f"{short(speed)} {now.unit}/s" if speed else ""
+            words = " ".join(filter(None, (now.stage if now.stage != title else "", now.words)))
+            bars.update(task, completed=now.done, total=now.total, rate=rate, words=words)
+
+        with bars:
+            self._bars = bars
+            try:
+                yield show
+            finally:
+                self._bars = None
+
+    def _print(self, what: object, *, soft_wrap: bool = False) -> None:
+        """Above the bar, where both are seen on one terminal."""
+        bars = self._bars if self._console.is_terminal else None
+        (bars.console if bars else self._console).print(what, soft_wrap=soft_wrap)
 
     def say(self, line: str) -> None:
         """A line, however long: paths in it can be copied."""
-        self._console.print(line, soft_wrap=True)
+        self._print(line, soft_wrap=True)
+
+    def tell(self, lines: Iterable[str]) -> None:
+        """Some lines."""
+        for line in lines:
+            self.say(line)
 
     def draw(self, table: object) -> None:
         """A table, in the width there is: 80 columns in a pipe."""
-        self._console.print(drawn(table) if isinstance(table, PlainTable) else table)
+        self._print(drawn(table) if isinstance(table, PlainTable) else table)
 
     def show(self, title: str, rows: Mapping[str, object]) -> None:
         """Names and values in two columns."""
@@ -105,11 +119,7 @@ class Screen:
     def note(self, notes: Iterable[str]) -> None:
         """What a reader of the numbers must know, each thing once."""
         for note in dict.fromkeys(notes):
-            self._console.print(f"note: {note}")
-
-    def progress(self, title: str) -> AbstractContextManager[OnProgress]:
-        """A bar on stderr; yields who is to be told how far it has come."""
-        return progress(title)
+            self._print(f"note: {note}")
 
     def emit(self, result: object) -> None:
         """Write a result as JSON, whole or not at all, if that was asked for."""

@@ -12,6 +12,7 @@ import pytest
 import cli
 from actstore.reader import ActStore
 from pipeline.config.architectures import ReluConfig, TopKConfig
+from pipeline.config.command_line import layers_of
 from pipeline.config.settings import parse_count as count
 from pipeline.config.stages import (
     EvalConfig,
@@ -22,7 +23,6 @@ from pipeline.config.stages import (
 )
 from pipeline.config.training import TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.terminal.words import layers_of
 from tests.helpers.slow import slow
 from tests.helpers.tiny import CTX_LEN, make_model, make_text
 

@@ -27,7 +27,7 @@ from pipeline.connect.tables import equation_words, output_tables, reading_table
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.features.files import FeatureSet
 from pipeline.progress import Progress
-from pipeline.terminal.commands import show_features
+from pipeline.terminal.commands import run_features
 from pipeline.terminal.screen import Screen, drawn
 from tests.helpers.readings import Connected, connect, make_connected
 from tests.helpers.slow import slow
@@ -286,12 +286,12 @@ def test_tables_fit_80_columns_and_hostile_text_does_nothing(connected, reading)
 def test_the_screen_shows_tables_or_an_output_and_gives_json(own, capsys):
     config, screen = FeaturesConfig(run=own, device="cpu"), Screen()
     assert not is_read(own)
-    (whole,) = show_features(config, [], order="index", rows=2, screen=screen)
+    (whole,) = run_features(config, [], order="index", rows=2, screen=screen)
     assert is_read(own)
     assert (own / "effects.png").stat().st_size > 1000
     reading = load_reading(own)
     output = reading.equations[0].output
-    (closely,) = show_features(config, [output], order="index", rows=2, screen=screen)
+    (closely,) = run_features(config, [output], order="index", rows=2, screen=screen)
     out = capsys.readouterr().out
     assert "outputs best explained" in out
     assert "predicted" in out

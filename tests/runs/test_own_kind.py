@@ -11,10 +11,10 @@ from actstore.reader import ActStore
 from pipeline.config.grid import expand
 from pipeline.config.stages import EvalConfig, FeaturesConfig, ReportConfig
 from pipeline.errors import CheckpointError
-from pipeline.evaluate.evaluate import draw, evaluate
+from pipeline.evaluate.evaluate import draw
 from pipeline.runs.curves import StepReport
 from pipeline.runs.kinds import KINDS, RunKind, kind_named, kind_of
-from pipeline.terminal.commands import run_report, show_evaluations, show_features
+from pipeline.terminal.commands import run_eval, run_features, run_report
 from pipeline.terminal.screen import Screen
 from pipeline.training.train import train, train_all
 from tests.helpers.toy_kind import MEANS, OTHERS, MeanConfig, MeanRun, OtherRun, make_run
@@ -62,7 +62,7 @@ def test_it_is_trained_alone_in_a_sweep_and_after_a_stop(store, tmp_path, monkey
 
 
 def test_eval_evaluates_shows_and_draws_it(runs, capsys):
-    one, two = show_evaluations(EvalConfig(runs=tuple(runs)), screen=Screen())
+    one, two = run_eval(EvalConfig(runs=tuple(runs)), screen=Screen())
     assert (one.run, two.run) == tuple(runs) and one.norm == pytest.approx(3 * 8**0.5, rel=0.05)
     out = capsys.readouterr().out
     assert "2 means" in out and "means.csv, norms.svg" in out
@@ -70,11 +70,14 @@ def test_eval_evaluates_shows_and_draws_it(runs, capsys):
     assert (runs[1] / "norm.svg").exists()
 
 
-def test_tables_of_several_kinds_lie_where_all_their_runs_do(runs, store, tmp_path, monkeypatch):
+def test_tables_of_several_kinds_lie_where_all_their_runs_do(
+    runs, store, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setitem(KINDS, "other", "tests.helpers.toy_kind:OTHERS")
     below = [make_run(tmp_path / "below" / name, store, OtherRun).path for name in ("a", "b")]
     config = EvalConfig(runs=(below[0], runs[0], below[1]))
-    reports = evaluate(config)
+    reports = run_eval(config, screen=Screen())
+    assert f"2 means: {tmp_path}/means.csv, norms.svg" in capsys.readouterr().out
     assert [report.run for report in reports] == list(config.runs)
     assert (tmp_path / "means.csv").read_text() == "a\nb"
     assert not (tmp_path / "below" / "means.csv").exists()
@@ -83,7 +86,7 @@ def test_tables_of_several_kinds_lie_where_all_their_runs_do(runs, store, tmp_pa
 
 def test_features_finds_and_shows_it(runs, capsys):
     config = FeaturesConfig(run=runs[0])
-    (document,) = show_features(config, [7], order="max", rows=5, screen=Screen())
+    (document,) = run_features(config, [7], order="max", rows=5, screen=Screen())
     assert document == {"chosen": [7]}
     assert "5 rows of one by max" in capsys.readouterr().out
 

@@ -9,13 +9,19 @@ from pipeline.progress import Progress
 from pipeline.terminal import screen
 
 
-def bar(monkeypatch, *told: Progress, terminal: bool) -> str:
+def bar(monkeypatch, *told: Progress, terminal: bool, say: str = "") -> str:
+    """What stderr is shown."""
     file = StringIO()
-    console = Console(file=file, force_terminal=terminal, width=120, color_system=None)
-    monkeypatch.setattr(screen, "Console", lambda **_: console)
-    with screen.progress("eval") as show:
+    watched = Console(file=file, force_terminal=terminal, width=120, color_system=None)
+    monkeypatch.setattr(
+        screen, "Console", lambda *, stderr, **_: watched if stderr else Console(**_)
+    )
+    shown = screen.Screen()
+    with shown.progress("eval") as show:
         for one in told:
             show(one)
+        if say:
+            shown.say(say)
     return file.getvalue()
 
 
@@ -38,3 +44,9 @@ def test_a_stage_of_the_bars_own_name_is_not_told_twice(monkeypatch):
 
 def test_where_nobody_watches_nothing_is_written(monkeypatch):
     assert bar(monkeypatch, at(10), terminal=False) == ""
+
+
+def test_a_line_said_beside_a_bar_is_still_on_stdout(monkeypatch, capsys):
+    """Where results go to a file and people watch the bar, rich would send both to the bar."""
+    assert "a result" not in bar(monkeypatch, at(10), terminal=True, say="a result")
+    assert capsys.readouterr().out == "a result\n"

@@ -9,12 +9,13 @@ import pytest
 from actstore.verify import Finding
 from pipeline.evaluate.metrics import METRICS
 from pipeline.evaluate.report import Interval, Overlap
-from pipeline.progress import size
+from pipeline.progress import duration, size
+from pipeline.runs.kinds import kind_named
 from pipeline.tables import many
 from pipeline.terminal.evaluations import eval_tables, metric_facts
+from pipeline.terminal.lines import together_line
 from pipeline.terminal.screen import Screen
 from pipeline.terminal.store import damage_words, finding_line, rows_lost
-from pipeline.terminal.words import duration
 from tests.helpers.eval_reports import changed, make_report, with_everything
 
 
@@ -61,6 +62,11 @@ def test_damage_outside_of_rows_is_told_as_such():
 def test_a_file_is_named_once():
     told = Finding(path=Path("s/zarr.json"), what="s/zarr.json was altered", array="x")
     assert finding_line(told) == "x: s/zarr.json was altered"
+
+
+def test_where_several_evaluations_are_is_told_without_figures_too():
+    line = together_line(kind_named("sae"), 4, [], Path("runs/sweep"))
+    assert line == "eval      4 runs: runs/sweep/eval.csv"
 
 
 def test_what_looks_like_markup_is_shown_as_it_is(capsys):
