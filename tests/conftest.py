@@ -11,16 +11,13 @@ import pytest
 from hypothesis import settings
 
 from tests.helpers.ids import name_of
-from tests.helpers.shapes import a_test_begins, check_shapes_where_there_are
-
-check_shapes_where_there_are()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a worker already
 
-settings.register_profile("saepipe", deadline=None)  # shapes are checked while testing: slow
+settings.register_profile("saepipe", deadline=None)  # other machines are slower
 settings.load_profile("saepipe")
 
 
@@ -36,10 +33,6 @@ def pytest_configure(config: pytest.Config) -> None:
     chosen = config.option.basetemp or os.environ.get("PYTEST_DEBUG_TEMPROOT")
     if not chosen and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    a_test_begins()
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

@@ -29,13 +29,18 @@ numbers=(
     tests/evaluate/test_plain_script.py tests/lm/test_cross_entropy.py tests/connect/test_scores.py
     tests/connect/test_moments.py tests/connect/test_baselines.py tests/connect/test_equations.py
 )
+# What else has arrays in its signatures: each shape is checked, in every call.
+shapes=(
+    tests/lm/test_hooks.py tests/evaluate/test_evaluate.py tests/features/test_samples.py
+    tests/connect/test_effects.py tests/finetune/test_finetune.py
+)
 # What reads and writes files and texts, and tells of them.
 files=(
     tests/text/test_sources.py tests/text/test_contexts.py tests/config tests/runs tests/terminal
     tests/actstore/test_reader.py tests/actstore/test_writer.py
 )
 some="not hub and not damaged" # which are long, and take their time elsewhere as here
-$full && numbers=(tests) files=(tests) some=
+$full && numbers=(tests) shapes=() files=(tests) some=
 
 failed=0
 # leg NAME COMMAND...: run it; its output is shown if it fails.
@@ -43,7 +48,7 @@ leg() {
     local name=$1 began=$SECONDS result=ok
     shift
     "$@" > "$scratch/out" 2>&1 || result=FAILED
-    printf '%-64s %4d s  %s\n' "$name" $((SECONDS - began)) "$result"
+    printf '%-72s %4d s  %s\n' "$name" $((SECONDS - began)) "$result"
     [ "$result" = ok ] || { tail -n 60 "$scratch/out"; failed=1; }
 }
 
@@ -84,8 +89,9 @@ same_names() {
 leg "the same names: another hash seed, clock and folder" same_names
 
 other_cpu=(ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE)
-leg "numbers on an older CPU, one thread" \
-    tests "${other_cpu[@]}" OMP_NUM_THREADS=1 -- "${numbers[@]}"
+leg "numbers on an older CPU, one thread; shapes are those of signatures" \
+    tests "${other_cpu[@]}" OMP_NUM_THREADS=1 -- \
+    --jaxtyping-packages=actstore,pipeline,beartype.beartype "${numbers[@]}" "${shapes[@]}"
 
 # As nobody. Where nobody cannot reach the interpreter (it may lie in a closed home), as nobody who
 # may read all files; who may write is the same in both.

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import jaxtyping
 import pytest
 
 from actstore.addition import adding
@@ -248,13 +247,6 @@ def telling(film: list[Tree]) -> Iterator[Tree]:
         seen.add(kind)
 
 
-@pytest.fixture
-def without_checks_of_shapes(monkeypatch):
-    """They are made wherever a store is written once; here they would take most of the time."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
-@pytest.mark.usefixtures("without_checks_of_shapes")
 @pytest.mark.parametrize("begin_and_operation", cases(OPERATIONS, fast={"writing"}))
 def test_whoever_comes_next_leaves_what_a_store_has_and_nothing_else(begin_and_operation, tmp_path):
     begin, operation = begin_and_operation
