@@ -61,6 +61,19 @@ class Shown:
     """What a reader of the numbers must know."""
 
 
+def cell(value: object) -> str:
+    """A value as it stands in a table."""
+    match value:
+        case None:
+            return "-"
+        case float():
+            return f"{value:.4f}"
+        case int():
+            return f"{value:,}"
+        case _:
+            return str(value)
+
+
 def many(n: int, what: str) -> str:
     """`1 shard`, `1,000 shards`."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"

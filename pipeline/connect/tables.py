@@ -19,7 +19,7 @@ from pipeline.evaluate.report import QUANTILES
 from pipeline.features.feature import BEFORE, Examples
 from pipeline.features.files import FeatureSet
 from pipeline.runs.names import names_of
-from pipeline.tables import Column, Shown, Style, Table, Words, many
+from pipeline.tables import Column, Shown, Style, Table, Words, cell, many
 from pipeline.text.token_text import TokenTexts, label, visible
 
 
@@ -179,12 +179,8 @@ def _title(reports: Sequence[ConnectorReport]) -> str:
 
 def _number(value: object) -> str:
     """With digits left of what is very small, and few of what is large."""
-    if value is None:
-        return "-"
-    if not isinstance(value, float):
-        return f"{value:,}" if isinstance(value, int) else str(value)
-    if 1e-3 <= abs(value) < 100:
-        return f"{value:.4f}"
+    if not isinstance(value, float) or 1e-3 <= abs(value) < 100:
+        return cell(value)
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2g}"
 
 
@@ -302,10 +298,10 @@ def _above(words: str, below: str, ends: FeaturesOfEnds) -> Words:
     return Words(pieces=[(words, ""), (below if any(ends) else "", "dim")])
 
 
-def _chance(cell: Cell) -> str:
+def _chance(rows: Cell) -> str:
     """A share and, under it, of how many rows."""
-    n = f"{cell.n:,}" if cell.n < 100_000 else f"{cell.n / 1000:,.0f}k"
-    return "-\n0" if cell.p is None else f"{cell.p:.3f}\n{n}"
+    n = f"{rows.n:,}" if rows.n < 100_000 else f"{rows.n / 1000:,.0f}k"
+    return "-\n0" if rows.p is None else f"{rows.p:.3f}\n{n}"
 
 
 def _agreement(found: Agreement) -> list[str]:

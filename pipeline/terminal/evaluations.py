@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pipeline.evaluate.metrics import METRICS, SHARE, Metric, sections
 from pipeline.evaluate.report import QUANTILES, EvalReport, Interval
 from pipeline.runs.names import middle_out, names_of
-from pipeline.tables import Column, Table, percent
-from pipeline.terminal.words import cell
+from pipeline.tables import Column, Table, cell, percent
 from pipeline.text.token_text import visible
 
 TUNED_ROWS = {

@@ -15,8 +15,7 @@ from rich.text import Text
 from actstore.files import write_file
 from pipeline.config.serialization import to_json
 from pipeline.progress import OnProgress, Progress, short
-from pipeline.tables import Cell, Column, Table as PlainTable
-from pipeline.terminal.words import cell
+from pipeline.tables import Cell, Column, Table as PlainTable, cell
 
 
 @contextmanager

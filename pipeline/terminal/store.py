@@ -21,11 +21,10 @@ from pipeline.config.stages import Device
 from pipeline.errors import ConfigError
 from pipeline.harvest.plan import known_folders
 from pipeline.progress import Progress, short, size
-from pipeline.tables import many
+from pipeline.tables import cell, many
 from pipeline.terminal.lines import removal_line
 from pipeline.terminal.screen import Screen
 from pipeline.terminal.store_facts import listed
-from pipeline.terminal.words import cell
 
 
 def finding_line(finding: Finding) -> str:

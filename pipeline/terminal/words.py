@@ -14,19 +14,6 @@ def layers_of(text: str | None) -> list[int]:
     return list(dict.fromkeys(layers))
 
 
-def cell(value: object) -> str:
-    """A value as it stands in a table."""
-    match value:
-        case None:
-            return "-"
-        case float():
-            return f"{value:.4f}"
-        case int():
-            return f"{value:,}"
-        case _:
-            return str(value)
-
-
 def duration(seconds: int | float) -> str:
     """The unit that leaves few digits."""
     if seconds < 90:

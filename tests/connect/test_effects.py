@@ -1,7 +1,5 @@
 """What a pass over a store sees, and what removing a feature does, against plain computations."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -19,6 +17,7 @@ from pipeline.connect.run import ConnectorRun
 from pipeline.connect.train import PairFeeder
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs.sae_run import SAERun
+from tests.helpers.plain_eval import leave_out
 from tests.helpers.readings import Connected, connect, make_connected
 
 CPU = torch.device("cpu")
@@ -112,12 +111,10 @@ def test_a_pass_stops_where_latents_fill_the_memory(connected, monkeypatch):
 
 
 def test_rows_that_an_sae_was_not_trained_on_are_not_read(connected, tmp_path):
-    first, second = (SAERun.open(end.run) for end in (connected.run.source, connected.run.target))
-    config = replace(second.config, exclude_positions=(0, 3), out=tmp_path / "left")
-    left = replace(second, path=config.out, config=config)
-    config.out.mkdir()
-    left.finish(second.load_sae(CPU))
-    run = connect(connected.world, (first.path, left.path), tmp_path / "connector")
+    world, (first, second) = connected.world, connected.run.ends
+    left = world.run("left", site=second.site, coder=SAERun.open(second.run).load_sae(CPU))
+    leave_out(left, exclude_positions=[0, 3])
+    run = connect(world.store, (first.run, left), tmp_path / "connector")
     assert seen(connected, 480, run=run).n_rows == 480 - 2 * 40
 
 

@@ -1,7 +1,8 @@
 """Connectors to read: planted latents, and a connector between SAEs of a tiny model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ def make_connected(
         world.run(f"sae{i}", site=site, coder=make_sae(d_in=store.width(site), seed=i))
         for i, site in enumerate(sites)
     )
-    return Connected(world=world, run=connect(world, ends, folder / "connector"))
+    return Connected(world=world, run=connect(store, ends, folder / "connector"))
 
 
 def make_store_of_text(model: Path, out: Path, text: str, *, sites: tuple[str, str]) -> ActStore:
@@ -92,13 +93,29 @@ def make_store_of_text(model: Path, out: Path, text: str, *, sites: tuple[str, s
     return ActStore.open(out)
 
 
-def connect(world: World, ends: tuple[Path, ...], out: Path, *, seed: int = 0) -> ConnectorRun:
-    """A finished connector of random weights, most of them zero, between two runs."""
+def connect(
+    store: ActStore,
+    ends: tuple[Path, ...],
+    out: Path,
+    connector: Connector | None = None,
+    *,
+    seed: int = 0,
+    **settings: Any,
+) -> ConnectorRun:
+    """A finished connector between two runs; by itself of random weights, most of them zero."""
     first, second = ends
-    config = ConnectConfig(store=world.store.path, out=out, ends=(first, second))
+    config = ConnectConfig(store=store.path, out=out, ends=(first, second), **settings)
+    run = blank_connector_run(store, config)
     out.mkdir()
-    run = blank_connector_run(world.store, config)
-    generator = torch.Generator().manual_seed(seed)
-    shape = (run.source.d_sae, run.target.d_sae)
-    W = torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.1)
-    return run.finish(Connector(W, 0.3 * torch.randn(shape[1], generator=generator)))
+    if connector is None:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (run.source.d_sae, run.target.d_sae)
+        W = torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.1)
+        connector = Connector(W, 0.3 * torch.randn(shape[1], generator=generator))
+    return run.finish(connector)
+
+
+def say_of_store(run: Path, **told: object) -> None:
+    """Have a connector say this of the store that it was trained from."""
+    there = ConnectorRun.open(run)
+    replace(there, provenance=replace(there.provenance, **told)).write()

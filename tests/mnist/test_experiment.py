@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from rich.console import Console
 
 from actstore.reader import ActStore
 from pipeline.connect.run import ConnectorRun
@@ -104,25 +106,19 @@ def test_stopped_while_connectors_train_it_goes_on_to_the_same_result(made, tmp_
     again = run_experiment(stopped)
     assert replace(again, config=result.config, seconds=0.0) == replace(result, seconds=0.0)
     run = Path("connectors/h1-h2,l1=0.001")
-    for (step, W), (same, W_again) in zip(
-        load_frames(config.out / run), load_frames(stopped.out / run), strict=True
-    ):
-        assert step == same
-        np.testing.assert_array_equal(W, W_again)
+    np.testing.assert_equal(load_frames(stopped.out / run), load_frames(config.out / run))
 
 
 def test_the_weights_are_kept_after_each_epoch_and_end_as_the_connectors(made):
     config, _, _ = made
-    import torch
-
     for pair in ("h1-h2", "h2-h3"):
         run = ConnectorRun.open(config.out / "connectors" / f"{pair},l1=0.001")
         frames = load_frames(run.path)
         every = run.config.checkpoint_every
-        assert [step for step, _ in frames] == [every, 2 * every, 3 * every]
+        assert [*frames] == [every, 2 * every, 3 * every]
         W = run.load_connector(torch.device("cpu")).W.numpy()
-        np.testing.assert_array_equal(frames[-1][1], W)
-        assert not np.array_equal(frames[0][1], W)
+        np.testing.assert_array_equal(frames[3 * every], W)
+        assert not np.array_equal(frames[every], W)
         assert not list((config.out / "connectors" / f"{pair},l1=0.01").glob("epochs"))
     with Image.open(config.out / "epochs.gif") as picture:
         assert picture.n_frames == 3
@@ -215,20 +211,18 @@ def test_impossible_settings_are_one_line(tmp_path, changes, message):
 
 def test_every_figure_of_s2_stands_beside_ours(made):
     _, result, _ = made
-    rows = {row.what: row for row in compared(result)}
-    chosen = result.network("l1=0.001", "trained")
-    assert rows["classifier: accuracy on test images"].ours == [f"{result.accuracy:.3f}"]
-    assert rows["weights of features > 0.1"].s2 == "458"
-    assert rows["weights of features > 0.1"].ours == [str(c.n_above) for c in chosen.connectors]
-    assert rows["accuracy, simulated"].ours == [f"{result.accuracy:.3f} → {chosen.accuracy:.3f}"]
-    assert rows["tied SAE: MSE"].ours == [
-        f"{result.sae('tied', layer).mse:.4f}" for layer in ("h1", "h2", "h3")
-    ]
+    chosen, right = result.network("l1=0.001", "trained"), f"{result.accuracy:.3f}"
+    mse = [f"{result.sae('tied', layer).mse:.4f}" for layer in ("h1", "h2", "h3")]
+    wanted = {
+        "classifier: accuracy on test images": ("0.98", [right]),
+        "weights of features > 0.1": ("458", [str(c.n_above) for c in chosen.connectors]),
+        "accuracy, simulated": ("0.978 → 0.94", [f"{right} → {chosen.accuracy:.3f}"]),
+        "tied SAE: MSE": ("0.0397", mse),
+    }
+    assert compared(result).items() >= wanted.items()
 
 
 def test_the_tables_fit_a_terminal(made):
-    from rich.console import Console
-
     _, result, _ = made
     console = Console(width=80, record=True, file=io.StringIO())
     for table in mnist_tables(result):
@@ -238,10 +232,6 @@ def test_the_tables_fit_a_terminal(made):
     assert max(map(len, text.splitlines())) <= 80
     assert "E2 W D1" in text
     assert "0.978 → 0.94" in text
-
-
-def test_the_bundled_digits_are_the_default():
-    assert MnistConfig(out=Path("x")).images == "digits"
 
 
 @pytest.mark.slow

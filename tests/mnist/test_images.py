@@ -115,19 +115,19 @@ class TestFolder:
         with pytest.raises(ConfigError, match="must hold images and idx3"):
             open_images(str(tmp_path / "mnist.bin"))
 
-    def test_a_folder_without_images_says_what_is_wanted(self, tmp_path):
-        with pytest.raises(ConfigError, match=r"has 0 files .* train-images-idx3-ubyte.gz"):
-            open_images(str(tmp_path))
-
-    def test_images_of_two_sizes_are_refused(self, tmp_path):
-        write_set(tmp_path, "train", 7)
-        write_set(tmp_path, "t10k", 7, side=5)
-        with pytest.raises(ConfigError, match="two sizes"):
-            open_images(str(tmp_path))
-
-    def test_too_few_to_set_some_apart_are_refused(self, tmp_path):
-        write_set(tmp_path, "t10k", 4)
-        with pytest.raises(ConfigError, match="4 images to learn from and 0 to test on"):
+    @pytest.mark.parametrize(
+        ("sets", "message"),
+        [
+            ({}, r"has 0 files .* train-images-idx3-ubyte.gz"),
+            ({"train": (7, 4), "t10k": (7, 5)}, "two sizes"),
+            ({"t10k": (4, 4)}, "4 images to learn from and 0 to test on"),
+        ],
+        ids=["none", "two sizes", "too few"],
+    )
+    def test_images_that_cannot_be_used_are_refused(self, tmp_path, sets, message):
+        for prefix, (n, side) in sets.items():
+            write_set(tmp_path, prefix, n, side=side)
+        with pytest.raises(ConfigError, match=message):
             open_images(str(tmp_path))
 
 
