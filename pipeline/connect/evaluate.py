@@ -46,7 +46,7 @@ from pipeline.connect.scores import (
     squared_errors,
 )
 from pipeline.connect.setup import (
-    Kept,
+    KeptRows,
     LoadedConnectors,
     find_rows,
     fit_baselines,
@@ -237,7 +237,7 @@ def find_outputs(
     scene: EvalContext,
     batches: Sequence[Tensor],
     loaded: LoadedConnectors,
-    kept: Kept,
+    kept: KeptRows,
     on_tokens: OnTokens,
 ) -> OutputStats:
     """Statistics of the second SAE's latents; nothing above the sites runs."""
@@ -256,7 +256,11 @@ def find_outputs(
 
 @torch.no_grad()
 def _measure(
-    scene: EvalContext, batches: Sequence[Tensor], kept: Kept, splices: Splices, on_tokens: OnTokens
+    scene: EvalContext,
+    batches: Sequence[Tensor],
+    kept: KeptRows,
+    splices: Splices,
+    on_tokens: OnTokens,
 ) -> None:
     """Sum what all edited passes cost, over all batches."""
     replay, n_tokens = Replay(scene.lm, splices.sites), 0

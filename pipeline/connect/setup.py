@@ -68,7 +68,7 @@ def load_connectors(runs: Sequence[ConnectorRun], *, device: torch.device) -> Lo
     )
 
 
-Kept = Callable[[Tensor, Mapping[Site, Tensor]], Tensor]
+KeptRows = Callable[[Tensor, Mapping[Site, Tensor]], Tensor]
 """Which rows of a batch are edited and counted, by its tokens, and its activations at both sites.
 """
 
@@ -80,7 +80,7 @@ def find_rows(
     on_tokens: OnTokens,
     *,
     as_trained: bool,
-) -> Kept:
+) -> KeptRows:
     """The rows that both SAEs keep: all, or those that they were trained on."""
     places = [end.eval_site(as_trained=as_trained) for end in (loaded.source, loaded.target)]
     limits: dict[EvalSite, float | None] = dict.fromkeys(places)

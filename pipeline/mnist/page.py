@@ -136,8 +136,8 @@ def accuracies(result: MnistResult) -> dict[str, float]:
 def _epochs(exhibit: Exhibit, pair: tuple[str, str]) -> dict[int, Weights]:
     """The weights of the chosen connector of a pair, by each epoch that was kept."""
     every = steps_per_epoch(exhibit.trained.store.n_rows)
-    run = connector_folder(exhibit.result.config.out, pair, exhibit.result.chosen)
-    return {step // every: W for step, W in load_frames(run).items()}
+    frames = load_frames(connector_folder(exhibit.result.config.out, pair, exhibit.result.chosen))
+    return {step // every: W for step, W in frames.items()}
 
 
 @torch.no_grad()

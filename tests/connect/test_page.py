@@ -22,13 +22,12 @@ from pipeline.text.token_text import TokenTexts
 from tests.helpers.connector_pages import (
     make_connections,
     make_connector_exhibit,
-    make_connector_report,
     make_connector_run,
     make_equation,
     make_reading,
     make_relation,
-    make_scored,
 )
+from tests.helpers.connector_reports import make_map, make_report
 from tests.helpers.featured import SITES, make_world
 from tests.helpers.pages import HOSTILE, VOCABULARY, make_run
 from tests.helpers.reading_pages import Reader, data_of
@@ -145,16 +144,16 @@ def test_the_page_of_one_connector_says_what_it_is_and_what_it_is_worth(page):
     for words in (
         "Connector report Connector resid_pre.1 → mlp_out.1 (l1 = 0.01)",
         "model EleutherAI/pythia-70m · site mlp_out.1 · text somewhere",
-        "FVU 0.21 of the variance of 60 outputs is unexplained",
+        "FVU 0.41 of the variance of 56 outputs is unexplained",
         "weights an output",
-        "loss recovered 0.79 0.9649 with the SAE alone, 0 with zeros",
+        "loss recovered 0.8 0.9 with the SAE alone, 0 with zeros",
         "predicted and true effect 0.9946 correlation over 18 removed inputs",
         "reads 64 features at resid_pre.1, of reads",
         "z2 = relu(z1 W + b)", "0.01 Σ|W|, proximal steps", "began with random weights",
-        "60 of 64 outputs are active on any of them",
-        "has 204,800 weights, 31,337 of them above 0.1",
-        "with the SAE of the second site spliced in 2.47 (loss recovered 0.9649), with the site "
-        "zeroed 3.51",
+        "56 of 64 outputs are active on any of them",
+        "has 204,800 weights, 8,875 of them above 0.1",
+        "with the SAE of the second site spliced in 2.6 (loss recovered 0.9), with the site zeroed "
+        "3.5",
         "Scores of <b>another</b> text", "The model is not linear between these <i>sites</i>.",
         "correlate at 0.9946 (slope 0.7848); of pairs that it leaves unconnected the true one is "
         "0.01 in size",
@@ -170,9 +169,9 @@ def test_the_connector_stands_beside_its_baselines(page):
     )
     assert heads in text
     (fvu,) = re.findall(r"over outputs that are alive (.*?) an output's variance", text)
-    assert fvu.split()[0::4] == ["0.21", "1", "0.93", "0.55", "0.19"]
-    assert fvu.split()[1:4] == ["0.199", "to", "0.222"]
-    assert "weights above 0.1 in magnitude 311 0 3,000 60 3,800" in text
+    assert fvu.split()[0::4] == ["0.41", "1.01", "7.25", "0.85", "0.35"]
+    assert fvu.split()[1:4] == ["0.39", "to", "0.43"]
+    assert "weights above 0.1 in magnitude 128 0 128 128 128" in text
 
 
 def test_figures_are_drawn_of_what_there_is(page, tmp_path):
@@ -237,7 +236,7 @@ def test_what_is_not_there_is_said_with_the_command_that_makes_it(tmp_path):
 
 def test_several_connectors_have_a_row_each_and_share_their_baselines(exhibit):
     first = exhibit.evaluation
-    maps = (make_scored("connector", fvu=0.5, n_above=40), *first.baselines)
+    maps = (make_map(fvu=0.5), *first.baselines)
     second = replace(first, maps=maps)
     names = {"a": "l1 = 0.01", "b": "l1 = 0.1", "c": ""}
     rows = main_rows(names, [first, second, None])
@@ -245,7 +244,7 @@ def test_several_connectors_have_a_row_each_and_share_their_baselines(exhibit):
         *names, "baseline: mean", "baseline: E2 W D1", "baseline: best input", "baseline: ridge",
     ]  # fmt: skip
     fvus = [row.cells[0].value for row in rows]
-    assert fvus == ["0.21", "0.5", "", "1", "0.93", "0.55", "0.19"]
+    assert fvus == ["0.41", "0.5", "", "1.01", "7.25", "0.85", "0.35"]
     assert [row.note for row in rows[:3]] == list(names.values())
     assert {len(row.cells) for row in rows} == {len(main_heads([first]))}
     elsewhere = replace(second, text="elsewhere")
@@ -261,15 +260,14 @@ def test_several_connectors_stand_against_each_other(exhibit, tmp_path):
     assert list(made.sections) == ["connectors", "logic", "connections"]
 
 
-def test_an_interval_stands_below_its_number_and_no_other(exhibit):
+def test_an_interval_stands_below_its_number_and_no_other():
     interval = Interval(metric="loss_recovered", low=0.7, high=0.8)
-    scored = make_scored("connector", fvu=0.2, n_above=9, intervals=(interval,))
-    groups = map_groups(replace(exhibit.evaluation, maps=(scored,)))
+    groups = map_groups(make_report(maps=(make_map(intervals=(interval,)),)))
     cells = {row.name: row.cells[0] for group in groups for row in group.rows}
     assert cells["loss recovered"].interval == "0.7 to 0.8"
     assert cells["FVU"].interval == ""
     weights = cells["an output's weights above 0.1"]
-    assert (weights.value, weights.interval) == ("4", "0 to 25")
+    assert (weights.value, weights.interval) == ("1.5", "0 to 6")
 
 
 def test_a_linear_map_without_bias_is_said_to_be_one(exhibit):
@@ -318,7 +316,7 @@ def test_a_page_of_200_outputs_is_smaller_than_5_mb(tmp_path):
 
 def test_a_page_is_written_about_connectors_and_autoencoders_alike(tmp_path):
     run = make_connector_run(tmp_path / "map")
-    save_connector_report(make_connector_report(run))
+    save_connector_report(make_report(run.path))
     save_reading(make_reading(run))
     coder = make_run(tmp_path / "coder")
     out = write_page(ReportConfig(runs=(coder, tmp_path / "map"), out=tmp_path / "page.html"))

@@ -42,7 +42,7 @@ def config_of(run: Path, **changes) -> ReadingConfig:
 
 @pytest.fixture(scope="module")
 def connected(tmp_path_factory) -> Connected:
-    return make_connected(tmp_path_factory.mktemp("connected"), text=HOSTILE)
+    return make_connected(tmp_path_factory.mktemp("connected"), text=HOSTILE, n_contexts=20)
 
 
 @pytest.fixture(scope="module")

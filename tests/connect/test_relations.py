@@ -34,20 +34,16 @@ def planted(z1, W, b=0.0):
     return related(z1, noisy(np.maximum(z1 @ W[:, 0] + b, 0)), connector_of(W, [b]))
 
 
-def cell(rows: np.ndarray, active: np.ndarray) -> Cell:
-    return Cell(n=int(rows.sum()), n_active=int((rows & active).sum()))
-
-
 def test_an_or_is_found_with_the_rows_that_show_it():
     z1, W = make_inputs(), weights(A=1, B=0.9)
     z2 = noisy(np.maximum(z1 @ W[:, 0], 0))
     (found,) = related(z1, z2, connector_of(W))
     assert (found.kind, found.output, {found.a, found.b}) == ("or", 0, {A, B})
     a, b, o = z1[:, found.a] > 0, z1[:, found.b] > 0, z2[:, 0] > 0
-    assert found.a_only == cell(a & ~b, o)
-    assert found.b_only == cell(b & ~a, o)
-    assert found.both == cell(a & b, o)
-    assert found.neither == cell(~a & ~b, o)
+    assert found.cells == tuple(
+        Cell(n=int(rows.sum()), n_active=int((rows & o).sum()))
+        for rows in (a & ~b, b & ~a, a & b, ~a & ~b)
+    )
     assert (found.weight_a, found.weight_b) == pytest.approx((W[found.a, 0], W[found.b, 0]))
     assert found.inside == (a & b).sum() / b.sum()
     lows = [found.a_only.bounds[0], found.b_only.bounds[0]]

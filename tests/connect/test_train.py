@@ -315,11 +315,21 @@ def test_an_sae_that_was_trained_anew_is_noticed(place, tmp_path):
         ConnectorRun.open(tmp_path / "c").load_pair(CPU)
 
 
-def test_a_store_without_one_of_the_sites_is_refused_before_anything_is_written(place, tmp_path):
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"site": "mlp_out.7"}, "harvest --site mlp_out.7"),
+        ({"d_in": 9}, "an SAE of 9 dimensions, and mlp_out.0 of .* has 8"),
+    ],
+    ids=["without the site", "of another width"],
+)
+def test_a_store_that_does_not_fit_is_refused_before_anything_is_written(
+    place, tmp_path, told, words
+):
     folder = shutil.copytree(place / SITES[1], tmp_path / "elsewhere")
     run = SAERun.open(folder)
-    replace(run, provenance=replace(run.provenance, site="mlp_out.7")).write()
-    with pytest.raises(ConfigError, match="harvest --site mlp_out.7"):
+    replace(run, provenance=replace(run.provenance, **told)).write()
+    with pytest.raises(ConfigError, match=words):
         connect(make_config(place, tmp_path / "c", ends=(place / SITES[0], folder)))
     assert not (tmp_path / "c").exists()
 

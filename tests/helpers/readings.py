@@ -8,16 +8,14 @@ import numpy as np
 import torch
 
 from actstore.reader import ActStore
-from pipeline.config.stages import HarvestConfig
 from pipeline.config.training import ConnectConfig
 from pipeline.connect.connector import Connector
 from pipeline.connect.reading.observe import Active, Observed
 from pipeline.connect.reading.relations import equations, relations
 from pipeline.connect.reading.values import Relation
 from pipeline.connect.run import ConnectorRun, blank_connector_run
-from pipeline.harvest.harvest import harvest
 from tests.helpers.featured import World, make_store_of
-from tests.helpers.tiny import CTX_LEN, make_model, make_sae
+from tests.helpers.tiny import make_model, make_sae
 
 SITES = ("resid_pre.1", "mlp_out.1")
 
@@ -69,28 +67,13 @@ def make_connected(
 ) -> Connected:
     model = make_model(folder / "model")
     out = folder / "acts.actstore"
-    if text:
-        store = make_store_of_text(model, out, text, sites=sites)
-    else:
-        store = make_store_of(model, out, n_contexts=n_contexts, sites=sites)
+    store = make_store_of(model, out, n_contexts=n_contexts, sites=sites, text=text)
     world = World(folder=folder, model=model, store=store)
     ends = tuple(
         world.run(f"sae{i}", site=site, coder=make_sae(d_in=store.width(site), seed=i))
         for i, site in enumerate(sites)
     )
     return Connected(world=world, run=connect(store, ends, folder / "connector"))
-
-
-def make_store_of_text(model: Path, out: Path, text: str, *, sites: tuple[str, str]) -> ActStore:
-    """A store of one text, over and over."""
-    file = out.with_suffix(".txt")
-    file.write_text(text * (1 + 20 * CTX_LEN // len(text.encode())))
-    config = HarvestConfig(
-        out=out, model=str(model), text=str(file), sites=sites, tokens=20 * CTX_LEN,
-        ctx_len=CTX_LEN, batch_size=8, device="cpu", dtype="fp32", shard_rows=10 * CTX_LEN,
-    )  # fmt: skip
-    harvest(config)
-    return ActStore.open(out)
 
 
 def connect(

@@ -69,13 +69,14 @@ class TestIdx:
 
 class TestFolder:
     def test_files_for_training_and_for_testing_are_kept_apart(self, tmp_path):
-        train, train_labels = write_set(tmp_path, "train", 7, gz=True)
-        test, test_labels = write_set(tmp_path, "t10k", 3, seed=1)
+        written = (
+            write_set(tmp_path, "train", 7, gz=True),
+            write_set(tmp_path, "t10k", 3, seed=1),
+        )
         images = open_images(str(tmp_path))
-        np.testing.assert_array_equal(images.train.pixels, train.astype(np.float32) / 255)
-        np.testing.assert_array_equal(images.train.labels, train_labels)
-        np.testing.assert_array_equal(images.test.pixels, test.astype(np.float32) / 255)
-        np.testing.assert_array_equal(images.test.labels, test_labels)
+        for part, (pixels, labels) in zip((images.train, images.test), written, strict=True):
+            np.testing.assert_array_equal(part.pixels, pixels.astype(np.float32) / 255)
+            np.testing.assert_array_equal(part.labels, labels)
         assert images.side == 4
         np.testing.assert_array_equal(images.train.rows[0], images.train.pixels[0].ravel())
 
