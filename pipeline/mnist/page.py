@@ -97,7 +97,7 @@ def show(exhibit: Exhibit) -> None:
 def draw(exhibit: Exhibit) -> Drawings:
     """Every figure; those of many dots as images."""
     threshold, net = exhibit.result.config.threshold, exhibit.trained.net
-    epochs = {pair: _epochs(exhibit, pair) for pair in PAIRS}
+    epochs = {pair: _epochs(exhibit.result, pair) for pair in PAIRS}
     drawings: Drawings = {"epochs": epochs_animation(epochs[PAIRS[0]], threshold=threshold)}
     for i, pair in enumerate(PAIRS):
         name = "-".join(pair)
@@ -133,11 +133,11 @@ def accuracies(result: MnistResult) -> dict[str, float]:
     return found
 
 
-def _epochs(exhibit: Exhibit, pair: tuple[str, str]) -> dict[int, Weights]:
-    """The weights of the chosen connector of a pair, by each epoch that was kept."""
-    every = steps_per_epoch(exhibit.trained.store.n_rows)
-    frames = load_frames(connector_folder(exhibit.result.config.out, pair, exhibit.result.chosen))
-    return {step // every: W for step, W in frames.items()}
+def _epochs(result: MnistResult, pair: tuple[str, str]) -> dict[int, Weights]:
+    """The weights of the chosen connector of a pair, by the epoch they are the end of."""
+    every = steps_per_epoch(result.n_train)
+    frames = load_frames(connector_folder(result.config.out, pair, result.chosen))
+    return {step // every: W for step, W in frames.items() if step % every == 0}  # not of Ctrl-C
 
 
 @torch.no_grad()

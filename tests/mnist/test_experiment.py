@@ -13,10 +13,11 @@ from rich.console import Console
 from actstore.reader import ActStore
 from pipeline.connect.run import ConnectorRun
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.mnist import page
 from pipeline.mnist.config import MnistConfig
 from pipeline.mnist.experiment import run_experiment
 from pipeline.mnist.result import MnistResult, compared
-from pipeline.mnist.train import load_frames
+from pipeline.mnist.train import PAIRS, connector_folder, load_frames
 from pipeline.runs.sae_run import SAERun
 from pipeline.terminal.mnist import mnist_tables
 from tests.cli.test_real_data import data
@@ -107,6 +108,16 @@ def test_the_weights_are_kept_after_each_epoch_and_end_as_the_connectors(made):
         assert not list((config.out / "connectors" / f"{pair},l1=0.01").glob("epochs"))
     with Image.open(config.out / "epochs.gif") as picture:
         assert picture.n_frames == 3
+
+
+def test_weights_that_a_stop_within_an_epoch_left_are_not_shown(made, tmp_path):
+    config, result, _ = made
+    folder = connector_folder(tmp_path, PAIRS[0], result.chosen) / "epochs"
+    folder.mkdir(parents=True)
+    for step in (10, 13, 20):
+        np.savez(folder / f"step-{step:09d}.npz", W=np.full((2, 2), step, np.float32))
+    shown = page._epochs(replace(result, config=replace(config, out=tmp_path)), PAIRS[0])
+    assert {epoch: W[0, 0] for epoch, W in shown.items()} == {1: 10, 2: 20}
 
 
 def test_saes_and_connectors_are_runs_of_the_store_like_any_others(made):
