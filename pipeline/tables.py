@@ -61,16 +61,6 @@ class Shown:
     """What a reader of the numbers must know."""
 
 
-def many(n: int, what: str) -> str:
-    """`1 shard`, `1,000 shards`."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
-def percent(share: float | None) -> str:
-    """A share in at most three digits; a dash for nothing."""
-    return "-" if share is None else f"{100 * share:.3g} %"
-
-
 def cell(value: object) -> str:
     """A value as it stands in a table."""
     match value:
@@ -82,3 +72,13 @@ def cell(value: object) -> str:
             return f"{value:,}"
         case _:
             return str(value)
+
+
+def many(n: int, what: str) -> str:
+    """`1 shard`, `1,000 shards`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def percent(share: float | None) -> str:
+    """A share in at most three digits; a dash for nothing."""
+    return "-" if share is None else f"{100 * share:.3g} %"

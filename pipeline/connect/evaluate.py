@@ -46,9 +46,8 @@ from pipeline.connect.scores import (
     squared_errors,
 )
 from pipeline.connect.setup import (
-    Baselines,
+    KeptRows,
     LoadedConnectors,
-    Rows,
     find_rows,
     fit_baselines,
     load_connectors,
@@ -137,14 +136,14 @@ def _evaluate_between(
     def told(stage: str) -> OnTokens:
         return counter(on_progress, stage=stage, total=scene.contexts.numel(), unit="tokens")
 
-    baselines = fit_baselines(loaded, device=scene.lm.device)
+    baselines, notes = fit_baselines(loaded, device=scene.lm.device)
     trained = [run.load_connector(scene.lm.device) for run in loaded.runs]
-    maps = (*trained, *baselines.maps.values())
-    rows = find_rows(scene.lm, batches, loaded, told("mean"), as_trained=config.as_trained)
-    outputs = find_outputs(scene, batches, loaded, rows, told("mean"))
+    maps = (*trained, *baselines.values())
+    kept = find_rows(scene.lm, batches, loaded, told("mean"), as_trained=config.as_trained)
+    outputs = find_outputs(scene, batches, loaded, kept, told("mean"))
     splices = Splices(loaded, maps, outputs)
-    _measure(scene, batches, rows, splices, told("losses"))
-    return reports_of(scene, loaded, splices, baselines, config)
+    _measure(scene, batches, kept, splices, told("losses"))
+    return reports_of(scene, loaded, splices, config, baselines=tuple(baselines), notes=notes)
 
 
 # --- passes over the text --------------------------------------------------------------------
@@ -238,7 +237,7 @@ def find_outputs(
     scene: EvalContext,
     batches: Sequence[Tensor],
     loaded: LoadedConnectors,
-    rows: Rows,
+    kept: KeptRows,
     on_tokens: OnTokens,
 ) -> OutputStats:
     """Statistics of the second SAE's latents; nothing above the sites runs."""
@@ -247,7 +246,7 @@ def find_outputs(
     with reading(scene.lm, loaded.sites) as read:
         for tokens in batches:
             acts = read(tokens)
-            x2 = acts[loaded.sites[1]][rows.kept(tokens, acts)]
+            x2 = acts[loaded.sites[1]][kept(tokens, acts)]
             for part in slices(x2):
                 sums.add(target.encode(x2[part].float()))
             n_tokens += tokens.numel()
@@ -257,16 +256,20 @@ def find_outputs(
 
 @torch.no_grad()
 def _measure(
-    scene: EvalContext, batches: Sequence[Tensor], rows: Rows, splices: Splices, on_tokens: OnTokens
+    scene: EvalContext,
+    batches: Sequence[Tensor],
+    kept: KeptRows,
+    splices: Splices,
+    on_tokens: OnTokens,
 ) -> None:
     """Sum what all edited passes cost, over all batches."""
     replay, n_tokens = Replay(scene.lm, splices.sites), 0
     for tokens in batches:
         clean = replay.clean(tokens)
-        kept = rows.kept(tokens, {site: replay.acts(site) for site in splices.sites})
-        edited = splices.edited(replay, kept)
+        counted = kept(tokens, {site: replay.acts(site) for site in splices.sites})
+        edited = splices.edited(replay, counted)
         found = losses(scene.lm, clean, edited, tokens, diverging=splices.diverging)
-        splices.sum_up(found, kept)
+        splices.sum_up(found, counted)
         n_tokens += tokens.numel()
         on_tokens(n_tokens)
 
@@ -278,16 +281,18 @@ def reports_of(
     scene: EvalContext,
     loaded: LoadedConnectors,
     splices: Splices,
-    baselines: Baselines,
     config: EvalConfig,
+    *,
+    baselines: Sequence[str],
+    notes: Sequence[str],
 ) -> list[ConnectorReport]:
-    """A report on each connector."""
+    """A report on each connector; the names of the baselines, and what there is to say of them."""
     setting, outputs, sums = scene.setting, splices.outputs, splices.sums
     excluded = loaded.left_out if config.as_trained else ()
     totals = {name: values.sum(keepdims=True) for name, values in sums.items()}
     _require_sound(totals, loaded, setting, excluded)
     draws = resampled(sums, n=config.n_bootstrap, seed=config.seed)
-    names = (*(CONNECTOR for _ in loaded.runs), *baselines.maps)
+    names = (*(CONNECTOR for _ in loaded.runs), *baselines)
     errors = splices.errors.cpu()
     maps = [
         MapScores(
@@ -317,10 +322,7 @@ def reports_of(
         "tau": TAU,
         "layer": layer_weights(scene.lm, *loaded.sites, tau=TAU),
         **{name: number(value) for name, value in losses_of(totals).items()},
-        "notes": (
-            *notes_on(scene, loaded.target.provenance, loaded.left_out, config),
-            *baselines.notes,
-        ),
+        "notes": (*notes_on(scene, loaded.target.provenance, loaded.left_out, config), *notes),
     }
     return [
         ConnectorReport(

@@ -1,9 +1,10 @@
 """Figures of connectors: against each other and baselines; of one its outputs and effects."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress, pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
@@ -94,47 +95,17 @@ _LABELS = 14
 """Points of a figure that are named."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Axis:
-    """What is drawn of a map, and the bounds that it is drawn within."""
+Height = Literal["fvu", "recovered_of_sae"]
+"""What is drawn of a map, a field of `MapScores`."""
+_HEIGHTS: dict[Height, str] = {
+    "fvu": "variance unexplained (FVU)",
+    "recovered_of_sae": "loss recovered, as a share of the SAE's",
+}
+_LOWEST_HEIGHT, _HIGHEST = 0.0, 1.25
+"""What is beyond stands at the edge."""
 
-    words: str
-    value: Callable[[MapScores], float | None]
-    low: float = -np.inf
-    high: float = np.inf
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Count:
-    """A number of weights per output."""
-
-    words: str
-    mean: Callable[[MapScores], float | None]
-    median: Callable[[MapScores], float]
-
-
-_FVU = _Axis(words="variance unexplained (FVU)", value=lambda one: one.fvu, low=0.0, high=1.25)
-_RECOVERED = _Axis(
-    words="loss recovered, as a share of the SAE's",
-    value=lambda one: one.recovered_of_sae,
-    low=0.0,
-    high=1.25,
-)
-
-
-def _counts(tau: float) -> tuple[_Count, _Count]:
-    return (
-        _Count(
-            words=f"weights above {tau:g} per output",
-            mean=lambda one: one.above_mean,
-            median=lambda one: one.above_quantiles[QUANTILES.index(0.5)],
-        ),
-        _Count(
-            words="weights that are not zero per output",
-            mean=lambda one: one.nonzero_mean,
-            median=lambda one: one.nonzero_quantiles[QUANTILES.index(0.5)],
-        ),
-    )
+Count = Literal["above", "nonzero"]
+"""Which weights of an output are counted."""
 
 
 def connector_frontier_figure(reports: Sequence[ConnectorReport]) -> Figure:
@@ -142,26 +113,32 @@ def connector_frontier_figure(reports: Sequence[ConnectorReport]) -> Figure:
 
     Connectors of a sweep are joined in the order of their coefficient; baselines stand beside them.
     """
-    return _against_weights(reports, _FVU, title="Variance unexplained, for how many weights")
+    return _against_weights(reports, "fvu", title="Variance unexplained, for how many weights")
 
 
 def recovered_figure(reports: Sequence[ConnectorReport]) -> Figure:
     """The same against the loss recovered, where there is a language model to recover it."""
-    return _against_weights(reports, _RECOVERED, title="Loss recovered, for how many weights")
+    return _against_weights(
+        reports, "recovered_of_sae", title="Loss recovered, for how many weights"
+    )
 
 
-def _against_weights(reports: Sequence[ConnectorReport], y: _Axis, *, title: str) -> Figure:
+def _against_weights(reports: Sequence[ConnectorReport], y: Height, *, title: str) -> Figure:
     figure = make_figure(width=9.0, height=4.1)
     lines = [
-        line for line in lines_of(reports) if any(y.value(one) is not None for one in line.maps)
+        line for line in lines_of(reports) if any(getattr(one, y) is not None for one in line.maps)
     ]
     if not lines:
-        say(axes_in(figure, (1, 1, 1), title=title, y=y.words), "nothing to draw")
+        say(axes_in(figure, (1, 1, 1), title=title, y=_HEIGHTS[y]), "nothing to draw")
         return figure
     labels: list[Sequence[Label]] = []
-    for place, count in enumerate(_counts(reports[0].tau), 1):
-        axes = axes_in(figure, (1, 2, place), title=title if place == 1 else "", y=y.words)
-        axes.set_xlabel(count.words)
+    counts: dict[Count, str] = {
+        "above": f"weights above {reports[0].tau:g} per output",
+        "nonzero": "weights that are not zero per output",
+    }
+    for place, (count, words) in enumerate(counts.items(), 1):
+        axes = axes_in(figure, (1, 2, place), title=title if place == 1 else "", y=_HEIGHTS[y])
+        axes.set_xlabel(words)
         labels.append(_draw_panel(axes, lines, count, y))
     figure.axes[1].set_ylabel("")
     _legend(figure.axes[1], lines)
@@ -171,10 +148,10 @@ def _against_weights(reports: Sequence[ConnectorReport], y: _Axis, *, title: str
     return figure
 
 
-def _draw_panel(axes: Axes, lines: Sequence[Line], count: _Count, y: _Axis) -> list[Label]:
+def _draw_panel(axes: Axes, lines: Sequence[Line], count: Count, y: Height) -> list[Label]:
     """All lines and baselines; what has no weight at all stands at the left edge."""
     maps = [one for line in lines for one in (*line.maps, *line.baselines)]
-    found = [mean for one in maps if (mean := count.mean(one))]
+    found = [mean for one in maps if (mean := _mean(one, count))]
     edge = min(found, default=1.0) / 2
     labels: list[Label] = []
     for i, line in enumerate(lines):
@@ -188,59 +165,64 @@ def _draw_panel(axes: Axes, lines: Sequence[Line], count: _Count, y: _Axis) -> l
     axes.margins(x=0.14, y=0.12)
     axes.autoscale_view()
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, y.low - 0.05), min(high, y.high + 0.05))
+    axes.set_ylim(max(low, _LOWEST_HEIGHT - 0.05), min(high, _HIGHEST + 0.05))
     return labels
 
 
 def _draw_line(
-    axes: Axes, line: Line, count: _Count, y: _Axis, *, color: str, edge: float
+    axes: Axes, line: Line, count: Count, y: Height, *, color: str, edge: float
 ) -> list[Label]:
     """The connectors of a sweep."""
     labels: list[Label] = []
     at: list[tuple[float, float]] = []
     for one, name in zip(line.maps, line.names, strict=True):
-        value = y.value(one)
+        value = getattr(one, y)
         if value is None:
             continue
-        mean, median = count.mean(one) or 0.0, count.median(one)
-        spot = max(mean, edge), float(np.clip(value, y.low, y.high))
+        mean = _mean(one, count)
+        median = getattr(one, f"{count}_quantiles")[QUANTILES.index(0.5)]
+        spot = max(mean, edge), float(np.clip(value, _LOWEST_HEIGHT, _HIGHEST))
         if median > 0:
             axes.plot([median, spot[0]], [spot[1]] * 2, color=color, lw=0.8, alpha=0.6)
             axes.plot(median, spot[1], "|", color=color, ms=8, mew=1.4)
         axes.plot(*spot, "o" if mean else "<", color=color, ms=5.5, zorder=3)
         at.append(spot)
-        labels.append(Label(at=spot, text=_told(name, value, y), color=INK))
+        labels.append(Label(at=spot, text=_told(name, value), color=INK))
     axes.plot(*zip(*at, strict=True), color=color, lw=1.3, alpha=0.5)
     return labels
 
 
 def _draw_baselines(
-    axes: Axes, line: Line, count: _Count, y: _Axis, *, color: str, alone: bool
+    axes: Axes, line: Line, count: Count, y: Height, *, color: str, alone: bool
 ) -> list[Label]:
     """The baselines of a line's ends."""
     labels: list[Label] = []
     for one in line.baselines:
-        value, mean = y.value(one), count.mean(one)
+        value, mean = getattr(one, y), _mean(one, count)
         if value is None:
             continue
-        height = float(np.clip(value, y.low, y.high))
+        height = float(np.clip(value, _LOWEST_HEIGHT, _HIGHEST))
         if not mean:
             axes.axhline(height, color=color, lw=0.9, ls=":")
             if alone:
                 axes.annotate(
-                    _told(map_words(one), value, y), (1, height), (-2, 2), ha="right", fontsize=7,
+                    _told(map_words(one), value), (1, height), (-2, 2), ha="right", fontsize=7,
                     xycoords=("axes fraction", "data"), textcoords="offset points", color=GRAY,
                 )  # fmt: skip
             continue
         marker = _MARKERS.get(one.name, "P")
         axes.plot(mean, height, marker, color=color, mfc="white", ms=5.5, zorder=3)
-        labels.append(Label(at=(mean, height), text=_told(map_words(one), value, y), color=GRAY))
+        labels.append(Label(at=(mean, height), text=_told(map_words(one), value), color=GRAY))
     return labels
 
 
-def _told(name: str, value: float, y: _Axis) -> str:
+def _mean(one: MapScores, count: Count) -> float:
+    return getattr(one, f"{count}_mean") or 0.0
+
+
+def _told(name: str, value: float) -> str:
     """A name, with the number where it is beyond the bounds."""
-    return name if y.low <= value <= y.high else f"{name} ({value:.2f})"
+    return name if _LOWEST_HEIGHT <= value <= _HIGHEST else f"{name} ({value:.2f})"
 
 
 def _legend(axes: Axes, lines: Sequence[Line]) -> None:

@@ -5,16 +5,17 @@ Sums of products are in float64, by whichever way is faster: of whole rows, or o
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 
 from actstore.reader import ActStore
 from pipeline.connect.connector import SAEPair
 from pipeline.errors import ConfigError
 from pipeline.sae.select import Picked, above
-from pipeline.training.feed import SAMPLE_ROWS, sample_rows
+from pipeline.training.feed import sample_rows
 
 BLOCK = {"cpu": 2**21}
 """Latents of one SAE encoded at once: small enough that their memory is used again."""
@@ -51,8 +52,6 @@ class Moments:
     """Of `z1` and `z2`."""
     activations: Products
     """Of `x1` and `x2`, the activations at the two sites."""
-    active1: Int64[Tensor, " n_in"]
-    """In how many rows each latent of the source is above zero."""
 
 
 @torch.no_grad()
@@ -60,32 +59,22 @@ def find_moments(
     pair: SAEPair,
     store: ActStore,
     *,
-    n_rows: int = SAMPLE_ROWS,
-    seed: int = 0,
     device: torch.device,
     kept: Kept | None = None,
     metadata: tuple[str, ...] = (),
 ) -> Moments:
-    """Read so many rows from all over the store, or all that it has, and encode each once.
+    """Read rows from all over the store, or all that it has, and encode each once.
 
-    Totals are in float64: `8 n_in (n_in + n_out)` bytes, 4 GiB for 16,384 latents each, and a few
-    hundred MiB beside them.
-
-    Args:
-        pair: The SAEs, on `device`.
-        store: With the sites of both.
-        n_rows: Rows to read.
-        seed: Of the choice of rows.
-        device: Where to compute.
-        kept: Which rows of a batch count; all if None.
-        metadata: What `kept` reads beside the sites.
+    The SAEs are on the device. Totals are in float64: `8 n_in (n_in + n_out)` bytes, 4 GiB for
+    16,384 latents each, and a few hundred MiB beside them. `kept` says which rows of a batch count,
+    all if None; beside the sites it reads the metadata.
     """
     home = torch.device("cpu") if device.type == "mps" else device  # which has no float64
     activations = _zeros(pair.source.d_in, pair.target.d_in, device=home)
     latents = _zeros(pair.source.d_sae, pair.target.d_sae, device=home)
-    active, n_counted = torch.zeros(pair.source.d_sae, dtype=torch.int64, device=home), 0
+    n_counted = 0
     sites = tuple(dict.fromkeys(pair.sites))
-    blocks = sample_rows(store, sites=sites, metadata=metadata, n_rows=n_rows, seed=seed)
+    blocks = sample_rows(store, sites=sites, metadata=metadata)
     block = BLOCK.get(device.type, GPU_BLOCK)
     rows = max(1, block // max(pair.source.d_sae, pair.target.d_sae))
     for batch in _pieces(blocks, rows=rows, device=device):
@@ -98,13 +87,12 @@ def find_moments(
         # Activations can be far from zero: their products must be exact to give covariances.
         _add(activations, x1.double(), x2.double(), add_dense)
         _add(latents, z1, z2, add_latents)
-        active += (z1 > 0).sum(0)
     if not n_counted:
         raise ConfigError("no row of the sample is left to count: exclude less")
     for products in (activations, latents):
         for total in vars(products).values():
             total.div_(n_counted)
-    return Moments(n_rows=n_counted, latents=latents, activations=activations, active1=active)
+    return Moments(n_rows=n_counted, latents=latents, activations=activations)
 
 
 def _pieces(
@@ -118,9 +106,7 @@ def _pieces(
 
 
 def _zeros(n_1: int, n_2: int, *, device: torch.device) -> Products:
-    def zeros(*shape: int) -> Float64[Tensor, "..."]:
-        return torch.zeros(shape, dtype=torch.float64, device=device)
-
+    zeros = partial(torch.zeros, dtype=torch.float64, device=device)
     return Products(
         mean1=zeros(n_1),
         mean2=zeros(n_2),

@@ -1,6 +1,6 @@
 """What connectors between the same SAEs share: these, the rows that count, and the baselines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -68,22 +68,9 @@ def load_connectors(runs: Sequence[ConnectorRun], *, device: torch.device) -> Lo
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Rows:
-    """Which rows of a batch are edited and counted: those that both SAEs keep."""
-
-    limits: Mapping[EvalSite, float | None]
-    """By the places of both, the largest norm that is kept."""
-
-    def kept(
-        self, tokens: Int[Tensor, "contexts ctx_len"], acts: Mapping[Site, Tensor]
-    ) -> Bool[Tensor, "contexts ctx_len"]:
-        """At these tokens, with these activations at the sites of both."""
-        masks = [
-            place.kept(tokens, acts[place.site], limit=limit)
-            for place, limit in self.limits.items()
-        ]
-        return torch.stack(masks).all(0)
+KeptRows = Callable[[Tensor, Mapping[Site, Tensor]], Tensor]
+"""Which rows of a batch are edited and counted, by its tokens, and its activations at both sites.
+"""
 
 
 def find_rows(
@@ -93,49 +80,42 @@ def find_rows(
     on_tokens: OnTokens,
     *,
     as_trained: bool,
-) -> Rows:
-    """The rows that count: all, or those that the SAEs were trained on."""
+) -> KeptRows:
+    """The rows that both SAEs keep: all, or those that they were trained on."""
     places = [end.eval_site(as_trained=as_trained) for end in (loaded.source, loaded.target)]
-    if all(place.excluded.norms is None for place in places):
-        return Rows(limits=dict.fromkeys(places))
-    grounds = find_site_means(lm, batches, places, on_tokens)
-    return Rows(limits={place: ground.limit for place, ground in grounds.items()})
+    limits: dict[EvalSite, float | None] = dict.fromkeys(places)
+    if any(place.excluded.norms is not None for place in places):
+        grounds = find_site_means(lm, batches, places, on_tokens)
+        limits = {place: ground.limit for place, ground in grounds.items()}
+
+    def kept(
+        tokens: Int[Tensor, "contexts ctx_len"], acts: Mapping[Site, Tensor]
+    ) -> Bool[Tensor, "contexts ctx_len"]:
+        masks = [place.kept(tokens, acts[place.site], limit=n) for place, n in limits.items()]
+        return torch.stack(masks).all(0)
+
+    return kept
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Baselines:
-    """By their names, on the device of the SAEs; none where the store is gone."""
+def fit_baselines(
+    loaded: LoadedConnectors, *, device: torch.device
+) -> tuple[dict[str, Connector], tuple[str, ...]]:
+    """Baselines by their names, from a sample of the store; where it is gone, a note.
 
-    maps: Mapping[str, Connector]
-    notes: tuple[str, ...]
-
-
-def fit_baselines(loaded: LoadedConnectors, *, device: torch.device) -> Baselines:
-    """From a sample of the store; the layer is that of the first connector that has one."""
+    The layer is that of the first connector that has one.
+    """
     run = loaded.runs[0]
-    store, why = _store_of(run)
-    if store is None:
-        return Baselines(
-            maps={},
-            notes=(
-                f"no baselines: {why}; harvest it again, with the same options, to "
-                f"{run.provenance.path}, and evaluate again",
-            ),
-        )
+    path = run.provenance.path
+    store = ActStore.open(path) if path.exists() else None
+    if store is None or store.fingerprint != run.provenance.fingerprint:
+        why = f"{path} is not the store that {run.path} was trained from"
+        if store is None:
+            why = f"the store {path}, on which they are fitted, is gone"
+        again = f"harvest it again, with the same options, to {path}, and evaluate again"
+        return {}, (f"no baselines: {why}; {again}",)
     feeder = PairFeeder(store, loaded.runs, device=device)
     moments = feeder.moments(run.ends)
-    path = next((run.config.layer for run in loaded.runs if run.config.layer), None)
+    given = next((run.config.layer for run in loaded.runs if run.config.layer), None)
     d_1, d_2 = loaded.pair.source.d_in, loaded.pair.target.d_in
-    layer = read_layer(path, d_1=d_1, d_2=d_2) if path else fit_layer(moments.activations)
-    return Baselines(maps=baseline_connectors(loaded.pair, moments, layer), notes=())
-
-
-def _store_of(run: ConnectorRun) -> tuple[ActStore | None, str]:
-    """The store that a connector was trained from, or None and the reason."""
-    path = run.provenance.path
-    if not path.exists():
-        return None, f"the store {path}, on which they are fitted, is gone"
-    store = ActStore.open(path)
-    if store.fingerprint != run.provenance.fingerprint:
-        return None, f"{path} is not the store that {run.path} was trained from"
-    return store, ""
+    layer = read_layer(given, d_1=d_1, d_2=d_2) if given else fit_layer(moments.activations)
+    return baseline_connectors(loaded.pair, moments, layer), ()

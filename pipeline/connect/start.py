@@ -143,7 +143,7 @@ def ridge_connector(
 
     The strength is RIDGE_BASELINES times inputs ever active, over rows, times their mean variance.
     """
-    n_alive = int((moments.active1 > 0).sum())
+    n_alive = int((moments.latents.mean1 > 0).sum())
     ridge = RIDGE_BASELINES * max(1, n_alive) / moments.n_rows
     W, b = least_squares(moments.latents, ridge=ridge, intercept=bias)
     return Connector(W.float(), b.float(), activation=activation)

@@ -3,7 +3,7 @@
 Texts come from data sets: they are shown through `label` and `visible`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 from pipeline.config.stages import FeatureOrder
 from pipeline.connect.reading.document import (
@@ -19,7 +19,7 @@ from pipeline.evaluate.report import QUANTILES
 from pipeline.features.feature import BEFORE, Examples
 from pipeline.features.files import FeatureSet
 from pipeline.runs.names import names_of
-from pipeline.tables import Column, Shown, Style, Table, Words, many
+from pipeline.tables import Column, Shown, Style, Table, Words, cell, many
 from pipeline.text.token_text import TokenTexts, label, visible
 
 
@@ -49,65 +49,53 @@ def connector_tables(reports: Sequence[ConnectorReport]) -> list[Table]:
 
 def _maps(report: ConnectorReport) -> Table:
     """One connector, and the baselines beside it."""
+    maps, tau = report.maps, report.tau
+
+    def line(words: str, values: Iterable[object]) -> list[str]:
+        return [words, *map(_number, values)]
+
+    def told(words: str, field: str) -> list[str]:
+        return line(words, (getattr(one, field) for one in maps))
+
+    def quantile(words: str, field: str, q: float) -> list[str]:
+        found = (dict(zip(QUANTILES, getattr(one, field), strict=False)) for one in maps)
+        return line(words, (quantiles.get(q) for quantiles in found))
+
+    def ends(metric: str) -> list[list[str]]:
+        found = [next((i for i in one.intervals if i.metric == metric), None) for one in maps]
+        return [
+            line("  95 % from", (interval and interval.low for interval in found)),
+            line("  95 % to", (interval and interval.high for interval in found)),
+        ]
+
+    predicts = [
+        told("FVU", "fvu"),
+        *ends("fvu"),
+        told("mean squared error", "mse"),
+        line("variance explained", [""] * len(maps)),
+        *(quantile(f"  {_at(q)} of outputs", "explained_quantiles", q) for q in QUANTILES),
+    ]
+    weights = [
+        told(f"weights > {tau:g}", "n_above"),
+        told("  of an output, mean", "above_mean"),
+        quantile("  median", "above_quantiles", 0.5),
+        told("  most", "above_max"),
+        told("weights not zero", "n_nonzero"),
+        told("  of an output, mean", "nonzero_mean"),
+        told("mean |W|", "l1"),
+    ]
+    losses = [
+        told("loss", "ce"),
+        told("KL(model || spliced)", "kl"),
+        told("loss recovered", "loss_recovered"),
+        *ends("loss_recovered"),
+        told("of what the SAE does", "recovered_of_sae"),
+    ]
     return Table(
         title=_title([report]),
-        columns=[Column(), *_numbers(*map(map_words, report.maps))],
-        sections=[
-            [[words, *(_number(value(one)) for one in report.maps)] for words, value in section]
-            for section in _sections(report.tau)
-        ],
+        columns=[Column(), *_numbers(*map(map_words, maps))],
+        sections=[predicts, weights, losses],
     )
-
-
-Row = tuple[str, Callable[[MapScores], object]]
-
-
-def _sections(tau: float) -> list[list[Row]]:
-    """What is told of each map, and by which words."""
-    middle = QUANTILES.index(0.5)
-    predicts: list[Row] = [
-        ("FVU", lambda one: one.fvu),
-        *_ends_of("fvu"),
-        ("mean squared error", lambda one: one.mse),
-        ("variance explained", lambda _: ""),
-        *(
-            (f"  {_at(q)} of outputs", lambda one, i=i: _quantile(one.explained_quantiles, i))
-            for i, q in enumerate(QUANTILES)
-        ),
-    ]
-    weights: list[Row] = [
-        (f"weights > {tau:g}", lambda one: one.n_above),
-        ("  of an output, mean", lambda one: one.above_mean),
-        ("  median", lambda one: _quantile(one.above_quantiles, middle)),
-        ("  most", lambda one: one.above_max),
-        ("weights not zero", lambda one: one.n_nonzero),
-        ("  of an output, mean", lambda one: one.nonzero_mean),
-        ("mean |W|", lambda one: one.l1),
-    ]
-    losses: list[Row] = [
-        ("loss", lambda one: one.ce),
-        ("KL(model || spliced)", lambda one: one.kl),
-        ("loss recovered", lambda one: one.loss_recovered),
-        *_ends_of("loss_recovered"),
-        ("of what the SAE does", lambda one: one.recovered_of_sae),
-    ]
-    return [predicts, weights, losses]
-
-
-def _ends_of(metric: str) -> list[Row]:
-    """The ends of its 95 % interval."""
-
-    def end(one: MapScores, which: str) -> float | None:
-        return next((getattr(i, which) for i in one.intervals if i.metric == metric), None)
-
-    return [
-        ("  95 % from", lambda one: end(one, "low")),
-        ("  95 % to", lambda one: end(one, "high")),
-    ]
-
-
-def _quantile(quantiles: Sequence[float], i: int) -> float | None:
-    return quantiles[i] if quantiles else None
 
 
 def _at(q: float) -> str:
@@ -179,12 +167,8 @@ def _title(reports: Sequence[ConnectorReport]) -> str:
 
 def _number(value: object) -> str:
     """With digits left of what is very small, and few of what is large."""
-    if value is None:
-        return "-"
-    if not isinstance(value, float):
-        return f"{value:,}" if isinstance(value, int) else str(value)
-    if 1e-3 <= abs(value) < 100:
-        return f"{value:.4f}"
+    if not isinstance(value, float) or 1e-3 <= abs(value) < 100:
+        return cell(value)
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2g}"
 
 
@@ -302,10 +286,10 @@ def _above(words: str, below: str, ends: FeaturesOfEnds) -> Words:
     return Words(pieces=[(words, ""), (below if any(ends) else "", "dim")])
 
 
-def _chance(cell: Cell) -> str:
+def _chance(rows: Cell) -> str:
     """A share and, under it, of how many rows."""
-    n = f"{cell.n:,}" if cell.n < 100_000 else f"{cell.n / 1000:,.0f}k"
-    return "-\n0" if cell.p is None else f"{cell.p:.3f}\n{n}"
+    n = f"{rows.n:,}" if rows.n < 100_000 else f"{rows.n / 1000:,.0f}k"
+    return "-\n0" if rows.p is None else f"{rows.p:.3f}\n{n}"
 
 
 def _agreement(found: Agreement) -> list[str]:

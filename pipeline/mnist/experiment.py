@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import torch
 
-from pipeline.connect.connector import Connector
 from pipeline.device import pick_device
 from pipeline.mnist.classifier import LAYERS, quality
 from pipeline.mnist.config import MnistConfig
@@ -32,7 +31,7 @@ from pipeline.mnist.result import (
     finished_result,
     save_result,
 )
-from pipeline.mnist.train import PAIRS, Trained, baselines, train_everything
+from pipeline.mnist.train import Trained, baselines, train_everything
 from pipeline.progress import OnProgress, Progress
 
 Networks = dict[tuple[str, Form], FeatureNetwork]
@@ -62,7 +61,7 @@ def run_experiment(config: MnistConfig, *, on_progress: OnProgress | None = None
     networks = _networks(config, images, trained, device=device)
     result = _measured(config, images, trained, networks, device=device)
     result = replace(result, seconds=time.perf_counter() - began)
-    show(Exhibit(config=config, images=images, trained=trained, networks=networks, result=result))
+    show(Exhibit(images=images, trained=trained, networks=networks, result=result))
     save_result(config.out, result)
     return result
 
@@ -74,19 +73,15 @@ def _networks(
     whole = FeatureNetwork(net=trained.net, saes=trained.saes[config.sae], connectors=())
     x, _ = images.train.tensors(device)
     latents, threshold = whole.latents(x), config.threshold
-    connectors: dict[str, tuple[Connector, ...]] = {}
-    for planned, connector in trained.connectors:
-        connectors[planned.name] = (*connectors.get(planned.name, ()), connector)
     networks: Networks = {}
-    for name, these in connectors.items():
-        assert len(these) == len(PAIRS)
+    for name, these in trained.connectors.items():
         refitted = refit_all(these, latents, threshold=threshold, seed=config.seed)
         networks[name, "trained"] = replace(whole, connectors=these)
         networks[name, "cut"] = replace(
             whole, connectors=tuple(cut(one, threshold) for one in these)
         )
         networks[name, "refitted"] = replace(whole, connectors=refitted)
-    for name, these in baselines(config, trained.store, device=device).items():
+    for name, these in baselines(config, trained, device=device).items():
         networks[name, "trained"] = replace(whole, connectors=these)
     return networks
 

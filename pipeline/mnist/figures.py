@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -35,14 +35,6 @@ _FRAME = 160
 Weights = Float[np.ndarray, "n_in n_out"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Epoch:
-    """The weights of a connector after so many epochs."""
-
-    epoch: int
-    W: Float32[np.ndarray, "n_in n_out"]
-
-
 def arranged(W: Weights, by: Weights) -> Float[np.ndarray, "inputs outputs"]:
     """Its alive outputs, each as near as can be to the inputs that it is made of.
 
@@ -57,29 +49,32 @@ def arranged(W: Weights, by: Weights) -> Float[np.ndarray, "inputs outputs"]:
     return W[np.ix_(inputs, outputs[order])]
 
 
-def epochs_figure(epochs: Sequence[Epoch], *, threshold: float, names: tuple[str, str]) -> Figure:
+def epochs_figure(
+    epochs: Mapping[int, Weights], *, threshold: float, names: tuple[str, str]
+) -> Figure:
     """The weights after a few of the epochs, early ones closer together."""
-    shown = [epochs[i] for i in _spread(len(epochs), _STRIP)]
+    numbers = [*epochs]
+    shown = [numbers[i] for i in _spread(len(numbers), _STRIP)]
     n_rows = -(-len(shown) // 4)
     figure = make_figure(width=9.0, height=2.65 * n_rows)
-    for place, one in enumerate(shown, start=1):
+    for place, epoch in enumerate(shown, start=1):
         axes = figure.add_subplot(n_rows, min(4, len(shown)), place)
-        words = f"epoch {one.epoch}: {_count(one.W, threshold):,}"
-        draw_weights(axes, arranged(one.W, epochs[-1].W), title=words, size=9.0)
+        words = f"epoch {epoch}: {_count(epochs[epoch], threshold):,}"
+        draw_weights(axes, arranged(epochs[epoch], epochs[numbers[-1]]), title=words, size=9.0)
     figure.supxlabel(f"features of {names[1]}", fontsize=8.5, color=INK)
     figure.supylabel(f"features of {names[0]}", fontsize=8.5, color=INK)
     return figure
 
 
-def epochs_animation(epochs: Sequence[Epoch], *, threshold: float) -> bytes:
+def epochs_animation(epochs: Mapping[int, Weights], *, threshold: float) -> bytes:
     """The weights after every epoch, one after the other, as a GIF."""
-    pictures = list[Image.Image]()
-    for one in epochs:
+    pictures, last = list[Image.Image](), [*epochs.values()][-1]
+    for epoch, W in epochs.items():
         figure = make_figure(width=3.4, height=3.7)
         figure.set_dpi(110)
         axes = figure.add_subplot()
-        words = f"after epoch {one.epoch}: {_count(one.W, threshold):,} above {threshold:g}"
-        draw_weights(axes, arranged(one.W, epochs[-1].W), title=words, size=9.0)
+        words = f"after epoch {epoch}: {_count(W, threshold):,} above {threshold:g}"
+        draw_weights(axes, arranged(W, last), title=words, size=9.0)
         canvas = figure.canvas
         assert isinstance(canvas, FigureCanvasAgg)
         canvas.draw()
@@ -162,7 +157,8 @@ def reconstruction_figure(
     figure = make_figure(width=8.6, height=4.4)
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 4.2))
     picture = figure.add_subplot(grid[0, 0])
-    draw_image(picture, image)
+    picture.imshow(image, cmap="gray_r", vmin=0)
+    _bare(picture)
     picture.set_title(title, fontsize=9, color=INK)
     neurons = axes_in(figure, (2, 1, 1), title=_large("neurons", h, large), y="activation")
     neurons.set_subplotspec(grid[0, 1])
@@ -225,12 +221,6 @@ def mosaic(
     return whole
 
 
-def draw_image(axes: Axes, image: Float[np.ndarray, "side side"]) -> None:
-    """Ink on paper."""
-    axes.imshow(image, cmap="gray_r", vmin=0)
-    _bare(axes)
-
-
 def accuracies_figure(accuracies: Mapping[str, float], *, groups: Sequence[str]) -> Figure:
     """A point for each way to run the classifier; names of a group begin with it and a colon."""
     figure = make_figure(width=7.4, height=0.9 + 0.3 * len(accuracies))
@@ -254,21 +244,17 @@ def accuracies_figure(accuracies: Mapping[str, float], *, groups: Sequence[str])
     return figure
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrontierLine:
-    """Networks of one form: weights of each against its accuracy."""
-
-    label: str
-    points: Sequence[tuple[int, float]]
-    names: Sequence[str]
-
-
 def network_frontier_figure(
-    lines: Sequence[FrontierLine], *, original: float, allowed: float, marks: Mapping[str, int]
+    lines: Mapping[str, Sequence[tuple[int, float, str]]],
+    *,
+    original: float,
+    allowed: float,
+    marks: Mapping[str, int],
 ) -> Figure:
     """Weights against accuracy, of which `allowed` may be lost; `marks` are numbers of weights.
 
-    Points of the last line are named.
+    A line, by its label, goes through weights, accuracy and name of networks of one form; those of
+    the last are named.
     """
     figure = make_figure(width=7.0, height=4.4)
     axes = axes_in(
@@ -279,15 +265,14 @@ def network_frontier_figure(
     axes.axhspan(original - allowed, original, color=GREEN, alpha=0.08, lw=0)
     for (label, number), style in zip(marks.items(), (":", "-."), strict=False):
         axes.axvline(number, color=GRAY, ls=style, lw=1.1, label=f"{label}: {number:,}")
-    for line, color in zip(lines, (BLUE, AMBER, GREEN), strict=False):
-        found = sorted(zip(line.points, line.names, strict=True))
-        axes.plot(
-            [n for (n, _), _ in found], [y for (_, y), _ in found], "o-", ms=4.5, lw=1.4,
-            color=color, label=line.label,
-        )  # fmt: skip
-        for at, name in found if line is lines[-1] else ():
+    last = [*lines][-1]
+    for (label, networks), color in zip(lines.items(), (BLUE, AMBER, GREEN), strict=False):
+        found = sorted(networks)
+        at = [(n, y) for n, y, _ in found]
+        axes.plot(*zip(*at, strict=True), "o-", ms=4.5, lw=1.4, color=color, label=label)
+        for n, y, name in found if label == last else ():
             axes.annotate(
-                name, at, (0, 6), textcoords="offset points", fontsize=6.5, color=color,
+                name, (n, y), (0, 6), textcoords="offset points", fontsize=6.5, color=color,
                 ha="center",
             )  # fmt: skip
     axes.set_xscale("log")

@@ -13,8 +13,7 @@ import hashlib
 import math
 import re
 import zlib
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.lm.hub import explained
+from pipeline.text.hub import dataset_explained
 
 DIGITS = "digits"
 N_CLASSES = 10
@@ -230,7 +229,7 @@ def load_hub_images(name: str) -> dict[str, Set]:
     from huggingface_hub import HfApi
 
     datasets.disable_progress_bars()
-    with _explained(name):
+    with dataset_explained(name, name=name, raises=ConfigError):
         commit = HfApi().dataset_info(name, timeout=_TIMEOUT).sha
         found: Any = datasets.load_dataset(name, revision=commit)
         sets = {split: read_split(found[split], where=name) for split in _SPLITS if split in found}
@@ -252,18 +251,3 @@ def read_split(dataset: Any, *, where: str) -> Set:  # noqa: ANN401 its class is
         raise ConfigError(f"dataset {where} has images of {len(sizes)} sizes: one is needed")
     labels: Iterable[int] = dataset["label"]
     return np.stack(pixels), np.array([*labels], np.int64)
-
-
-@contextmanager
-def _explained(name: str) -> Generator[None]:
-    """Turn what the hub's clients raise into one line each."""
-    from huggingface_hub import errors
-
-    with explained(f"dataset {name}", raises=ConfigError):
-        try:
-            yield
-        except (errors.HFValidationError, errors.LocalEntryNotFoundError):
-            raise
-        except (FileNotFoundError, ValueError, RuntimeError) as error:
-            first = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise ConfigError(f"dataset {name} cannot be read: {first}") from error

@@ -8,12 +8,10 @@ import torch
 
 from actstore.files import write_file
 from pipeline.mnist.classifier import LAYERS
-from pipeline.mnist.config import MnistConfig
 from pipeline.mnist.features import digit_shares, feature_images, told
 from pipeline.mnist.figures import (
-    Epoch,
     Figure,
-    FrontierLine,
+    Weights,
     accuracies_figure,
     epochs_animation,
     epochs_figure,
@@ -34,7 +32,7 @@ from pipeline.mnist.result import (
     compared,
     network_name,
 )
-from pipeline.mnist.train import PAIRS, Trained, load_frames, steps_per_epoch
+from pipeline.mnist.train import PAIRS, Trained, connector_folder, load_frames, steps_per_epoch
 from pipeline.plots.style import as_png, save
 from pipeline.report.experiment import Chapter, Picture, Table
 from pipeline.report.page import write_experiment
@@ -58,7 +56,6 @@ Drawings = dict[str, Figure | bytes]
 class Exhibit:
     """All that there is to show."""
 
-    config: MnistConfig
     images: Images
     trained: Trained
     networks: Mapping[tuple[str, Form], FeatureNetwork]
@@ -72,7 +69,7 @@ class Exhibit:
 
 def show(exhibit: Exhibit) -> None:
     """Write every figure, and the page, into the experiment's folder."""
-    out, result, drawings = exhibit.config.out, exhibit.result, draw(exhibit)
+    out, result, drawings = exhibit.result.config.out, exhibit.result, draw(exhibit)
     for name, content in drawings.items():
         if isinstance(content, Figure):
             save(content, out / f"{name}.png")
@@ -99,8 +96,8 @@ def show(exhibit: Exhibit) -> None:
 
 def draw(exhibit: Exhibit) -> Drawings:
     """Every figure; those of many dots as images."""
-    threshold, net = exhibit.config.threshold, exhibit.trained.net
-    epochs = {pair: _epochs(exhibit, pair) for pair in PAIRS}
+    threshold, net = exhibit.result.config.threshold, exhibit.trained.net
+    epochs = {pair: _epochs(exhibit.result, pair) for pair in PAIRS}
     drawings: Drawings = {"epochs": epochs_animation(epochs[PAIRS[0]], threshold=threshold)}
     for i, pair in enumerate(PAIRS):
         name = "-".join(pair)
@@ -136,15 +133,11 @@ def accuracies(result: MnistResult) -> dict[str, float]:
     return found
 
 
-def _epochs(exhibit: Exhibit, pair: tuple[str, str]) -> list[Epoch]:
-    """The weights of the chosen connector of a pair, after each epoch that was kept."""
-    every = steps_per_epoch(exhibit.trained.store.n_rows)
-    (run,) = (
-        one.config.out
-        for one, _ in exhibit.trained.connectors
-        if (one.pair, one.name) == (pair, exhibit.result.chosen)
-    )
-    return [Epoch(epoch=step // every, W=W) for step, W in load_frames(run)]
+def _epochs(result: MnistResult, pair: tuple[str, str]) -> dict[int, Weights]:
+    """The weights of the chosen connector of a pair, by the epoch they are the end of."""
+    every = steps_per_epoch(result.n_train)
+    frames = load_frames(connector_folder(result.config.out, pair, result.chosen))
+    return {step // every: W for step, W in frames.items() if step % every == 0}  # not of Ctrl-C
 
 
 @torch.no_grad()
@@ -163,12 +156,10 @@ def _reconstruction(exhibit: Exhibit) -> Figure:
 
 
 def _frontier(result: MnistResult) -> Figure:
-    penalties, lines = result.config.connect_l1, list[FrontierLine]()
+    lines = dict[str, list[tuple[int, float, str]]]()
     for form in FORMS:
-        found = [result.network(network_name(l1), form) for l1 in penalties]
-        points = [(one.n_above, one.accuracy) for one in found]
-        names = [f"{l1:g}" for l1 in penalties]
-        lines.append(FrontierLine(label=form, points=points, names=names))
+        found = [(l1, result.network(network_name(l1), form)) for l1 in result.config.connect_l1]
+        lines[form] = [(one.n_above, one.accuracy, f"{l1:g}") for l1, one in found]
     return network_frontier_figure(
         lines,
         original=result.accuracy,
@@ -193,7 +184,7 @@ def _tiles(result: MnistResult) -> list[Tile]:
 
 
 def _comparison(result: MnistResult) -> Chapter:
-    rows = {row.what: (row.s2, " · ".join(row.ours)) for row in compared(result)}
+    rows = {what: (s2, " · ".join(ours)) for what, (s2, ours) in compared(result).items()}
     return Chapter(
         title="Beside the figures of S2",
         words=(

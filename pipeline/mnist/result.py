@@ -14,7 +14,7 @@ classifier learned from 60,000 images.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -208,23 +208,16 @@ def _read(file: Path) -> _Document:
 NEURON_WEIGHTS, WEIGHTS = 2205, 458
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compared:
-    """One of its figures beside ours."""
+def compared(result: MnistResult) -> dict[str, tuple[str, list[str]]]:
+    """Every figure that S2 gives, beside those of the network that stands for the others.
 
-    what: str
-    s2: str
-    ours: Sequence[str]
-    """Of each layer, or of each pair of layers, where there are several."""
-
-
-def compared(result: MnistResult) -> list[Compared]:
-    """Every figure that S2 gives, beside those of the network that stands for the others."""
+    Ours are of each layer, or of each pair of layers, where there are several.
+    """
     trained, refitted = (result.network(result.chosen, form) for form in ("trained", "refitted"))
     pairs, again = trained.connectors, refitted.connectors
     tied, untied = ([result.sae(kind, layer) for layer in LAYERS] for kind in ("tied", "relu"))
     above = f"> {result.config.threshold:g}"
-    rows: dict[str, tuple[str, list[str]]] = {
+    return {
         "classifier: loss on test images": ("0.09", [f"{result.loss:.3f}"]),
         "classifier: accuracy on test images": ("0.98", [f"{result.accuracy:.3f}"]),
         "tied SAE: L1": ("0.0493", [f"{sae.l1:.4f}" for sae in tied]),
@@ -244,7 +237,6 @@ def compared(result: MnistResult) -> list[Compared]:
         "accuracy, simulated": ("0.978 → 0.94", [_fall(result, trained.accuracy)]),
         "accuracy, cut and refitted": ("", [_fall(result, refitted.accuracy)]),
     }
-    return [Compared(what=what, s2=s2, ours=ours) for what, (s2, ours) in rows.items()]
 
 
 def _counts(numbers: Iterable[int]) -> list[str]:

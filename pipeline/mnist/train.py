@@ -21,9 +21,9 @@ from actstore.files import make_folder, write_file
 from actstore.reader import ActStore
 from pipeline.config.architectures import ReluConfig, TiedConfig
 from pipeline.config.training import ConnectConfig, ConnectorStart, TrainConfig
-from pipeline.connect.connector import Connector
+from pipeline.connect.connector import Connector, SAEPair
 from pipeline.connect.moments import find_moments
-from pipeline.connect.run import ConnectorRun, load_pair
+from pipeline.connect.run import ConnectorRun
 from pipeline.connect.start import baseline_connectors, read_layer
 from pipeline.errors import DataError
 from pipeline.mnist.classifier import (
@@ -63,19 +63,14 @@ _CONNECTOR_BATCHES = 16, 1024
 """Rows a step of a connector, at least and at most: between them an epoch has as many steps."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A connector to train."""
-
-    pair: tuple[str, str]
-    name: str
-    """What sets it apart from others of its pair: `l1=0.03` or `start=random`."""
-    config: ConnectConfig
-
-
 def sae_folder(out: Path, *, kind: Kind, layer: str) -> Path:
     """Where the SAE of a kind and layer lies."""
     return out / "saes" / f"{kind}-{layer}"
+
+
+def connector_folder(out: Path, pair: tuple[str, str], name: str) -> Path:
+    """Where a connector lies; `l1=0.03` or `start=random` tells it from others of its pair."""
+    return out / "connectors" / f"{'-'.join(pair)},{name}"
 
 
 def sae_configs(config: MnistConfig, store: ActStore) -> list[TrainConfig]:
@@ -108,21 +103,47 @@ def _rms(store: ActStore, layer: str) -> float:
     return mean_square(store, layer) ** 0.5
 
 
-def planned_connectors(config: MnistConfig, store: ActStore) -> list[Planned]:
+def connector_configs(config: MnistConfig, store: ActStore) -> list[ConnectConfig]:
     """Each pair by every l1, and by every start at the chosen one, to be trained in one pass.
 
     A penalty is taken in units of both layers' root mean squares, `l1 * rms_1 * rms_2`: with
     features `a` and `c` times as large, weights are `c / a` times as large and squared errors `c^2`
     times, so that the same `l1` then makes the same choice.
     """
-    members: list[tuple[str, float, ConnectorStart]] = [
+    batch, every = connector_batch(store.n_rows), steps_per_epoch(store.n_rows)
+    rms = {layer: _rms(store, layer) for layer in LAYERS}
+    return [
+        ConnectConfig(
+            store=config.out / STORE,
+            out=connector_folder(config.out, (source, target), name),
+            ends=(
+                sae_folder(config.out, kind=config.sae, layer=source),
+                sae_folder(config.out, kind=config.sae, layer=target),
+            ),
+            tokens=config.connect_epochs * every * batch,
+            batch_size=batch,
+            seed=config.seed,
+            lr=config.connect_lr,
+            lr_decay="50%",
+            clip=0.0,
+            l1=l1 * (rms[source] * rms[target]),
+            start=start,
+            layer=_layer_before(config, target) if start == "weights" else None,
+            device=config.device,
+            precision="fp32",
+            checkpoint_every=every,
+            log_every=every,
+        )
+        for source, target in PAIRS
+        for name, l1, start in _members(config)
+    ]
+
+
+def _members(config: MnistConfig) -> list[tuple[str, float, ConnectorStart]]:
+    """Name, penalty and start of each connector of a pair."""
+    return [
         *((network_name(l1), l1, "weights") for l1 in config.connect_l1),
         *((f"start={start}", config.chosen_l1, start) for start in STARTS),
-    ]
-    return [
-        Planned(pair=pair, name=name, config=_connector(config, store, pair, name, l1, start))
-        for pair in PAIRS
-        for name, l1, start in members
     ]
 
 
@@ -135,37 +156,6 @@ def connector_batch(n_rows: int) -> int:
     """Rows a step."""
     least, most = _CONNECTOR_BATCHES
     return min(most, max(least, n_rows // _EPOCH_STEPS))
-
-
-def _connector(
-    config: MnistConfig,
-    store: ActStore,
-    pair: tuple[str, str],
-    name: str,
-    l1: float,
-    start: ConnectorStart,
-) -> ConnectConfig:
-    batch, every = connector_batch(store.n_rows), steps_per_epoch(store.n_rows)
-    unit = _rms(store, pair[0]) * _rms(store, pair[1])
-    source, target = (sae_folder(config.out, kind=config.sae, layer=layer) for layer in pair)
-    return ConnectConfig(
-        store=config.out / STORE,
-        out=config.out / "connectors" / f"{pair[0]}-{pair[1]},{name}",
-        ends=(source, target),
-        tokens=config.connect_epochs * every * batch,
-        batch_size=batch,
-        seed=config.seed,
-        lr=config.connect_lr,
-        lr_decay="50%",
-        clip=0.0,
-        l1=l1 * unit,
-        start=start,
-        layer=_layer_before(config, pair[1]) if start == "weights" else None,
-        device=config.device,
-        precision="fp32",
-        checkpoint_every=every,
-        log_every=every,
-    )
 
 
 def _layer_before(config: MnistConfig, layer: str) -> Path:
@@ -181,7 +171,8 @@ class Trained:
     store: ActStore
     saes: dict[Kind, tuple[SAE, ...]]
     """Of each layer, by kind."""
-    connectors: list[tuple[Planned, Connector]]
+    connectors: dict[str, tuple[Connector, ...]]
+    """Of each pair, by name."""
 
 
 def train_everything(
@@ -195,25 +186,34 @@ def train_everything(
         for name, part in ((STORE, images.train), (TEST_STORE, images.test))
     )
     _train("saes", sae_configs(config, store), tell)
-    planned = planned_connectors(config, store)
-    framed = {one.config.out for one in planned if one.name == network_name(config.chosen_l1)}
+    framed = {connector_folder(config.out, pair, network_name(config.chosen_l1)) for pair in PAIRS}
 
     def on_step(report: StepReport) -> None:
         if report.run in framed:
             keep_frames(report.run)
 
-    _train("connectors", [one.config for one in planned], tell, on_step=on_step)
+    _train("connectors", connector_configs(config, store), tell, on_step=on_step)
     for run in framed:
         keep_frames(run)
     return Trained(
         net=net,
         store=store,
         saes={
-            kind: tuple(_load(config, kind, layer, device) for layer in LAYERS) for kind in KINDS
+            kind: tuple(
+                SAERun.open(sae_folder(config.out, kind=kind, layer=layer))
+                .load_sae(device)
+                .requires_grad_(False)
+                for layer in LAYERS
+            )
+            for kind in KINDS
         },
-        connectors=[
-            (one, ConnectorRun.open(one.config.out).load_connector(device)) for one in planned
-        ],
+        connectors={
+            name: tuple(
+                ConnectorRun.open(connector_folder(config.out, pair, name)).load_connector(device)
+                for pair in PAIRS
+            )
+            for name, _, _ in _members(config)
+        },
     )
 
 
@@ -251,11 +251,6 @@ def _train(
             raise outcome
 
 
-def _load(config: MnistConfig, kind: Kind, layer: str, device: torch.device) -> SAE:
-    run = SAERun.open(sae_folder(config.out, kind=kind, layer=layer))
-    return run.load_sae(device).requires_grad_(False)
-
-
 BASELINES = {
     "mean": "mean", "correlation": "correlation", "E2 W D1": "weights", "ridge": "ridge",
 }  # fmt: skip
@@ -263,17 +258,15 @@ BASELINES = {
 
 
 def baselines(
-    config: MnistConfig, store: ActStore, *, device: torch.device
+    config: MnistConfig, trained: Trained, *, device: torch.device
 ) -> dict[str, tuple[Connector, ...]]:
     """By the names here, one connector a pair of layers."""
     each = list[dict[str, Connector]]()
-    for layers in PAIRS:
-        source, target = (
-            SAERun.open(sae_folder(config.out, kind=config.sae, layer=layer)) for layer in layers
-        )
-        pair = load_pair(source, target, device=device)
-        between = read_layer(_layer_before(config, layers[1]), d_1=config.hidden, d_2=config.hidden)
-        moments = find_moments(pair, store, device=device)
+    for sites, (source, target) in zip(PAIRS, pairwise(trained.saes[config.sae]), strict=True):
+        pair = SAEPair(source=source, target=target, sites=sites)
+        layer = _layer_before(config, sites[1])
+        between = read_layer(layer, d_1=config.hidden, d_2=config.hidden)
+        moments = find_moments(pair, trained.store, device=device)
         each.append(baseline_connectors(pair, moments, between))
     return {
         name: tuple(maps[theirs].requires_grad_(False) for maps in each)
@@ -295,7 +288,7 @@ def keep_frames(run: Path) -> None:
             write_file(file, [data.getbuffer()])
 
 
-def load_frames(run: Path) -> list[tuple[int, Float32[np.ndarray, "n_in n_out"]]]:
-    """The steps that weights were kept of, ascending, and the weights after them."""
+def load_frames(run: Path) -> dict[int, Float32[np.ndarray, "n_in n_out"]]:
+    """The weights that were kept, by the steps they are of, ascending."""
     files = sorted((run / EPOCHS).glob("step-*.npz"))
-    return [(int(file.stem.removeprefix("step-")), np.load(file)["W"]) for file in files]
+    return {int(file.stem.removeprefix("step-")): np.load(file)["W"] for file in files}

@@ -29,8 +29,8 @@ def mnist_tables(result: MnistResult) -> Iterator[Table]:
     """S2's figures beside ours, then one line a simulated network."""
     title = f"{result.images}: {result.n_train:,} images to learn from, {result.n_test:,} to test"
     table = _table(title, "", "S2", "ours")
-    for row in compared(result):
-        table.add_row(row.what, row.s2, Text("  ".join(row.ours)))
+    for what, (s2, ours) in compared(result).items():
+        table.add_row(what, s2, Text("  ".join(ours)))
     table.caption = (
         f"several figures are those of {', '.join(LAYERS)}, or of "
         f"{' and '.join(f'{a} → {b}' for a, b in PAIRS)}; rms is that of the layer"

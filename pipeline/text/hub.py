@@ -6,13 +6,13 @@ loading script is read from the Parquet files that the hub converts it to.
 """
 
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, final
 
-from pipeline.errors import TextError
+from pipeline.errors import PipelineError, TextError
 from pipeline.lm.hub import explained
 from pipeline.text.files import files_fingerprint, text_columns, text_of
 from pipeline.text.source import TextSource
@@ -88,20 +88,22 @@ class HubText(TextSource):
             )
         return self._config
 
-    @contextmanager
-    def _explained(self) -> Generator[None]:
-        """Turn what the hub's clients raise into one line each."""
-        from huggingface_hub import errors
+    def _explained(self) -> AbstractContextManager[None]:
+        return dataset_explained(self._id, name=self.name, raises=TextError)
 
-        with explained(f"dataset {self._id}", raises=TextError):
-            try:
-                yield
-            except (errors.HFValidationError, errors.LocalEntryNotFoundError):
-                raise
-            except (FileNotFoundError, ValueError, RuntimeError) as error:
-                raise TextError(
-                    f"dataset {self.name} cannot be read: {_first_line(error)}"
-                ) from error
+
+@contextmanager
+def dataset_explained(dataset: str, *, name: str, raises: type[PipelineError]) -> Generator[None]:
+    """Turn what the hub's clients raise about a dataset into one line; it is read by this name."""
+    from huggingface_hub import errors
+
+    with explained(f"dataset {dataset}", raises=raises):
+        try:
+            yield
+        except (errors.HFValidationError, errors.LocalEntryNotFoundError):
+            raise
+        except (FileNotFoundError, ValueError, RuntimeError) as error:
+            raise raises(f"dataset {name} cannot be read: {_first_line(error)}") from error
 
 
 @final

@@ -1,7 +1,5 @@
 """What a pass over a store sees, and what removing a feature does, against plain computations."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -19,6 +17,7 @@ from pipeline.connect.run import ConnectorRun
 from pipeline.connect.train import PairFeeder
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs.sae_run import SAERun
+from tests.helpers.plain_eval import leave_out
 from tests.helpers.readings import Connected, connect, make_connected
 
 CPU = torch.device("cpu")
@@ -38,8 +37,7 @@ def context(connected):
 
 def seen(connected: Connected, n_rows: int, *, run: ConnectorRun | None = None) -> Observed:
     run = run or connected.run
-    feeder = PairFeeder(connected.world.store, [run], device=CPU)
-    feed = feeder.sample((run.source, run.target), n_rows=n_rows)
+    feed = PairFeeder(connected.world.store, [run], device=CPU).sample(run.ends, n_rows=n_rows)
     return observe(feed, run.load_connector(CPU))
 
 
@@ -112,25 +110,24 @@ def test_a_pass_stops_where_latents_fill_the_memory(connected, monkeypatch):
 
 
 def test_rows_that_an_sae_was_not_trained_on_are_not_read(connected, tmp_path):
-    first, second = (SAERun.open(end.run) for end in (connected.run.source, connected.run.target))
-    config = replace(second.config, exclude_positions=(0, 3), out=tmp_path / "left")
-    left = replace(second, path=config.out, config=config)
-    config.out.mkdir()
-    left.finish(second.load_sae(CPU))
-    run = connect(connected.world, (first.path, left.path), tmp_path / "connector")
+    world, (first, second) = connected.world, connected.run.ends
+    left = world.run("left", site=second.site, coder=SAERun.open(second.run).load_sae(CPU))
+    leave_out(left, exclude_positions=[0, 3])
+    run = connect(world.store, (first.run, left), tmp_path / "connector")
     assert seen(connected, 480, run=run).n_rows == 480 - 2 * 40
 
 
-def test_where_no_row_is_left_nothing_can_be_read(connected):
-    with pytest.raises(DataError, match="no row that both SAEs were trained on"):
-        observe([], connected.run.load_connector(CPU))
-
-
-def test_latents_that_are_not_finite_are_refused_in_one_line(connected):
-    z = torch.ones(3, 64)
-    z[1, 2] = torch.nan
-    with pytest.raises(DataError, match="not finite") as error:
-        observe([PairLatents(z1=z, z2=z)], connected.run.load_connector(CPU))
+@pytest.mark.parametrize(
+    ("feed", "words"),
+    [
+        ([], "no row that both SAEs were trained on"),
+        ([PairLatents(z1=torch.ones(3, 64), z2=torch.full((3, 64), torch.nan))], "not finite"),
+    ],
+    ids=["no row", "not finite"],
+)
+def test_rows_of_which_nothing_can_be_read_are_refused_in_one_line(connected, feed, words):
+    with pytest.raises(DataError, match=words) as error:
+        observe(feed, connected.run.load_connector(CPU))
     assert "\n" not in str(error.value)
 
 
@@ -185,7 +182,7 @@ def test_effects_are_those_of_a_plain_computation_with_hooks(connected, context,
         assert effect.weight == connector.W[effect.input, effect.output]
         sizes.append((abs(linear), abs(true)))
     assert np.min(np.max(sizes, axis=0)) > 0.05
-    assert [e for e in effects if e.control] != []
+    assert any(e.control for e in effects)
 
 
 def test_top_contexts_are_those_in_which_the_input_is_largest(connected, context):
@@ -212,12 +209,12 @@ def test_a_site_that_comes_first_cannot_be_reached(tmp_path):
 
 
 def equation_of(output: int, *contributions: float) -> Equation:
-    terms = [
+    terms = tuple(
         Term(feature=10 * output + i, weight=1.0, contribution=c, share=0.1)
         for i, c in enumerate(contributions)
-    ]
+    )
     return Equation(
-        output=output, bias=0.0, adding=tuple(terms), subtracting=(), n_nonzero=9, n_above=9,
+        output=output, bias=0.0, adding=terms, subtracting=(), n_nonzero=9, n_above=9,
         explained=0.5, explained_shown=0.5, n_active=9, frequency=0.1, mean=1.0,
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.connect.reading.relations import MIN_SHARE, equations
 from pipeline.connect.reading.values import wilson
-from tests.helpers.readings import active_of, connector_of, observed_of
+from tests.helpers.readings import connector_of, observed_of
 
 N_ROWS, N_IN, N_OUT = 600, 12, 5
 
@@ -17,8 +17,7 @@ def make_latents(seed: int = 0):
     W = rng.normal(size=(N_IN, N_OUT)) * (rng.random((N_IN, N_OUT)) < 0.7)
     b = rng.normal(scale=0.3, size=N_OUT)
     z2 = np.maximum(z1 @ W + b + rng.normal(scale=0.3, size=(N_ROWS, N_OUT)), 0)
-    W32, b32 = W.astype(np.float32).astype(float), b.astype(np.float32).astype(float)
-    return z1.astype(np.float32).astype(float), z2.astype(np.float32).astype(float), W32, b32
+    return [values.astype(np.float32).astype(float) for values in (z1, z2, W, b)]
 
 
 def told(z1, z2, W, b, *, n_terms=4, activation="relu"):
@@ -100,35 +99,14 @@ def test_a_large_weight_of_an_input_that_is_never_active_is_not_named():
         assert 3 not in [t.feature for t in equation.terms]
 
 
-def test_an_output_that_is_never_active_has_no_equation():
-    z1, z2, W, b = make_latents()
-    z2[:, 2] = 0
-    assert [e.output for e in told(z1, z2, W, b)] == [0, 1, 3, 4]
-
-
-def test_an_output_that_does_not_vary_is_not_explained():
-    z1, z2, W, b = make_latents()
-    z2[:, 1] = 2
-    equation = told(z1, z2, W, b)[1]
-    assert (equation.explained, equation.explained_shown) == (None, None)
-
-
-def test_an_output_without_positive_weights_has_no_terms():
+def test_outputs_that_are_dead_or_constant_or_only_held_back_are_told_as_such():
     z1, z2, W, b = make_latents()
     W[:, 0] = -np.abs(W[:, 0])
-    assert told(z1, z2, W, b)[0].terms == ()
-
-
-def test_active_latents_are_found_by_row_and_by_feature():
-    z1, _, _, _ = make_latents()
-    active = active_of(z1)
-    for i in range(N_IN):
-        rows = np.flatnonzero(z1[:, i])
-        np.testing.assert_array_equal(active.rows_of(i), rows)
-        np.testing.assert_array_equal(active.values_of(i), z1[rows, i])
-    for rows in ([], [0], [5, 5, 599], list(range(0, N_ROWS, 7))):
-        mean = z1[rows].mean(0) if rows else np.zeros(N_IN)
-        np.testing.assert_allclose(active.mean_over(np.array(rows, int)), mean, rtol=1e-12)
+    z2[:, 1], z2[:, 2] = 2, 0
+    held_back, constant, *others = told(z1, z2, W, b)
+    assert held_back.terms == ()
+    assert (constant.explained, constant.explained_shown) == (None, None)
+    assert [e.output for e in (held_back, constant, *others)] == [0, 1, 3, 4]
 
 
 def test_an_interval_holds_the_values_that_are_three_errors_from_what_was_seen():

@@ -9,13 +9,8 @@ import pytest
 import torch
 import transformers
 
-from actstore.files import make_folder
-from actstore.manifest import StoreSpec
-from actstore.reader import ActStore
-from actstore.writer import ActWriter
 from pipeline.config.architectures import TopKConfig
 from pipeline.config.stages import EvalConfig
-from pipeline.config.training import ConnectConfig
 from pipeline.connect.connector import Connector
 from pipeline.connect.evaluate import evaluate_connectors
 from pipeline.connect.report import (
@@ -25,7 +20,7 @@ from pipeline.connect.report import (
     save_connector_report,
     write_connector_table,
 )
-from pipeline.connect.run import ConnectorRun, blank_connector_run
+from pipeline.connect.run import ConnectorRun
 from pipeline.connect.scores import layer_weights
 from pipeline.connect.setup import fit_baselines, load_connectors
 from pipeline.errors import CheckpointError, ConfigError, DataError
@@ -33,7 +28,9 @@ from pipeline.lm.families import Site
 from pipeline.lm.model import load_model
 from pipeline.sae.sae import SAE
 from tests.helpers.evaluations import N_CONTEXTS
+from tests.helpers.featured import make_store_of
 from tests.helpers.plain_eval import LOSS, OTHER, PlainModel, contexts_of, leave_out, rows_left
+from tests.helpers.readings import connect, say_of_store
 from tests.helpers.tiny import CTX_LEN, WIDTH, make_model, make_sae, save_sae
 
 N_LATENTS = 4 * WIDTH
@@ -62,7 +59,7 @@ def weights_of(coder: SAE) -> dict[str, torch.Tensor]:
 
 
 def plain_eval(
-    plain: Plain, source: SAE, target: SAE, maps: list[Connector], **excluded
+    plain: Plain, source: SAE, target: SAE, maps: list[Connector], kept: torch.Tensor | None = None
 ) -> dict[str, object]:
     """The numbers of a report, all tokens at once."""
     one, two = weights_of(source), weights_of(target)
@@ -78,9 +75,7 @@ def plain_eval(
         return (encode(x, one) @ W + b).clamp_min(0)
 
     x1, x2, clean = plain.both()
-    kept = torch.ones(x1.shape[:2], dtype=torch.bool)
-    for x in (x1, x2):
-        kept &= rows_left(plain.tokens, x, **excluded)
+    kept = torch.ones(x1.shape[:2], dtype=torch.bool) if kept is None else kept
     counted = kept[:, :-1]
 
     def ce(logp):
@@ -129,33 +124,22 @@ class Bench:
             save_sae(folder / f"sae{i}", coder, model=model, site=site)
             for i, (coder, site) in enumerate(zip(self.coders, SITES, strict=True))
         )
-        self.store = folder / "acts.actstore"
-        x1, x2, _ = Plain(model, text).both()
-        spec = StoreSpec.of(
-            widths=dict.fromkeys(SITES, WIDTH), ctx_len=CTX_LEN, dtype="float32", shard_rows=48,
-            source={"model": str(model), "revision": "main", "text": "somewhere"},
-        )  # fmt: skip
-        with ActWriter.create_or_resume(self.store, spec, n_rows=N_CONTEXTS * CTX_LEN) as writer:
-            rows = {site: x.float().numpy() for site, x in zip(SITES, (x1, x2), strict=True)}
-            writer.append(rows, tokens=np.zeros((N_CONTEXTS, CTX_LEN), np.int32))
-            writer.finish()
+        self.store = make_store_of(
+            model, folder / "acts.actstore", n_contexts=N_CONTEXTS, sites=SITES
+        )
 
     def connect(self, *, seed: int = 0, name: str | None = None, **settings) -> Path:
         """A finished connector of random weights."""
+        connector = make_connector(seed, activation=settings.get("activation", "relu"))
         out = self.folder / (name or f"connector{seed}")
-        config = ConnectConfig(store=self.store, out=out, ends=self.ends, **settings)
-        run = blank_connector_run(ActStore.open(self.store), config)
-        make_folder(out)
-        run.finish(make_connector(seed, activation=run.config.activation))
-        return out
+        return connect(self.store, self.ends, out, connector, **settings).path
 
     def evaluate(self, *runs: Path, **options) -> tuple[ConnectorReport, ...]:
         options = {"tokens": N_CONTEXTS * CTX_LEN, "text": self.text, "device": "cpu"} | options
         return evaluate_connectors(EvalConfig(runs=runs, **options))
 
     def baselines(self, run: Path) -> dict[str, Connector]:
-        ends = load_connectors([ConnectorRun.open(run)], device=CPU)
-        return dict(fit_baselines(ends, device=CPU).maps)
+        return fit_baselines(load_connectors([ConnectorRun.open(run)], device=CPU), device=CPU)[0]
 
 
 def make_connector(seed: int, *, activation: str = "relu") -> Connector:
@@ -163,12 +147,6 @@ def make_connector(seed: int, *, activation: str = "relu") -> Connector:
     W = 0.1 * torch.randn(N_LATENTS, N_LATENTS, generator=generator)
     b = 0.2 * torch.randn(N_LATENTS, generator=generator)
     return Connector(W, b, activation=activation)
-
-
-def say_of_store(run: Path, **told) -> None:
-    """Have a run say this of the store that it was trained from."""
-    there = ConnectorRun.open(run)
-    replace(there, provenance=replace(there.provenance, **told)).write()
 
 
 @pytest.fixture
@@ -212,7 +190,7 @@ def test_every_number_agrees_with_a_plain_float64_computation(bench):
     assert report.notes == report.excluded == ()
 
 
-def test_rows_that_the_saes_were_not_trained_on_can_be_left_out(bench):
+def test_rows_that_the_saes_were_not_trained_on_can_be_left_out_and_count_nowhere(bench):
     run = bench.connect()
     leave_out(bench.ends[0], exclude_positions=[0, 7])
     leave_out(bench.ends[1], exclude_positions=[3], exclude_norms=1.1)
@@ -229,26 +207,15 @@ def test_rows_that_the_saes_were_not_trained_on_can_be_left_out(bench):
         plain.tokens, x2, positions=(3,), norms=1.1
     )
     assert left.n_tokens == int(kept.sum()) < counted.n_tokens
-
-
-def test_rows_left_out_count_nowhere(bench):
-    run = bench.connect()
-    for end in bench.ends:
-        leave_out(end, exclude_positions=[0, 4])
-    (report,) = bench.evaluate(run, as_trained=True)
     maps = [make_connector(0), *bench.baselines(run).values()]
-    expected = plain_eval(Plain(bench.model, bench.text), *bench.coders, maps, positions=(0, 4))
-    assert_agrees(report, expected)
+    assert_agrees(left, plain_eval(plain, *bench.coders, maps, kept))
 
 
 def test_a_connector_that_cannot_err_recovers_what_the_sae_does(bench, tmp_path):
     """The source's latents are the target's: one SAE at one site, through the identity."""
     ends = tuple(save_sae(tmp_path / name, make_sae(seed=2), model=bench.model) for name in "ab")
-    config = ConnectConfig(store=bench.store, out=tmp_path / "eye", ends=ends)
-    run = blank_connector_run(ActStore.open(bench.store), config)
-    make_folder(run.path)
-    run.finish(Connector(torch.eye(N_LATENTS), torch.zeros(N_LATENTS)))
-    (report,) = bench.evaluate(run.path)
+    eye = Connector(torch.eye(N_LATENTS), torch.zeros(N_LATENTS))
+    (report,) = bench.evaluate(connect(bench.store, ends, tmp_path / "eye", eye).path)
     assert report.connector.fvu == report.connector.mse == 0
     assert report.connector.ce == report.ce_sae
     assert report.connector.recovered_of_sae == 1
@@ -308,13 +275,13 @@ def test_a_linear_connector_predicts_below_zero_too(bench):
 def test_without_the_store_a_note_says_what_is_missing_and_how_to_get_it(bench):
     run = bench.connect()
     (whole,) = bench.evaluate(run)
-    gone = bench.store.rename(bench.folder / "moved.actstore")
+    gone = bench.store.path.rename(bench.folder / "moved.actstore")
     (report,) = bench.evaluate(run)
     assert report.baselines == ()
     assert report.connector == whole.connector
     (note,) = report.notes
-    assert "no baselines" in note and str(bench.store) in note and "harvest it again" in note
-    gone.rename(bench.store)
+    assert "no baselines" in note and str(bench.store.path) in note and "harvest it again" in note
+    gone.rename(bench.store.path)
     say_of_store(run, fingerprint="0" * 64)
     (other,) = bench.evaluate(run)
     assert "is not the store that" in other.notes[0]
@@ -400,13 +367,8 @@ def test_progress_is_told_up_to_the_end(bench):
     assert {(p.total, p.unit) for p in seen} == {(120, "tokens")}
 
 
-def test_what_a_reader_must_know_is_noted(bench, tmp_path):
+def test_what_a_reader_must_know_of_the_text_and_the_model_of_the_store_is_noted(bench):
     run = bench.connect()
-    (short,) = bench.evaluate(run, tokens=10_000)
-    assert any("10000 were asked for" in note for note in short.notes)
-    other = make_model(tmp_path / "other", seed=5)
-    (moved,) = bench.evaluate(run, model=str(other))
-    assert f"trained on activations of {bench.model}, evaluated in {other}" in moved.notes
     say_of_store(run, text=bench.text, model_fingerprint="another")
     (changed,) = bench.evaluate(run)
     assert any("not held out" in note for note in changed.notes)
@@ -431,7 +393,7 @@ def test_a_model_without_the_sites_is_refused(bench, tmp_path):
 def test_a_text_of_which_nothing_counts_is_refused(bench):
     run = bench.connect()
     leave_out(bench.ends[0], exclude_positions=list(range(CTX_LEN)))
-    bench.store.rename(bench.folder / "moved.actstore")  # no baseline can be fitted to nothing
+    bench.store.path.rename(bench.folder / "moved.actstore")  # no baseline can be fitted to nothing
     with pytest.raises(ConfigError, match="leaves no prediction"):
         bench.evaluate(run, as_trained=True)
 

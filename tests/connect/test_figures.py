@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib._pylab_helpers import Gcf
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -175,17 +174,3 @@ def test_every_alive_output_is_in_the_bar_of_its_weights():
 def test_without_an_output_that_is_alive_a_figure_says_so(draw):
     report = make_report(n_out=4, explained=(None,) * 4, above=(0,) * 4, n_alive=0)
     assert "no output was active on these tokens" in texts_of(draw(report))
-
-
-@pytest.mark.slow
-def test_each_figure_is_a_picture_and_vectors(tmp_path):
-    reports = [replace(report, run=tmp_path) for report in make_sweep(0.3, 0.5)]
-    together = save_figures(reports, tmp_path)
-    assert {path.stem for path in together} == {"connectors", "recovered"}
-    paths = list(tmp_path.iterdir())
-    names = {"explained", "weights", "connectors", "recovered"}
-    assert {path.name for path in paths} == {f"{n}{end}" for n in names for end in (".png", ".svg")}
-    for path in paths:
-        start = b"\x89PNG" if path.suffix == ".png" else b"<?xml"
-        assert path.read_bytes().startswith(start)
-    assert not Gcf.figs

@@ -42,21 +42,11 @@ def one(exhibit):
 @pytest.fixture(scope="module")
 def mixed(exhibit):
     """A page about two connectors, of hostile texts and of no examples, and an autoencoder."""
-    folder = exhibit.path.parent
-    bare = {"evaluation": None}
-    wicked = replace(
-        exhibit,
-        connections=make_connections(make_reading(exhibit.run, effects=None), tokens=WICKED),
-        **bare,
-    )
-    unread = replace(
-        exhibit,
-        name="unread",
-        connections=make_connections(
-            make_reading(exhibit.run, n=5, effects=None, relations=()), collected=False
-        ),
-        **bare,
-    )
+    folder, bare = exhibit.path.parent, replace(exhibit, evaluation=None)
+    reading = make_reading(exhibit.run, effects=None)
+    wicked = replace(bare, connections=make_connections(reading, tokens=WICKED))
+    reading = make_reading(exhibit.run, n=5, effects=None, relations=())
+    unread = replace(bare, name="unread", connections=make_connections(reading, collected=False))
     features = [make_feature(i) for i in range(9)]
     coder = make_exhibit(make_run(folder / "coder"), *features, curves=None, evaluation=None)
     path = folder / "mixed.html"

@@ -18,16 +18,20 @@ from pipeline.connect.group import Problem, shrink
 from pipeline.connect.reading.read import read_connector
 from pipeline.connect.reading.values import ReadingConfig
 from pipeline.connect.run import ConnectorRun
+from pipeline.connect.start import start_connector
 from pipeline.connect.train import PairFeeder, connector_bytes
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.runs.curves import ConnectStep
 from pipeline.runs.kinds import says_kind
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.kernels import kernels_for
+from pipeline.training.loop import stream_of
 from pipeline.training.train import train_all
+from tests.helpers.plain_eval import leave_out
 from tests.helpers.training import (
     lines_of,
     make_rows,
+    result,
     settings_for,
     train_settings,
     unfinish,
@@ -72,25 +76,18 @@ def every_row(store: ActStore, *metadata: str) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(store.rows(name, indices)) for name in (*SITES, *metadata)}
 
 
-def result_of(out: Path) -> tuple[bytes, bytes, list[dict[str, float]]]:
-    moments = max((out / "checkpoints").iterdir()) / "optimizer.safetensors"
-    return (out / "connector.safetensors").read_bytes(), moments.read_bytes(), lines_of(out)
-
-
 # --- the objective ---------------------------------------------------------------------------
 
 
-def make_problem(*, activation="relu", n_in=13, n_out=7, rows=32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    active = torch.rand(rows, n_in, generator=generator) < 0.25
-    z1 = torch.rand(rows, n_in, generator=generator) * active
-    z2 = torch.rand(rows, n_out, generator=generator) * (
-        torch.rand(rows, n_out, generator=generator) < 0.5
-    )
+def make_problem(activation: str = "relu") -> tuple[Problem, PairLatents]:
+    generator = torch.Generator().manual_seed(0)
+    active = torch.rand(32, 13, generator=generator) < 0.25
+    z1 = torch.rand(32, 13, generator=generator) * active
+    z2 = torch.rand(32, 7, generator=generator) * (torch.rand(32, 7, generator=generator) < 0.5)
     problem = Problem(
-        W=torch.randn(n_in, n_out, generator=generator),
-        b=torch.randn(n_out, generator=generator) * 0.3,
-        predicted=torch.rand(n_out, generator=generator) < 0.7,
+        W=torch.randn(13, 7, generator=generator),
+        b=torch.randn(7, generator=generator) * 0.3,
+        predicted=torch.rand(7, generator=generator) < 0.7,
         activation=activation,
         dtype=torch.float32,
     )
@@ -100,9 +97,8 @@ def make_problem(*, activation="relu", n_in=13, n_out=7, rows=32, seed=0):
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 @pytest.mark.parametrize("activation", ["relu", "linear"])
 def test_gradients_are_those_of_the_squared_error_of_predicted_outputs(activation, sparse):
-    problem, latents = make_problem(activation=activation)
-    W = problem.W.double().requires_grad_()
-    b = problem.b.double().requires_grad_()
+    problem, latents = make_problem(activation)
+    W, b = (p.double().requires_grad_() for p in (problem.W, problem.b))
     pre = latents.z1.double() @ W + b
     z2_hat = pre.clamp_min(0) if activation == "relu" else pre
     error = (z2_hat - latents.z2.double())[:, problem.predicted]
@@ -113,8 +109,8 @@ def test_gradients_are_those_of_the_squared_error_of_predicted_outputs(activatio
     kernels = kernels_for(CPU) if sparse else None
     recon, _ = problem.learn(latents, *grads, kernels=kernels)
     assert recon.item() == pytest.approx(expected.item(), rel=1e-5)
-    torch.testing.assert_close(grads[0].double(), W.grad, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(grads[1].double(), b.grad, rtol=1e-4, atol=1e-6)
+    for grad, p in zip(grads, (W, b), strict=True):
+        torch.testing.assert_close(grad.double(), p.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_the_penalty_pulls_every_weight_towards_zero():
@@ -156,11 +152,8 @@ def test_a_linear_connector_without_bias_ends_at_the_lasso_of_the_whole_store(pl
     )  # fmt: skip
     connect(config)
     run = ConnectorRun.open(tmp_path / "c")
-    found = run.load_connector(CPU)
-    store, pair = ActStore.open(place / "s.actstore"), run.load_pair(CPU)
-    rows = every_row(store)
-    z1, z2 = (z.double().numpy() for z in pair.latents(rows))
-    expected = lasso(z1, z2, 0.05)
+    found, rows = run.load_connector(CPU), every_row(ActStore.open(config.store))
+    expected = lasso(*(z.double().numpy() for z in run.load_pair(CPU).latents(rows)), l1=0.05)
     W = found.W.double().numpy()
     assert not found.b.any()
     np.testing.assert_allclose(W, expected, atol=0.02 * np.abs(expected).max())
@@ -185,12 +178,11 @@ def test_a_connector_stopped_anywhere_goes_on_to_the_same_bits(place, tmp_path, 
     connect(make_config(place, tmp_path / "cut", **changes))
     for step in (15, 5):
         run = ConnectorRun.open(tmp_path / "cut")
-        (tmp_path / "cut" / "connector.safetensors").rename(tmp_path / "cut" / "sae.safetensors")
         unfinish(tmp_path / "cut", up_to=step)
         with pytest.raises(CheckpointError, match="--connect .* --resume"):
             ConnectorRun.open(run.path)
         connect(make_config(place, tmp_path / "cut", **changes), resume=True)
-        assert result_of(tmp_path / "cut") == result_of(tmp_path / "whole")
+        assert result(tmp_path / "cut") == result(tmp_path / "whole")
 
 
 def test_a_sweep_shares_the_latents_and_each_member_is_as_if_trained_alone(place, tmp_path):
@@ -198,7 +190,7 @@ def test_a_sweep_shares_the_latents_and_each_member_is_as_if_trained_alone(place
     configs = [replace(config, tokens=64 * 150, lr=1e-2) for config in configs]
     outcomes = train_all(configs)
     alone = connect(replace(configs[1], out=tmp_path / "alone"))
-    assert result_of(tmp_path / "alone") == result_of(tmp_path / "0.02")
+    assert result(tmp_path / "alone") == result(tmp_path / "0.02")
     fvu = [outcome.fvu for outcome in outcomes]
     nonzero = [outcome.nonzero for outcome in outcomes]
     assert fvu == sorted(fvu) and fvu[0] < fvu[2], fvu
@@ -233,14 +225,8 @@ def test_the_curves_tell_the_batch_as_it_was_before_the_step(place, tmp_path):
     store = ActStore.open(config.store)
     run = ConnectorRun.open(tmp_path / "c")
     feeder = PairFeeder(store, [run], device=CPU)
-    from pipeline.connect.moments import find_moments
-    from pipeline.connect.start import start_connector
-    from pipeline.training.loop import stream_of
-
     pair = run.load_pair(CPU)
-    start = start_connector(config, pair, find_moments(pair, store, device=CPU)).requires_grad_(
-        False
-    )
+    start = start_connector(config, pair, feeder.moments(run.ends)).requires_grad_(False)
     batch = next(stream_of(store, feeder, config, start=0))
     z1, z2 = (z.double() for z in pair.latents(batch))
     error = (z1 @ start.W.double() + start.b.double()).clamp_min(0) - z2
@@ -263,13 +249,12 @@ def test_the_penalty_rises_in_its_warm_up_and_counts_as_it_stands(place, tmp_pat
 
 
 def test_outputs_that_are_never_active_are_not_predicted_and_end_without_weights(place, tmp_path):
-    run = SAERun.open(place / SITES[1])
-    folder = tmp_path / "half"
-    shutil.copytree(place / SITES[1], folder)
+    folder = shutil.copytree(place / SITES[1], tmp_path / "half")
+    run = SAERun.open(folder)
     coder = run.load_sae(CPU)
     with torch.no_grad():
         coder.b_enc[::2] = -1e6  # silent, and with k = 3 of the others always some active
-    replace(run, path=folder).finish(coder)
+    run.finish(coder)
     ends = (place / SITES[0], folder)
     for name, changes in {"shrunk": {}, "free": {"l1": 0.0}}.items():
         connect(make_config(place, tmp_path / name, ends=ends, **changes))
@@ -281,21 +266,18 @@ def test_outputs_that_are_never_active_are_not_predicted_and_end_without_weights
 
 
 def test_rows_that_either_sae_was_not_trained_on_are_left_out(place, tmp_path):
-    settings = settings_for(
-        place / "s.actstore", steps=4, site=SITES[1], exclude_positions=[0], exclude_norms=1.5
-    )
-    train_settings(settings, tmp_path / "picky")
-    other = settings_for(place / "s.actstore", steps=4, site=SITES[0], exclude_positions=[3])
-    train_settings(other, tmp_path / "other")
-    config = make_config(place, tmp_path / "c", ends=(tmp_path / "other", tmp_path / "picky"))
+    excluded = {"exclude_positions": [3]}, {"exclude_positions": [0], "exclude_norms": 1.5}
+    ends = tuple(shutil.copytree(place / site, tmp_path / site) for site in SITES)
+    for end, rows in zip(ends, excluded, strict=True):
+        leave_out(end, **rows)
+    config = make_config(place, tmp_path / "c", ends=ends)
     connect(config)
-    store = ActStore.open(config.store)
-    feeder = PairFeeder(store, [ConnectorRun.open(tmp_path / "c")], device=CPU)
-    assert feeder.metadata == ("position",)
     run = ConnectorRun.open(tmp_path / "c")
-    ends = (run.source, run.target)
+    store = ActStore.open(config.store)
+    feeder = PairFeeder(store, [run], device=CPU)
+    assert feeder.metadata == ("position",)
     rows = every_row(store, "position")
-    kept, position = feeder.mask(ends, rows), rows["position"]
+    kept, position = feeder.mask(run.ends, rows), rows["position"]
     norm = rows[SITES[1]].norm(dim=1)
     expected = (norm <= 1.5 * norm.median()) & (position != 0) & (position != 3)
     assert torch.equal(kept, expected) and 0 < int(kept.sum()) < int((position != 0).sum())
@@ -316,10 +298,8 @@ def test_two_saes_of_one_site_are_connected_and_read(place, tmp_path):
 
 
 def test_an_sae_that_was_trained_anew_is_noticed(place, tmp_path):
-    ends = [tmp_path / site for site in SITES]
-    for site, end in zip(SITES, ends, strict=True):
-        shutil.copytree(place / site, end)
-    config = make_config(place, tmp_path / "c", ends=tuple(ends))
+    ends = tuple(shutil.copytree(place / site, tmp_path / site) for site in SITES)
+    config = make_config(place, tmp_path / "c", ends=ends)
     connect(config)
     run = SAERun.open(ends[0])
     coder = run.load_sae(CPU)
@@ -335,13 +315,21 @@ def test_an_sae_that_was_trained_anew_is_noticed(place, tmp_path):
         ConnectorRun.open(tmp_path / "c").load_pair(CPU)
 
 
-def test_a_store_without_one_of_the_sites_is_refused_before_anything_is_written(place, tmp_path):
-    run = SAERun.open(place / SITES[1])
-    folder = tmp_path / "elsewhere"
-    shutil.copytree(place / SITES[1], folder)
-    elsewhere = replace(run.provenance, site="mlp_out.7")
-    replace(run, path=folder, provenance=elsewhere).write()
-    with pytest.raises(ConfigError, match="harvest --site mlp_out.7"):
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"site": "mlp_out.7"}, "harvest --site mlp_out.7"),
+        ({"d_in": 9}, "an SAE of 9 dimensions, and mlp_out.0 of .* has 8"),
+    ],
+    ids=["without the site", "of another width"],
+)
+def test_a_store_that_does_not_fit_is_refused_before_anything_is_written(
+    place, tmp_path, told, words
+):
+    folder = shutil.copytree(place / SITES[1], tmp_path / "elsewhere")
+    run = SAERun.open(folder)
+    replace(run, provenance=replace(run.provenance, **told)).write()
+    with pytest.raises(ConfigError, match=words):
         connect(make_config(place, tmp_path / "c", ends=(place / SITES[0], folder)))
     assert not (tmp_path / "c").exists()
 

@@ -22,12 +22,10 @@ from pipeline.connect.reading.values import (
     Relation,
     Term,
 )
-from pipeline.connect.report import ConnectorReport, LayerWeights, MapScores
 from pipeline.connect.run import ConnectorRun
-from pipeline.evaluate.report import Interval
 from pipeline.runs.folder import Provenance
 from pipeline.text.token_text import TokenTexts
-from tests.helpers.connector_reports import make_map, make_report
+from tests.helpers.connector_reports import make_report
 from tests.helpers.pages import D_SAE, N_TOKENS, ORDINARY, VOCABULARY, make_feature
 
 SITES = ("resid_pre.1", "mlp_out.1")
@@ -56,46 +54,6 @@ def make_connector_run(path: Path, *, l1: float = 0.01) -> ConnectorRun:
     path.mkdir(parents=True)
     run.write()
     return run
-
-
-def make_scored(name: str, *, fvu: float, n_above: int, **changes: Any) -> MapScores:
-    """A map, scored in a language model."""
-    values: dict[str, Any] = {
-        "fvu": fvu, "mse": fvu / 100,
-        "explained_quantiles": tuple(max(-0.2, 1 - fvu * x) for x in (2.0, 1.5, 1.0, 0.6, 0.2)),
-        "l1": n_above / 1e5, "nonzero_mean": 3 * n_above / D_SAE,
-        "nonzero_quantiles": (1.0, 5.0, 12.0, 30.0, 60.0), "n_nonzero": 3 * n_above,
-        "n_above": n_above, "above_mean": n_above / D_SAE,
-        "above_quantiles": (0.0, 2.0, 4.0, 9.0, 25.0), "above_max": 31, "ce": 2.4 + fvu,
-        "kl": 0.1 + fvu, "loss_recovered": 1 - fvu, "recovered_of_sae": 1.02 - fvu,
-        "intervals": (Interval(metric="fvu", low=fvu - 0.011, high=fvu + 0.012),),
-    }  # fmt: skip
-    return make_map(name, **(values | changes))
-
-
-def make_connector_report(
-    run: ConnectorRun, *, fvu: float = 0.21, **changes: Any
-) -> ConnectorReport:
-    """An evaluation of it beside four baselines."""
-    rng = np.random.default_rng(3)
-    explained = rng.uniform(0, 1, D_SAE)
-    values: dict[str, Any] = {
-        "source": run.source.run, "target": run.target.run, "l1": run.config.l1,
-        "text": "builtin:heldout", "precision": "float32", "n_tokens": 100_096, "n_in": D_SAE,
-        "n_alive": D_SAE - 4, "layer": LayerWeights(n=204_800, n_above=31_337),
-        "ce_clean": 2.4321, "ce_zero": 3.51, "ce_sae": 2.47, "loss_recovered_sae": 0.9649,
-        "maps": (
-            make_scored("connector", fvu=fvu, n_above=311),
-            make_scored("mean", fvu=1.0, n_above=0),
-            make_scored("weights", fvu=0.93, n_above=3000),
-            make_scored("correlation", fvu=0.55, n_above=60),
-            make_scored("ridge", fvu=0.19, n_above=3800),
-        ),
-        "explained": tuple(None if i < 4 else float(x) for i, x in enumerate(explained)),
-        "above": tuple(rng.integers(0, 32, D_SAE).tolist()),
-        "notes": ("Scores of <b>another</b> text are not comparable.",),
-    }  # fmt: skip
-    return make_report(run.path, n_out=D_SAE, **(values | changes))
 
 
 def make_equation(output: int, *, n_adding: int = 4, n_subtracting: int = 2) -> Equation:
@@ -187,7 +145,8 @@ def make_connector_exhibit(path: Path, **changes: Any) -> ConnectorExhibit:
     """A connector with everything there is to show."""
     run = make_connector_run(path, l1=changes.pop("l1", 0.01))
     exhibit = ConnectorExhibit(
-        name=path.name, path=path, run=run, curves=None, evaluation=make_connector_report(run),
+        name=path.name, path=path, run=run, curves=None,
+        evaluation=make_report(path, notes=("Scores of <b>another</b> text are not comparable.",)),
         connections=make_connections(make_reading(run)),
     )  # fmt: skip
     return replace(exhibit, **changes)

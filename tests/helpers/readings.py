@@ -1,22 +1,21 @@
 """Connectors to read: planted latents, and a connector between SAEs of a tiny model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from actstore.reader import ActStore
-from pipeline.config.stages import HarvestConfig
 from pipeline.config.training import ConnectConfig
 from pipeline.connect.connector import Connector
 from pipeline.connect.reading.observe import Active, Observed
 from pipeline.connect.reading.relations import equations, relations
 from pipeline.connect.reading.values import Relation
 from pipeline.connect.run import ConnectorRun, blank_connector_run
-from pipeline.harvest.harvest import harvest
 from tests.helpers.featured import World, make_store_of
-from tests.helpers.tiny import CTX_LEN, make_model, make_sae
+from tests.helpers.tiny import make_model, make_sae
 
 SITES = ("resid_pre.1", "mlp_out.1")
 
@@ -68,37 +67,38 @@ def make_connected(
 ) -> Connected:
     model = make_model(folder / "model")
     out = folder / "acts.actstore"
-    if text:
-        store = make_store_of_text(model, out, text, sites=sites)
-    else:
-        store = make_store_of(model, out, n_contexts=n_contexts, sites=sites)
+    store = make_store_of(model, out, n_contexts=n_contexts, sites=sites, text=text)
     world = World(folder=folder, model=model, store=store)
     ends = tuple(
         world.run(f"sae{i}", site=site, coder=make_sae(d_in=store.width(site), seed=i))
         for i, site in enumerate(sites)
     )
-    return Connected(world=world, run=connect(world, ends, folder / "connector"))
+    return Connected(world=world, run=connect(store, ends, folder / "connector"))
 
 
-def make_store_of_text(model: Path, out: Path, text: str, *, sites: tuple[str, str]) -> ActStore:
-    """A store of one text, over and over."""
-    file = out.with_suffix(".txt")
-    file.write_text(text * (1 + 20 * CTX_LEN // len(text.encode())))
-    config = HarvestConfig(
-        out=out, model=str(model), text=str(file), sites=sites, tokens=20 * CTX_LEN,
-        ctx_len=CTX_LEN, batch_size=8, device="cpu", dtype="fp32", shard_rows=10 * CTX_LEN,
-    )  # fmt: skip
-    harvest(config)
-    return ActStore.open(out)
-
-
-def connect(world: World, ends: tuple[Path, ...], out: Path, *, seed: int = 0) -> ConnectorRun:
-    """A finished connector of random weights, most of them zero, between two runs."""
+def connect(
+    store: ActStore,
+    ends: tuple[Path, ...],
+    out: Path,
+    connector: Connector | None = None,
+    *,
+    seed: int = 0,
+    **settings: Any,
+) -> ConnectorRun:
+    """A finished connector between two runs; by itself of random weights, most of them zero."""
     first, second = ends
-    config = ConnectConfig(store=world.store.path, out=out, ends=(first, second))
+    config = ConnectConfig(store=store.path, out=out, ends=(first, second), **settings)
+    run = blank_connector_run(store, config)
     out.mkdir()
-    run = blank_connector_run(world.store, config)
-    generator = torch.Generator().manual_seed(seed)
-    shape = (run.source.d_sae, run.target.d_sae)
-    W = torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.1)
-    return run.finish(Connector(W, 0.3 * torch.randn(shape[1], generator=generator)))
+    if connector is None:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (run.source.d_sae, run.target.d_sae)
+        W = torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.1)
+        connector = Connector(W, 0.3 * torch.randn(shape[1], generator=generator))
+    return run.finish(connector)
+
+
+def say_of_store(run: Path, **told: object) -> None:
+    """Have a connector say this of the store that it was trained from."""
+    there = ConnectorRun.open(run)
+    replace(there, provenance=replace(there.provenance, **told)).write()

@@ -141,7 +141,8 @@ def unfinish(out: Path, *, up_to: int) -> None:
     """Turn a complete run into what a kill would have left: later curves, some checkpoints."""
     document = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps(document | {"sha256": ""}))
-    (out / "sae.safetensors").unlink()
+    (weights,) = out.glob("*.safetensors")
+    weights.unlink()
     for folder in (out / "checkpoints").iterdir():
         if int(folder.name.split("-")[1]) > up_to:
             shutil.rmtree(folder)

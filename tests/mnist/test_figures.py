@@ -4,8 +4,6 @@ import numpy as np
 from PIL import Image
 
 from pipeline.mnist.figures import (
-    Epoch,
-    FrontierLine,
     accuracies_figure,
     arranged,
     epochs_animation,
@@ -63,8 +61,8 @@ class TestPooled:
 
 
 class TestEpochs:
-    def epochs(self, n: int) -> list[Epoch]:
-        return [Epoch(epoch=i + 1, W=sparse() * (i + 1) / n) for i in range(n)]
+    def epochs(self, n: int) -> dict[int, np.ndarray]:
+        return {i: sparse() * i / n for i in range(1, n + 1)}
 
     def test_the_strip_shows_the_first_and_the_last_and_few_between(self):
         epochs = self.epochs(30)
@@ -73,7 +71,7 @@ class TestEpochs:
         assert len(numbers) == 8
         assert (numbers[0], numbers[-1]) == (1, 30)
         assert numbers == sorted(set(numbers))
-        assert shown[-1] == f"epoch 30: {(np.abs(epochs[-1].W) > 0.1).sum()}"
+        assert shown[-1] == f"epoch 30: {(np.abs(epochs[30]) > 0.1).sum()}"
 
     def test_of_few_epochs_all_are_shown(self):
         assert len(titles(epochs_figure(self.epochs(3), threshold=0.1, names=("a", "b")))) == 3
@@ -107,9 +105,9 @@ def test_every_accuracy_is_written_at_its_point():
 
 
 def test_networks_stand_where_their_weights_and_accuracies_are():
-    line = FrontierLine(label="cut", points=[(300, 0.9), (100, 0.8)], names=["0.01", "0.1"])
+    lines = {"cut": [(300, 0.9, "0.01"), (100, 0.8, "0.1")]}
     figure = network_frontier_figure(
-        [line], original=0.95, allowed=0.02, marks={"S2, one connector": 458}
+        lines, original=0.95, allowed=0.02, marks={"S2, one connector": 458}
     )
     (axes,) = figure.axes
     drawn = next(one for one in axes.lines if one.get_label() == "cut")

@@ -69,13 +69,14 @@ class TestIdx:
 
 class TestFolder:
     def test_files_for_training_and_for_testing_are_kept_apart(self, tmp_path):
-        train, train_labels = write_set(tmp_path, "train", 7, gz=True)
-        test, test_labels = write_set(tmp_path, "t10k", 3, seed=1)
+        written = (
+            write_set(tmp_path, "train", 7, gz=True),
+            write_set(tmp_path, "t10k", 3, seed=1),
+        )
         images = open_images(str(tmp_path))
-        np.testing.assert_array_equal(images.train.pixels, train.astype(np.float32) / 255)
-        np.testing.assert_array_equal(images.train.labels, train_labels)
-        np.testing.assert_array_equal(images.test.pixels, test.astype(np.float32) / 255)
-        np.testing.assert_array_equal(images.test.labels, test_labels)
+        for part, (pixels, labels) in zip((images.train, images.test), written, strict=True):
+            np.testing.assert_array_equal(part.pixels, pixels.astype(np.float32) / 255)
+            np.testing.assert_array_equal(part.labels, labels)
         assert images.side == 4
         np.testing.assert_array_equal(images.train.rows[0], images.train.pixels[0].ravel())
 
@@ -115,19 +116,19 @@ class TestFolder:
         with pytest.raises(ConfigError, match="must hold images and idx3"):
             open_images(str(tmp_path / "mnist.bin"))
 
-    def test_a_folder_without_images_says_what_is_wanted(self, tmp_path):
-        with pytest.raises(ConfigError, match=r"has 0 files .* train-images-idx3-ubyte.gz"):
-            open_images(str(tmp_path))
-
-    def test_images_of_two_sizes_are_refused(self, tmp_path):
-        write_set(tmp_path, "train", 7)
-        write_set(tmp_path, "t10k", 7, side=5)
-        with pytest.raises(ConfigError, match="two sizes"):
-            open_images(str(tmp_path))
-
-    def test_too_few_to_set_some_apart_are_refused(self, tmp_path):
-        write_set(tmp_path, "t10k", 4)
-        with pytest.raises(ConfigError, match="4 images to learn from and 0 to test on"):
+    @pytest.mark.parametrize(
+        ("sets", "message"),
+        [
+            ({}, r"has 0 files .* train-images-idx3-ubyte.gz"),
+            ({"train": (7, 4), "t10k": (7, 5)}, "two sizes"),
+            ({"t10k": (4, 4)}, "4 images to learn from and 0 to test on"),
+        ],
+        ids=["none", "two sizes", "too few"],
+    )
+    def test_images_that_cannot_be_used_are_refused(self, tmp_path, sets, message):
+        for prefix, (n, side) in sets.items():
+            write_set(tmp_path, prefix, n, side=side)
+        with pytest.raises(ConfigError, match=message):
             open_images(str(tmp_path))
 
 

@@ -45,8 +45,8 @@ class Plain:
 
     def hidden(self, x: np.ndarray) -> list[np.ndarray]:
         found = []
-        for layer in self.layers[:3]:
-            x = relu(x @ layer["weight"].T + layer["bias"])
+        for i in range(3):
+            x = self.layer(i, x)
             found.append(x)
         return found
 
@@ -57,14 +57,17 @@ class Plain:
     def decode(self, i: int, z: np.ndarray) -> np.ndarray:
         return z @ self.coders[i]["W_dec"] + self.coders[i]["b_dec"]
 
+    def reconstructed(self, i: int, h: np.ndarray) -> np.ndarray:
+        return self.decode(i, self.encode(i, h))
+
     def connect(self, i: int, z: np.ndarray) -> np.ndarray:
         return relu(z @ self.connectors[i]["W"] + self.connectors[i]["b"])
 
     def last(self, h3: np.ndarray) -> np.ndarray:
         return h3 @ self.layers[3]["weight"].T + self.layers[3]["bias"]
 
-    def third(self, h2: np.ndarray) -> np.ndarray:
-        return relu(h2 @ self.layers[2]["weight"].T + self.layers[2]["bias"])
+    def layer(self, i: int, h: np.ndarray) -> np.ndarray:
+        return relu(h @ self.layers[i]["weight"].T + self.layers[i]["bias"])
 
 
 @pytest.fixture
@@ -92,7 +95,7 @@ def test_a_replaced_layer_comes_from_true_features_and_later_layers_are_neurons(
     network, plain, x, _ = scene
     h1, h2, _ = plain.hidden(x.double().numpy())
     second = plain.decode(1, plain.connect(0, plain.encode(0, h1)))
-    close(network.replaced(x, layer=2), plain.last(plain.third(second)))
+    close(network.replaced(x, layer=2), plain.last(plain.layer(2, second)))
     third = plain.decode(2, plain.connect(1, plain.encode(1, h2)))
     close(network.replaced(x, layer=3), plain.last(third))
 
@@ -100,14 +103,11 @@ def test_a_replaced_layer_comes_from_true_features_and_later_layers_are_neurons(
 def test_a_spliced_layer_is_its_own_reconstruction(scene):
     network, plain, x, _ = scene
     h1, h2, h3 = plain.hidden(x.double().numpy())
-    second = plain.layers[1]
-    first = plain.decode(0, plain.encode(0, h1))
-    h2_then = relu(first @ second["weight"].T + second["bias"])
-    close(network.spliced(x, layer=1), plain.last(plain.third(h2_then)))
-    close(
-        network.spliced(x, layer=2), plain.last(plain.third(plain.decode(1, plain.encode(1, h2))))
-    )
-    close(network.spliced(x, layer=3), plain.last(plain.decode(2, plain.encode(2, h3))))
+    second = plain.layer(1, plain.reconstructed(0, h1))
+    close(network.spliced(x, layer=1), plain.last(plain.layer(2, second)))
+    third = plain.layer(2, plain.reconstructed(1, h2))
+    close(network.spliced(x, layer=2), plain.last(third))
+    close(network.spliced(x, layer=3), plain.last(plain.reconstructed(2, h3)))
 
 
 def test_cutting_leaves_what_is_counted_and_nothing_else():
@@ -131,17 +131,24 @@ class TestFigures:
             "relu", "h1", network.saes[0], network.net.hidden(x)[0], accuracy_spliced=0.5
         )
         rms = np.sqrt((h**2).mean())
-        assert figures.rms == pytest.approx(rms, rel=1e-5)
-        assert figures.l1 == pytest.approx(z.mean(), rel=1e-5)
-        assert figures.mse == pytest.approx(error.mean(), rel=1e-5)
-        assert figures.l1_scaled == pytest.approx(z.mean() / rms, rel=1e-5)
-        assert figures.mse_scaled == pytest.approx(error.mean() / rms**2, rel=1e-5)
-        assert figures.fvu == pytest.approx(error.sum() / ((h - h.mean(0)) ** 2).sum(), rel=1e-5)
-        assert figures.l0 == pytest.approx((z > 0).sum(1).mean())
-        assert figures.n_alive == (z > 0).any(0).sum() < z.shape[1]
-        assert figures.neurons_large == pytest.approx((h > 0.3).sum(1).mean())
-        assert figures.features_large == pytest.approx((z > 0.3).sum(1).mean())
-        assert figures.accuracy == 0.5
+        means = {
+            "rms": rms,
+            "l1": z.mean(),
+            "mse": error.mean(),
+            "l1_scaled": z.mean() / rms,
+            "mse_scaled": error.mean() / rms**2,
+            "fvu": error.sum() / ((h - h.mean(0)) ** 2).sum(),
+        }
+        counts = {
+            "n_alive": (z > 0).any(0).sum(),
+            "l0": (z > 0).sum(1).mean(),
+            "neurons_large": (h > 0.3).sum(1).mean(),
+            "features_large": (z > 0.3).sum(1).mean(),
+        }
+        for wanted, rel in ((means, 1e-5), (counts, None)):
+            found = {name: getattr(figures, name) for name in wanted}
+            assert found == pytest.approx(wanted, rel=rel)
+        assert figures.n_alive < z.shape[1] and figures.accuracy == 0.5
 
     def test_every_figure_of_connectors_is_its_formula_in_float64(self, scene):
         network, plain, x, _ = scene

@@ -17,7 +17,6 @@ from pipeline.connect.page.connections import Connections, load_connections
 from pipeline.connect.page.data import connector_data
 from pipeline.connect.page.tables import (
     DEFINITION,
-    RelationTable,
     bounds,
     main_heads,
     main_rows,
@@ -33,7 +32,7 @@ from pipeline.report.figures import WIDE, Drawing, curve_drawings, drawings
 from pipeline.report.gather import curves_of
 from pipeline.report.render import Exhibit, Part, Tile
 from pipeline.report.saes import named, settings_of, trained_on
-from pipeline.report.tables import Group, Row, number
+from pipeline.report.tables import Row, number
 from pipeline.runs.folder import Provenance
 
 _STARTS = {
@@ -141,28 +140,6 @@ class ConnectorExhibit(Exhibit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConnectorView:
-    """One connector."""
-
-    name: str
-    headline: str
-    facts: Mapping[str, str]
-    settings: Mapping[str, str]
-    missing: Mapping[str, str]
-    """What is not there yet, and the command that makes it."""
-    evaluated: Sequence[str]
-    """On what, between which bounds, and what a reader must know; empty if it was not."""
-    maps: Sequence[tuple[str, str]]
-    """The connector and its baselines, the columns of `groups`."""
-    groups: Sequence[Group]
-    figures: Sequence[Drawing]
-    curves: Sequence[Drawing]
-    relations: Sequence[RelationTable]
-    read: Sequence[str]
-    """From what, and what a reader must know; empty if it was not."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ConnectorsPart(Part):
     """All of them."""
 
@@ -172,7 +149,8 @@ class ConnectorsPart(Part):
     rows: Sequence[Row]
     """The main numbers of several; empty for one."""
     frontier: Sequence[Drawing]
-    runs: Sequence[ConnectorView]
+    runs: Sequence[Mapping[str, object]]
+    """What `_view` gives of each."""
     browsed: Sequence[Mapping[str, object]]
     """What the script is given of each."""
     definition: str = DEFINITION
@@ -186,8 +164,8 @@ class ConnectorsPart(Part):
     @property
     def sections(self) -> dict[str, str]:
         """What there is to go to."""
-        scored = any(run.groups for run in self.runs)
-        related = any(run.relations for run in self.runs)
+        scored = any(run["groups"] for run in self.runs)
+        related = any(run["relations"] for run in self.runs)
         return {
             **({"scores": "Scores"} if scored else {}),
             "connectors": "Connector" if len(self.runs) == 1 else "Connectors",
@@ -196,28 +174,30 @@ class ConnectorsPart(Part):
         }
 
 
-def _view(exhibit: ConnectorExhibit, *, place: int, single: bool) -> ConnectorView:
+def _view(exhibit: ConnectorExhibit, *, place: int, single: bool) -> dict[str, object]:
+    """One connector, as the template shows it."""
     run, report, connections = exhibit.run, exhibit.evaluation, exhibit.connections
     link = "#output=" if single else f"#connector={place}&output="
-    return ConnectorView(
-        name=exhibit.name,
-        headline=exhibit.route,
-        facts=exhibit.facts,
-        settings=settings_of(
+    return {
+        "name": exhibit.name,
+        "headline": exhibit.route,
+        "facts": exhibit.facts,
+        "settings": settings_of(
             run.config, source=run.source, target=run.target, store=run.provenance
         ),
-        missing=_missing(exhibit),
-        evaluated=_evaluated(report) if report else (),
-        maps=map_names(report) if report else (),
-        groups=map_groups(report) if report else (),
-        figures=_drawings(exhibit, place=place),
-        curves=curve_drawings(exhibit.curves, prefix=f"w{place}-"),
-        relations=relation_tables(connections, link=link) if connections else (),
-        read=_read(exhibit),
-    )
+        "missing": _missing(exhibit),
+        "evaluated": _evaluated(report) if report else (),
+        "maps": map_names(report) if report else (),
+        "groups": map_groups(report) if report else (),
+        "figures": _drawings(exhibit, place=place),
+        "curves": curve_drawings(exhibit.curves, prefix=f"w{place}-"),
+        "relations": relation_tables(connections, link=link) if connections else (),
+        "read": _read(exhibit),
+    }
 
 
 def _evaluated(report: ConnectorReport) -> list[str]:
+    """On what, between which bounds, and what a reader must know."""
     excluded = f"; left out: {', '.join(report.excluded)}" if report.excluded else ""
     told = [
         f"In {report.model} on {report.text}: {report.n_tokens:,} tokens in contexts of "
@@ -234,6 +214,7 @@ def _evaluated(report: ConnectorReport) -> list[str]:
 
 
 def _read(exhibit: ConnectorExhibit) -> list[str]:
+    """From what it was read, and what a reader must know; nothing if it was not."""
     if exhibit.connections is None:
         return []
     reading = exhibit.connections.reading
@@ -257,6 +238,7 @@ def _agreement(effects: Effects) -> str:
 
 
 def _missing(exhibit: ConnectorExhibit) -> dict[str, str]:
+    """What is not there yet, and the command that makes it."""
     missing: dict[str, str] = {}
     if exhibit.evaluation is None:
         missing["It has not been evaluated yet."] = f"saepipe eval {exhibit.path}"

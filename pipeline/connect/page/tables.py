@@ -7,7 +7,7 @@ from typing import cast
 from pipeline.connect.page.connections import N_RELATIONS, Connections
 from pipeline.connect.reading.relations import CARRIES, CLEAR, MIN_ROWS, TAKES
 from pipeline.connect.reading.values import KINDS, Kind, Relation
-from pipeline.connect.report import TAU, ConnectorReport, MapScores, map_words
+from pipeline.connect.report import ConnectorReport, MapScores, map_words
 from pipeline.evaluate.report import QUANTILES
 from pipeline.report.tables import Cell, Group, Row, number
 from pipeline.tables import percent
@@ -89,8 +89,7 @@ def bounds(report: ConnectorReport) -> str:
 
 def main_heads(reports: Sequence[ConnectorReport]) -> list[tuple[str, str]]:
     """The columns of `main_rows`."""
-    tau = reports[0].tau if reports else TAU
-    return [(name.format(tau=tau), "") for name in MAIN.values()]
+    return [(name.format(tau=reports[0].tau), "") for name in MAIN.values()]
 
 
 def main_rows(names: Mapping[str, str], reports: Sequence[ConnectorReport | None]) -> list[Row]:

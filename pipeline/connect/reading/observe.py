@@ -6,7 +6,6 @@ Latents above zero are held in memory row after row and feature after feature.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
 
 import numpy as np
 import torch
@@ -94,6 +93,9 @@ _BLOCK = 2**22
 MAX_ACTIVE = 2**26
 """Active latents that are kept of both ends together: about 1.5 GiB."""
 
+_Entries = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Row, feature and value of some latents."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Observed:
@@ -119,36 +121,40 @@ def observe(
 ) -> Observed:
     """Keep the active latents of rows, and see how well the first predict the second.
 
-    It stops early where more than `MAX_ACTIVE` latents are active.
-
-    Args:
-        feed: The latents of both SAEs, block after block, on the connector's device.
-        connector: Between them.
-        on_rows: Told the number of rows done.
+    The feed is on the connector's device; `on_rows` is told the number of rows done. It stops early
+    where more than `MAX_ACTIVE` latents are active.
 
     Raises:
         DataError: a latent is not finite, or there is no row.
     """
-    ends = _Kept(connector.n_in), _Kept(connector.n_out)
     device = connector.W.device
-    outputs, errors = (
-        OutputSums(connector.n_out, device=device),
-        zeros(connector.n_out, device=device),
-    )
+    outputs = OutputSums(connector.n_out, device=device)
+    errors = zeros(connector.n_out, device=device)
+    ends: tuple[list[_Entries], list[_Entries]] = ([], [])
+    n_rows = n_active = 0
     for block in feed:
         for rows in _pieces(block):
             outputs.add(rows.z2)
             errors += squared_errors(rows.z2, predict(connector, rows)).sum(0)
-        for end, z in zip(ends, (block.z1, block.z2), strict=True):
-            end.add(z)
-        on_rows(ends[0].n_rows)
-        if sum(end.n for end in ends) > MAX_ACTIVE:
+        for found, z in zip(ends, (block.z1, block.z2), strict=True):
+            found.append(_active(z, first_row=n_rows))
+            n_active += len(found[-1][0])
+        n_rows += len(block.z1)
+        on_rows(n_rows)
+        if n_active > MAX_ACTIVE:
             break
-    if not ends[0].n_rows:
+    if not n_rows:
         raise DataError("the store has no row that both SAEs were trained on: nothing can be read")
-    source, target = (end.result() for end in ends)
-    explained = explained_of(errors.cpu(), outputs.result()).numpy()
-    return Observed(source=source, target=target, explained=explained)
+
+    def joined(found: Sequence[_Entries], n_features: int) -> Active:
+        row, feature, value = map(np.concatenate, zip(*found, strict=True))
+        return Active(n_rows=n_rows, n_features=n_features, row=row, feature=feature, value=value)
+
+    return Observed(
+        source=joined(ends[0], connector.n_in),
+        target=joined(ends[1], connector.n_out),
+        explained=explained_of(errors.cpu(), outputs.result()).numpy(),
+    )
 
 
 def _pieces(block: PairLatents) -> Iterator[PairLatents]:
@@ -159,36 +165,15 @@ def _pieces(block: PairLatents) -> Iterator[PairLatents]:
             yield PairLatents(z1=z1, z2=z2)
 
 
-@final
-class _Kept:
-    """The active latents of one end, so far."""
-
-    def __init__(self, n_features: int) -> None:
-        self.n = self.n_rows = 0
-        self._n_features = n_features
-        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-
-    def add(self, z: Float32[Tensor, "rows features"]) -> None:
-        if not bool(z.isfinite().all()):
-            raise DataError(
-                "latents are not finite: the weights of an SAE, or the rows of the store, overflow "
-                "or hold NaN; train it again, with a lower --lr"
-            )
-        latents = z.cpu().numpy()
-        where = np.flatnonzero(latents > 0)
-        row, feature = np.divmod(where, self._n_features)
-        self._parts.append(
-            (
-                (row + self.n_rows).astype(np.int32),
-                feature.astype(np.int32),
-                latents.reshape(-1)[where],
-            )
+def _active(z: Float32[Tensor, "rows features"], *, first_row: int) -> _Entries:
+    """Those above zero."""
+    if not bool(z.isfinite().all()):
+        raise DataError(
+            "latents are not finite: the weights of an SAE, or the rows of the store, overflow or "
+            "hold NaN; train it again, with a lower --lr"
         )
-        self.n_rows += len(latents)
-        self.n += len(where)
-
-    def result(self) -> Active:
-        row, feature, value = map(np.concatenate, zip(*self._parts, strict=True))
-        return Active(
-            n_rows=self.n_rows, n_features=self._n_features, row=row, feature=feature, value=value
-        )
+    latents = z.cpu().numpy()
+    where = np.flatnonzero(latents > 0)
+    row, feature = np.divmod(where, z.shape[1])
+    value = latents.reshape(-1)[where]
+    return (row + first_row).astype(np.int32), feature.astype(np.int32), value

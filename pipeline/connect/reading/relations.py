@@ -207,7 +207,19 @@ class _Table:
 
     def score(self, kind: Kind, a: int, b: int) -> float:
         """How clear a relation is; -1 where a cell that it is about holds too few rows."""
-        return _score(kind, *self._cells(a, b))
+        a_only, b_only, both, neither = self._cells(a, b)
+        about = {"or": (a_only, b_only), "and": (a_only, b_only, both), "and-not": (a_only, both)}
+        if min(cell.n for cell in about[kind]) < MIN_ROWS:
+            return -1.0
+        (low_a, high_a), (low_b, high_b) = a_only.bounds, b_only.bounds
+        (low_both, high_both), (_, high_none) = both.bounds, neither.bounds
+        match kind:
+            case "or":
+                return min(low_a, low_b, high_both) - high_none
+            case "and":
+                return low_both - max(high_a, high_b, high_none)
+            case "and-not":
+                return low_a - max(high_both, high_none)
 
     def carried(self, kind: Kind, a: int, b: int) -> bool:
         """Whether the weights make these terms, and no others, the reason."""
@@ -271,18 +283,3 @@ def _counts(
 ) -> Int64[np.ndarray, "terms terms"]:
     """In how many rows both are true; exact in float64, and many times as fast as in integers."""
     return (x.T.astype(np.float64) @ y.astype(np.float64)).astype(np.int64)
-
-
-def _score(kind: Kind, a_only: Cell, b_only: Cell, both: Cell, neither: Cell) -> float:
-    about = {"or": (a_only, b_only), "and": (a_only, b_only, both), "and-not": (a_only, both)}
-    if min(cell.n for cell in about[kind]) < MIN_ROWS:
-        return -1.0
-    (low_a, high_a), (low_b, high_b) = a_only.bounds, b_only.bounds
-    (low_both, high_both), (_, high_none) = both.bounds, neither.bounds
-    match kind:
-        case "or":
-            return min(low_a, low_b, high_both) - high_none
-        case "and":
-            return low_both - max(high_a, high_b, high_none)
-        case "and-not":
-            return low_a - max(high_both, high_none)
