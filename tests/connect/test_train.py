@@ -28,6 +28,7 @@ from pipeline.training.train import train_all
 from tests.helpers.training import (
     lines_of,
     make_rows,
+    result,
     settings_for,
     train_settings,
     unfinish,
@@ -70,11 +71,6 @@ def connect(config: ConnectConfig, *, resume: bool = False) -> ConnectStep:
 def every_row(store: ActStore, *metadata: str) -> dict[str, torch.Tensor]:
     indices = np.arange(store.n_rows)
     return {name: torch.from_numpy(store.rows(name, indices)) for name in (*SITES, *metadata)}
-
-
-def result_of(out: Path) -> tuple[bytes, bytes, list[dict[str, float]]]:
-    moments = max((out / "checkpoints").iterdir()) / "optimizer.safetensors"
-    return (out / "connector.safetensors").read_bytes(), moments.read_bytes(), lines_of(out)
 
 
 # --- the objective ---------------------------------------------------------------------------
@@ -190,7 +186,7 @@ def test_a_connector_stopped_anywhere_goes_on_to_the_same_bits(place, tmp_path, 
         with pytest.raises(CheckpointError, match="--connect .* --resume"):
             ConnectorRun.open(run.path)
         connect(make_config(place, tmp_path / "cut", **changes), resume=True)
-        assert result_of(tmp_path / "cut") == result_of(tmp_path / "whole")
+        assert result(tmp_path / "cut") == result(tmp_path / "whole")
 
 
 def test_a_sweep_shares_the_latents_and_each_member_is_as_if_trained_alone(place, tmp_path):
@@ -198,7 +194,7 @@ def test_a_sweep_shares_the_latents_and_each_member_is_as_if_trained_alone(place
     configs = [replace(config, tokens=64 * 150, lr=1e-2) for config in configs]
     outcomes = train_all(configs)
     alone = connect(replace(configs[1], out=tmp_path / "alone"))
-    assert result_of(tmp_path / "alone") == result_of(tmp_path / "0.02")
+    assert result(tmp_path / "alone") == result(tmp_path / "0.02")
     fvu = [outcome.fvu for outcome in outcomes]
     nonzero = [outcome.nonzero for outcome in outcomes]
     assert fvu == sorted(fvu) and fvu[0] < fvu[2], fvu

@@ -69,13 +69,7 @@ def test_of_several_sites_one_must_be_chosen(train):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        pytest.param(
-            "exclude_positions = [[], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]]",
-            "exclude_positions 0, 1, 2, 3, 4, 5, 6, 7, ... leaves none of 2048 rows of mlp_out.0",
-            id="every position",
-        ),
-        ("exclude_norms = 1e-3", "exclude_norms 0.001 leaves none of 2048 rows"),
-        ("exclude_positions = [16]", "exclude_positions 16 is no position: they are 0 to 15"),
+        ("exclude_positions = [[], [16]]", "exclude_positions 16 is no position: they are 0 to 15"),
         ("batch_size = [64, 128]", "batch_size must be one for all members of a sweep"),
         ('hold = "soon"', "'soon' is not a length of training: type 10k steps, 5M or 20%"),
         ("ema = 1.0", "ema must be above 0 and below 1, got 1.0"),

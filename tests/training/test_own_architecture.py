@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import EntryPoint
 
 import numpy as np
@@ -19,7 +20,7 @@ from pipeline.sae.sae import SAE
 from pipeline.training.train import train
 from tests.helpers.stores import column
 from tests.helpers.toy_architecture import ToyConfig
-from tests.helpers.training import result, settings_for
+from tests.helpers.training import config_of, result
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,9 +30,7 @@ def registered():
     del ARCHS._here["toy"]
 
 
-def config_for(store, out, **changes) -> TrainConfig:
-    settings = settings_for(store, steps=12, arch={"kind": "toy", "price": 0.2}) | changes
-    return from_json(TrainConfig, settings | {"out": str(out)})
+config_for = partial(config_of, steps=12, arch={"kind": "toy", "price": 0.2})
 
 
 @pytest.mark.parametrize("sparse", ["on", "off"])
