@@ -145,20 +145,6 @@ class Pairs:
         self.picked = picked
         self._kernels = kernels
 
-    @staticmethod
-    def exact(
-        picked: Picked,
-        centred: Float[Tensor, "M B d"],
-        E: Float[Tensor, "M F d"],
-        b_enc: Float[Tensor, "M F"],
-        *,
-        kernels: Kernels,
-    ) -> "Pairs":
-        """Pre-activations computed at the pairs, which a narrower dtype may have picked."""
-        pairs = Pairs(picked, b_enc.new_empty(0), kernels=kernels)
-        pairs.pre = pairs.pull(centred, E, base=b_enc)
-        return pairs
-
     def spread(self, per_latent: Float[Tensor, "M F"]) -> Values:
         """What a latent has, at each of its pairs."""
         return per_latent.reshape(-1).index_select(0, self.picked.col)

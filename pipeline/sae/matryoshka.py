@@ -61,7 +61,7 @@ class MatryoshkaArchitecture(BatchTopKArchitecture):
             recon=recons[-1],
             sparsity=torch.zeros_like(recons[-1]),
             aux=recons.mean(0) - recons[-1],
-            l1=sums.sum(-1) / n_rows,
+            sums=sums,
             counts=counts,
             residual=residuals[-1],
         )

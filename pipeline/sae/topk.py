@@ -66,17 +66,9 @@ class Competing(Architecture):
     def learn(self, latents: Latents, problem: Problem) -> Parts:
         """The squared error of what was kept, and its gradient; `latents.pre` becomes `z`."""
         z = latents.pre.relu_()
-        counts, sums = latents.counts(z), latents.by_latent(z)
-        residual, recon = reconstruct(latents, z, problem)
-        backward(latents, z, residual, problem)
-        return Parts(
-            recon=recon,
-            sparsity=torch.zeros_like(recon),
-            aux=torch.zeros_like(recon),
-            l1=sums.sum(-1) / len(problem.x),
-            counts=counts,
-            residual=residual,
-        )
+        parts = reconstruct(latents, z, problem)
+        backward(latents, z, parts.residual, problem)
+        return parts
 
 
 @final

@@ -99,6 +99,23 @@ def train_settings(settings: dict[str, Any], out: Path, **options: Any) -> list[
     return train_sweep(expand(settings, out=out), out=out, **options)
 
 
+def train_until(settings: dict[str, Any], out: Path, *, step: int) -> bool:
+    """Train on to the first line of the curves of this step or a later one, and press Ctrl-C.
+
+    False if the end came first.
+    """
+
+    def interrupt(report: TrainReport) -> None:
+        if report.step >= step:
+            raise KeyboardInterrupt
+
+    try:
+        train_settings(settings, out, resume=True, on_step=interrupt)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
 def make_report(run: Path, step: int, **changes: Any) -> TrainReport:
     """A line of the curves of a run that nobody trained."""
     figures: dict[str, Any] = {

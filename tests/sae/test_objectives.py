@@ -1,6 +1,7 @@
 """Loss and gradient of every architecture, against the papers' formulas in float64."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from pipeline.config.architectures import (
     TiedConfig,
     TopKConfig,
 )
-from pipeline.sae.architecture import architecture_of
+from pipeline.sae.architecture import architecture_of, measure
 from pipeline.sae.sae import SAE
-from pipeline.sae.stack import Stack, stacked
+from pipeline.sae.stack import Stack, member_of, stacked, to_state
 
 D_IN, D_SAE, ROWS = 5, 12, 7
 ARCHS = [
@@ -131,6 +132,48 @@ def test_the_loss_is_the_formula(arch, seed):
     z = latents_by_the_formula(numbers(stack.params), x.numpy(), arch)
     np.testing.assert_array_equal(parts.counts[0], (z > 0).sum(0))
     assert parts.l1.item() == pytest.approx(z.sum() / ROWS)
+
+
+@every_arch
+def test_an_sae_of_these_parameters_encodes_and_decodes_by_the_formula(arch):
+    stack, x = make_stack(arch), make_rows()
+    p = numbers(stack.params)
+    z = latents_by_the_formula(p, x.numpy(), arch)
+    if "threshold" in p:
+        stack.params["threshold"].fill_(z[z > 0].min() - 1e-9)
+    sae = SAE(arch, d_in=D_IN, d_sae=D_SAE).double()
+    sae.load_state_dict(to_state(member_of(stack.params, 0)))
+    contexts = torch.stack([x + 1, x])
+    np.testing.assert_allclose(sae.encode(contexts)[1].detach(), z, rtol=1e-10)
+    x_hat = z @ p["W_dec"] + p["b_dec"]
+    np.testing.assert_allclose(sae(contexts)[1].detach(), x_hat, rtol=1e-10)
+
+
+def test_measures_are_their_definitions():
+    stack, x = make_stack(ReluConfig(l1=0.3)), make_rows()
+    parts = replace(learn(stack, x), aux=torch.ones(1, dtype=torch.float64))
+    p, rows = numbers(stack.params), x.numpy()
+    z = latents_by_the_formula(p, rows, ReluConfig())
+    left = ((z @ p["W_dec"] + p["b_dec"] - rows) ** 2).sum()
+    spread = ((rows - rows.mean(0)) ** 2).sum()
+    assert {name: value.item() for name, value in measure(x, parts).items()} == pytest.approx(
+        {
+            "loss": left / ROWS + 0.3 * z.sum() / ROWS + 1,
+            "recon": left / ROWS,
+            "sparsity": 0.3 * z.sum() / ROWS,
+            "aux": 1.0,
+            "l0": (z > 0).sum() / ROWS,
+            "l1": z.sum() / ROWS,
+            "explained_variance": 1 - left / spread,
+        }
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_batch_of_equal_rows_still_gives_finite_measures(value):
+    x = torch.full((4, D_IN), value, dtype=torch.float64)
+    measured = measure(x, learn(make_stack(ReluConfig()), x))
+    assert all(figure.isfinite() for figure in measured.values())
 
 
 @every_arch

@@ -84,14 +84,6 @@ def test_a_setting_of_the_file_that_cannot_be_is_one_line(saepipe, store, tmp_pa
     assert said in one_line(answer)
 
 
-def test_a_run_is_not_gone_on_with_by_other_options(train):
-    assert train("--l1", 0.5)[0] == 0
-    said = one_line(train("--l1", 0.25, "--seed", 3, "--resume"))
-    assert "holds a run of another configuration" in said and said.endswith("choose another --out")
-    assert "arch.l1: 0.5 there, 0.25 now" in said and "seed: 0 there, 3 now" in said
-    assert "lr" not in said.split("(")[1]
-
-
 def test_a_sweep_is_not_gone_on_with_as_another(train):
     assert train("--l1", "0.5,1")[0] == 0
     said = one_line(train("--l1", "0.5,2", "--resume"))

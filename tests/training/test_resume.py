@@ -5,10 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.serialization import from_json
-from pipeline.config.training import TrainConfig
-from pipeline.runs.curves import TrainReport
-from pipeline.training.train import train
 from tests.helpers.slow import cases
 from tests.helpers.training import (
     killed,
@@ -18,6 +14,7 @@ from tests.helpers.training import (
     steps_kept,
     syncs_of,
     train_settings,
+    train_until,
 )
 
 CASES: dict[str, dict[str, object]] = {
@@ -93,26 +90,11 @@ def whole(store, tmp_path_factory):
     return make
 
 
-def train_until(settings: dict[str, object], out: Path, *, stop_after: int) -> bool:
-    """Train on to the first line of the curves after a step, and press Ctrl-C; False at the end."""
-
-    def interrupt(report: TrainReport) -> None:
-        if report.step > stop_after:
-            raise KeyboardInterrupt
-
-    config = from_json(TrainConfig, settings | {"out": str(out)})
-    try:
-        train(config, resume=True, on_step=interrupt)
-    except KeyboardInterrupt:
-        return True
-    return False
-
-
 @stopped
 def test_a_run_stopped_again_and_again_is_the_same_to_the_bit(whole, tmp_path, settings):
     settings, uninterrupted, _ = whole(settings)
     out, step = tmp_path / "run", 0
-    while train_until(settings, out, stop_after=step):
+    while train_until(settings, out, step=step + 1):
         step = steps_kept(out)[-1]
     assert step > 0.8 * STEPS
     assert result(out) == result(uninterrupted)

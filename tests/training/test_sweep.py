@@ -30,6 +30,7 @@ from tests.helpers.training import (
     steps_kept,
     syncs_of,
     train_settings,
+    train_until,
     write_rows,
 )
 
@@ -265,9 +266,8 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(
     store, tmp_path, monkeypatch, faster
 ):
     settings = settings_for(store, steps=STEPS, seed=[0, 1], sparse="on")
-    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
-        patch.setattr("pipeline.training.assemble.stack_is_faster", lambda *_, **__: faster)
-        train_until(settings, tmp_path / "auto", step=8)
+    monkeypatch.setattr("pipeline.training.assemble.stack_is_faster", lambda *_, **__: faster)
+    assert train_until(settings, tmp_path / "auto", step=8)
     monkeypatch.setattr("pipeline.training.assemble.stack_is_faster", lambda *_, **__: not faster)
     train_settings(settings, tmp_path / "auto", resume=True)
     train_settings(settings | {"stack": "on" if faster else "off"}, tmp_path / "told")
@@ -299,14 +299,12 @@ def test_a_checkpoint_that_only_some_members_have_is_dropped_with_its_word_of_th
     """Curves written anew need not have the same length: the speed in them differs."""
     settings = settings_for(store, steps=STEPS, arch={"kind": "relu"}, seed=[0, 1], stack="on")
     out = tmp_path / "sweep"
-    with pytest.raises(KeyboardInterrupt):
-        train_until(settings, out, step=8)
+    assert train_until(settings, out, step=8)
     ahead, behind = out / "seed=0", out / "seed=1"
     assert steps_kept(ahead) == steps_kept(behind) == [5, 8]
     shutil.rmtree(behind / "checkpoints" / "step-000000008")
     (ahead / "checkpoints" / "step-000000008" / "mark").touch()
-    with pytest.raises(KeyboardInterrupt):
-        train_until(settings, out, step=1)  # the first line there is, of step 8 again
+    assert train_until(settings, out, step=1)  # the first line there is, of step 8 again
     assert steps_kept(ahead) == steps_kept(behind) == [5, 8]
     assert not (ahead / "checkpoints" / "step-000000008" / "mark").exists()
     for run in (ahead, behind):
@@ -314,23 +312,12 @@ def test_a_checkpoint_that_only_some_members_have_is_dropped_with_its_word_of_th
         assert state["metrics_bytes"] == (run / "metrics.jsonl").stat().st_size
 
 
-def train_until(settings, out: Path, *, step: int) -> None:
-    """Train on until a line of the curves is of this step or a later one, and press Ctrl-C."""
-
-    def interrupt(report: TrainReport) -> None:
-        if report.step >= step:
-            raise KeyboardInterrupt
-
-    train_settings(settings, out, resume=True, on_step=interrupt)
-
-
 @pytest.mark.parametrize("stack", ["on", "off"])
 def test_ctrl_c_saves_every_member_and_the_sweep_goes_on_to_the_same_bits(store, tmp_path, stack):
     settings = settings_for(
         store, steps=STEPS, site=["mlp_out.0", "resid_post.0"], seed=[0, 1], stack=stack
     )
-    with pytest.raises(KeyboardInterrupt):
-        train_until(settings, tmp_path / "a", step=8)
+    assert train_until(settings, tmp_path / "a", step=8)
     names = [point.name for point in expand(settings, out=tmp_path)]
     at = [max(steps_kept(tmp_path / "a" / name)) for name in names]
     assert set(at) <= {7, 8} and at[0] == 8

@@ -165,13 +165,6 @@ def test_a_sweep_is_a_group_and_a_single_run_is_none(tmp_path, tiny):
         tiny.had[runs[0]].pop(8)
 
 
-def test_no_tool_is_no_logger_and_writes_nothing(tmp_path):
-    loggers = make_loggers([], [TrainConfig(store=Path("s"), out=tmp_path)])
-    loggers.log(make_report(tmp_path, 1))
-    loggers.close()
-    assert not [*tmp_path.iterdir()]
-
-
 def test_an_unknown_or_missing_tool_is_one_line_that_says_what_to_type(monkeypatch):
     with pytest.raises(ConfigError, match="^--log knows tensorboard, wandb, trackio, got"):
         make_loggers(["mlflow"], [])
