@@ -18,6 +18,7 @@ from tests.helpers.stores import as_numbers, decoding
 
 WIDTHS = {"mlp_out.1": 16, "resid_post.0": 8}
 SITES = tuple(WIDTHS)
+SETTINGS = {"sites": SITES, "batch_size": 10, "seed": 3, "window_rows": 64}
 # Newer Pythons warn of it; DataLoader does so by default, and that is what is tested.
 FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
@@ -28,21 +29,14 @@ def dataset(make_store):
     path = make_store(n_rows=200, widths=WIDTHS)
 
     def make(**given) -> StoreBatches:
-        settings = {"sites": SITES, "batch_size": 10, "seed": 3, "window_rows": 64, **given}
-        return StoreBatches(store=path, **settings)
+        return StoreBatches(store=path, **(SETTINGS | given))
 
     return make
 
 
 def expected(dataset: StoreBatches, n: int) -> list[dict[str, torch.Tensor]]:
     """What `Batches` itself gives, as numbers."""
-    batches = Batches(
-        store=ActStore.open(dataset.store),
-        sites=dataset.sites,
-        batch_size=dataset.batch_size,
-        seed=dataset.seed,
-        window_rows=dataset.window_rows,
-    )
+    batches = Batches(store=ActStore.open(dataset.store), **SETTINGS)
     return [
         {site: torch.from_numpy(as_numbers(rows)).float() for site, rows in batch.items()}
         for batch in islice(batches.start_at(0), n)

@@ -132,22 +132,16 @@ from pathlib import Path
 
 os.fsync = lambda fd: None
 
-from pipeline.config.serialization import from_json
-from pipeline.config.training import TrainConfig
-from pipeline.training.train import train_all
+from tests.helpers.training import settings_for, train_settings
 
-settings = {"store": sys.argv[1], "site": "mlp_out.0", "tokens": 256, "batch_size": 64,
-            "device": "cpu", "log_every": 1, "checkpoint_every": 2, "exclude_positions": [0],
-            "normalize": "rms", "ema": 0.9, "b_dec_start": "median"}
-archs = [{"kind": "relu", "target": 0.1}, {"kind": "batchtopk", "k": 2}, {"kind": "jumprelu"}]
-train_all([
-    from_json(TrainConfig, settings | {"out": f"{sys.argv[2]}/{i}", "arch": arch, "seed": i,
-                                       "resample": resample, "resample_every": "2 steps",
-                                       "resample_window": "1 steps", "sparse": sparse})
-    for i, (arch, resample, sparse) in enumerate(
-        (arch, resample, sparse) for arch in archs for resample, sparse in
-        (("worst", "on"), ("worst", "on"), ("random", "off")))
-])
+for sparse, resample in (("on", "worst"), ("off", "random")):
+    settings = settings_for(
+        sys.argv[1], steps=4, log_every=1, checkpoint_every=2, exclude_positions=[0], ema=0.9,
+        normalize="rms", b_dec_start="median", seed=[0, 1], sparse=sparse, resample=resample,
+        resample_every="2 steps", resample_window="1 steps",
+        arch={"kind": ["relu", "batchtopk", "jumprelu"], "target": 0.1, "k": 2},
+    )
+    train_settings(settings, Path(sys.argv[2], sparse))
 heavy = {"transformers", "datasets", "tokenizers", "torch._dynamo", "matplotlib", "triton"}
 print(*sorted(heavy & set(sys.modules)))
 """
