@@ -66,16 +66,6 @@ class Shown:
     """What a reader of the numbers must know."""
 
 
-def many(n: int, what: str) -> str:
-    """`1 shard`, `1,000 shards`."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
-def percent(share: float | None) -> str:
-    """A share in at most three digits; a dash for nothing."""
-    return "-" if share is None else f"{100 * share:.3g} %"
-
-
 def write_csv(
     path: Path,
     rows: Sequence[Mapping[str, object]],
@@ -99,3 +89,13 @@ def write_csv(
     writer.writeheader()
     writer.writerows(rows)
     write_file(path, [text.getvalue().encode()])
+
+
+def many(n: int, what: str) -> str:
+    """`1 shard`, `1,000 shards`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def percent(share: float | None) -> str:
+    """A share in at most three digits; a dash for nothing."""
+    return "-" if share is None else f"{100 * share:.3g} %"
