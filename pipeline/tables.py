@@ -66,6 +66,11 @@ class Shown:
     """What a reader of the numbers must know."""
 
 
+def many(n: int, what: str) -> str:
+    """`1 shard`, `1,000 shards`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def write_csv(
     path: Path,
     rows: Sequence[Mapping[str, object]],
@@ -89,11 +94,6 @@ def write_csv(
     writer.writeheader()
     writer.writerows(rows)
     write_file(path, [text.getvalue().encode()])
-
-
-def many(n: int, what: str) -> str:
-    """`1 shard`, `1,000 shards`."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def percent(share: float | None) -> str:
