@@ -234,6 +234,7 @@ def test_dead_latents_learn_what_the_living_leave_over(arch):
     parts = learn(stack, x, dead=dead)
     assert plain.aux.item() == 0 and parts.aux.item() == pytest.approx(aux_loss(p), rel=1e-12)
     assert parts.recon.item() == plain.recon.item()
+    assert parts.total.item() == pytest.approx((plain.total + parts.aux).item(), rel=1e-12)
     added = {name: stack.grads[name] - before for name, before in without.items()}
     assert_slopes(aux_loss, p, added, stack.arch.trained)
 
