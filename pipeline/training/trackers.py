@@ -38,33 +38,27 @@ FAILURES = (OSError, RuntimeError, ValueError, sqlite3.Error)
 """What a tool raises that cannot start or stops working."""
 
 
-def make_loggers(names: Sequence[str], configs: Sequence[LoopConfig]) -> "Loggers":
-    """Loggers to the tools named, for the runs of these configs; none named is none.
-
-    Raises:
-        ConfigError: a tool is unknown or not installed.
-    """
-    for name in names:
-        if name not in TOOLS:
-            raise ConfigError(f"--log knows {', '.join(TOOLS)}, got {name!r}")
-        try:
-            import_module(TOOLS[name].package)
-        except ImportError as error:
-            raise ConfigError(
-                f"--log {name} needs {name}: pip install 'saepipe[{name}]'"
-            ) from error
-    return Loggers(names, configs)
-
-
 class Loggers:
     """Several tools as one; one that fails is dropped with a warning.
 
     Args:
         names: Of the tools.
         configs: Of all runs that will report.
+
+    Raises:
+        ConfigError: a tool is unknown or not installed.
     """
 
     def __init__(self, names: Sequence[str], configs: Sequence[LoopConfig]) -> None:
+        for name in names:
+            if name not in TOOLS:
+                raise ConfigError(f"--log knows {', '.join(TOOLS)}, got {name!r}")
+            try:
+                import_module(TOOLS[name].package)
+            except ImportError as error:
+                raise ConfigError(
+                    f"--log {name} needs {name}: pip install 'saepipe[{name}]'"
+                ) from error
         resolved = [replace(config, out=config.out.resolve()) for config in configs]
         self._configs = {config.out: config for config in resolved}
         self._tracks: dict[str, dict[Path, Track]] = {name: {} for name in names}

@@ -13,7 +13,7 @@ import pytest
 from pipeline.config.training import TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.runs.curves import METRICS, Curves
-from pipeline.training.trackers import TOOLS, Loggers, make_loggers
+from pipeline.training.trackers import TOOLS, Loggers
 from tests.helpers.training import make_report
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def session(tool: str, runs: list[Path], steps: list[int], *, end: bool = True) 
         kept = b"".join(line for line in lines if json.loads(line)["step"] < steps[0])
         (run / METRICS).write_bytes(kept)
     configs = [TrainConfig(store=Path("s.actstore"), out=run, lr=1e-3) for run in runs]
-    loggers = make_loggers([tool], configs)
+    loggers = Loggers([tool], configs)
     for step in steps:
         for run in runs:
             with Curves(run / METRICS, keep=2**30) as curves:
@@ -115,7 +115,7 @@ def loggers_for(*runs: Path, **settings) -> Loggers:
         run.mkdir(parents=True, exist_ok=True)
         (run / METRICS).touch()
     configs = [TrainConfig(store=Path("s"), out=run, **settings) for run in runs]
-    return make_loggers(["tiny"], configs)
+    return Loggers(["tiny"], configs)
 
 
 def test_a_tool_that_cannot_start_is_an_error_in_one_line(tmp_path, tiny):
@@ -144,7 +144,7 @@ def test_a_run_that_fails_at_the_end_leaves_a_warning_and_the_others_closed(
 ):
     monkeypatch.setitem(TOOLS, "other", Tiny)
     configs = [TrainConfig(store=Path("s"), out=tmp_path / name) for name in "ab"]
-    loggers = make_loggers(["tiny", "other"], configs)
+    loggers = Loggers(["tiny", "other"], configs)
     session("tiny", [config.out for config in configs], [1])
     del tiny.tracks[:]
     for config in configs:
@@ -167,13 +167,13 @@ def test_a_sweep_is_a_group_and_a_single_run_is_none(tmp_path, tiny):
 
 def test_an_unknown_or_missing_tool_is_one_line_that_says_what_to_type(monkeypatch):
     with pytest.raises(ConfigError, match="^--log knows tensorboard, wandb, trackio, got"):
-        make_loggers(["mlflow"], [])
+        Loggers(["mlflow"], [])
     monkeypatch.setattr(
         "pipeline.training.trackers.import_module", Mock(side_effect=ModuleNotFoundError)
     )
     for name in TOOLS:
         with pytest.raises(ConfigError) as caught:
-            make_loggers([name], [])
+            Loggers([name], [])
         assert str(caught.value) == f"--log {name} needs {name}: pip install 'saepipe[{name}]'"
 
 
