@@ -2,8 +2,8 @@
 
 An architecture's loss and gradient are written once, in terms of `Latents`: elementwise on its
 values, with `decode`, `pull`, `outer` and `by_latent` for all that sums. `Dense` holds a value for
-every pair of a row and a latent, `Pairs` only for those that can matter. What
-`decode` and `by_latent` give is float32 at least.
+every pair of a row and a latent, `Pairs` only for those that can matter. What `decode` and
+`by_latent` give is in float32 at least.
 
 Members of a stack come first in every shape: M SAEs, B rows, F latents, d coordinates.
 """
