@@ -1,6 +1,6 @@
 import math
 from functools import partial
-from itertools import permutations
+from itertools import permutations, takewhile
 
 import numpy as np
 import pytest
@@ -242,15 +242,11 @@ def test_dead_latents_are_those_a_brute_force_count_finds(seed: int, window: int
         dtype = torch.float32 if seed % 2 else torch.int64
         silent.update(torch.from_numpy(counts).to(dtype), n_rows=n_rows)
         history.append((n_rows, counts))
-        for member in range(2):
-            for latent in range(5):
-                rows = 0
-                for n_rows, counts in reversed(history):
-                    if counts[member, latent]:
-                        break
-                    rows += n_rows
-                assert silent.silent[member, latent] == rows
-                assert silent.dead(window)[member, latent] == (rows >= window)
+        for place in np.ndindex(2, 5):
+            since = takewhile(lambda past, place=place: not past[1][place], reversed(history))
+            rows = sum(n_rows for n_rows, _ in since)
+            assert silent.silent[place] == rows
+            assert silent.dead(window)[place] == (rows >= window)
 
 
 def test_a_resampled_latent_is_given_a_window_of_its_own():
