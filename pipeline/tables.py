@@ -1,8 +1,13 @@
-"""Tables as plain values: what a room tells people, for whoever draws it."""
+"""Tables as plain values: what a room tells people, for whoever draws it, and files of them."""
 
+import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
 from typing import Literal
+
+from actstore.files import write_file
 
 Style = Literal[
     "", "dim", "underline", "bold underline", "red", "green", "yellow", "blue", "magenta", "cyan"
@@ -77,6 +82,31 @@ def cell(value: object) -> str:
 def many(n: int, what: str) -> str:
     """`1 shard`, `1,000 shards`."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def write_csv(
+    path: Path,
+    rows: Sequence[Mapping[str, object]],
+    *,
+    columns: Sequence[str] | None = None,
+    line_end: str = "\n",
+) -> None:
+    """Write rows, at least one, as a table with heads, whole or not at all.
+
+    Args:
+        path: Where.
+        rows: Each by column; what a row lacks is empty, as is None.
+        columns: In their order; None means those of the first row.
+        line_end: After each line.
+
+    Raises:
+        OSError: the disk is full or fails; the table is as it was.
+    """
+    text = StringIO()
+    writer = csv.DictWriter(text, columns or list(rows[0]), restval="", lineterminator=line_end)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, [text.getvalue().encode()])
 
 
 def percent(share: float | None) -> str:

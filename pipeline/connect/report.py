@@ -3,15 +3,13 @@
 Definitions are with what finds them, in `scores.py`.
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from io import StringIO
 from pathlib import Path
 
-from actstore.files import write_file
 from pipeline.errors import CheckpointError
 from pipeline.evaluate.report import QUANTILES, Interval, keep, kept
+from pipeline.tables import write_csv
 
 CONNECT_EVAL_FILE = "connect_eval.json"
 """In the folder of a connector's run, its latest report."""
@@ -207,11 +205,7 @@ def write_connector_table(reports: Sequence[ConnectorReport], path: Path) -> Non
         if report.shared not in seen:
             rows += (_row(report, baseline) | _OF_NONE for baseline in report.baselines)
         seen.add(report.shared)
-    text = StringIO(newline="")
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(path, [text.getvalue().encode()])
+    write_csv(path, rows)
 
 
 def _row(report: ConnectorReport, scored: MapScores) -> dict[str, object]:

@@ -4,12 +4,10 @@ The latest report of a run is kept in its folder as `eval.json`. Several are one
 for a spreadsheet or a data frame.
 """
 
-import csv
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +16,7 @@ from pipeline.config.serialization import FLAT, from_json, to_json
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluate.metrics import METRICS, Number
 from pipeline.frame import make_frame
+from pipeline.tables import write_csv
 
 EVAL_FILE = "eval.json"
 """In the folder of a run, its latest report."""
@@ -222,11 +221,7 @@ def write_table(reports: Sequence[EvalReport], path: Path) -> None:
     measured = [*METRICS, *(name for report in reports for name in report.metrics)]
     bounded = {interval.metric for report in reports for interval in report.intervals}
     rows = [_row(report, dict.fromkeys(measured), bounded) for report in reports]
-    text = StringIO(newline="")
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(path, [text.getvalue().encode()])
+    write_csv(path, rows)
 
 
 def _row(

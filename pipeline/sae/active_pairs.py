@@ -2,13 +2,13 @@
 
 An architecture's loss and gradient are written once, in terms of `Latents`: elementwise on its
 values, with `decode`, `pull`, `outer` and `by_latent` for all that sums. `Dense` holds a value for
-every pair of a row and a latent, `Pairs` only for those that can matter.
+every pair of a row and a latent, `Pairs` only for those that can matter. What `decode` and
+`by_latent` give is in float32 at least.
 
 Members of a stack come first in every shape: M SAEs, B rows, F latents, d coordinates.
 """
 
 import math
-from abc import ABC, abstractmethod
 from typing import final
 
 import torch
@@ -20,49 +20,6 @@ from pipeline.sae.select import Picked
 
 Values = Float[Tensor, "..."]
 """A value for each pair: `[M, B, F]` where all pairs are held, `[n]` where n are."""
-
-
-class Latents(ABC):
-    """Pairs of rows and latents of M SAEs, with the pre-activation at each."""
-
-    pre: Values
-
-    @abstractmethod
-    def spread(self, per_latent: Float[Tensor, "M F"]) -> Values:
-        """What a latent has, at each of its pairs (or broadcastable to them)."""
-
-    @abstractmethod
-    def decode(self, z: Values, W_dec: Float[Tensor, "M F d"]) -> Float[Tensor, "M B d"]:
-        """`sum_i z_bi W_dec_i` of each row, in float32."""
-
-    @abstractmethod
-    def pull(
-        self,
-        r: Float[Tensor, "M B d"],
-        W_dec: Float[Tensor, "M F d"],
-        *,
-        base: Float[Tensor, "M F"] | None = None,
-    ) -> Values:
-        """`base_i + r_b . W_dec_i` at each pair: what a gradient at the output means to latents.
-
-        The memory is the caller's to change, until the next `pull`.
-        """
-
-    @abstractmethod
-    def outer(self, v: Values, y: Float[Tensor, "M B d"], out: Float[Tensor, "M F d"]) -> None:
-        """Write `sum_b v_bi y_b` of each latent into `out`."""
-
-    @abstractmethod
-    def by_latent(self, v: Values) -> Float[Tensor, "M F"]:
-        """`sum_b v_bi`, in float32."""
-
-    @abstractmethod
-    def counts(self, z: Values) -> Float[Tensor, "M F"]:
-        """In how many rows each latent is above zero, as float32; ends what `pull` gave."""
-
-    @abstractmethod
-    def columns(self, start: int, stop: int) -> "Latents":
-        """The pairs of latents `start` to `stop` alone, as latents `0` to `stop - start`."""
 
 
 class Scratch:
@@ -88,7 +45,7 @@ class Scratch:
 
 
 @final
-class Dense(Latents):
+class Dense:
     """A value at every pair, `[M, B, F]`, in the dtype that the products are to be computed in.
 
     Args:
@@ -115,7 +72,10 @@ class Dense(Latents):
         *,
         base: Float[Tensor, "M F"] | None = None,
     ) -> Values:
-        """`base_i + r_b . W_dec_i` at each pair."""
+        """`base_i + r_b . W_dec_i` at each pair: what a gradient at the output means to latents.
+
+        The memory is the caller's to change, until the next `pull`.
+        """
         dtype = self.pre.dtype
         out = self._buffer()
         return product(r.to(dtype), W_dec.to(dtype).mT, base=base, out=out)
@@ -133,7 +93,7 @@ class Dense(Latents):
         return product(ones, v)[:, 0].to(torch.promote_types(v.dtype, torch.float32))
 
     def counts(self, z: Values) -> Float[Tensor, "M F"]:
-        """In how many rows each latent is above zero."""
+        """In how many rows each latent is above zero, as float32; ends what `pull` gave."""
         # bfloat16 products add up in float32 but round their result, which would miscount.
         active = torch.gt(z, 0, out=self._buffer())
         if z.dtype == torch.bfloat16:
@@ -141,7 +101,7 @@ class Dense(Latents):
         return self.by_latent(active)
 
     def columns(self, start: int, stop: int) -> "Dense":
-        """The pairs of latents `start` to `stop` alone."""
+        """The pairs of latents `start` to `stop` alone, as latents `0` to `stop - start`."""
         return Dense(self.pre[:, :, start:stop], scratch=self._scratch)
 
     def _buffer(self) -> Float[Tensor, "M B F"]:
@@ -171,7 +131,7 @@ def product(
 
 
 @final
-class Pairs(Latents):
+class Pairs:
     """A value at each picked pair, `[n]`.
 
     Args:
@@ -184,20 +144,6 @@ class Pairs(Latents):
         self.pre: Float[Tensor, " n"] = pre
         self.picked = picked
         self._kernels = kernels
-
-    @staticmethod
-    def exact(
-        picked: Picked,
-        centred: Float[Tensor, "M B d"],
-        E: Float[Tensor, "M F d"],
-        b_enc: Float[Tensor, "M F"],
-        *,
-        kernels: Kernels,
-    ) -> "Pairs":
-        """Pre-activations computed at the pairs, which a narrower dtype may have picked."""
-        pairs = Pairs(picked, b_enc.new_empty(0), kernels=kernels)
-        pairs.pre = pairs.pull(centred, E, base=b_enc)
-        return pairs
 
     def spread(self, per_latent: Float[Tensor, "M F"]) -> Values:
         """What a latent has, at each of its pairs."""
@@ -245,6 +191,10 @@ class Pairs(Latents):
         """The pairs of latents `start` to `stop` alone, their values copied."""
         picked, kept = self.picked.columns(start, stop)
         return Pairs(picked, self.pre.index_select(0, kept), kernels=self._kernels)
+
+
+Latents = Dense | Pairs
+"""Pairs of rows and latents of M SAEs, with the pre-activation `pre` at each."""
 
 
 def _joined(x: Float[Tensor, "M n d"]) -> Float[Tensor, "Mn d"]:

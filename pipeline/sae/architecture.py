@@ -53,8 +53,8 @@ class Parts:
     """The penalty, its coefficient included."""
     aux: Float[Tensor, " M"]
     """All else that is minimised: AuxK, the gate's reconstruction, nested dictionaries."""
-    l1: Float[Tensor, " M"]
-    """Mean over rows of `||z||_1`."""
+    sums: Float[Tensor, "M F"]
+    """Of each latent over rows."""
     counts: Float[Tensor, "M F"]
     """Rows in which each latent was active."""
     residual: Float[Tensor, "M B d"]
@@ -64,6 +64,11 @@ class Parts:
     def total(self) -> Float[Tensor, " M"]:
         """What is minimised."""
         return self.recon + self.sparsity + self.aux
+
+    @property
+    def l1(self) -> Float[Tensor, " M"]:
+        """Mean over rows of `||z||_1`."""
+        return self.sums.sum(-1) / self.residual.shape[1]
 
 
 class Activation(nn.Module, ABC):
@@ -144,13 +149,21 @@ def require_latents(wanted: int | float, told: str, option: str, *, d_in: int, d
         )
 
 
-def reconstruct(
-    latents: Latents, z: Float[Tensor, "..."], problem: Problem
-) -> tuple[Float[Tensor, "M B d"], Float[Tensor, " M"]]:
-    """`x_hat - x` and the mean over rows of its squared norm."""
+def reconstruct(latents: Latents, z: Values, problem: Problem) -> Parts:
+    """What `z` makes of the rows; nothing else costs anything yet."""
+    counts, sums = latents.counts(z), latents.by_latent(z)
+    residual = residual_of(latents, z, problem)
+    recon = mean_square(residual)
+    zero = torch.zeros_like(recon)
+    return Parts(
+        recon=recon, sparsity=zero, aux=zero.clone(), sums=sums, counts=counts, residual=residual
+    )
+
+
+def residual_of(latents: Latents, z: Values, problem: Problem) -> Float[Tensor, "M B d"]:
+    """`x_hat - x`."""
     x_hat = latents.decode(z, problem.params["W_dec"])
-    residual = x_hat.add_(problem.params["b_dec"][:, None]).sub_(problem.x)
-    return residual, mean_square(residual)
+    return x_hat.add_(problem.params["b_dec"][:, None]).sub_(problem.x)
 
 
 def mean_square(residual: Float[Tensor, "M B d"]) -> Float[Tensor, " M"]:

@@ -33,12 +33,9 @@ class SilentRows:
 
     @torch.no_grad()
     def update(self, counts: Real[Tensor, "M F"], *, n_rows: int) -> None:
-        """Count one batch.
+        """Count one batch, of `counts` rows in which each latent was active.
 
-        Args:
-            counts: Rows of it in which each latent was active.
-            n_rows: How long the batch was; with what was excluded from it, if windows of silence
-                are to be lengths of training.
+        `n_rows` has what was excluded from it, if windows of silence are to be lengths of training.
         """
         self.silent.add_(n_rows).masked_fill_(counts > 0, 0)
 
@@ -70,13 +67,7 @@ class AuxK:
     ) -> Float[Tensor, ""]:
         """The loss of one member; its gradient is added to `grads`.
 
-        Args:
-            pre: Pre-activations of the dead latents.
-            dead: Which they are.
-            residual: `x_hat - x`.
-            centred: `x - b_dec`.
-            params: Of the one member, without its leading axis.
-            grads: Likewise.
+        `pre` is that of the `dead` alone, `residual` is `x_hat - x`, and `centred` is `x - b_dec`.
         """
         W_dead, n_rows = params["W_dec"][dead], len(pre)
         values, places = pre.topk(min(self.k, pre.shape[1]), dim=-1, sorted=False)

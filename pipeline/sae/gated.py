@@ -11,6 +11,7 @@ it and the penalty reach `b_gate`.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -25,7 +26,9 @@ from pipeline.sae.architecture import (
     Params,
     Parts,
     Problem,
+    mean_square,
     reconstruct,
+    residual_of,
 )
 from pipeline.sae.select import Picked, above
 
@@ -73,15 +76,14 @@ class GatedArchitecture(Architecture):
         a, scale = latents.pre, latents.spread(params["r_mag"].exp())
         gate = (a + latents.spread(params["b_gate"])).relu_()
         z = (a * scale + latents.spread(params["b_mag"])).relu_() * (gate > 0)
-        counts, sums, gate_sums = latents.counts(z), latents.by_latent(z), latents.by_latent(gate)
-        residual, recon = reconstruct(latents, z, problem)
-        gate_residual, gate_recon = reconstruct(latents, gate, problem)
+        parts, gate_sums = reconstruct(latents, z, problem), latents.by_latent(gate)
+        gate_residual = residual_of(latents, gate, problem)
 
-        r = residual * (2 / n_rows)
+        r = parts.residual * (2 / n_rows)
         latents.outer(z, r, grads["W_dec"])
         torch.sum(r, 1, out=grads["b_dec"])
         d_mag = latents.pull(r, params["W_dec"]) * (z > 0)
-        price = (problem.coefficient / n_rows)[:, None].expand_as(sums)
+        price = (problem.coefficient / n_rows)[:, None].expand_as(gate_sums)
         gate_r = gate_residual * (2 / n_rows)
         d_gate = latents.pull(gate_r, params["W_dec"], base=price) * (gate > 0)
         grads["b_mag"].copy_(latents.by_latent(d_mag))
@@ -91,11 +93,5 @@ class GatedArchitecture(Architecture):
         d_a = d_mag.add_(d_gate)
         latents.outer(d_a, problem.centred, grads["E"])
         grads["b_enc"].copy_(latents.by_latent(d_a))
-        return Parts(
-            recon=recon,
-            sparsity=problem.coefficient * gate_sums.sum(-1) / n_rows,
-            aux=gate_recon,
-            l1=sums.sum(-1) / n_rows,
-            counts=counts,
-            residual=residual,
-        )
+        penalty = problem.coefficient * gate_sums.sum(-1) / n_rows
+        return replace(parts, sparsity=penalty, aux=mean_square(gate_residual))

@@ -9,6 +9,7 @@ A threshold moves no output but by a jump. Its gradient is therefore estimated (
     dz/dtheta  = -theta / e K((pre - theta) / e)        dL0/dtheta = -1 / e K((pre - theta) / e)
 """
 
+from dataclasses import replace
 from math import log
 from typing import final
 
@@ -77,11 +78,10 @@ class JumpReluArchitecture(Architecture):
         pre, theta = latents.pre, latents.spread(threshold)
         on = pre > theta
         z = pre * on
-        counts, sums = latents.counts(z), latents.by_latent(z)
-        residual, recon = reconstruct(latents, z, problem)
-        excess = counts.sum(-1) / n_rows / self.l0 - 1
+        parts = reconstruct(latents, z, problem)
+        excess = parts.counts.sum(-1) / n_rows / self.l0 - 1
 
-        r = residual * (2 / n_rows)
+        r = parts.residual * (2 / n_rows)
         latents.outer(z, r, grads["W_dec"])
         d_z = latents.pull(r, params["W_dec"])
         near = ((pre - theta).abs() < self.bandwidth / 2).to(pre.dtype)
@@ -93,11 +93,4 @@ class JumpReluArchitecture(Architecture):
         latents.outer(d_pre, problem.centred, grads["E"])
         grads["b_enc"].copy_(latents.by_latent(d_pre))
         torch.sum(r, 1, out=grads["b_dec"])
-        return Parts(
-            recon=recon,
-            sparsity=problem.coefficient * excess.square(),
-            aux=torch.zeros_like(recon),
-            l1=sums.sum(-1) / n_rows,
-            counts=counts,
-            residual=residual,
-        )
+        return replace(parts, sparsity=problem.coefficient * excess.square())

@@ -30,7 +30,9 @@ def decode(
 ) -> Float[Tensor, "rows d"]:
     """`sum_j values_j W[col_j]` over the pairs of each row."""
     assert len(crow) == n_rows + 1
-    return _weighted_sums(crow, col, values, W)
+    return functional.embedding_bag(
+        col, W, crow, mode="sum", per_sample_weights=values, include_last_offset=True
+    )
 
 
 def pull(
@@ -61,20 +63,8 @@ def outer(
     for start in range(0, len(out), step):
         ends = crow_t[start : start + step + 1]
         here = slice(int(ends[0]), int(ends[-1]))
-        sums = _weighted_sums(ends - ends[0], row_t[here], values_t[here], y)
+        sums = decode(ends - ends[0], row_t[here], values_t[here], y, len(ends) - 1)
         out[start : start + step] = sums
-
-
-def _weighted_sums(
-    crow: Int32[Tensor, " rows_1"],
-    index: Int32[Tensor, " n"],
-    values: Float[Tensor, " n"],
-    X: Float[Tensor, "from d"],
-) -> Float[Tensor, "to d"]:
-    """`sum_j values_j X[index_j]` over the pairs of each row."""
-    return functional.embedding_bag(
-        index, X, crow, mode="sum", per_sample_weights=values, include_last_offset=True
-    )
 
 
 def _sparse(

@@ -151,7 +151,7 @@ def decode(
 ) -> Float[Tensor, "rows d"]:
     """`sum_j values_j W[col_j]` over the pairs of each row, in float32."""
     out = torch.empty(n_rows, W.shape[1], dtype=torch.float32, device=W.device)
-    _gather_sums(crow, col, values, W, out=out)
+    outer(crow, col, values, W, out)
     return out
 
 
@@ -181,32 +181,20 @@ def outer(
     out: Float[Tensor, "latents d"],
 ) -> None:
     """Write `sum_j values_j y[row_j]` over the pairs of each latent into `out`."""
-    _gather_sums(crow_t, row_t, values_t, y, out=out)
-
-
-def _gather_sums(
-    crow: Int32[Tensor, " rows_1"],
-    index: Int32[Tensor, " n"],
-    values: Float[Tensor, " n"],
-    X: Float[Tensor, "from d"],
-    *,
-    out: Float[Tensor, "to d"],
-) -> None:
-    """Write `sum_j values_j X[index_j]` over the pairs of each row into `out`."""
-    n, d = len(index), X.shape[1]
+    n, d = len(row_t), y.shape[1]
     block, n_blocks, n_warps = _blocks(d)
-    crow, index, values = crow.contiguous(), index.contiguous(), values.contiguous()
+    crow, index, values = crow_t.contiguous(), row_t.contiguous(), values_t.contiguous()
     window = _window_of(n)
     n_windows = n // window
     starts = torch.arange(n_windows, dtype=torch.int32, device=crow.device) * window
     owner = torch.searchsorted(crow, starts, right=True, out_int32=True) - 1
-    sums = torch.empty(n_windows, d, dtype=torch.float32, device=X.device)
+    sums = torch.empty(n_windows, d, dtype=torch.float32, device=y.device)
     _sum_windows[n_windows, n_blocks](
-        crow, owner, index, values, X, *X.stride(), sums, d, window,
+        crow, owner, index, values, y, *y.stride(), sums, d, window,
         block, TILE, num_warps=n_warps,
     )  # fmt: skip
     _sum_rows[len(out), n_blocks](
-        crow, index, values, X, *X.stride(), sums, out, *out.stride(), d, window,
+        crow, index, values, y, *y.stride(), sums, out, *out.stride(), d, window,
         block, TILE, num_warps=n_warps,
     )  # fmt: skip
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from pipeline.config.architectures import MatryoshkaConfig
 from pipeline.sae.active_pairs import Latents
 from pipeline.sae.architecture import Parts, Problem, masked, mean_square, require_latents
-from pipeline.sae.topk import CompetingInBatch
+from pipeline.sae.topk import BatchTopKArchitecture
 
 
 @final
-class MatryoshkaArchitecture(CompetingInBatch):
+class MatryoshkaArchitecture(BatchTopKArchitecture):
     """`matryoshka`: prefixes of `d_sae / 2^(n-1), ..., d_sae / 2, d_sae` latents."""
 
     def __init__(self, config: MatryoshkaConfig, *, d_in: int, d_sae: int, rms: float) -> None:
@@ -61,7 +61,7 @@ class MatryoshkaArchitecture(CompetingInBatch):
             recon=recons[-1],
             sparsity=torch.zeros_like(recons[-1]),
             aux=recons.mean(0) - recons[-1],
-            l1=sums.sum(-1) / n_rows,
+            sums=sums,
             counts=counts,
             residual=residuals[-1],
         )

@@ -9,6 +9,7 @@ relu-april the coefficient times `||W_dec_i||`. By hand, with `z = relu(pre)`:
     dL/dE_i      = sum_b dL/dpre_bi (x_b - b_dec)
 """
 
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -58,24 +59,16 @@ class ReluArchitecture(Architecture):
         """Loss and gradient; `latents.pre` becomes `z`."""
         W_dec, n_rows = problem.params["W_dec"], len(problem.x)
         z = latents.pre.relu_()
-        counts, sums = latents.counts(z), latents.by_latent(z)
-        price = problem.coefficient[:, None].expand_as(sums)
+        parts = reconstruct(latents, z, problem)
+        price = problem.coefficient[:, None].expand_as(parts.sums)
         norms = None if self.unit_norm else torch.linalg.vector_norm(W_dec, dim=-1)
         if norms is not None:
             price = price * norms
-        residual, recon = reconstruct(latents, z, problem)
-        backward(latents, z, residual, problem, base=price / n_rows)
+        backward(latents, z, parts.residual, problem, base=price / n_rows)
         if norms is not None:
-            weight = (problem.coefficient / n_rows)[:, None] * sums / norms.clamp_min(TINY)
+            weight = (problem.coefficient / n_rows)[:, None] * parts.sums / norms.clamp_min(TINY)
             problem.grads["W_dec"].addcmul_(weight[..., None], W_dec)
-        return Parts(
-            recon=recon,
-            sparsity=(sums * price).sum(-1) / n_rows,
-            aux=torch.zeros_like(recon),
-            l1=sums.sum(-1) / n_rows,
-            counts=counts,
-            residual=residual,
-        )
+        return replace(parts, sparsity=(parts.sums * price).sum(-1) / n_rows)
 
 
 @final

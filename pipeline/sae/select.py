@@ -90,24 +90,19 @@ def top_k(pre: Float[Tensor, "M B F"], k: int) -> Picked:
 
 
 def batch_top_k(
-    pre: Float[Tensor, "M B F"], n: int, *, hint: Float[Tensor, " M"] | None
+    pre: Float[Tensor, "M B F"], n: int, *, hint: Float[Tensor, " M"]
 ) -> tuple[Picked, Float[Tensor, " M"]]:
     """The `n` largest positive values of each member, or all positive ones where they are fewer.
 
-    Of equal values at the cut, the first in order of rows and latents.
-
-    Args:
-        pre: Values of all pairs.
-        n: How many of each member.
-        hint: A guess at the smallest of them: best slightly too low, harmless where wrong.
+    Of equal values at the cut, the first in order of rows and latents. The hint is a guess at the
+    smallest of them: best slightly too low, harmless where wrong.
 
     Returns:
         The pairs, and the smallest value among each member's (0 where it has none).
     """
     M, B, F = pre.shape
-    guesses = [0.0] * M if hint is None else hint.tolist()
     found, smallest = list[Tensor](), list[Tensor]()
-    for m, (values, guess) in enumerate(zip(pre.flatten(1), guesses, strict=True)):
+    for m, (values, guess) in enumerate(zip(pre.flatten(1), hint.tolist(), strict=True)):
         at = _largest_positive(values, n, guess)
         found.append(at + m * B * F)
         smallest.append(values.index_select(0, at).min() if len(at) else values.new_zeros(()))

@@ -179,7 +179,9 @@ class Stack:
         if pre.dtype == params["E"].dtype:
             return Pairs(picked, picked.values(pre), kernels=self.kernels)
         # A narrow product only says which; the values come from exact ones, which are few.
-        return Pairs.exact(picked, centred, params["E"], params["b_enc"], kernels=self.kernels)
+        pairs = Pairs(picked, params["E"].new_empty(0), kernels=self.kernels)
+        pairs.pre = pairs.pull(centred, params["E"], base=params["b_enc"])
+        return pairs
 
     def _finish_gradients(self) -> None:
         """What centring means to `b_dec`, and one gradient for a tied encoder."""

@@ -63,6 +63,13 @@ class Competing(Architecture):
         if k_aux and config.aux_coefficient:
             self.aux = AuxK(k=k_aux, coefficient=config.aux_coefficient)
 
+    def learn(self, latents: Latents, problem: Problem) -> Parts:
+        """The squared error of what was kept, and its gradient; `latents.pre` becomes `z`."""
+        z = latents.pre.relu_()
+        parts = reconstruct(latents, z, problem)
+        backward(latents, z, parts.residual, problem)
+        return parts
+
 
 @final
 class TopKArchitecture(Competing):
@@ -76,13 +83,9 @@ class TopKArchitecture(Competing):
         """The largest of each row."""
         return top_k(pre, self.k)
 
-    def learn(self, latents: Latents, problem: Problem) -> Parts:
-        """Loss and gradient; `latents.pre` becomes `z`."""
-        return learn_reconstruction(latents, problem)
 
-
-class CompetingInBatch(Competing):
-    """What batchtopk and matryoshka share."""
+class BatchTopKArchitecture(Competing):
+    """`batchtopk`; Matryoshka is picked in the same way."""
 
     def activation(self) -> Threshold:
         """What is above the threshold, which takes the batch's place."""
@@ -95,28 +98,3 @@ class CompetingInBatch(Competing):
         began = threshold > 0
         threshold.copy_(torch.where(began, threshold.lerp(smallest, THRESHOLD_RATE), smallest))
         return picked
-
-
-@final
-class BatchTopKArchitecture(CompetingInBatch):
-    """`batchtopk`."""
-
-    def learn(self, latents: Latents, problem: Problem) -> Parts:
-        """Loss and gradient; `latents.pre` becomes `z`."""
-        return learn_reconstruction(latents, problem)
-
-
-def learn_reconstruction(latents: Latents, problem: Problem) -> Parts:
-    """The squared error of what was kept, and its gradient; `latents.pre` becomes `z`."""
-    z = latents.pre.relu_()
-    counts, sums = latents.counts(z), latents.by_latent(z)
-    residual, recon = reconstruct(latents, z, problem)
-    backward(latents, z, residual, problem)
-    return Parts(
-        recon=recon,
-        sparsity=torch.zeros_like(recon),
-        aux=torch.zeros_like(recon),
-        l1=sums.sum(-1) / len(problem.x),
-        counts=counts,
-        residual=residual,
-    )

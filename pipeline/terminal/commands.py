@@ -56,10 +56,10 @@ def run_train(
 ) -> "list[StepReport]":
     """Train what is not complete already."""
     from pipeline.training.sweep import complete
-    from pipeline.training.trackers import make_loggers
+    from pipeline.training.trackers import Loggers
 
     configs = [point.config for point in points]
-    with screen.progress("train") as show, closing(make_loggers(log, configs)) as loggers:
+    with screen.progress("train") as show, closing(Loggers(log, configs)) as loggers:
         outcomes = verbs.train_points(
             points, resume=resume, on_progress=show, on_step=loggers.log, words=curve_words
         )

@@ -43,12 +43,7 @@ class Entry:
 
 
 def assemble(feeder: Feeder, entries: Sequence[Entry], *, files: ExitStack) -> list[Group]:
-    """Groups of these runs: stacked where that is faster, else of one member each.
-
-    Args:
-        feeder: Makes the rows of every run's feed.
-        entries: Runs of one store that are not finished.
-        files: Closes the runs' curves.
+    """Groups of these unfinished runs: stacked where that is faster, else of one member each.
 
     Raises:
         CheckpointError: a checkpoint is damaged, or the disk fails.

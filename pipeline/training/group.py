@@ -32,14 +32,7 @@ CONTROLLER = "controller."
 
 @final
 class SAEMember(Member[SAERun]):
-    """One SAE in training.
-
-    Args:
-        run: Where it is kept, and its config.
-        curves: Open at the end of what is to be kept.
-        n_steps: When it is done.
-        coefficient: Of the sparsity penalty, before warm-up and control.
-    """
+    """One SAE in training; `coefficient` is that of its penalty, before warm-up and control."""
 
     def __init__(self, run: SAERun, *, curves: Curves, n_steps: int, coefficient: float) -> None:
         schedule = Schedule.of(run.config, n_steps=n_steps, hold=run.config.hold)
@@ -108,11 +101,7 @@ class SAEMember(Member[SAERun]):
 class Group(MemberGroup[SAEMember]):
     """Trains a stack, each member on a schedule of its own.
 
-    Args:
-        members: With equal configs but for seeds, learning rates and penalties.
-        stack: Of their SAEs, in the same order.
-        feeder: Makes their rows.
-        feed: Which rows those are.
+    Members have equal configs but for seeds, learning rates and penalties, and one feed.
     """
 
     def __init__(
@@ -165,11 +154,7 @@ class Group(MemberGroup[SAEMember]):
             member.adam.load(state)
 
     def save_member(self, m: int) -> None:
-        """Write a checkpoint of a member, unless there is nothing new.
-
-        Raises:
-            DataError: it is no longer finite, so nothing was written.
-        """
+        """Write a checkpoint of a member, unless there is nothing new."""
         member = self.members[m]
         if not member.saved:
             own = {

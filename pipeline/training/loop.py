@@ -22,36 +22,30 @@ from pipeline.runs.kinds import AnyGroup, Source
 from pipeline.training.batches import device_batches
 
 
-class Interrupt:
-    """Whether Ctrl-C was pressed."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.forced = False
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """Remember the first signal; stop at once at the second."""
-        if self.asked:
-            self.forced = True
-            raise KeyboardInterrupt
-        self.asked = True
-
-
 @contextmanager
-def deferred_interrupt() -> Generator[Interrupt, None, None]:
+def deferred_interrupt() -> Generator[list[int], None, None]:
     """Within the block, the first Ctrl-C is only noted; the second raises where it strikes.
 
     Outside the main thread, or where SIGINT is not handled in Python's own way, nothing changes:
     then Ctrl-C does not arrive here, or is someone else's to handle.
+
+    Yields:
+        A signal for each time it was pressed.
     """
-    interrupt = Interrupt()
+    presses = list[int]()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        presses.append(number)
+        if len(presses) > 1:
+            raise KeyboardInterrupt
+
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield interrupt
+        yield presses
         return
-    before = signal.signal(signal.SIGINT, interrupt.handle)
+    before = signal.signal(signal.SIGINT, note)
     try:
-        yield interrupt
+        yield presses
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -89,13 +83,7 @@ def advance_all(
 ) -> None:
     """Give every group the batches of its steps until all are done.
 
-    Args:
-        groups: To train.
-        source: Makes of a batch what each of them is fed.
-        stream: From the first batch that any of them needs.
-        curves: A line of theirs.
-        on_step: Called with each line of the curves.
-        on_end: Called as each run ends.
+    The stream begins with the first batch that any of them needs.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; each member has written a checkpoint, unless it was
@@ -103,7 +91,7 @@ def advance_all(
     """
     active = list(groups)
     first = min(group.step for group in active)
-    with deferred_interrupt() as interrupt, closing(stream):
+    with deferred_interrupt() as presses, closing(stream):
         try:
             for step, batch in enumerate(stream, start=first):
                 fed = source.fed(batch)
@@ -116,10 +104,10 @@ def advance_all(
                 active = [group for group in active if group.members and not group.done]
                 if not active:
                     return
-                if interrupt.asked:
+                if presses:
                     raise KeyboardInterrupt  # noqa: TRY301 - the place where it is safe
         except KeyboardInterrupt:
-            if not interrupt.forced:
+            if len(presses) < 2:
                 for group in active:
                     group.save()
             raise

@@ -25,10 +25,7 @@ RunT = TypeVar("RunT", bound=RunFolder)
 class Member(Generic[RunT]):
     """One run in training: its place in it, its curves and checkpoints.
 
-    Args:
-        run: Where it is kept, and its config.
-        curves: Open at the end of what is to be kept.
-        schedule: Of its learning rate and penalty.
+    The curves are open at the end of what is to be kept.
     """
 
     adam: Adam
@@ -83,11 +80,7 @@ class Member(Generic[RunT]):
             self._curves.append(report)
 
     def checkpoint(self, trained: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint of this step.
-
-        Args:
-            trained: What the run is about.
-            state: What else is needed to go on to the same bits.
+        """Write a checkpoint of this step: `state` is what else the same bits need to go on.
 
         Raises:
             DataError: a weight or loss is no longer finite, so nothing was written.

@@ -21,13 +21,8 @@ class Adam:
     """Moves one member's parameters against their gradients, and keeps a moving average of them.
 
     The step is torch's, by its function: the optimiser class first loads the compiler, which takes
-    as long as half of a short run.
-
-    Args:
-        params: One member's share of a stack, by name; changed in place.
-        grads: The same of its gradients.
-        config: For Adam's settings and the average's decay.
-        trained: Which parameters are learned.
+    as long as half of a short run. Parameters, changed in place, and gradients are one member's
+    share of a stack, by name.
     """
 
     def __init__(
@@ -227,12 +222,7 @@ class Controller:
         return None if target is None else cls(l1, target=target, hold=hold)
 
     def update(self, active_fraction: float, *, lr: float) -> float:
-        """The l1 of the next step.
-
-        Args:
-            active_fraction: Of this step: share of latents active on a row, on average.
-            lr: Of this step.
-        """
+        """The l1 of the next step, from the share of latents that a row had active in this one."""
         ratio = active_fraction / self._target
         error = max(math.log(ratio), SILENCE) if ratio > 0 else SILENCE
         if self._left > 0:

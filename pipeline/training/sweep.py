@@ -6,21 +6,20 @@ sweep.png           the members' frontier
 l1=0.001,seed=0/    a run, as one that was trained alone
 """
 
-import csv
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from actstore.files import make_folder, partial_of, write_file, write_json
+from actstore.files import make_folder, partial_of, write_json
 from pipeline.config.grid import Point
 from pipeline.config.serialization import from_json, to_json
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.runs.curves import METRICS, StepReport
 from pipeline.runs.folder import RUN
+from pipeline.tables import write_csv
 from pipeline.training.member import writing
 from pipeline.training.train import OnStep, Outcome, require_trainable, train_all
 
@@ -33,72 +32,51 @@ _TAIL = 2**16  # bytes that surely hold a line of curves
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """A sweep on disk."""
-
-    path: Path
-    members: tuple[str, ...]
-    """Names of the folders of its runs."""
-    varies: tuple[str, ...]
-    """Settings that differ between members; those of `arch` by their own name."""
-
-    @staticmethod
-    def open(path: Path) -> "Sweep":
-        """The sweep in a folder.
-
-        Raises:
-            CheckpointError: there is none, or its sweep.json is damaged.
-        """
-        try:
-            document = from_json(_Document, json.loads((path / SWEEP).read_bytes()), where=SWEEP)
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{path} is not a sweep: it has no {SWEEP}; saepipe train makes one when an "
-                "option is given several values"
-            ) from error
-        except (OSError, ValueError, ConfigError) as error:
-            raise CheckpointError(f"{path / SWEEP} is damaged: {error}") from error
-        if document.format != FORMAT:
-            raise CheckpointError(
-                f"{path} is a sweep of format {document.format}, this saepipe reads {FORMAT}"
-            )
-        return Sweep(path=path, members=document.members, varies=document.varies)
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """The folders of its runs."""
-        return tuple(self.path / name for name in self.members)
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Document:
     """sweep.json."""
 
     format: int = FORMAT
     kind: Literal["sweep"] = "sweep"
-    members: tuple[str, ...] = field(default=())
-    varies: tuple[str, ...] = field(default=())
+    members: tuple[str, ...] = ()
+    """Names of the folders of its runs."""
+    varies: tuple[str, ...] = ()
+    """Settings that differ between members; those of `arch` by their own name."""
 
 
-def enter_sweep(path: Path, points: Sequence[Point]) -> Sweep:
-    """The sweep of `points` in `path`: created, or found there.
+def enter_sweep(path: Path, points: Sequence[Point]) -> None:
+    """Make `path` the folder of a sweep of `points`, unless it is.
 
     Raises:
         ConfigError: the folder holds another sweep, or something else.
         CheckpointError: its sweep.json is damaged.
     """
-    varies = dict.fromkeys(key for point in points for key in point.varies)
-    sweep = Sweep(path=path, members=tuple(p.name for p in points), varies=tuple(varies))
+    members = tuple(point.name for point in points)
     if (path / SWEEP).exists():
-        _require_same(Sweep.open(path), sweep)
-        return sweep
+        _require_same(path, there={*_members_of(path)}, now={*members})
+        return
     if (path / RUN).exists():
         raise ConfigError(f"{path} is a single run, not a sweep: choose another --out")
     if path.exists() and (not path.is_dir() or _holds_something(path)):
         raise ConfigError(f"{path} exists and is not a sweep: choose another --out")
     make_folder(path)
-    write_json(path / SWEEP, to_json(_Document(members=sweep.members, varies=sweep.varies)))
-    return sweep
+    document = _Document(members=members, varies=_varying(points))
+    write_json(path / SWEEP, to_json(document))
+
+
+def _members_of(path: Path) -> tuple[str, ...]:
+    try:
+        document = from_json(_Document, json.loads((path / SWEEP).read_bytes()), where=SWEEP)
+    except (OSError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path / SWEEP} is damaged: {error}") from error
+    if document.format != FORMAT:
+        raise CheckpointError(
+            f"{path} is a sweep of format {document.format}, this saepipe reads {FORMAT}"
+        )
+    return document.members
+
+
+def _varying(points: Sequence[Point]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(key for point in points for key in point.varies))
 
 
 def write_table(path: Path, points: Sequence[Point], *, states: Mapping[str, str]) -> None:
@@ -117,27 +95,15 @@ def write_table(path: Path, points: Sequence[Point], *, states: Mapping[str, str
         {LAST + key: value for key, value in _last_line(point.config.out / METRICS).items()}
         for point in points
     ]
-    varies = dict.fromkeys(key for point in points for key in point.varies)
     measured = dict.fromkeys(key for end in ends for key in end)
-    text = io.StringIO()
-    rows = csv.DictWriter(text, ["folder", "state", *varies, *measured], restval="")
-    rows.writeheader()
-    for point, end in zip(points, ends, strict=True):
-        told = {key: _cell(value) for key, value in point.varies.items()}
-        rows.writerow({"folder": point.name, "state": states[point.name]} | told | end)
-    write_file(path / TABLE, [text.getvalue().encode()])
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The lines of a sweep.csv by column; what a member lacks is empty.
-
-    Raises:
-        CheckpointError: there is no table in the folder.
-    """
-    try:
-        return list(csv.DictReader(io.StringIO((path / TABLE).read_text(encoding="utf-8"))))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read the table {path / TABLE}: {error}") from error
+    rows = [
+        {"folder": point.name, "state": states[point.name]}
+        | {key: _cell(value) for key, value in point.varies.items()}
+        | end
+        for point, end in zip(points, ends, strict=True)
+    ]
+    columns = ["folder", "state", *_varying(points), *measured]
+    write_csv(path / TABLE, rows, columns=columns, line_end="\r\n")
 
 
 def _holds_something(folder: Path) -> bool:
@@ -145,14 +111,13 @@ def _holds_something(folder: Path) -> bool:
     return any(path.name != partial_of(folder / SWEEP).name for path in folder.glob("[!.]*"))
 
 
-def _require_same(found: Sweep, now: Sweep) -> None:
+def _require_same(path: Path, *, there: set[str], now: set[str]) -> None:
     """Raise ConfigError naming the members that only one of two sweeps has."""
-    theirs, ours = set(found.members), set(now.members)
-    if theirs != ours:
-        only = [f"only there: {_some(theirs - ours)}"] if theirs - ours else []
-        only += [f"only now: {_some(ours - theirs)}"] if ours - theirs else []
+    if there != now:
+        only = [f"only there: {_some(there - now)}"] if there - now else []
+        only += [f"only now: {_some(now - there)}"] if now - there else []
         raise ConfigError(
-            f"{now.path} holds a sweep of other members ({'; '.join(only)}): choose another --out"
+            f"{path} holds a sweep of other members ({'; '.join(only)}): choose another --out"
         )
 
 

@@ -65,8 +65,7 @@ def train_all(
         How each ended, in their order.
 
     Raises:
-        ConfigError: as `train`.
-        CheckpointError: as `train`.
+        PipelineError: as `train`, but for a loss that is not finite.
         StoreError: as `train`.
     """
     store, kind = ActStore.open(configs[0].store), kind_named(configs[0].KIND)

@@ -3,14 +3,14 @@
 z = |pre|            L = mean ||x - x_hat||^2 + price * mean ||z||_1
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, final
 
 import torch
 
 from pipeline.config.architectures import ArchConfig
 from pipeline.config.checks import require_not_negative
-from pipeline.sae.architecture import Activation, Architecture, Parts, reconstruct
+from pipeline.sae.architecture import Activation, Architecture, reconstruct
 from pipeline.sae.select import above
 
 
@@ -47,16 +47,12 @@ class Toy(Architecture):
     def learn(self, latents, problem):
         params, grads, n = problem.params, problem.grads, len(problem.x)
         z, sign = latents.pre.abs(), latents.pre.sign()
-        counts, sums = latents.counts(z), latents.by_latent(z)
-        residual, recon = reconstruct(latents, z, problem)
-        r = residual * (2 / n)
+        parts = reconstruct(latents, z, problem)
+        r = parts.residual * (2 / n)
         latents.outer(z, r, grads["W_dec"])
-        price = (problem.coefficient / n)[:, None].expand_as(sums)
+        price = (problem.coefficient / n)[:, None].expand_as(parts.sums)
         d_pre = latents.pull(r, params["W_dec"], base=price) * sign
         latents.outer(d_pre, problem.centred, grads["E"])
         grads["b_enc"].copy_(latents.by_latent(d_pre))
         torch.sum(r, 1, out=grads["b_dec"])
-        return Parts(
-            recon=recon, sparsity=(sums * price).sum(-1), aux=torch.zeros_like(recon),
-            l1=sums.sum(-1) / n, counts=counts, residual=residual,
-        )  # fmt: skip
+        return replace(parts, sparsity=(parts.sums * price).sum(-1))

@@ -1,5 +1,6 @@
 """Small trainings: their stores and settings, what must be equal, and trainings that are killed."""
 
+import csv
 import json
 import multiprocessing
 import os
@@ -16,6 +17,9 @@ from safetensors.numpy import load_file
 from actstore.manifest import StoreSpec
 from actstore.writer import ActWriter
 from pipeline.config.grid import expand
+from pipeline.config.serialization import from_json
+from pipeline.config.training import TrainConfig
+from pipeline.runs.curves import TrainReport
 from pipeline.training.loop import Outcome
 from pipeline.training.sweep import train_sweep
 from tests.helpers.stores import flip
@@ -84,10 +88,48 @@ def settings_for(store: Path, *, steps: int, **changes: object) -> dict[str, Any
     return common | changes
 
 
+def config_of(store: Path, out: Path, *, steps: int = 30, **changes: object) -> TrainConfig:
+    """The config of one run of these settings."""
+    return from_json(TrainConfig, settings_for(store, steps=steps, **changes) | {"out": str(out)})
+
+
 def train_settings(settings: dict[str, Any], out: Path, **options: Any) -> list[Outcome]:
     """Train these settings, whose lists make a sweep."""
     torch.set_num_threads(1)
     return train_sweep(expand(settings, out=out), out=out, **options)
+
+
+def train_until(settings: dict[str, Any], out: Path, *, step: int) -> bool:
+    """Train on to the first line of the curves of this step or a later one, and press Ctrl-C.
+
+    False if the end came first.
+    """
+
+    def interrupt(report: TrainReport) -> None:
+        if report.step >= step:
+            raise KeyboardInterrupt
+
+    try:
+        train_settings(settings, out, resume=True, on_step=interrupt)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def make_report(run: Path, step: int, **changes: Any) -> TrainReport:
+    """A line of the curves of a run that nobody trained."""
+    figures: dict[str, Any] = {
+        "run": run, "step": step, "n_steps": 99, "rows": 8 * step, "loss": 1 / step, "recon": 1e-17,
+        "sparsity": 0.0, "aux": 0.0, "l0": 1.5, "l1": 2.0, "explained_variance": 0.5, "beta": 0.1,
+        "n_dead": 3, "n_resampled": 0, "lr": 1e-4, "sparse": step > 20, "rows_per_s": 100.0,
+    }  # fmt: skip
+    return TrainReport(**figures | changes)
+
+
+def read_table(sweep: Path) -> list[dict[str, str]]:
+    """The lines of a sweep.csv by column; what a member lacks is empty."""
+    with (sweep / "sweep.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def lines_of(out: Path) -> list[dict[str, float]]:

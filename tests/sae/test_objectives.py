@@ -1,5 +1,8 @@
 """Loss and gradient of every architecture, against the papers' formulas in float64."""
 
+from copy import deepcopy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,9 +17,9 @@ from pipeline.config.architectures import (
     TiedConfig,
     TopKConfig,
 )
-from pipeline.sae.architecture import architecture_of
+from pipeline.sae.architecture import architecture_of, measure
 from pipeline.sae.sae import SAE
-from pipeline.sae.stack import Stack, stacked
+from pipeline.sae.stack import Stack, member_of, stacked, to_state
 
 D_IN, D_SAE, ROWS = 5, 12, 7
 ARCHS = [
@@ -56,6 +59,17 @@ def learn(stack: Stack, x: torch.Tensor, **how):
 
 def numbers(tensors, m: int = 0) -> dict[str, np.ndarray]:
     return {name: p[m].detach().numpy().copy() for name, p in tensors.items()}
+
+
+def assert_slopes(loss, params, grads, names) -> None:
+    """Gradients are finite differences of `loss(params)`."""
+    for name in names:
+        for i in np.ndindex(*params[name].shape):
+            ahead, behind = deepcopy(params), deepcopy(params)
+            ahead[name][i] += 1e-6
+            behind[name][i] -= 1e-6
+            slope = (loss(ahead) - loss(behind)) / 2e-6
+            assert grads[name][0][i].item() == pytest.approx(slope, rel=1e-5, abs=1e-7), (name, i)
 
 
 def relu(x):
@@ -121,23 +135,59 @@ def test_the_loss_is_the_formula(arch, seed):
 
 
 @every_arch
+def test_an_sae_of_these_parameters_encodes_and_decodes_by_the_formula(arch):
+    stack, x = make_stack(arch), make_rows()
+    p = numbers(stack.params)
+    z = latents_by_the_formula(p, x.numpy(), arch)
+    if "threshold" in p:
+        stack.params["threshold"].fill_(z[z > 0].min() - 1e-9)
+    sae = SAE(arch, d_in=D_IN, d_sae=D_SAE).double()
+    sae.load_state_dict(to_state(member_of(stack.params, 0)))
+    contexts = torch.stack([x + 1, x])
+    np.testing.assert_allclose(sae.encode(contexts)[1].detach(), z, rtol=1e-10)
+    x_hat = z @ p["W_dec"] + p["b_dec"]
+    np.testing.assert_allclose(sae(contexts)[1].detach(), x_hat, rtol=1e-10)
+
+
+def test_measures_are_their_definitions():
+    stack, x = make_stack(ReluConfig(l1=0.3)), make_rows()
+    parts = replace(learn(stack, x), aux=torch.ones(1, dtype=torch.float64))
+    p, rows = numbers(stack.params), x.numpy()
+    z = latents_by_the_formula(p, rows, ReluConfig())
+    left = ((z @ p["W_dec"] + p["b_dec"] - rows) ** 2).sum()
+    spread = ((rows - rows.mean(0)) ** 2).sum()
+    assert {name: value.item() for name, value in measure(x, parts).items()} == pytest.approx(
+        {
+            "loss": left / ROWS + 0.3 * z.sum() / ROWS + 1,
+            "recon": left / ROWS,
+            "sparsity": 0.3 * z.sum() / ROWS,
+            "aux": 1.0,
+            "l0": (z > 0).sum() / ROWS,
+            "l1": z.sum() / ROWS,
+            "explained_variance": 1 - left / spread,
+        }
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_batch_of_equal_rows_still_gives_finite_measures(value):
+    x = torch.full((4, D_IN), value, dtype=torch.float64)
+    measured = measure(x, learn(make_stack(ReluConfig()), x))
+    assert all(figure.isfinite() for figure in measured.values())
+
+
+@every_arch
 def test_gradients_are_the_formulas_finite_differences(arch):
     stack, x = make_stack(arch), make_rows()
     learn(stack, x)
     frozen = numbers(stack.params)
-    step = 1e-6
-    for name in stack.arch.trained:
-        if name == "log_threshold":
-            continue  # no output moves with it but by jumps: see the next test
-        for i in np.ndindex(*frozen[name].shape):
-            sides: list[float] = []
-            for sign in (+1, -1):
-                p = numbers(stack.params)
-                p[name][i] += sign * step
-                sides.append(loss_by_the_formula(p, x.numpy(), arch, frozen=frozen))
-            slope = (sides[0] - sides[1]) / (2 * step)
-            found = stack.grads[name][0][i].item()
-            assert found == pytest.approx(slope, rel=1e-5, abs=1e-7), (name, i)
+
+    def loss(p) -> float:
+        return loss_by_the_formula(p, x.numpy(), arch, frozen=frozen)
+
+    # No output moves with a threshold but by jumps: see the next test.
+    smooth = [name for name in stack.arch.trained if name != "log_threshold"]
+    assert_slopes(loss, frozen, stack.grads, smooth)
 
 
 def test_a_threshold_feels_its_neighbourhood_as_the_estimator_says():
@@ -184,16 +234,14 @@ def test_dead_latents_learn_what_the_living_leave_over(arch):
     parts = learn(stack, x, dead=dead)
     assert plain.aux.item() == 0 and parts.aux.item() == pytest.approx(aux_loss(p), rel=1e-12)
     assert parts.recon.item() == plain.recon.item()
-    for name in stack.arch.trained:
-        for i in np.ndindex(*p[name].shape):
-            sides: list[float] = []
-            for sign in (+1, -1):
-                q = numbers(stack.params)
-                q[name][i] += sign * 1e-6
-                sides.append(aux_loss(q))
-            slope = (sides[0] - sides[1]) / 2e-6
-            found = (stack.grads[name] - without[name])[0][i].item()
-            assert found == pytest.approx(slope, rel=1e-5, abs=1e-7), (name, i)
+    assert parts.total.item() == pytest.approx((plain.total + parts.aux).item(), rel=1e-12)
+    added = {name: stack.grads[name] - before for name, before in without.items()}
+    assert_slopes(aux_loss, p, added, stack.arch.trained)
+
+
+def require_kernels(stack: Stack) -> None:
+    if stack.kernels is None:
+        pytest.skip("torch has no MKL here, so that training stays dense")
 
 
 @every_arch
@@ -201,8 +249,7 @@ def test_dead_latents_learn_what_the_living_leave_over(arch):
 def test_the_sparse_path_gives_the_dense_ones_numbers(arch, members):
     x = make_rows(n=200, dtype=torch.float32)
     stack = make_stack(arch, members=members, dtype=torch.float32)
-    if stack.kernels is None:
-        pytest.skip("torch has no MKL here, so that training stays dense")
+    require_kernels(stack)
     dead = torch.zeros(members, D_SAE, dtype=torch.bool)
     dead[0, ::3] = True
     dense = learn(stack, x, dead=dead)
@@ -210,12 +257,9 @@ def test_the_sparse_path_gives_the_dense_ones_numbers(arch, members):
     if "threshold" in stack.params:
         stack.params["threshold"].zero_()
     sparse = learn(stack, x, dead=dead, sparse=True)
-    for name in ("recon", "sparsity", "aux", "l1", "counts", "residual"):
-        torch.testing.assert_close(
-            getattr(sparse, name), getattr(dense, name), rtol=2e-5, atol=2e-5
-        )
-    for name, grad in grads.items():
-        torch.testing.assert_close(stack.grads[name], grad, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(vars(sparse), vars(dense), rtol=2e-5, atol=2e-5)
+    now = {name: stack.grads[name] for name in stack.arch.trained}
+    torch.testing.assert_close(now, grads, rtol=2e-5, atol=2e-5)
 
 
 @every_arch
@@ -223,8 +267,8 @@ def test_the_sparse_path_gives_the_dense_ones_numbers(arch, members):
 def test_each_member_of_a_stack_learns_as_it_would_alone(arch, sparse):
     x = make_rows(n=40, dtype=torch.float32)
     stack = make_stack(arch, members=3, dtype=torch.float32)
-    if sparse and stack.kernels is None:
-        pytest.skip("torch has no MKL here, so that training stays dense")
+    if sparse:
+        require_kernels(stack)
     coefficient = torch.tensor([0.1, 0.5, 2.0])
     alone = [stack.subset([m]) for m in range(3)]
     together = stack.learn(x, coefficient=coefficient, sparse=sparse)
@@ -237,16 +281,16 @@ def test_each_member_of_a_stack_learns_as_it_would_alone(arch, sparse):
             )
 
 
-def test_latents_that_are_all_silent_leave_the_bias_alone_to_learn():
-    for sparse in (False, True):
-        stack = make_stack(ReluConfig(), dtype=torch.float32)
-        if sparse and stack.kernels is None:
-            continue
-        stack.params["b_enc"].fill_(-1e4)
-        parts = learn(stack, make_rows(dtype=torch.float32), sparse=sparse)
-        assert parts.l1.item() == 0 and not parts.counts.any()
-        assert not stack.grads["E"].any() and not stack.grads["W_dec"].any()
-        assert stack.grads["b_dec"].all()
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_latents_that_are_all_silent_leave_the_bias_alone_to_learn(sparse):
+    stack = make_stack(ReluConfig(), dtype=torch.float32)
+    if sparse:
+        require_kernels(stack)
+    stack.params["b_enc"].fill_(-1e4)
+    parts = learn(stack, make_rows(dtype=torch.float32), sparse=sparse)
+    assert parts.l1.item() == 0 and not parts.counts.any()
+    assert not stack.grads["E"].any() and not stack.grads["W_dec"].any()
+    assert stack.grads["b_dec"].all()
 
 
 def test_projected_gradients_are_at_right_angles_to_their_rows():
@@ -266,22 +310,20 @@ def test_clipping_shrinks_each_member_to_the_norm_and_no_further():
     stack = make_stack(ReluConfig(), members=2)
     learn(stack, make_rows())
     names = stack.arch.trained
-    stack.grads["E"][1] *= 1e-6
-    stack.grads["W_dec"][1] *= 1e-6
-    stack.grads["b_enc"][1] *= 1e-6
-    stack.grads["b_dec"][1] *= 1e-6
+    for name in names:
+        stack.grads[name][1] *= 1e-6
     before = {name: stack.grads[name].clone() for name in names}
 
-    def norm(m: int, grads) -> float:
-        return sum(float(grads[name][m].square().sum()) for name in names) ** 0.5
+    def norms(grads) -> torch.Tensor:
+        return torch.cat([grads[name].flatten(1) for name in names], 1).norm(dim=1)
 
-    assert norm(0, before) > 0.5 > norm(1, before)
+    long, short = norms(before)
+    assert long > 0.5 > short
     stack.clip(0.5)
-    assert norm(0, stack.grads) == pytest.approx(0.5)
+    torch.testing.assert_close(norms(stack.grads), torch.stack([torch.full_like(long, 0.5), short]))
     for name in names:
-        torch.testing.assert_close(stack.grads[name][1], before[name][1], rtol=0, atol=0)
-        ratio = stack.grads[name][0] / before[name][0]
-        torch.testing.assert_close(ratio, torch.full_like(ratio, 0.5 / norm(0, before)))
+        assert torch.equal(stack.grads[name][1], before[name][1])
+        torch.testing.assert_close(stack.grads[name][0], before[name][0] * (0.5 / long))
 
 
 def test_renormalising_keeps_directions_and_brings_rows_to_unit_norm():

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.config.architectures import (
+    ArchConfig,
     GatedConfig,
     JumpReluConfig,
     ReluAprilConfig,
@@ -139,13 +140,6 @@ def test_a_lasting_error_moves_log_l1_by_itself_every_horizon(error, lr):
     assert math.log(controller.l1) - before == pytest.approx(error, rel=1e-9)
 
 
-def test_however_dense_l1_rises_e_fold_a_horizon():
-    controller = make_controller()
-    for _ in range(50):
-        controller.update(0.9, lr=FAST)
-    assert controller.l1 == pytest.approx(RIGHT * math.e)
-
-
 def test_an_l0_that_halves_halves_l1_long_before_a_horizon_is_over():
     controller = make_controller()
     for _ in range(3000):
@@ -155,7 +149,7 @@ def test_an_l0_that_halves_halves_l1_long_before_a_horizon_is_over():
     assert after / before == pytest.approx(0.5, rel=0.06)
 
 
-def test_silence_lowers_l1_at_once_and_at_most_a_millionfold():
+def test_silence_lowers_l1_at_once_at_most_a_millionfold_and_not_for_good():
     controller = make_controller()
     controller.update(TARGET, lr=FAST)
     for _ in range(50):
@@ -164,12 +158,6 @@ def test_silence_lowers_l1_at_once_and_at_most_a_millionfold():
     for _ in range(2000):
         controller.update(0.0, lr=FAST)
     assert controller.l1 == pytest.approx(RIGHT * 1e-6)
-
-
-def test_after_a_long_silence_l0_comes_back_to_its_target():
-    controller = make_controller()
-    for _ in range(2000):
-        controller.update(0.0, lr=FAST)
     l0, _ = take(lagging(controller, lag=30, lr=lambda _: FAST), 2000)
     assert l0[-500:] == pytest.approx([1] * 500, rel=0.05)
     assert min(l0) > 0.9
@@ -208,15 +196,15 @@ def test_an_l1_of_zero_is_refused_in_a_line_that_says_what_to_type():
 
 
 def test_only_a_run_with_a_target_is_controlled():
-    def config(arch) -> TrainConfig:
-        return TrainConfig(store=Path("a"), out=Path("b"), arch=arch)
+    def of(arch: ArchConfig, l1: float) -> Controller | None:
+        return Controller.of(TrainConfig(store=Path("a"), out=Path("b"), arch=arch), l1, hold=5)
 
     for kind in (ReluConfig, ReluAprilConfig, TiedConfig, GatedConfig):
-        assert Controller.of(config(kind(l1=0.0)), 0.0, hold=5) is None
-        controller = Controller.of(config(kind(target=0.02)), 0.3, hold=5)
+        assert of(kind(l1=0.0), 0.0) is None
+        controller = of(kind(target=0.02), 0.3)
         assert [controller.update(0.02, lr=FAST) for _ in range(6)] == [0.3] * 6
         assert controller.update(0.03, lr=FAST) > 0.3
-    assert Controller.of(config(JumpReluConfig()), 0.1, hold=5) is None
+    assert of(JumpReluConfig(), 0.1) is None
 
 
 class SAEs:

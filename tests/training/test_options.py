@@ -11,20 +11,19 @@ from safetensors.torch import load_file
 
 from actstore.reader import ActStore
 from pipeline.config.architectures import ARCHS
-from pipeline.config.serialization import from_json
-from pipeline.config.training import TrainConfig
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
+from pipeline.training.assemble import b_dec_start
+from pipeline.training.feed import Feed, Feeder
 from pipeline.training.train import train
 from tests.helpers.slow import slow
 from tests.helpers.stores import column
 from tests.helpers.training import (
     CTX,
-    assert_alike,
+    config_of,
     lines_of,
     make_rows,
     result,
-    settings_for,
     write_rows,
 )
 
@@ -32,12 +31,14 @@ KNOBS: dict[str, dict[str, object]] = {
     "topk": {"k": 2}, "batchtopk": {"k": 2}, "matryoshka": {"k": 2, "prefixes": 3},
     "jumprelu": {"l0": 3.0},
 }  # fmt: skip
+every_arch = pytest.mark.parametrize(
+    "arch", [{"kind": kind} | KNOBS.get(kind, {}) for kind in ARCHS], ids=list(ARCHS)
+)
 
 
 def run(store: Path, out: Path, *, steps: int = 8, **changes: object) -> list[dict[str, Any]]:
     """Train, with a line of curves and a checkpoint of every step; the lines."""
-    settings = settings_for(store, steps=steps, **{"checkpoint_every": 1, "log_every": 1} | changes)
-    train(from_json(TrainConfig, settings | {"out": str(out)}))
+    train(config_of(store, out, steps=steps, checkpoint_every=1, log_every=1, **changes))
     return lines_of(out)
 
 
@@ -72,9 +73,8 @@ def test_the_sae_that_is_saved_is_the_moving_average_of_the_weights(store, tmp_p
     assert not torch.allclose(saved["W_dec"], kept(tmp_path, 8)[0]["W_dec"].float(), atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ARCHS)
-def test_the_sae_of_a_normalised_run_takes_rows_as_they_are(store, tmp_path, kind):
-    arch = {"kind": kind} | KNOBS.get(kind, {})
+@every_arch
+def test_the_sae_of_a_normalised_run_takes_rows_as_they_are(store, tmp_path, arch):
     run(store, tmp_path, arch=arch, normalize="rms", lr=1e-2, steps=4, exclude_positions=[0])
     x = rows_of(store)
     position = torch.from_numpy(column(ActStore.open(store), "position"))
@@ -106,42 +106,33 @@ def test_the_unit_of_the_rows_does_not_matter_once_they_are_normalised(tmp_path)
 
 
 def test_b_dec_starts_where_it_was_told(store, tmp_path):
-    x = rows_of(store).double()
+    feed = Feed(site="mlp_out.0")
+    feeder = Feeder(ActStore.open(store), [feed], device=torch.device("cpu"))
     for start in ("zero", "mean", "median"):
         run(store, tmp_path / start, steps=1, lr=1e-9, b_dec_start=start)
         b_dec = kept(tmp_path / start, 1)[0]["b_dec"]
-        if start == "zero":
-            assert b_dec.abs().max() < 1e-8
-        elif start == "mean":
-            torch.testing.assert_close(b_dec, x.mean(0), rtol=1e-6, atol=1e-6)
-        else:  # where the unit vectors towards all rows cancel
-            pull = torch.nn.functional.normalize(x - b_dec, dim=-1).mean(0)
-            assert pull.norm() < 1e-5 and (b_dec - x.mean(0)).norm() > 1e-2
+        torch.testing.assert_close(b_dec, b_dec_start(feeder, feed, start), rtol=1e-6, atol=1e-6)
 
 
 def test_resampling_happens_when_it_is_due_and_is_counted(store, tmp_path):
     """A latent that was resampled is one whose moments are zero again."""
-    lines = run(
-        store, tmp_path, steps=12, batch_size=16, arch={"kind": "topk", "k": 1, "k_aux": 0},
-        resample="random", resample_every="4 steps", resample_window="2 steps",
-    )  # fmt: skip
+    changes: dict[str, object] = {
+        "batch_size": 16, "arch": {"kind": "topk", "k": 1, "k_aux": 0}, "resample": "random",
+        "resample_every": "4 steps",
+    }  # fmt: skip
+    never = run(store, tmp_path / "never", resample_window="9 steps", **changes)
+    assert never[-1]["n_resampled"] == 0
+    out = tmp_path / "due"
+    lines = run(store, out, steps=12, resample_window="2 steps", **changes)
     counts = [0, *(line["n_resampled"] for line in lines)]
     anew = [
-        int((kept(tmp_path, step)[1]["W_dec.exp_avg_sq"].abs().sum(-1) == 0).sum())
+        int((kept(out, step)[1]["W_dec.exp_avg_sq"].abs().sum(-1) == 0).sum())
         for step in range(1, 13)
     ]
     grown = {step: counts[step] - counts[step - 1] for step in range(1, 13)}
     assert all(grown[step] == 0 for step in grown if step not in (4, 8))
     assert (grown[4], grown[8]) == (anew[3], anew[7]) and anew[3] + anew[7] > 3
-    assert all(int(kept(tmp_path, s)[1]["n_resampled"]) == counts[s] for s in range(1, 13))
-
-
-def test_a_window_of_silence_longer_than_the_run_resamples_none(store, tmp_path):
-    lines = run(
-        store, tmp_path, batch_size=16, arch={"kind": "topk", "k": 1, "k_aux": 0},
-        resample="random", resample_every="4 steps", resample_window="9 steps",
-    )  # fmt: skip
-    assert lines[-1]["n_resampled"] == 0
+    assert all(int(kept(out, s)[1]["n_resampled"]) == counts[s] for s in range(1, 13))
 
 
 def test_dead_latents_are_those_silent_for_the_window_whatever_was_excluded(store, tmp_path):
@@ -222,9 +213,8 @@ def test_the_curves_say_which_path_was_taken(store, tmp_path, sparse, k, shown):
 
 
 @pytest.mark.parametrize("sparse", ["on", slow("off")])
-@pytest.mark.parametrize("kind", ARCHS)
-def test_bf16_learns_almost_as_float32_does(store, tmp_path, kind, sparse):
-    arch = {"kind": kind} | KNOBS.get(kind, {})
+@every_arch
+def test_bf16_learns_almost_as_float32_does(store, tmp_path, arch, sparse):
     wide, narrow = (
         run(store, tmp_path / precision, arch=arch, precision=precision, sparse=sparse)
         for precision in ("fp32", "bf16")
@@ -235,11 +225,3 @@ def test_bf16_learns_almost_as_float32_does(store, tmp_path, kind, sparse):
     for name, rel in (("recon", 0.01), ("l0", 0.01)):
         a, b = (sum(line[name] for line in lines) for lines in (wide, narrow))
         assert b == pytest.approx(a, rel=rel), name
-
-
-@pytest.mark.parametrize("kind", ARCHS)
-def test_the_sparse_path_learns_what_the_dense_one_does(store, tmp_path, kind):
-    arch = {"kind": kind} | KNOBS.get(kind, {})
-    for sparse in ("on", "off"):
-        run(store, tmp_path / sparse, arch=arch, sparse=sparse, dead_window="2 steps")
-    assert_alike(tmp_path / "on", tmp_path / "off")

@@ -1,14 +1,11 @@
 """A run that was stopped, at any moment and in any configuration, ends as one that was not."""
 
 import random
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from pipeline.config.serialization import from_json
-from pipeline.config.training import TrainConfig
-from pipeline.runs.curves import TrainReport
-from pipeline.training.train import train
 from tests.helpers.slow import cases
 from tests.helpers.training import (
     killed,
@@ -18,6 +15,7 @@ from tests.helpers.training import (
     steps_kept,
     syncs_of,
     train_settings,
+    train_until,
 )
 
 CASES: dict[str, dict[str, object]] = {
@@ -68,59 +66,38 @@ CASES: dict[str, dict[str, object]] = {
 }  # fmt: skip
 STEPS = 34
 
-# A few show that all of a run's state is kept; the others, that this holds of every kind.
-stopped = pytest.mark.parametrize(
-    "settings",
-    cases(CASES, fast={"relu controlled", "matryoshka, sparse"}),
-)
-killed_twice = pytest.mark.parametrize("settings", cases(CASES, fast={"gated, sparse"}))
-
 
 @pytest.fixture(scope="module")
 def whole(store, tmp_path_factory):
-    """`whole(settings)`: what those settings are with a store, and an uninterrupted run of them."""
-    runs: dict[str, tuple[dict[str, object], Path, int]] = {}
+    """`whole(case)`: its settings with a store, an uninterrupted run of them, and its syncs."""
 
-    def make(changes: dict[str, object]):
-        name = str(changes)
-        if name not in runs:
-            settings = settings_for(store, steps=STEPS, **changes)
-            out = tmp_path_factory.mktemp("runs") / "whole"
-            with pytest.MonkeyPatch.context() as patch:
-                runs[name] = settings, out, syncs_of(patch, settings, out)
-        return runs[name]
+    @cache
+    def make(case: str) -> tuple[dict[str, object], Path, int]:
+        settings = settings_for(store, steps=STEPS, **CASES[case])
+        out = tmp_path_factory.mktemp("runs") / "whole"
+        with pytest.MonkeyPatch.context() as patch:
+            return settings, out, syncs_of(patch, settings, out)
 
     return make
 
 
-def train_until(settings: dict[str, object], out: Path, *, stop_after: int) -> bool:
-    """Train on to the first line of the curves after a step, and press Ctrl-C; False at the end."""
-
-    def interrupt(report: TrainReport) -> None:
-        if report.step > stop_after:
-            raise KeyboardInterrupt
-
-    config = from_json(TrainConfig, settings | {"out": str(out)})
-    try:
-        train(config, resume=True, on_step=interrupt)
-    except KeyboardInterrupt:
-        return True
-    return False
+# A few show that all of a run's state is kept; the others, that this holds of every kind.
+NAMES = {name: name for name in CASES}
 
 
-@stopped
-def test_a_run_stopped_again_and_again_is_the_same_to_the_bit(whole, tmp_path, settings):
-    settings, uninterrupted, _ = whole(settings)
+@pytest.mark.parametrize("case", cases(NAMES, fast={"relu controlled", "matryoshka, sparse"}))
+def test_a_run_stopped_again_and_again_is_the_same_to_the_bit(whole, tmp_path, case):
+    settings, uninterrupted, _ = whole(case)
     out, step = tmp_path / "run", 0
-    while train_until(settings, out, stop_after=step):
+    while train_until(settings, out, step=step + 1):
         step = steps_kept(out)[-1]
     assert step > 0.8 * STEPS
     assert result(out) == result(uninterrupted)
 
 
-@killed_twice
-def test_a_run_killed_twice_anywhere_is_the_same_to_the_bit(whole, tmp_path, settings):
-    settings, uninterrupted, n_syncs = whole(settings)
+@pytest.mark.parametrize("case", cases(NAMES, fast={"gated, sparse"}))
+def test_a_run_killed_twice_anywhere_is_the_same_to_the_bit(whole, tmp_path, case):
+    settings, uninterrupted, n_syncs = whole(case)
     rng = random.Random(str(settings["arch"]))
     out = tmp_path / "run"
     first = rng.randrange(1, n_syncs)
@@ -134,7 +111,7 @@ def test_a_run_killed_twice_anywhere_is_the_same_to_the_bit(whole, tmp_path, set
 @pytest.mark.slow
 def test_the_cases_do_what_they_are_named_for(whole):
     """Else, what they show would be less than it seems."""
-    curves = {name: lines_of(whole(settings)[1]) for name, settings in CASES.items()}
+    curves = {name: lines_of(whole(name)[1]) for name in CASES}
     ends = {name: lines[-1] for name, lines in curves.items()}
     paths = [line["sparse"] for line in curves["relu into the sparse path and back"]]
     assert paths == [False] * 4 + [True] * 4 + [False] * 2

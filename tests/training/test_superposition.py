@@ -1,6 +1,5 @@
 import math
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -78,23 +77,6 @@ def test_features_are_as_often_active_as_they_are_said_to_be_and_uniform_in_size
     assert sizes.max() <= 1
     assert abs(sizes.mean() - 1 / 2) < 0.01
     assert abs(sizes.var() - 1 / 12) < 0.002
-
-
-def test_features_that_share_causes_are_active_together(truth):
-    """As often as two normal variables with half the cosine of their causes are both large."""
-    n_rows, normal = 100_000, NormalDist()
-    active = codes(truth, n_rows) > 0
-    shared = (truth.factors @ truth.factors.T).fill_diagonal_(0).double().numpy() / 2
-    p = truth.probability.double().numpy()
-    for place in (shared.argmax(), shared.argmin()):
-        i, j = np.unravel_index(place, shared.shape)
-        rho, (a, b) = shared[i, j], (normal.inv_cdf(1 - p[k]) for k in (i, j))
-        x = np.linspace(a, 8, 2001)
-        also = [normal.cdf((rho * at - b) / math.sqrt(1 - rho**2)) for at in x]
-        both = np.trapezoid(np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi) * also, x)
-        error = math.sqrt(both / n_rows)
-        assert abs((active[:, i] & active[:, j]).mean() - both) < 5 * error
-        assert abs(p[i] * p[j] - both) > 10 * error, "by chance alone it would be otherwise"
 
 
 def test_rows_of_the_store_are_sums_of_features(truth, store):

@@ -1,15 +1,15 @@
 import json
-import os
 from dataclasses import fields
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from actstore import files
 from pipeline.config.grid import Point, expand
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runs.curves import NOT_IN_LINES, Curves, TrainReport
-from pipeline.training.sweep import Sweep, enter_sweep, read_table, write_table
+from pipeline.training.sweep import enter_sweep, write_table
+from tests.helpers.training import make_report, read_table
 
 
 def make_points(out: Path, **settings: object) -> tuple[Point, ...]:
@@ -17,31 +17,24 @@ def make_points(out: Path, **settings: object) -> tuple[Point, ...]:
     return expand({"store": "s.actstore"} | swept, out=out)
 
 
-def append_line(folder: Path, *, step: int, loss: float = 0.1 + 0.2) -> None:
+def append_line(folder: Path, *, step: int, **changes: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    report = TrainReport(
-        run=folder, step=step, n_steps=9, rows=step * 8, loss=loss, recon=1e-17, sparsity=0.0,
-        aux=0.0, l0=1.5, l1=2.0, explained_variance=0.5, beta=0.1, n_dead=3, n_resampled=0,
-        lr=1e-4, sparse=False, rows_per_s=100.0,
-    )  # fmt: skip
     with Curves(folder / "metrics.jsonl", keep=2**30) as curves:
-        curves.append(report)
+        curves.append(make_report(folder, step, **changes))
 
 
 def states_of(points: tuple[Point, ...], **states: str) -> dict[str, str]:
     return {point.name: "running" for point in points} | states
 
 
-def test_a_sweep_is_found_again_with_its_members_and_what_varies(tmp_path):
-    points = make_points(tmp_path / "sweep")
-    made = enter_sweep(tmp_path / "sweep", points)
-    assert Sweep.open(tmp_path / "sweep") == made
-    assert made.members == ("relu,l1=0.1", "relu,l1=0.2", "topk")
-    assert made.folders == tuple(point.config.out for point in points)
-    assert made.varies == ("arch", "l1")
-    assert enter_sweep(tmp_path / "sweep", points) == made
-    document = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    assert (document["format"], document["kind"]) == (1, "sweep")
+def test_a_sweep_is_entered_again_and_what_a_kill_left_of_its_file_is_no_obstacle(tmp_path):
+    (tmp_path / "sweep.json.partial").write_text('{"form')
+    for _ in range(2):
+        enter_sweep(tmp_path, make_points(tmp_path))
+        assert json.loads((tmp_path / "sweep.json").read_text()) == {
+            "format": 1, "kind": "sweep", "varies": ["arch", "l1"],
+            "members": ["relu,l1=0.1", "relu,l1=0.2", "topk"],
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -56,9 +49,8 @@ def test_another_sweep_in_the_folder_is_refused_in_one_line(tmp_path, other, sai
     out = tmp_path / "sweep"
     enter_sweep(out, make_points(out, seed=[0, 2]))
     before = (out / "sweep.json").read_bytes()
-    with pytest.raises(ConfigError, match=rf"sweep of other members \({said}\): choose") as caught:
+    with pytest.raises(ConfigError, match=rf"sweep of other members \({said}\): choose [^\n]*$"):
         enter_sweep(out, make_points(out, **other))
-    assert "\n" not in str(caught.value)
     assert (out / "sweep.json").read_bytes() == before
 
 
@@ -75,26 +67,19 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_what_a_kill_left_of_the_first_file_is_no_obstacle(tmp_path):
-    (tmp_path / "sweep.json.partial").write_text('{"form')
-    assert enter_sweep(tmp_path, make_points(tmp_path)) == Sweep.open(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is not a sweep: it has no sweep.json; saepipe train makes one"),
         ("{", "sweep.json is damaged: "),
         ('{"format": 1, "kind": "sae"}', "sweep.json is damaged: sweep.json.kind must be"),
         ('{"format": 2, "members": []}', "is a sweep of format 2, this saepipe reads 1"),
         ('{"members": [3]}', "damaged: sweep.json.members[0] must be text, got 3"),
     ],
 )
-def test_a_folder_without_a_whole_sweep_is_one_line(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "sweep.json").write_text(content)
+def test_a_damaged_sweep_is_one_line(tmp_path, content, message):
+    (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(CheckpointError) as caught:
-        Sweep.open(tmp_path)
+        enter_sweep(tmp_path, make_points(tmp_path))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -103,7 +88,7 @@ def test_the_table_has_a_line_a_member_with_what_varies_and_its_last_curves(tmp_
     points = make_points(tmp_path)
     for step in (1, 5):
         append_line(points[0].config.out, step=step, loss=0.1 + step)
-    append_line(points[2].config.out, step=3)
+    append_line(points[2].config.out, step=3, loss=0.1 + 0.2)
     with (points[2].config.out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # a line that is being written
     told = 'diverged: the loss is nan, at "step" 4'
@@ -139,10 +124,8 @@ def test_only_the_end_of_long_curves_is_read(tmp_path):
     assert [row["last_step"] for row in read_table(tmp_path)] == ["8", ""]
 
 
-def test_damaged_curves_and_a_missing_table_are_one_line(tmp_path):
+def test_damaged_curves_are_one_line(tmp_path):
     points = make_points(tmp_path, seed=[0, 1])
-    with pytest.raises(CheckpointError, match=r"cannot read the table .*sweep\.csv"):
-        read_table(tmp_path)
     append_line(points[0].config.out, step=1)
     (points[0].config.out / "metrics.jsonl").write_text("not JSON\n")
     with pytest.raises(CheckpointError, match=r"cannot read the curves in .*metrics\.jsonl"):
@@ -154,13 +137,8 @@ def test_a_table_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
     write_table(tmp_path, points, states=states_of(points))
     before = (tmp_path / "sweep.csv").read_bytes()
     append_line(points[0].config.out, step=1)
-
-    def full(fd, parts):
-        os.write(fd, b"folder,st")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files, "write_all", full)
+    full = Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr("actstore.files.write_all", full)
     with pytest.raises(OSError, match="No space left"):
         write_table(tmp_path, points, states=states_of(points))
     assert (tmp_path / "sweep.csv").read_bytes() == before
-    assert not (tmp_path / "sweep.csv.partial").exists()

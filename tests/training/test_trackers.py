@@ -1,5 +1,4 @@
 import json
-import logging
 import os
 import sqlite3
 import subprocess
@@ -7,24 +6,17 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
+from unittest.mock import Mock
 
 import pytest
 
 from pipeline.config.training import TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.runs.curves import METRICS, Curves, TrainReport
-from pipeline.training import trackers as module
-from pipeline.training.trackers import TOOLS, Loggers, make_loggers
+from pipeline.runs.curves import METRICS, Curves
+from pipeline.training.trackers import TOOLS, Loggers
+from tests.helpers.training import make_report
 
 ROOT = Path(__file__).parents[2]
-
-
-def make_report(run: Path, step: int) -> TrainReport:
-    return TrainReport(
-        run=run, step=step, n_steps=99, rows=8 * step, loss=1 / step, recon=1.0, sparsity=0.0,
-        aux=0.0, l0=2.0, l1=3.0, explained_variance=0.5, beta=1e-3, n_dead=4, n_resampled=0,
-        lr=1e-4, sparse=step > 20, rows_per_s=100.0,
-    )  # fmt: skip
 
 
 def session(tool: str, runs: list[Path], steps: list[int], *, end: bool = True) -> None:
@@ -35,7 +27,7 @@ def session(tool: str, runs: list[Path], steps: list[int], *, end: bool = True) 
         kept = b"".join(line for line in lines if json.loads(line)["step"] < steps[0])
         (run / METRICS).write_bytes(kept)
     configs = [TrainConfig(store=Path("s.actstore"), out=run, lr=1e-3) for run in runs]
-    loggers = make_loggers([tool], configs)
+    loggers = Loggers([tool], configs)
     for step in steps:
         for run in runs:
             with Curves(run / METRICS, keep=2**30) as curves:
@@ -50,19 +42,20 @@ class Tiny:
 
     package = "json"
     had: ClassVar[dict[Path, dict[int, dict[str, float]]]] = {}
+    tracks: ClassVar[list["Tiny"]] = []
 
     def __init__(self, config: TrainConfig, *, group: str | None, last: int) -> None:
         self.lines = self.had.setdefault(config.out, {})
         self.first = max(self.lines, default=-1) + 1
         self.group, self.last, self.closed = group, last, 0
         self.broken: Exception | None = None
+        self.tracks.append(self)
         if config.seed == 13:
             raise OSError("no such\nserver")
 
     def put(self, values, step):
         if self.broken:
             raise self.broken
-        assert step not in self.lines
         assert step > max(self.lines, default=-1)
         self.lines[step] = dict(values)
 
@@ -76,23 +69,19 @@ class Tiny:
 def tiny(monkeypatch):
     monkeypatch.setitem(TOOLS, "tiny", Tiny)
     monkeypatch.setattr(Tiny, "had", {})
+    monkeypatch.setattr(Tiny, "tracks", [])
     return Tiny
 
 
-def test_a_report_arrives_with_every_figure_of_its_line_under_its_step(tmp_path, tiny):
-    run = tmp_path / "run"
-    session("tiny", [run], [1, 10, 30])
-    assert list(tiny.had[run]) == [1, 10, 30]
-    (*_, line) = map(json.loads, (run / METRICS).read_text().splitlines())
-    assert tiny.had[run][30] | {"step": 30} == line
-    assert all(type(value) is float for value in tiny.had[run][30].values())
-
-
-def test_each_member_of_a_sweep_is_a_run_of_its_own(tmp_path, tiny):
+def test_each_member_of_a_sweep_is_a_run_with_every_figure_of_its_lines(tmp_path, tiny):
     runs = [tmp_path / "sweep" / f"seed={i}" for i in range(3)]
-    session("tiny", runs, [1, 2])
+    session("tiny", runs, [1, 10, 30])
     assert list(tiny.had) == runs
-    assert all(list(lines) == [1, 2] for lines in tiny.had.values())
+    for run, sent in tiny.had.items():
+        assert list(sent) == [1, 10, 30]
+        (*_, line) = map(json.loads, (run / METRICS).read_text().splitlines())
+        assert sent[30] | {"step": 30} == line
+        assert all(type(value) is float for value in sent[30].values())
 
 
 def test_steps_repeated_after_a_kill_are_not_sent_twice(tmp_path, tiny):
@@ -120,96 +109,71 @@ def test_a_folder_named_relatively_is_the_folder(tmp_path, tiny, monkeypatch):
     assert {path: list(lines) for path, lines in tiny.had.items()} == {tmp_path / "run": [1, 2]}
 
 
-def test_a_tool_that_cannot_start_is_an_error_one_that_breaks_is_dropped(tmp_path, tiny, caplog):
-    bad = TrainConfig(store=Path("s"), out=tmp_path / "bad", seed=13)
-    good = TrainConfig(store=Path("s"), out=tmp_path / "good")
-    for config in (bad, good):
-        config.out.mkdir()
-        (config.out / METRICS).write_text("")
-    loggers = make_loggers(["tiny"], [bad, good])
+def loggers_for(*runs: Path, **settings) -> Loggers:
+    """For runs whose curves have no lines yet."""
+    for run in runs:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / METRICS).touch()
+    configs = [TrainConfig(store=Path("s"), out=run, **settings) for run in runs]
+    return Loggers(["tiny"], configs)
+
+
+def test_a_tool_that_cannot_start_is_an_error_in_one_line(tmp_path, tiny):
+    loggers = loggers_for(tmp_path, seed=13)
     with pytest.raises(ConfigError, match="^--log tiny cannot start: no such server$"):
-        loggers.log(make_report(bad.out, 1))
-    loggers.log(make_report(good.out, 1))
-    (live,) = loggers._loggers.values()
-    (track,) = live._tracks.values()
+        loggers.log(make_report(tmp_path, 1))
+
+
+def test_a_tool_that_breaks_is_dropped_with_a_warning(tmp_path, tiny, caplog):
+    loggers = loggers_for(tmp_path)
+    loggers.log(make_report(tmp_path, 1))
+    (track,) = tiny.tracks
     track.broken = OSError(28, "No space left on device")
-    with caplog.at_level(logging.WARNING):
-        for step in (2, 3):
-            loggers.log(make_report(good.out, step))
-        loggers.close()
-    assert [record.getMessage() for record in caplog.records] == [
+    for step in (2, 3):
+        loggers.log(make_report(tmp_path, step))
+    loggers.close()
+    assert caplog.messages == [
         "--log tiny failed and is off from now on: [Errno 28] No space left on device"
     ]
-    assert list(tiny.had[good.out]) == [1]
+    assert list(tiny.had[tmp_path]) == [1]
     assert track.closed == 1
 
 
-class Shouting:
-    """A logger that is no tool of ours."""
-
-    def __init__(self, *, fails: bool = False) -> None:
-        self.said: list[int] = []
-        self.fails = fails
-
-    def log(self, report: TrainReport) -> None:
-        self.said.append(report.step)
-
-    def close(self) -> None:
-        if self.fails:
-            raise ConnectionResetError("gone")
-
-
-def test_loggers_that_fail_at_the_end_leave_a_warning_and_the_others_closed(tmp_path, caplog, tiny):
-    first, second = Shouting(fails=True), Shouting()
-    loggers = Loggers({"first": first, "second": second})
-    loggers.log(make_report(tmp_path, 4))
-    loggers.close()
-    assert (first.said, second.said) == ([4], [4])
-    assert [r.getMessage() for r in caplog.records] == [
-        "--log first may lack the end of the curves: gone"
-    ]
-    loggers.close()  # closed already: nothing more to say
-    assert len(caplog.records) == 1
-    runs = [tmp_path / name for name in "ab"]
-    session("tiny", runs, [1])
-    live = make_loggers(["tiny"], [TrainConfig(store=Path("s"), out=run) for run in runs])
-    for run in runs:
-        live.log(make_report(run, 2))
-    tracks = [*live._loggers["tiny"]._tracks.values()]
-    tracks[1].broken = OSError("gone")
-    live.close()
-    assert [track.closed for track in tracks] == [1, 1]
+def test_a_run_that_fails_at_the_end_leaves_a_warning_and_the_others_closed(
+    tmp_path, caplog, tiny, monkeypatch
+):
+    monkeypatch.setitem(TOOLS, "other", Tiny)
+    configs = [TrainConfig(store=Path("s"), out=tmp_path / name) for name in "ab"]
+    loggers = Loggers(["tiny", "other"], configs)
+    session("tiny", [config.out for config in configs], [1])
+    del tiny.tracks[:]
+    for config in configs:
+        loggers.log(make_report(config.out, 2))
+    tiny.tracks[2].broken = ConnectionResetError("gone")  # of the first tool, closed first
+    for _ in range(2):  # closed already, there is nothing more to say
+        loggers.close()
+    assert caplog.messages == ["--log tiny may lack the end of the curves: gone"]
+    assert [track.closed for track in tiny.tracks] == [1] * 4
 
 
 def test_a_sweep_is_a_group_and_a_single_run_is_none(tmp_path, tiny):
     runs = [tmp_path / "sweep" / name for name in "ab"]
     session("tiny", runs, [1, 7])
     for configs, group in ((runs, "sweep"), (runs[:1], None)):
-        live = make_loggers(["tiny"], [TrainConfig(store=Path("s"), out=run) for run in configs])
-        live.log(make_report(runs[0], 8))
-        (track,) = live._loggers["tiny"]._tracks.values()
-        assert (track.group, track.last) == (group, 7)
+        loggers_for(*configs).log(make_report(runs[0], 8))
+        assert (tiny.tracks[-1].group, tiny.tracks[-1].last) == (group, 7)
         tiny.had[runs[0]].pop(8)
-
-
-def test_no_tool_is_no_logger_and_writes_nothing(tmp_path):
-    loggers = make_loggers([], [TrainConfig(store=Path("s"), out=tmp_path)])
-    loggers.log(make_report(tmp_path, 1))
-    loggers.close()
-    assert not [*tmp_path.iterdir()]
 
 
 def test_an_unknown_or_missing_tool_is_one_line_that_says_what_to_type(monkeypatch):
     with pytest.raises(ConfigError, match="^--log knows tensorboard, wandb, trackio, got"):
-        make_loggers(["mlflow"], [])
+        Loggers(["mlflow"], [])
+    monkeypatch.setattr(
+        "pipeline.training.trackers.import_module", Mock(side_effect=ModuleNotFoundError)
+    )
     for name in TOOLS:
-
-        def absent(package):
-            raise ModuleNotFoundError(package)
-
-        monkeypatch.setattr(module, "import_module", absent)
         with pytest.raises(ConfigError) as caught:
-            make_loggers([name], [])
+            Loggers([name], [])
         assert str(caught.value) == f"--log {name} needs {name}: pip install 'saepipe[{name}]'"
 
 

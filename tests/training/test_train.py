@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,13 @@ import pytest
 import torch
 
 from actstore.reader import ActStore
-from pipeline.config.architectures import ReluConfig, TopKConfig
-from pipeline.config.training import TrainConfig
-from pipeline.errors import CheckpointError, ConfigError, DataError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runs.curves import TrainReport
 from pipeline.runs.sae_run import SAERun
 from pipeline.training.train import count_steps, train
-from tests.helpers.slow import slow
 from tests.helpers.training import (
     DAMAGES,
+    config_of,
     flip_a_bit,
     result,
     steps_kept,
@@ -30,18 +29,7 @@ from tests.helpers.training import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 D_IN = 8
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Path:
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((2048, D_IN)).astype(np.float32) + 2
-    return write_rows(tmp_path_factory.mktemp("stores") / "a.actstore", x, shard_rows=1024)
-
-
-def config_for(store: Path, out: Path, **changes) -> TrainConfig:
-    settings = {"batch_size": 64, "tokens": 64 * 30, "checkpoint_every": 10, "log_every": 4}
-    return TrainConfig(store=store, out=out, device="cpu", **(settings | changes))
+config_for = partial(config_of, checkpoint_every=10)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +64,7 @@ def test_a_run_leaves_checkpoints_curves_and_an_sae(store, tmp_path):
 def test_the_first_step_is_adam_on_the_first_batch(store, tmp_path):
     """One step, recomputed with Adam's formula: each weight moves by lr against its gradient."""
     out = tmp_path / "run"
-    train(config_for(store, out, tokens=64, lr=1e-3))
+    train(config_for(store, out, steps=1))
     sae = SAERun.open(out).load_sae(torch.device("cpu"))
     mean = torch.from_numpy(ActStore.open(store).mean("mlp_out.0")).float()
     moved = (sae.b_dec - mean).abs()
@@ -94,8 +82,9 @@ def pressing_ctrl_c(*, times: int):
     """In step 12."""
 
     def press(report: TrainReport) -> None:
-        for _ in range(times if report.step == 12 else 0):
+        for nth in range(times if report.step == 12 else 0):
             signal.raise_signal(signal.SIGINT)
+            assert nth == 0, "the second stops at once"
 
     return press
 
@@ -155,16 +144,6 @@ def test_a_damaged_checkpoint_says_what_to_delete(store, tmp_path, whole, name, 
     assert result(out) == result(whole)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good(store, tmp_path):
-    config = config_for(store, tmp_path / "a", lr=1e25, checkpoint_every=1, log_every=7)
-    with pytest.raises(DataError, match=r"training diverged: .* at step \d .*lower --lr") as caught:
-        train(config)
-    assert "\n" not in str(caught.value)
-    for folder in (tmp_path / "a" / "checkpoints").iterdir():
-        assert b"NaN" not in (folder / "state.json").read_bytes()
-    assert not (tmp_path / "a" / "sae.safetensors").exists()
-
-
 def test_a_full_disk_is_one_line(store, tmp_path, monkeypatch):
     def full(path, parts):
         raise OSError(28, "No space left on device")
@@ -199,10 +178,7 @@ def test_the_stores_dtype_changes_only_the_precision_of_rows(tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize(
-    "arch", [ReluConfig(l1=0.3), slow(TopKConfig(k=2))], ids=lambda arch: arch.kind
-)
-def test_training_finds_planted_directions(tmp_path, arch):
+def test_training_finds_planted_directions(tmp_path):
     """Sparse sums of 24 hidden directions in 16 dimensions: each is some latent's direction."""
     rng = np.random.default_rng(0)
     truth = rng.standard_normal((24, 16))
@@ -211,8 +187,8 @@ def test_training_finds_planted_directions(tmp_path, arch):
     x = (active * rng.uniform(0.5, 1.5, active.shape)) @ truth
     store = write_rows(tmp_path / "s.actstore", x.astype(np.float32))
     config = config_for(
-        store, tmp_path / "run", arch=arch, lr=1e-2, lr_decay="30%", batch_size=256,
-        tokens=256 * 400, log_every=400, checkpoint_every=10**6,
+        store, tmp_path / "run", arch={"kind": "relu", "l1": 0.3}, lr=1e-2, lr_decay="30%",
+        batch_size=256, steps=400, log_every=400, checkpoint_every=10**6,
     )  # fmt: skip
     report = train(config)
     W_dec = SAERun.open(config.out).load_sae(torch.device("cpu")).W_dec.detach().numpy()
