@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -189,7 +189,7 @@ class ShardBuffer:
             acts={name: _as_numpy(x) for name, x in host.items()},
             tokens=np.concatenate([c.tokens for c in self._contexts]),
             document_id=np.concatenate([c.document_id for c in self._contexts]),
-            cursor=cursor.as_json(),
+            cursor=asdict(cursor),
         )
         return FilledShard(shard=shard, arrived=arrived)
 

@@ -18,6 +18,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from pipeline.errors import TextError
+from pipeline.lm.hub import ends_of
 from pipeline.text.source import TextSource
 
 PIECE_CHARACTERS = 1 << 20
@@ -25,7 +26,6 @@ PIECE_CHARACTERS = 1 << 20
 QUESTION = ("context", "completion")
 """Columns of a question and its answer (EleutherAI/arithmetic): read as one text."""
 
-_SAMPLE = 1 << 16  # bytes hashed at each end of a file: a whole hash would read gigabytes
 _ABOUT_THE_DATA = {"README", "SOURCE", "LICENSE", "LICENCE", "NOTICE"}
 
 
@@ -91,12 +91,8 @@ def files_fingerprint(paths: list[Path], *, root: Path) -> str:
     """SHA-256 over name below `root`, size and both ends of every file."""
     digest = hashlib.sha256()
     for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(root) if path != root else path.name}:{size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLE))
-            file.seek(max(0, size - _SAMPLE))
-            digest.update(file.read(_SAMPLE))
+        name = path.relative_to(root) if path != root else path.name
+        digest.update(f"{name}:{path.stat().st_size}\n".encode() + ends_of(path))
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -1,6 +1,7 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ class TestAnyDocuments:
         with ContextStream(Listed(documents), Letters(), ctx_len=ctx_len) as stream:
             whole = drain(stream, 1)
         for done, (cursor, _) in enumerate(whole, start=1):
-            kept = Cursor.from_json(cursor.as_json())
+            kept = Cursor.from_json(asdict(cursor))
             source = Listed(documents)
             with ContextStream(source, Letters(), ctx_len=ctx_len, start=kept) as stream:
                 rest = drain(stream, other)
