@@ -134,11 +134,7 @@ def ends_of(path: Path) -> bytes:
 
 
 def builtin_model_path() -> Path:
-    """Folder of the embedded model: beside the package in a wheel, in `data/` in a checkout.
-
-    Raises:
-        ModelError: neither is there.
-    """
+    """Folder of the embedded model: beside the package in a wheel, in `data/` in a checkout."""
     package = Path(__file__).parent.parent
     places = (package / "embedded" / "tiny-pythia", package.parent / "data" / "tiny-pythia")
     for place in places:
@@ -152,11 +148,7 @@ def builtin_model_path() -> Path:
 
 @contextmanager
 def explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
-    """Turn what the hub's client raises into a line about `what`: `model org/name`, say.
-
-    Raises:
-        PipelineError: of the type `raises`.
-    """
+    """Turn what the hub's client raises into a line about `what`: `model org/name`, say."""
     from huggingface_hub import errors
 
     out_of_reach = (

@@ -28,11 +28,7 @@ class Weights:
 
     @classmethod
     def locate(cls, files: ModelFiles) -> "Weights":
-        """Read the index of a sharded checkpoint, or the header of a single file.
-
-        Raises:
-            ModelError: the model has no safetensors weights, or the file is damaged.
-        """
+        """Read the index of a sharded checkpoint, or the header of a single file."""
         index = files.find("model.safetensors.index.json")
         if index is not None:
             return cls(files=files, file_of=json.loads(index.read_text())["weight_map"])
@@ -48,11 +44,7 @@ class Weights:
     def load(
         self, wanted: Iterable[str], *, prefix: str, device: torch.device, dtype: torch.dtype
     ) -> dict[str, Tensor]:
-        """Read tensors by their name in the model.
-
-        Raises:
-            ModelError: a tensor is missing or a file is damaged.
-        """
+        """Read tensors by their name in the model."""
         keys_in: dict[str, dict[str, str]] = {}
         for name in wanted:
             # A checkpoint saved from the base model lacks the prefix that the whole model has.

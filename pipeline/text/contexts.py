@@ -30,7 +30,6 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each document, its separator included."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +75,7 @@ class ContextStream:
         self._ahead = ReadAhead(_tokenised(source, tokenizer, self.cursor), items=_GROUPS_AHEAD)
 
     def take(self, n: int) -> Contexts:
-        """The next `n` contexts; fewer, down to none, only at the end of the text.
-
-        Raises:
-            TextError: the source cannot be read, or has no text at all.
-        """
+        """The next `n` contexts; fewer, down to none, only at the end of the text."""
         wanted, have = n * self._ctx_len, 0
         parts = [self._rest[:0]]
         while have < wanted:

@@ -111,16 +111,7 @@ def _explained(path: Path) -> Generator[None]:
 
 
 def text_columns(columns: Iterable[str], column: str, *, where: str) -> tuple[str, ...]:
-    """The columns whose texts, one after the other, are the document.
-
-    Args:
-        columns: Those that are there.
-        column: The one asked for.
-        where: Names the source in the error.
-
-    Raises:
-        TextError: neither the one asked for nor question and answer are there.
-    """
+    """Of `columns`, those whose texts, one after the other, are the document."""
     there = tuple(columns)
     if column in there:
         return (column,)
@@ -134,11 +125,7 @@ def text_columns(columns: Iterable[str], column: str, *, where: str) -> tuple[st
 
 
 def text_of(record: object, column: str, *, where: str) -> str:
-    """The document of a record, or of a plain string; empty where the record says null.
-
-    Raises:
-        TextError: the record has no such column, or something else than text in it.
-    """
+    """The document of a record, or of a plain string; empty where the record says null."""
     if isinstance(record, str):
         return record
     if not isinstance(record, Mapping):
