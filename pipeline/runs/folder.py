@@ -238,10 +238,9 @@ def enter(run: RunT, *, resume: bool) -> RunT:
     """
     out = run.path
     if not (out / RUN).exists():
-        if out.exists() and (not out.is_dir() or any(out.glob("[!.]*"))):
-            partial = sorted(p.name for p in out.iterdir()) == [f"{RUN}.partial"]
-            if not partial:
-                raise ConfigError(f"{out} exists and is not a run: choose another --out")
+        others = {p.name for p in out.glob("[!.]*")} - {f"{RUN}.partial"}
+        if others or (out.exists() and not out.is_dir()):
+            raise ConfigError(f"{out} exists and is not a run: choose another --out")
         make_folder(out)
         run.write()
         return run

@@ -131,7 +131,7 @@ def test_where_it_lies_and_who_computes_may_change(config):
     assert found.config == run.config and found.path == moved
 
 
-@pytest.mark.parametrize("name", ["a/thesis.txt"])
+@pytest.mark.parametrize("name", ["a/thesis.txt", "a"])
 def test_what_is_no_run_is_left_alone(config, name):
     work = config.out.parent / name
     work.parent.mkdir(parents=True)
