@@ -23,6 +23,7 @@ class Head(Protocol):
 
     def logits(self, hidden: Tensor, /) -> Tensor:
         """Logits `[rows vocab]` of hidden states `[rows d_model]`."""
+        ...
 
 
 def predictions(

@@ -33,13 +33,16 @@ class Source(Protocol):
     @property
     def sites(self) -> tuple[str, ...]:
         """The sites that every batch must hold."""
+        ...
 
     @property
     def metadata(self) -> tuple[str, ...]:
         """The metadata that every batch must hold."""
+        ...
 
     def fed(self, batch: Mapping[str, Tensor]) -> Mapping[Any, Any]:
         """What each group is given, by its `feed`."""
+        ...
 
 
 @runtime_checkable
@@ -51,6 +54,7 @@ class Trainee(Protocol):
 
     def fail(self, error: DataError) -> None:
         """Leave word that it diverged."""
+        ...
 
 
 @runtime_checkable
@@ -60,30 +64,38 @@ class AnyGroup(Protocol):
     @property
     def feed(self) -> Any:  # noqa: ANN401 - whatever its source makes
         """What it is fed, as its source names it."""
+        ...
 
     @property
     def members(self) -> Sequence[Trainee]:
         """Those that have not diverged."""
+        ...
 
     @property
     def step(self) -> int:
         """Steps done."""
+        ...
 
     @property
     def done(self) -> bool:
         """Whether every step was made."""
+        ...
 
     def advance(self, fed: Any, /) -> Sequence[StepReport]:  # noqa: ANN401
         """One step; what was written to the curves."""
+        ...
 
     def part_with_failures(self) -> Sequence[tuple[Trainee, DataError]]:
         """Let go of the members that diverged."""
+        ...
 
     def save(self) -> None:
         """Write checkpoints."""
+        ...
 
     def finish(self) -> None:
         """Leave behind what was trained."""
+        ...
 
 
 class Lazy:
@@ -173,7 +185,11 @@ def says_kind(path: Path) -> str:
 
 
 def kind_of(path: Path) -> RunKind:
-    """The kind of the run at `path`; where none can be read that of SAEs, for them to refuse it."""
+    """The kind of the run at `path`; that of SAEs where no run can be read, for them to refuse it.
+
+    Raises:
+        CheckpointError: it is of a kind that this version does not know.
+    """
     name = says_kind(path) or "sae"
     if name not in KINDS:
         raise CheckpointError(f"{path} is a {name} run, and this saepipe knows {', '.join(KINDS)}")

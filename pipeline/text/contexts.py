@@ -30,6 +30,7 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each document, its separator included."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
