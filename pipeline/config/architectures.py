@@ -15,7 +15,7 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, Literal, TypeVar
 
-from pipeline.config.checks import require_not_negative, require_penalty, require_positive
+from pipeline.config.checks import require_fraction, require_not_negative, require_positive
 from pipeline.errors import ConfigError
 
 
@@ -52,7 +52,12 @@ class Penalised(ArchConfig):
     """Share of latents to be active; l1 is then adjusted until it is. None leaves l1 alone."""
 
     def __post_init__(self) -> None:
-        require_penalty(self)
+        require_not_negative(self, "l1")
+        require_fraction(self, "target")
+        if self.target is not None and self.l1 == 0:
+            raise ConfigError(
+                "l1 is 0, and a target multiplies it until it is right: type an --l1 > 0"
+            )
 
     @property
     def shape(self) -> ArchConfig:

@@ -33,15 +33,6 @@ def _require(what: str, holds: Callable[[float], bool], config: object, *names: 
             raise ConfigError(f"{name} {what}, got {value}")
 
 
-def require_penalty(config: object) -> None:
-    """Raise ConfigError for an l1, or a target of it, that cannot be."""
-    require_not_negative(config, "l1")
-    require_fraction(config, "target")
-    target, l1 = (getattr(config, name) for name in ("target", "l1"))
-    if target is not None and l1 == 0:
-        raise ConfigError("l1 is 0, and a target multiplies it until it is right: type an --l1 > 0")
-
-
 Unit = Literal["%", "steps", "rows"]
 
 _NUMBER = r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?)"

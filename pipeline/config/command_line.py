@@ -51,12 +51,9 @@ def _value(word: str) -> object:
 def arch_table(
     arch: object, knobs: Mapping[str, object], *, given: frozenset[str]
 ) -> dict[str, object]:
-    """The table that describes an architecture, or a grid of them.
+    """The table of an architecture, or a grid of them, by its names or the table that a file has.
 
-    Args:
-        arch: Its name, several names, or the table that a file has.
-        knobs: Options that shape an architecture, defaults included.
-        given: Those that were typed.
+    Of the options that shape one, `knobs`, those in `given` were typed; others are defaults.
     """
     table = {str(k): v for k, v in arch.items()} if isinstance(arch, Mapping) else {"kind": arch}
     named = table.get("kind")

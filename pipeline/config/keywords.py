@@ -35,14 +35,7 @@ def config_of(
     *,
     verb: str,
 ) -> Config:
-    """The config that a verb was called with.
-
-    Args:
-        kind: Of the config.
-        given: A config, or its main settings by name.
-        settings: What else was given, which goes before the config.
-        verb: For messages.
-    """
+    """The config that a verb was called with; `settings` go before what is `given`."""
     return from_json(kind, settings_of(kind, given, settings, verb=verb), where=verb)
 
 
@@ -101,9 +94,7 @@ def takes(kind: type, *, others: str = "") -> Callable[[Verb], Verb]:
             for name, default in defaults.items()
         ]
         rest = [Parameter(others, Parameter.VAR_KEYWORD)] if others else []
-        first = [p for p in own if p.kind is not Parameter.KEYWORD_ONLY]
-        last = [p for p in own if p.kind is Parameter.KEYWORD_ONLY]
-        parameters = [*first, *keywords, *last, *rest]
+        parameters = sorted([*keywords, *own, *rest], key=lambda p: p.kind)
         verb.__signature__ = signature(verb).replace(parameters=parameters)  # pyright: ignore[reportFunctionMemberAccess]
         words = _words_of(kind)
         lines = [f"    {_shown(name, defaults[name])}{words.get(name, '')}" for name in defaults]

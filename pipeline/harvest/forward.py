@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from pipeline.harvest.plan import HarvestPlan
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import reading
 from pipeline.lm.model import load_for_sites
-from pipeline.text.contexts import Contexts, ContextStream, Cursor
+from pipeline.text.contexts import Contexts, ContextStream
 
 log = logging.getLogger(__name__)
 
@@ -107,21 +107,33 @@ def harvest_shard(
 ) -> "FilledShard | None":
     """Compute shard `index` from the next `n_contexts` contexts of the text.
 
-    Returns:
-        The shard, shorter if the text ended inside it; None if the text had ended before.
+    It is shorter if the text ends inside it, and None if the text had ended before.
     """
-    buffer = ShardBuffer(plan, index=index, n_contexts=n_contexts, device=forward.device)
-    while buffer.n_filled < n_contexts:
-        wanted = min(forward.batch_size, n_contexts - buffer.n_filled)
+    rows = _Rows(plan, index=index, n_rows=n_contexts * plan.spec.ctx_len, device=forward.device)
+    taken: list[Contexts] = []
+    n_taken = 0
+    while n_taken < n_contexts:
+        wanted = min(forward.batch_size, n_contexts - n_taken)
         contexts = stream.take(wanted)
         for acts in forward(contexts.tokens):
-            buffer.add(acts)
-        buffer.note(contexts)
+            rows.add(acts)
+        taken.append(contexts)
+        n_taken += len(contexts.tokens)
         if on_batch is not None:
-            on_batch(buffer.n_filled)
+            on_batch(n_taken)
         if len(contexts.tokens) < wanted:
             break
-    return buffer.finish(cursor=stream.cursor) if buffer.n_filled else None
+    if not n_taken:
+        return None
+    acts, arrived = rows.on_host()
+    shard = Shard(
+        index=index,
+        acts=acts,
+        tokens=np.concatenate([contexts.tokens for contexts in taken]),
+        document_id=np.concatenate([contexts.document_id for contexts in taken]),
+        cursor=asdict(stream.cursor),
+    )
+    return FilledShard(shard=shard, arrived=arrived)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,30 +150,20 @@ class FilledShard:
         return self.shard
 
 
-class ShardBuffer:
+class _Rows:
     """Rows of one shard, in the store's order and dtype, in the memory of the model's device."""
 
-    def __init__(
-        self, plan: HarvestPlan, *, index: int, n_contexts: int, device: torch.device
-    ) -> None:
-        self._spec = plan.spec
-        self._index = index
-        self._contexts: list[Contexts] = []
-        self._n_rows = n_contexts * plan.spec.ctx_len
+    def __init__(self, plan: HarvestPlan, *, index: int, n_rows: int, device: torch.device) -> None:
+        self._seed, self._index = plan.spec.seed, index
         self._n_added = 0
         dtype = getattr(torch, plan.spec.dtype)
         self._rows = {
-            site: torch.empty(self._n_rows, spec.width, dtype=dtype, device=device)
+            site: torch.empty(n_rows, spec.width, dtype=dtype, device=device)
             for site, spec in zip(plan.sites, plan.spec.sites, strict=True)
         }
-        self._place = self._places(self._n_rows).to(device)
+        self._place = self._places(n_rows).to(device)
 
-    @property
-    def n_filled(self) -> int:
-        """Contexts added so far."""
-        return self._n_added // self._spec.ctx_len
-
-    def add(self, acts: dict[Site, Tensor]) -> None:
+    def add(self, acts: Acts) -> None:
         """Put the rows of the next contexts in their places."""
         n_rows = 0
         for site, x in acts.items():
@@ -171,47 +173,34 @@ class ShardBuffer:
             self._rows[site].index_copy_(0, place, rows)
         self._n_added += n_rows
 
-    def note(self, contexts: Contexts) -> None:
-        """Keep the tokens and documents of contexts whose rows were added."""
-        self._contexts.append(contexts)
+    def on_host(self) -> tuple[dict[str, np.ndarray], torch.cuda.Event | None]:
+        """Start the copy to host memory, and tell when it has arrived; None if it is there.
 
-    def finish(self, *, cursor: Cursor) -> FilledShard:
-        """Start the copy to host memory; a shard cut short by the end of its text is reordered."""
-        rows = self._rows if self._n_added == self._n_rows else self._cut()
-        arrived, host = None, {}
-        for site, x in rows.items():
-            host[str(site)] = x if x.device.type == "cpu" else _to_host(x)
+        The order of a shard depends on its length: if the text ended inside it, the planned one is
+        undone and the real one applied.
+        """
+        if self._n_added < len(self._place):
+            places = self._places(self._n_added).to(self._place.device)
+            added = self._place[: self._n_added]
+            for site, x in self._rows.items():
+                cut = torch.empty_like(x[: self._n_added])
+                self._rows[site] = cut.index_copy_(0, places, x[added])
+        arrived, host = None, {str(site): _to_host(x) for site, x in self._rows.items()}
         if self._place.device.type == "cuda":
             arrived = torch.cuda.Event()
             arrived.record()
-        shard = Shard(
-            index=self._index,
-            acts={name: _as_numpy(x) for name, x in host.items()},
-            tokens=np.concatenate([c.tokens for c in self._contexts]),
-            document_id=np.concatenate([c.document_id for c in self._contexts]),
-            cursor=cursor.as_json(),
-        )
-        return FilledShard(shard=shard, arrived=arrived)
-
-    def _cut(self) -> dict[Site, Tensor]:
-        """The order of a shard depends on its length: undo the planned one, apply the real one."""
-        in_text_order = self._place[: self._n_added]
-        places = self._places(self._n_added).to(self._place.device)
-        return {
-            site: torch.empty_like(x[: self._n_added]).index_copy_(0, places, x[in_text_order])
-            for site, x in self._rows.items()
-        }
+        return {name: _as_numpy(x) for name, x in host.items()}, arrived
 
     def _places(self, n_rows: int) -> Tensor:
         """For each row in text order its place in the shard."""
-        order = row_permutation(n_rows, seed=self._spec.seed, shard=self._index)
+        order = row_permutation(n_rows, seed=self._seed, shard=self._index)
         places = np.empty_like(order)
         places[order] = np.arange(n_rows)
         return torch.from_numpy(places)
 
 
 def _to_host(x: Tensor) -> Tensor:
-    """A copy in pinned memory where that exists, not waited for."""
+    """In pinned memory where that exists, not waited for."""
     if x.device.type != "cuda":
         return x.cpu()
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)

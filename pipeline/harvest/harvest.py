@@ -14,7 +14,7 @@ from actstore.addition import adding
 from actstore.reader import ActStore
 from actstore.writer import ActWriter
 from pipeline.config.stages import HarvestConfig
-from pipeline.harvest.plan import HarvestPlan, link, make_plan, with_precision
+from pipeline.harvest.plan import HarvestPlan, link, make_plan
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.progress import OnProgress, Progress, size
 from pipeline.text.contexts import ContextStream, Cursor
@@ -74,7 +74,7 @@ def harvest(
     """
     rows, seconds, ran = 0, 0.0, False
     while (plan := make_plan(config)).state != "complete":
-        written, took = carry_out(plan, on_plan=on_plan, on_progress=on_progress)
+        written, took = _carry_out(plan, on_plan=on_plan, on_progress=on_progress)
         rows, seconds, ran = rows + written, seconds + took, True
         if plan.state != "add":
             break  # only an addition of sites may leave rows to write: do not ask the hub again
@@ -94,7 +94,7 @@ def harvest(
     )
 
 
-def carry_out(
+def _carry_out(
     plan: HarvestPlan, *, on_plan: OnPlan | None = None, on_progress: OnProgress | None = None
 ) -> tuple[int, float]:
     """Carry out one plan that is not complete yet; gives rows written a site, and seconds."""
@@ -103,7 +103,7 @@ def carry_out(
 
     config, ctx_len = plan.config, plan.spec.ctx_len
     if plan.spec.source["model_precision"] == "auto":
-        plan = with_precision(plan, pick_precision("auto", device=pick_device(config.device)))
+        plan = plan.with_precision(pick_precision("auto", device=pick_device(config.device)))
     tokenizer = load_tokenizer(config.model, revision=config.revision)
     text = open_text(config.text, column=config.text_column)
     with (

@@ -6,8 +6,9 @@ small file is read. Torch-free.
 
 import os
 import shutil
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +24,18 @@ from pipeline.config.stages import HarvestConfig
 from pipeline.errors import ConfigError
 from pipeline.lm.families import Shape, Site
 from pipeline.lm.hub import ModelFiles
-from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
+from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.text.open import open_text
-from pipeline.text.source import TextSource
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 State = Literal["new", "resume", "extend", "add", "complete"]
+
+# Bytes on disk for each byte of activations, measured on a small trained Pythia: an estimate.
+_RATIO = {"raw": 1.0, "lz4": 0.75, "zstd": 0.70}
+_SIGN_AND_EXPONENT_BITS = 4.5  # compressed, beside the mantissa's: measured on rounded bfloat16
+_METADATA_BYTES = 8  # a row's token, context, position and document, compressed, about
+_HEADROOM = 1.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,22 +47,53 @@ class HarvestPlan:
     """
 
     config: HarvestConfig
-    sites: tuple[Site, ...]
-    """To write: all of the store, or with "add" those that it lacks."""
     spec: StoreSpec
-    """Of these sites; with `model_precision` "auto" where a new store leaves it to the device."""
+    """Its sites are to be written: all of the store, or with "add" those that it lacks. Its
+    `model_precision` is "auto" where a new store leaves it to the device."""
     state: State
     n_rows: int
     """Rows per site when done; whole contexts."""
     rows_to_write: int
     """Rows per site still to come, at most: an interrupted harvest has some of them."""
-    bytes_to_write: int
-    """Estimate of what that takes on disk."""
-    bytes_free: int
-    source_exhausted: bool
-    """A store is complete because its text ended, not because it has the rows asked for."""
     found: Path | None = None
     """A complete store elsewhere that holds what is asked for, where `config.out` holds nothing."""
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """To write, in the store's order."""
+        return tuple(Site.parse(site.name) for site in self.spec.sites)
+
+    @cached_property
+    def bytes_to_write(self) -> int:
+        """Estimate of what the rows to come take on disk."""
+        kept, itemsize = kept_bits(self.spec.codec), self.spec.storage.itemsize
+        if kept is None:
+            per_value = itemsize * _RATIO[self.spec.codec]
+        else:  # what is left of a mantissa is noise, and the zeros behind it take no room
+            per_value = min((_SIGN_AND_EXPONENT_BITS + kept) / 8, itemsize * _RATIO["lz4"])
+        width = sum(site.width for site in self.spec.sites)
+        return round(self.rows_to_write * (width * per_value + _METADATA_BYTES))
+
+    @cached_property
+    def bytes_free(self) -> int:
+        """On the disk where the store is, or would be."""
+        out = self.config.out.absolute()
+        return shutil.disk_usage(next(p for p in (out, *out.parents) if p.exists())).free
+
+    def fitting(self) -> "HarvestPlan":
+        """The plan, if the disk has room for it."""
+        needed = self.bytes_to_write * _HEADROOM
+        if needed > self.bytes_free:
+            raise ConfigError(
+                f"{self.config.out} needs about {needed / 1e9:.2f} GB and its disk has "
+                f"{self.bytes_free / 1e9:.2f} GB free: lower --tokens, or choose another --out"
+            )
+        return self
+
+    def with_precision(self, precision: str) -> "HarvestPlan":
+        """The plan, with the model's precision as the device decided it."""
+        source = {**self.spec.source, "model_precision": precision}
+        return replace(self, spec=replace(self.spec, source=source))
 
 
 def make_plan(config: HarvestConfig) -> HarvestPlan:
@@ -81,10 +118,19 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
             f"ctx-len {config.ctx_len} is longer than the {shape.n_positions} positions "
             f"that {config.model} knows"
         )
-    there = _store_at(config.out)
-    tokenizer = load_tokenizer(config.model, revision=config.revision)
-    text = open_text(config.text, column=config.text_column)
-    source = _source(config, files=files, tokenizer=tokenizer, text=text, there=there)
+    there, precision = _store_at(config.out), config.precision
+    if precision == "auto" and there is not None:
+        precision = there.spec.source.get("model_precision", precision)
+    source = {  # equal ones give equal rows
+        "model": config.model,
+        "revision": config.revision,
+        "model_fingerprint": files.fingerprint(),
+        "model_precision": precision,
+        "tokenizer_fingerprint": load_tokenizer(config.model, revision=config.revision).fingerprint,
+        "text": config.text,
+        "text_column": config.text_column,
+        "text_fingerprint": open_text(config.text, column=config.text_column).fingerprint(),
+    }
     spec = StoreSpec.of(
         widths={str(site): shape.width(site) for site in sites},
         ctx_len=config.ctx_len,
@@ -107,30 +153,6 @@ def _store_at(path: Path) -> Manifest | None:
             "or choose another --out"
         )
     return settled(path)
-
-
-def _source(
-    config: HarvestConfig,
-    *,
-    files: ModelFiles,
-    tokenizer: Tokenizer,
-    text: TextSource,
-    there: Manifest | None,
-) -> dict[str, object]:
-    """Where the rows come from: equal sources give equal rows."""
-    precision: object = config.precision
-    if precision == "auto" and there is not None:
-        precision = there.spec.source.get("model_precision", precision)
-    return {
-        "model": config.model,
-        "revision": config.revision,
-        "model_fingerprint": files.fingerprint(),
-        "model_precision": precision,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "text": config.text,
-        "text_column": config.text_column,
-        "text_fingerprint": text.fingerprint(),
-    }
 
 
 def _refuse_another(config: HarvestConfig, spec: StoreSpec, there: Manifest) -> None:
@@ -160,28 +182,32 @@ def _comparable(spec: StoreSpec) -> dict[str, Any]:
 
 
 def _from_nothing(config: HarvestConfig, spec: StoreSpec) -> HarvestPlan:
+    """A complete store elsewhere that holds every row, value by value; a new one without."""
     n_rows = _whole_contexts(config)
-    same = None if config.out.exists() else find_equal(config.out, spec, n_rows=n_rows)
-    if same is None:
-        return _fitting(plan_of(config, spec, "new", n_rows=n_rows, rows_to_write=n_rows))
-    found, there = same
-    return replace(_complete(config, there), found=found)
+    if not config.out.exists():
+        for path, there in _stores_near(config.out):
+            if _holds(there, spec, n_rows):
+                return replace(_complete(config, settled(path) or there), found=path)
+    return HarvestPlan(
+        config=config, spec=spec, state="new", n_rows=n_rows, rows_to_write=n_rows
+    ).fitting()
 
 
 def _from_store(config: HarvestConfig, spec: StoreSpec, there: Manifest) -> HarvestPlan:
     n_rows = _whole_contexts(config)
+    plan = HarvestPlan(
+        config=config, spec=there.spec, state="resume", n_rows=n_rows, rows_to_write=n_rows
+    )
     missing = tuple(site for site in spec.sites if site not in there.spec.sites)
     if there.state == "writing":
         if missing:
             raise _other_sites(f"{config.out} is being written with", there.spec.sites, missing)
-        return plan_of(config, there.spec, "resume", n_rows=n_rows, rows_to_write=n_rows)
-    enough = there.source_exhausted or there.n_rows >= n_rows
-    if enough and not missing:
-        return _complete(config, there)
+        return plan
     if missing:
         return _addition(config, missing, there)
-    more = n_rows - there.n_rows
-    return _fitting(plan_of(config, there.spec, "extend", n_rows=n_rows, rows_to_write=more))
+    if there.source_exhausted or there.n_rows >= n_rows:
+        return _complete(config, there)
+    return replace(plan, state="extend", rows_to_write=n_rows - there.n_rows).fitting()
 
 
 def _addition(config: HarvestConfig, missing: tuple[SiteSpec, ...], there: Manifest) -> HarvestPlan:
@@ -190,9 +216,9 @@ def _addition(config: HarvestConfig, missing: tuple[SiteSpec, ...], there: Manif
     sites = missing if begun is None else begun.spec.sites
     if set(sites).isdisjoint(missing):
         raise _other_sites(f"{config.out} is just being given", sites, missing)
-    spec = replace(there.spec, sites=sites)
-    plan = plan_of(config, spec, "add", n_rows=there.n_rows, rows_to_write=there.n_rows)
-    return plan if begun is not None else _fitting(plan)
+    spec, n_rows = replace(there.spec, sites=sites), there.n_rows
+    plan = HarvestPlan(config=config, spec=spec, state="add", n_rows=n_rows, rows_to_write=n_rows)
+    return plan if begun is not None else plan.fitting()
 
 
 def _other_sites(what: str, first: tuple[SiteSpec, ...], then: tuple[SiteSpec, ...]) -> ConfigError:
@@ -204,25 +230,9 @@ def _other_sites(what: str, first: tuple[SiteSpec, ...], then: tuple[SiteSpec, .
 
 
 def _complete(config: HarvestConfig, there: Manifest) -> HarvestPlan:
-    short = there.source_exhausted and there.n_rows < _whole_contexts(config)
-    plan = plan_of(config, there.spec, "complete", n_rows=there.n_rows, rows_to_write=0)
-    return replace(plan, source_exhausted=short)
-
-
-def plan_of(
-    config: HarvestConfig, spec: StoreSpec, state: State, *, n_rows: int, rows_to_write: int
-) -> HarvestPlan:
-    """The plan to bring a store of this spec from a state to so many rows."""
+    n_rows = there.n_rows
     return HarvestPlan(
-        config=config,
-        sites=tuple(Site.parse(site.name) for site in spec.sites),
-        spec=spec,
-        state=state,
-        n_rows=n_rows,
-        rows_to_write=rows_to_write,
-        bytes_to_write=disk_needed(spec, n_rows=rows_to_write),
-        bytes_free=_disk_free(config.out),
-        source_exhausted=False,
+        config=config, spec=there.spec, state="complete", n_rows=n_rows, rows_to_write=0
     )
 
 
@@ -231,36 +241,14 @@ def _whole_contexts(config: HarvestConfig) -> int:
     return -(-config.tokens // config.ctx_len) * config.ctx_len
 
 
-def with_precision(plan: HarvestPlan, precision: str) -> HarvestPlan:
-    """The plan, with the model's precision as the device decided it."""
-    source = {**plan.spec.source, "model_precision": precision}
-    return replace(plan, spec=replace(plan.spec, source=source))
-
-
 STORES = "SAEPIPE_STORES"
 """Environment variable: folders below which stores are looked for, as in PATH."""
 _SOURCE = ("model_fingerprint", "tokenizer_fingerprint", "text_fingerprint", "text_column")
 """What of a source decides its rows; names of models and texts do not."""
 
 
-def find_equal(out: Path, wanted: StoreSpec, *, n_rows: int) -> tuple[Path, Manifest] | None:
-    """A complete store that holds every row that is wanted, value by value; None if there is none.
-
-    It may lie beside `out`, or anywhere below the folders that SAEPIPE_STORES names. What is met
-    and cannot be read is somebody else's, and passed over.
-    """
-    for path, there in (*_beside(out), *_below_known_folders()):
-        if _holds(there, wanted, n_rows):
-            return path, settled(path) or there
-    return None
-
-
 def link(found: Path, out: Path) -> None:
-    """Make `out` a link to a store that was found, relative to the folder that it lies in.
-
-    Raises:
-        ConfigError: something is there already, or the disk knows no links.
-    """
+    """Make `out` a link to a store that was found, relative to the folder that it lies in."""
     out.parent.mkdir(parents=True, exist_ok=True)
     target = os.path.relpath(found.resolve(), out.parent.resolve())
     try:
@@ -278,27 +266,23 @@ def known_folders() -> list[Path]:
     return [Path(name) for name in os.environ.get(STORES, "").split(os.pathsep) if name]
 
 
-def _beside(out: Path) -> Iterator[tuple[Path, Manifest]]:
+def _stores_near(out: Path) -> list[tuple[Path, Manifest]]:
+    """Beside `out`, then below the folders that SAEPIPE_STORES names.
+
+    What is met and cannot be read is somebody else's, and passed over.
+    """
     try:
-        folders = sorted(out.parent.iterdir())
+        beside = sorted(out.parent.iterdir())
     except OSError:
-        return
-    for path in folders:
-        try:
-            there = peek(path)
-        except StoreError:
-            continue
-        if there is not None:
-            yield path, there
-
-
-def _below_known_folders() -> Iterator[tuple[Path, Manifest]]:
+        beside = []
+    found: list[tuple[Path, object]] = []
+    for path in beside:
+        with suppress(StoreError):
+            found.append((path, peek(path)))
     for folder in known_folders():
-        try:
-            found = find_stores(folder)
-        except StoreError:
-            continue
-        yield from ((path, told) for path, told in found if isinstance(told, Manifest))
+        with suppress(StoreError):
+            found += find_stores(folder)
+    return [(path, there) for path, there in found if isinstance(there, Manifest)]
 
 
 def _holds(there: Manifest, wanted: StoreSpec, n_rows: int) -> bool:
@@ -307,47 +291,8 @@ def _holds(there: Manifest, wanted: StoreSpec, n_rows: int) -> bool:
         there.state == "complete"
         and (there.n_rows >= n_rows or there.source_exhausted)
         and set(spec.sites) >= set(wanted.sites)
-        and _values_of(spec) == _values_of(wanted)
+        and (spec.ctx_len, spec.dtype, spec.seed) == (wanted.ctx_len, wanted.dtype, wanted.seed)
+        and kept_bits(spec.codec) == kept_bits(wanted.codec)  # exact codecs all give the same
         and all(spec.source.get(key) == wanted.source[key] for key in _SOURCE)
         and wanted.source["model_precision"] in ("auto", spec.source.get("model_precision"))
     )
-
-
-def _values_of(spec: StoreSpec) -> tuple[object, ...]:
-    """What decides the stored values; exact codecs all give the same."""
-    return spec.ctx_len, spec.dtype, spec.seed, kept_bits(spec.codec)
-
-
-# Bytes on disk for each byte of activations, measured on a small trained Pythia: an estimate.
-_RATIO = {"raw": 1.0, "lz4": 0.75, "zstd": 0.70}
-_SIGN_AND_EXPONENT_BITS = 4.5  # compressed, beside the mantissa's: measured on rounded bfloat16
-_METADATA_BYTES = 8  # a row's token, context, position and document, compressed, about
-_HEADROOM = 1.02
-
-
-def disk_needed(spec: StoreSpec, *, n_rows: int) -> int:
-    """About what the shards of `n_rows` rows take."""
-    kept, itemsize = kept_bits(spec.codec), spec.storage.itemsize
-    if kept is None:
-        per_value = itemsize * _RATIO[spec.codec]
-    else:  # what is left of a mantissa is noise, and the zeros behind it take no room
-        per_value = min((_SIGN_AND_EXPONENT_BITS + kept) / 8, itemsize * _RATIO["lz4"])
-    width = sum(site.width for site in spec.sites)
-    return round(n_rows * (width * per_value + _METADATA_BYTES))
-
-
-def _disk_free(path: Path) -> int:
-    """Where `path` is, or would be."""
-    path = path.absolute()
-    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
-
-
-def _fitting(plan: HarvestPlan) -> HarvestPlan:
-    """The plan, if the disk has room for it."""
-    needed = plan.bytes_to_write * _HEADROOM
-    if needed > plan.bytes_free:
-        raise ConfigError(
-            f"{plan.config.out} needs about {needed / 1e9:.2f} GB and its disk has "
-            f"{plan.bytes_free / 1e9:.2f} GB free: lower --tokens, or choose another --out"
-        )
-    return plan

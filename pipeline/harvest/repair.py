@@ -1,7 +1,7 @@
 """Harvest again what was damaged of a store, and nothing else."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from actstore.verify import Finding
 from actstore.writer import Shard
 from pipeline.config.stages import Device, HarvestConfig
 from pipeline.errors import ConfigError
-from pipeline.harvest.forward import Forward, forward_of, harvest_shard
-from pipeline.harvest.plan import DTYPES, HarvestPlan, plan_of
+from pipeline.harvest.forward import forward_of, harvest_shard
+from pipeline.harvest.plan import DTYPES, HarvestPlan
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, Progress
@@ -63,7 +63,7 @@ def repair(
     for finding in findings:
         if finding.path == path:
             raise StoreError(finding.what)
-    with repairing(path, findings) as job, ExitStack() as stack:
+    with repairing(path, findings) as job:
         files, done, total = list(job.files), 0, sum(map(job.rows_in, job.lost))
 
         def told(n_rows: int) -> None:
@@ -71,67 +71,45 @@ def repair(
                 on_progress(Progress(stage="repair", done=done + n_rows, total=total, unit="rows"))
 
         if job.lost:
-            again = _Harvester.of(job, stack, device=device, batch_size=batch_size)
-            for index in job.lost:
-                files += job.restore(again.shard(index, told))
-                done += job.rows_in(index)
+            lost = _lost_shards(job, told, device=device, batch_size=batch_size)
+            with closing(lost):  # also where a shard is refused
+                for shard in lost:
+                    files += job.restore(shard)
+                    done += job.rows_in(shard.index)
     beyond = beyond_repair(path, findings)
     if beyond is not None:
         raise StoreError(beyond)
     return RepairReport(shards=tuple(job.lost), rows=total, files=tuple(files))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Harvester:
-    """The model and the text of a store, ready to compute any of its shards again."""
-
-    job: Repair
-    plan: HarvestPlan
-    forward: Forward
-    text: TextSource
-    tokenizer: Tokenizer
-    cursors: Mapping[int, Cursor]
-
-    @staticmethod
-    def of(
-        job: Repair, stack: ExitStack, *, device: Device, batch_size: int | None
-    ) -> "_Harvester":
-        """Check that model and text are those of the store, and load them."""
-        plan = _plan(job, device=device, batch_size=batch_size)
-        cursors = {index: Cursor.from_json(job.cursor(index)) for index in job.lost}
-        config = plan.config
-        tokenizer = load_tokenizer(config.model, revision=config.revision)
-        text = open_text(config.text, column=config.text_column)
-        _require_same(job, tokenizer=tokenizer, text=text)
-        return _Harvester(
-            job=job,
-            plan=plan,
-            forward=stack.enter_context(forward_of(plan)),
-            text=text,
-            tokenizer=tokenizer,
-            cursors=cursors,
-        )
-
-    def shard(self, index: int, tell: Callable[[int], None]) -> Shard:
-        """One shard as it was harvested."""
-        ctx_len = self.plan.spec.ctx_len
-        n_rows = self.job.rows_in(index)
-        start = self.cursors[index]
-        with ContextStream(self.text, self.tokenizer, ctx_len=ctx_len, start=start) as stream:
-            filled = harvest_shard(
-                self.plan,
-                index,
-                n_rows // ctx_len,
-                forward=self.forward,
-                stream=stream,
-                on_batch=lambda n_contexts: tell(n_contexts * ctx_len),
-            )
-        if filled is None or filled.shard.n_rows < n_rows:
-            raise ConfigError(
-                f"{self.job.path} cannot be repaired: {self.text.name} ends before shard {index} "
-                "does; bring back the text it was harvested from"
-            )
-        return filled.wait()
+def _lost_shards(
+    job: Repair, told: Callable[[int], None], *, device: Device, batch_size: int | None
+) -> Generator[Shard]:
+    """The lost shards as they were harvested, once model and text are seen to be the store's."""
+    plan = _plan(job, device=device, batch_size=batch_size)
+    cursors = {index: Cursor.from_json(job.cursor(index)) for index in job.lost}
+    config, ctx_len = plan.config, plan.spec.ctx_len
+    tokenizer = load_tokenizer(config.model, revision=config.revision)
+    text = open_text(config.text, column=config.text_column)
+    _require_same(job, tokenizer=tokenizer, text=text)
+    with forward_of(plan) as forward:
+        for index, start in cursors.items():
+            n_rows = job.rows_in(index)
+            with ContextStream(text, tokenizer, ctx_len=ctx_len, start=start) as stream:
+                filled = harvest_shard(
+                    plan,
+                    index,
+                    n_rows // ctx_len,
+                    forward=forward,
+                    stream=stream,
+                    on_batch=lambda n_contexts: told(n_contexts * ctx_len),
+                )
+            if filled is None or filled.shard.n_rows < n_rows:
+                raise ConfigError(
+                    f"{job.path} cannot be repaired: {text.name} ends before shard {index} does; "
+                    "bring back the text it was harvested from"
+                )
+            yield filled.wait()
 
 
 def _plan(job: Repair, *, device: Device, batch_size: int | None) -> HarvestPlan:
@@ -160,7 +138,8 @@ def _plan(job: Repair, *, device: Device, batch_size: int | None) -> HarvestPlan
         seed=spec.seed,
         shard_rows=spec.shard_rows,
     )
-    return plan_of(config, spec, "complete", n_rows=job.manifest.n_rows, rows_to_write=0)
+    n_rows = job.manifest.n_rows
+    return HarvestPlan(config=config, spec=spec, state="complete", n_rows=n_rows, rows_to_write=0)
 
 
 def _require_same(job: Repair, *, tokenizer: Tokenizer, text: TextSource) -> None:

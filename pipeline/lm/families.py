@@ -14,7 +14,7 @@ In a parallel layer (Pythia's) both read `resid_pre`, and there is no `resid_mid
 reads `resid_mid`. Torch-free, so that a plan can be made before anything heavy is imported.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import total_ordering
 from typing import Any, Literal
@@ -111,11 +111,7 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> "Site":
-        """Read `mlp_out.3`.
-
-        Raises:
-            ConfigError: the kind is unknown or the layer is not a number.
-        """
+        """Read `mlp_out.3`."""
         kind, _, layer = text.partition(".")
         if kind not in KINDS or not (layer.isascii() and layer.isdecimal()):
             raise ConfigError(
@@ -272,11 +268,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], *, name: str) -> "Shape":
-        """Read a config.json.
-
-        Raises:
-            ModelError: the family is not one saepipe knows, or a size is not there.
-        """
+        """Read a config.json, of a family that saepipe knows."""
         model_type = config.get("model_type")
         if model_type not in FAMILIES:
             raise ModelError(
@@ -312,11 +304,7 @@ class Shape:
         return [kind for kind in KINDS.values() if self._why_not(kind) is None]
 
     def check(self, site: Site, *, name: str) -> None:
-        """Refuse a site that this model does not have.
-
-        Raises:
-            ConfigError: the layer is beyond the last, or the kind does not exist here.
-        """
+        """Refuse a site that this model does not have."""
         if site.layer >= self.n_layers:
             raise ConfigError(
                 f"site {site} does not exist: {name} has layers 0 to {self.n_layers - 1}"
@@ -336,17 +324,15 @@ class Shape:
             return f"is a {self.family.model_class}, in which no part is called {kind.part}"
         return None
 
-    def skips_attention(self, sites: Iterable[Site]) -> bool:
+    def skips_attention(self, sites: Sequence[Site]) -> bool:
         """Whether the last layer's attention can stay out: a parallel MLP does not read it."""
-        wanted = tuple(sites)
-        last = max(wanted)
-        attended = any(s.layer == last.layer and s.kind.branch is ATTENTION for s in wanted)
+        last = max(sites)
+        attended = any(s.layer == last.layer and s.kind.branch is ATTENTION for s in sites)
         return self.parallel and last.kind.branch is MLP and not attended
 
-    def modules_for(self, sites: Iterable[Site]) -> tuple[str, ...]:
+    def modules_for(self, sites: Sequence[Site]) -> tuple[str, ...]:
         """Paths of the modules of the base model that must run to reach all of these sites."""
-        wanted = tuple(sites)
-        last, family, skips = max(wanted), self.family, self.skips_attention(wanted)
+        last, family, skips = max(sites), self.family, self.skips_attention(sites)
         needed = [
             part
             for kind in KINDS.values()

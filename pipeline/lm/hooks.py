@@ -16,13 +16,7 @@ Seen = Callable[[Tensor], Tensor | None]
 
 
 class HookedModel:
-    """What hooks need of a language model: its layers, and where in them its sites are.
-
-    Args:
-        body: From tokens to hidden states.
-        shape: What is known of it.
-        name: For messages.
-    """
+    """What hooks need of a language model: its layers, and where in them its sites are."""
 
     def __init__(self, body: nn.Module, *, shape: Shape, name: str) -> None:
         self.body = body
@@ -68,9 +62,6 @@ def capture(model: HookedModel, sites: Sequence[Site]) -> Generator[dict[Site, T
 
     Yields:
         For each site a `[batch, position, width]` tensor of the latest forward pass, detached.
-
-    Raises:
-        ConfigError: the model has no such site.
     """
     acts: dict[Site, Tensor] = {}
 
@@ -88,11 +79,7 @@ def capture(model: HookedModel, sites: Sequence[Site]) -> Generator[dict[Site, T
 
 @contextmanager
 def splice(model: HookedModel, edits: Mapping[Site, Edit]) -> Generator[None, None, None]:
-    """Within the block, the activations at each site are replaced by `edits[site](them)`.
-
-    Raises:
-        ConfigError: the model has no such site.
-    """
+    """Within the block, the activations at each site are replaced by `edits[site](them)`."""
     with ExitStack() as stack:
         for site, edit in edits.items():
             stack.callback(_hook(model, site, edit).remove)
@@ -100,11 +87,7 @@ def splice(model: HookedModel, edits: Mapping[Site, Edit]) -> Generator[None, No
 
 
 def in_float(reconstruct: Edit) -> Edit:
-    """The edit that puts in place what a function of float32 activations makes of them.
-
-    Args:
-        reconstruct: An SAE, say: any `x -> x_hat`, `[batch, position, width]` both.
-    """
+    """The edit that puts in place what an SAE, say, makes of float32 activations."""
 
     def edit(x: Tensor) -> Tensor:
         return reconstruct(x.float()).to(x.dtype)
@@ -120,9 +103,6 @@ def reading(
 
     Yields:
         A function from `[batch, position]` tokens to `[batch, position, width]` per site.
-
-    Raises:
-        ConfigError: the model has no such site.
     """
 
     def stop(_: Tensor) -> None:

@@ -17,7 +17,7 @@ from pipeline.errors import ModelError, PipelineError
 # The few names on the hub without an owner.
 _SINGLE_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 _TIMEOUT = 10.0  # seconds until the hub counts as unreachable
-_SAMPLE = 1 << 16  # bytes hashed at each end of a weight file: a whole hash would read gigabytes
+_SAMPLE = 1 << 16  # bytes hashed at each end of a file: a whole hash would read gigabytes
 BUILTIN = "builtin"
 
 
@@ -53,11 +53,7 @@ class ModelFiles:
         return self._download(filename)
 
     def need(self, filename: str) -> Path:
-        """The local path of a file that every model has.
-
-        Raises:
-            ModelError: it is not there.
-        """
+        """The local path of a file that every model has."""
         path = self.find(filename)
         if path is None:
             raise ModelError(f"model {self.name} has no {filename}")
@@ -81,12 +77,7 @@ class ModelFiles:
             return f"commit:{self.need('config.json').parent.name}"
         digest = hashlib.sha256(self.need("config.json").read_bytes())
         for path in sorted(self.folder.glob("*.safetensors")):
-            size = path.stat().st_size
-            digest.update(f"{path.name}:{size}".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(_SAMPLE))
-                file.seek(max(0, size - _SAMPLE))
-                digest.update(file.read(_SAMPLE))
+            digest.update(f"{path.name}:{path.stat().st_size}".encode() + ends_of(path))
         return f"sha256:{digest.hexdigest()}"
 
     def _download(self, filename: str) -> Path | None:
@@ -134,12 +125,16 @@ class ModelFiles:
         return False
 
 
-def builtin_model_path() -> Path:
-    """Folder of the embedded model: beside the package in a wheel, in `data/` in a checkout.
+def ends_of(path: Path) -> bytes:
+    """The first and the last 64 KiB of a file."""
+    with path.open("rb") as file:
+        start = file.read(_SAMPLE)
+        file.seek(max(0, path.stat().st_size - _SAMPLE))
+        return start + file.read(_SAMPLE)
 
-    Raises:
-        ModelError: neither is there.
-    """
+
+def builtin_model_path() -> Path:
+    """Folder of the embedded model: beside the package in a wheel, in `data/` in a checkout."""
     package = Path(__file__).parent.parent
     places = (package / "embedded" / "tiny-pythia", package.parent / "data" / "tiny-pythia")
     for place in places:
@@ -153,13 +148,13 @@ def builtin_model_path() -> Path:
 
 @contextmanager
 def explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
-    """Turn what the hub's client raises into a line about `what`: `model org/name`, say.
-
-    Raises:
-        PipelineError: of the type `raises`.
-    """
+    """Turn what the hub's client raises into a line about `what`: `model org/name`, say."""
     from huggingface_hub import errors
 
+    out_of_reach = (
+        f"the hub could not be reached for {what}, and it is not in the local cache: check the "
+        "network, or give a local path"
+    )
     try:
         yield
     except errors.GatedRepoError as error:
@@ -172,12 +167,12 @@ def explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
     ) as error:  # fmt: skip
         raise raises(f"the hub has no {what} (or it is private: hf auth login)") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise raises(_out_of_reach(what)) from error
+        raise raises(out_of_reach) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         raise raises(f"the hub answered {status} for {what}: try again later") from error
     except (network_error(), ConnectionError, TimeoutError) as error:
-        raise raises(_out_of_reach(what)) from error
+        raise raises(out_of_reach) from error
 
 
 def network_error() -> type[Exception]:
@@ -187,10 +182,3 @@ def network_error() -> type[Exception]:
     http_error = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]
     # In requests it stands for answers alone, below a base that a refused connection shares.
     return [base for base in http_error.__mro__ if base.__module__ != "builtins"][-1]
-
-
-def _out_of_reach(what: str) -> str:
-    return (
-        f"the hub could not be reached for {what}, and it is not in the local cache: check the "
-        "network, or give a local path"
-    )

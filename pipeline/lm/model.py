@@ -226,11 +226,7 @@ class LanguageModel(HookedModel):
         return ids
 
     def require_fits(self, site: Site, *, d_in: int, ctx_len: int, run: Path) -> None:
-        """Refuse an SAE that cannot be spliced in.
-
-        Raises:
-            ConfigError: the model lacks the site, its width differs, or its context is too short.
-        """
+        """Refuse an SAE that cannot be spliced in, by its site, its width or its context."""
         self.shape.check(site, name=self.name)
         if self.width(site) != d_in:
             raise ConfigError(
@@ -272,11 +268,7 @@ class _NoAttention(nn.Module):
 def load_model(
     name: str, *, revision: str = "main", device: torch.device, dtype: torch.dtype
 ) -> LanguageModel:
-    """A whole model, in evaluation mode, every weight frozen.
-
-    Raises:
-        ModelError: not found, not reached, damaged, or of an unknown family.
-    """
+    """A whole model, in evaluation mode, every weight frozen."""
     model = _empty(ModelFiles(name, revision))
     names = [key for key, _ in model.module.named_parameters(remove_duplicate=False)]
     return _fill(model, names, device=device, dtype=dtype)
@@ -293,10 +285,6 @@ def load_for_sites(
     """A model with only the weights that run before the last of these sites.
 
     What stays out holds no memory: it is on torch's meta device, and guarded against running.
-
-    Raises:
-        ModelError: as for `load_model`.
-        ConfigError: the model has no such site.
     """
     files = ModelFiles(name, revision)
     shape = Shape.of(files.config, name=name)

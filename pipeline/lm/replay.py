@@ -51,9 +51,6 @@ class Replay:
     Args:
         lm: the language model, as it was while no call is under way.
         sites: where edits may be made.
-
-    Raises:
-        ConfigError: the model has no such site.
     """
 
     def __init__(self, lm: HookedModel, sites: Iterable[Site]) -> None:

@@ -90,11 +90,7 @@ class Tokenizer:
 
 
 def load_tokenizer(name: str, *, revision: str = "main") -> Tokenizer:
-    """The tokenizer of a model.
-
-    Raises:
-        ModelError: the model has no tokenizer.json, or it cannot be read.
-    """
+    """The tokenizer of a model."""
     files = ModelFiles(name, revision)
     path = files.find("tokenizer.json")
     if path is None:

@@ -1,9 +1,11 @@
 """The tensors of a checkpoint, read one by one from lazily opened safetensors files."""
 
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,7 +15,6 @@ from pipeline.errors import ModelError
 from pipeline.lm.hub import ModelFiles
 
 _SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 HEADS = ("lm_head.weight", "embed_out.weight")
 """GPT-NeoX's head is the second in checkpoints like Pythia's, and in transformers 4."""
 
@@ -27,12 +28,8 @@ class Weights:
 
     @classmethod
     def locate(cls, files: ModelFiles) -> "Weights":
-        """Read the index of a sharded checkpoint, or the header of a single file.
-
-        Raises:
-            ModelError: the model has no safetensors weights, or the file is damaged.
-        """
-        index = files.find(_INDEX)
+        """Read the index of a sharded checkpoint, or the header of a single file."""
+        index = files.find("model.safetensors.index.json")
         if index is not None:
             return cls(files=files, file_of=json.loads(index.read_text())["weight_map"])
         path = files.find(_SINGLE)
@@ -41,43 +38,33 @@ class Weights:
                 f"model {files.name}, revision {files.revision}, has no {_SINGLE}, and pickled "
                 "weights are not read: load it with transformers and save_pretrained() it once"
             )
-        try:
-            with safe_open(path, "pt") as file:
-                return cls(files=files, file_of=dict.fromkeys(file.keys(), _SINGLE))
-        except SafetensorError as error:
-            raise ModelError(f"{path} is damaged: {error}") from error
+        with _opened(path) as file:
+            return cls(files=files, file_of=dict.fromkeys(file.keys(), _SINGLE))
 
     def load(
         self, wanted: Iterable[str], *, prefix: str, device: torch.device, dtype: torch.dtype
     ) -> dict[str, Tensor]:
-        """Read tensors by their name in the model, with or without the base model's prefix.
-
-        Raises:
-            ModelError: a tensor is missing or a file is damaged.
-        """
-        by_file: dict[str, list[tuple[str, str]]] = {}
+        """Read tensors by their name in the model."""
+        keys_in: dict[str, dict[str, str]] = {}
         for name in wanted:
-            key = self._key(name, prefix=prefix)
-            by_file.setdefault(self.file_of[key], []).append((name, key))
+            # A checkpoint saved from the base model lacks the prefix that the whole model has.
+            spellings = (name, name.removeprefix(f"{prefix}."), *(HEADS if name in HEADS else ()))
+            key = next((spelling for spelling in spellings if spelling in self.file_of), None)
+            if key is None:
+                raise ModelError(f"the checkpoint of {self.files.name} lacks the tensor {name}")
+            keys_in.setdefault(self.file_of[key], {})[name] = key
         loaded: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            for filename, pairs in by_file.items():
-                path = self.files.need(filename)
-                try:
-                    file = stack.enter_context(safe_open(path, "pt"))
-                    for name, key in pairs:
-                        loaded[name] = file.get_tensor(key).to(device, dtype, copy=True)
-                except SafetensorError as error:
-                    raise ModelError(f"{path} is damaged: {error}") from error
+        for filename, keys in keys_in.items():
+            with _opened(self.files.need(filename)) as file:
+                for name, key in keys.items():
+                    loaded[name] = file.get_tensor(key).to(device, dtype, copy=True)
         return loaded
 
-    def _key(self, name: str, *, prefix: str) -> str:
-        for key in _spellings(name, prefix=prefix):
-            if key in self.file_of:
-                return key
-        raise ModelError(f"the checkpoint of {self.files.name} lacks the tensor {name}")
 
-
-def _spellings(name: str, *, prefix: str) -> tuple[str, ...]:
-    """A checkpoint saved from the base model lacks the prefix that the whole model has."""
-    return (name, name.removeprefix(f"{prefix}."), *(HEADS if name in HEADS else ()))
+@contextmanager
+def _opened(path: Path) -> Generator[Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ModelError(f"{path} is damaged: {error}") from error

@@ -52,14 +52,7 @@ class _State:
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint; one that is there for the same step stays, it holds the same.
-
-    Returns:
-        Its folder.
-
-    Raises:
-        OSError: the disk is full or fails; what was there before stays.
-    """
+    """Write a checkpoint, gives its folder; one of the same step stays, it holds the same."""
     folder = run / FOLDER / f"step-{checkpoint.step:09d}"
     if folder.exists():
         return folder
@@ -89,11 +82,7 @@ def checkpoints_of(run: Path) -> dict[int, Path]:
 
 
 def drop_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint; a kill on the way leaves it whole or absent.
-
-    Raises:
-        OSError: the disk fails.
-    """
+    """Remove a checkpoint; a kill on the way leaves it whole or absent."""
     partial = partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)
     folder.rename(partial)
@@ -101,11 +90,7 @@ def drop_checkpoint(folder: Path) -> None:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint, every byte checked.
-
-    Raises:
-        CheckpointError: a file of it is missing or damaged.
-    """
+    """Read a checkpoint, every byte checked."""
     state = _attempt(folder / STATE, lambda data: from_json(_State, json.loads(data)))
     return Checkpoint(
         step=state.step,

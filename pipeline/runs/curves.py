@@ -77,12 +77,7 @@ NOT_IN_LINES = {"run", "n_steps", "reused"}
 
 
 class Curves(AbstractContextManager["Curves"]):
-    """Appends reports to a run's metrics.jsonl. A context manager: closes the file.
-
-    Args:
-        path: The file; created if absent.
-        keep: Bytes of it to keep: those that the checkpoint to go on from knew of.
-    """
+    """Appends reports to a run's metrics.jsonl, after its first `keep` bytes; closed at exit."""
 
     def __init__(self, path: Path, *, keep: int) -> None:
         self._file = path.open("ab")
@@ -108,11 +103,7 @@ class Curves(AbstractContextManager["Curves"]):
 
 
 def read_curves(path: Path) -> Iterator[dict[str, float]]:
-    """The lines of a metrics.jsonl, as dicts; an unfinished last line is left out.
-
-    Raises:
-        CheckpointError: the file is missing, or a line of it is not JSON.
-    """
+    """The lines of a metrics.jsonl, as dicts; an unfinished last line is left out."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
         yield from map(json.loads, lines)
@@ -123,11 +114,7 @@ def read_curves(path: Path) -> Iterator[dict[str, float]]:
 def last_report(
     run: Path, kind: type[AnyReport], *, n_steps: int, reused: bool = True
 ) -> AnyReport:
-    """How a complete run ended.
-
-    Raises:
-        CheckpointError: the file is missing, empty or damaged.
-    """
+    """How a complete run ended."""
     path = run / METRICS
     lines = list(read_curves(path))
     try:

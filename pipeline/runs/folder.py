@@ -206,11 +206,7 @@ class RunFolder(ABC):
         return run
 
     def trained(self) -> dict[str, Tensor]:
-        """What was trained, every byte checked.
-
-        Raises:
-            CheckpointError: its file is missing or damaged.
-        """
+        """What was trained, every byte checked."""
         advice = "train again into another --out"
         return load_tensors(self.path / self.WEIGHTS, sha256=self.sha256, advice=advice)
 
@@ -242,10 +238,9 @@ def enter(run: RunT, *, resume: bool) -> RunT:
     """
     out = run.path
     if not (out / RUN).exists():
-        if out.exists() and (not out.is_dir() or any(out.glob("[!.]*"))):
-            partial = sorted(p.name for p in out.iterdir()) == [f"{RUN}.partial"]
-            if not partial:
-                raise ConfigError(f"{out} exists and is not a run: choose another --out")
+        others = {p.name for p in out.glob("[!.]*")} - {f"{RUN}.partial"}
+        if others or (out.exists() and not out.is_dir()):
+            raise ConfigError(f"{out} exists and is not a run: choose another --out")
         make_folder(out)
         run.write()
         return run
@@ -318,16 +313,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_tensors(path: Path, *, sha256: str, advice: str) -> dict[str, Tensor]:
-    """Read them, every byte checked.
-
-    Args:
-        path: The file.
-        sha256: What its bytes must come to.
-        advice: What to do where they do not.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
+    """Read them, every byte checked."""
     try:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != sha256:

@@ -57,11 +57,7 @@ class SAERun(RunFolder):
         return SAE.from_pretrained(self.path)
 
     def load_sae(self, device: torch.device) -> SAE:
-        """The finished SAE in float32, every byte checked.
-
-        Raises:
-            CheckpointError: sae.safetensors is missing or damaged.
-        """
+        """The finished SAE in float32, every byte checked."""
         coder = self.blank_sae()
         coder.load_state_dict(self.trained())
         return coder.to(device)

@@ -9,8 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from types import TracebackType
-from typing import Generic, Protocol, TypeVar, final, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, final, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -41,19 +40,10 @@ class Cursor:
     document: int = 0
     offset: int = 0
 
-    def as_json(self) -> dict[str, int]:
-        """As a journal keeps it."""
-        return {"document": self.document, "offset": self.offset}
-
     @classmethod
-    def from_json(cls, value: Mapping[str, object] | None) -> "Cursor":
-        """The inverse of `as_json`; None is the start."""
-        if value is None:
-            return cls()
-        document, offset = value["document"], value["offset"]
-        assert isinstance(document, int)
-        assert isinstance(offset, int)
-        return cls(document=document, offset=offset)
+    def from_json(cls, value: Mapping[str, Any] | None) -> "Cursor":
+        """As a journal keeps it; None is the start."""
+        return cls(**value or {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,22 +76,20 @@ class ContextStream:
         self._ahead = ReadAhead(_tokenised(source, tokenizer, self.cursor), items=_GROUPS_AHEAD)
 
     def take(self, n: int) -> Contexts:
-        """The next `n` contexts; fewer, down to none, only at the end of the text.
-
-        Raises:
-            TextError: the source cannot be read, or has no text at all.
-        """
+        """The next `n` contexts; fewer, down to none, only at the end of the text."""
         wanted, have = n * self._ctx_len, 0
         parts = [self._rest[:0]]
-        while have < wanted and (len(self._rest) or self._fetch()):
+        while have < wanted:
+            if not len(self._rest):
+                group = self._ahead.get()
+                if group is None:
+                    break
+                self._rest = group
             part, self._rest = self._rest[: wanted - have], self._rest[wanted - have :]
             parts.append(part)
             have += len(part)
-        used = have // self._ctx_len * self._ctx_len
-        taken = np.concatenate(parts)[
-            :used
-        ]  # the rest, at the end of the text, is no whole context
-        if used:
+        taken = np.concatenate(parts)[: have // self._ctx_len * self._ctx_len]
+        if len(taken):
             ends = not taken["after"][-1]
             self.cursor = Cursor(
                 document=int(taken["document"][-1]) + ends,
@@ -111,14 +99,6 @@ class ContextStream:
         shape = (-1, self._ctx_len)
         return Contexts(tokens=tokens.reshape(shape), document_id=documents.reshape(shape))
 
-    def _fetch(self) -> bool:
-        """Take up the next group; False after the last."""
-        run = self._ahead.get()
-        if run is None:
-            return False
-        self._rest = run
-        return True
-
     def close(self) -> None:
         """Stop reading; what was read ahead is lost."""
         self._ahead.close()
@@ -126,12 +106,7 @@ class ContextStream:
     def __enter__(self) -> "ContextStream":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -192,22 +167,19 @@ class ReadAhead(Generic[T]):
         self._handed: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(items)
         self._closed = threading.Event()
-        self._ended = False
-        self._error: BaseException | None = None
         # A daemon: a read that hangs in a network must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="saepipe-read", daemon=True)
         self._thread.start()
 
     def get(self) -> T | None:
         """The next item, None after the last; raises what the iterator raised, each time."""
-        if not self._ended:
-            handed = self._handed.get()
-            if isinstance(handed, tuple):
-                self._room.release()
-                return handed[0]
-            self._error, self._ended = handed, True
-        if self._error is not None:
-            raise self._error
+        handed = self._handed.get()
+        if isinstance(handed, tuple):
+            self._room.release()
+            return handed[0]
+        self._handed.put(handed)  # for whoever asks once more
+        if handed is not None:
+            raise handed
         return None
 
     def close(self) -> None:

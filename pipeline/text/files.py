@@ -18,6 +18,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from pipeline.errors import TextError
+from pipeline.lm.hub import ends_of
 from pipeline.text.source import TextSource
 
 PIECE_CHARACTERS = 1 << 20
@@ -25,7 +26,6 @@ PIECE_CHARACTERS = 1 << 20
 QUESTION = ("context", "completion")
 """Columns of a question and its answer (EleutherAI/arithmetic): read as one text."""
 
-_SAMPLE = 1 << 16  # bytes hashed at each end of a file: a whole hash would read gigabytes
 _ABOUT_THE_DATA = {"README", "SOURCE", "LICENSE", "LICENCE", "NOTICE"}
 
 
@@ -91,12 +91,8 @@ def files_fingerprint(paths: list[Path], *, root: Path) -> str:
     """SHA-256 over name below `root`, size and both ends of every file."""
     digest = hashlib.sha256()
     for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(root) if path != root else path.name}:{size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLE))
-            file.seek(max(0, size - _SAMPLE))
-            digest.update(file.read(_SAMPLE))
+        name = path.relative_to(root) if path != root else path.name
+        digest.update(f"{name}:{path.stat().st_size}\n".encode() + ends_of(path))
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -115,16 +111,7 @@ def _explained(path: Path) -> Generator[None]:
 
 
 def text_columns(columns: Iterable[str], column: str, *, where: str) -> tuple[str, ...]:
-    """The columns whose texts, one after the other, are the document.
-
-    Args:
-        columns: Those that are there.
-        column: The one asked for.
-        where: Names the source in the error.
-
-    Raises:
-        TextError: neither the one asked for nor question and answer are there.
-    """
+    """Of `columns`, those whose texts, one after the other, are the document."""
     there = tuple(columns)
     if column in there:
         return (column,)
@@ -138,11 +125,7 @@ def text_columns(columns: Iterable[str], column: str, *, where: str) -> tuple[st
 
 
 def text_of(record: object, column: str, *, where: str) -> str:
-    """The document of a record, or of a plain string; empty where the record says null.
-
-    Raises:
-        TextError: the record has no such column, or something else than text in it.
-    """
+    """The document of a record, or of a plain string; empty where the record says null."""
     if isinstance(record, str):
         return record
     if not isinstance(record, Mapping):

@@ -34,11 +34,7 @@ def heldout_text(trained_on: str) -> str:
 def load_contexts(
     source: str, tokenizer: Tokenizer, *, ctx_len: int, n: int, column: str = "text", seed: int = 0
 ) -> Int32[Tensor, "contexts ctx_len"]:
-    """The first `n` contexts of a text, fewer where it ends before.
-
-    Raises:
-        TextError: the source cannot be read, or holds not a single whole context.
-    """
+    """The first `n` contexts of a text, fewer where it ends before."""
     text = open_text(source, column=column, seed=seed)
     with ContextStream(text, tokenizer, ctx_len=ctx_len, start=None) as stream:
         tokens = torch.from_numpy(stream.take(n).tokens)

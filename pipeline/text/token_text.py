@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import groupby
 
-_SHOWN = {"\n": "↵", "\t": "→"}
 _LONG_RUN, _AT_AN_END = re.compile(" {4,}"), re.compile("^ +| +$")
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories of what moves, hides or turns around other text, and of what is no text."""
@@ -87,22 +86,17 @@ class _Visible(dict[int, str]):
     """The table of `visible`, filled as characters are met."""
 
     def __missing__(self, code: int) -> str:
-        self[code] = shown = _visible_character(chr(code))
+        if unicodedata.category(chr(code)) not in _HIDDEN:
+            shown = chr(code)
+        elif code < 0x100:
+            shown = f"\\x{code:02x}"
+        else:
+            shown = f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+        self[code] = shown
         return shown
 
 
-_VISIBLE = _Visible()
-
-
-def _visible_character(character: str) -> str:
-    if character in _SHOWN:
-        return _SHOWN[character]
-    if unicodedata.category(character) not in _HIDDEN:
-        return character
-    code = ord(character)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+_VISIBLE = _Visible({ord("\n"): "↵", ord("\t"): "→"})
 
 
 def _joined(parts: Sequence[bytes]) -> Iterator[str]:

@@ -1,3 +1,4 @@
+import re
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -8,10 +9,11 @@ from hypothesis import given, settings as how, strategies as st
 
 from pipeline.config.architectures import ARCHS, ReluConfig, TopKConfig
 from pipeline.config.grid import ONE_PASS, comma_list, expand
-from pipeline.config.serialization import from_json, load_toml, to_json
+from pipeline.config.serialization import from_json, to_json
 from pipeline.config.settings import parse_count as count
 from pipeline.config.training import TrainConfig
 from pipeline.errors import ConfigError
+from tests.helpers.refusals import refused
 
 OUT = Path("runs/sweep")
 
@@ -24,19 +26,19 @@ def names_of(**settings: object) -> list[str]:
     return [point.name for point in expand_(**settings)]
 
 
-def test_a_grid_without_lists_is_one_run_in_the_folder_itself():
-    (point,) = expand_(lr=3e-4, arch={"kind": "topk", "k": 8}, exclude_positions=[0, 1])
-    assert point.name == ""
-    assert point.varies == {}
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": 3e-4, "arch": {"kind": "topk", "k": 8}},
+        {"lr": [3e-4], "arch": {"kind": ["topk"], "k": [8]}, "batch_size": [1024]},
+    ],
+    ids=["no lists", "lists of one value"],
+)
+def test_what_does_not_vary_is_one_run_in_the_folder_itself(settings):
+    (point,) = expand_(exclude_positions=[0, 1], **settings)
+    assert (point.name, point.varies) == ("", {})
     assert point.config == TrainConfig(
-        store=Path("s.actstore"), out=OUT, lr=3e-4, arch=TopKConfig(k=8), exclude_positions=(0, 1)
-    )
-
-
-def test_lists_of_one_value_do_not_vary():
-    (point,) = expand_(lr=[3e-4], batch_size=[64], arch={"kind": ["relu"], "l1": [0.5]})
-    assert point.config == TrainConfig(
-        store=Path("s.actstore"), out=OUT, lr=3e-4, batch_size=64, arch=ReluConfig(l1=0.5)
+        store="s.actstore", out=OUT, lr=3e-4, arch=TopKConfig(k=8), exclude_positions=(0, 1)
     )
 
 
@@ -61,9 +63,6 @@ def test_each_kind_takes_the_knobs_it_knows_and_no_member_comes_twice():
     ]  # fmt: skip
     assert [p.config.arch for p in points[2:4]] == [ReluConfig(l1=0.3), TopKConfig(k=8)]
     assert points[3].varies == {"arch": "topk", "k": 8}
-
-
-def test_every_kind_can_be_in_one_grid():
     names = names_of(arch={"kind": list(ARCHS), "k": 4, "l0": 4, "l1": 0.1, "target": 0.1})
     assert names == list(ARCHS)
 
@@ -82,11 +81,6 @@ def test_settings_that_are_lists_are_swept_by_lists_of_lists():
     assert [p.config.exclude_positions for p in points] == [(), (0,), (0, 1)]
     assert {p.config.exclude_tokens for p in points} == {(7, 8)}
     assert [p.name for p in points] == [f"exclude_positions={x}" for x in ("none", "0", "0+1")]
-
-
-def test_settings_of_one_member_may_differ_in_pace_and_precision():
-    points = expand_(precision=["fp32", "bf16"], log_every=[1, 2], checkpoint_every=[3, 4])
-    assert len(points) == 8
 
 
 def test_names_stay_apart_and_inside_of_the_folder():
@@ -110,12 +104,6 @@ def test_names_stay_apart_and_inside_of_the_folder():
         ({"lr": [1, 2, 1.0]}, "the sweep has lr=1.0 twice"),
         ({"seed": [0, 1], "arch": {"kind": "topk", "k": [8, 8]}}, "the sweep has k=8,seed=0 twice"),
         ({"arch": {"kind": ["relu", "relu"]}}, "the sweep has relu twice"),
-        (
-            {"batch_size": [1024, 4096]},
-            "batch_size must be one for all members of a sweep, got 1024, 4096: "
-            "run saepipe train once for each",
-        ),
-        ({"store": ["a", "b"]}, "store must be one for all members"),
         ({"lr": [1e-3, "fast"]}, "config.lr must be a number, got 'fast'"),
         ({"lr": [1e-3, -1]}, "lr must be positive, got -1"),
         ({"arch": {"kind": ["relu", "topk"], "kk": [1]}}, "config.arch has no setting 'kk'"),
@@ -128,25 +116,15 @@ def test_names_stay_apart_and_inside_of_the_folder():
     ],
 )
 def test_a_grid_that_cannot_be_is_one_line(settings, message):
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError, re.escape(message)):
         expand_(**settings)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ONE_PASS)
 def test_what_one_pass_shares_cannot_be_swept(name):
-    with pytest.raises(ConfigError, match=f"^{name} must be one for all members of a sweep, got"):
-        expand_(**{name: ["auto", "cpu"]})
-
-
-def test_a_grid_in_a_file_is_the_grid(tmp_path):
-    (tmp_path / "sweep.toml").write_text(
-        'store = "s"\nlr = [1e-4, 3e-4]\n[arch]\nkind = ["relu", "topk"]\nl1 = [1, 2]\nk = 32\n'
-    )
-    points = expand(load_toml(tmp_path / "sweep.toml"), out=OUT)
-    assert [p.name for p in points][::2] == ["relu,l1=1,lr=0.0001", "relu,l1=2,lr=0.0001",
-                                            "topk,lr=0.0001"]  # fmt: skip
+    said = f"^{name} must be one for all members of a sweep, got a, b: run saepipe train once for"
+    with refused(ConfigError, said):
+        expand_(**{name: ["a", "b"]})
 
 
 values = {
@@ -158,6 +136,9 @@ values = {
     "lr_warmup": st.sampled_from(["0", "5%", "1k steps", "2M"]),
     "ema": st.floats(0.5, 0.999),
     "project": st.booleans(),
+    "precision": st.sampled_from(["auto", "fp32", "bf16"]),
+    "log_every": st.integers(1, 9),
+    "checkpoint_every": st.integers(1, 9),
     "exclude_positions": st.lists(st.integers(0, 9), max_size=3),
     "l1": st.floats(0, 10),
     "k": st.integers(1, 512),
@@ -189,14 +170,9 @@ def test_a_grid_is_the_product_of_its_lists_and_every_member_is_a_config(data):
     for point in points:
         assert from_json(TrainConfig, to_json(point.config)) == point.config
         assert point.config.out == OUT / point.name
-        for name, value in point.varies.items():
-            assert_has(point.config, name, value)
-
-
-def assert_has(config: TrainConfig, name: str, value: object):
-    where = cast("dict[str, Any]", to_json(config))
-    got = where["arch"]["kind"] if name == "arch" else (where | where["arch"])[name]
-    assert got == value
+        told = cast("dict[str, Any]", to_json(point.config))
+        knobs = told.pop("arch")
+        assert point.varies.items() <= (told | knobs | {"arch": knobs["kind"]}).items()
 
 
 def test_comma_lists_are_read_by_their_kind():
@@ -209,11 +185,7 @@ def test_comma_lists_are_read_by_their_kind():
 @pytest.mark.parametrize(
     ("text", "kind", "message"),
     [
-        (
-            "1e-4,x",
-            float,
-            "--lr must be a number, or several with commas between them, got '1e-4,x'",
-        ),
+        ("1e-4,x", float, "--lr must be a number, or several with commas between them, got '1e-4,"),
         ("1,,2", float, "--lr must be a number, or several"),
         ("", str, "--lr must be text, or several"),
         ("1,", int, "--lr must be a whole number, or several"),
@@ -222,7 +194,5 @@ def test_comma_lists_are_read_by_their_kind():
     ],
 )
 def test_a_bad_comma_list_names_its_option(text, kind, message):
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError, f"^{message}"):
         comma_list(text, kind, option="--lr")
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)

@@ -1,5 +1,5 @@
 import json
-from dataclasses import dataclass
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,10 @@ from hypothesis import given, strategies as st
 
 from pipeline.config.architectures import ReluConfig, TopKConfig
 from pipeline.config.serialization import from_json, load_toml, to_json
-from pipeline.config.stages import EvalConfig, FinetuneConfig, HarvestConfig
+from pipeline.config.stages import HarvestConfig
 from pipeline.config.training import TrainConfig
 from pipeline.errors import ConfigError
+from tests.helpers.refusals import refused
 
 TRAIN = {"store": "s.actstore", "out": "runs/a"}
 
@@ -37,32 +38,6 @@ def test_what_is_written_reads_back_equal(settings: dict[str, Any]):
 
 
 @pytest.mark.parametrize(
-    "config",
-    [
-        HarvestConfig(out=Path("x"), sites=("mlp_out.1", "resid_post.0"), batch_size=3),
-        EvalConfig(runs=(Path("a"), Path("b")), text="builtin@heldout"),
-        FinetuneConfig(run=Path("a"), out=Path("b")),
-    ],
-    ids=lambda config: type(config).__name__,
-)
-def test_every_kind_of_config_survives_the_round_trip(config):
-    assert from_json(type(config), json.loads(json.dumps(to_json(config)))) == config
-
-
-def test_settings_left_out_take_their_defaults():
-    assert from_json(TrainConfig, TRAIN) == TrainConfig(
-        store=Path("s.actstore"), out=Path("runs/a")
-    )
-
-
-def test_a_whole_number_stands_for_a_number_but_not_the_other_way_round():
-    lr = from_json(TrainConfig, TRAIN | {"lr": 1}).lr
-    assert isinstance(lr, float)
-    with pytest.raises(ConfigError, match=r"^config\.batch_size must be a whole number, got 1\.5$"):
-        from_json(TrainConfig, TRAIN | {"batch_size": 1.5})
-
-
-@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"batchsize": 1}, "config has no setting 'batchsize': did you mean 'batch_size'?"),
@@ -79,6 +54,7 @@ def test_a_whole_number_stands_for_a_number_but_not_the_other_way_round():
         ),
         ({"arch": {"kind": "topk", "k": "9"}}, "config.arch.k must be a whole number, got '9'"),
         ({"arch": {"kind": "topk", "k": 0}}, "k must be positive, got 0"),
+        ({"batch_size": 1.5}, "config.batch_size must be a whole number, got 1.5"),
         ({"lr": True}, "config.lr must be a number, got True"),
         ({"lr": float("nan")}, "config.lr must be a number, got nan"),
         ({"lr": -1.0}, "lr must be positive, got -1.0"),
@@ -95,15 +71,15 @@ def test_a_whole_number_stands_for_a_number_but_not_the_other_way_round():
     ],
 )
 def test_a_bad_setting_is_one_line_that_names_it(change, message):
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError, re.escape(message)):
         from_json(TrainConfig, TRAIN | change)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
-def test_a_missing_setting_is_named():
-    with pytest.raises(ConfigError, match=r"^config lacks the setting 'out'$"):
+def test_what_is_no_table_or_not_all_of_one_is_refused():
+    with refused(ConfigError, "^config lacks the setting 'out'$"):
         from_json(TrainConfig, {"store": "s"})
+    with refused(ConfigError, "config must be a table of settings, got 3"):
+        from_json(TrainConfig, 3)
 
 
 def test_a_list_is_read_item_by_item():
@@ -115,29 +91,14 @@ def test_a_list_is_read_item_by_item():
         from_json(HarvestConfig, {"out": "x", "sites": "mlp_out.1"})
 
 
-def test_something_else_than_a_table_is_refused():
-    with pytest.raises(ConfigError, match="config must be a table of settings, got 3"):
-        from_json(TrainConfig, 3)
-
-
-def test_dataclasses_outside_the_configs_work_too():
-    @dataclass(frozen=True, kw_only=True)
-    class Figures:
-        density: tuple[float, ...]
-        name: str | None = None
-
-    figures = Figures(density=(0.5, 0.25))
-    assert to_json(figures) == {"density": [0.5, 0.25], "name": None}
-    assert from_json(Figures, {"density": [0.5, 0.25]}) == figures
-
-
 def test_toml_is_read_and_its_faults_are_one_line(tmp_path):
     path = tmp_path / "train.toml"
-    path.write_text('store = "s"\nout = "o"\nlr = 3e-4\n[arch]\nkind = "topk"\nk = 16\n')
-    assert from_json(TrainConfig, load_toml(path)).arch == TopKConfig(k=16)
+    path.write_text('store = "s"\nout = "o"\nlr = 1\n[arch]\nkind = "topk"\nk = 16\n')
+    config = from_json(TrainConfig, load_toml(path))
+    assert config == TrainConfig(store="s", out="o", lr=1.0, arch=TopKConfig(k=16))
+    assert isinstance(config.lr, float)
     path.write_text("lr = = 3\n")
-    with pytest.raises(ConfigError, match=r"train\.toml is not TOML: .*line 1") as caught:
+    with refused(ConfigError, r"train\.toml is not TOML: .*line 1"):
         load_toml(path)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match=r"cannot read .*absent\.toml: No such file"):
+    with refused(ConfigError, r"cannot read .*absent\.toml: No such file"):
         load_toml(tmp_path / "absent.toml")

@@ -6,10 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
-from safetensors.torch import load_file, save_file
 
-from actstore.errors import NonFiniteError, StoreError
+from actstore.errors import StoreError
 from actstore.reader import ActStore
 from actstore.verify import verify
 from pipeline.config.stages import HarvestConfig
@@ -19,6 +17,8 @@ from pipeline.harvest.plan import make_plan
 from pipeline.lm.tokenizer import load_tokenizer
 from tests.helpers.harvests import harvest_config, states_until_complete
 from tests.helpers.killing import killed
+from tests.helpers.models import reference
+from tests.helpers.refusals import refused
 from tests.helpers.slow import slow
 from tests.helpers.stores import column
 from tests.helpers.tiny import CTX_LEN, make_model, make_text
@@ -26,14 +26,17 @@ from tests.helpers.tiny import CTX_LEN, make_model, make_text
 SITES = ("mlp_out.1", "resid_pre.0", "mlp_act.1")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model") / "tiny")
+class StopError(Exception):
+    pass
+
+
+def stop(*_: object) -> None:
+    raise StopError
 
 
 @pytest.fixture
-def config(model, tmp_path) -> HarvestConfig:
-    return harvest_config(tmp_path, model=model, sites=SITES, dtype="fp32")
+def config(tiny_model, tmp_path) -> HarvestConfig:
+    return harvest_config(tmp_path, model=tiny_model, sites=SITES, dtype="fp32")
 
 
 def in_text_order(store: ActStore, name: str) -> np.ndarray:
@@ -59,12 +62,12 @@ def uninterrupted(config) -> dict[str, bytes]:
 
 
 @torch.no_grad()
-def test_rows_equal_the_hooks_of_a_full_forward_bit_for_bit(config, model):
+def test_rows_equal_the_hooks_of_a_full_forward_bit_for_bit(config, tiny_model):
     summary = harvest(config)
     store = ActStore.open(config.out)
     assert summary.n_rows == summary.rows_written == store.n_rows == 33 * CTX_LEN
     tokens = store.tokens(np.arange(33))
-    whole = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    whole = reference(tiny_model)
     layers = whole.gpt_neox.layers
     seen: dict[str, list[torch.Tensor]] = {site: [] for site in SITES}
 
@@ -83,11 +86,11 @@ def test_rows_equal_the_hooks_of_a_full_forward_bit_for_bit(config, model):
         np.testing.assert_array_equal(in_text_order(store, site), expected, err_msg=site)
 
 
-def test_tokens_are_the_text_and_rows_know_their_token(config, model):
+def test_tokens_are_the_text_and_rows_know_their_token(config):
     harvest(config)
     store = ActStore.open(config.out)
     text = Path(config.text).read_text()
-    ids = load_tokenizer(str(model)).encode([text])[0][: 33 * CTX_LEN]
+    ids = load_tokenizer(config.model).encode([text])[0][: 33 * CTX_LEN]
     assert store.tokens(np.arange(33)).ravel().tolist() == ids
     assert in_text_order(store, "token_id").tolist() == ids
     assert set(column(store, "document_id").tolist()) == {0}
@@ -130,12 +133,12 @@ def test_a_stop_between_any_two_shards_changes_nothing(config, uninterrupted):
         out = config.out.parent / str(stop_at) / "acts.actstore"
         stopped = replace(config, out=out)
 
-        def stop(progress, stop_at=stop_at):
+        def stop_late(progress, stop_at=stop_at):
             if progress.done >= stop_at * CTX_LEN:
                 raise StopError
 
         with pytest.raises(StopError):
-            harvest(stopped, on_progress=stop)
+            harvest(stopped, on_progress=stop_late)
         with pytest.raises(StoreError, match="not finished"):
             ActStore.open(out)
         assert make_plan(stopped).state == "resume"
@@ -143,8 +146,15 @@ def test_a_stop_between_any_two_shards_changes_nothing(config, uninterrupted):
         assert content(ActStore.open(out)) == uninterrupted
 
 
-@pytest.mark.parametrize("n_kills", [2, slow(20)])
-def test_killed_at_random_moments_then_resumed_gives_the_same_bytes(config, n_kills):
+@pytest.mark.parametrize(
+    ("n_kills", "held"),
+    [
+        pytest.param(2, (), id="new"),
+        pytest.param(1, SITES[:1], id="an addition"),
+        slow(20, (), id="often"),
+    ],
+)
+def test_killed_at_random_moments_then_resumed_gives_the_same_bytes(config, n_kills, held):
     """Kills, each at a random moment of one harvest that is resumed until it is done."""
     rng = random.Random(0)
     config = replace(config, batch_size=1)
@@ -156,59 +166,48 @@ def test_killed_at_random_moments_then_resumed_gives_the_same_bytes(config, n_ki
         stores += 1
         assert stores < 2 * n_kills, "the harvest is over before it can be killed"
         part = replace(config, out=config.out.parent / f"killed-{stores}" / "acts.actstore")
+        if held:
+            harvest(replace(part, sites=held))
         for _ in range(4):
             kills += killed(part, after_batches=rng.randrange(20), delay=rng.random() * 0.01)
         harvest(part)
-        store = ActStore.open(part.out)
-        assert content(store) == expected
+        assert content(ActStore.open(part.out)) == expected
         assert not verify(part.out)
 
 
-def test_more_tokens_extend_to_what_one_harvest_would_have_stored(config, uninterrupted):
-    small = replace(config, tokens=13 * CTX_LEN)
-    harvest(small)
-    plan = make_plan(config)
-    assert (plan.state, plan.rows_to_write) == ("extend", 20 * CTX_LEN)
-    summary = harvest(config)
-    assert summary.n_rows == 33 * CTX_LEN
-    assert summary.rows_written == 23 * CTX_LEN  # a shard that was cut short is computed whole
-    assert content(ActStore.open(config.out)) == uninterrupted
+FEW = 13 * CTX_LEN
 
 
-def test_a_site_that_is_added_gives_what_one_harvest_of_all_would_have_stored(
-    config, uninterrupted
+@pytest.mark.parametrize(
+    ("first", "then", "states", "to_write", "written"),
+    [
+        # A shard that was cut short is computed whole.
+        ({"tokens": FEW}, {}, ["extend"], 20, 23),
+        ({"tokens": FEW}, {"sites": SITES[1:2]}, ["extend"], 20, 23),
+        ({"sites": SITES[:1]}, {"sites": SITES[1:]}, ["add"], 33, 33),
+        ({"sites": SITES[:2], "tokens": FEW}, {}, ["add", "extend"], 13, 13 + 23),
+    ],
+    ids=["rows", "rows of one site", "sites", "sites and rows"],
+)
+def test_what_is_added_gives_what_one_harvest_of_all_would_have_stored(
+    config, uninterrupted, first, then, states, to_write, written
 ):
-    one = replace(config, sites=SITES[:1])
-    harvest(one)
-    asked = replace(config, sites=SITES[1:])
+    harvest(replace(config, **first))
+    asked, told = replace(config, **then), []
     plan = make_plan(asked)
-    assert plan.state == "add"
-    assert tuple(map(str, plan.sites)) == SITES[1:]
-    assert (plan.n_rows, plan.rows_to_write) == (33 * CTX_LEN, 33 * CTX_LEN)
-    whole = make_plan(replace(config, out=config.out.with_name("new.actstore"), seed=1))
-    assert plan.bytes_to_write < whole.bytes_to_write
-    summary = harvest(asked)
+    assert plan.rows_to_write == to_write * CTX_LEN
+    if states == ["add"]:
+        assert tuple(map(str, plan.sites)) == SITES[1:]
+        whole = make_plan(replace(config, out=config.out.with_name("new.actstore"), seed=1))
+        assert plan.bytes_to_write < whole.bytes_to_write
+    summary = harvest(asked, on_plan=lambda plan, _: told.append(plan.state))
     store = ActStore.open(config.out)
+    assert told == states
     assert content(store) == uninterrupted
-    assert summary.n_rows == summary.rows_written == 33 * CTX_LEN
+    assert (summary.n_rows, summary.rows_written) == (33 * CTX_LEN, written * CTX_LEN)
     assert (summary.n_bytes, summary.fingerprint) == (store.n_bytes, store.fingerprint)
     for sites in (SITES, SITES[:1], SITES[1:], SITES[::-1]):
         assert make_plan(replace(config, sites=sites)).state == "complete"
-
-
-def test_more_sites_and_more_rows_take_two_plans_and_one_call(config, uninterrupted):
-    harvest(replace(config, sites=SITES[:2], tokens=13 * CTX_LEN))
-    states = []
-    summary = harvest(config, on_plan=lambda plan, _: states.append(plan.state))
-    assert states == ["add", "extend"]
-    assert summary.rows_written == (13 + 23) * CTX_LEN  # at one site, then at all
-    assert content(ActStore.open(config.out)) == uninterrupted
-
-
-def test_an_extension_is_of_all_the_sites_there_are(config, uninterrupted):
-    harvest(replace(config, tokens=13 * CTX_LEN))
-    assert states_until_complete(replace(config, sites=SITES[1:2])) == ["extend"]
-    assert content(ActStore.open(config.out)) == uninterrupted
 
 
 def test_more_of_a_text_that_has_no_more_ends(config):
@@ -220,32 +219,10 @@ def test_more_of_a_text_that_has_no_more_ends(config):
         harvest(exact)
         more = replace(exact, tokens=10_000)
         assert states_until_complete(more) == ["extend"]
-        assert make_plan(more).source_exhausted
         assert states_until_complete(replace(more, sites=SITES)) == ["add"]
         assert ActStore.open(out).n_rows == n_contexts * CTX_LEN
         assert ActStore.open(out).manifest.source_exhausted
         assert not verify(out)
-
-
-def test_an_addition_that_is_killed_goes_on(config, uninterrupted):
-    rng = random.Random(0)
-    config = replace(config, batch_size=4)
-    harvest(replace(config, sites=SITES[:1]))
-    kills = [
-        killed(config, after_batches=rng.randrange(9), delay=rng.random() * 0.01) for _ in range(4)
-    ]
-    assert any(kills)
-    assert states_until_complete(config) in ([], ["add"])
-    assert content(ActStore.open(config.out)) == uninterrupted
-    assert not verify(config.out)
-
-
-class StopError(Exception):
-    pass
-
-
-def stop(_progress) -> None:
-    raise StopError
 
 
 def test_a_store_that_is_being_written_is_finished_with_the_sites_it_has(config):
@@ -278,11 +255,8 @@ def test_an_addition_that_only_has_to_join_joins_with_the_next_plan(config, monk
     small = replace(config, sites=SITES[:1], tokens=13 * CTX_LEN)
     harvest(small)
 
-    def crash(*_args):
-        raise StopError
-
     with monkeypatch.context() as m, pytest.raises(StopError):
-        m.setattr("actstore.addition.merge", crash)
+        m.setattr("actstore.addition.merge", stop)
         harvest(replace(small, sites=SITES[:2]))
     assert ActStore.open(config.out).sites == SITES[:1]
     assert make_plan(small).state == "complete"
@@ -299,21 +273,6 @@ def test_the_layout_is_that_of_the_store(config):
     assert (plan.state, plan.spec.shard_rows) == ("add", 20 * CTX_LEN)
 
 
-def test_a_text_that_ends_early_gives_what_it_has_once(config):
-    harvest(replace(config, tokens=41 * CTX_LEN, out=config.out.parent / "more" / "acts.actstore"))
-    endless = replace(config, tokens=10_000)
-    summary = harvest(endless)
-    store = ActStore.open(config.out)
-    n_tokens = 40 * CTX_LEN + 1  # the text and its end-of-text token
-    assert summary.source_exhausted
-    assert store.n_rows == n_tokens // CTX_LEN * CTX_LEN
-    order = column(store, "context_id") * CTX_LEN + column(store, "position")
-    assert sorted(order.tolist()) == list(range(store.n_rows))
-    plan = make_plan(endless)
-    assert plan.state == "complete"
-    assert plan.source_exhausted
-
-
 def test_rows_of_a_text_that_ends_inside_a_shard_are_still_shuffled_and_right(config, tmp_path):
     """Equal to a harvest that asked for no more than the text has."""
     text = make_text(tmp_path / "short.txt", n_contexts=37)
@@ -321,7 +280,9 @@ def test_rows_of_a_text_that_ends_inside_a_shard_are_still_shuffled_and_right(co
     endless = replace(config, text=text, tokens=10_000)
     assert not harvest(exact).source_exhausted
     assert harvest(endless).source_exhausted
+    assert ActStore.open(endless.out).n_rows == 37 * CTX_LEN
     assert content(ActStore.open(exact.out)) == content(ActStore.open(endless.out))
+    assert make_plan(endless).state == "complete"
 
 
 @pytest.mark.parametrize(
@@ -341,17 +302,14 @@ def test_another_configuration_is_refused_by_name(config, change, named):
         make_plan(replace(config, **change))
 
 
-def test_another_text_under_the_same_name_is_refused(config):
+def test_another_text_or_model_under_the_same_name_is_refused(config, tmp_path):
+    model = make_model(tmp_path / "model")
+    config = replace(config, model=str(model))
     harvest(config)
     make_text(Path(config.text), n_contexts=40, seed=1)
     with pytest.raises(ConfigError, match="text_fingerprint"):
         make_plan(config)
-
-
-def test_a_model_that_changed_is_refused(config, tmp_path):
-    model = make_model(tmp_path / "model")
-    config = replace(config, model=str(model))
-    harvest(config)
+    make_text(Path(config.text), n_contexts=40)
     make_model(model, seed=1)
     with pytest.raises(ConfigError, match="model_fingerprint"):
         make_plan(config)
@@ -365,35 +323,20 @@ def test_a_store_in_use_is_refused(config):
     harvest(config, on_progress=second)
 
 
-def test_activations_that_are_not_finite_name_site_and_context(config, tmp_path):
-    model = make_model(tmp_path / "broken")
-    weights = load_file(model / "model.safetensors")
-    weights["gpt_neox.layers.1.mlp.dense_4h_to_h.bias"][3] = float("nan")
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(NonFiniteError, match=r"mlp_out\.1 is not finite in context \d+"):
-        harvest(replace(config, model=str(model)))
-
-
-def test_a_disk_without_room_is_seen_before_the_work(config):
-    with pytest.raises(ConfigError, match=r"needs about .* GB and its disk has .* GB free"):
-        make_plan(replace(config, tokens=10**14))
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"sites": ("mlp_out.7",)}, ConfigError, r"mlp_out\.7 does not exist: .* layers 0 to 2"),
-        ({"sites": ("mlp_put.1",)}, ConfigError, "bad site 'mlp_put.1'"),
         ({"sites": ()}, ConfigError, "no site to harvest"),
         ({"ctx_len": 65}, ConfigError, "longer than the 64 positions"),
         ({"text": "/nowhere/text.txt"}, TextError, "there is no text"),
         ({"model": "/nowhere"}, ModelError, "neither a folder with config.json nor a hub id"),
+        ({"tokens": 10**14}, ConfigError, "needs about .* GB and its disk has .* GB free"),
     ],
 )
 def test_what_cannot_be_harvested_is_said_in_one_line(config, change, error, message):
-    with pytest.raises(error, match=message) as caught:
+    with refused(error, message):
         make_plan(replace(config, **change))
-    assert "\n" not in str(caught.value)
     assert not config.out.exists()
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.config.stages import HarvestConfig
-from pipeline.harvest.harvest import carry_out
+from pipeline.harvest.harvest import harvest
 from pipeline.harvest.plan import make_plan
 from tests.helpers.tiny import CTX_LEN, make_model, make_text
 
@@ -25,10 +25,8 @@ def harvest_config(folder: Path, *, model: Path | None = None, **settings) -> Ha
 
 
 def states_until_complete(config: HarvestConfig) -> list[str]:
-    """Plan and carry out, until nothing is missing."""
-    states = []
-    while (plan := make_plan(config)).state != "complete":
-        states.append(plan.state)
-        assert len(states) < 5
-        carry_out(plan)
+    """Harvest until nothing is missing; gives the states that it took."""
+    states: list[str] = []
+    harvest(config, on_plan=lambda plan, _: states.append(plan.state))
+    assert make_plan(config).state == "complete"
     return states

@@ -56,6 +56,10 @@ def save_random(model: transformers.PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
+def reference(folder: Path) -> transformers.PreTrainedModel:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=FP32).eval()
+
+
 def sites_of(model: HookedModel) -> list[Site]:
     """All there are."""
     return [

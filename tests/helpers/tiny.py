@@ -77,6 +77,16 @@ def identity_sae() -> SAE:
     return coder
 
 
+def make_provenance(**settings) -> Provenance:
+    """Of a store that need not be there."""
+    given = {
+        "path": Path("/data/a.actstore"), "fingerprint": "f" * 64, "model": "builtin",
+        "revision": "main", "model_fingerprint": "m" * 64, "text": "builtin", "site": "mlp_out.1",
+        "d_in": WIDTH, "ctx_len": CTX_LEN, "n_rows": 1200, "dtype": "bfloat16",
+    }  # fmt: skip
+    return Provenance(**(given | settings))
+
+
 def save_sae(
     path: Path,
     coder: SAE,
@@ -95,18 +105,13 @@ def save_sae(
         arch=arch or ReluConfig(),
         expansion=coder.d_sae // coder.d_in,
     )
-    provenance = Provenance(
-        path=path / "gone.actstore",
-        fingerprint="f" * 64,
+    provenance = make_provenance(
+        path=config.store,
         model=str(model),
-        revision="main",
         model_fingerprint=model_fingerprint,
         text=text,
         site=site,
         d_in=coder.d_in,
-        ctx_len=CTX_LEN,
-        n_rows=1200,
-        dtype="bfloat16",
     )
     SAERun(path=path, config=config, provenance=provenance).finish(coder)
     return path

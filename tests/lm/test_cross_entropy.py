@@ -32,20 +32,13 @@ def plain_mean(head, hidden, tokens):
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten().long())
 
 
-def test_position_t_predicts_t_plus_one_inside_its_context(batch):
-    hidden, tokens = batch
-    rows, targets = ce.predictions(hidden, tokens)
-    assert rows.shape == (3 * 8, D_MODEL)
-    assert torch.equal(rows[8], hidden[1, 0])
-    assert targets[8] == tokens[1, 1]
-
-
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("slice_rows", [1, 5, 24, 1000])
-def test_the_sum_does_not_depend_on_the_slices(batch, monkeypatch, slice_rows):
+def test_the_sum_is_wide_and_does_not_depend_on_the_slices(batch, monkeypatch, slice_rows, dtype):
     monkeypatch.setattr(ce, "CPU_ROWS", slice_rows)
-    head = Head()
-    total = ce.cross_entropy_sum(head, *batch)
-    assert total / 24 == pytest.approx(plain_mean(head, *batch).item(), rel=1e-6)
+    head, hidden, tokens = Head(dtype), batch[0].to(dtype), batch[1]
+    total = ce.cross_entropy_sum(head, hidden, tokens)
+    assert total / 24 == pytest.approx(plain_mean(head, hidden, tokens).item(), rel=1e-6)
     assert max(head.n_rows) <= slice_rows
     assert sum(head.n_rows) == 24
 
@@ -63,10 +56,3 @@ def test_the_gradient_is_that_of_the_whole_loss(batch, monkeypatch, slice_rows):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     torch.testing.assert_close(scale.grad, expected_scale.grad, rtol=1e-5, atol=1e-7)
     assert max(head.n_rows) <= slice_rows
-
-
-def test_a_narrow_head_is_summed_in_wide_numbers(batch):
-    hidden, tokens = batch
-    head = Head(torch.bfloat16)
-    total = ce.cross_entropy_sum(head, hidden.bfloat16(), tokens)
-    assert total / 24 == pytest.approx(plain_mean(head, hidden.bfloat16(), tokens).item(), rel=1e-6)

@@ -19,10 +19,13 @@ from pipeline.errors import ModelError
 from pipeline.lm.hub import ModelFiles, builtin_model_path
 from pipeline.lm.model import load_model
 from pipeline.lm.weights import Weights
+from tests.helpers.models import CPU, FP32
+from tests.helpers.refusals import refused
 from tests.helpers.slow import slow
 from tests.helpers.standin import StandIn, serving
 from tests.helpers.tiny import make_model, make_text
 
+NO_NETWORK = {"endpoint": "http://127.0.0.1:9"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -90,19 +93,18 @@ def harvest(tmp_path: Path, model: str, *extra: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def harvested(hub, tmp_path_factory) -> tuple[Path, list[str]]:
-    """Where a harvest from the hub was made and its model kept, and its command."""
+def harvested(hub, tmp_path_factory) -> tuple[Path, list[str], list[str]]:
+    """Where a harvest from the hub was made and its model kept, its command, what it fetched."""
     folder = tmp_path_factory.mktemp("harvested")
     command = harvest(folder, "org/tiny", "--revision", "step1")
     hub.fetched.clear()
     done = saepipe(*command, home=folder / "home", endpoint=hub.url)
     assert done.returncode == 0, done.stderr
-    (folder / "fetched.json").write_text(json.dumps(hub.fetched))
-    return folder, command
+    return folder, command, [*hub.fetched]
 
 
 def test_only_the_files_a_site_needs_are_downloaded(hub, harvested):
-    folder, _ = harvested
+    folder, _, fetched = harvested
     index = json.loads((hub.folder / "model.safetensors.index.json").read_text())["weight_map"]
     needed = {
         file
@@ -111,7 +113,6 @@ def test_only_the_files_a_site_needs_are_downloaded(hub, harvested):
             ("embed_in", "layers.0.mlp", "layers.0.post_attention_layernorm")
         )
     }
-    fetched = json.loads((folder / "fetched.json").read_text())
     weights = [name for name in fetched if name.endswith(".safetensors")]
     assert set(weights) == needed
     assert len(weights) == len(needed) < len(set(index.values()))
@@ -121,71 +122,48 @@ def test_only_the_files_a_site_needs_are_downloaded(hub, harvested):
     assert source["model_fingerprint"] == f"commit:{COMMIT}"
 
 
-def test_the_same_command_again_downloads_nothing(hub, harvested):
-    folder, command = harvested
+@pytest.mark.parametrize(
+    "env",
+    [{}, {"HF_HUB_OFFLINE": "1"}, slow(NO_NETWORK)],
+    ids=["online", "offline mode", "no network"],
+)
+def test_the_same_command_again_downloads_nothing(hub, harvested, env):
+    folder, command, _ = harvested
     hub.fetched.clear()
-    again = saepipe(*command, home=folder / "home", endpoint=hub.url)
+    again = saepipe(*command, home=folder / "home", **{"endpoint": hub.url, **env})
     assert "complete, reused" in again.stdout, again.stderr
     assert not hub.fetched
 
 
-@pytest.mark.parametrize(
-    "env",
-    [{"HF_HUB_OFFLINE": "1"}, slow({"HF_ENDPOINT": "http://127.0.0.1:9"})],
-    ids=["offline mode", "no network"],
-)
-def test_a_model_in_the_cache_needs_no_network(hub, harvested, env):
-    folder, command = harvested
-    again = saepipe(*command, home=folder / "home", **{"endpoint": hub.url, **env})
-    assert "complete, reused" in again.stdout, again.stderr
+UNREACHED = "the hub could not be reached for model org/tiny"
 
 
 @pytest.mark.parametrize(
-    ("model", "extra", "message"),
+    ("model", "env", "message"),
     [
-        slow("org/absent", (), "the hub has no model org/absent"),
-        ("org/tiny", ("--revision", "step9"), "the hub has no model org/tiny (revision step9)"),
+        slow("org/absent", {}, "the hub has no model org/absent", id="no such model"),
+        pytest.param("org/tiny", {}, "has no model org/tiny (revision step9)", id="no revision"),
+        pytest.param("org/tiny", NO_NETWORK, UNREACHED, id="no network"),
+        slow("org/tiny", {"HF_HUB_OFFLINE": "1"}, UNREACHED, id="offline mode"),
     ],
 )
-def test_what_the_hub_does_not_have_is_one_line(hub, tmp_path, model, extra, message):
-    command = harvest(tmp_path, model, *extra)
-    done = saepipe(*command, home=tmp_path / "home", endpoint=hub.url)
+def test_what_the_hub_does_not_give_is_one_line(hub, tmp_path, model, env, message):
+    command = harvest(tmp_path, model, "--revision", "step9")
+    done = saepipe(*command, home=tmp_path / "home", **{"endpoint": hub.url, **env})
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "env", [{}, slow({"HF_HUB_OFFLINE": "1"})], ids=["no network", "offline mode"]
-)
-def test_a_hub_out_of_reach_is_one_line(tmp_path, env):
-    closed = "http://127.0.0.1:9"
-    done = saepipe(*harvest(tmp_path, "org/tiny"), home=tmp_path / "h", endpoint=closed, **env)
-    assert done.returncode == 1
-    assert "the hub could not be reached for model org/tiny" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_pickled_weights_are_refused(tmp_path):
+def test_damaged_or_pickled_weights_are_refused(tmp_path):
     model = make_model(tmp_path / "model")
-    (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"has no model\.safetensors, and pickled"):
+    weights = model / "model.safetensors"
+    weights.write_bytes(b"\x10" * 40)
+    with refused(ModelError, r"model\.safetensors is damaged"):
         Weights.locate(ModelFiles(str(model)))
-
-
-def test_damaged_weights_are_named(tmp_path):
-    model = make_model(tmp_path / "model")
-    (model / "model.safetensors").write_bytes(b"\x10" * 40)
-    with pytest.raises(ModelError, match=r"model\.safetensors is damaged"):
+    weights.rename(model / "pytorch_model.bin")
+    with refused(ModelError, r"has no model\.safetensors, and pickled"):
         Weights.locate(ModelFiles(str(model)))
-
-
-def test_the_fingerprint_follows_the_weights(tmp_path):
-    model = make_model(tmp_path / "model")
-    before = ModelFiles(str(model)).fingerprint()
-    assert ModelFiles(str(model)).fingerprint() == before
-    make_model(model, seed=1)
-    assert ModelFiles(str(model)).fingerprint() != before
 
 
 def test_the_checkpoints_of_older_neox_and_of_base_models_load(tmp_path):
@@ -193,12 +171,11 @@ def test_the_checkpoints_of_older_neox_and_of_base_models_load(tmp_path):
     model = make_model(tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
     assert "embed_out.weight" in tensors
-    cpu, fp32 = torch.device("cpu"), torch.float32
-    expected = load_model(str(model), device=cpu, dtype=fp32)
+    expected = load_model(str(model), device=CPU, dtype=FP32)
     bare = {name.removeprefix("gpt_neox."): t for name, t in tensors.items()}
     bare["lm_head.weight"] = bare.pop("embed_out.weight")
     save_file(bare, model / "model.safetensors", metadata={"format": "pt"})
-    found = load_model(str(model), device=cpu, dtype=fp32)
+    found = load_model(str(model), device=CPU, dtype=FP32)
     tokens = torch.arange(8)[None]
     assert torch.equal(found.hidden(tokens), expected.hidden(tokens))
     assert torch.equal(found.logits(torch.ones(1, 16)), expected.logits(torch.ones(1, 16)))
@@ -206,9 +183,8 @@ def test_the_checkpoints_of_older_neox_and_of_base_models_load(tmp_path):
 
 def test_the_embedded_model_is_found_beside_the_package_then_in_the_checkout(monkeypatch, tmp_path):
     monkeypatch.setattr("pipeline.lm.hub.__file__", str(tmp_path / "pipeline" / "lm" / "hub.py"))
-    with pytest.raises(ModelError, match="install saepipe again") as caught:
+    with refused(ModelError, "install saepipe again"):
         builtin_model_path()
-    assert "\n" not in str(caught.value)
     checkout = tmp_path / "data" / "tiny-pythia"
     beside = tmp_path / "pipeline" / "embedded" / "tiny-pythia"
     for folder in (checkout, beside):

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -8,27 +6,14 @@ from pipeline.lm.families import Site
 from pipeline.lm.hooks import capture, splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.replay import Replay
-from tests.helpers.models import (
-    CPU,
-    EACH_FAMILY,
-    FP32,
-    MAKERS,
-    TOKENS,
-    hooks_on,
-    save_random,
-    sites_of,
-)
+from tests.helpers.models import CPU, FP32, TOKENS, hooks_on, sites_of
 
 OTHER_TOKENS = TOKENS[:1].flip(1)
 
 
-@pytest.fixture(scope="module", params=EACH_FAMILY)
-def lm(request, tmp_path_factory) -> LanguageModel:
-    return load_model(str(save(request.param, tmp_path_factory)), device=CPU, dtype=FP32)
-
-
-def save(kind: str, tmp_path_factory) -> Path:
-    return save_random(MAKERS[kind](), tmp_path_factory.mktemp("model") / kind)
+@pytest.fixture(scope="module")
+def lm(folder) -> LanguageModel:
+    return load_model(str(folder), device=CPU, dtype=FP32)
 
 
 @torch.no_grad()
@@ -37,7 +22,9 @@ def spliced(lm: LanguageModel, tokens: torch.Tensor, site: Site, value: torch.Te
         return lm.hidden(tokens)
 
 
-def test_an_edit_at_any_site_gives_the_bits_of_a_whole_pass_with_it_spliced_in(lm):
+@pytest.mark.parametrize("dtype", [FP32, torch.bfloat16])
+def test_an_edit_at_any_site_gives_the_bits_of_a_whole_pass_with_it_spliced_in(folder, dtype):
+    lm = load_model(str(folder), device=CPU, dtype=dtype)
     replay = Replay(lm, sites_of(lm))
     torch.manual_seed(1)
     for tokens in (TOKENS, OTHER_TOKENS):
@@ -48,18 +35,22 @@ def test_an_edit_at_any_site_gives_the_bits_of_a_whole_pass_with_it_spliced_in(l
             assert torch.equal(replay.edited(site, acts), clean), site
             for value in (torch.zeros_like(acts), torch.randn_like(acts)):
                 edited = replay.edited(site, value)
+                assert edited.dtype == dtype
                 assert torch.equal(edited, spliced(lm, tokens, site, value.clone())), site
                 assert not torch.equal(edited, clean), site
             assert torch.equal(replay.acts(site), acts), site
 
 
 def test_each_site_recorded_alone_gives_the_same(lm):
-    whole = Replay(lm, sites_of(lm))
+    whole = Replay(lm, sites_of(lm)[::-1])
     whole.clean(TOKENS)
+    with torch.no_grad(), capture(lm, sites_of(lm)) as acts:
+        lm.hidden(TOKENS)
     for site in sites_of(lm):
         alone = Replay(lm, [site])
         alone.clean(TOKENS)
-        assert torch.equal(alone.acts(site), whole.acts(site)), site
+        assert torch.equal(alone.acts(site), acts[site]), site
+        assert torch.equal(whole.acts(site), acts[site]), site
         value = whole.acts(site) + 1
         assert torch.equal(alone.edited(site, value), whole.edited(site, value)), site
 
@@ -83,9 +74,7 @@ def inputs_of(lm: LanguageModel, run) -> dict[str, list[torch.Tensor]]:
 @torch.no_grad()
 def test_only_what_the_site_reaches_runs_and_runs_once(lm):
     clean = inputs_of(lm, lambda: lm.hidden(TOKENS))
-    beside = {"mlp.up_proj", "post_attention_layernorm"} & {
-        name.split(".", 2)[2] for name in clean if "up_proj" in name or "post_att" in name
-    }
+    family = lm.shape.family
     for site in sites_of(lm):
         replay = Replay(lm, [site])
         replay.clean(TOKENS)
@@ -96,8 +85,8 @@ def test_only_what_the_site_reaches_runs_and_runs_once(lm):
         ran = inputs_of(lm, lambda: replay.edited(site, value))  # noqa: B023
         assert all(len(given) == 1 for given in ran.values()), site
         more = set(ran) - reached
-        if site.kind.name == "mlp_pre" and "mlp.up_proj" in beside:  # another way into the MLP
-            more -= {f"layers.{site.layer}.{name}" for name in beside}
+        if site.kind.name == "mlp_pre" and "mlp_gated" in family.parts:  # another way into the MLP
+            more -= {family.path(site.layer, part) for part in ("mlp_gated", "mlp_norm")}
         assert not more, site
         assert reached <= set(ran), site
 
@@ -118,27 +107,6 @@ def test_the_model_is_left_as_it_was_even_when_an_edit_fails(lm):
                 replay.edited(site, torch.zeros(2, 12, 31))
         assert parts_of(lm) == before, site
     assert hooks_on(lm) == n_hooks
-
-
-def test_in_half_precision_the_bits_are_those_of_a_splice_too(tmp_path_factory):
-    path = save("pythia", tmp_path_factory)
-    lm = load_model(str(path), device=CPU, dtype=torch.bfloat16)
-    replay = Replay(lm, sites_of(lm))
-    replay.clean(TOKENS)
-    for site in sites_of(lm):
-        value = torch.randn_like(replay.acts(site))
-        edited = replay.edited(site, value)
-        assert edited.dtype == torch.bfloat16
-        assert torch.equal(edited, spliced(lm, TOKENS, site, value)), site
-
-
-@torch.no_grad()
-def test_what_was_recorded_is_what_the_sites_hold(lm):
-    replay = Replay(lm, sites_of(lm)[::-1])
-    replay.clean(TOKENS)
-    with capture(lm, sites_of(lm)) as acts:
-        lm.hidden(TOKENS)
-    assert all(torch.equal(replay.acts(site), acts[site]) for site in sites_of(lm))
 
 
 def test_a_site_the_model_lacks_is_refused(lm):

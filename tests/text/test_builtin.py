@@ -1,4 +1,3 @@
-import itertools
 import re
 import sys
 import sysconfig
@@ -16,7 +15,10 @@ from pipeline.text.builtin import (
     heldout_documents,
     train_documents,
 )
+from pipeline.text.open import open_text
+from tests.helpers.refusals import refused
 
+EMBEDDED = ("builtin", "builtin@heldout", "builtin:arithmetic", "builtin:arithmetic@heldout")
 QUESTION = re.compile(r"Question: What is (.+)\?\nAnswer: (-?\d+)")
 
 
@@ -32,36 +34,27 @@ def fresh_corpus():
 
 
 def test_the_name_alone_puts_a_document_into_its_part():
-    parts = {
-        name: Document(name=name, text="").part
-        for name in ("argparse.py", "json/decoder.py", "statistics.py", "topics/dict")
-    }
-    assert parts == {
-        "argparse.py": "train",
-        "json/decoder.py": "train",
-        "statistics.py": "heldout",
-        "topics/dict": "heldout",
-    }
+    for name in ("argparse.py", "json/decoder.py"):
+        assert Document(name=name, text="").part == "train"
+    for name in ("statistics.py", "topics/dict"):
+        assert Document(name=name, text="").part == "heldout"
 
 
-def test_the_corpus_is_documentation_and_library_without_tests_or_tables():
-    names = {document.name for document in (*train_documents(), *heldout_documents())}
-    assert {"argparse.py", "json/decoder.py", "topics/dict"} <= names
+def test_the_corpus_is_documentation_and_library_in_two_parts_of_the_documented_sizes():
+    train, heldout = train_documents(), heldout_documents()
+    names = [document.name for document in (*train, *heldout)]
+    assert len(set(names)) == len(names)
+    assert {"argparse.py", "json/decoder.py", "topics/dict"} <= set(names)
     unwanted = re.compile(r"(^|/)(tests?|site-packages|idlelib|encodings|pydoc_data)/")
     assert not [name for name in names if unwanted.search(name)]
-
-
-def test_training_and_heldout_parts_share_nothing_and_have_the_documented_sizes():
-    train, heldout = train_documents(), heldout_documents()
-    assert not {document.name for document in train} & {document.name for document in heldout}
     size = sum(len(document.text) for document in train)
     assert size > 5_000_000
     assert 0.04 < sum(len(document.text) for document in heldout) / size < 0.1
 
 
 def test_no_heldout_document_repeats_the_training_text():
-    known = set("\n".join(document.text for document in train_documents()).splitlines())
-    known = {line.strip() for line in known}
+    train = "\n".join(document.text for document in train_documents())
+    known = {line.strip() for line in train.splitlines()}
     for document in heldout_documents():
         lines = [line.strip() for line in document.text.splitlines() if len(line.strip()) > 30]
         assert sum(line in known for line in lines) <= REPEATED_SHARE * len(lines), document.name
@@ -73,84 +66,50 @@ def test_arithmetic_questions_are_not_in_the_embedded_text():
         assert not form.search(document.text), document.name
 
 
-def test_the_order_is_a_shuffle_that_the_seed_decides():
-    names = [document.name for document in BuiltinText("train")._documents]
-    again = [document.name for document in BuiltinText("train", seed=0)._documents]
-    other = [document.name for document in BuiltinText("train", seed=1)._documents]
-    assert names == again != other
-    assert sorted(names) == sorted(other) != names
-
-
 @pytest.mark.parametrize("make", [BuiltinText, Arithmetic])
-@pytest.mark.parametrize("part", ["train", "heldout"])
-def test_documents_from_any_number_on_are_the_rest(make, part):
-    source = make(part)
+def test_the_order_is_a_shuffle_that_the_seed_decides(make):
+    first, again, other = (make("train", seed=seed) for seed in (0, 0, 1))
+    texts, others = list(first.documents()), list(other.documents())
+    assert texts == list(again.documents()) != others
+    assert sorted(texts) == sorted(others) != texts
+    assert first.fingerprint() == again.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_documents_from_any_number_on_are_the_rest(name):
+    source = open_text(name)
+    assert source.name == name
     whole = list(source.documents())
     for start in (0, 1, 7, len(whole) - 1, len(whole)):
         assert list(source.documents(start)) == whole[start:]
 
 
-def test_the_fingerprint_depends_on_part_order_and_every_content():
-    prints = {
-        BuiltinText("train").fingerprint(),
-        BuiltinText("train", seed=1).fingerprint(),
-        BuiltinText("heldout").fingerprint(),
-    }
-    changed = BuiltinText("train")
-    changed._documents[-1] = Document(name=changed._documents[-1].name, text="other")
-    assert len(prints | {changed.fingerprint()}) == 4
-    assert BuiltinText("train").fingerprint() in prints
-
-
-def test_the_fingerprint_of_the_corpus_costs_less_than_a_third_of_a_second():
+def test_the_fingerprint_depends_on_every_content_and_costs_less_than_a_third_of_a_second():
     source = BuiltinText("train")
     began = time.perf_counter()
-    source.fingerprint()
+    before = source.fingerprint()
     assert time.perf_counter() - began < 0.3
+    source._documents[-1] = Document(name=source._documents[-1].name, text="other")
+    assert len({before, source.fingerprint(), BuiltinText("heldout").fingerprint()}) == 3
 
 
 @pytest.mark.usefixtures("fresh_corpus")
-def test_a_python_without_documentation_topics_is_a_one_line_error(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    with pytest.raises(TextError, match=r"pydoc_data.topics, which this Python lacks") as caught:
-        BuiltinText("train")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.usefixtures("fresh_corpus")
-def test_a_python_without_library_sources_is_a_one_line_error(monkeypatch, tmp_path):
+def test_a_python_without_topics_or_sources_is_a_one_line_error(monkeypatch, tmp_path):
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "python.zip"))
-    with pytest.raises(TextError, match="holds none") as caught:
+    with refused(TextError, "holds none"):
         BuiltinText("heldout")
-    assert "\n" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with refused(TextError, "pydoc_data.topics, which this Python lacks"):
+        BuiltinText("train")
 
 
-def test_every_answer_is_right():
-    for part in ("train", "heldout"):
-        for text in Arithmetic(part).documents():
-            question = QUESTION.fullmatch(text)
-            assert question is not None
-            assert eval(question[1]) == int(question[2])
-
-
-def test_questions_are_18000_and_no_heldout_one_is_trained_on():
-    questions = {
-        part: [text.partition("?")[0] for text in Arithmetic(part).documents()]
-        for part in ("train", "heldout")
-    }
-    assert sum(map(len, questions.values())) == 18_000
-    assert len(set(itertools.chain(*questions.values()))) == 18_000
-    assert 0.08 < len(questions["heldout"]) / 18_000 < 0.12
-
-
-def test_the_form_of_a_question_is_pinned():
-    questions = {*Arithmetic("train").documents(), *Arithmetic("heldout").documents()}
-    assert "Question: What is (2 * 7) + 2?\nAnswer: 16" in questions
-    assert "Question: What is 0 - (2 * 7)?\nAnswer: -14" in questions
-
-
-def test_the_seed_shuffles_the_questions_within_their_part():
-    first, again, other = (list(Arithmetic("train", seed=s).documents()) for s in (0, 0, 1))
-    assert first == again != other
-    assert set(first) == set(other)
-    assert Arithmetic("train").fingerprint() != Arithmetic("train", seed=1).fingerprint()
+def test_questions_are_18000_and_answered_rightly_and_no_heldout_one_is_trained_on():
+    train, heldout = (list(Arithmetic(part).documents()) for part in ("train", "heldout"))
+    assert len({*train, *heldout}) == len(train) + len(heldout) == 18_000
+    assert 0.08 < len(heldout) / 18_000 < 0.12
+    for text in (*train, *heldout):
+        question = QUESTION.fullmatch(text)
+        assert question is not None
+        assert eval(question[1]) == int(question[2])
+    assert "Question: What is (2 * 7) + 2?\nAnswer: 16" in {*train, *heldout}
+    assert "Question: What is 0 - (2 * 7)?\nAnswer: -14" in {*train, *heldout}
