@@ -1,8 +1,6 @@
 """Removing a store: the store and nothing else, whole or in pieces."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -183,58 +181,3 @@ def test_the_folder_one_stands_in_can_be_removed(make_store, monkeypatch):
     monkeypatch.chdir(path)
     remove_store(Path())
     assert not path.exists()
-
-
-REMOVE = """
-import os, sys, shutil
-from itertools import count
-from pathlib import Path
-from actstore.errors import StoreError
-from actstore.reader import ActStore, peek
-from actstore.removal import remove_store
-from tests.helpers.stores import make_spec, write_store
-
-whole, path = Path(sys.argv[1]), Path(sys.argv[2])
-for n in count():
-    shutil.copytree(whole, path)
-    child = os.fork()
-    if child == 0:
-        left = iter(range(n))
-        def hook(event, arguments):
-            if event in ("os.remove", "os.rmdir") and next(left, None) is None:
-                os._exit(7)
-        sys.addaudithook(hook)
-        remove_store(path)
-        os._exit(0)
-    died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    if n and path.exists():
-        assert peek(path) is None, n
-        try:
-            ActStore.open(path)
-        except StoreError:
-            pass
-        else:
-            raise AssertionError(n)
-    if path.exists() and any(path.iterdir()):
-        remove_store(path)
-        assert not path.exists(), n
-    elif path.exists():
-        path.rmdir()
-    if not died:
-        break
-print(n)
-"""
-
-
-@pytest.mark.parametrize("spoil", [None, group_alone], ids=["store", "group alone"])
-def test_a_removal_that_dies_at_any_step_never_leaves_a_store_and_can_go_on(
-    make_store, tmp_path, spoil
-):
-    """Killed before each file and folder that goes, one after another."""
-    path = make_store(n_rows=100)
-    if spoil is not None:
-        spoil(path)
-    command = [sys.executable, "-c", REMOVE, str(path), str(tmp_path / "copy")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 50
