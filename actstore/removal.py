@@ -90,9 +90,6 @@ def clear(path: Path) -> None:
 
     The group gets another name first and goes last, so that at no time half of one is met, and
     that what else is left is known for what it is.
-
-    Raises:
-        OSError: If the system refuses.
     """
     group, gone = path / GROUP, partial_of(path / GROUP)
     if os.path.lexists(group):

@@ -40,9 +40,6 @@ def settle(path: Path) -> Manifest | None:
 
     Returns:
         What the store says of itself then; None if there is none.
-
-    Raises:
-        StoreError: If the store, or what was added to it, is damaged.
     """
     there = peek(path)
     if there is None:
@@ -75,7 +72,7 @@ def _rolled_forward(path: Path, there: Manifest) -> Manifest:
     """Complete a generation whose writer died after its summary stood."""
     if being_extended(path, there) is None:
         return there
-    ledger = Ledger(path=path, manifest=there, layout=there.spec.layout(there.n_rows))
+    ledger = Ledger.of(path, there)
     ledger.publish(read_summary(ledger.root / summary_name(there.generation + 1), there.spec))
     return ledger.manifest
 
@@ -103,7 +100,7 @@ def _leftovers(path: Path, there: Manifest) -> Iterator[Path]:
 
 def _uncommitted(path: Path, there: Manifest) -> Iterator[Path]:
     """What stands for shards that are neither complete nor told by the journal."""
-    ledger = Ledger(path=path, manifest=there, layout=there.spec.layout(there.n_rows))
+    ledger = Ledger.of(path, there)
     entries = _committed(ledger)
     n_shards = max(ledger.n_kept, len(entries))
     for name in there.spec.arrays:

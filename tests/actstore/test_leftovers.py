@@ -230,6 +230,14 @@ def rows_of(path: Path) -> dict[str, bytes]:
         return {}
 
 
+def require_no_damage_found(path: Path, operation: Callable[[Path], None]) -> None:
+    """Nothing that a kill leaves of a complete store is told to be damage."""
+    there = peek(path)
+    if there is not None and there.state == "complete" and operation is not mend:
+        for finding in verify(path, threads=1):
+            assert "is just being extended" in finding.what
+
+
 ALIKE = re.compile(
     r"(?<=/)(token_id|context_id|position|document_id|context_tokens|mlp_out\.1)(?=/|$)"
     r"|(?<=/c/\d)/0|(?<=\.partial/).*|(?<=/summary-\d/).*/.*"
@@ -280,5 +288,6 @@ def test_whoever_comes_next_leaves_what_a_store_has_and_nothing_else(
             if i == 0:
                 assert rows_of(path) in (before, after, {})
                 assert operation is not remove_store or state is film[0] or peek(path) is None
+                require_no_damage_found(path, operation)
             comes_next(Killed(path=path, operation=operation, done=film[-1]))
     assert len(film) > 30

@@ -1,7 +1,6 @@
 """How fast a harvest is, against the same model run bare.
 
-    python tests/bench/harvest.py                             # in one process, interleaved
-    python tests/bench/harvest.py --saelens ENV/bin/python    # whole processes, against SAELens
+    python tests/bench/harvest.py
 
 The model has the shape of Pythia-70m and random weights; the site is mlp_out.1. Every round runs
 every cell once, in turn, so that what disturbs the machine disturbs all alike; ratios are taken
@@ -15,11 +14,8 @@ round by round, and their median printed with the lowest and highest.
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -104,16 +100,7 @@ def stored(model: Path, work: Path, n_tokens: int, precision: Precision, device:
     return run
 
 
-def report(cells: Mapping[str, Cell], rounds: int, pairs: list[tuple[str, str]]) -> None:
-    """Rates of each cell, after one as a warm-up, and the ratios of these pairs."""
-    rates = in_turn(cells, rounds, warm_up=cells)
-    for name, values in rates.items():
-        print(f"{name:16} {spread(values, '{:,.0f}')} tokens/s")
-    for a, b in pairs:
-        print(f"{a} / {b}: {spread(ratios(rates[a], rates[b]))}")
-
-
-def in_one_process(args: argparse.Namespace, work: Path, model: Path) -> None:
+def measure(args: argparse.Namespace, work: Path, model: Path) -> None:
     """Full, bare and harvest, in float32 and with bfloat16 weights."""
     device = torch.device(args.device)
     whole = {
@@ -133,47 +120,11 @@ def in_one_process(args: argparse.Namespace, work: Path, model: Path) -> None:
         ("harvest fp32", "full fp32"),
         ("harvest bf16", "full fp32"),
     ]
-    report(cells, args.rounds, pairs)
-
-
-def as_processes(args: argparse.Namespace, work: Path, model: Path) -> None:
-    """Whole processes, start-up included: `saepipe harvest` against CacheActivationsRunner.
-
-    SAELens is handed tokens; saepipe tokenises its text.
-    """
-    here = Path(__file__).parent
-    data = work / "tokens"
-    prepare = [args.saelens, here / "peer_saelens.py", "prepare", data, str(args.tokens)]
-    subprocess.run(list(map(str, prepare)), check=True)
-
-    def process(command: list[object], out: Path) -> Cell:
-        def run() -> float:
-            shutil.rmtree(out, ignore_errors=True)
-            start = time.perf_counter()
-            done = subprocess.run(
-                list(map(str, command)), capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise SystemExit(done.stderr)
-            return args.tokens / (time.perf_counter() - start)
-
-        return run
-
-    ours, theirs = work / "ours.actstore", work / "theirs"
-    saepipe: list[object] = [
-        Path(sys.executable).with_name("saepipe"), "harvest", "--model", model, "--site", SITE,
-        "--tokens", args.tokens, "--device", args.device, "--out", ours,
-    ]  # fmt: skip
-    peer: list[object] = [
-        args.saelens, here / "peer_saelens.py", "harvest", data, model, args.tokens, theirs
-    ]  # fmt: skip
-    cells = {
-        "saelens fp32": process(peer, theirs),
-        "saepipe fp32": process([*saepipe, "--precision", "fp32"], ours),
-        "saepipe bf16": process([*saepipe, "--precision", "bf16"], ours),
-    }
-    pairs = [("saepipe fp32", "saelens fp32"), ("saepipe bf16", "saelens fp32")]
-    report(cells, args.rounds, pairs)
+    rates = in_turn(cells, args.rounds, warm_up=cells)
+    for name, values in rates.items():
+        print(f"{name:16} {spread(values, '{:,.0f}')} tokens/s")
+    for a, b in pairs:
+        print(f"{a} / {b}: {spread(ratios(rates[a], rates[b]))}")
 
 
 def main() -> None:
@@ -182,13 +133,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=65_536 * 3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--saelens", help="Python of an environment that has sae-lens.")
     args = parser.parse_args()
     print(json.dumps({**vars(args), "torch": torch.__version__}))
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         make_model(model)
-        (as_processes if args.saelens else in_one_process)(args, Path(folder), model)
+        measure(args, Path(folder), model)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,6 @@ def arguments(description: str | None, archs: tuple[str, ...]) -> argparse.Argum
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out", type=int, default=8192, help="Last rows, not trained on.")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--save", type=Path, help="Write the weights here: name.npz, by member.")
     return parser
 
 
@@ -147,7 +146,7 @@ def judge(
 def report(
     feed: Feed, args: argparse.Namespace, value: float, weights: Weights, rate: float
 ) -> None:
-    """Print what came of one member, and write its weights where that is asked for."""
+    """Print what came of one member."""
     told: dict[str, object] = {"arch": args.arch, "seconds": round(seconds(), 3)}
     weights = {name: tensor.detach().float() for name, tensor in weights.items()}
     relu = args.arch.startswith("relu")
@@ -159,10 +158,6 @@ def report(
             by_threshold = judge(weights, held, args, None)
             told |= {f"{name}_by_threshold": by_threshold[name] for name in list(by_threshold)[:2]}
     print(json.dumps(told), flush=True)
-    if args.save:
-        many = f"-{value:g}" if len(swept(args)) > 1 else ""
-        arrays = {name: tensor.contiguous().numpy() for name, tensor in weights.items()}
-        np.savez(args.save.with_name(f"{args.save.stem}{many}.npz"), **arrays)
 
 
 def agrees(weights: Weights, theirs: Tensor, x: Tensor, arch: str, k: int | None) -> None:

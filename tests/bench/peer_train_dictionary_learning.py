@@ -3,8 +3,8 @@
     PYTHON peer_train_dictionary_learning.py ROWS.npy ARCH F BATCH STEPS [--l1 ... | --k ...]
 
 ARCH: relu (StandardTrainer), relu-april (StandardTrainerAprilUpdate), topk, batchtopk. Several
-values are its own sweep: trainers that take turns on each batch (`--apart`: one after another, each
-from the file's first batch). What is not an option here is its default.
+values are its own sweep: trainers that take turns on each batch. What is not an option here is its
+default.
 """
 
 import os
@@ -78,13 +78,9 @@ def train(args, feed: Feed, values: list[float]) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__, ARCHS)
-    parser.add_argument("--apart", action="store_true", help="One value after another.")
-    args = parser.parse_args()
+    args = arguments(__doc__, ARCHS).parse_args()
     torch.set_num_threads(args.threads)
-    feed, values = Feed(args), swept(args)
-    for group in [[value] for value in values] if args.apart else [values]:
-        train(args, feed, group)
+    train(args, Feed(args), swept(args))
 
 
 if __name__ == "__main__":

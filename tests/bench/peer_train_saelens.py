@@ -1,27 +1,21 @@
-"""SAELens' training on rows of a file, or from its own cache, in an environment that has it.
+"""SAELens' training on rows of a file, in an environment that has it.
 
     PYTHON peer_train_saelens.py ROWS.npy ARCH F BATCH STEPS [--l1 0.5,1,2,4 | --k 16,32,64,128]
-    PYTHON peer_train_saelens.py CACHE    ARCH F BATCH STEPS --model MODEL --tokens FOLDER
 
 ARCH: relu-april (its `standard`: penalty weighted by decoder norms, rows of any norm), topk,
 batchtopk; it has no unit-norm ReLU. The rest of the configuration is SAELens' default: Adam,
 gradients clipped to norm 1, AuxK with coefficient 1, TopK on activations times decoder norms.
 
-The first form is its `SAETrainer` on batches of the file: no language model, no store. The second
-is what its users run: `LanguageModelSAETrainingRunner` on a cache that `peer_saelens.py harvest`
-wrote (MODEL and FOLDER are those of that harvest), once per value, in the one process.
+Its `SAETrainer` is given batches of the file: no language model, no store.
 """
 
-import json
 import os
-import time
 
 import torch
-from peer_train_common import Feed, Weights, agrees, arguments, report, seconds, swept
+from peer_train_common import Feed, Weights, agrees, arguments, report, swept
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="disabled")
 ARCHS = ("relu-april", "topk", "batchtopk")
-CTX_LEN, SITE = 128, "gpt_neox.layers.1.mlp"
 
 
 def config_of(args, value: float, width: int):
@@ -84,43 +78,10 @@ def train_rows(args) -> None:
             agrees(weights, sae(x), x, args.arch, k)
 
 
-def train_cache(args) -> None:
-    """Its runner on its own cache; prints its seconds and the process's so far."""
-    from datasets import load_from_disk
-    from sae_lens import (
-        LanguageModelSAERunnerConfig,
-        LanguageModelSAETrainingRunner,
-        LoggingConfig,
-    )
-
-    tokens = load_from_disk(args.tokens)
-    width = int(load_from_disk(str(args.rows)).features[SITE].shape[-1])
-    for value in swept(args):
-        started = time.perf_counter()
-        config = LanguageModelSAERunnerConfig(
-            sae=config_of(args, value, width), model_name=args.model, hook_name=SITE,
-            model_class_name="AutoModelForCausalLM", dataset_path=args.tokens, streaming=False,
-            is_dataset_tokenized=True, context_size=CTX_LEN, prepend_bos=False,
-            use_cached_activations=True, cached_activations_path=str(args.rows),
-            training_tokens=args.steps * args.batch, train_batch_size_tokens=args.batch,
-            store_batch_size_prompts=8, n_batches_in_buffer=64, device="cpu", seed=args.seed,
-            lr=args.lr, lr_warm_up_steps=args.warmup, lr_decay_steps=args.decay,
-            logger=LoggingConfig(log_to_wandb=False), checkpoint_path=None, output_path=None,
-        )  # fmt: skip
-        torch.manual_seed(args.seed)
-        LanguageModelSAETrainingRunner(config, override_dataset=tokens).run()
-        told = {"arch": args.arch, "value": value, "run_s": time.perf_counter() - started}
-        told["seconds"] = seconds()
-        print(json.dumps(told), flush=True)
-
-
 def main() -> None:
-    parser = arguments(__doc__, ARCHS)
-    parser.add_argument("--model", help="With a cache: the language model's folder.")
-    parser.add_argument("--tokens", help="With a cache: the tokenised dataset.")
-    args = parser.parse_args()
+    args = arguments(__doc__, ARCHS).parse_args()
     torch.set_num_threads(args.threads)
-    (train_cache if args.rows.is_dir() else train_rows)(args)
+    train_rows(args)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How good is what is trained: against SAELens and dictionary_learning, and of each architecture.
+"""How good is what is trained, against SAELens and dictionary_learning.
 
-    python tests/bench/quality.py [peers] [archs] [precision] [--saelens PYTHON]
+    python tests/bench/quality.py [peers] [precision] [--saelens PYTHON]
         [--dictionary-learning PYTHON]
 
 Rows of the embedded model's `mlp_out.2` (160 wide), shuffled and centred (SAELens starts `b_dec` at
@@ -11,7 +11,6 @@ runs last, and they end up to 0.04 lower.
 
 peers       relu-april, topk and batchtopk with two seeds. relu-april is compared at equal L0: our
             explained variance at the L0 of each of the peer's coders, between two of ours
-archs       L0, explained variance and dead latents of every architecture
 precision   bfloat16 products against float32 ones, on this CPU
 
 `peer_train_common.py` says how the peers' environments are made, and judges all coders that are
@@ -44,13 +43,7 @@ from pipeline.training.sweep import train_sweep
 from tests.helpers.stores import column, write_rows
 
 SITE, CTX_LEN, HELD = "mlp_out.2", 16, 2**14
-L1S = {
-    "peers": (0.8, 1.6, 3.2),
-    "relu": (0.8, 1.2, 1.6),
-    "relu-april": (0.4, 0.8, 1.6, 3.2, 6.4),
-    "tied": (0.8, 1.6, 3.2),
-    "gated": (0.8, 1.6, 3.2),
-}
+L1S, OUR_L1S = (0.8, 1.6, 3.2), (0.4, 0.8, 1.6, 3.2, 6.4)
 KS = (16, 32)
 COMPARED = ("relu-april", "topk", "batchtopk")
 DRIVERS = Path(__file__).parent
@@ -62,7 +55,7 @@ class Result:
 
     arch: str
     value: float
-    """l1, k or l0."""
+    """l1 or k."""
     seed: int
     l0: float
     ev: float
@@ -113,36 +106,23 @@ def ours(
     for point in points:
         coder = SAERun.open(point.config.out).load_sae(torch.device("cpu"))
         arch = point.config.arch
-        value = next(getattr(arch, name) for name in ("l1", "k", "l0") if hasattr(arch, name))
+        value = next(getattr(arch, name) for name in ("l1", "k") if hasattr(arch, name))
         told = {"arch": arch.kind, "value": value, "seed": point.config.seed}
         results.append(Result(**told, **measured(args, coder, held, arch.kind, value)))
     return results
 
 
-@torch.no_grad()
 def measured(args, coder: SAE, held: Tensor, kind: str, value: float) -> dict[str, Any]:
-    """By the peers' judge where they have such a coder, else by the coder itself."""
-    if kind in COMPARED:
-        weights = {n: getattr(coder, n).detach() for n in ("W_enc", "b_enc", "W_dec", "b_dec")}
-        args.arch, args.d_sae = kind, coder.d_sae
-        if kind == "batchtopk":
-            weights["threshold"] = coder.activation.threshold.detach()
-        k = None if kind == "relu-april" else int(value)
-        told = judge(weights, held, args, k)
-        found = {"l0": told["l0"], "ev": told["explained_variance"], "dead": told["dead"]}
-        if kind == "batchtopk":
-            told = judge(weights, held, args, None)
-            found["by_threshold"] = (told["l0"], told["explained_variance"])
-        return found
-    z = coder.encode(held)
-    error = (coder.decode(z) - held).double().square().sum()
-    spread = (held.double() - held.double().mean(0)).square().sum()
-    active = z > 0
-    return {
-        "l0": float(active.sum(-1).double().mean()),
-        "ev": float(1 - error / spread),
-        "dead": int((~active.any(0)).sum()),
-    }
+    """By the judge of the peers' coders."""
+    weights = {n: getattr(coder, n).detach() for n in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    args.arch, args.d_sae = kind, coder.d_sae
+    told = judge(weights, held, args, None if kind.startswith("relu") else int(value))
+    found = {"l0": told["l0"], "ev": told["explained_variance"], "dead": told["dead"]}
+    if kind == "batchtopk":
+        weights["threshold"] = coder.activation.threshold.detach()
+        told = judge(weights, held, args, None)
+        found["by_threshold"] = (told["l0"], told["explained_variance"])
+    return found
 
 
 def peers_of(args, python: str, script: str, rows: Path) -> list[Result]:
@@ -226,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", default=["peers", "archs", "precision"])
+    parser.add_argument("parts", nargs="*", default=["peers", "precision"])
     parser.add_argument("--rows", type=int, default=409_600, help="To train on, once.")
     parser.add_argument("--expansion", type=int, default=4)
     parser.add_argument("--batch", type=int, default=1024)
@@ -236,7 +216,7 @@ def main() -> None:
     parser.add_argument("--saelens", help="Python of an environment that has it.")
     parser.add_argument("--dictionary-learning", help="Likewise.")
     args = parser.parse_args()
-    args.l1, args.k = list(L1S["peers"]), list(KS)
+    args.l1, args.k = list(L1S), list(KS)
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -247,13 +227,11 @@ def main() -> None:
         held = torch.from_numpy(rows[-HELD:])
         print(f"{'':20s}{'arch':12s}{'value':>8s}{'seed':>6s}{'L0':>9s}{'EV':>9s}{'dead':>6s}")
         for part in args.parts:
-            {"peers": peers, "archs": archs, "precision": precision}[part](
-                args, folder, store, held
-            )
+            {"peers": peers, "precision": precision}[part](args, folder, store, held)
 
 
 def peers(args, folder: Path, store: Path, held: Tensor) -> None:
-    grid = {"kind": [*COMPARED], "l1": [*L1S["relu-april"]], "k": args.k}
+    grid = {"kind": [*COMPARED], "l1": [*OUR_L1S], "k": args.k}
     mine = ours(args, store, held, folder / "peers", grid)
     show("saepipe", mine)
     scripts = {
@@ -268,16 +246,6 @@ def peers(args, folder: Path, store: Path, held: Tensor) -> None:
             theirs = peers_of(args, python, script, folder / "rows.npy")
             show(who, theirs)
             compare(mine, theirs, who)
-
-
-def archs(args, folder: Path, store: Path, held: Tensor) -> None:
-    for kind in ("relu", "relu-april", "tied", "gated"):
-        grid = {"kind": kind, "l1": [*L1S[kind]]}
-        show("saepipe", ours(args, store, held, folder / kind, grid))
-    grid = {"kind": ["topk", "batchtopk", "matryoshka"], "k": args.k}
-    show("saepipe", ours(args, store, held, folder / "k", grid))
-    grid = {"kind": "jumprelu", "l0": [float(k) for k in args.k]}
-    show("saepipe", ours(args, store, held, folder / "jumprelu", grid))
 
 
 def precision(args, folder: Path, store: Path, held: Tensor) -> None:

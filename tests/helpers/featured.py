@@ -40,11 +40,16 @@ class World:
 
 
 def make_store_of(
-    model: Path, out: Path, *, n_contexts: int = 40, sites: tuple[str, ...] = SITES
+    model: Path, out: Path, *, n_contexts: int = 40, sites: tuple[str, ...] = SITES, text: str = ""
 ) -> ActStore:
-    text = make_text(out.with_suffix(".txt"), n_contexts=n_contexts)
+    """A store of random letters, or of one text over and over."""
+    file = out.with_suffix(".txt")
+    if text:
+        file.write_text(text * (1 + n_contexts * CTX_LEN // len(text.encode())))
+    else:
+        make_text(file, n_contexts=n_contexts)
     config = HarvestConfig(
-        out=out, model=str(model), text=text, sites=sites, tokens=n_contexts * CTX_LEN,
+        out=out, model=str(model), text=str(file), sites=sites, tokens=n_contexts * CTX_LEN,
         ctx_len=CTX_LEN, batch_size=8, device="cpu", dtype="fp32", shard_rows=10 * CTX_LEN,
     )  # fmt: skip
     harvest(config)

@@ -6,17 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actstore.reader import ActStore
-from pipeline.config.stages import HarvestConfig
 from pipeline.config.training import ConnectConfig
 from pipeline.connect.connector import Connector
 from pipeline.connect.reading.observe import Active, Observed
 from pipeline.connect.reading.relations import equations, relations
 from pipeline.connect.reading.values import Relation
 from pipeline.connect.run import ConnectorRun, blank_connector_run
-from pipeline.harvest.harvest import harvest
 from tests.helpers.featured import World, make_store_of
-from tests.helpers.tiny import CTX_LEN, make_model, make_sae
+from tests.helpers.tiny import make_model, make_sae
 
 SITES = ("resid_pre.1", "mlp_out.1")
 
@@ -66,30 +63,15 @@ class Connected:
 def make_connected(
     folder: Path, *, sites: tuple[str, str] = SITES, n_contexts: int = 40, text: str = ""
 ) -> Connected:
-    model = make_model(folder / "model")
-    out = folder / "acts.actstore"
-    if text:
-        store = make_store_of_text(model, out, text, sites=sites)
-    else:
-        store = make_store_of(model, out, n_contexts=n_contexts, sites=sites)
+    model, out = make_model(folder / "model"), folder / "acts.actstore"
+    n_contexts = 20 if text else n_contexts
+    store = make_store_of(model, out, n_contexts=n_contexts, sites=sites, text=text)
     world = World(folder=folder, model=model, store=store)
     ends = tuple(
         world.run(f"sae{i}", site=site, coder=make_sae(d_in=store.width(site), seed=i))
         for i, site in enumerate(sites)
     )
     return Connected(world=world, run=connect(world, ends, folder / "connector"))
-
-
-def make_store_of_text(model: Path, out: Path, text: str, *, sites: tuple[str, str]) -> ActStore:
-    """A store of one text, over and over."""
-    file = out.with_suffix(".txt")
-    file.write_text(text * (1 + 20 * CTX_LEN // len(text.encode())))
-    config = HarvestConfig(
-        out=out, model=str(model), text=str(file), sites=sites, tokens=20 * CTX_LEN,
-        ctx_len=CTX_LEN, batch_size=8, device="cpu", dtype="fp32", shard_rows=10 * CTX_LEN,
-    )  # fmt: skip
-    harvest(config)
-    return ActStore.open(out)
 
 
 def connect(world: World, ends: tuple[Path, ...], out: Path, *, seed: int = 0) -> ConnectorRun:
