@@ -19,7 +19,6 @@ from functools import partial
 from itertools import chain, count, islice, pairwise
 from math import gcd
 from os import cpu_count
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -197,12 +196,7 @@ class Windows:
     def __enter__(self) -> "Windows":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 

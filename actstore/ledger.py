@@ -38,6 +38,7 @@ from actstore.metadata import array_document, shard_key
 from actstore.moments import Moments, unpacked
 from actstore.reader import load_summary
 from actstore.shardfile import ShardReader
+from actstore.shardwriter import Written
 from actstore.summary import (
     GROUP,
     Summary,
@@ -259,16 +260,9 @@ class Ledger:
             raise StoreError(f"{path} is lost or damaged, so the store cannot go on; write it anew")
         return unpacked(data, widths, lossy=lossy)
 
-    def commit(
-        self,
-        *,
-        shard: int,
-        rows: int,
-        files: Mapping[str, Sequence[int]],
-        moments: Mapping[str, Moments],
-        cursor: Mapping[str, object],
-    ) -> None:
+    def commit(self, written: Written, moments: Mapping[str, Moments]) -> None:
         """Make one more shard, whose files are in place, part of the store."""
+        shard, rows, files = written.shard.index, written.shard.n_rows, written.files
         if self.beside is not None:
             self.beside.require_same(shard, rows=rows, files=files, group=self._group(shard))
         data = b"".join(moments[site.name].to_bytes() for site in self.spec.sites)
@@ -280,7 +274,7 @@ class Ledger:
             generation=self.manifest.generation + 1,
             files={name: list(numbers) for name, numbers in files.items()},
             moments=checksum(data),
-            cursor=cursor,
+            cursor=written.shard.cursor,
         )
         append_entry(self.path, entry)
         self.entries.append(entry)

@@ -18,7 +18,7 @@ from actstore.manifest import Manifest, StoreSpec
 from actstore.merge import end_joined
 from actstore.metadata import array_document, shard_key
 from actstore.settle import sweep
-from actstore.shardwriter import Shard, Written, write_files
+from actstore.shardwriter import Shard, write_files
 from actstore.summary import (
     GROUP,
     Summary,
@@ -89,7 +89,10 @@ class Repair:
             except NonFiniteError as error:
                 raise self._other(shard, [error.site]) from error
             stack.callback(written.close)
-            self._require_same(written)
+            wanted = self._summary.files(self.spec, shard.index)
+            differing = [name for name, told in written.files.items() if told != wanted[name]]
+            if differing:
+                raise self._other(shard, differing)
             damaged = {self._place(name, shard.index) for name in self.lost[shard.index]}
             for path in set(written.open_files) - damaged:
                 written.discard(path)
@@ -98,16 +101,6 @@ class Repair:
 
     def _place(self, array: str, shard: int) -> Path:
         return self.path / GROUP / shard_key(array, shard)
-
-    def _require_same(self, written: Written) -> None:
-        wanted = self._summary.files(self.spec, written.shard.index)
-        differing = [
-            name
-            for name, tally in written.tallies.items()
-            if (tally.size, tally.crc) != wanted[name]
-        ]
-        if differing:
-            raise self._other(written.shard, differing)
 
     def _other(self, shard: Shard, arrays: Sequence[str]) -> StoreError:
         return StoreError(

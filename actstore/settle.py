@@ -29,9 +29,11 @@ def settled(path: Path) -> Manifest | None:
     """
     with suppress(OSError, StoreError):  # told by whoever writes to it
         there = peek(path)
-        if there is not None and there.state == "complete" and _unsettled(path, there):
-            with writing(path):
-                settle(path)
+        if there is not None and there.state == "complete":
+            midway = being_extended(path, there) or complete_addition(path, there)
+            if midway or any(True for _ in _leftovers(path, there)):
+                with writing(path):
+                    settle(path)
     return peek(path)
 
 
@@ -58,14 +60,6 @@ def sweep(path: Path, there: Manifest) -> None:
         remove(leftover)
     if _is_told(path, there):
         cut_torn_line(path)
-
-
-def _unsettled(path: Path, there: Manifest) -> bool:
-    return (
-        being_extended(path, there) is not None
-        or complete_addition(path, there) is not None
-        or any(True for _ in _leftovers(path, there))
-    )
 
 
 def _rolled_forward(path: Path, there: Manifest) -> Manifest:

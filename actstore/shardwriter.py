@@ -83,6 +83,11 @@ class Written:
     moments: dict[str, list[Moments]] = field(default_factory=dict[str, list[Moments]])
     """Of some chunks each, in order, by site."""
 
+    @property
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Size and checksum of each array's file, as the journal has them."""
+        return {name: (tally.size, tally.crc) for name, tally in self.tallies.items()}
+
     def place(self) -> None:
         """Sync the files and give them their names."""
         for path, fd in self.open_files.items():

@@ -54,10 +54,6 @@ class Summary:
             digest.update(column.astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def attributes(self) -> dict[str, Any]:
-        """Of the group."""
-        return {"n_rows": self.n_rows, "source_exhausted": self.source_exhausted}
-
     def arrays(self) -> Iterator[tuple[str, Shaped[np.ndarray, "..."], list[str]]]:
         """Name, values and dimensions of each array of the group."""
         yield "shard_rows", self.shard_rows, ["shard"]
@@ -73,7 +69,8 @@ class Summary:
             name: summary_document(values.shape, values.dtype, dimensions)
             for name, values, dimensions in self.arrays()
         }
-        return {"": group_document(self.attributes()), **arrays}
+        attributes = {"n_rows": self.n_rows, "source_exhausted": self.source_exhausted}
+        return {"": group_document(attributes), **arrays}
 
 
 def summary_name(generation: int) -> str:

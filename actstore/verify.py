@@ -124,14 +124,11 @@ def _check_lines(path: Path, manifest: Manifest, summary: Summary) -> Iterator[s
         if shard not in told:
             if shard < n_full and not torn:
                 yield f"it has no line for shard {shard}"
-        elif not _agree(told[shard], manifest, summary):
+            continue
+        files = {name: tuple(numbers) for name, numbers in told[shard].files.items()}
+        same_files = files == summary.files(manifest.spec, shard)
+        if not same_files or told[shard].rows != summary.shard_rows[shard]:
             yield f"its line for shard {shard} does not agree with the summary"
-
-
-def _agree(entry: Entry, manifest: Manifest, summary: Summary) -> bool:
-    files = {name: tuple(numbers) for name, numbers in entry.files.items()}
-    rows = int(summary.shard_rows[entry.shard])
-    return entry.rows == rows and files == summary.files(manifest.spec, entry.shard)
 
 
 def _check_moments(path: Path, shard_rows: int) -> Iterator[tuple[Path, str]]:

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from os import cpu_count
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped
@@ -88,13 +87,7 @@ class Conveyor:
     def _place(self, written: Written) -> None:
         written.place()
         moments = {name: sum(written.moments[name], start) for name, start in self._moments.items()}
-        self._ledger.commit(
-            shard=written.shard.index,
-            rows=written.shard.n_rows,
-            files={name: (tally.size, tally.crc) for name, tally in written.tallies.items()},
-            moments=moments,
-            cursor=written.shard.cursor,
-        )
+        self._ledger.commit(written, moments)
         self._moments = moments
 
     def _fail(self, error: OSError | StoreError) -> None:
@@ -363,12 +356,7 @@ class ActWriter:
     def __enter__(self) -> "ActWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
         if kind is None and self._conveyor is not None:
             self._conveyor.check()

@@ -38,7 +38,7 @@ def test_chunks_and_shards_hold_the_same_rows(make_store):
     store = ActStore.open(make_store())
     chunks = []
     for chunk in range(store.layout.n_chunks):
-        out = np.empty((store.layout.rows_of_chunk(chunk), 16), np.uint16)
+        out = np.empty((min(8, 200 - 8 * chunk), 16), np.uint16)
         store.want_chunk("mlp_out.1", chunk)
         store.read_chunk_into("mlp_out.1", chunk, out)
         chunks.append(out)

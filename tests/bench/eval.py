@@ -161,13 +161,13 @@ class SaeLens:
     """A process that evaluates the first N of some SAEs when it is told to."""
 
     def __init__(
-        self, python: str, model: str, tokens: Path, runs: Sequence[Path], *, layer: int, kind: str
+        self, python: str, model: str, tokens: Path, runs: Sequence[Path], *, layer: int
     ) -> None:
         script = Path(__file__).with_name("peer_eval_saelens.py")
         saes = [run / "sae.safetensors" for run in runs]
         threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         self._process = subprocess.Popen(
-            list(map(str, [python, script, model, tokens, layer, BATCH, kind, *saes])),
+            list(map(str, [python, script, model, tokens, layer, BATCH, *saes])),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | threads,
         )  # fmt: skip
 
@@ -286,10 +286,8 @@ def cost(args: argparse.Namespace, folder: Path) -> None:
     cells = cells_of(lm, batches, runs, layer=args.layer)
     with ExitStack() as stack:
         if args.saelens:
-            peer = SaeLens(
-                args.saelens, str(model), folder / "tokens.npy", runs, layer=args.layer,
-                kind=args.saelens_model,
-            )  # fmt: skip
+            tokens = folder / "tokens.npy"
+            peer = SaeLens(args.saelens, str(model), tokens, runs, layer=args.layer)
             stack.callback(peer.close)
             for n in (1, args.saes):
                 cells[f"saelens {n}"] = lambda n=n: peer.evaluate(n)["seconds"]
@@ -312,9 +310,8 @@ def equality(args: argparse.Namespace, folder: Path) -> None:
     theirs: dict[str, float] = {}
     if args.saelens:
         peer = SaeLens(
-            args.saelens, str(builtin_model_path()), folder / "tokens.npy", runs,
-            layer=EQUAL_LAYER, kind=args.saelens_model,
-        )  # fmt: skip
+            args.saelens, str(builtin_model_path()), folder / "tokens.npy", runs, layer=EQUAL_LAYER
+        )
         (theirs,) = peer.evaluate(1)["metrics"]
         peer.close()
     print(
@@ -345,12 +342,6 @@ def main() -> None:
     parser.add_argument("--layer", type=int, default=3, help="of six: mlp_out there is the site")
     parser.add_argument("--saes", type=int, default=4)
     parser.add_argument("--saelens", help="Python of an environment that has sae-lens")
-    parser.add_argument(
-        "--saelens-model",
-        default="HookedTransformer",
-        choices=("HookedTransformer", "AutoModelForCausalLM"),
-        help="the class of its language model",
-    )
     args = parser.parse_args()
     print(
         json.dumps({**vars(args), "torch": torch.__version__, "threads": torch.get_num_threads()})

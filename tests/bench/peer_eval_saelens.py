@@ -1,10 +1,10 @@
 """SAELens' side of eval.py; runs in an environment of its own, which has sae-lens.
 
-    PYTHON peer_eval_saelens.py MODEL TOKENS.npy LAYER BATCH CLASS WEIGHTS.safetensors...
+    PYTHON peer_eval_saelens.py MODEL TOKENS.npy LAYER BATCH WEIGHTS.safetensors...
 
-CLASS: HookedTransformer, its usual one, or AutoModelForCausalLM. Everything is loaded once; then
-each line `N` on stdin has the first N SAEs evaluated by `run_evals`, all metrics of all tokens,
-and is answered by one line of JSON: seconds, and the metrics of each.
+The model is a HookedTransformer, as is usual there. Everything is loaded once; then each line `N`
+on stdin has the first N SAEs evaluated by `run_evals`, all metrics of all tokens, and is answered
+by one line of JSON: seconds, and the metrics of each.
 """
 
 import json
@@ -15,24 +15,17 @@ import warnings
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="disabled")
 warnings.simplefilter("ignore")
-HOOKS = {
-    "HookedTransformer": "blocks.{}.hook_mlp_out",
-    "AutoModelForCausalLM": "gpt_neox.layers.{}.mlp",
-}
 
 
-def make_model(class_name: str, path: str, hook: str):
+def make_model(path: str):
     """The local checkpoint; TransformerLens knows no way to load one by its path."""
     import transformers
-    from sae_lens.load_model import load_model
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.loading_from_pretrained import convert_hf_model_config
     from transformer_lens.pretrained.weight_conversions import convert_neox_weights
 
-    if class_name == "AutoModelForCausalLM":
-        return load_model(class_name, path, device="cpu", hook_names=[hook])
-    config = convert_hf_model_config(path) | {"device": "cpu", "original_architecture": class_name}
-    config = HookedTransformerConfig.from_dict(config)
+    told = {"device": "cpu", "original_architecture": "HookedTransformer"}
+    config = HookedTransformerConfig.from_dict(convert_hf_model_config(path) | told)
     model = HookedTransformer(config, transformers.AutoTokenizer.from_pretrained(path))
     theirs = transformers.GPTNeoXForCausalLM.from_pretrained(path)
     model.load_and_process_state_dict(
@@ -63,7 +56,7 @@ def make_sae(path: str, hook: str, ctx_len: int):
 
 def main() -> None:
     """Answer until stdin ends."""
-    model_path, tokens_path, layer, batch_size, class_name, *saes_paths = sys.argv[1:]
+    model_path, tokens_path, layer, batch_size, *saes_paths = sys.argv[1:]
     import numpy as np
     from datasets import Dataset
     from sae_lens import ActivationsStore
@@ -71,8 +64,8 @@ def main() -> None:
     from sae_lens.training.activation_scaler import ActivationScaler
 
     tokens = np.load(tokens_path)
-    hook, batch = HOOKS[class_name].format(layer), int(batch_size)
-    model = make_model(class_name, model_path, hook)
+    hook, batch = f"blocks.{layer}.hook_mlp_out", int(batch_size)
+    model = make_model(model_path)
     saes = [make_sae(path, hook, tokens.shape[1]) for path in saes_paths]
     dataset = Dataset.from_dict({"input_ids": tokens.tolist()})
     n_batches = len(tokens) // batch

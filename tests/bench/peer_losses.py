@@ -3,8 +3,8 @@
     PYTHON peer_losses.py saelens|dictionary_learning|sparsify IN.npz OUT.npz
 
 PYTHON is of the peer's environment. IN holds `x` [B, d]; W_enc [d, F], b_enc [F], W_dec [F, d]
-(unit rows for all but relu-april and gated), b_dec [d]; `l1` and `k`; `aux_coefficient`; and, for
-the cases that need them, b_gate, r_mag, b_mag; `threshold` [F] with `l0`, `bandwidth` and
+(unit rows for all but relu-april and gated), b_dec [d]; `l1` and `k`; `aux_coefficient`; b_gate,
+r_mag, b_mag; `threshold` [F] with `l0`, `bandwidth` and
 `coefficient`; `widths` of nested prefixes, the last F. Every mask `dead...` [F] adds a case of the
 TopK kinds with AuxK, `topk.dead...`.
 
@@ -72,12 +72,10 @@ class Given:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         self.x = torch.from_numpy(arrays["x"]).double()
-        self.weights = {
-            name: torch.from_numpy(arrays[name]).double() for name in NAMES if name in arrays
-        }
+        self.weights = {name: torch.from_numpy(arrays[name]).double() for name in NAMES}
         self.dead = {n: torch.from_numpy(a) for n, a in arrays.items() if n.startswith("dead")}
         self.numbers = {n: a.item() for n, a in arrays.items() if a.ndim == 0}
-        self.widths = arrays["widths"].tolist() if "widths" in arrays else []
+        self.widths = arrays["widths"].tolist()
         self.d_sae, self.d_in = self.weights["W_dec"].shape
 
     def masks(self) -> dict[str, Tensor | None]:
@@ -146,26 +144,20 @@ def saelens_cases(given: Given) -> dict[str, tuple[object, tuple[str, ...], bool
     base = {"d_in": given.d_in, "d_sae": given.d_sae, "dtype": "float64", "device": "cpu"}
     topk = base | {"k": int(n["k"]), "aux_loss_coefficient": n["aux_coefficient"]}
     relu = sae_lens.StandardTrainingSAEConfig(l1_coefficient=n["l1"], **base)
-    cases = {
+    gated = sae_lens.GatedTrainingSAEConfig(l1_coefficient=n["l1"], **base)
+    jump = sae_lens.JumpReLUTrainingSAEConfig(
+        jumprelu_sparsity_loss_mode="quadratic", target_l0=n["l0"],
+        jumprelu_bandwidth=n["bandwidth"], l0_coefficient=n["coefficient"], **base,
+    )  # fmt: skip
+    nested = sae_lens.MatryoshkaBatchTopKTrainingSAEConfig(matryoshka_widths=given.widths, **topk)
+    return {
         "relu-april": (relu, STANDARD, False),
         "topk": (sae_lens.TopKTrainingSAEConfig(**topk), STANDARD, True),
         "batchtopk": (sae_lens.BatchTopKTrainingSAEConfig(**topk), STANDARD, True),
+        "gated": (gated, GATED, False),
+        "jumprelu": (jump, (*STANDARD, "threshold"), False),
+        "matryoshka": (nested, STANDARD, True),
     }
-    if "r_mag" in given.weights:
-        gated = sae_lens.GatedTrainingSAEConfig(l1_coefficient=n["l1"], **base)
-        cases["gated"] = (gated, GATED, False)
-    if "threshold" in given.weights:
-        jump = sae_lens.JumpReLUTrainingSAEConfig(
-            jumprelu_sparsity_loss_mode="quadratic", target_l0=n["l0"],
-            jumprelu_bandwidth=n["bandwidth"], l0_coefficient=n["coefficient"], **base,
-        )  # fmt: skip
-        cases["jumprelu"] = (jump, (*STANDARD, "threshold"), False)
-    if given.widths:
-        nested = sae_lens.MatryoshkaBatchTopKTrainingSAEConfig(
-            matryoshka_widths=given.widths, **topk
-        )
-        cases["matryoshka"] = (nested, STANDARD, True)
-    return cases
 
 
 def saelens_parts(sae, given: Given, dead: Tensor | None) -> Parts:
@@ -246,25 +238,21 @@ def dictionary_learning_cases(given: Given) -> dict[str, tuple[object, ...]]:
     n = given.numbers
     l1 = {"l1_penalty": n["l1"], "sparsity_warmup_steps": None}
     topk = {"k": int(n["k"]), "auxk_alpha": n["aux_coefficient"]}
-    cases = {
+    jump = {
+        "bandwidth": n["bandwidth"], "target_l0": n["l0"], "sparsity_warmup_steps": None,
+        "sparsity_penalty": n["coefficient"],
+    }  # fmt: skip
+    sizes = np.diff([0, *given.widths])
+    nested = topk | {"group_fractions": (sizes / given.d_sae).tolist()}
+    return {
         "relu": (StandardTrainer, l1, "l1_penalty", linear("bias")),
         "relu-april": (StandardTrainerAprilUpdate, l1, "l1_penalty", linear("bias")),
         "topk": (TopKTrainer, topk, "auxk_alpha", linear("b_dec")),
         "batchtopk": (BatchTopKTrainer, topk, "auxk_alpha", linear("b_dec")),
+        "gated": (GatedSAETrainer, l1, "l1_penalty", linear_gated),
+        "jumprelu": (JumpReluTrainer, jump, "sparsity_coefficient", uncentred),
+        "matryoshka": (MatryoshkaBatchTopKTrainer, nested, "auxk_alpha", plain(*STANDARD)),
     }
-    if "r_mag" in given.weights:
-        cases["gated"] = (GatedSAETrainer, l1, "l1_penalty", linear_gated)
-    if "threshold" in given.weights:
-        jump = {"bandwidth": n["bandwidth"], "target_l0": n["l0"], "sparsity_warmup_steps": None}
-        jump |= {"sparsity_penalty": n["coefficient"]}
-        cases["jumprelu"] = (JumpReluTrainer, jump, "sparsity_coefficient", uncentred)
-    if given.widths:
-        sizes = np.diff([0, *given.widths])
-        nested = topk | {"group_fractions": (sizes / given.d_sae).tolist()}
-        cases["matryoshka"] = (
-            MatryoshkaBatchTopKTrainer, nested, "auxk_alpha", plain(*STANDARD)
-        )  # fmt: skip
-    return cases
 
 
 def set_dead(trainer, dead: Tensor | None) -> None:

@@ -18,8 +18,7 @@ a peer's environment runs what needs numpy and torch. A script prints one JSON l
     explained_variance  1 - sum ||x - x_hat||^2 / sum ||x - mean||^2 over the held-out rows
     l0, dead            active latents per held-out row; latents active in none of them
 
-BatchTopK is judged twice: with the largest of each held-out batch (as it was trained), and, as
-`explained_variance_by_threshold` and `l0_by_threshold`, with the threshold it has learned.
+BatchTopK is judged with the largest of each held-out batch, as it was trained.
 """
 
 import argparse
@@ -154,9 +153,6 @@ def report(
     if args.held_out:
         held = feed.held_out(args.held_out)
         told |= judge(weights, held, args, None if relu else int(value))
-        if "threshold" in weights:
-            by_threshold = judge(weights, held, args, None)
-            told |= {f"{name}_by_threshold": by_threshold[name] for name in list(by_threshold)[:2]}
     print(json.dumps(told), flush=True)
 
 

@@ -1,12 +1,11 @@
-"""sparsify's SparseCoder and its optimiser on rows of a file, in an environment that has it.
+"""sparsify's SparseCoder and its Adam on rows of a file, in an environment that has it.
 
-    PYTHON peer_train_sparsify.py ROWS.npy topk F BATCH STEPS [--k 32] [--optimizer signum]
+    PYTHON peer_train_sparsify.py ROWS.npy topk F BATCH STEPS [--k 32]
 
 Its trainer runs a language model at every step, so the step is done here as that trainer does it:
 dictionary rows renormalised, fraction of variance unexplained as the loss, what is parallel to a
 row taken out of the gradient, optimiser, firing counts. No AuxK: its coefficient is 0 by default.
-`adam` has its linear warm-up and decay to 0 over the run; `signum`, its default, is schedule-free
-and takes the learning rate 5e-3 / sqrt(F / 16384) unless told.
+The optimiser is its `adam`, with a linear warm-up, and a decay to 0 over the run.
 """
 
 import os
@@ -17,30 +16,16 @@ from peer_train_common import Feed, Weights, agrees, arguments, report, swept
 os.environ.update(HF_HUB_OFFLINE="1", SPARSIFY_DISABLE_TRITON="1")
 
 
-def make_optimizer(args, coder):
-    """Its optimiser, and a schedule or None."""
-    from transformers import get_linear_schedule_with_warmup
-
-    if args.optimizer == "adam":
-        adam = torch.optim.Adam(coder.parameters(), lr=args.lr)
-        return adam, get_linear_schedule_with_warmup(adam, args.warmup, args.steps)
-    from schedulefree import ScheduleFreeWrapper
-    from sparsify.sign_sgd import SignSGD
-
-    lr = args.signum_lr or 5e-3 / (args.d_sae / 2**14) ** 0.5
-    signum = ScheduleFreeWrapper(SignSGD(coder.parameters(), lr=lr), momentum=0.95)
-    signum.train()
-    return signum, None
-
-
 def train(args, feed: Feed, k: int):
-    """One coder; it and its optimiser's averaging are left as they are for use."""
+    """One coder."""
     from sparsify import SparseCoder
     from sparsify.config import SparseCoderConfig
+    from transformers import get_linear_schedule_with_warmup
 
     torch.manual_seed(args.seed)
     coder = SparseCoder(feed.width, SparseCoderConfig(num_latents=args.d_sae, k=k))
-    optimizer, schedule = make_optimizer(args, coder)
+    optimizer = torch.optim.Adam(coder.parameters(), lr=args.lr)
+    schedule = get_linear_schedule_with_warmup(optimizer, args.warmup, args.steps)
     since_fired = torch.zeros(args.d_sae, dtype=torch.long)
     for step, x in zip(range(args.steps), feed, strict=False):
         if step == 0:
@@ -51,14 +36,10 @@ def train(args, feed: Feed, k: int):
         coder.remove_gradient_parallel_to_decoder_directions()
         optimizer.step()
         optimizer.zero_grad()
-        if schedule:
-            schedule.step()
+        schedule.step()
         since_fired += len(x)
         since_fired[out.latent_indices.flatten()] = 0
-    rate = feed.rate(args.steps)
-    if args.optimizer == "signum":
-        optimizer.eval()
-    return coder, rate
+    return coder, feed.rate(args.steps)
 
 
 def weights_of(coder) -> Weights:
@@ -73,10 +54,7 @@ def weights_of(coder) -> Weights:
 
 
 def main() -> None:
-    parser = arguments(__doc__, ("topk",))
-    parser.add_argument("--optimizer", choices=("adam", "signum"), default="adam")
-    parser.add_argument("--signum-lr", type=float, help="Of signum; --lr is adam's.")
-    args = parser.parse_args()
+    args = arguments(__doc__, ("topk",)).parse_args()
     torch.set_num_threads(args.threads)
     feed = Feed(args)
     for k in swept(args):

@@ -60,8 +60,6 @@ class Result:
     l0: float
     ev: float
     dead: int
-    by_threshold: tuple[float, float] | None = None
-    """L0 and explained variance of BatchTopK without a batch."""
 
 
 def make_rows(folder: Path, *, n_rows: int) -> np.ndarray:
@@ -117,12 +115,7 @@ def measured(args, coder: SAE, held: Tensor, kind: str, value: float) -> dict[st
     weights = {n: getattr(coder, n).detach() for n in ("W_enc", "b_enc", "W_dec", "b_dec")}
     args.arch, args.d_sae = kind, coder.d_sae
     told = judge(weights, held, args, None if kind.startswith("relu") else int(value))
-    found = {"l0": told["l0"], "ev": told["explained_variance"], "dead": told["dead"]}
-    if kind == "batchtopk":
-        weights["threshold"] = coder.activation.threshold.detach()
-        told = judge(weights, held, args, None)
-        found["by_threshold"] = (told["l0"], told["explained_variance"])
-    return found
+    return {"l0": told["l0"], "ev": told["explained_variance"], "dead": told["dead"]}
 
 
 def peers_of(args, python: str, script: str, rows: Path) -> list[Result]:
@@ -152,12 +145,9 @@ def peers_of(args, python: str, script: str, rows: Path) -> list[Result]:
 
 
 def read(told: dict[str, Any], seed: int) -> Result:
-    by_threshold = None
-    if "l0_by_threshold" in told:
-        by_threshold = (told["l0_by_threshold"], told["explained_variance_by_threshold"])
     return Result(
         arch=told["arch"], value=told.get("l1", told.get("k")), seed=seed, l0=told["l0"],
-        ev=told["explained_variance"], dead=told["dead"], by_threshold=by_threshold,
+        ev=told["explained_variance"], dead=told["dead"],
     )  # fmt: skip
 
 
@@ -177,10 +167,8 @@ def differences(mine: list[Result], theirs: list[Result]) -> dict[float, float]:
 
 def show(who: str, results: list[Result]) -> None:
     for r in sorted(results, key=lambda r: (r.arch, r.value, r.seed)):
-        line = f"{who:20s}{r.arch:12s}{r.value:8g}{r.seed:6d}{r.l0:9.2f}{r.ev:9.4f}{r.dead:6d}"
-        if r.by_threshold is not None:
-            line += "   by threshold L0 {:.2f} EV {:.4f}".format(*r.by_threshold)
-        print(line, flush=True)
+        told = f"{r.value:8g}{r.seed:6d}{r.l0:9.2f}{r.ev:9.4f}{r.dead:6d}"
+        print(f"{who:20s}{r.arch:12s}{told}", flush=True)
 
 
 def compare(mine: list[Result], theirs: list[Result], who: str) -> None:

@@ -1,7 +1,7 @@
 """How fast training is, against a minimal loop and against the peers.
 
     python tests/bench/train.py                       # steps, store and sweep, about 15 minutes
-    python tests/bench/train.py --parts steps         # one of steps, wide, store, sweep, peers
+    python tests/bench/train.py --parts steps         # one of steps, store, sweep, peers
     python tests/bench/train.py --parts peers --saelens PY --dictionary-learning PY --sparsify PY
 
 Every shape and every whole run is a process of its own; what is compared is interleaved, ratios are
@@ -26,7 +26,6 @@ from tests.bench.common import printed_by, ratios, spread
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 SHAPES = [(512, F, B) for F in (2048, 8192, 16384) for B in (1024, 4096)]
-WIDE = [(4096, F, 1024) for F in (8192, 16384)]
 BASE = {"topk": "minimal_relu", "topk_bf16": "minimal_relu", "batchtopk": "minimal_relu"}
 GOALS = {  # of d 512, by cell and F
     ("relu", 0): 1.2, ("topk", 2048): 3.2, ("topk", 8192): 4.2, ("relu_1%", 0): 3.0,
@@ -51,7 +50,7 @@ def print_steps(shapes: Sequence[tuple[int, int, int]], rounds: int) -> None:
         told = printed_by(sys.executable, CELLS, "steps", d, d_sae, batch, rounds)
         for cell, seconds in told.items():
             faster = ratios(told[BASE.get(cell, "minimal_relu")], seconds)
-            goal = GOALS.get((cell, d_sae), GOALS.get((cell, 0), "")) if d == D else ""
+            goal = GOALS.get((cell, d_sae), GOALS.get((cell, 0), ""))
             rate = batch / statistics.median(seconds)
             where = f"{d}, {d_sae}, {batch}"
             print(f"| {where} | {cell} | {rate:,.0f} | {spread(faster)} | {goal} |", flush=True)
@@ -155,7 +154,6 @@ def main() -> None:
         store = write_store(folder / "rows.actstore", n_rows=2**18, width=D)
         parts: dict[str, Callable[[], None]] = {
             "steps": lambda: print_steps(SHAPES, args.rounds),
-            "wide": lambda: print_steps(WIDE, args.rounds),
             "store": lambda: print_store(store),
             "sweep": lambda: print_sweep(store, folder, args.rounds),
             "peers": lambda: print_peers(store, folder, args.rounds, pythons, args.cases),
