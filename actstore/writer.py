@@ -77,18 +77,16 @@ class Conveyor:
         """On the committing thread: one shard after another becomes part of the store."""
         try:
             if self._failure is None:
-                self._place(written)
+                written.place()
+                parts, before = written.moments, self._moments
+                moments = {name: sum(parts[name], start) for name, start in before.items()}
+                self._ledger.commit(written, moments)
+                self._moments = moments
         except (OSError, StoreError) as error:
             self._fail(error)
         finally:
             written.close()
             self._unplaced.release()
-
-    def _place(self, written: Written) -> None:
-        written.place()
-        moments = {name: sum(written.moments[name], start) for name, start in self._moments.items()}
-        self._ledger.commit(written, moments)
-        self._moments = moments
 
     def _fail(self, error: OSError | StoreError) -> None:
         if self._failure is None:

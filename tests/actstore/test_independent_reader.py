@@ -201,16 +201,21 @@ def test_what_the_fingerprint_does_not_name_is_refused(store):
     assert_refused(store, "the fingerprint does not fit")
 
 
-@pytest.mark.parametrize("name", ["resid.0", "summary-1", "summary-1/var.resid.0", "position", ""])
-def test_absent_or_altered_consolidated_metadata_are_refused(store, name):
+@pytest.mark.parametrize(
+    "name",
+    ["resid.0", "summary-1", "summary-1/var.resid.0", "position", "kind", "zarr_format", ""],
+)
+def test_an_altered_root_is_refused(store, name):
     def alter(root):
-        nodes = root["consolidated_metadata"]["metadata"]
+        consolidated = root["consolidated_metadata"]
         if not name:
             del root["consolidated_metadata"]
         elif name == "position":
-            del nodes[name]
+            del consolidated["metadata"][name]
+        elif name in ("kind", "zarr_format"):
+            (consolidated if name == "kind" else root)[name] = 2
         else:
-            nodes[name]["attributes"]["units"] = "m"
+            consolidated["metadata"][name]["attributes"]["units"] = "m"
 
     edit_json(store / "data.zarr/zarr.json", alter)
     assert_refused(store, "the root's zarr.json")
