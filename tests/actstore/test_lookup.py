@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from actstore.errors import StoreError
 from actstore.reader import ActStore
@@ -45,7 +45,6 @@ def test_rows_come_in_the_order_asked_for(store, columns, indices):
         np.testing.assert_array_equal(store.rows(name, wanted), values[wanted])
 
 
-@settings(max_examples=50)
 @given(ids=st.lists(st.integers(0, N_ROWS // CTX_LEN - 1), max_size=10))
 def test_contexts_come_as_they_were_written(store, written, ids):
     acts, tokens, documents = written
@@ -55,11 +54,10 @@ def test_contexts_come_as_they_were_written(store, written, ids):
         assert list(got.acts) == ["mlp_out.1", "resid.0"]
         for site, rows in got.acts.items():
             np.testing.assert_array_equal(rows, acts[site][i])
-        alone = store.context(i)
-        (some,) = store.contexts(np.array([i]), sites=["resid.0"])
-        np.testing.assert_array_equal(alone.tokens, tokens[i])
-        np.testing.assert_array_equal(some.acts["resid.0"], acts["resid.0"][i])
-        assert list(some.acts) == ["resid.0"]
+    (some,) = store.contexts(np.array([24]), sites=["resid.0"])
+    np.testing.assert_array_equal(some.acts["resid.0"], acts["resid.0"][24])
+    assert list(some.acts) == ["resid.0"]
+    np.testing.assert_array_equal(store.context(24).tokens, tokens[24])
 
 
 KEYS = st.one_of(
