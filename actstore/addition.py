@@ -9,14 +9,12 @@ from pathlib import Path
 from actstore.errors import StoreError
 from actstore.files import remove, writing
 from actstore.ledger import STAGING, Twin, read_journal
-from actstore.manifest import Manifest, SiteSpec, StoreSpec
+from actstore.manifest import Manifest, SiteSpec
 from actstore.merge import ADDING, complete_addition, merge
 from actstore.resume import open_ledger
 from actstore.settle import settle, sweep
-from actstore.summary import peek
-from actstore.writer import ActWriter, failed
-
-__all__ = ["adding", "under_way"]
+from actstore.summary import peek, require_root
+from actstore.writer import ActWriter, disk_errors_told
 
 
 @contextmanager
@@ -40,24 +38,19 @@ def adding(
         StoreError: If the store is absent, unfinished or damaged, has a site already, is given
             others just now, or another writer is at it; or if the rows are of other tokens.
     """
-    if peek(path) is None:
-        raise StoreError(f"there is no activation store at {path}; make it: saepipe harvest")
+    require_root(path)
     with ExitStack() as stack:
         stack.enter_context(writing(path))
-        try:
+        with disk_errors_told(path):
             there = _made_ready(path, set(sites))
-        except OSError as error:
-            raise failed(path, error) from error
         twin = Twin.load(path)
         spec = replace(there.spec, sites=tuple(SiteSpec(name=n, width=w) for n, w in sites.items()))
         with ActWriter.create_or_resume(
             path / ADDING, spec, n_rows=there.n_rows, threads=threads, queue=queue, beside=twin
         ) as writer:
             yield writer
-        try:
+        with disk_errors_told(path):
             _merge_if_finished(twin)
-        except OSError as error:
-            raise failed(path, error) from error
 
 
 def under_way(path: Path) -> Manifest | None:
@@ -67,7 +60,7 @@ def under_way(path: Path) -> Manifest | None:
         StoreError: If it is damaged.
     """
     there, added = peek(path), peek(path / ADDING)
-    over = there is not None and added is not None and not _missing(added.spec, there.spec)
+    over = there is not None and added is not None and there.spec.holds(added.spec)
     return None if over else added
 
 
@@ -81,15 +74,15 @@ def _made_ready(path: Path, sites: set[str]) -> Manifest:
             "then add sites to it"
         )
     added = complete_addition(path, there)
-    if added is not None and {site.name for site in added.spec.sites} == sites:
+    if added is not None and set(added.spec.names) == sites:
         sweep(path, there)
         return there  # its last steps are repeated on leaving
     there = settle(path) or there
-    for name in sites & {site.name for site in there.spec.sites}:
+    for name in sites & set(there.spec.names):
         raise StoreError(f"{path} has the site {name} already: add only what it does not have")
     begun = under_way(path)
-    if begun is not None and {site.name for site in begun.spec.sites} != sites:
-        names = [site.name for site in begun.spec.sites]
+    if begun is not None and set(begun.spec.names) != sites:
+        names = begun.spec.names
         raise StoreError(
             f"{path} is just being given {', '.join(names)}: go on with that first "
             f"(--site {' --site '.join(names)}), or remove {path / ADDING}"
@@ -115,7 +108,3 @@ def _merge_if_finished(twin: Twin) -> None:
     if added.n_rows != there.n_rows:  # the source ended before it gave them all
         raise twin.differs(added.n_rows // added.spec.shard_rows)
     merge(path, there, added)
-
-
-def _missing(wanted: StoreSpec, there: StoreSpec) -> set[SiteSpec]:
-    return set(wanted.sites) - set(there.sites)

@@ -12,13 +12,13 @@ lanes are always equally far, and its own rows of every batch, whoever reads it.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count, islice, pairwise
 from math import gcd
 from os import cpu_count
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -196,75 +196,79 @@ class Windows:
     def __enter__(self) -> "Windows":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def of(self, plans: Iterable[Sequence[LaneWindow]]) -> Iterator[list[Window]]:
-        """Each planned window but the last, by lane; valid until the next is asked for.
-
-        Raises:
-            StoreError: If bytes of the store were altered.
-        """
-        pending: deque[_Pending] = deque()
+        """Each planned window but the last, by lane; valid until the next is asked for."""
+        pending: deque[Callable[[], list[Window]]] = deque()
         for i, (plan, after) in enumerate(pairwise(plans)):
             pending.append(self._start(plan, after, self._memory[i % 2]))
             if len(pending) == 2:
-                yield pending.popleft().wait()
+                yield pending.popleft()()
 
     def _start(
         self,
         plan: Sequence[LaneWindow],
         after: Sequence[LaneWindow],
         memory: Sequence[Mapping[str, Rows]],
-    ) -> "_Pending":
+    ) -> Callable[[], list[Window]]:
+        """Have a window filled; what is returned waits for it."""
         rows = [
             {name: values[: lane.n_rows] for name, values in here.items()}
             for lane, here in zip(plan, memory, strict=True)
         ]
-        chunks = [
-            _Chunk(site, piece, here[site][piece.start : piece.stop])
+        pieces = [
+            (piece, {name: values[piece.start : piece.stop] for name, values in here.items()})
             for lane, here in zip(plan, rows, strict=True)
             for piece in lane.pieces
+        ]
+        wanted = _chunks(self._sites, [piece for piece, _ in pieces])
+        wanted += _chunks(
+            self._sites, [piece for lane in after for piece in lane.pieces], LOOK_AHEAD
+        )
+        work: list[Callable[[], None]] = [
+            partial(self._store.read_chunk_into, site, piece.chunk, here[site], skip=piece.skip)
+            for piece, here in pieces
             for site in self._sites
         ]
-        wanted = [*((job.site, job.piece.chunk) for job in chunks), *self._first_of(after)]
-        work = [*chunks, *self._values(plan, rows)]
+        work += self._values(pieces)
         turn = count()  # taking a number is atomic: whoever is free takes the next piece
-        return _Pending(
-            rows=rows,
-            orders=[self._pool.submit(lane.order, self._run) for lane in plan],
-            jobs=[self._pool.submit(self._fill, work, wanted, turn) for _ in range(self._threads)],
-            run=self._run,
-        )
+        orders = [self._pool.submit(lane.order, self._run) for lane in plan]
+        jobs = [self._pool.submit(self._fill, work, wanted, turn) for _ in range(self._threads)]
+
+        def wait() -> list[Window]:
+            for job in jobs:
+                job.result()
+            return [
+                Window(rows=here, runs=order.result(), run=self._run)
+                for here, order in zip(rows, orders, strict=True)
+            ]
+
+        return wait
 
     def _values(
-        self, plan: Sequence[LaneWindow], rows: Sequence[Mapping[str, Rows]]
-    ) -> list["_Values"]:
-        """What is to be read of the metadata: a shard of it is one chunk, decoded once a window."""
+        self, pieces: Sequence[tuple[Piece, Mapping[str, np.ndarray]]]
+    ) -> list[Callable[[], None]]:
+        """Read the metadata: a shard of it is one chunk, decoded once a window."""
         layout = self._store.layout
         parts: dict[tuple[str, int], list[tuple[int, Rows]]] = defaultdict(list)
-        for lane, here in zip(plan, rows, strict=True):
-            for piece in lane.pieces if self._metadata else ():
-                shard, inner = layout.locate(piece.chunk)
-                start = inner * layout.chunk_rows + piece.skip
-                for name in self._metadata:
-                    parts[name, shard].append((start, here[name][piece.start : piece.stop]))
-        return [_Values(name, shard, wanted) for (name, shard), wanted in parts.items()]
+        for piece, here in pieces if self._metadata else ():
+            shard, inner = layout.locate(piece.chunk)
+            for name in self._metadata:
+                parts[name, shard].append((inner * layout.chunk_rows + piece.skip, here[name]))
 
-    def _first_of(self, plan: Sequence[LaneWindow]) -> list[tuple[str, int]]:
-        """The chunks with which a window will begin."""
-        chunks = (piece.chunk for lane in plan for piece in lane.pieces)
-        return list(islice(((site, chunk) for chunk in chunks for site in self._sites), LOOK_AHEAD))
+        def read(name: str, shard: int) -> None:
+            values = self._store.shard(name, shard)
+            for start, out in parts[name, shard]:
+                out[:] = values[start : start + len(out)]
+
+        return [partial(read, *key) for key in parts]
 
     def _fill(
         self,
-        work: Sequence["_Chunk | _Values"],
+        work: Sequence[Callable[[], None]],
         wanted: Sequence[tuple[str, int]],
         turn: Iterator[int],
     ) -> None:
@@ -273,49 +277,14 @@ class Windows:
                 return
             if i + LOOK_AHEAD < len(wanted):
                 self._store.want_chunk(*wanted[i + LOOK_AHEAD])
-            work[i].read(self._store)
+            work[i]()
 
 
-class _Chunk(NamedTuple):
-    """Rows of a site to be read into a window."""
-
-    site: str
-    piece: Piece
-    out: Rows
-
-    def read(self, store: ChunkStore) -> None:
-        store.read_chunk_into(self.site, self.piece.chunk, self.out, skip=self.piece.skip)
-
-
-class _Values(NamedTuple):
-    """Values of a shard's rows to be read into a window: from which row of it on, into what."""
-
-    name: str
-    shard: int
-    parts: Sequence[tuple[int, Rows]]
-
-    def read(self, store: ChunkStore) -> None:
-        values = store.shard(self.name, self.shard)
-        for start, out in self.parts:
-            out[:] = values[start : start + len(out)]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Pending:
-    """A window on its way."""
-
-    rows: Sequence[Mapping[str, Rows]]
-    orders: Sequence[Future[Int64[np.ndarray, " runs"]]]
-    jobs: Sequence[Future[None]]
-    run: int
-
-    def wait(self) -> list[Window]:
-        for job in self.jobs:
-            job.result()
-        return [
-            Window(rows=rows, runs=order.result(), run=self.run)
-            for rows, order in zip(self.rows, self.orders, strict=True)
-        ]
+def _chunks(
+    sites: Sequence[str], pieces: Sequence[Piece], n: int | None = None
+) -> list[tuple[str, int]]:
+    """The first `n` chunks, or all, in the order in which they are read."""
+    return list(islice(((site, piece.chunk) for piece in pieces for site in sites), n))
 
 
 MAX_WINDOW_BYTES = 2**30
@@ -354,17 +323,14 @@ class Batches:
             self.store.width(site)
         if not self.sites or len(set(self.sites)) < len(self.sites):
             raise StoreError(f"batches need sites, each once, got {self.sites}")
-        if not set(self.metadata) <= set(ROW_ARRAYS) or len(set(self.metadata)) < len(
-            self.metadata
-        ):
+        if sorted(self.metadata) != sorted(set(self.metadata) & set(ROW_ARRAYS)):
             raise StoreError(f"metadata is {', '.join(ROW_ARRAYS)}, each once, got {self.metadata}")
-        for name in ("batch_size", "window_rows", "lanes", "world_size"):
-            if getattr(self, name) <= 0:
-                raise StoreError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("batch_size", "window_rows", "lanes", "world_size", "threads"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise StoreError(f"{name} must be positive, got {value}")
         if self.seed < 0:
             raise StoreError(f"seed must not be negative, got {self.seed}")
-        if self.threads is not None and self.threads <= 0:
-            raise StoreError(f"threads must be positive, got {self.threads}")
         common = gcd(self.batch_size, self.store.n_rows)
         if common % self.lanes:
             raise StoreError(

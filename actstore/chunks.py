@@ -54,7 +54,7 @@ class ChunkStore:
     @property
     def sites(self) -> tuple[str, ...]:
         """Names of the sites."""
-        return tuple(site.name for site in self.spec.sites)
+        return self.spec.names
 
     def width(self, site: str) -> int:
         """Values of one row at a site."""
@@ -93,11 +93,7 @@ class ChunkStore:
         return array.read(index)
 
     def array(self, name: str) -> ShardReader:
-        """The shards of a site, or of `token_id` and so on.
-
-        Raises:
-            StoreError: If there is no such array.
-        """
+        """The shards of a site, or of `token_id` and so on."""
         if name not in self._arrays:
             raise StoreError(f"{self.path} has no {name!r}; it has {', '.join(self._arrays)}")
         return self._arrays[name]

@@ -58,26 +58,9 @@ ROUNDING = "bitround:"
 
 CRC_BYTES = 4
 
-__all__ = [
-    "CODECS",
-    "CRC_BYTES",
-    "STORAGE",
-    "check_codec",
-    "checked",
-    "checksum",
-    "decode",
-    "encode",
-    "kept_bits",
-    "zarr_codecs",
-]
-
 
 def check_codec(codec: str, dtype: str) -> None:
-    """Hold a codec to those there are for a dtype.
-
-    Raises:
-        StoreError: If it is none of them; lists them.
-    """
+    """Hold a codec to those there are for a dtype."""
     most = mantissa_bits(STORAGE[dtype]) - 1
     if codec in CODECS:
         return
@@ -108,11 +91,7 @@ def encode(values: Shaped[np.ndarray, "..."], codec: str) -> tuple[bytes | memor
 
 
 def checked(data: memoryview) -> bytes:
-    """The crc32c that a stored chunk ends with.
-
-    Raises:
-        StoreError: If its payload has another.
-    """
+    """The crc32c that a stored chunk ends with."""
     stored = bytes(data[-CRC_BYTES:])
     if checksum(data[:-CRC_BYTES]).to_bytes(CRC_BYTES, "little") != stored:
         raise StoreError("its bytes do not match their checksum")
@@ -120,11 +99,7 @@ def checked(data: memoryview) -> bytes:
 
 
 def decode(data: memoryview, codec: str, out: Shaped[np.ndarray, "..."]) -> None:
-    """Check a stored chunk against its crc32c and decode it into contiguous `out`.
-
-    Raises:
-        StoreError: If the bytes were altered, or decode to another size; says which.
-    """
+    """Check a stored chunk against its crc32c and decode it into contiguous `out`."""
     checked(data)
     payload = data[:-CRC_BYTES]
     compressor = _compressor(codec)

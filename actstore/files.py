@@ -18,6 +18,7 @@ from actstore.errors import StoreError
 
 PARTIAL = ".partial"
 MAX_PARTS = 16  # of one call: every system allows as many
+SIDE_BY_SIDE = 16  # files that are synced at once
 
 
 def partial_of(path: Path) -> Path:
@@ -86,7 +87,7 @@ def write_many(files: Mapping[Path, Iterable[bytes | memoryview]]) -> None:
         make_folder(item[0].parent)
         write_file(*item)
 
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         for _ in pool.map(write, files.items()):
             pass
 

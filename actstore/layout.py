@@ -47,14 +47,6 @@ class Layout:
         """Number of rows in `shard`."""
         return min(self.shard_rows, self.n_rows - shard * self.shard_rows)
 
-    def chunks_in(self, shard: int) -> int:
-        """Number of chunks in `shard`."""
-        return -(-self.rows_in(shard) // self.chunk_rows)
-
-    def rows_of_chunk(self, chunk: int) -> int:
-        """Number of rows in `chunk`."""
-        return min(self.chunk_rows, self.n_rows - chunk * self.chunk_rows)
-
     def locate(self, chunk: int) -> tuple[int, int]:
         """Map a chunk to `(shard, chunk within the shard)`."""
         return divmod(chunk, self.chunks_per_shard)

@@ -38,12 +38,12 @@ from actstore.metadata import array_document, shard_key
 from actstore.moments import Moments, unpacked
 from actstore.reader import load_summary
 from actstore.shardfile import ShardReader
+from actstore.shardwriter import Written
 from actstore.summary import (
     GROUP,
     Summary,
-    manifest_of,
-    read_root,
     read_summary,
+    require_root,
     summary_name,
     write_root,
     write_summary,
@@ -137,32 +137,15 @@ class Twin:
 
     @staticmethod
     def load(path: Path) -> "Twin":
-        """Read what a complete store says of its shards.
-
-        Raises:
-            StoreError: If it is absent or damaged.
-        """
-        document = read_root(path)
-        if document is None:
-            raise StoreError(f"there is no activation store at {path}; make it: saepipe harvest")
-        manifest = manifest_of(path, document)
+        """Read what a complete store says of its shards."""
+        document, manifest = require_root(path)
         summary = load_summary(path, manifest, document)
         return Twin(path=path, manifest=manifest, summary=summary)
 
     def require_same(
         self, shard: int, *, rows: int, files: Mapping[str, Sequence[int]], group: Path
     ) -> None:
-        """Hold one shard of the other store to the tokens of this one.
-
-        Args:
-            shard: Which.
-            rows: It holds.
-            files: Bytes and crc32c of each of its arrays, as in the journal.
-            group: Where its files are.
-
-        Raises:
-            StoreError: If they differ, or a file that has to be read is damaged.
-        """
+        """Hold a shard of the other store, whose files are in `group`, to the tokens of this."""
         if not (shard < len(self.summary.shard_rows) and rows == self.summary.shard_rows[shard]):
             raise self.differs(shard)
         own_files = self.summary.files(self.manifest.spec, shard)
@@ -206,6 +189,11 @@ class Ledger:
     entries: list[Entry] = field(default_factory=list[Entry])
     beside: Twin | None = None
     """The store whose tokens these rows must stand for too."""
+
+    @staticmethod
+    def of(path: Path, manifest: Manifest) -> "Ledger":
+        """Of a store that is wanted as it is told to be, none of whose shards is looked at."""
+        return Ledger(path=path, manifest=manifest, layout=manifest.spec.layout(manifest.n_rows))
 
     @property
     def spec(self) -> StoreSpec:
@@ -261,11 +249,7 @@ class Ledger:
         )
 
     def moments(self) -> dict[str, Moments]:
-        """The running moments of every site after the committed shards.
-
-        Raises:
-            StoreError: If their file was lost.
-        """
+        """The running moments of every site after the committed shards."""
         widths, lossy = {s.name: s.width for s in self.spec.sites}, self.spec.lossy
         if not self.entries:
             return {site: Moments.empty(width, lossy=lossy) for site, width in widths.items()}
@@ -276,20 +260,9 @@ class Ledger:
             raise StoreError(f"{path} is lost or damaged, so the store cannot go on; write it anew")
         return unpacked(data, widths, lossy=lossy)
 
-    def commit(
-        self,
-        *,
-        shard: int,
-        rows: int,
-        files: Mapping[str, Sequence[int]],
-        moments: Mapping[str, Moments],
-        cursor: Mapping[str, object],
-    ) -> None:
-        """Make one more shard, whose files are in place, part of the store.
-
-        Raises:
-            StoreError: If it holds other tokens than the store that this one stands beside.
-        """
+    def commit(self, written: Written, moments: Mapping[str, Moments]) -> None:
+        """Make one more shard, whose files are in place, part of the store."""
+        shard, rows, files = written.shard.index, written.shard.n_rows, written.files
         if self.beside is not None:
             self.beside.require_same(shard, rows=rows, files=files, group=self._group(shard))
         data = b"".join(moments[site.name].to_bytes() for site in self.spec.sites)
@@ -301,7 +274,7 @@ class Ledger:
             generation=self.manifest.generation + 1,
             files={name: list(numbers) for name, numbers in files.items()},
             moments=checksum(data),
-            cursor=cursor,
+            cursor=written.shard.cursor,
         )
         append_entry(self.path, entry)
         self.entries.append(entry)
@@ -309,19 +282,20 @@ class Ledger:
 
     def finish(self, *, source_exhausted: bool) -> Manifest:
         """Complete the generation with what is committed."""
-        if self.manifest.state == "complete" and self.n_rows < self.manifest.n_rows:
-            return self._found_nothing_new(source_exhausted=source_exhausted)
-        summary = self.summary(source_exhausted=source_exhausted)
+        old = self.manifest
+        if old.state == "complete" and self.n_rows < old.n_rows:  # the old last shard stays
+            if old.source_exhausted or not source_exhausted:
+                return old
+            summary = read_summary(self.root / summary_name(old.generation), self.spec)
+            summary = replace(summary, source_exhausted=True)  # told: nobody need ask again
+        else:
+            summary = self.summary(source_exhausted=source_exhausted)
         self.announce(summary)
         self.publish(summary)
         return self.manifest
 
     def summary(self, *, source_exhausted: bool) -> Summary:
-        """What the committed shards come to.
-
-        Raises:
-            StoreError: If the file of their moments was lost.
-        """
+        """What the committed shards come to."""
         moments = self.moments()
         arrays = self.spec.arrays
         numbers = np.array([[entry.files[name] for name in arrays] for entry in self.entries])
@@ -334,16 +308,6 @@ class Ledger:
             var={name: m.var for name, m in moments.items()},
             rounding={n: m.rounding for n, m in moments.items() if m.rounding is not None},
         )
-
-    def _found_nothing_new(self, *, source_exhausted: bool) -> Manifest:
-        """The old last shard stays; that the source has ended is told: nobody need ask again."""
-        old = self.manifest
-        if source_exhausted and not old.source_exhausted:
-            summary = read_summary(self.root / summary_name(old.generation), self.spec)
-            summary = replace(summary, source_exhausted=True)
-            self.announce(summary)
-            self.publish(summary)
-        return self.manifest
 
     def announce(self, summary: Summary) -> None:
         """Write the summary of the next generation: from here on it will be completed."""

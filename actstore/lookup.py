@@ -31,11 +31,7 @@ class Context:
 
 
 def read_rows(array: ShardReader, indices: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n ..."]:
-    """Rows of an array by their number in the store, in the order asked for.
-
-    Raises:
-        StoreError: If their bytes were altered.
-    """
+    """Rows of an array by their number in the store, in the order asked for."""
     out = array.empty(len(indices))
     order = np.argsort(indices, kind="stable")
     chunks, inner = np.divmod(indices[order], array.chunk_entries)
@@ -58,11 +54,7 @@ def read_rows(array: ShardReader, indices: Int[np.ndarray, " n"]) -> Shaped[np.n
 def read_tokens(
     arrays: Arrays, spec: StoreSpec, context_ids: Int[np.ndarray, " n"]
 ) -> Int32[np.ndarray, "n ctx_len"]:
-    """The tokens of whole contexts, in the order asked for; each shard is read once.
-
-    Raises:
-        StoreError: If their bytes were altered.
-    """
+    """The tokens of whole contexts, in the order asked for; each shard is read once."""
     out = np.empty((len(context_ids), spec.ctx_len), np.int32)
     for shard, here, inner in _by_shard(spec, context_ids):
         out[here] = arrays[CONTEXT_TOKENS].read(shard)[inner]
@@ -72,11 +64,7 @@ def read_tokens(
 def read_contexts(
     arrays: Arrays, spec: StoreSpec, context_ids: Int[np.ndarray, " n"], sites: Sequence[str]
 ) -> list[Context]:
-    """Whole contexts, in the order asked for.
-
-    Raises:
-        StoreError: If their bytes were altered.
-    """
+    """Whole contexts, in the order asked for."""
     tokens = read_tokens(arrays, spec, context_ids)
     rows = np.empty((len(context_ids), spec.ctx_len), np.int64)
     for shard, here, inner in _by_shard(spec, context_ids):

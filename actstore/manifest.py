@@ -58,10 +58,10 @@ class StoreSpec:
     """Where the rows come from, as JSON: identity to whoever harvests, opaque here."""
 
     def __post_init__(self) -> None:
-        if not self.sites or len({site.name for site in self.sites}) < len(self.sites):
-            raise StoreError(f"a store needs sites, each once, got {[s.name for s in self.sites]}")
+        if not self.sites or len(set(self.names)) < len(self.sites):
+            raise StoreError(f"a store needs sites, each once, got {[*self.names]}")
         _positive(ctx_len=self.ctx_len, chunk_rows=self.chunk_rows, shard_rows=self.shard_rows)
-        _known("dtype", self.dtype, STORAGE)
+        _require_known(self.dtype)
         check_codec(self.codec, self.dtype)
         if self.seed < 0:
             raise StoreError(f"seed must not be negative, got {self.seed}")
@@ -84,7 +84,7 @@ class StoreSpec:
         source: Mapping[str, object] | None = None,
     ) -> "StoreSpec":
         """A spec for sites of these widths, with the layout that `plan_layout` gives."""
-        _known("dtype", dtype, STORAGE)
+        _require_known(dtype)
         _positive(ctx_len=ctx_len, **widths)
         chunk_rows, shard_rows = plan_layout(
             widths=tuple(widths.values()),
@@ -114,9 +114,18 @@ class StoreSpec:
         return kept_bits(self.codec) is not None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of its sites."""
+        return tuple(site.name for site in self.sites)
+
+    @property
     def arrays(self) -> tuple[str, ...]:
         """Every array that has shards: what is written first comes first."""
-        return (*TOKEN_ARRAYS, *(site.name for site in self.sites))
+        return (*TOKEN_ARRAYS, *self.names)
+
+    def holds(self, other: "StoreSpec") -> bool:
+        """Whether a store of this spec has the sites of the other, too."""
+        return set(other.names) <= set(self.names)
 
     def width(self, site: str) -> int:
         """Values of one row at a site."""
@@ -165,11 +174,7 @@ class Manifest:
 
     @staticmethod
     def from_attributes(attributes: Mapping[str, Any]) -> "Manifest":
-        """Inverse of `as_attributes`.
-
-        Raises:
-            StoreError: If they are not of this version of the format, or were altered.
-        """
+        """Inverse of `as_attributes`."""
         told = dict(attributes.get("actstore", {}))
         version = told.get("format_version")
         if version is None:
@@ -211,6 +216,6 @@ def _positive(**values: int) -> None:
             raise StoreError(f"{name} must be positive, got {value}")
 
 
-def _known(what: str, name: str, table: Mapping[str, object]) -> None:
-    if name not in table:
-        raise StoreError(f"unknown {what} {name!r}; known are {', '.join(table)}")
+def _require_known(dtype: str) -> None:
+    if dtype not in STORAGE:
+        raise StoreError(f"unknown dtype {dtype!r}; known are {', '.join(STORAGE)}")

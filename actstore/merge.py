@@ -4,10 +4,8 @@ Every step may be repeated: a crash between any two is made good by the next wri
 as it stands.
 """
 
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,30 +19,18 @@ ADDING = "adding"
 
 
 def complete_addition(path: Path, there: Manifest) -> Manifest | None:
-    """The addition that waits to be merged, or whose merging is not over; None if there is none.
-
-    Raises:
-        StoreError: If it is damaged.
-    """
+    """The addition that waits to be merged, or whose merging is not over; None if there is none."""
     added = peek(path / ADDING)
     if added is None or added.state != "complete" or there.state != added.state:
         return None
-    whole = added.n_rows == there.n_rows or _names(added.spec) <= _names(there.spec)
-    return added if whole else None
+    return added if added.n_rows == there.n_rows or there.spec.holds(added.spec) else None
 
 
 def merge(path: Path, there: Manifest, added: Manifest) -> Manifest:
-    """Make the sites of a complete addition part of the store.
-
-    Raises:
-        StoreError: If the addition is of other tokens, or damaged; the store stays as it was.
-        OSError: If the disk is full or fails; the next writer goes on.
-    """
-    if not _names(added.spec) <= _names(there.spec):
+    """Make the sites of a complete addition part of the store."""
+    if not there.spec.holds(added.spec):
         spec = replace(there.spec, sites=(*there.spec.sites, *added.spec.sites))
-        ledger = Ledger(
-            path=path, manifest=replace(there, spec=spec), layout=spec.layout(there.n_rows)
-        )
+        ledger = Ledger.of(path, replace(there, spec=spec))
         folder = ledger.root / summary_name(there.generation + 1)
         if (folder / "zarr.json").exists():  # from then on the generation is to be completed
             summary = read_summary(folder, spec)
@@ -59,40 +45,28 @@ def merge(path: Path, there: Manifest, added: Manifest) -> Manifest:
 
 
 def end_joined(path: Path, there: Manifest) -> None:
-    """Of an addition whose sites are part of the store: its journal joins, the rest goes.
-
-    Raises:
-        StoreError: If it is damaged.
-        OSError: If the disk is full or fails; the next writer goes on.
-    """
+    """Of an addition whose sites are part of the store: its journal joins, the rest goes."""
     added = complete_addition(path, there)
-    if added is not None and _names(added.spec) <= _names(there.spec):
+    if added is not None and there.spec.holds(added.spec):
         _merge_journal(path)
         _discard(path)
 
 
-def _names(spec: StoreSpec) -> set[str]:
-    return {site.name for site in spec.sites}
-
-
 def _united(path: Path) -> Summary:
-    """The summary of the store with the columns of the sites that are added."""
-    old, new = Twin.load(path), Twin.load(path / ADDING)
-    for shard, rows in enumerate(new.summary.shard_rows.tolist()):
-        files = new.summary.files(new.manifest.spec, shard)
-        old.require_same(shard, rows=rows, files=files, group=new.path / GROUP)
+    """The summary of the store with the columns of the sites that are added.
+
+    Their rows are of the same tokens: each of their shards was held to that when it was committed.
+    """
+    old, new = Twin.load(path).summary, Twin.load(path / ADDING).summary
     first = len(TOKEN_ARRAYS)
-    columns = {
-        name: np.hstack((getattr(old.summary, name), getattr(new.summary, name)[:, first:]))
-        for name in ("shard_bytes", "shard_crc32c")
-    }
-    return replace(old.summary, **columns, **_by_site(old.summary, new.summary))
-
-
-def _by_site(old: Summary, new: Summary) -> dict[str, Any]:
-    """Every statistic that is told by site, of both."""
-    names = [f.name for f in fields(Summary) if isinstance(getattr(old, f.name), Mapping)]
-    return {name: {**getattr(old, name), **getattr(new, name)} for name in names}
+    return replace(
+        old,
+        shard_bytes=np.hstack((old.shard_bytes, new.shard_bytes[:, first:])),
+        shard_crc32c=np.hstack((old.shard_crc32c, new.shard_crc32c[:, first:])),
+        mean={**old.mean, **new.mean},
+        var={**old.var, **new.var},
+        rounding={**old.rounding, **new.rounding},
+    )
 
 
 def _move_sites(path: Path, added: StoreSpec) -> None:

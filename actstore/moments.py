@@ -3,9 +3,8 @@
 Parts are merged in the order of the rows (Chan, Golub and LeVeque 1983), never as threads finish.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
@@ -35,11 +34,9 @@ class Moments:
     def of(
         rows: Shaped[np.ndarray, "n width"], before: Shaped[np.ndarray, "n width"] | None = None
     ) -> "Moments":
-        """Those of stored rows; uint16 means bits of bfloat16. Not finite if a value is not.
+        """Those of stored rows, and of what was lost if they are rounded ones of `before`.
 
-        Args:
-            rows: As stored.
-            before: What they were before rounding, if they were rounded.
+        uint16 means bits of bfloat16. Not finite if a value is not.
         """
         n, width = rows.shape
         size = max(1, min(n, BLOCK // width))
@@ -103,11 +100,6 @@ class Moments:
         mean, m2, *lost = np.frombuffer(data[8:], "<f8").astype(np.float64).reshape(-1, width)
         count = int.from_bytes(data[:8], "little")
         return Moments(count=count, mean=mean, m2=m2, lost=lost[0] if lost else None)
-
-
-def merged(parts: Iterable[Moments], start: Moments) -> Moments:
-    """`start`, with the parts added one after another."""
-    return reduce(Moments.__add__, parts, start)
 
 
 def unpacked(data: bytes, widths: Mapping[str, int], *, lossy: bool) -> dict[str, Moments]:

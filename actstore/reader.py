@@ -24,10 +24,10 @@ from actstore.summary import (
     being_extended,
     check_document,
     documents_of,
-    manifest_of,
     peek,
     read_root,
     read_summary,
+    require_root,
     summary_name,
 )
 
@@ -58,19 +58,17 @@ class ActStore(ChunkStore):
             StoreError: If it is absent, unfinished, of another version, or damaged.
         """
         path = Path(path)
-        document = read_root(path)
+        before = read_root(path)
         try:
-            return cls._open(path, document)
+            return cls._open(path)
         except StoreError:
-            if read_root(path) != document:  # an extension was completed meanwhile
-                return cls._open(path, read_root(path))
+            if read_root(path) != before:  # an extension was completed meanwhile
+                return cls._open(path)
             raise
 
     @classmethod
-    def _open(cls, path: Path, document: dict[str, Any] | None) -> "ActStore":
-        if document is None:
-            raise StoreError(f"there is no activation store at {path}; make it: saepipe harvest")
-        manifest = manifest_of(path, document)
+    def _open(cls, path: Path) -> "ActStore":
+        document, manifest = require_root(path)
         if manifest.state != "complete":
             raise StoreError(
                 f"{path} is not finished; go on with it: the same saepipe harvest that began it"
@@ -79,16 +77,7 @@ class ActStore(ChunkStore):
             summary = load_summary(path, manifest, document)
         except StoreError as problem:
             raise being_extended(path, manifest) or problem from None
-        arrays = {
-            name: ShardReader(
-                path / GROUP,
-                manifest.spec,
-                name,
-                n_rows=manifest.n_rows,
-                sizes=summary.shard_bytes[:, i].tolist(),
-            )
-            for i, name in enumerate(manifest.spec.arrays)
-        }
+        arrays = shard_readers(path, manifest, summary)
         for array in arrays.values():
             for problem in array.check_files():
                 raise being_extended(path, manifest) or problem
@@ -248,12 +237,17 @@ class ActStore(ChunkStore):
         return f"ActStore({self.path}: {self.n_rows:,} rows of {sites}; {size})"
 
 
-def load_summary(path: Path, manifest: Manifest, document: Mapping[str, Any]) -> Summary:
-    """The summary of a complete store, held to its root and to every zarr.json.
+def shard_readers(path: Path, manifest: Manifest, summary: Summary) -> dict[str, ShardReader]:
+    """Of every array of a complete store."""
+    spec, n_rows, sizes = manifest.spec, manifest.n_rows, summary.shard_bytes.T.tolist()
+    return {
+        name: ShardReader(path / GROUP, spec, name, n_rows=n_rows, sizes=of_array)
+        for name, of_array in zip(spec.arrays, sizes, strict=True)
+    }
 
-    Raises:
-        StoreError: If any of them is absent or altered, or they do not fit together.
-    """
+
+def load_summary(path: Path, manifest: Manifest, document: Mapping[str, Any]) -> Summary:
+    """The summary of a complete store, held to its root and to every zarr.json."""
     summary = read_summary(path / GROUP / summary_name(manifest.generation), manifest.spec)
     nodes = documents_of(manifest, summary)
     fits = summary.fingerprint(manifest.spec) == manifest.fingerprint

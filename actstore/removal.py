@@ -60,7 +60,7 @@ def removable(path: Path) -> Removable:
         path=path,
         target=path.readlink() if path.is_symlink() else None,
         manifest=manifest,
-        n_bytes=0 if path.is_symlink() else sum(map(_size, _files(path))),
+        n_bytes=0 if path.is_symlink() else sum(file.lstat().st_size for file in _files(path)),
     )
 
 
@@ -90,9 +90,6 @@ def clear(path: Path) -> None:
 
     The group gets another name first and goes last, so that at no time half of one is met, and
     that what else is left is known for what it is.
-
-    Raises:
-        OSError: If the system refuses.
     """
     group, gone = path / GROUP, partial_of(path / GROUP)
     if os.path.lexists(group):
@@ -143,10 +140,6 @@ def _just_begun(path: Path) -> bool:
     begun = {path / LOCK, *map(partial_of, (path / JOURNAL, path / GROUP / "zarr.json"))}
     files = {file for file in _files(path) if file != path / JOURNAL or file.stat().st_size}
     return (path / LOCK).exists() and files <= begun
-
-
-def _size(file: Path) -> int:
-    return file.lstat().st_size
 
 
 def find_stores(folder: Path) -> list[tuple[Path, Manifest | str]]:

@@ -18,19 +18,18 @@ from actstore.manifest import Manifest, StoreSpec
 from actstore.merge import end_joined
 from actstore.metadata import array_document, shard_key
 from actstore.settle import sweep
-from actstore.shardwriter import Shard, Written, write_files
+from actstore.shardwriter import Shard, write_files
 from actstore.summary import (
     GROUP,
     Summary,
     being_extended,
     peek,
-    read_summary,
     summary_name,
     write_root,
     write_summary,
 )
-from actstore.verify import CONSEQUENCE, Finding, rebuilt_summary, told_shards
-from actstore.writer import failed
+from actstore.verify import CONSEQUENCE, Finding, known_summary, told_shards
+from actstore.writer import disk_errors_told
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,37 +82,25 @@ class Repair:
                 or fails; nothing is replaced then, and nothing left behind.
         """
         shard.check(self.spec)
-        try:
-            with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
-                written = write_files(shard, self.spec, self._place, pool)
-        except NonFiniteError as error:
-            raise self._other(shard, [error.site]) from error
-        except OSError as error:
-            raise failed(self.path, error) from error
-        try:
-            self._require_same(written)
+        with disk_errors_told(self.path), ExitStack() as stack:
+            try:
+                with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
+                    written = write_files(shard, self.spec, self._place, pool)
+            except NonFiniteError as error:
+                raise self._other(shard, [error.site]) from error
+            stack.callback(written.close)
+            wanted = self._summary.files(self.spec, shard.index)
+            differing = [name for name, told in written.files.items() if told != wanted[name]]
+            if differing:
+                raise self._other(shard, differing)
             damaged = {self._place(name, shard.index) for name in self.lost[shard.index]}
             for path in set(written.open_files) - damaged:
                 written.discard(path)
             written.place()
             return tuple(written.open_files)
-        except OSError as error:
-            raise failed(self.path, error) from error
-        finally:
-            written.close()
 
     def _place(self, array: str, shard: int) -> Path:
         return self.path / GROUP / shard_key(array, shard)
-
-    def _require_same(self, written: Written) -> None:
-        wanted = self._summary.files(self.spec, written.shard.index)
-        differing = [
-            name
-            for name, tally in written.tallies.items()
-            if (tally.size, tally.crc) != wanted[name]
-        ]
-        if differing:
-            raise self._other(written.shard, differing)
 
     def _other(self, shard: Shard, arrays: Sequence[str]) -> StoreError:
         return StoreError(
@@ -136,11 +123,9 @@ def repairing(path: Path, findings: Sequence[Finding]) -> Generator[Repair]:
         StoreError: If a writer is at work, or what is damaged cannot be put back by anyone.
     """
     with ExitStack() as stack:
-        try:
+        with disk_errors_told(path):
             stack.enter_context(writing(path))
             repair = _begin(path, findings)
-        except OSError as error:
-            raise failed(path, error) from error
         yield repair
 
 
@@ -153,7 +138,12 @@ def _begin(path: Path, findings: Sequence[Finding]) -> Repair:
     with suppress(StoreError):  # damaged: whoever adds sites tells
         end_joined(path, manifest)
     sweep(path, manifest)
-    summary = _summary(path, manifest)
+    summary, _ = known_summary(path, manifest)
+    if summary is None:
+        raise StoreError(
+            f"{path / GROUP / summary_name(manifest.generation)} is damaged, and {JOURNAL} and "
+            f"{MOMENTS} do not tell all that stood in it: restore it from a backup, or harvest anew"
+        )
     return Repair(
         path=path,
         manifest=manifest,
@@ -182,23 +172,6 @@ def _manifest(path: Path) -> Manifest:
     if midway is not None:
         raise midway
     return manifest
-
-
-def _summary(path: Path, manifest: Manifest) -> Summary:
-    """The summary as it stands, or as journal and moments tell it again."""
-    folder = path / GROUP / summary_name(manifest.generation)
-    try:
-        summary = read_summary(folder, manifest.spec)
-    except StoreError:
-        summary = None
-    if summary is None or summary.fingerprint(manifest.spec) != manifest.fingerprint:
-        summary = rebuilt_summary(path, manifest)
-    if summary is None:
-        raise StoreError(
-            f"{folder} is damaged, and {JOURNAL} and {MOMENTS} do not tell all that stood in it: "
-            "restore it from a backup, or harvest anew"
-        )
-    return summary
 
 
 def _put_back_documents(

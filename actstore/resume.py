@@ -14,12 +14,7 @@ from actstore.summary import GROUP, peek, write_root
 
 
 def open_ledger(path: Path, spec: StoreSpec, *, n_rows: int, beside: Twin | None = None) -> Ledger:
-    """Find out where a store stands, settle what was left of it, and say what is next.
-
-    Raises:
-        StoreError: If it is another store, damaged, or has lost what it needs to go on.
-        OSError: If the disk is full or fails.
-    """
+    """Find out where a store stands, settle what was left of it, and say what is next."""
     n_rows = -(-n_rows // spec.ctx_len) * spec.ctx_len
     there = settle(path)
     if there is None:

@@ -29,9 +29,11 @@ def settled(path: Path) -> Manifest | None:
     """
     with suppress(OSError, StoreError):  # told by whoever writes to it
         there = peek(path)
-        if there is not None and there.state == "complete" and _unsettled(path, there):
-            with writing(path):
-                settle(path)
+        if there is not None and there.state == "complete":
+            midway = being_extended(path, there) or complete_addition(path, there)
+            if midway or any(True for _ in _leftovers(path, there)):
+                with writing(path):
+                    settle(path)
     return peek(path)
 
 
@@ -40,9 +42,6 @@ def settle(path: Path) -> Manifest | None:
 
     Returns:
         What the store says of itself then; None if there is none.
-
-    Raises:
-        StoreError: If the store, or what was added to it, is damaged.
     """
     there = peek(path)
     if there is None:
@@ -63,19 +62,11 @@ def sweep(path: Path, there: Manifest) -> None:
         cut_torn_line(path)
 
 
-def _unsettled(path: Path, there: Manifest) -> bool:
-    return (
-        being_extended(path, there) is not None
-        or complete_addition(path, there) is not None
-        or any(True for _ in _leftovers(path, there))
-    )
-
-
 def _rolled_forward(path: Path, there: Manifest) -> Manifest:
     """Complete a generation whose writer died after its summary stood."""
     if being_extended(path, there) is None:
         return there
-    ledger = Ledger(path=path, manifest=there, layout=there.spec.layout(there.n_rows))
+    ledger = Ledger.of(path, there)
     ledger.publish(read_summary(ledger.root / summary_name(there.generation + 1), there.spec))
     return ledger.manifest
 
@@ -103,7 +94,7 @@ def _leftovers(path: Path, there: Manifest) -> Iterator[Path]:
 
 def _uncommitted(path: Path, there: Manifest) -> Iterator[Path]:
     """What stands for shards that are neither complete nor told by the journal."""
-    ledger = Ledger(path=path, manifest=there, layout=there.spec.layout(there.n_rows))
+    ledger = Ledger.of(path, there)
     entries = _committed(ledger)
     n_shards = max(ledger.n_kept, len(entries))
     for name in there.spec.arrays:

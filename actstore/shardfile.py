@@ -11,8 +11,7 @@ more than a process has.
 import mmap
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -79,11 +78,7 @@ def index_bytes(slots: int) -> int:
 def parse_index(
     data: bytes | memoryview, *, n_chunks: int, file_size: int
 ) -> UInt64[np.ndarray, "{n_chunks} 2"]:
-    """Offset and size of each chunk, from the end of a shard file.
-
-    Raises:
-        StoreError: If the index was altered, lacks a chunk, or points outside of the file.
-    """
+    """Offset and size of each chunk, from the end of a shard file."""
     entries, stored = data[:-CRC_BYTES], data[-CRC_BYTES:]
     if checksum(entries) != int.from_bytes(stored, "little"):
         raise StoreError("its index does not match its checksum")
@@ -105,9 +100,9 @@ class ShardReader:
     ) -> None:
         self._root = os.fspath(root)
         self._spec = spec
-        self._name = name
+        self.name = name
         self._layout = spec.layout(n_rows)
-        self._sizes = sizes
+        self.sizes = sizes
         self._codec = codec_of(spec, name)
         self._dtype = dtype_of(spec, name)
         self._slot = shard_and_chunk(spec, name)
@@ -118,11 +113,11 @@ class ShardReader:
 
     def path(self, shard: int) -> str:
         """The file of a shard."""
-        return f"{self._root}/{shard_key(self._name, shard)}"
+        return f"{self._root}/{shard_key(self.name, shard)}"
 
     def check_files(self) -> Iterator[StoreError]:
         """Every shard that is absent or of another size than the store says."""
-        for shard, size in enumerate(self._sizes):
+        for shard, size in enumerate(self.sizes):
             try:
                 found = os.stat(self.path(shard)).st_size  # noqa: PTH116 - thousands of them
             except OSError as error:
@@ -133,7 +128,7 @@ class ShardReader:
 
     def keep_last(self) -> None:
         """Hold on to the last shard: an extension of the store may replace its file."""
-        shard = len(self._sizes) - 1
+        shard = len(self.sizes) - 1
         self._kept[shard] = self._map(shard)
 
     @property
@@ -148,12 +143,12 @@ class ShardReader:
 
     def empty(self, entries: int) -> Shaped[np.ndarray, "..."]:
         """Memory for that many entries."""
-        _, *tail = shape_of(self._spec, self._name, self._layout.n_rows)
+        _, *tail = shape_of(self._spec, self.name, self._layout.n_rows)
         return np.empty((entries, *tail), self._dtype)
 
     def entries_in(self, shard: int) -> int:
         """Entries of a shard along the first axis."""
-        return shape_of(self._spec, self._name, self._layout.rows_in(shard))[0]
+        return shape_of(self._spec, self.name, self._layout.rows_in(shard))[0]
 
     def chunks_in(self, shard: int) -> int:
         """Chunks of a shard."""
@@ -170,13 +165,19 @@ class ShardReader:
     def read_chunk(
         self, shard: int, chunk: int, out: Shaped[np.ndarray, "n ..."], *, skip: int = 0
     ) -> None:
-        """Read, check and decode one chunk: its entries from `skip` on, into contiguous `out`.
-
-        Raises:
-            StoreError: If the file is absent, shorter than it was, or altered; names it.
-        """
-        with self._stored(shard, chunk) as data:
-            self._decode(data, out, skip)
+        """Read, check and decode one chunk: its entries from `skip` on, into contiguous `out`."""
+        mapped = self._map(shard)
+        try:
+            offset, size = self._index(shard, mapped)[chunk].tolist()
+            data = memoryview(mapped)[offset : offset + size]
+            if len(out) == self._slot[1]:
+                decode(data, self._codec, out)
+            else:
+                full = np.empty((self._slot[1], *out.shape[1:]), out.dtype)
+                decode(data, self._codec, full)
+                out[:] = full[skip : skip + len(out)]
+        except StoreError as error:
+            raise self._error(shard, f"is damaged in chunk {chunk}: {error}") from error
 
     def want(self, shard: int, chunk: int) -> None:
         """Tell the system that a chunk will be read soon."""
@@ -186,31 +187,13 @@ class ShardReader:
             start = offset - offset % mmap.PAGESIZE
             mapped.madvise(mmap.MADV_WILLNEED, start, offset + size - start)
 
-    def _decode(self, data: memoryview, out: Shaped[np.ndarray, "n ..."], skip: int) -> None:
-        if len(out) == self._slot[1]:
-            decode(data, self._codec, out)
-        else:
-            full = np.empty((self._slot[1], *out.shape[1:]), out.dtype)
-            decode(data, self._codec, full)
-            out[:] = full[skip : skip + len(out)]
-
-    @contextmanager
-    def _stored(self, shard: int, chunk: int) -> Generator[memoryview]:
-        """A chunk as it is stored; whatever is wrong with it is told with its place."""
-        mapped = self._map(shard)
-        try:
-            offset, size = self._index(shard, mapped)[chunk].tolist()
-            yield memoryview(mapped)[offset : offset + size]
-        except StoreError as error:
-            raise self._error(shard, f"is damaged in chunk {chunk}: {error}") from error
-
     def _map(self, shard: int) -> mmap.mmap:
         """The shard's file, at least as long as the store says at this moment."""
         mapped = self._kept.get(shard) or self._mapped.get(shard)
         try:
             if mapped is None:
                 mapped = self._mapped_anew(shard)
-            long_enough = mapped.size() >= self._sizes[shard]
+            long_enough = mapped.size() >= self.sizes[shard]
         except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
             what = getattr(error, "strerror", None) or "it is shorter than it was"
             raise self._error(shard, f"cannot be read: {what}") from error
@@ -221,7 +204,7 @@ class ShardReader:
     def _mapped_anew(self, shard: int) -> mmap.mmap:
         fd = os.open(self.path(shard), os.O_RDONLY)
         try:
-            mapped = mmap.mmap(fd, self._sizes[shard], access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(fd, self.sizes[shard], access=mmap.ACCESS_READ)
         finally:
             os.close(fd)
         with self._lock:
@@ -234,7 +217,7 @@ class ShardReader:
         """Where the chunks of a shard lie; read once."""
         index = self._indices.get(shard)
         if index is None:
-            size, length = self._sizes[shard], index_bytes(self._slot[0] // self._slot[1])
+            size, length = self.sizes[shard], index_bytes(self._slot[0] // self._slot[1])
             index = parse_index(
                 memoryview(mapped[size - length : size]),
                 n_chunks=self.chunks_in(shard),
@@ -243,39 +226,11 @@ class ShardReader:
             self._indices[shard] = index
         return index
 
-    def _error(self, shard: int, what: str) -> StoreError:
-        store = quote(os.path.dirname(self._root))  # noqa: PTH120 - kept as text for its speed
-        return StoreError(
-            f"{self._name}, shard {shard}: {self.path(shard)} {what}; "
-            f"get it back: saepipe store verify {store} --repair"
-        )
-
-
-READ_BYTES = 2**19  # at a time, in whole chunks: what was read is still in the core's cache
-AHEAD_BYTES = 2**23  # asked of the disk before they are read
-
-WHOLE = "it is not the file that was written, though each of its chunks is whole"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardFile:
-    """A file as the store's summary describes it."""
-
-    path: Path
-    array: str
-    shard: int
-    size: int
-    crc: int
-    """crc32c of the crc32c of its chunks."""
-    n_chunks: int
-    slots: int
-    """Of its index; a short shard fills fewer."""
-
-    def problems(self) -> list[tuple[int | None, str]]:
-        """What is wrong with it, by chunk; None is the file as a whole."""
+    def problems(self, shard: int, crc: int) -> list[tuple[int | None, str]]:
+        """What is wrong with a file that has this `Tally.crc`, by chunk; None is all of it."""
         try:
-            with self.path.open("rb", buffering=0) as file:
-                return list(self._problems(file))
+            with open(self.path(shard), "rb", buffering=0) as file:  # noqa: PTH123 - a text
+                return list(self._problems(file, shard, crc))
         except FileNotFoundError:
             return [(None, "it is missing")]
         except OSError as error:
@@ -283,15 +238,15 @@ class ShardFile:
         except StoreError as error:
             return [(None, str(error))]
 
-    def _problems(self, file: FileIO) -> Iterator[tuple[int | None, str]]:
+    def _problems(self, file: FileIO, shard: int, crc: int) -> Iterator[tuple[int | None, str]]:
         size = os.fstat(file.fileno()).st_size
-        if size != self.size:
-            yield None, f"it has {size} bytes, not {self.size}"
+        if size != self.sizes[shard]:
+            yield None, f"it has {size} bytes, not {self.sizes[shard]}"
             return
-        length = index_bytes(self.slots)
+        length = index_bytes(self.chunks_per_shard)
         file.seek(size - length)
         tail = _read(file, memoryview(bytearray(length)))
-        index = parse_index(tail, n_chunks=self.n_chunks, file_size=size)
+        index = parse_index(tail, n_chunks=self.chunks_in(shard), file_size=size)
         file.seek(0)
         told, whole = 0, True
         for chunk, data in _chunks(file, index):
@@ -300,8 +255,21 @@ class ShardFile:
             except StoreError as error:
                 whole = False
                 yield chunk, str(error)
-        if whole and told != self.crc:
+        if whole and told != crc:
             yield None, WHOLE
+
+    def _error(self, shard: int, what: str) -> StoreError:
+        store = quote(os.path.dirname(self._root))  # noqa: PTH120 - kept as text for its speed
+        return StoreError(
+            f"{self.name}, shard {shard}: {self.path(shard)} {what}; "
+            f"get it back: saepipe store verify {store} --repair"
+        )
+
+
+READ_BYTES = 2**19  # at a time, in whole chunks: what was read is still in the core's cache
+AHEAD_BYTES = 2**23  # asked of the disk before they are read
+
+WHOLE = "it is not the file that was written, though each of its chunks is whole"
 
 
 def _chunks(

@@ -39,11 +39,7 @@ class Shard:
     """Where the source stands after this shard, as JSON."""
 
     def check(self, spec: StoreSpec) -> None:
-        """Hold shapes and dtypes to the store's.
-
-        Raises:
-            StoreError: Naming what does not fit.
-        """
+        """Hold shapes and dtypes to the store's."""
         wanted = {site.name: (self.n_rows, site.width) for site in spec.sites}
         if set(self.acts) != set(wanted):
             raise StoreError(f"expected rows of {', '.join(wanted)}, got {', '.join(self.acts)}")
@@ -87,12 +83,13 @@ class Written:
     moments: dict[str, list[Moments]] = field(default_factory=dict[str, list[Moments]])
     """Of some chunks each, in order, by site."""
 
-    def place(self) -> None:
-        """Sync the files and give them their names.
+    @property
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Size and checksum of each array's file, as the journal has them."""
+        return {name: (tally.size, tally.crc) for name, tally in self.tallies.items()}
 
-        Raises:
-            OSError: If the disk is full or fails.
-        """
+    def place(self) -> None:
+        """Sync the files and give them their names."""
         for path, fd in self.open_files.items():
             sync_file(fd)
             partial_of(path).replace(path)
@@ -114,13 +111,7 @@ class Written:
 def write_files(
     shard: Shard, spec: StoreSpec, place: Callable[[str, int], Path], pool: ThreadPoolExecutor
 ) -> Written:
-    """Encode a shard in `pool` and write its files under temporary names.
-
-    Args:
-        shard: All of its arrays.
-        spec: The store's.
-        place: The final path of an array's shard.
-        pool: Of threads.
+    """Encode a shard in `pool` and write its files under the temporary names of their `place`.
 
     Raises:
         NonFiniteError: If a value is NaN or infinite.

@@ -18,8 +18,10 @@ from jaxtyping import Float64, Int64, Shaped, UInt32
 from actstore.codec import decode, encode
 from actstore.errors import StoreError
 from actstore.files import canonical_json, readable_json, write_json, write_many
-from actstore.manifest import Manifest, SiteSpec, StoreSpec
+from actstore.manifest import Manifest, StoreSpec
 from actstore.metadata import array_document, group_document, root_document, summary_document
+
+I8, U4, F8 = map(np.dtype, ("<i8", "<u4", "<f8"))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,10 +54,6 @@ class Summary:
             digest.update(column.astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def attributes(self) -> dict[str, Any]:
-        """Of the group."""
-        return {"n_rows": self.n_rows, "source_exhausted": self.source_exhausted}
-
     def arrays(self) -> Iterator[tuple[str, Shaped[np.ndarray, "..."], list[str]]]:
         """Name, values and dimensions of each array of the group."""
         yield "shard_rows", self.shard_rows, ["shard"]
@@ -71,7 +69,8 @@ class Summary:
             name: summary_document(values.shape, values.dtype, dimensions)
             for name, values, dimensions in self.arrays()
         }
-        return {"": group_document(self.attributes()), **arrays}
+        attributes = {"n_rows": self.n_rows, "source_exhausted": self.source_exhausted}
+        return {"": group_document(attributes), **arrays}
 
 
 def summary_name(generation: int) -> str:
@@ -91,22 +90,22 @@ def write_summary(folder: Path, summary: Summary) -> None:
 
 
 def read_summary(folder: Path, spec: StoreSpec) -> Summary:
-    """Read the group at `folder`.
-
-    Raises:
-        StoreError: If a file is absent or altered; names it.
-    """
+    """Read the group at `folder`."""
     attributes = _read_json(folder / "zarr.json").get("attributes", {})
     n_shards = spec.layout(int(attributes.get("n_rows", 0))).n_shards
     both = n_shards, len(spec.arrays)
+
+    def by_site(kind: str) -> dict[str, Float64[np.ndarray, " _"]]:
+        return {s.name: _read(folder / f"{kind}.{s.name}", (s.width,), F8) for s in spec.sites}
+
     summary = Summary(
         source_exhausted=bool(attributes.get("source_exhausted", False)),
-        shard_rows=_read(folder / "shard_rows", (n_shards,), np.dtype("<i8")),
-        shard_bytes=_read(folder / "shard_bytes", both, np.dtype("<i8")),
-        shard_crc32c=_read(folder / "shard_crc32c", both, np.dtype("<u4")),
-        mean=_read_by_site(folder, "mean", spec.sites),
-        var=_read_by_site(folder, "var", spec.sites),
-        rounding=_read_by_site(folder, "rounding", spec.sites if spec.lossy else ()),
+        shard_rows=_read(folder / "shard_rows", (n_shards,), I8),
+        shard_bytes=_read(folder / "shard_bytes", both, I8),
+        shard_crc32c=_read(folder / "shard_crc32c", both, U4),
+        mean=by_site("mean"),
+        var=by_site("var"),
+        rounding=by_site("rounding") if spec.lossy else {},
     )
     for name, document in summary.documents().items():
         check_document(folder / name, document)
@@ -114,11 +113,7 @@ def read_summary(folder: Path, spec: StoreSpec) -> Summary:
 
 
 def check_document(folder: Path, expected: Mapping[str, Any]) -> None:
-    """Hold the zarr.json in `folder` to what this version writes.
-
-    Raises:
-        StoreError: If it says anything else.
-    """
+    """Hold the zarr.json in `folder` to what this version writes."""
     if _read_json(folder / "zarr.json") != expected:
         raise StoreError(f"{folder / 'zarr.json'} was altered: it is not what a writer put there")
 
@@ -133,13 +128,6 @@ def _read_json(path: Path, *, node: str = "node") -> dict[str, Any]:
     if not isinstance(document, dict):
         raise StoreError(f"{path} is damaged: it is not a Zarr {node}")
     return document
-
-
-def _read_by_site(
-    folder: Path, kind: str, sites: Iterable[SiteSpec]
-) -> dict[str, Float64[np.ndarray, " _"]]:
-    f8 = np.dtype("<f8")
-    return {site.name: _read(folder / f"{kind}.{site.name}", (site.width,), f8) for site in sites}
 
 
 def _read(folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray, "..."]:
@@ -181,12 +169,16 @@ def read_root(path: Path) -> dict[str, Any] | None:
         raise
 
 
-def manifest_of(path: Path, document: Mapping[str, Any]) -> Manifest:
-    """The manifest in a root's document.
+def require_root(path: Path) -> tuple[dict[str, Any], Manifest]:
+    """The root's zarr.json, which must be there, and the manifest in it."""
+    document = read_root(path)
+    if document is None:
+        raise StoreError(f"there is no activation store at {path}; make it: saepipe harvest")
+    return document, manifest_of(path, document)
 
-    Raises:
-        StoreError: If it is not of this version, or was altered.
-    """
+
+def manifest_of(path: Path, document: Mapping[str, Any]) -> Manifest:
+    """The manifest in a root's document."""
     root = path / GROUP / "zarr.json"
     try:
         return Manifest.from_attributes(document["attributes"])

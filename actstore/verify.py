@@ -14,10 +14,11 @@ from typing import Any
 from actstore.codec import checksum
 from actstore.errors import StoreError
 from actstore.ledger import JOURNAL, MOMENTS, STAGING, Entry, Ledger
-from actstore.manifest import CONTEXT_TOKENS, TOKEN_ARRAYS, Manifest
+from actstore.manifest import TOKEN_ARRAYS, Manifest
 from actstore.merge import ADDING
-from actstore.metadata import array_document, root_document, shard_and_chunk, shard_key
-from actstore.shardfile import ShardFile
+from actstore.metadata import array_document, root_document
+from actstore.reader import shard_readers
+from actstore.shardfile import ShardReader
 from actstore.summary import (
     GROUP,
     Summary,
@@ -47,15 +48,26 @@ def told_shards(path: Path, *, generation: int) -> dict[int, Entry]:
 
 def rebuilt_summary(path: Path, manifest: Manifest) -> Summary | None:
     """The summary of a store out of journal and moments; None if they do not tell all of it."""
-    layout = manifest.spec.layout(manifest.n_rows)
+    ledger = Ledger.of(path, manifest)
     try:
         told = told_shards(path, generation=manifest.generation)
-        entries = [told[shard] for shard in range(layout.n_shards)]
-        ledger = Ledger(path=path, manifest=manifest, layout=layout, entries=entries)
+        ledger.entries = [told[shard] for shard in range(ledger.layout.n_shards)]
         summary = ledger.summary(source_exhausted=manifest.source_exhausted)
     except (OSError, StoreError, KeyError):  # KeyError: of a shard, or of a site just added
         return None
     return summary if summary.fingerprint(manifest.spec) == manifest.fingerprint else None
+
+
+def known_summary(path: Path, manifest: Manifest) -> tuple[Summary | None, str | None]:
+    """The summary as it stands, or as journal and moments tell it, and what is wrong with it."""
+    folder = path / GROUP / summary_name(manifest.generation)
+    try:
+        summary = read_summary(folder, manifest.spec)
+    except StoreError as error:
+        return rebuilt_summary(path, manifest), str(error)
+    if summary.fingerprint(manifest.spec) == manifest.fingerprint:
+        return summary, None
+    return rebuilt_summary(path, manifest), f"{folder} is not that of this store"
 
 
 def check_evidence(path: Path, manifest: Manifest, summary: Summary) -> Iterator[tuple[Path, str]]:
@@ -87,7 +99,7 @@ def _being_merged(path: Path, manifest: Manifest) -> bool:
         added = peek(path / ADDING)
     except StoreError:
         return False
-    return added is not None and set(added.spec.sites) <= set(manifest.spec.sites)
+    return added is not None and manifest.spec.holds(added.spec)
 
 
 def _lines(path: Path) -> tuple[list[bytes], bytes]:
@@ -112,14 +124,11 @@ def _check_lines(path: Path, manifest: Manifest, summary: Summary) -> Iterator[s
         if shard not in told:
             if shard < n_full and not torn:
                 yield f"it has no line for shard {shard}"
-        elif not _agree(told[shard], manifest, summary):
+            continue
+        files = {name: tuple(numbers) for name, numbers in told[shard].files.items()}
+        same_files = files == summary.files(manifest.spec, shard)
+        if not same_files or told[shard].rows != summary.shard_rows[shard]:
             yield f"its line for shard {shard} does not agree with the summary"
-
-
-def _agree(entry: Entry, manifest: Manifest, summary: Summary) -> bool:
-    files = {name: tuple(numbers) for name, numbers in entry.files.items()}
-    rows = int(summary.shard_rows[entry.shard])
-    return entry.rows == rows and files == summary.files(manifest.spec, entry.shard)
 
 
 def _check_moments(path: Path, shard_rows: int) -> Iterator[tuple[Path, str]]:
@@ -180,10 +189,8 @@ def verify(
         return [Finding(path=path, what=what)]
     summary, findings = _check_documents(path, manifest, document)
     if summary is not None:
-        files = list(_shard_files(path, manifest, summary))
-        findings += _scanned(
-            files, manifest, threads or max(4, min(8, cpu_count() or 1)), on_progress
-        )
+        n_threads = threads or max(4, min(8, cpu_count() or 1))
+        findings += _scanned(path, manifest, summary, n_threads, on_progress)
         findings += [
             Finding(path=file, what=what) for file, what in check_evidence(path, manifest, summary)
         ]
@@ -209,19 +216,11 @@ def _check_documents(
 ) -> tuple[Summary | None, list[Finding]]:
     """The summary, or what the journal tells of it, and what is wrong with any zarr.json."""
     found: list[Finding] = []
-    folder = path / GROUP / summary_name(manifest.generation)
-    summary = rebuilt = None
-    try:
-        summary = read_summary(folder, manifest.spec)
-        if summary.fingerprint(manifest.spec) != manifest.fingerprint:
-            summary = None
-            found.append(Finding(path=folder, what=f"{folder} is not that of this store"))
-    except StoreError as error:
-        found.append(Finding(path=folder, what=str(error)))
-    if summary is None:
-        rebuilt = rebuilt_summary(path, manifest)
-    known = summary or rebuilt
-    if known is not None and document != root_document(manifest, documents_of(manifest, known)):
+    summary, wrong = known_summary(path, manifest)
+    if wrong:
+        folder = path / GROUP / summary_name(manifest.generation)
+        found.append(Finding(path=folder, what=wrong))
+    if summary and document != root_document(manifest, documents_of(manifest, summary)):
         what = "it was altered: it is not what a writer put there"
         found.append(Finding(path=path / GROUP / "zarr.json", what=what))
     for name in manifest.spec.arrays:
@@ -231,49 +230,38 @@ def _check_documents(
         except StoreError as error:
             file = path / GROUP / name / "zarr.json"
             found.append(Finding(path=file, what=str(error), array=name))
-    return known, found
-
-
-def _shard_files(path: Path, manifest: Manifest, summary: Summary) -> Iterator[ShardFile]:
-    for column, name in enumerate(manifest.spec.arrays):
-        per_shard, per_chunk = shard_and_chunk(manifest.spec, name)
-        for shard, rows in enumerate(summary.shard_rows.tolist()):
-            entries = rows // manifest.spec.ctx_len if name == CONTEXT_TOKENS else rows
-            yield ShardFile(
-                path=path / GROUP / shard_key(name, shard),
-                array=name,
-                shard=shard,
-                size=int(summary.shard_bytes[shard, column]),
-                crc=int(summary.shard_crc32c[shard, column]),
-                n_chunks=-(-entries // per_chunk),
-                slots=per_shard // per_chunk,
-            )
+    return summary, found
 
 
 def _scanned(
-    files: list[ShardFile],
+    path: Path,
     manifest: Manifest,
+    summary: Summary,
     threads: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> list[Finding]:
-    """What is wrong with shards, in the order of `files`."""
-    total, done = sum(file.size for file in files), 0
+    """What is wrong with shards, array by array."""
+    arrays = shard_readers(path, manifest, summary).values()
+    columns = zip(arrays, summary.shard_crc32c.T.tolist(), strict=True)
+    files = [(array, shard, crc) for array, crcs in columns for shard, crc in enumerate(crcs)]
+    total, done = int(summary.shard_bytes.sum()), 0
     findings: list[Finding] = []
     pool = ThreadPoolExecutor(threads, "actstore-verify")
     try:
-        for file, problems in zip(files, pool.map(ShardFile.problems, files), strict=True):
-            for chunk, what in problems:
-                findings.append(
-                    Finding(
-                        path=file.path,
-                        what=what,
-                        array=file.array,
-                        shard=file.shard,
-                        chunk=chunk,
-                        rows=_rows_lost(manifest, file, chunk),
-                    )
+        found = pool.map(ShardReader.problems, *zip(*files, strict=True))
+        for (array, shard, _), problems in zip(files, found, strict=True):
+            findings += [
+                Finding(
+                    path=Path(array.path(shard)),
+                    what=what,
+                    array=array.name,
+                    shard=shard,
+                    chunk=chunk,
+                    rows=_rows_lost(manifest, array.name, shard, chunk),
                 )
-            done += file.size
+                for chunk, what in problems
+            ]
+            done += array.sizes[shard]
             if on_progress is not None:
                 on_progress(done, total)
     finally:
@@ -281,12 +269,12 @@ def _scanned(
     return findings
 
 
-def _rows_lost(manifest: Manifest, file: ShardFile, chunk: int | None) -> tuple[int, int]:
+def _rows_lost(manifest: Manifest, array: str, shard: int, chunk: int | None) -> tuple[int, int]:
     """Rows of a chunk, or of the whole shard."""
     spec = manifest.spec
-    start = file.shard * spec.shard_rows
+    start = shard * spec.shard_rows
     stop = min(start + spec.shard_rows, manifest.n_rows)
-    if chunk is None or file.array in TOKEN_ARRAYS:
+    if chunk is None or array in TOKEN_ARRAYS:
         return start, stop  # these have one chunk a shard
     start += chunk * spec.chunk_rows
     return start, min(start + spec.chunk_rows, stop)

@@ -1,12 +1,11 @@
 """Write a store: whole shards, encoded by threads beside the caller, each committed or absent."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from os import cpu_count
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped
@@ -17,7 +16,6 @@ from actstore.layout import row_permutation
 from actstore.ledger import Ledger, Twin
 from actstore.manifest import CONTEXT_TOKENS, Manifest, StoreSpec
 from actstore.metadata import shard_key
-from actstore.moments import merged
 from actstore.resume import open_ledger
 from actstore.shardfile import ShardReader
 from actstore.shardwriter import Shard, Written, write_files
@@ -41,11 +39,7 @@ class Conveyor:
         self._encoding = stack.enter_context(ThreadPoolExecutor(1, "actstore-write"))
 
     def put(self, shard: Shard) -> None:
-        """Hand over a shard; blocks while as many as the queue allows are in memory.
-
-        Raises:
-            StoreError: If an earlier shard could not be written.
-        """
+        """Hand over a shard; blocks while as many as the queue allows are in memory."""
         self._room.acquire()
         try:
             self.check()
@@ -60,11 +54,7 @@ class Conveyor:
         self._placing.submit(int).result()
 
     def check(self) -> None:
-        """Tell of the first failure there was.
-
-        Raises:
-            StoreError: That one.
-        """
+        """Tell of the first failure there was."""
         if self._failure is not None:
             raise self._failure
 
@@ -87,26 +77,16 @@ class Conveyor:
         """On the committing thread: one shard after another becomes part of the store."""
         try:
             if self._failure is None:
-                self._place(written)
+                written.place()
+                parts, before = written.moments, self._moments
+                moments = {name: sum(parts[name], start) for name, start in before.items()}
+                self._ledger.commit(written, moments)
+                self._moments = moments
         except (OSError, StoreError) as error:
             self._fail(error)
         finally:
             written.close()
             self._unplaced.release()
-
-    def _place(self, written: Written) -> None:
-        written.place()
-        moments = {
-            name: merged(written.moments[name], start) for name, start in self._moments.items()
-        }
-        self._ledger.commit(
-            shard=written.shard.index,
-            rows=written.shard.n_rows,
-            files={name: (tally.size, tally.crc) for name, tally in written.tallies.items()},
-            moments=moments,
-            cursor=written.shard.cursor,
-        )
-        self._moments = moments
 
     def _fail(self, error: OSError | StoreError) -> None:
         if self._failure is None:
@@ -136,6 +116,15 @@ def failed(path: Path, error: OSError) -> StoreError:
     )
 
 
+@contextmanager
+def disk_errors_told(path: Path) -> Generator[None]:
+    """Raise what a disk says as `failed` puts it."""
+    try:
+        yield
+    except OSError as error:
+        raise failed(path, error) from error
+
+
 class Gathered:
     """Contexts in the order they were added, taken out as permuted shards."""
 
@@ -158,11 +147,7 @@ class Gathered:
         tokens: Int32[np.ndarray, "n ctx_len"],
         document_id: Int64[np.ndarray, "n ctx_len"],
     ) -> None:
-        """Take up contexts; they are copied, the caller may reuse its arrays.
-
-        Raises:
-            StoreError: If they do not fit the store.
-        """
+        """Take up contexts; they are copied, the caller may reuse its arrays."""
         wanted = {site.name: (*tokens.shape, site.width) for site in self._spec.sites}
         given = {name: rows.shape for name, rows in acts.items()}
         if given != wanted or tokens.shape != document_id.shape:
@@ -197,9 +182,6 @@ def _cut(parts: list[np.ndarray], n: int) -> np.ndarray:
     whole = np.concatenate(parts)
     parts[:] = [whole[n:]]
     return whole[:n]
-
-
-__all__ = ["ActWriter", "Shard"]
 
 
 class ActWriter:
@@ -246,12 +228,10 @@ class ActWriter:
         if n_rows <= 0:
             raise StoreError(f"n_rows must be positive, got {n_rows}")
         with ExitStack() as stack:
-            try:
+            with disk_errors_told(path):
                 make_folder(path)
                 stack.enter_context(writing(path))
                 ledger = open_ledger(path, spec, n_rows=n_rows, beside=beside)
-            except OSError as error:
-                raise failed(path, error) from error
             threads = threads or min(8, max(1, (cpu_count() or 1) - 1))
             conveyor = None
             if not ledger.complete:
@@ -364,10 +344,8 @@ class ActWriter:
             raise StoreError(f"{ledger.path} holds {ledger.n_rows} of {self.n_rows} rows; go on")
         if not ledger.entries and ledger.manifest.state == "writing":
             raise StoreError(f"{ledger.path} would be empty: the source gave no whole context")
-        try:
+        with disk_errors_told(ledger.path):
             return ledger.finish(source_exhausted=source_exhausted)
-        except OSError as error:
-            raise failed(ledger.path, error) from error
 
     def close(self) -> None:
         """Finish what was handed over, stop the threads and give up the lock."""
@@ -376,12 +354,7 @@ class ActWriter:
     def __enter__(self) -> "ActWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
         if kind is None and self._conveyor is not None:
             self._conveyor.check()

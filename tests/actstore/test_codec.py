@@ -4,7 +4,7 @@ from hypothesis import given, strategies as st
 
 from actstore.codec import CODECS, STORAGE, checksum, decode, encode
 from actstore.errors import StoreError
-from actstore.moments import BLOCK, Moments, merged
+from actstore.moments import BLOCK, Moments
 from tests.helpers.stores import as_numbers
 
 
@@ -57,7 +57,7 @@ def test_the_checksum_is_crc32c():
 def test_moments_of_parts_are_those_of_the_whole(cuts, dtype):
     rows = chunk(STORAGE[dtype], rows=200)
     parts = [p for p in np.split(rows, sorted(cuts)) if len(p)]
-    got = merged(map(Moments.of, parts), Moments.empty(32))
+    got = sum(map(Moments.of, parts), Moments.empty(32))
     assert got.count == 200
     np.testing.assert_allclose(got.mean, as_numbers(rows).mean(0), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(got.var, as_numbers(rows).var(0), rtol=1e-12)

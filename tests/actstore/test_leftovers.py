@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,14 @@ def rows_of(path: Path) -> dict[str, bytes]:
         return {}
 
 
+def require_no_damage_found(path: Path, operation: Callable[[Path], None]) -> None:
+    """Nothing that a kill leaves of a complete store is told to be damage."""
+    there = peek(path)
+    if there is not None and there.state == "complete" and operation is not mend:
+        for finding in verify(path, threads=1):
+            assert "is just being extended" in finding.what
+
+
 ALIKE = re.compile(
     r"(?<=/)(token_id|context_id|position|document_id|context_tokens|mlp_out\.1)(?=/|$)"
     r"|(?<=/c/\d)/0|(?<=\.partial/).*|(?<=/summary-\d/).*/.*"
@@ -247,8 +256,15 @@ def telling(film: list[Tree]) -> Iterator[Tree]:
         seen.add(kind)
 
 
-@pytest.mark.parametrize("begin_and_operation", cases(OPERATIONS, fast={"writing"}))
-def test_whoever_comes_next_leaves_what_a_store_has_and_nothing_else(begin_and_operation, tmp_path):
+COMERS = (says_complete, goes_on, asks_for_less, repairs, removes)
+
+
+@pytest.mark.parametrize("comers", cases({"in turn": 1, "each": len(COMERS)}, fast={"in turn"}))
+@pytest.mark.parametrize("begin_and_operation", OPERATIONS.values(), ids=OPERATIONS)
+def test_whoever_comes_next_leaves_what_a_store_has_and_nothing_else(
+    begin_and_operation, comers, tmp_path
+):
+    """Each state is met by all who may come next, or by one of them after another."""
     begin, operation = begin_and_operation
     path = tmp_path / "s"
     begin(path)
@@ -256,11 +272,14 @@ def test_whoever_comes_next_leaves_what_a_store_has_and_nothing_else(begin_and_o
     with filmed(path) as film:
         operation(path)
     after = rows_of(path)
+    turn = cycle(COMERS)
     for state in telling(film):
-        for comes_next in (says_complete, goes_on, asks_for_less, repairs, removes):
+        for i, comes_next in enumerate(islice(turn, comers)):
             shutil.rmtree(path, ignore_errors=True)
             plant(state, path)
-            if comes_next is says_complete:
+            if i == 0:
                 assert rows_of(path) in (before, after, {})
+                assert operation is not remove_store or state is film[0] or peek(path) is None
+                require_no_damage_found(path, operation)
             comes_next(Killed(path=path, operation=operation, done=film[-1]))
     assert len(film) > 30

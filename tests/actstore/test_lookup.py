@@ -54,6 +54,10 @@ def test_contexts_come_as_they_were_written(store, written, ids):
         assert list(got.acts) == ["mlp_out.1", "resid.0"]
         for site, rows in got.acts.items():
             np.testing.assert_array_equal(rows, acts[site][i])
+    (some,) = store.contexts(np.array([24]), sites=["resid.0"])
+    np.testing.assert_array_equal(some.acts["resid.0"], acts["resid.0"][24])
+    assert list(some.acts) == ["resid.0"]
+    np.testing.assert_array_equal(store.context(24).tokens, tokens[24])
 
 
 KEYS = st.one_of(
@@ -99,14 +103,6 @@ def test_a_store_and_its_sites_say_what_they_are(store):
     assert list(store) == ["mlp_out.1", "resid.0"] and "resid.0" in store
 
 
-def test_one_context_of_some_sites(store):
-    acts, tokens, _ = contexts(SPEC, 24, 25)
-    np.testing.assert_array_equal(store.context(24).acts["resid.0"], acts["resid.0"][0])
-    np.testing.assert_array_equal(store.context(24).tokens, tokens[0])
-    (some,) = store.contexts(np.array([24]), sites=["resid.0"])
-    assert list(some.acts) == ["resid.0"]
-
-
 def test_a_chunk_is_decoded_once_however_many_of_its_rows_are_asked_for(store, monkeypatch):
     read: list[tuple[int, int]] = []
     real = ShardReader.read_chunk
@@ -131,6 +127,11 @@ def test_what_the_store_does_not_have_is_refused(store):
         (lambda: store["mlp_out.1"][200], "has rows 0 to 199, got 200 to 200"),
         (lambda: store["mlp_out.1"][np.ones(3, bool)], "by a mask of 200, got 3 of bool"),
         (lambda: store["mlp_out.1"][np.array([0.5])], "are asked for by number, .* of float64"),
+        (lambda: store.tokens(np.array([25])), "has contexts 0 to 24"),
+        (lambda: store.mean("mlp_out.9"), "has no site 'mlp_out.9'; it has mlp_out.1"),
+        (lambda: store.shard("nothing", 0), "has no 'nothing'; it has token_id, "),
+        (lambda: store.shard("mlp_out.1", 4), "has no shard 4; it has 4"),
+        (lambda: store.shard("mlp_out.1", -1), "has no shard -1"),
     ]:
         with pytest.raises(StoreError, match=told):
             ask()

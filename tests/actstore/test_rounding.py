@@ -64,15 +64,6 @@ def test_a_lossy_store_holds_rounded_rows_and_says_what_was_lost(tmp_path, dtype
     assert verify(lossy.path) == []
 
 
-def test_a_lossy_store_can_be_extended(tmp_path):
-    spec = make_spec(codec="bitround:2")
-    write_store(tmp_path / "s", spec, n_rows=200)
-    extended = ActStore.open(write_store(tmp_path / "s", spec, n_rows=400))
-    whole = ActStore.open(write_store(tmp_path / "w", spec, n_rows=400))
-    assert extended.fingerprint == whole.fingerprint
-    np.testing.assert_array_equal(extended.rounding("mlp_out.1"), whole.rounding("mlp_out.1"))
-
-
 @pytest.mark.parametrize("value", [0x7F80, 0xFF80, 0x7FC0, 0x7FFF, 0xFFFF])
 def test_rounding_hides_no_infinity_and_no_nan(tmp_path, value):
     shard = shard_of(spec := make_spec(codec="bitround:2"), 0, 64)

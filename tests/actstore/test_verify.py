@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from actstore import merge, shardfile
-from actstore.addition import adding
+from actstore import shardfile
 from actstore.codec import CRC_BYTES
-from actstore.ledger import Entry, Ledger, read_journal, rewrite_journal
+from actstore.ledger import Entry, read_journal, rewrite_journal
 from actstore.reader import ActStore
 from actstore.shardfile import index_bytes, parse_index
 from actstore.summary import read_summary
 from actstore.verify import verify
 from actstore.writer import ActWriter
-from tests.helpers.crashing import Crash, crash_before
 from tests.helpers.slow import slow
 from tests.helpers.stores import (
     TWO_SITES,
@@ -24,7 +22,6 @@ from tests.helpers.stores import (
     flip,
     make_spec,
     shard_file,
-    shard_of,
     write_store,
 )
 
@@ -212,21 +209,6 @@ def test_leftovers_are_no_damage(make_store):
     assert verify(path) == []
 
 
-@pytest.mark.parametrize("first", [192, 200], ids=["full last shard", "short last shard"])
-def test_an_extension_that_stopped_anywhere_is_no_damage(tmp_path, first):
-    spec = make_spec()
-    for stop in range(first // 64, 7):
-        path = write_store(tmp_path / f"{stop}", spec, n_rows=first)
-        write_store(path, spec, n_rows=400, stop=stop)
-        assert verify(path) == []
-        with (path / "journal.jsonl").open("ab") as journal:
-            journal.write(b'{"crc32c":12')  # killed as it wrote a line
-        torn_only_line = stop == 3 and first == 200 and not (path / "staging").exists()
-        assert bool(verify(path)) == torn_only_line
-        flip(path / "journal.jsonl", 40)
-        assert verify(path)[0].path == path / "journal.jsonl"
-
-
 def test_an_extension_that_found_nothing_new_is_no_damage(make_store):
     path = make_store()
     with ActWriter.create_or_resume(path, make_spec(), n_rows=400) as writer:
@@ -251,22 +233,6 @@ def test_a_store_that_is_extended_while_it_is_verified_is_whole(tmp_path, monkey
     assert ActStore.open(path).n_rows == 264
 
 
-def test_an_extension_in_its_last_steps_is_told(tmp_path, monkeypatch):
-    spec = make_spec()
-    path = write_store(tmp_path / "s", spec, n_rows=200)
-
-    with ActWriter.create_or_resume(path, spec, n_rows=264) as writer, monkeypatch.context() as m:
-        for k in (3, 4):
-            writer.write_shard(shard_of(spec, k, writer.rows_in(k)))
-        crash_before(m, 0, (Ledger, "write_documents"))
-        with pytest.raises(Crash):
-            writer.finish()
-    (found,) = verify(path)
-    assert "is just being extended" in found.what
-    write_store(path, spec, n_rows=264)
-    assert verify(path) == []
-
-
 def test_without_its_summary_a_store_is_held_to_its_journal(make_store):
     path = make_store()
     shutil.rmtree(path / "data.zarr" / "summary-1")
@@ -277,32 +243,3 @@ def test_without_its_summary_a_store_is_held_to_its_journal(make_store):
     assert chunk.rows == (128, 136)
     (path / "journal.jsonl").unlink()
     assert [f.path for f in verify(path)] == [path / "data.zarr" / "summary-1"]
-
-
-def test_an_addition_that_died_in_its_last_steps_is_no_damage(tmp_path, monkeypatch):
-    """The root names the new site, the journal does not yet."""
-    spec = make_spec()
-    other = make_spec(widths={"resid.0": 16})  # of the same tokens
-    both = make_spec(widths={"mlp_out.1": 16, "resid.0": 16})
-    path = write_store(tmp_path / "s", spec, n_rows=200)
-
-    def add() -> None:
-        with adding(path, {"resid.0": 16}) as writer:
-            for k in range(writer.next_shard, writer.n_shards):
-                writer.write_shard(shard_of(other, k, writer.rows_in(k)))
-            writer.finish()
-
-    for step in ("rewrite_journal", "_discard"):
-        with monkeypatch.context() as m, pytest.raises(Crash):
-            crash_before(m, 0, (merge, step))
-            add()
-        assert ActStore.open(path).sites == ("mlp_out.1", "resid.0")
-        assert verify(path) == []
-        with ActWriter.create_or_resume(path, both, n_rows=200):
-            pass
-        assert verify(path) == []
-        assert not (path / "adding").exists()
-        flip(path / "journal.jsonl", 30)
-        assert verify(path)[0].path == path / "journal.jsonl"
-        shutil.rmtree(path)
-        write_store(path, spec, n_rows=200)

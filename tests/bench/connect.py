@@ -17,13 +17,12 @@ import resource
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 
 import torch
-from minimal_loop import loop, ticks
+from minimal_loop import loop, step_seconds
 from torch import Tensor
 
 from pipeline.config.training import ConnectConfig
@@ -95,13 +94,6 @@ def make_start(d_sae: int) -> tuple[Tensor, Tensor]:
     return torch.randn(d_sae, d_sae, generator=generator) / d_sae**0.5, torch.zeros(d_sae)
 
 
-def timed(loop: Callable[[Iterator[tuple[Tensor, Tensor]]], object], rows: Rows) -> float:
-    """Median seconds of a step."""
-    times = list[float]()
-    loop(ticks(rows, times))
-    return statistics.median([b - a for a, b in pairwise(times)][WARM:])
-
-
 def minimal(batches: Iterator[tuple[Tensor, Tensor]], d_sae: int) -> None:
     """The minimal loop."""
     params = make_start(d_sae)
@@ -121,7 +113,7 @@ def steps(d_sae: int, members: Sequence[int], rounds: int) -> dict[str, list[flo
     told: dict[str, list[float]] = {}
     rows = make_rows(WARM + STEPS, d_sae)
     for _ in range(rounds):
-        alone = timed(lambda batches: minimal(batches, d_sae), rows)
+        alone = step_seconds(lambda batches: minimal(batches, d_sae), rows, warm=WARM)
         told.setdefault("minimal", []).append(alone)
         cells = {f"{n} sparse": (n, "on") for n in members} | {"1 dense": (1, "off")}
         for name, (n, sparse) in cells.items():
@@ -137,7 +129,7 @@ def steps(d_sae: int, members: Sequence[int], rounds: int) -> dict[str, list[flo
                         for group in groups:
                             group.advance(latents)
 
-                told.setdefault(name, []).append(timed(ours, rows))
+                told.setdefault(name, []).append(step_seconds(ours, rows, warm=WARM))
     return told
 
 

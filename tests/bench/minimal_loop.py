@@ -4,8 +4,10 @@ No norm constraint, clipping, dead counts, schedule or log: what a step costs at
 gradient is left to torch. One function for relu (squared error and L1), one for topk.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -24,6 +26,15 @@ def ticks(batches: Iterable[Batch], times: list[float]) -> Iterator[Batch]:
         times.append(time.perf_counter())
         yield batch
     times.append(time.perf_counter())
+
+
+def step_seconds(
+    loop: Callable[[Iterator[Batch]], object], batches: Iterable[Batch], *, warm: int
+) -> float:
+    """Median seconds of a step, those to warm up left out."""
+    times: list[float] = []
+    loop(ticks(batches, times))
+    return statistics.median([b - a for a, b in pairwise(times)][warm:])
 
 
 def start(d_in: int, d_sae: int, *, seed: int) -> Params:

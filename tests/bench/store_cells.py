@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -190,12 +191,8 @@ def batches(folder: Path, **settings: int) -> float:
     return rate(lambda: [None for _ in islice(stream, N_ROWS // BATCH)], N_ROWS)
 
 
-def batches_small_window(folder: Path) -> float:
-    return batches(folder, window_rows=WINDOW)
-
-
-def batches_8_lanes(folder: Path) -> float:
-    return batches(folder, lanes=8)
+batches_small_window = partial(batches, window_rows=WINDOW)
+batches_8_lanes = partial(batches, lanes=8)
 
 
 def batches_cold(folder: Path) -> float:
@@ -259,21 +256,13 @@ def _zarr_blocks(folder: Path, block: int, **config: object) -> float:
     return rate(lambda: [array[i : i + block] for i in starts[: N_READ // block]])
 
 
-def zarr_default(folder: Path) -> float:
-    return _zarr_blocks(folder, CHUNK)
-
-
-def zarr_one_worker(folder: Path) -> float:
-    one = {"async.concurrency": 1, "threading.max_workers": 1}
-    return _zarr_blocks(folder, CHUNK, **one)
-
-
-def zarr_four_chunks(folder: Path) -> float:
-    return _zarr_blocks(folder, 4 * CHUNK, **{"threading.max_workers": THREADS})
-
-
-def zarr_whole_shards(folder: Path) -> float:
-    return _zarr_blocks(folder, SHARD)
+zarr_default = partial(_zarr_blocks, block=CHUNK)
+zarr_one_worker = partial(
+    _zarr_blocks, block=CHUNK, **{"async.concurrency": 1, "threading.max_workers": 1}
+)
+zarr_four_chunks = partial(_zarr_blocks, block=4 * CHUNK, **{"threading.max_workers": THREADS})
+zarr_whole_shards = partial(_zarr_blocks, block=SHARD)
+zarrs_one_caller = partial(_zarr_blocks, block=CHUNK, **ZARRS)
 
 
 def zarrs_two_callers(folder: Path) -> float:
@@ -281,10 +270,6 @@ def zarrs_two_callers(folder: Path) -> float:
     with ThreadPoolExecutor(THREADS) as pool:
         starts = [i * CHUNK for i in chunks()]
         return rate(lambda: list(pool.map(lambda i: len(array[i : i + CHUNK]), starts)))
-
-
-def zarrs_one_caller(folder: Path) -> float:
-    return _zarr_blocks(folder, CHUNK, **ZARRS)
 
 
 def tensorstore_futures(folder: Path) -> float:

@@ -154,23 +154,16 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=500_000, help="Of the store.")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="Rows to train on.")
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--expansion", type=int, default=4)
-    parser.add_argument("--l1", type=lambda t: [float(p) for p in t.split(",")], default=[*L1S])
-    parser.add_argument("--k", type=lambda t: [int(p) for p in t.split(",")], default=[*KS])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    truth = Truth.make(n_features=512, d=256, active=5, seed=args.seed)
+    torch.set_num_threads(2)
+    truth = Truth.make(n_features=512, d=256, active=5, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         store = write_rows(Path(folder) / "known.actstore", truth, n_rows=args.rows)
         settings = {
-            "expansion": args.expansion, "tokens": args.tokens, "batch_size": args.batch,
-            "lr": args.lr, "lr_decay": "20%", "seed": args.seed, "dead_window": "100k",
-            "arch": {"kind": ["relu", "topk"], "l1": args.l1, "k": args.k},
+            "expansion": 4, "tokens": args.tokens, "batch_size": 256, "lr": 3e-3,
+            "lr_decay": "20%", "seed": 0, "dead_window": "100k",
+            "arch": {"kind": ["relu", "topk"], "l1": [*L1S], "k": [*KS]},
         }  # fmt: skip
         start = time.perf_counter()
         found = sweep(store, truth, settings, out=Path(folder) / "sweep")

@@ -6,7 +6,6 @@ export FOLDER ROWS.npy        the rows of the store as float32, for the peers
 """
 
 import json
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from minimal_loop import minimal_relu, minimal_topk, ticks
+from minimal_loop import minimal_relu, minimal_topk, step_seconds, ticks
 from torch import Tensor
 
 from actstore.batches import Batches
@@ -87,14 +86,6 @@ def let_through(group: Group, share: float, x: Tensor) -> None:
     params["b_enc"].sub_(np.quantile(pre.numpy(), 1 - share).item())
 
 
-def timed(loop: Callable[[Iterator[Tensor]], object], rows: Tensor, batch: int) -> float:
-    """Median seconds of a step."""
-    times: list[float] = []
-    batches = (rows[i * batch : (i + 1) * batch] for i in range(WARM + STEPS))
-    loop(ticks(batches, times))
-    return statistics.median(np.diff(times)[WARM:])
-
-
 def steps(d: int, d_sae: int, batch: int, rounds: int) -> dict[str, list[float]]:
     """Every cell once a round."""
     told: dict[str, list[float]] = {}
@@ -125,7 +116,8 @@ def steps(d: int, d_sae: int, batch: int, rounds: int) -> dict[str, list[float]]
         } | {cell: ours(cell) for cell in CELLS}
         for _ in range(rounds):
             for cell, loop in cells.items():
-                told.setdefault(cell, []).append(timed(loop, rows, batch))
+                seconds = step_seconds(loop, rows.split(batch), warm=WARM)
+                told.setdefault(cell, []).append(seconds)
     return told
 
 

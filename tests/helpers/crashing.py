@@ -12,30 +12,9 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import import_module
-from itertools import count
 from pathlib import Path
 
 import pytest
-
-
-class Crash(BaseException):
-    """The process ends here: nothing after it runs, and nothing is cleaned up."""
-
-
-def crash_before(patch: pytest.MonkeyPatch, n: int, *steps: tuple[object, str]) -> None:
-    """From here on crash instead of the n-th of these calls, and of all after it."""
-    taken = count()
-
-    def crashing(real):
-        def step(*args, **options):
-            if next(taken) >= n:  # nothing happens after a crash
-                raise Crash
-            return real(*args, **options)
-
-        return step
-
-    for owner, name in steps:
-        patch.setattr(owner, name, crashing(getattr(owner, name)))
 
 
 @contextmanager

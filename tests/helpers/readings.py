@@ -67,6 +67,7 @@ def make_connected(
 ) -> Connected:
     model = make_model(folder / "model")
     out = folder / "acts.actstore"
+    n_contexts = 20 if text else n_contexts
     store = make_store_of(model, out, n_contexts=n_contexts, sites=sites, text=text)
     world = World(folder=folder, model=model, store=store)
     ends = tuple(

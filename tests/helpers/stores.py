@@ -122,6 +122,18 @@ def column(store: ActStore, name: str) -> np.ndarray:
     return np.concatenate([store.shard(name, k) for k in range(store.n_shards)])
 
 
+def require_right_rows(store: ActStore) -> None:
+    """Every row of the store is the one that was written, and none is missing."""
+    spec = store.spec
+    acts, tokens, documents = contexts(spec, 0, store.n_contexts)
+    context_id, position = column(store, "context_id"), column(store, "position")
+    numbers = context_id * spec.ctx_len + position
+    np.testing.assert_array_equal(np.sort(numbers), np.arange(store.n_rows))
+    for name, values in {**acts, "token_id": tokens, "document_id": documents}.items():
+        np.testing.assert_array_equal(column(store, name), values[context_id, position], name)
+    np.testing.assert_array_equal(column(store, "context_tokens"), tokens)
+
+
 def files_of(path: Path) -> dict[str, bytes]:
     """Every file of the Zarr group."""
     root = path / GROUP
