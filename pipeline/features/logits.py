@@ -16,6 +16,7 @@ the feature (Elhage et al. 2021, "A mathematical framework for transformer circu
 path; nostalgebraist 2020, "the logit lens").
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,14 +38,8 @@ _CELLS = 2**24
 """Logits, or cosines, in memory at once: 64 MiB."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Attribution:
-    """Of each feature the tokens at both ends, the most extreme first."""
-
-    promoted: Int64[Tensor, "d_sae n"]
-    promoted_by: Float32[Tensor, "d_sae n"]
-    suppressed: Int64[Tensor, "d_sae n"]
-    suppressed_by: Float32[Tensor, "d_sae n"]
+Ranked = tuple[Int64[Tensor, "d_sae n"], Float32[Tensor, "d_sae n"]]
+"""Of each feature tokens, or features, the most extreme first, and their values."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,32 +96,23 @@ def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: to
 
 
 @torch.no_grad()
-def attribute(path: Path, W_dec: Float[Tensor, "d_sae d_in"]) -> Attribution:
-    """The tokens that each row of a dictionary raises and lowers most, block after block."""
+def attribute(path: Path, W_dec: Float[Tensor, "d_sae d_in"]) -> dict[str, Ranked]:
+    """The tokens that each row of a dictionary raises and lowers most: `promoted`, `suppressed`."""
     width = path.scale if path.out is None else path.out.T
     if W_dec.shape[1] != len(width):
         raise ConfigError(f"features write {W_dec.shape[1]} values, the site has {len(width)}")
     n = min(N_TOKENS, len(path.unembedding))
-    ends: list[tuple[Tensor, ...]] = []
+    blocks: dict[str, list[Ranked]] = {"promoted": [], "suppressed": []}
     for rows in W_dec.detach().split(max(1, _CELLS // len(path.unembedding))):
         logits = path.logits(rows)
-        most, least = logits.topk(n), logits.topk(n, largest=False)
-        ends.append(
-            tuple(t.cpu() for t in (most.indices, most.values, least.indices, least.values))
-        )
-    promoted, promoted_by, suppressed, suppressed_by = map(torch.cat, zip(*ends, strict=True))
-    return Attribution(
-        promoted=promoted,
-        promoted_by=promoted_by,
-        suppressed=suppressed,
-        suppressed_by=suppressed_by,
-    )
+        for end, found in blocks.items():
+            best = logits.topk(n, largest=end == "promoted")
+            found.append((best.indices.cpu(), best.values.cpu()))
+    return {end: _joined(found) for end, found in blocks.items()}
 
 
 @torch.no_grad()
-def nearest(
-    W_dec: Float[Tensor, "d_sae d_in"],
-) -> tuple[Int64[Tensor, "d_sae n"], Float32[Tensor, "d_sae n"]]:
+def nearest(W_dec: Float[Tensor, "d_sae d_in"]) -> Ranked:
     """The rows of largest cosine with each row, itself left out, and their cosines, in fp32.
 
     `n` is `N_NEIGHBOURS`, or fewer where there are fewer others. A row of zeros has cosine 0 with
@@ -134,12 +120,16 @@ def nearest(
     """
     rows = F.normalize(W_dec.detach().float(), dim=-1)
     n, n_rows = min(N_NEIGHBOURS, len(rows) - 1), max(1, _CELLS // len(rows))
-    blocks: list[tuple[Tensor, Tensor]] = []
+    blocks: list[Ranked] = []
     for start in range(0, len(rows), n_rows):
         cosine = rows[start : start + n_rows] @ rows.T
         itself = torch.arange(len(cosine), device=cosine.device)
         cosine[itself, start + itself] = -torch.inf
         best = cosine.topk(n, dim=-1)
         blocks.append((best.indices.cpu(), best.values.clamp(max=1).cpu()))
-    indices, cosines = zip(*blocks, strict=True)
-    return torch.cat(indices), torch.cat(cosines)
+    return _joined(blocks)
+
+
+def _joined(blocks: Sequence[Ranked]) -> Ranked:
+    indices, values = zip(*blocks, strict=True)
+    return torch.cat(indices), torch.cat(values)

@@ -51,13 +51,11 @@ def test_what_is_read_again_is_what_was_found(world, run, features):
     np.testing.assert_allclose(features.dead_cosine, cosine)
     np.testing.assert_array_equal(features.max, found.max)
     assert 0 < dead.sum() < len(dead) == len(features)
+    np.testing.assert_allclose(features.mean, found.total / np.maximum(1, found.n_active))
     for i in range(coder.d_sae):
         feature = features.feature(i)
-        assert feature.index == i
-        assert feature.n_active == found.n_active[i]
-        assert feature.mean == pytest.approx(found.total[i] / max(1, found.n_active[i]))
-        assert feature.max == found.max[i]
-        assert feature.dead_cosine == pytest.approx(cosine[i])
+        for name in ("index", "n_active", "mean", "max", "dead_cosine"):
+            assert getattr(feature, name) == getattr(features, name)[i], name
         for examples, entries in ((feature.top, found.top), (feature.spread, found.spread)):
             mine = entries[entries["feature"] == i]
             for name in ("context", "position", "value", "tokens", "values"):
@@ -79,10 +77,11 @@ def test_what_the_weights_say_of_a_feature(world, run, features):
     np.testing.assert_allclose(features.encoder_decoder_cosine, both)
     for i in range(0, coder.d_sae, 7):
         feature = features.feature(i)
-        assert [t.token for t in feature.promoted] == ends.promoted[i].tolist()
-        assert [t.effect for t in feature.promoted] == ends.promoted_by[i].tolist()
-        assert [t.token for t in feature.suppressed] == ends.suppressed[i].tolist()
-        assert [t.effect for t in feature.suppressed] == ends.suppressed_by[i].tolist()
+        for end in ("promoted", "suppressed"):
+            effects = getattr(feature, end)
+            tokens, by = (ranked[i].tolist() for ranked in ends[end])
+            assert [t.token for t in effects] == tokens
+            assert [t.effect for t in effects] == by
         assert [n.index for n in feature.neighbours] == indices[i].tolist()
         assert [n.cosine for n in feature.neighbours] == cosines[i].tolist()
         assert feature.encoder_decoder_cosine == pytest.approx(both[i].item())
@@ -263,8 +262,7 @@ def test_a_store_of_another_model_is_noted(own, tmp_path):
 
 def test_a_run_whose_features_are_all_dead(own):
     coder = make_sae()
-    with torch.no_grad():
-        coder.b_enc.fill_(-1e4)
+    torch.nn.init.constant_(coder.b_enc, -1e4)
     found = collect_features(config_of(own.run(coder=coder)))
     feature = found.feature(5)
     assert feature.n_active == feature.max == feature.mean == len(feature.top.value) == 0
@@ -275,8 +273,7 @@ def test_a_run_whose_features_are_all_dead(own):
 
 def test_a_run_without_dead_features_has_no_dead_cosine(own):
     coder = make_sae()
-    with torch.no_grad():
-        coder.b_enc.fill_(2.0)
+    torch.nn.init.constant_(coder.b_enc, 2.0)
     found = collect_features(config_of(own.run(coder=coder)))
     assert (found.n_active > 0).all()
     assert np.isnan(found.dead_cosine).all()

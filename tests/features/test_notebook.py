@@ -54,8 +54,6 @@ def test_the_top_contexts_of_a_feature_are_a_table_with_the_token_marked(feature
         assert line[column : column + 3] == f"«{token}»"
     html = Tags(top._repr_html_())
     assert html.tags.count("mark") == html.tags.count("tr") - 1 == 2
-    with pytest.raises(ConfigError, match="has features 0 to 63, got 64"):
-        features.top(64)
 
 
 def test_hostile_texts_are_shown_and_do_nothing():
