@@ -22,13 +22,7 @@ from pipeline.device import pick_device
 from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.evaluate.setup import LoadedSAE, load_sae
 from pipeline.features.files import Facts, FeatureSet
-from pipeline.features.logits import (
-    IGNORED,
-    Ranked,
-    attribute,
-    load_path,
-    writes_to_the_stream,
-)
+from pipeline.features.logits import IGNORED, Ranked, attribute, load_path
 from pipeline.features.samples import Sampler, Samples
 from pipeline.features.save import save
 from pipeline.finetune.run import FinetunedRun, is_finetuned
@@ -164,7 +158,7 @@ def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: W
         n_tokens=n_tokens,
         ctx_len=source.ctx_len,
         has_texts=not words.missing,
-        attributed=words.head is not None and writes_to_the_stream(subject.site),
+        attributed=words.head is not None and not subject.site.kind.nonlinear,
         notes=tuple(notes),
     )
 

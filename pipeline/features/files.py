@@ -224,7 +224,10 @@ class FeatureSet:
     def _table(self, name: str) -> Any:  # noqa: ANN401 - pyarrow is not typed
         if name in self._tables:
             return self._tables[name]
-        file, sha256 = f"{name}.parquet", dict(zip(TABLES, self.facts.sha256, strict=False))
+        file, sha256 = (
+            f"{name}.parquet",
+            dict[str, str](zip(TABLES, self.facts.sha256, strict=False)),
+        )
         try:
             data = (self.run / FOLDER / file).read_bytes()
             if hashlib.sha256(data).hexdigest() != sha256.get(name):

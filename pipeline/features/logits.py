@@ -52,21 +52,12 @@ class Path:
     scale: Float32[Tensor, " d_model"]
     unembedding: Float32[Tensor, "n_vocab d_model"]
 
-    def directions(self, rows: Float[Tensor, "n d_in"]) -> Float32[Tensor, "n d_model"]:
-        """What the unembedding reads of each of these rows."""
+    def logits(self, rows: Float[Tensor, "n d_in"]) -> Float32[Tensor, "n n_vocab"]:
+        """What each of these rows, written at the site, adds to every logit, times the norm."""
         written = rows.float() if self.out is None else rows.float() @ self.out.T
         if self.centered:
             written = written - written.mean(-1, keepdim=True)
-        return written * self.scale
-
-    def logits(self, rows: Float[Tensor, "n d_in"]) -> Float32[Tensor, "n n_vocab"]:
-        """What each of these rows, written at the site, adds to every logit, times the norm."""
-        return self.directions(rows) @ self.unembedding.T
-
-
-def writes_to_the_stream(site: Site) -> bool:
-    """Whether what a feature writes at this site has a linear way to the logits."""
-    return not site.kind.nonlinear
+        return (written * self.scale) @ self.unembedding.T
 
 
 def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: torch.device) -> Path:
@@ -74,7 +65,7 @@ def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: to
     files = ModelFiles(model, revision)
     shape = Shape.of(files.config, name=model)
     shape.check(site, name=model)
-    if not writes_to_the_stream(site):
+    if site.kind.nonlinear:
         raise ConfigError(f"{site} has no linear way to the logits: a nonlinearity comes after it")
     family = shape.family
     norm = f"{family.prefix}.{family.final_norm}.weight"
@@ -102,7 +93,7 @@ def attribute(path: Path, W_dec: Float[Tensor, "d_sae d_in"]) -> dict[str, Ranke
     if W_dec.shape[1] != len(width):
         raise ConfigError(f"features write {W_dec.shape[1]} values, the site has {len(width)}")
     n = min(N_TOKENS, len(path.unembedding))
-    blocks: dict[str, list[Ranked]] = {"promoted": [], "suppressed": []}
+    blocks: dict[str, list[tuple[Tensor, Tensor]]] = {"promoted": [], "suppressed": []}
     for rows in W_dec.detach().split(max(1, _CELLS // len(path.unembedding))):
         logits = path.logits(rows)
         for end, found in blocks.items():
@@ -120,7 +111,7 @@ def nearest(W_dec: Float[Tensor, "d_sae d_in"]) -> Ranked:
     """
     rows = F.normalize(W_dec.detach().float(), dim=-1)
     n, n_rows = min(N_NEIGHBOURS, len(rows) - 1), max(1, _CELLS // len(rows))
-    blocks: list[Ranked] = []
+    blocks: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(rows), n_rows):
         cosine = rows[start : start + n_rows] @ rows.T
         itself = torch.arange(len(cosine), device=cosine.device)
@@ -130,6 +121,6 @@ def nearest(W_dec: Float[Tensor, "d_sae d_in"]) -> Ranked:
     return _joined(blocks)
 
 
-def _joined(blocks: Sequence[Ranked]) -> Ranked:
+def _joined(blocks: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     indices, values = zip(*blocks, strict=True)
     return torch.cat(indices), torch.cat(values)
