@@ -224,13 +224,11 @@ class FeatureSet:
     def _table(self, name: str) -> Any:  # noqa: ANN401 - pyarrow is not typed
         if name in self._tables:
             return self._tables[name]
-        file, sha256 = (
-            f"{name}.parquet",
-            dict[str, str](zip(TABLES, self.facts.sha256, strict=False)),
-        )
+        file = f"{name}.parquet"
+        known: dict[str, str] = dict(zip(TABLES, self.facts.sha256, strict=False))
         try:
             data = (self.run / FOLDER / file).read_bytes()
-            if hashlib.sha256(data).hexdigest() != sha256.get(name):
+            if hashlib.sha256(data).hexdigest() != known.get(name):
                 raise ValueError(f"its checksum does not match {FACTS}")  # noqa: TRY301
             table = parquet.read_table(pyarrow.BufferReader(data)).combine_chunks()
         except (OSError, ValueError) as error:  # what pyarrow raises is one of these

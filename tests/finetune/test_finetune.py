@@ -1,12 +1,13 @@
-import hashlib
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipeline.config.stages import EvalConfig, FinetuneConfig
 from pipeline.errors import CheckpointError, ConfigError, TextError
@@ -17,7 +18,7 @@ from pipeline.finetune.run import FinetunedRun
 from pipeline.lm import cross_entropy
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import capture, in_float, splice
-from pipeline.lm.model import LanguageModel, load_model
+from pipeline.lm.model import load_model
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.plots.finetune import save_finetune_figures
 from pipeline.runs.sae_run import SAERun
@@ -97,15 +98,10 @@ def test_learning_lowers_the_loss_on_text_it_never_saw(config):
 
 
 def test_only_scales_and_biases_get_gradients_and_all_else_keeps_its_bits(config, monkeypatch):
-    seen: list[tuple[LanguageModel, TunedSAE]] = []
-
-    def look(lm, site, tuned, *_, **options):
-        seen.append((lm, tuned))
-        return {}
-
-    monkeypatch.setattr(finetune_module, "find_shifts", look)
+    find_shifts = Mock(return_value={})
+    monkeypatch.setattr(finetune_module, "find_shifts", find_shifts)
     finetune(config())
-    ((lm, tuned),) = seen
+    lm, _, tuned, *_ = find_shifts.call_args.args
     frozen = dict(tuned.sae.named_parameters()) | dict(lm.module.named_parameters())
     assert len(frozen) > 40
     for name, p in frozen.items():
@@ -178,12 +174,11 @@ def test_every_context_is_trained_on_once_per_epoch_in_an_order_by_seed(config):
     assert orders(1) != [first, second]
 
 
-def test_the_same_seed_gives_the_same_bits(config, tmp_path):
+def test_the_same_seed_gives_the_same_bits(config, done, tmp_path):
     finetune(config())
-    finetune(config(out=tmp_path / "again"))
     finetune(config(out=tmp_path / "other", seed=1))
-    same, again, other = (load_file(tmp_path / n / "tuned.safetensors") for n in
-                          ("tuned", "again", "other"))  # fmt: skip
+    folders = done.path, tmp_path / "tuned", tmp_path / "other"
+    same, again, other = (load_file(folder / "tuned.safetensors") for folder in folders)
     assert torch.equal(same["c"], again["c"]) and torch.equal(same["d"], again["d"])
     assert not torch.equal(same["c"], other["c"])
 
@@ -242,12 +237,9 @@ def test_features_list_the_extremes_with_activations_before_and_after(
     assert min(strengths) > 0
 
 
-def test_the_same_again_is_reused_and_another_config_is_refused(config, monkeypatch):
-    report = finetune(config())
+def test_the_same_again_is_reused_and_another_config_is_refused(config, done, copied, monkeypatch):
     monkeypatch.delattr(finetune_module, "load_model")
-    again = finetune(config())
-    assert again.reused
-    assert again.ce_finetuned == report.ce_finetuned
+    assert finetune(config()) == replace(done.report, out=copied, reused=True)
     with pytest.raises(ConfigError, match=r"another configuration \(lr: 0.05 there, 0.01 now\)"):
         finetune(config(lr=0.01))
 
@@ -353,15 +345,3 @@ def test_a_fine_tuned_run_is_evaluated_with_its_scales_and_biases(done, text, co
     assert tuned.l0 != plain.l0
     assert (tuned.arch, tuned.model) == ("relu", done.report.model)
     assert any("fine-tuned on" in note for note in tuned.notes)
-
-
-def test_scales_of_one_and_biases_of_zero_evaluate_as_the_coder_itself(copied, text, run):
-    d_sae = 4 * WIDTH
-    path = copied / "tuned.safetensors"
-    save_file({"c": torch.ones(d_sae), "d": torch.zeros(d_sae)}, path)
-    document = json.loads((copied / "run.json").read_text())
-    document["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (copied / "run.json").write_text(json.dumps(document))
-    plain, tuned = evaluate(EvalConfig(runs=(run, copied), text=text, tokens=240, device="cpu"))
-    for key in ("ce_patched", "kl", "l0", "mse", "explained_variance", "density", "dead_cosine"):
-        assert getattr(tuned, key) == getattr(plain, key), key
