@@ -1,5 +1,5 @@
 """What a coder is worth.
 
-Start at `pipeline.evaluate.evaluate`. A new metric is one more sum, in `fidelity.py` or
-`sparsity.py`, one formula in `metrics.py`, and one field of `EvalReport`.
+Start at `pipeline.evaluate.evaluate`. A new metric is one entry of `metrics.py`, and where it needs
+a sum that is not there, one more in `sums.py`.
 """

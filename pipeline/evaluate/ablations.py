@@ -105,43 +105,31 @@ ABLATED = ("nll_zero", "nll_mean", "kl_zero")
 _STORE, _KEPT, _DIGEST = ".actstore", ".losses", "sha256"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Ablations:
-    """What ablating a place costs on one text."""
-
-    ground: SiteMean
-    sums: Columns
-    """`ABLATED`, of each context."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """Where what ablating one place costs on one text is kept."""
+    """Where what ablating one place costs on one text is kept: `ABLATED`, of each context."""
 
     folders: tuple[Path, ...]
     key: str
 
-    def load(self) -> Ablations | None:
+    def load(self) -> tuple[SiteMean, Columns] | None:
         """What is kept, if it is there and every bit of it is as it was written."""
         for folder in self.folders:
             with suppress(OSError, SafetensorError, KeyError):
                 tensors = load((folder / f"{self.key}.safetensors").read_bytes())
                 if _bytes(tensors.pop(_DIGEST)) == self._digest(tensors):
                     limit = tensors.get("limit")
-                    ground = SiteMean(
-                        mean=tensors["mean"], limit=None if limit is None else float(limit)
-                    )
-                    return Ablations(
-                        ground=ground, sums={name: tensors[name].numpy() for name in ABLATED}
-                    )
+                    limit = None if limit is None else float(limit)
+                    ground = SiteMean(mean=tensors["mean"], limit=limit)
+                    return ground, {name: tensors[name].numpy() for name in ABLATED}
         return None
 
-    def keep(self, found: Ablations) -> None:
+    def keep(self, ground: SiteMean, sums: Columns) -> None:
         """Keep these in the first folder that can be written to, if there is one."""
-        tensors = {name: torch.from_numpy(found.sums[name]) for name in ABLATED}
-        tensors["mean"] = found.ground.mean
-        if found.ground.limit is not None:
-            tensors["limit"] = torch.tensor(found.ground.limit, dtype=torch.float64)
+        tensors = {name: torch.from_numpy(sums[name]) for name in ABLATED}
+        tensors["mean"] = ground.mean
+        if ground.limit is not None:
+            tensors["limit"] = torch.tensor(ground.limit, dtype=torch.float64)
         digest = torch.frombuffer(bytearray(self._digest(tensors)), dtype=torch.uint8)
         data = save(tensors | {_DIGEST: digest})
         for folder in self.folders:

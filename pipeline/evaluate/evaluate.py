@@ -22,7 +22,7 @@ from actstore.files import make_folder
 from pipeline.config.stages import EvalConfig
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluate.ablations import Ablations, OnTokens, find_site_means, slot_of
+from pipeline.evaluate.ablations import OnTokens, find_site_means, slot_of
 from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine, max_cosine, mutual_mmcs
 from pipeline.evaluate.intervals import intervals
 from pipeline.evaluate.metrics import Latents, measured, of_sums, perplexity_of
@@ -85,37 +85,33 @@ def worst_contexts(
 
     Of equal ones those that come first in the text.
     """
-    added = sums["nll_spliced"] - sums["nll_clean"]
-    order = np.argsort(-added, kind="stable")[:n]
-    return tuple(
-        _described(int(i), sums, tokenizer.decode(contexts[int(i)].tolist()))
-        for i in order
-        if added[i] > 0
-    )
-
-
-def _described(i: int, sums: Columns, text: str) -> WorstContext:
-    losses = np.array([sums["nll_clean"][i], sums["nll_spliced"][i]]) / sums["n_predictions"][i]
-    clean, spliced = losses.tolist()
-    perplexity = perplexity_of(losses)
-    return WorstContext(
-        context=i,
-        ce_clean=clean,
-        ce_patched=spliced,
-        perplexity_difference=float(perplexity[1] - perplexity[0]),
-        text=text,
-    )
+    clean, spliced = sums["nll_clean"], sums["nll_spliced"]
+    found: list[WorstContext] = []
+    for i in np.argsort(clean - spliced, kind="stable")[:n].tolist():
+        if spliced[i] > clean[i]:
+            losses = np.array([clean[i], spliced[i]]) / sums["n_predictions"][i]
+            perplexity = perplexity_of(losses)
+            found.append(
+                WorstContext(
+                    context=i,
+                    ce_clean=float(losses[0]),
+                    ce_patched=float(losses[1]),
+                    perplexity_difference=float(perplexity[1] - perplexity[0]),
+                    text=tokenizer.decode(contexts[i].tolist()),
+                )
+            )
+    return tuple(found)
 
 
 def report_of(
     scene: EvalContext,
     subject: LoadedSAE,
     view: SplicePass,
-    ablations: Ablations,
+    ablations: Columns,
     config: EvalConfig,
 ) -> EvalReport:
     """The report of one run, but for its overlaps with others."""
-    sums = view.sums | ablations.sums
+    sums = view.sums | ablations
     totals = {name: values.sum(keepdims=True) for name, values in sums.items()}
     if not totals["n_predictions"].any():
         left_out = ", ".join(view.place.excluded.words) or "nothing"
@@ -271,9 +267,10 @@ def _evaluate_together(
         place: slot_of(place, scene, batch_size=config.batch_size, beside=paths)
         for place, paths in stores.items()
     }
-    ablations = {place: found for place, slot in slots.items() if (found := slot.load())}
-    grounds = {place: found.ground for place, found in ablations.items()}
-    unknown = [place for place in slots if place not in ablations]
+    kept = {place: found for place, slot in slots.items() if (found := slot.load())}
+    grounds = {place: ground for place, (ground, _) in kept.items()}
+    ablations = {place: sums for place, (_, sums) in kept.items()}
+    unknown = [place for place in slots if place not in kept]
     if unknown:
         grounds |= find_site_means(scene.lm, batches, unknown, told("mean"))
     ablated = [AblationPass(place, grounds[place]) for place in unknown]
@@ -283,8 +280,8 @@ def _evaluate_together(
     ]
     measure(scene.lm, batches, [*ablated, *runs], grounds, told("losses"))
     for view in ablated:
-        ablations[view.place] = view.result
-        slots[view.place].keep(view.result)
+        ablations[view.place] = view.sums
+        slots[view.place].keep(grounds[view.place], view.sums)
     return [
         report_of(scene, subject, view, ablations[view.place], config)
         for subject, view in zip(subjects, runs, strict=True)

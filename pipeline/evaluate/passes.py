@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pipeline.evaluate.ablations import Ablations, OnTokens, SiteMean, Tokens
+from pipeline.evaluate.ablations import OnTokens, SiteMean, Tokens
 from pipeline.evaluate.setup import EvalSite
 from pipeline.evaluate.sums import (
     CLEAN,
@@ -128,9 +128,9 @@ class AblationPass:
         self._sums.add("kl_zero", sum_kept(found.kl[self, "zero"], counted))
 
     @property
-    def result(self) -> Ablations:
-        """What was summed over the whole text."""
-        return Ablations(ground=self._ground, sums=self._sums.all())
+    def sums(self) -> Columns:
+        """`ABLATED`, of each context."""
+        return self._sums.all()
 
 
 View = SplicePass | AblationPass

@@ -45,11 +45,11 @@ class ExcludedRows:
     @property
     def words(self) -> tuple[str, ...]:
         """As a reader of a report is told; empty for nothing."""
-        named = [
-            f"{what}{'s' * (len(values) > 1)} {_listed(values)}"
-            for what, values in (("position", self.positions), ("token", self.tokens))
-            if values
-        ]
+        named: list[str] = []
+        for what, values in (("position", self.positions), ("token", self.tokens)):
+            if values:
+                some = [*map(str, values[:_SHOWN]), *(["..."] if len(values) > _SHOWN else [])]
+                named.append(f"{what}{'s' * (len(values) > 1)} {', '.join(some)}")
         if self.norms is not None:
             named.append(f"rows whose norm is above {self.norms:g} times the median")
         return tuple(named)
@@ -78,10 +78,6 @@ class EvalSite:
         if limit is not None:
             kept &= torch.linalg.vector_norm(acts.float(), dim=-1) <= limit
         return kept
-
-
-def _listed(values: tuple[int, ...]) -> str:
-    return ", ".join(map(str, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
 
 
 @dataclass(frozen=True, kw_only=True)

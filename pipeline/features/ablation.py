@@ -18,7 +18,7 @@ from actstore.reader import ActStore
 from pipeline.config.stages import Device
 from pipeline.device import pick_device, pick_dtype
 from pipeline.evaluate.setup import load_sae
-from pipeline.features.feature import Examples, TokenEffect
+from pipeline.features.feature import TokenEffect
 from pipeline.features.files import FeatureSet
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel, load_model
@@ -43,64 +43,42 @@ class AblationEffect:
     """Those whose logits rise most, with negative drops, in ascending order."""
 
 
-def ablation_effect(
-    lm: LanguageModel,
-    site: Site,
-    coder: Coder,
-    feature: int,
-    *,
-    store: ActStore,
-    examples: Examples,
-    texts: TokenTexts,
-    n_vocab: int,
-) -> AblationEffect | None:
-    """The effect of one feature over its top contexts; None for a feature without any."""
-    if not len(examples.context):
-        return None
-    tokens = torch.from_numpy(store.tokens(examples.context)).to(lm.device)
-    drops = mean_drops(lm, site, coder, feature, tokens, examples.position)[:n_vocab]
-    n = min(N_TOKENS, len(drops))
-
-    def effects(largest: bool) -> tuple[TokenEffect, ...]:
-        found = drops.topk(n, largest=largest)
-        ids, values = found.indices.tolist(), found.values.tolist()
-        return tuple(
-            TokenEffect(token=token, text=texts.alone(token), effect=value)
-            for token, value in zip(ids, values, strict=True)
-        )
-
-    return AblationEffect(
-        n_contexts=len(tokens), dropped=effects(largest=True), raised=effects(largest=False)
-    )
-
-
 def ablation_effects(
     features: FeatureSet, indices: Sequence[int], *, device: Device = "auto"
 ) -> dict[int, AblationEffect | None]:
-    """The effects of some features of a run in the model that its coder is in."""
+    """The effects of some features over their top contexts, in the model that their coder is in.
+
+    None for a feature that is active nowhere.
+    """
     chosen = {index: features.feature(index).top for index in indices}
     subject = load_sae(features.run, device=pick_device(device))
-    revision, where = subject.revision or "main", subject.coder.W_dec.device
+    coder, revision = subject.coder, subject.revision or "main"
+    where = coder.W_dec.device
     store = ActStore.open(features.facts.store)
     lm = load_model(subject.model, revision=revision, device=where, dtype=pick_dtype("auto", where))
-    lm.require_fits(
-        subject.site, d_in=subject.coder.d_in, ctx_len=store.spec.ctx_len, run=features.run
-    )
+    lm.require_fits(subject.site, d_in=coder.d_in, ctx_len=store.spec.ctx_len, run=features.run)
     tokenizer = load_tokenizer(subject.model, revision=revision)
     texts = TokenTexts(tokenizer.token_bytes)
-    return {
-        index: ablation_effect(
-            lm,
-            subject.site,
-            subject.coder,
-            index,
-            store=store,
-            examples=examples,
-            texts=texts,
-            n_vocab=tokenizer.n_vocab,
-        )
-        for index, examples in chosen.items()
-    }
+    found: dict[int, AblationEffect | None] = dict.fromkeys(chosen)
+    for index, top in chosen.items():
+        if len(top):
+            tokens = torch.from_numpy(store.tokens(top.context)).to(lm.device)
+            drops = mean_drops(lm, subject.site, coder, index, tokens, top.position)
+            known = drops[: tokenizer.n_vocab]
+            dropped, raised = (_effects(known, texts, largest=largest) for largest in (True, False))
+            found[index] = AblationEffect(n_contexts=len(top), dropped=dropped, raised=raised)
+    return found
+
+
+def _effects(
+    drops: Float64[Tensor, " n_vocab"], texts: TokenTexts, *, largest: bool
+) -> tuple[TokenEffect, ...]:
+    """The tokens at one end."""
+    ends = drops.topk(min(N_TOKENS, len(drops)), largest=largest)
+    return tuple(
+        TokenEffect(token=token, text=texts.alone(token), effect=effect)
+        for token, effect in zip(ends.indices.tolist(), ends.values.tolist(), strict=True)
+    )
 
 
 @torch.no_grad()
@@ -119,19 +97,13 @@ def mean_drops(
     total = torch.zeros(lm.n_vocab, dtype=torch.float64)
     for some, places in zip(tokens.split(n_contexts), at.split(n_contexts), strict=True):
         clean = _logits_at(lm, replay.clean(some), places)
-        without = _without(coder, feature, replay.acts(site))
-        ablated = _logits_at(lm, replay.edited(site, without), places)
+        acts = replay.acts(site).float()
+        z = coder.encode(acts.flatten(0, 1))[:, feature, None]
+        without = acts - (z * coder.W_dec[feature]).view_as(acts)
+        edited = replay.edited(site, without.to(replay.acts(site).dtype))
+        ablated = _logits_at(lm, edited, places)
         total += (clean - ablated).cpu().double().sum(0)
     return total / len(tokens)
-
-
-def _without(
-    coder: Coder, feature: int, acts: Float[Tensor, "contexts ctx_len d_in"]
-) -> Float[Tensor, "contexts ctx_len d_in"]:
-    """Activations less what one feature contributes to their reconstruction."""
-    z = coder.encode(acts.flatten(0, 1).float())[:, feature, None]
-    written = (z * coder.W_dec[feature]).view_as(acts)
-    return (acts.float() - written).to(acts.dtype)
 
 
 def _logits_at(

@@ -20,19 +20,11 @@ from actstore.reader import ActStore
 from pipeline.config.stages import FeaturesConfig
 from pipeline.device import pick_device
 from pipeline.errors import CheckpointError, ConfigError, ModelError
-from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine
 from pipeline.evaluate.setup import LoadedSAE, load_sae
 from pipeline.features.files import Facts, FeatureSet
-from pipeline.features.logits import (
-    IGNORED,
-    Attribution,
-    attribute,
-    load_path,
-    nearest,
-    writes_to_the_stream,
-)
+from pipeline.features.logits import IGNORED, Ranked, attribute, load_path
 from pipeline.features.samples import Sampler, Samples
-from pipeline.features.save import Directions, save
+from pipeline.features.save import save
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, counter
@@ -72,14 +64,9 @@ def collect_features(
         notes.append(
             f"no feature is active on any of {samples.n_tokens:,} tokens: all of them are dead"
         )
-    return save(
-        run,
-        replace(facts, attributed=attribution is not None, notes=tuple(notes)),
-        samples,
-        _directions(subject, samples, attribution),
-        texts=words.texts,
-        of_logits=words.of_logits,
-    )
+    facts = replace(facts, attributed=bool(attribution), notes=tuple(notes))
+    texts, of_logits = words.texts, words.of_logits
+    return save(run, facts, samples, subject.coder, attribution, texts=texts, of_logits=of_logits)
 
 
 def open_store(config: FeaturesConfig, subject: LoadedSAE) -> ActStore:
@@ -144,9 +131,21 @@ def _texts(tokenizer: Tokenizer | None) -> TokenTexts:
 
 def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: Words) -> Facts:
     """All that can be told before the store is read."""
-    source = Provenance.of(store, site=str(subject.site))
+    source, notes = Provenance.of(store, site=str(subject.site)), list(subject.notes)
     n_tokens = _n_contexts(config, store) * source.ctx_len
-    wanted = n_tokens if config.tokens is None else config.tokens
+    if source.model != subject.model:
+        notes.append(
+            f"activations are those of {source.model or 'an unknown model'}, and the SAE is one "
+            f"of {subject.model or 'an unknown model'}"
+        )
+    elif source.fingerprint != subject.provenance.fingerprint:
+        notes.append(
+            f"{source.path} is not the store that the run was trained from, or has changed since"
+        )
+    if config.tokens is not None and n_tokens < config.tokens:
+        notes.append(f"the store holds {n_tokens:,} tokens; {config.tokens:,} were asked for")
+    if words.missing:
+        notes.append(f"tokens stand as numbers: {words.missing}")
     return Facts(
         config=config,
         coder=_identity(config.run),
@@ -159,29 +158,9 @@ def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: W
         n_tokens=n_tokens,
         ctx_len=source.ctx_len,
         has_texts=not words.missing,
-        attributed=words.head is not None and writes_to_the_stream(subject.site),
-        notes=_notes(subject, source, words, n_tokens=n_tokens, wanted=wanted),
+        attributed=words.head is not None and not subject.site.kind.nonlinear,
+        notes=tuple(notes),
     )
-
-
-def _notes(
-    subject: LoadedSAE, source: Provenance, words: Words, *, n_tokens: int, wanted: int
-) -> tuple[str, ...]:
-    notes = list(subject.notes)
-    if source.model != subject.model:
-        notes.append(
-            f"activations are those of {source.model or 'an unknown model'}, and the SAE is one "
-            f"of {subject.model or 'an unknown model'}"
-        )
-    elif source.fingerprint != subject.provenance.fingerprint:
-        notes.append(
-            f"{source.path} is not the store that the run was trained from, or has changed since"
-        )
-    if n_tokens < wanted:
-        notes.append(f"the store holds {n_tokens:,} tokens; {wanted:,} were asked for")
-    if words.missing:
-        notes.append(f"tokens stand as numbers: {words.missing}")
-    return tuple(notes)
 
 
 def _identity(run: Path) -> str:
@@ -205,12 +184,10 @@ def _same(wanted: Facts) -> FeatureSet | None:
     return replace(there, reused=True) if replace(facts, config=config, **free) == wanted else None
 
 
-def _attribution(subject: LoadedSAE, words: Words) -> tuple[Attribution | None, tuple[str, ...]]:
+def _attribution(subject: LoadedSAE, words: Words) -> tuple[dict[str, Ranked], tuple[str, ...]]:
     """Which tokens each feature promotes, and what a reader must know of that or its lack."""
-    if words.head is None:
-        lack = words.missing
-    else:
-        W_dec = subject.coder.W_dec
+    lack, W_dec = words.missing, subject.coder.W_dec
+    if words.head is not None:
         try:
             path = load_path(
                 subject.model,
@@ -222,24 +199,17 @@ def _attribution(subject: LoadedSAE, words: Words) -> tuple[Attribution | None, 
             return attribute(path, W_dec), (IGNORED,)
         except (ModelError, ConfigError) as error:
             lack = str(error)
-    return None, (f"no tokens are promoted or suppressed: {lack}",)
+    return {}, (f"no tokens are promoted or suppressed: {lack}",)
 
 
-def _directions(
-    subject: LoadedSAE, samples: Samples, attribution: Attribution | None
-) -> Directions:
-    """What the weights say; which features are dead, the store says."""
-    W_dec = subject.coder.W_dec.detach()
-    indices, cosines = nearest(W_dec)
-    to_dead = dead_cosine(W_dec, torch.from_numpy(samples.n_active == 0))
-    return Directions(
-        neighbours=indices.numpy(),
-        neighbour_cosines=cosines.numpy(),
-        dead_cosine=None if to_dead is None else to_dead.numpy(),
-        encoder_decoder_cosine=encoder_decoder_cosine(subject.coder).numpy(),
-        attribution=attribution,
-    )
-
+Contexts = tuple[
+    int,
+    Int32[np.ndarray, "contexts ctx_len"],
+    Int64[np.ndarray, "contexts ctx_len"],
+    Shaped[np.ndarray, "rows width"],
+]
+"""Contexts that follow each other: the number of the first, their tokens, which row belongs to each
+token, and the rows as stored (bfloat16 as its bits, uint16)."""
 
 BLOCK = {"cpu": 2**22}
 """Latents in memory at once, as many as whole contexts give, and at least one context."""
@@ -268,15 +238,14 @@ def sample_store(
         closing(ReadAhead(_shards(store, site, n_contexts), items=1)) as shards,
     ):
         kept = keeper.submit(int)
-        for contexts in iter(shards.get, None):
-            for start in range(0, len(contexts), per_block):
+        for first, tokens, rows, acts in iter(shards.get, None):
+            for start in range(0, len(tokens), per_block):
                 block = slice(start, start + per_block)
-                rows = contexts.acts[contexts.rows[block].reshape(-1)]  # one token after another
-                z = coder.encode(as_tensor(rows).to(device).float()).unflatten(0, (-1, ctx_len))
+                x = as_tensor(acts[rows[block].reshape(-1)])  # one token after another
+                z = coder.encode(x.to(device).float()).unflatten(0, (-1, ctx_len))
                 kept.result()
                 tell(sampler.n_tokens)
-                tokens = contexts.tokens[block]
-                kept = keeper.submit(sampler.add, z, tokens, first=contexts.first + start)
+                kept = keeper.submit(sampler.add, z, tokens[block], first=first + start)
         kept.result()
     tell(sampler.n_tokens)
     return sampler.result()
@@ -289,22 +258,6 @@ def _n_contexts(config: FeaturesConfig, store: ActStore) -> int:
     return min(store.n_contexts, -(-config.tokens // store.spec.ctx_len))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Contexts:
-    """Whole contexts that follow each other, and where their activations are."""
-
-    first: int
-    """Number of the first one in the store."""
-    tokens: Int32[np.ndarray, "contexts ctx_len"]
-    rows: Int64[np.ndarray, "contexts ctx_len"]
-    """Which row of `acts` belongs to each token."""
-    acts: Shaped[np.ndarray, "rows width"]
-    """As stored: bfloat16 as its bits, uint16."""
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
 def _shards(store: ActStore, site: str, n_contexts: int) -> Iterator[Contexts]:
     """The first so many contexts of a store, a shard of them at a time."""
     per_shard = store.spec.shard_rows // store.spec.ctx_len
@@ -315,4 +268,4 @@ def _shards(store: ActStore, site: str, n_contexts: int) -> Iterator[Contexts]:
         rows = np.empty(tokens.shape, np.int64)
         rows[context - first, position] = np.arange(len(context))
         n = min(per_shard, n_contexts - first)
-        yield Contexts(first=first, tokens=tokens[:n], rows=rows[:n], acts=store.shard(site, shard))
+        yield first, tokens[:n], rows[:n], store.shard(site, shard)

@@ -1,5 +1,6 @@
 """A feature as people look at it: how often it is active, on what, and to what end."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
@@ -41,6 +42,12 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.value)
+
+    def inside(self) -> Iterator[tuple[int, int, list[int], Float32[np.ndarray, " n"]]]:
+        """Of each its context, its position, and the tokens and values within the context."""
+        columns = self.context.tolist(), self.position.tolist(), self.tokens, self.values
+        for context, position, tokens, values in zip(*columns, strict=True):
+            yield context, position, tokens[tokens >= 0].tolist(), values[tokens >= 0]
 
     def passages(self, texts: TokenTexts) -> list[Passage]:
         """The text of each."""
@@ -188,24 +195,20 @@ def feature_document(feature: Feature, texts: TokenTexts) -> dict[str, object]:
 
 def examples_document(examples: Examples, texts: TokenTexts) -> list[dict[str, object]]:
     """Each example, its text cut into a piece a token."""
-    told: list[dict[str, object]] = []
-    for i, (context, position) in enumerate(
-        zip(examples.context.tolist(), examples.position.tolist(), strict=True)
-    ):
-        inside = examples.tokens[i] >= 0
-        tokens = examples.tokens[i][inside].tolist()
-        told.append(
-            {
-                "context": context,
-                "position": position,
-                "value": float(examples.value[i]),
-                "at": int(inside[:BEFORE].sum()),
-                "tokens": tokens,
-                "texts": list(texts.pieces(tokens)),
-                "values": rounded(examples.values[i][inside]),
-            }
+    return [
+        {
+            "context": context,
+            "position": position,
+            "value": value,
+            "at": min(BEFORE, position),
+            "tokens": tokens,
+            "texts": list(texts.pieces(tokens)),
+            "values": rounded(values),
+        }
+        for value, (context, position, tokens, values) in zip(
+            examples.value.tolist(), examples.inside(), strict=True
         )
-    return told
+    ]
 
 
 def rounded(values: Float32[np.ndarray, " n"]) -> list[float]:

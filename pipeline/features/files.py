@@ -151,7 +151,7 @@ class FeatureSet:
     @cached_property
     def texts(self) -> TokenTexts:
         """Texts of all tokens that occur."""
-        table = self._tables["tokens"]
+        table = self._table("tokens")
         known = zip(table["token"].to_pylist(), table["bytes"].to_pylist(), strict=True)
         return TokenTexts(dict(known).get)
 
@@ -164,7 +164,7 @@ class FeatureSet:
         """
         if not 0 <= index < len(self):
             raise ConfigError(f"{self.run} has features 0 to {len(self) - 1}, got {index}")
-        told: dict[str, Any] = self._tables["features"].slice(index, 1).to_pylist()[0]
+        told: dict[str, Any] = self._table("features").slice(index, 1).to_pylist()[0]
         examples, samples = self._rows_of("examples", index), self._rows_of("samples", index)
         n_top = examples["kind"].to_pylist().count("top")
         near = zip(told["neighbours"], told["neighbour_cosines"], strict=True)
@@ -205,7 +205,7 @@ class FeatureSet:
             ConfigError: pandas is not installed.
             CheckpointError: a file is missing or damaged.
         """
-        return make_frame(self._tables["features"].to_pydict())
+        return make_frame(self._table("features").to_pydict())
 
     def check(self) -> None:
         """Read everything.
@@ -214,27 +214,42 @@ class FeatureSet:
             CheckpointError: a file is missing or damaged.
         """
         for name in TABLES:
-            self._tables[name]
+            self._table(name)
 
     @cached_property
-    def _tables(self) -> "_Tables":
-        return _Tables(self.run, dict(zip(TABLES, self.facts.sha256, strict=False)))
+    def _tables(self) -> dict[str, Any]:
+        """Those that were read."""
+        return {}
+
+    def _table(self, name: str) -> Any:  # noqa: ANN401 - pyarrow is not typed
+        if name in self._tables:
+            return self._tables[name]
+        file = f"{name}.parquet"
+        known: dict[str, str] = dict(zip(TABLES, self.facts.sha256, strict=False))
+        try:
+            data = (self.run / FOLDER / file).read_bytes()
+            if hashlib.sha256(data).hexdigest() != known.get(name):
+                raise ValueError(f"its checksum does not match {FACTS}")  # noqa: TRY301
+            table = parquet.read_table(pyarrow.BufferReader(data)).combine_chunks()
+        except (OSError, ValueError) as error:  # what pyarrow raises is one of these
+            raise _damaged(self.run, file, error) from error
+        return self._tables.setdefault(name, table)
 
     @cached_property
     def _starts(self) -> dict[str, Int64[np.ndarray, " starts"]]:
         """Where the rows of each feature begin."""
         numbers = np.arange(len(self) + 1)
         return {
-            name: np.searchsorted(self._tables[name]["feature"].to_numpy(), numbers)
+            name: np.searchsorted(self._table(name)["feature"].to_numpy(), numbers)
             for name in ("examples", "samples")
         }
 
     def _rows_of(self, name: str, index: int) -> Any:  # noqa: ANN401 - pyarrow is not typed
         start, stop = self._starts[name][index : index + 2].tolist()
-        return self._tables[name].slice(start, stop - start)
+        return self._table(name).slice(start, stop - start)
 
     def _column(self, name: str) -> Any:  # noqa: ANN401 - of any dtype
-        return self._tables["features"][name].to_numpy()
+        return self._table("features")[name].to_numpy()
 
 
 def ordered(features: FeatureSet, by: FeatureOrder, *, seed: int = 0) -> Int64[np.ndarray, " n"]:
@@ -254,25 +269,6 @@ def ordered(features: FeatureSet, by: FeatureOrder, *, seed: int = 0) -> Int64[n
             return shuffled[np.argsort(features.n_active[shuffled] == 0, kind="stable")]
         case _:
             assert_never(by)
-
-
-class _Tables(dict[str, Any]):
-    """Tables by name, read when they are asked for."""
-
-    def __init__(self, run: Path, sha256: dict[str, str]) -> None:
-        super().__init__()
-        self._run, self._sha256 = run, sha256
-
-    def __missing__(self, name: str) -> Any:  # noqa: ANN401 - pyarrow is not typed
-        file = f"{name}.parquet"
-        try:
-            data = (self._run / FOLDER / file).read_bytes()
-            if hashlib.sha256(data).hexdigest() != self._sha256.get(name):
-                raise ValueError(f"its checksum does not match {FACTS}")  # noqa: TRY301
-            self[name] = parquet.read_table(pyarrow.BufferReader(data)).combine_chunks()
-        except (OSError, ValueError) as error:  # what pyarrow raises is one of these
-            raise _damaged(self._run, file, error) from error
-        return self[name]
 
 
 def _damaged(run: Path, file: str, error: Exception) -> CheckpointError:

@@ -16,6 +16,7 @@ the feature (Elhage et al. 2021, "A mathematical framework for transformer circu
 path; nostalgebraist 2020, "the logit lens").
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,14 +38,8 @@ _CELLS = 2**24
 """Logits, or cosines, in memory at once: 64 MiB."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Attribution:
-    """Of each feature the tokens at both ends, the most extreme first."""
-
-    promoted: Int64[Tensor, "d_sae n"]
-    promoted_by: Float32[Tensor, "d_sae n"]
-    suppressed: Int64[Tensor, "d_sae n"]
-    suppressed_by: Float32[Tensor, "d_sae n"]
+Ranked = tuple[Int64[Tensor, "d_sae n"], Float32[Tensor, "d_sae n"]]
+"""Of each feature tokens, or features, the most extreme first, and their values."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,21 +52,12 @@ class Path:
     scale: Float32[Tensor, " d_model"]
     unembedding: Float32[Tensor, "n_vocab d_model"]
 
-    def directions(self, rows: Float[Tensor, "n d_in"]) -> Float32[Tensor, "n d_model"]:
-        """What the unembedding reads of each of these rows."""
+    def logits(self, rows: Float[Tensor, "n d_in"]) -> Float32[Tensor, "n n_vocab"]:
+        """What each of these rows, written at the site, adds to every logit, times the norm."""
         written = rows.float() if self.out is None else rows.float() @ self.out.T
         if self.centered:
             written = written - written.mean(-1, keepdim=True)
-        return written * self.scale
-
-    def logits(self, rows: Float[Tensor, "n d_in"]) -> Float32[Tensor, "n n_vocab"]:
-        """What each of these rows, written at the site, adds to every logit, times the norm."""
-        return self.directions(rows) @ self.unembedding.T
-
-
-def writes_to_the_stream(site: Site) -> bool:
-    """Whether what a feature writes at this site has a linear way to the logits."""
-    return not site.kind.nonlinear
+        return (written * self.scale) @ self.unembedding.T
 
 
 def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: torch.device) -> Path:
@@ -79,7 +65,7 @@ def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: to
     files = ModelFiles(model, revision)
     shape = Shape.of(files.config, name=model)
     shape.check(site, name=model)
-    if not writes_to_the_stream(site):
+    if site.kind.nonlinear:
         raise ConfigError(f"{site} has no linear way to the logits: a nonlinearity comes after it")
     family = shape.family
     norm = f"{family.prefix}.{family.final_norm}.weight"
@@ -101,32 +87,23 @@ def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: to
 
 
 @torch.no_grad()
-def attribute(path: Path, W_dec: Float[Tensor, "d_sae d_in"]) -> Attribution:
-    """The tokens that each row of a dictionary raises and lowers most, block after block."""
+def attribute(path: Path, W_dec: Float[Tensor, "d_sae d_in"]) -> dict[str, Ranked]:
+    """The tokens that each row of a dictionary raises and lowers most: `promoted`, `suppressed`."""
     width = path.scale if path.out is None else path.out.T
     if W_dec.shape[1] != len(width):
         raise ConfigError(f"features write {W_dec.shape[1]} values, the site has {len(width)}")
     n = min(N_TOKENS, len(path.unembedding))
-    ends: list[tuple[Tensor, ...]] = []
+    blocks: dict[str, list[tuple[Tensor, Tensor]]] = {"promoted": [], "suppressed": []}
     for rows in W_dec.detach().split(max(1, _CELLS // len(path.unembedding))):
         logits = path.logits(rows)
-        most, least = logits.topk(n), logits.topk(n, largest=False)
-        ends.append(
-            tuple(t.cpu() for t in (most.indices, most.values, least.indices, least.values))
-        )
-    promoted, promoted_by, suppressed, suppressed_by = map(torch.cat, zip(*ends, strict=True))
-    return Attribution(
-        promoted=promoted,
-        promoted_by=promoted_by,
-        suppressed=suppressed,
-        suppressed_by=suppressed_by,
-    )
+        for end, found in blocks.items():
+            best = logits.topk(n, largest=end == "promoted")
+            found.append((best.indices.cpu(), best.values.cpu()))
+    return {end: _joined(found) for end, found in blocks.items()}
 
 
 @torch.no_grad()
-def nearest(
-    W_dec: Float[Tensor, "d_sae d_in"],
-) -> tuple[Int64[Tensor, "d_sae n"], Float32[Tensor, "d_sae n"]]:
+def nearest(W_dec: Float[Tensor, "d_sae d_in"]) -> Ranked:
     """The rows of largest cosine with each row, itself left out, and their cosines, in fp32.
 
     `n` is `N_NEIGHBOURS`, or fewer where there are fewer others. A row of zeros has cosine 0 with
@@ -141,5 +118,9 @@ def nearest(
         cosine[itself, start + itself] = -torch.inf
         best = cosine.topk(n, dim=-1)
         blocks.append((best.indices.cpu(), best.values.clamp(max=1).cpu()))
-    indices, cosines = zip(*blocks, strict=True)
-    return torch.cat(indices), torch.cat(cosines)
+    return _joined(blocks)
+
+
+def _joined(blocks: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    indices, values = zip(*blocks, strict=True)
+    return torch.cat(indices), torch.cat(values)

@@ -2,50 +2,44 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
-from jaxtyping import Float32, Float64, Int, Int64, Shaped
+import torch
+from jaxtyping import Int, Shaped
 
 from actstore.files import make_folder, partial_of, remove, sync_folder, write_file, write_json
 from pipeline.config.serialization import to_json
+from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine
 from pipeline.features.feature import Examples
 from pipeline.features.files import FACTS, FOLDER, TABLES, Facts, FeatureSet
-from pipeline.features.logits import Attribution
+from pipeline.features.logits import Ranked, nearest
 from pipeline.features.samples import Samples
+from pipeline.sae.sae import Coder
 from pipeline.text.token_text import TokenTexts
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Directions:
-    """What an SAE's weights alone say of its features."""
-
-    neighbours: Int64[np.ndarray, "d_sae n"]
-    neighbour_cosines: Float32[np.ndarray, "d_sae n"]
-    dead_cosine: Float64[np.ndarray, " d_sae"] | None
-    encoder_decoder_cosine: Float64[np.ndarray, " d_sae"]
-    attribution: Attribution | None
 
 
 def save(
     run: Path,
     facts: Facts,
     samples: Samples,
-    directions: Directions,
+    coder: Coder,
+    attribution: Mapping[str, Ranked],
     *,
     texts: TokenTexts,
     of_logits: TokenTexts,
 ) -> FeatureSet:
     """Write the folder of a run's features, in the place of one that is there.
 
-    Checksums are added to the facts; `of_logits` are the tokens that logits are of.
+    Checksums are added to the facts; `attribution` is that of `attribute`, or empty, and
+    `of_logits` are its tokens.
     """
     tables = {
-        "features": _features(samples, directions, of_logits),
+        "features": _features(samples, coder, attribution, of_logits),
         "examples": _examples(samples, texts),
         "samples": _values(samples),
         "tokens": _tokens(samples, texts),
@@ -80,45 +74,36 @@ def _put(partial: Path, folder: Path) -> None:
     remove(old)
 
 
-def _features(samples: Samples, directions: Directions, texts: TokenTexts) -> Any:  # noqa: ANN401
-    d_sae, n_active = len(samples.n_active), samples.n_active
-    dead_cosine = directions.dead_cosine
-    return pyarrow.table(
-        {
-            "index": np.arange(d_sae, dtype=np.int32),
-            "n_active": n_active,
-            "frequency": n_active / max(1, samples.n_tokens),
-            "mean": samples.total / np.maximum(1, n_active),
-            "max": samples.max,
-            "dead_cosine": pyarrow.nulls(d_sae, pyarrow.float64())
-            if dead_cosine is None
-            else dead_cosine,
-            "encoder_decoder_cosine": directions.encoder_decoder_cosine,
-            **_logits(directions.attribution, texts, d_sae=d_sae),
-            "neighbours": _lists(directions.neighbours.astype(np.int32)),
-            "neighbour_cosines": _lists(directions.neighbour_cosines),
-        }
-    )
-
-
-def _logits(
-    attribution: Attribution | None, texts: TokenTexts, *, d_sae: int
-) -> Mapping[str, object]:
-    """Columns of promoted and suppressed tokens; without an attribution they are empty."""
-    columns: dict[str, object] = {}
+def _features(
+    samples: Samples, coder: Coder, attribution: Mapping[str, Ranked], texts: TokenTexts
+) -> Any:  # noqa: ANN401
+    """What the weights say, and the store: which features are dead, for one."""
+    d_sae, n_active, W_dec = coder.d_sae, samples.n_active, coder.W_dec.detach()
+    neighbours, cosines = nearest(W_dec)
+    to_dead = dead_cosine(W_dec, torch.from_numpy(n_active == 0))
+    columns: dict[str, Any] = {
+        "index": np.arange(d_sae, dtype=np.int32),
+        "n_active": n_active,
+        "frequency": n_active / max(1, samples.n_tokens),
+        "mean": samples.total / np.maximum(1, n_active),
+        "max": samples.max,
+        "dead_cosine": pyarrow.nulls(d_sae, pyarrow.float64())
+        if to_dead is None
+        else to_dead.numpy(),
+        "encoder_decoder_cosine": encoder_decoder_cosine(coder).numpy(),
+    }
+    none = torch.empty((d_sae, 0), dtype=torch.int64), torch.empty((d_sae, 0))
     for end in ("promoted", "suppressed"):
-        if attribution is None:
-            tokens, effects = np.empty((d_sae, 0), np.int32), np.empty((d_sae, 0), np.float32)
-        else:
-            tokens = getattr(attribution, end).numpy().astype(np.int32)
-            effects = getattr(attribution, f"{end}_by").numpy()
-        columns[end] = _lists(tokens)
+        tokens, effects = attribution.get(end, none)
+        columns[end] = _lists(tokens.numpy().astype(np.int32))
         columns[f"{end}_text"] = pyarrow.array(
             [[texts.alone(token) for token in row] for row in tokens.tolist()],
             pyarrow.list_(pyarrow.string()),
         )
-        columns[f"{end}_effect"] = _lists(effects)
-    return columns
+        columns[f"{end}_effect"] = _lists(effects.numpy())
+    columns["neighbours"] = _lists(neighbours.numpy().astype(np.int32))
+    columns["neighbour_cosines"] = _lists(cosines.numpy())
+    return pyarrow.table(columns)
 
 
 def _examples(samples: Samples, texts: TokenTexts) -> Any:  # noqa: ANN401

@@ -10,7 +10,8 @@ below it nothing requires one, so nothing is kept for it.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -53,54 +54,54 @@ def finetune(config: FinetuneConfig, *, on_progress: OnProgress | None = None) -
     done = finished_report(config, run)
     if done is not None:
         return done
-    setup = _load(config, run)
-    ce_base, ce_spliced = setup.heldout_loss({}), setup.heldout_loss(setup.through)
-    losses = _learn(setup, on_progress)
-    ce_finetuned = setup.heldout_loss(setup.through)
-    report = _report(
-        setup, losses, ce_base=ce_base, ce_spliced=ce_spliced, ce_finetuned=ce_finetuned
+    device, source = pick_device(config.device), run.provenance
+    tuned, site = TunedSAE(run.load_sae(device)), Site.parse(config.site or source.site)
+    lm, tokenizer, split = _load(config, run, tuned, site)
+    through = {site: in_float(tuned)}
+    heldout_loss = partial(mean_cross_entropy, lm, split.heldout, batch_size=config.batch_size)
+    ce_base, ce_spliced = heldout_loss({}), heldout_loss(through)
+    losses = _learn(config, lm, tuned, through, split.train, on_progress)
+    ce_finetuned = heldout_loss(through)
+    n_ends = max(1, len(losses) // ENDS_SHARE)
+    moved = (
+        f"the SAE was trained on {source.site} of {source.model} and is fine-tuned at {site} "
+        f"of {lm.name}"
     )
-    shifts = find_shifts(
-        setup.lm, setup.site, setup.tuned, setup.split.train, setup.tokenizer,
-        batch_size=config.batch_size,
-    )  # fmt: skip
-    save_run(config, run, setup.tuned, report, losses=losses, shifts=shifts)
+    notes = [moved] if (lm.name, str(site)) != (source.model, source.site) else []
+    report = FinetuneReport(
+        run=config.run,
+        out=config.out,
+        model=lm.name,
+        revision=lm.files.revision,
+        trained_on_model=source.model,
+        site=str(site),
+        trained_on_site=source.site,
+        text=config.text,
+        n_train_tokens=split.train.numel(),
+        n_heldout_tokens=split.heldout.numel(),
+        n_steps=len(losses),
+        ce_base=ce_base,
+        ce_spliced=ce_spliced,
+        ce_finetuned=ce_finetuned,
+        loss_first=float(np.mean(losses[:n_ends])),
+        loss_last=float(np.mean(losses[-n_ends:])),
+        notes=(*notes, *split.notes),
+    )
+    shifts = find_shifts(lm, site, tuned, split.train, tokenizer, batch_size=config.batch_size)
+    save_run(config, run, tuned, report, losses=losses, shifts=shifts)
     return report
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Setup:
-    """All that a fine-tuning works with."""
-
-    config: FinetuneConfig
-    run: SAERun
-    tuned: TunedSAE
-    lm: LanguageModel
-    site: Site
-    tokenizer: Tokenizer
-    split: Split
-
-    @property
-    def through(self) -> dict[Site, Edit]:
-        """What splices the SAE in."""
-        return {self.site: in_float(self.tuned)}
-
-    def heldout_loss(self, edits: dict[Site, Edit]) -> float:
-        """Cross-entropy on the held-out contexts (nats)."""
-        heldout, batch_size = self.split.heldout, self.config.batch_size
-        return mean_cross_entropy(self.lm, heldout, edits, batch_size=batch_size)
-
-
-def _load(config: FinetuneConfig, run: SAERun) -> _Setup:
-    """The SAE, the model it goes into, its own unless told otherwise, and the texts."""
-    device, source = pick_device(config.device), run.provenance
+def _load(
+    config: FinetuneConfig, run: SAERun, tuned: TunedSAE, site: Site
+) -> tuple[LanguageModel, Tokenizer, Split]:
+    """The model the SAE goes into, its own unless told otherwise, and the texts."""
+    source, device = run.provenance, tuned.W_dec.device
     name = source.model if config.model is None else config.model
     if not name:
         raise ConfigError(
             f"{config.run} does not say which model its activations are from: name it with --model"
         )
-    tuned = TunedSAE(run.load_sae(device))
-    site = Site.parse(config.site or source.site)
     revision = (source.revision if name == source.model else "") or "main"
     dtype = pick_dtype(config.precision, device)
     lm = load_model(name, revision=revision, device=device, dtype=dtype)
@@ -114,42 +115,7 @@ def _load(config: FinetuneConfig, run: SAERun) -> _Setup:
         n_heldout=config.heldout_contexts,
         column=config.text_column,
     )
-    return _Setup(
-        config=config, run=run, tuned=tuned, lm=lm, site=site, tokenizer=tokenizer, split=split
-    )
-
-
-def _report(
-    setup: _Setup, losses: list[float], *, ce_base: float, ce_spliced: float, ce_finetuned: float
-) -> FinetuneReport:
-    config, source, lm, split = setup.config, setup.run.provenance, setup.lm, setup.split
-    site, n_ends = str(setup.site), max(1, len(losses) // ENDS_SHARE)
-    notes = list(split.notes)
-    if (lm.name, site) != (source.model, source.site):
-        notes.insert(
-            0,
-            f"the SAE was trained on {source.site} of {source.model} and is fine-tuned at {site} "
-            f"of {lm.name}",
-        )
-    return FinetuneReport(
-        run=config.run,
-        out=config.out,
-        model=lm.name,
-        revision=lm.files.revision,
-        trained_on_model=source.model,
-        site=site,
-        trained_on_site=source.site,
-        text=config.text,
-        n_train_tokens=split.train.numel(),
-        n_heldout_tokens=split.heldout.numel(),
-        n_steps=len(losses),
-        ce_base=ce_base,
-        ce_spliced=ce_spliced,
-        ce_finetuned=ce_finetuned,
-        loss_first=float(np.mean(losses[:n_ends])),
-        loss_last=float(np.mean(losses[-n_ends:])),
-        notes=tuple(notes),
-    )
+    return lm, tokenizer, split
 
 
 @torch.no_grad()
@@ -170,14 +136,21 @@ def mean_cross_entropy(
     return _finite(total / n_predictions, lm)
 
 
-def _learn(setup: _Setup, on_progress: OnProgress | None) -> list[float]:
+def _learn(
+    config: FinetuneConfig,
+    lm: LanguageModel,
+    tuned: TunedSAE,
+    through: dict[Site, Edit],
+    contexts: Int32[Tensor, "contexts ctx_len"],
+    on_progress: OnProgress | None,
+) -> list[float]:
     """Train `c` and `d` in place; gives the loss of each step's batch before its update (nats)."""
-    config, lm, contexts = setup.config, setup.lm, setup.split.train
-    learned = [setup.tuned.c, setup.tuned.d]
-    optimizer = torch.optim.AdamW(learned, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        [tuned.c, tuned.d], lr=config.lr, weight_decay=config.weight_decay
+    )
     n_steps = config.epochs * -(-len(contexts) // config.batch_size)
     losses: list[float] = []
-    with splice(lm, setup.through):
+    with splice(lm, through):
         for chosen in _batches(len(contexts), config):
             tokens = contexts[chosen].to(lm.device)
             optimizer.zero_grad()

@@ -12,7 +12,7 @@ drawn into it afterwards, by `pipeline.plots.finetune`.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ from pipeline.config.serialization import from_json, to_json
 from pipeline.config.stages import FinetuneConfig
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.finetune.shifts import Shifts
+from pipeline.finetune.shifts import Shift
 from pipeline.runs.curves import METRICS, read_curves
 from pipeline.runs.folder import (
     FORMAT,
@@ -184,7 +184,7 @@ def save_run(
     report: FinetuneReport,
     *,
     losses: Sequence[float],
-    shifts: Shifts,
+    shifts: Mapping[str, Sequence[Shift]],
 ) -> None:
     """Write the whole directory under a temporary name, then rename it to `config.out`."""
     partial = partial_of(config.out)

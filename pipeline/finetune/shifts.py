@@ -1,6 +1,5 @@
 """The latents that fine-tuning moved most, and what they fire on before and after."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,20 +44,6 @@ class Shift:
     examples: tuple[Example, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shifts:
-    """The extremes of `c` and of `d`, the most extreme first."""
-
-    scaled_up: tuple[Shift, ...]
-    """Largest `c`."""
-    inhibited: tuple[Shift, ...]
-    """Smallest `c`."""
-    raised: tuple[Shift, ...]
-    """Largest `d`."""
-    lowered: tuple[Shift, ...]
-    """Smallest `d`."""
-
-
 @torch.no_grad()
 def find_shifts(
     lm: LanguageModel,
@@ -68,9 +53,10 @@ def find_shifts(
     tokenizer: Tokenizer,
     *,
     batch_size: int,
-) -> Shifts:
+) -> dict[str, tuple[Shift, ...]]:
     """The most moved latents, with their strongest tokens among the first `MAX_TOKENS` of a text.
 
+    Those of largest and of smallest `c`, of largest and of smallest `d`, the most extreme first.
     The activations are the clean model's: nothing below the site is edited, so the same token
     has the same activation at the site before and after.
     """
@@ -82,7 +68,13 @@ def find_shifts(
     }
     chosen = sorted({latent for latents in ends.values() for latent in latents})
     some = contexts[: max(1, MAX_TOKENS // contexts.shape[1])]
-    before, after = _activations(lm, site, tuned, some.split(batch_size), chosen)
+    parts: list[tuple[Tensor, ...]] = []
+    with reading(lm, [site]) as read:
+        for tokens in some.split(batch_size):
+            x = read(tokens.to(lm.device))[site].flatten(0, 1).float()
+            coders = tuned.sae, tuned
+            parts.append(tuple(coder.encode(x)[:, chosen].cpu() for coder in coders))
+    before, after = map(torch.cat, zip(*parts, strict=True))
     shifts = {
         latent: Shift(
             latent=latent,
@@ -92,31 +84,13 @@ def find_shifts(
         )
         for i, latent in enumerate(chosen)
     }
-    return Shifts(**{end: tuple(shifts[i] for i in latents) for end, latents in ends.items()})
+    return {end: tuple(shifts[i] for i in latents) for end, latents in ends.items()}
 
 
 def _extremes(values: Float[Tensor, " d_sae"]) -> list[int]:
     """Indices of the largest values, the largest first; equals by index."""
     order = values.cpu().sort(descending=True, stable=True).indices
     return order[:N_LATENTS].tolist()
-
-
-def _activations(
-    lm: LanguageModel,
-    site: Site,
-    tuned: TunedSAE,
-    batches: Sequence[Tensor],
-    latents: list[int],
-) -> tuple[Float[Tensor, "tokens latents"], Float[Tensor, "tokens latents"]]:
-    """Activations of some latents on every token, without and with `c` and `d`."""
-    before: list[Tensor] = []
-    after: list[Tensor] = []
-    with reading(lm, [site]) as read:
-        for tokens in batches:
-            x = read(tokens.to(lm.device))[site].flatten(0, 1).float()
-            before.append(tuned.sae.encode(x)[:, latents].cpu())
-            after.append(tuned.encode(x)[:, latents].cpu())
-    return torch.cat(before), torch.cat(after)
 
 
 def _examples(

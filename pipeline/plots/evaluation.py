@@ -29,8 +29,8 @@ from pipeline.plots.style import (
     LEGEND,
     RED,
     Label,
+    as_log_if_wide,
     axes_in,
-    few_ticks,
     label_points,
     make_figure,
     save_all,
@@ -118,8 +118,6 @@ _MANY = 12
 """Bars of `inserted_figure` from which on their numbers stand upright."""
 _LABELS = 16
 """Runs of `frontier_figure`; with more, those on a frontier alone are named."""
-_LOG_FROM = 10.0
-"""Factor that L0 must span to be drawn on a logarithmic axis."""
 
 
 def dead_cosine_figure(
@@ -260,10 +258,7 @@ def frontier_figure(reports: Sequence[EvalReport]) -> Figure:
         return figure
     for i, kind in enumerate(dict.fromkeys(run.kind for run in runs)):
         _draw_kind(axes, [run for run in runs if run.kind == kind], color=KINDS[i % len(KINDS)])
-    l0s = [run.l0 for run in runs]
-    if 0 < _LOG_FROM * min(l0s) < max(l0s):
-        axes.set_xscale("log")
-        few_ticks(axes.xaxis)
+    as_log_if_wide(axes, "x", [run.l0 for run in runs])
     axes.margins(x=0.16, y=0.1)
     axes.autoscale_view()
     shown = sorted(runs, key=lambda run: not run.best)  # the best are the last to lose their names

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Real
@@ -63,6 +63,13 @@ def few_ticks(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(short)
     axis.set_minor_formatter(NullFormatter())
+
+
+def as_log_if_wide(axes: Axes, which: Literal["x", "y"], values: Sequence[float]) -> None:
+    """An axis is logarithmic where its values, above zero, span more than a decade."""
+    if 0 < 10 * min(values) < max(values):
+        axes.set(**{f"{which}scale": "log"})
+        few_ticks(axes.xaxis if which == "x" else axes.yaxis)
 
 
 def say(axes: Axes, text: str) -> None:

@@ -16,8 +16,8 @@ from pipeline.plots.style import (
     INK,
     KINDS,
     LEGEND,
+    as_log_if_wide,
     axes_in,
-    few_ticks,
     make_figure,
     save,
     short,
@@ -47,8 +47,8 @@ CHANGING = (
 )
 """As CURVES, but drawn only where there is a change to see."""
 
-_LOG_KEYS, _LOG_FROM = frozenset({"recon", "loss", "sparsity", "beta", "weights", "nonzero"}), 10.0
-"""Curves drawn on a logarithmic axis once they span more than this factor."""
+_LOG_KEYS = frozenset({"recon", "loss", "sparsity", "beta", "weights", "nonzero"})
+"""Curves drawn on a logarithmic axis once they span more than a decade."""
 
 _COUNTS = frozenset({"l0", "n_dead", "n_resampled", "lr", "rows_per_s"})
 """Curves whose axis starts at zero."""
@@ -109,41 +109,32 @@ def sweep_figure(members: Mapping[str, Path], out: Path) -> None:
         raise CheckpointError(f"cannot draw {out}: no member of the sweep has curves yet")
     figure = make_figure(width=6.4, height=4.4)
     title = "Sweep: filled members are on the frontier"
-    axes = axes_in(figure, (1, 1, 1), title=title, y=f"{placed[0].of.y}, end of training")
-    axes.set_xlabel(f"{placed[0].of.x}, end of training")
+    cost, gain = _AXES[placed[0].of]
+    axes = axes_in(figure, (1, 1, 1), title=title, y=f"{gain}, end of training")
+    axes.set_xlabel(f"{cost}, end of training")
     for i, kind in enumerate(dict.fromkeys(end.kind for end in placed)):
         color = KINDS[i % len(KINDS)]
         _draw_kind(axes, [e for e in placed if e.kind == kind], color=color, n=len(placed))
     if placed[0].kind or len({end.kind for end in placed}) > 1:
         axes.legend(loc="lower right", **LEGEND)
-    costs = [end.cost for end in placed]
-    if 0 < _LOG_FROM * min(costs) < max(costs):
-        axes.set_xscale("log")
-        few_ticks(axes.xaxis)
+    as_log_if_wide(axes, "x", [end.cost for end in placed])
     axes.margins(x=0.18, y=0.12)
     save(figure, out, out.with_suffix(".svg"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Measure:
-    """What members of a sweep are compared by: what they cost, and what that gives."""
-
-    cost: str
-    x: str
-    y: str
-
-
-_SAES = _Measure(cost="l0", x="L0: features active per token", y="explained variance")
-_CONNECTORS = _Measure(
-    cost="weights", x="weights above 0.1 per output feature", y="explained variance of the latents"
-)
+_AXES = {
+    "weights": ("weights above 0.1 per output feature", "explained variance of the latents"),
+    "l0": ("L0: features active per token", "explained variance"),
+}
+"""What connectors and SAEs of a sweep are compared by: what they cost, and what that gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _End:
     """Where a member came to lie."""
 
-    of: _Measure
+    of: str
+    """A key of `_AXES`."""
     kind: str
     label: str
     cost: float
@@ -182,18 +173,18 @@ def _draw_kind(axes: Axes, ends: Sequence[_End], *, color: str, n: int) -> None:
 def _end_of(name: str, metrics: Path) -> _End | None:
     """The mean of a member's last lines; None before there is one."""
     every = list(read_curves(metrics))
-    of = _CONNECTORS if any(_CONNECTORS.cost in line for line in every) else _SAES
-    lines = [line for line in every if of.cost in line]
-    if not lines:
+    of = next((key for key in _AXES if any(key in line for line in every)), None)
+    if of is None:
         return None
+    lines = [line for line in every if of in line]
     last = lines[-max(1, round(_END * len(lines))) :]
     words = name.split(",")
-    explained = [line["explained_variance"] if of is _SAES else 1 - line["fvu"] for line in last]
+    explained = [line["explained_variance"] if of == "l0" else 1 - line["fvu"] for line in last]
     return _End(
         of=of,
         kind=", ".join(word for word in words if "=" not in word),
         label=", ".join(word for word in words if "=" in word),
-        cost=float(np.mean([line[of.cost] for line in last])),
+        cost=float(np.mean([line[of] for line in last])),
         explained=float(np.mean(explained)),
     )
 
@@ -213,7 +204,7 @@ def _draw(
     """One curve: each line of the file in pale, a smoothed line over it."""
     key, title, label = curve
     axes = axes_in(figure, place, title=title, y=label)
-    rows, values = (_column(lines, name, where=key) for name in ("rows", key))
+    rows, values = ([line[name] for line in lines if key in line] for name in ("rows", key))
     axes.plot(rows, values, color=BLUE, alpha=0.3, lw=0.8)
     axes.plot(*smoothed(rows, values), color=BLUE, lw=1.6)
     axes.set_xlabel("tokens seen")
@@ -222,9 +213,8 @@ def _draw(
         axes.set_ylim(bottom=0, top=1.1 * max(values) or 1.0)
     if key == "explained_variance" and min(values) < 0 < max(values):
         axes.set_ylim(bottom=0)  # the first steps are far below, and tell nothing
-    if key in _LOG_KEYS and 0 < _LOG_FROM * min(values) < max(values):
-        axes.set_yscale("log")
-        few_ticks(axes.yaxis)
+    if key in _LOG_KEYS:
+        as_log_if_wide(axes, "y", values)
     axes.yaxis.set_major_formatter(short)
 
 
@@ -242,8 +232,3 @@ def _read_lines(metrics: Path) -> list[dict[str, float]]:
     if not any(line.keys() & {key for key, *_ in CURVES} for line in lines):
         raise CheckpointError(f"{metrics} holds no line of a training run's metrics")
     return lines
-
-
-def _column(lines: Sequence[Mapping[str, float]], key: str, *, where: str) -> list[float]:
-    """Values of one key in the lines that have the key `where`."""
-    return [line[key] for line in lines if where in line]

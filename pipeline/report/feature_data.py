@@ -73,14 +73,12 @@ def _effects(effects: Sequence[TokenEffect], places: Places) -> list[list[object
 
 def examples_data(examples: Examples, texts: TokenTexts, places: Places) -> list[dict[str, object]]:
     """Each without what lies beyond the ends of its context."""
-    found: list[dict[str, object]] = []
-    columns = (examples.context, examples.position, examples.tokens, examples.values)
-    for context, position, tokens, values in zip(*(c.tolist() for c in columns), strict=True):
-        inside = [i for i, token in enumerate(tokens) if token >= 0]
-        pieces = texts.pieces([tokens[i] for i in inside])
-        shown = {
-            "tokens": [places[piece] for piece in pieces],
-            "values": [rounded(values[i]) if values[i] else 0 for i in inside],
+    return [
+        {
+            "context": context,
+            "position": position,
+            "tokens": [places[piece] for piece in texts.pieces(tokens)],
+            "values": [rounded(value) if value else 0 for value in values.tolist()],
         }
-        found.append({"context": context, "position": position, **shown})
-    return found
+        for context, position, tokens, values in examples.inside()
+    ]

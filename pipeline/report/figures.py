@@ -35,7 +35,9 @@ def inline_svg(figure: Figure, *, name: str, label: str) -> Markup:
     """
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         root = ElementTree.fromstring(as_svg(figure))
-    used = _references(root)
+    values = [value for element in root.iter() for value in element.attrib.values()]
+    used = {value[1:] for value in values if value.startswith("#")}
+    used |= set(_REFERENCE.findall("\n".join(values)))
     for element in [*root.iter()]:
         for child in [*element]:  # what the root's attributes stand for
             if _local(child.tag) in ("metadata", "style"):
@@ -48,12 +50,6 @@ def inline_svg(figure: Figure, *, name: str, label: str) -> Markup:
         "stroke-linejoin": "round", "stroke-linecap": "butt",
     }  # fmt: skip
     return Markup(ElementTree.tostring(root, encoding="unicode"))
-
-
-def _references(root: ElementTree.Element) -> set[str]:
-    """Ids that something in the figure points to."""
-    values = [value for element in root.iter() for value in element.attrib.values()]
-    return {v[1:] for v in values if v.startswith("#")} | set(_REFERENCE.findall("\n".join(values)))
 
 
 def _adopt(element: ElementTree.Element, *, used: set[str], prefix: str) -> None:

@@ -22,16 +22,13 @@ def choose_features(n_active: Int64[np.ndarray, " d_sae"], *, n: int) -> list[in
     alive = by_frequency[n_active[by_frequency] > 0]
     dead = np.flatnonzero(n_active == 0)
     n_dead = min(N_DEAD, dead.size, n if not alive.size else n - 1)
-    return [*_evenly(alive, n - n_dead), *_evenly(dead, n_dead)]
+    shown = alive[evenly(alive.size, n - n_dead)], dead[evenly(dead.size, n_dead)]
+    return np.concatenate(shown).tolist()
 
 
 def evenly(n_items: int, n: int) -> list[int]:
     """The places of `n` of some items, or of all: as far apart as possible, both ends included."""
     return np.linspace(0, n_items - 1, min(n, n_items)).round().astype(np.int64).tolist()
-
-
-def _evenly(items: Int64[np.ndarray, " items"], n: int) -> list[int]:
-    return items[evenly(items.size, n)].tolist()
 
 
 def curves_of(run: Path) -> Path | None:

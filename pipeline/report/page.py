@@ -125,10 +125,7 @@ def write_page(config: ReportConfig) -> Path:
         CheckpointError: a folder holds no finished run, or a file of it is damaged.
     """
     require_file(config.out)
-    page = render(view(gather(config.runs, n_features=config.n_features)))
-    make_folder(config.out.parent)
-    write_file(config.out, [page])
-    return config.out
+    return _write(view(gather(config.runs, n_features=config.n_features)), config.out)
 
 
 def write_experiment(
@@ -154,7 +151,12 @@ def write_experiment(
         ConfigError: `out` is a folder.
     """
     require_file(out)
-    page = render(experiment_view(title, kind=kind, lead=lead, tiles=tiles, chapters=chapters))
+    shown = experiment_view(title, kind=kind, lead=lead, tiles=tiles, chapters=chapters)
+    return _write(shown, out)
+
+
+def _write(shown: PageView, out: Path) -> Path:
+    page = render(shown)
     make_folder(out.parent)
     write_file(out, [page])
     return out

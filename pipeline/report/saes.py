@@ -7,7 +7,7 @@ from typing import ClassVar, cast, final
 
 from pipeline.config.serialization import to_json
 from pipeline.config.training import LoopConfig
-from pipeline.evaluate.report import EvalReport, WorstContext, load_report
+from pipeline.evaluate.report import EvalReport, load_report
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.plots.evaluation import evaluation_figures, frontier_figure
 from pipeline.plots.finetune import loss_figure
@@ -133,7 +133,9 @@ class SAEExhibit(Exhibit):
             groups=metric_groups(reports) if evaluated and few else (),
             heads=[(e.name, e.headline) for e in exhibits] if few else main_heads(),
             rows=main_rows(names, reports) if evaluated and not few else (),
-            frontier=_frontier(evaluated),
+            frontier=drawings({"frontier": frontier_figure(evaluated)}, size=(WIDE, HIGH))[0]
+            if len(evaluated) > 1
+            else None,
             runs=[_view(m, place=i, known=known) for i, m in enumerate(exhibits, start=1)],
             feature_notes=list(dict.fromkeys(notes)),
             browsed=[_browsed(exhibit) for exhibit in exhibits],
@@ -142,27 +144,6 @@ class SAEExhibit(Exhibit):
 
 MANY = 4
 """Runs, with more of which the table of fidelity has a row a run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunView:
-    """One run."""
-
-    name: str
-    path: str
-    headline: str
-    facts: Mapping[str, str]
-    settings: Mapping[str, str]
-    curves: Sequence[Drawing]
-    figures: Sequence[Drawing]
-    evaluated: str
-    """On what; empty if it was not."""
-    worst: Sequence[WorstContext]
-    overlaps: Mapping[str, str]
-    """Other runs, and how much of this one's dictionary each has found too."""
-    notes: Sequence[str]
-    missing: Mapping[str, str]
-    """What is not there yet, and the command that makes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +159,8 @@ class SAEsPart(Part):
     rows: Sequence[Row]
     """That of more."""
     frontier: Drawing | None
-    runs: Sequence[RunView]
+    runs: Sequence[Mapping[str, object]]
+    """What the template tells of each."""
     feature_notes: Sequence[str]
     """What a reader of any run's features must know."""
     browsed: Sequence[Mapping[str, object]]
@@ -196,48 +178,42 @@ class SAEsPart(Part):
         return told | {"runs": "Run" if len(self.runs) == 1 else "Runs", "features": "Features"}
 
 
-def _view(exhibit: SAEExhibit, *, place: int, known: Mapping[Path, str]) -> RunView:
-    """One run; `known` are the names of all that are on the page."""
-    report = exhibit.evaluation
-    overlaps = report.overlaps if report else ()
+def _view(exhibit: SAEExhibit, *, place: int, known: Mapping[Path, str]) -> dict[str, object]:
+    """One run, `known` being the names of all that are on the page.
+
+    `overlaps` are other runs, and how much of this one's dictionary each has found too; `missing`
+    is what is not there yet, and the command that makes it.
+    """
     tuned = {"finetune": exhibit.tuned.config} if exhibit.tuned else {}
-    return RunView(
-        name=exhibit.name,
-        path=str(exhibit.path),
-        headline=exhibit.headline,
-        facts=exhibit.facts,
-        settings=settings_of(exhibit.run.config, store=exhibit.provenance, **tuned),
-        curves=_curves(exhibit, prefix=f"r{place}-"),
-        figures=_drawings(report, prefix=f"r{place}-") if report else (),
-        evaluated=_evaluated(report) if report else "",
-        worst=report.worst if report else (),
-        overlaps={known.get(o.run.resolve(), str(o.run)): number(o.mmcs) for o in overlaps},
-        notes=_notes(report) if report else (),
-        missing=_missing(exhibit),
-    )
-
-
-def _evaluated(report: EvalReport) -> str:
-    excluded = f"; left out: {', '.join(report.excluded)}" if report.excluded else ""
-    return (
-        f"In {report.model} on {report.text}: {report.n_tokens:,} tokens in contexts of "
-        f"{report.ctx_len}, the model in {report.precision}{excluded}."
-    )
-
-
-def _notes(report: EvalReport) -> list[str]:
-    """What a reader of the figures must know."""
-    told = [f"None of the {report.d_sae:,} features is dead on these tokens."]
-    return [*report.notes, *(told if report.dead_cosine is None else ())]
-
-
-def _missing(exhibit: SAEExhibit) -> dict[str, str]:
     missing: dict[str, str] = {}
     if exhibit.evaluation is None:
         missing["It has not been evaluated yet."] = f"saepipe eval {exhibit.path}"
     if exhibit.features is None:
         missing["Its features have not been collected yet."] = exhibit.command
-    return missing
+    view: dict[str, object] = {
+        "name": exhibit.name,
+        "headline": exhibit.headline,
+        "facts": exhibit.facts,
+        "settings": settings_of(exhibit.run.config, store=exhibit.provenance, **tuned),
+        "curves": _curves(exhibit, prefix=f"r{place}-"),
+        "missing": missing,
+        "evaluated": "",
+        "worst": (),
+    }
+    if (report := exhibit.evaluation) is None:
+        return view
+    excluded = f"; left out: {', '.join(report.excluded)}" if report.excluded else ""
+    none_dead = [f"None of the {report.d_sae:,} features is dead on these tokens."]
+    return view | {
+        "evaluated": f"In {report.model} on {report.text}: {report.n_tokens:,} tokens in contexts "
+        f"of {report.ctx_len}, the model in {report.precision}{excluded}.",
+        "figures": _drawings(report, prefix=f"r{place}-"),
+        "worst": report.worst,
+        "overlaps": {
+            known.get(o.run.resolve(), str(o.run)): number(o.mmcs) for o in report.overlaps
+        },
+        "notes": [*report.notes, *(none_dead if report.dead_cosine is None else ())],
+    }
 
 
 def _browsed(exhibit: SAEExhibit) -> dict[str, object]:
@@ -247,7 +223,6 @@ def _browsed(exhibit: SAEExhibit) -> dict[str, object]:
     return head | feature_data(exhibit.features)
 
 
-_HELDOUT = ("ce_base", "ce_spliced", "ce_finetuned")
 _SPARE = 1.0
 """Inches that figures of evaluations can do without."""
 
@@ -256,9 +231,7 @@ def _curves(exhibit: SAEExhibit, *, prefix: str) -> list[Drawing]:
     """The curves of a training, or the loss of a fine-tuning; none without them."""
     if exhibit.curves is None or exhibit.tuned is None:
         return curve_drawings(exhibit.curves, prefix=prefix)
-    losses = exhibit.tuned.losses()
-    heldout = {name: getattr(exhibit.tuned.report, name) for name in _HELDOUT}
-    return drawings({"loss": loss_figure(losses, **heldout)}, prefix=prefix)
+    return drawings({"loss": loss_figure(exhibit.tuned)}, prefix=prefix)
 
 
 def _drawings(report: EvalReport, *, prefix: str) -> list[Drawing]:
@@ -268,13 +241,6 @@ def _drawings(report: EvalReport, *, prefix: str) -> list[Drawing]:
     for figure in figures.values():
         figure.set_size_inches(max(WIDE, figure.get_figwidth() - _SPARE), HIGH)
     return drawings(figures, prefix=prefix)
-
-
-def _frontier(reports: Sequence[EvalReport]) -> Drawing | None:
-    """Several runs against each other; None where there are not several."""
-    if len(reports) < 2:
-        return None
-    return drawings({"frontier": frontier_figure(reports)}, size=(WIDE, HIGH))[0]
 
 
 def settings_of(config: object, **others: object) -> dict[str, str]:

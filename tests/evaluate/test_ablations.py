@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from pipeline.evaluate.ablations import ABLATED, Ablations, SiteMean, Slot
+from pipeline.evaluate.ablations import ABLATED, SiteMean, Slot
 from tests.helpers.evaluations import N_CONTEXTS
 from tests.helpers.plain_eval import leave_out
 from tests.helpers.slow import slow
@@ -47,12 +47,8 @@ def test_another_run_of_the_same_site_finds_what_the_first_left(make_run, evals,
     evals.reports(one)
     (_, after), n = passes(lambda: evals.reports(one, two, batch_size=8))
     assert n == 2 * (1 + 2)  # two batches
-    assert (after.ce_zero, after.ce_mean, after.kl_zero) == (
-        alone.ce_zero,
-        alone.ce_mean,
-        alone.kl_zero,
-    )
-    assert after.explained_variance == alone.explained_variance
+    for name in ("ce_zero", "ce_mean", "kl_zero", "explained_variance"):
+        assert getattr(after, name) == getattr(alone, name), name
 
 
 def test_a_report_does_not_depend_on_whether_anything_is_kept(make_run, evals):
@@ -78,24 +74,24 @@ def test_what_was_measured_otherwise_is_not_used(change, make_run, evals, passes
     (tmp_path / "other" / "run.json").write_text(
         (other / "run.json").read_text().replace(str(other / "gone.actstore"), str(store))
     )
-    made = {
-        "text": lambda: {"text": make_text(tmp_path / "b.txt", n_contexts=N_CONTEXTS, seed=1)},
-        "tokens": lambda: {"tokens": 8 * CTX_LEN},
-        "batch_size": lambda: {"batch_size": 5},
-        "precision": lambda: {"precision": "bf16"},
-        "model": lambda: {"model": str(make_model(tmp_path / "another", seed=3))},
-    }
-    options = {"batch_size": 4} | made.get(change, dict)()
+    text = make_text(tmp_path / "b.txt", n_contexts=N_CONTEXTS, seed=1)
+    changes = {
+        "text": {"text": text}, "tokens": {"tokens": 8 * CTX_LEN}, "batch_size": {"batch_size": 5},
+        "precision": {"precision": "bf16"},
+    }  # fmt: skip
+    options = {"batch_size": 4, "as_trained": True} | changes.get(change, {})
+    if change == "model":
+        options["model"] = str(make_model(tmp_path / "another", seed=3))
     left_out = {"exclusion": {"exclude_positions": [0]}, "norms": {"exclude_norms": 1.2}}
     leave_out(other, **left_out.get(change, {}))
-    found, n = passes(lambda: evals.reports(other, as_trained=True, **options))
+    found, n = passes(lambda: evals.reports(other, **options))
     n_batches = {"tokens": 2, "batch_size": 3}.get(change, 4)
     assert n == n_batches * (1 + (change == "norms") + 1 + 2 + 1)
     assert len(kept_of(run)) == 2
-    assert evals.reports(other, as_trained=True, **options) == found
+    assert evals.reports(other, **options) == found
     assert len(kept_of(run)) == 2
     shutil.rmtree(run / "gone.losses")
-    assert evals.reports(other, as_trained=True, **options) == found
+    assert evals.reports(other, **options) == found
 
 
 def test_a_damaged_file_is_measured_again_and_replaced(make_run, evals, passes):
@@ -103,31 +99,29 @@ def test_a_damaged_file_is_measured_again_and_replaced(make_run, evals, passes):
     first = evals.reports(run, batch_size=N_CONTEXTS)
     (path,) = kept_of(run)
     whole = path.read_bytes()
-    for damaged in (b"", whole[:-1], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
-        path.write_bytes(damaged)
-        again, n = passes(lambda: evals.reports(run, batch_size=N_CONTEXTS))
-        assert again == first
-        assert n == 5
-        assert path.read_bytes() == whole
+    path.write_bytes(whole[:-1])
+    again, n = passes(lambda: evals.reports(run, batch_size=N_CONTEXTS))
+    assert again == first
+    assert n == 5
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("limit", [None, 3.5])
 def test_every_byte_that_is_kept_is_checked(limit, tmp_path):
     rng = np.random.default_rng(0)
-    found = Ablations(
-        ground=SiteMean(mean=torch.from_numpy(rng.standard_normal(3)), limit=limit),
-        sums={name: rng.standard_normal(2) for name in ABLATED},
-    )
+    ground = SiteMean(mean=torch.from_numpy(rng.standard_normal(3)), limit=limit)
+    sums = {name: rng.standard_normal(2) for name in ABLATED}
     slot = Slot(folders=(tmp_path / "absent", tmp_path / "losses"), key="k")
-    Slot(folders=(tmp_path / "losses",), key="k").keep(found)
-    again = slot.load()
-    assert again is not None
-    assert torch.equal(again.ground.mean, found.ground.mean)
-    assert again.ground.limit == limit
-    for name in ABLATED:
-        np.testing.assert_array_equal(again.sums[name], found.sums[name])
+    Slot(folders=(tmp_path / "losses",), key="k").keep(ground, sums)
+    same, again = slot.load() or (None, None)
+    assert same is not None
+    assert torch.equal(same.mean, ground.mean)
+    assert same.limit == limit
+    np.testing.assert_equal(again, sums)
     (path,) = (tmp_path / "losses").iterdir()
     whole = path.read_bytes()
+    path.with_stem("other").write_bytes(whole)
+    assert Slot(folders=slot.folders, key="other").load() is None
     for strange in (torch.zeros(32, dtype=torch.bfloat16), torch.tensor(1), torch.zeros(0)):
         path.write_bytes(save({"sha256": strange, "mean": strange.clone()}))
         assert slot.load() is None
@@ -136,15 +130,6 @@ def test_every_byte_that_is_kept_is_checked(limit, tmp_path):
         assert slot.load() is None, at
         path.write_bytes(whole[:at])
         assert slot.load() is None, at
-
-
-def test_what_was_kept_of_another_site_is_not_taken_under_this_name(make_run, evals):
-    run, other = make_run(), make_run("other", site="mlp_out.2")
-    first = evals.reports(run)
-    evals.reports(other)
-    ((mine,), (theirs,)) = kept_of(run), kept_of(other)
-    mine.write_bytes(theirs.read_bytes())
-    assert evals.reports(run) == first
 
 
 def test_without_the_right_to_write_nothing_is_kept_and_nothing_fails(make_run, evals):

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import transformers
 
 from pipeline.config.architectures import TopKConfig
 from pipeline.config.serialization import to_json
@@ -16,7 +15,6 @@ from pipeline.lm import cross_entropy
 from pipeline.lm.model import LanguageModel
 from pipeline.sae.sae import SAE
 from tests.helpers.evaluations import N_CONTEXTS
-from tests.helpers.plain_eval import assert_numbers_agree, contexts_of, plain_eval
 from tests.helpers.tiny import CTX_LEN, WIDTH, identity_sae, make_model, make_sae
 
 
@@ -31,60 +29,19 @@ def run_eval(evals):
     return run
 
 
-def constant_sae(value: torch.Tensor) -> SAE:
-    """Reconstructs everything as one vector."""
-    coder = make_sae()
-    with torch.no_grad():
-        coder.W_dec.zero_()
-        coder.b_dec.copy_(value)
-    return coder
-
-
-def test_every_number_agrees_with_a_plain_float64_computation(run_eval, tiny_model, tiny_text):
-    coder = make_sae()
-    (report,) = run_eval(coder, batch_size=3)
-    plain = plain_eval(tiny_model, contexts_of(tiny_model, tiny_text, n=N_CONTEXTS), coder)
-    numbers = {name: value for name, value in plain.items() if hasattr(report, name)}
-    del numbers["inserted"]
-    assert_numbers_agree(to_json(report), numbers)
-    assert len(numbers) == 33
-    assert 10 < report.n_dead < coder.d_sae / 2
-    assert 0 < report.n_frequent < coder.d_sae - report.n_dead
-    assert report.n_tokens == N_CONTEXTS * CTX_LEN
-    assert report.n_predictions == N_CONTEXTS * (CTX_LEN - 1)
-    assert (report.site, report.arch, report.d_in) == ("mlp_out.1", "relu", WIDTH)
-    assert report.d_sae == len(report.density) == 4 * WIDTH
-    assert report.excluded == report.inserted == report.overlaps == ()
-
-
-def test_a_perfect_coder_recovers_everything(run_eval):
-    (report,) = run_eval(identity_sae())
-    assert report.ce_patched == report.ce_clean
-    assert report.kl == 0
-    assert report.mse == 0
-    assert report.loss_recovered == report.loss_recovered_mean == report.explained_variance == 1
-    assert report.cosine == pytest.approx(1, rel=1e-6)
-    assert report.relative_bias == pytest.approx(1, rel=1e-6)
-
-
-def test_a_coder_that_says_nothing_is_zero_ablation(run_eval):
-    (report,) = run_eval(constant_sae(torch.zeros(WIDTH)))
-    assert report.ce_patched == report.ce_zero
-    assert report.loss_recovered == 0
-    assert report.cosine == 0
-    assert report.relative_bias is None
-
-
-def test_a_coder_that_says_the_mean_is_mean_ablation(run_eval, tiny_model, tiny_text):
-    lm = transformers.GPTNeoXForCausalLM.from_pretrained(tiny_model).eval()
-    seen: list[torch.Tensor] = []
-    lm.gpt_neox.layers[1].mlp.register_forward_hook(lambda m, a, out: seen.append(out))
-    with torch.no_grad():
-        lm(contexts_of(tiny_model, tiny_text, n=N_CONTEXTS))
-    (report,) = run_eval(constant_sae(seen[0].double().mean((0, 1)).float()))
-    assert report.ce_patched == pytest.approx(report.ce_mean, rel=1e-6)
-    assert report.explained_variance == pytest.approx(0, abs=1e-6)
-    assert abs(report.ce_mean - report.ce_zero) > 1e-4
+def test_a_perfect_coder_recovers_everything_and_one_that_says_nothing_is_zero_ablation(run_eval):
+    mute = make_sae()
+    for p in (mute.W_dec, mute.b_dec):
+        torch.nn.init.zeros_(p)
+    perfect, nothing = run_eval(identity_sae(), mute)
+    assert perfect.ce_patched == perfect.ce_clean
+    assert perfect.kl == perfect.mse == 0
+    assert perfect.loss_recovered == perfect.loss_recovered_mean == perfect.explained_variance == 1
+    assert perfect.cosine == pytest.approx(1, rel=1e-6)
+    assert perfect.relative_bias == pytest.approx(1, rel=1e-6)
+    assert nothing.ce_patched == nothing.ce_zero
+    assert nothing.loss_recovered == nothing.cosine == 0
+    assert nothing.relative_bias is None
 
 
 def test_batches_and_slices_change_no_number(evals, monkeypatch):
@@ -104,13 +61,6 @@ def test_batches_and_slices_change_no_number(evals, monkeypatch):
     for key in ("ce_clean", "ce_patched", "ce_zero", "ce_mean", "kl", "mse", "explained_variance"):
         assert getattr(sliced, key) == pytest.approx(getattr(report, key), rel=1e-5), key
     assert sliced.density == report.density
-
-
-def test_runs_together_give_the_reports_they_give_alone(evals, run_eval):
-    together = run_eval(make_sae(seed=1), make_sae(seed=2, expansion=2), identity_sae())
-    assert len({report.ce_patched for report in together}) == 3
-    for report in together:
-        assert evals.reports(report.run) == (replace(report, overlaps=()),)
 
 
 def test_each_run_says_how_much_of_it_every_other_as_wide_has_found(evals, run_eval, tmp_path):
@@ -135,10 +85,35 @@ def test_many_runs_are_not_compared_each_with_each(run_eval, monkeypatch):
     ]  # fmt: skip
 
 
-def test_runs_of_one_site_share_every_pass_but_their_own(run_eval, passes):
-    coders = [make_sae(seed=seed) for seed in (1, 2, 3)]
-    _, n = passes(lambda: run_eval(*coders, batch_size=N_CONTEXTS))
-    assert n == 1 + 1 + 2 + 3  # means, clean, zero and mean, one per run
+@pytest.mark.parametrize(("n_runs", "layers"), [(3, ()), (1, (0, 1, 2))])
+def test_runs_and_layers_share_every_pass_but_their_own(run_eval, passes, n_runs, layers):
+    coders = [make_sae(seed=seed) for seed in range(n_runs)]
+    _, n = passes(lambda: run_eval(*coders, layers=layers, batch_size=N_CONTEXTS))
+    assert n == 1 + 1 + 2 + 3  # means, clean, zero and mean, one per run and layer
+
+
+def test_asking_for_layers_changes_no_other_number(evals):
+    run = evals.save()
+    (without,), (with_layers,) = evals.reports(run), evals.reports(run, layers=(0, 1, 2))
+    assert replace(with_layers, inserted=()) == without
+
+
+def test_contexts_whose_loss_does_not_rise_are_not_among_the_worst(evals, run_eval):
+    nothing, everything = run_eval(identity_sae(), make_sae(), n_worst=100)
+    assert nothing.worst == ()
+    assert 5 < len(everything.worst) <= N_CONTEXTS
+    assert all(worst.ce_patched > worst.ce_clean for worst in everything.worst)
+    assert evals.reports(everything.run, n_worst=0)[0].worst == ()
+
+
+def test_intervals_of_a_report_surround_its_metrics_and_follow_the_seed(evals):
+    run = evals.save()
+    (report,), (other,) = evals.reports(run), evals.reports(run, seed=1)
+    assert len(report.intervals) == 8
+    for interval in report.intervals:
+        assert interval.low < getattr(report, interval.metric) < interval.high, interval
+    assert other.intervals != report.intervals
+    assert other.ce_patched == report.ce_patched
 
 
 def test_runs_of_several_sites_and_archs_keep_their_order(evals):
@@ -151,7 +126,7 @@ def test_runs_of_several_sites_and_archs_keep_their_order(evals):
     reports = evals.reports(*runs, tokens=100, layers=(0, 2))
     assert [report.run for report in reports] == list(runs)
     assert [report.site for report in reports] == ["resid_post.2", "mlp_out.0", "mlp_out.1"]
-    assert reports[1].arch == "topk"
+    assert [report.arch for report in reports] == ["relu", "topk", "relu"]
     assert reports[1].l0 <= 3
     assert len({report.ce_zero for report in reports}) == 3
     assert len({report.ce_clean for report in reports}) == 1
@@ -199,17 +174,18 @@ def test_a_text_without_one_context_is_refused(run_eval, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("d_in", "saved", "message"),
+    ("d_in", "saved", "options", "message"),
     [
-        (8, {}, r"SAE of 8 dimensions, but mlp_out.1 .* has 16"),
-        (WIDTH, {"site": "mlp_out.9"}, r"mlp_out.9 does not exist"),
-        (WIDTH, {"model": ""}, "--model"),
+        (8, {}, {}, r"SAE of 8 dimensions, but mlp_out.1 .* has 16"),
+        (WIDTH, {"site": "mlp_out.9"}, {}, r"mlp_out.9 does not exist"),
+        (WIDTH, {"model": ""}, {}, "--model"),
+        (WIDTH, {}, {"layers": (0, 3)}, r"mlp_out\.3 does not exist: .* has layers 0 to 2"),
     ],
-    ids=["width", "site", "model"],
+    ids=["width", "site", "model", "layer"],
 )
-def test_a_run_that_does_not_fit_is_refused(run_eval, d_in, saved, message):
+def test_a_run_that_does_not_fit_is_refused(run_eval, d_in, saved, options, message):
     with pytest.raises(ConfigError, match=message):
-        run_eval(make_sae(d_in=d_in), saved=saved)
+        run_eval(make_sae(d_in=d_in), saved=saved, **options)
 
 
 def test_no_run_a_run_twice_and_no_such_run_are_refused(tmp_path):
@@ -223,8 +199,7 @@ def test_no_run_a_run_twice_and_no_such_run_are_refused(tmp_path):
 
 def test_weights_that_are_not_numbers_are_refused(run_eval):
     coder = make_sae()
-    with torch.no_grad():
-        coder.b_dec[3] = math.nan
+    torch.nn.init.constant_(coder.b_dec[3:4], math.nan)
     with pytest.raises(DataError, match="run0 are not finite"):
         run_eval(coder)
 
@@ -241,8 +216,7 @@ def test_progress_is_told_up_to_the_end(evals, tiny_text):
 
 def test_without_dead_latents_there_is_no_dead_cosine(run_eval):
     coder = make_sae()
-    with torch.no_grad():
-        coder.b_enc.fill_(100.0)
+    torch.nn.init.constant_(coder.b_enc, 100.0)
     (report,) = run_eval(coder)
     assert report.n_dead == 0
     assert report.dead_cosine is report.dead_cosine_mean is report.alive_cosine_mean is None
@@ -250,8 +224,7 @@ def test_without_dead_latents_there_is_no_dead_cosine(run_eval):
 
 def test_with_all_latents_dead_there_are_no_living_ones(run_eval):
     coder = make_sae()
-    with torch.no_grad():
-        coder.b_enc.fill_(-1e5)
+    torch.nn.init.constant_(coder.b_enc, -1e5)
     (report,) = run_eval(coder)
     assert report.frac_dead == 1
     assert report.l0 == report.l1 == 0

@@ -8,25 +8,18 @@ from pipeline.evaluate.intervals import intervals
 from pipeline.evaluate.metrics import METRICS, OfSums
 
 BOUNDED = [m.name for m in METRICS.values() if isinstance(m, OfSums) and m.interval]
-CLEAN, ZERO, MEAN, SPLICED = 3.0, 5.0, 4.5, 3.4
 
 
 def make_sums(n_contexts: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Contexts of several lengths, each harder or easier as a whole."""
     n = rng.integers(20, 40, n_contexts).astype(float)
-
-    def column(mean: float, spread: float = 0.3) -> np.ndarray:
-        return n * (mean + spread * rng.standard_normal(n_contexts))
-
-    return {
-        "n_tokens": n + 1, "n_predictions": n,
-        "nll_clean": column(CLEAN), "nll_spliced": column(SPLICED),
-        "nll_zero": column(ZERO), "nll_mean": column(MEAN),
-        "kl_spliced": column(0.4, 0.1), "kl_zero": column(2),
-        "error": column(2), "spread": column(8), "cosine": column(0.9, 0.05),
-        "square_hat": column(6), "product": column(7), "norm_ratio": column(0.9, 0.05),
-        "l0": column(12, 2), "l1": column(9),
+    means = {
+        "nll_clean": 3.0, "nll_spliced": 3.4, "nll_zero": 5.0, "nll_mean": 4.5, "kl_spliced": 0.4,
+        "kl_zero": 2, "error": 2, "spread": 8, "cosine": 0.9, "square_hat": 6, "product": 7,
+        "norm_ratio": 0.9, "l0": 12, "l1": 9,
     }  # fmt: skip
+    sums = {name: n * rng.normal(mean, mean / 10, n_contexts) for name, mean in means.items()}
+    return {"n_tokens": n + 1, "n_predictions": n} | sums
 
 
 def by_name(sums, **options) -> dict[str, tuple[float, float]]:
@@ -35,54 +28,30 @@ def by_name(sums, **options) -> dict[str, tuple[float, float]]:
 
 
 def test_intervals_are_those_of_a_plain_loop_over_resamplings():
-    sums = make_sums(13, np.random.default_rng(3))
+    sums, rng = make_sums(13, np.random.default_rng(3)), np.random.default_rng(7)
     drawn: dict[str, list[float]] = {name: [] for name in BOUNDED}
-    rng = np.random.default_rng(7)
     for _ in range(50):
-        chosen = [int(i) for i in rng.integers(13, size=13)]
-        s = {name: math.fsum(float(values[i]) for i in chosen) for name, values in sums.items()}
-        ce = {p: s[f"nll_{p}"] / s["n_predictions"] for p in ("clean", "spliced", "zero", "mean")}
-        plain = {
-            "ce_patched": ce["spliced"],
-            "loss_recovered": (ce["zero"] - ce["spliced"]) / (ce["zero"] - ce["clean"]),
-            "loss_recovered_mean": (ce["mean"] - ce["spliced"]) / (ce["mean"] - ce["clean"]),
-            "kl": s["kl_spliced"] / s["n_predictions"],
-            "explained_variance": 1 - s["error"] / s["spread"],
-            "mse": s["error"] / s["n_tokens"],
-            "cosine": s["cosine"] / s["n_tokens"],
-            "l0": s["l0"] / s["n_tokens"],
-        }
-        for name, value in plain.items():
-            drawn[name].append(value)
+        chosen = rng.integers(13, size=13)
+        totals = {name: np.array([math.fsum(values[chosen])]) for name, values in sums.items()}
+        for name, values in drawn.items():
+            values.append(METRICS[name].formula(totals).item())
     found = by_name(sums, n=50, seed=7)
-    assert list(found) == BOUNDED == list(drawn)
+    assert list(found) == BOUNDED
     for name, values in drawn.items():
-        ordered = sorted(values)
-
-        def at(q: float, ordered: list[float] = ordered) -> float:
-            rank = q * (len(ordered) - 1)
-            low = int(rank)
-            return ordered[low] + (rank - low) * (ordered[min(low + 1, 49)] - ordered[low])
-
-        assert found[name] == pytest.approx((at(0.025), at(0.975)), rel=1e-10), name
+        ordered = sorted(values)  # a bound lies 0.225 from one of them on the way to the next
+        low = ordered[1] + 0.225 * (ordered[2] - ordered[1])
+        high = ordered[48] - 0.225 * (ordered[48] - ordered[47])
+        assert found[name] == pytest.approx((low, high), rel=1e-10), name
 
 
 def test_nineteen_of_twenty_intervals_hold_the_truth():
-    truth = {
-        "ce_patched": SPLICED,
-        "loss_recovered": (ZERO - SPLICED) / (ZERO - CLEAN),
-        "loss_recovered_mean": (MEAN - SPLICED) / (MEAN - CLEAN),
-        "explained_variance": 1 - 2 / 8,
-    }
-    held = dict.fromkeys(truth, 0)
-    rng = np.random.default_rng(0)
+    truth = {"ce_patched": 3.4, "loss_recovered": 1.6 / 2, "explained_variance": 1 - 2 / 8}
+    held, rng = dict.fromkeys(truth, 0), np.random.default_rng(0)
     for _ in range(300):
         found = by_name(make_sums(60, rng), n=300)
         for name, value in truth.items():
-            low, high = found[name]
-            held[name] += low <= value <= high
-    for name, n in held.items():
-        assert 0.90 <= n / 300 <= 0.98, (name, n)
+            held[name] += found[name][0] <= value <= found[name][1]
+    assert all(0.90 <= n / 300 <= 0.98 for n in held.values()), held
 
 
 def test_all_metrics_and_runs_share_their_resamplings():
@@ -105,8 +74,8 @@ def test_the_seed_chooses_the_resamplings_and_the_memory_does_not(monkeypatch):
 
 
 def test_without_resamplings_or_with_one_context_there_are_no_intervals():
-    assert intervals(make_sums(9, np.random.default_rng(0)), n=0, seed=0) == ()
-    assert intervals(make_sums(1, np.random.default_rng(0)), n=100, seed=0) == ()
+    for n_contexts, n in ((9, 0), (1, 100)):
+        assert intervals(make_sums(n_contexts, np.random.default_rng(0)), n=n, seed=0) == ()
 
 
 def test_a_metric_that_some_resampling_leaves_undefined_has_no_interval():

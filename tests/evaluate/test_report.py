@@ -18,34 +18,25 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_report_that_is_saved_is_loaded_equal(tmp_path):
+def test_a_report_is_plain_json_with_a_field_a_line_and_is_loaded_equal(tmp_path):
     for report in (with_everything(tmp_path), make_report(tmp_path, dead_cosine=None, kl=0.0)):
         assert save_report(report) == tmp_path / EVAL_FILE
         assert load_report(tmp_path) == report
+        text = (tmp_path / EVAL_FILE).read_text()
+        assert json.loads(text) == json.loads(json.dumps(to_json(report)))
+        assert len(text.splitlines()) == len(to_json(report)) + 2
     assert [path.name for path in tmp_path.iterdir()] == [EVAL_FILE]
 
 
-def test_the_file_is_plain_json_with_a_field_a_line(tmp_path):
-    report = with_everything(tmp_path)
-    text = save_report(report).read_text()
-    assert json.loads(text) == json.loads(json.dumps(to_json(report)))
-    assert len(text.splitlines()) == len(to_json(report)) + 2
-
-
-def test_a_run_that_was_moved_has_its_report_still(tmp_path):
+def test_a_report_is_of_the_run_in_whose_folder_it_lies(tmp_path):
+    assert load_report(tmp_path) is None
     (tmp_path / "a").mkdir()
-    save_report(make_report(tmp_path / "a"))
+    path = save_report(make_report(tmp_path / "a"))
+    assert load_report(path) is None  # a file, no folder
     (tmp_path / "a").rename(tmp_path / "b")
     report = load_report(tmp_path / "b")
     assert report is not None
     assert report.run == tmp_path / "b"
-
-
-def test_a_run_without_a_report_has_none(tmp_path):
-    assert load_report(tmp_path) is None
-    assert load_report(tmp_path / "absent") is None
-    (tmp_path / "file").touch()
-    assert load_report(tmp_path / "file") is None
 
 
 DAMAGE = {
@@ -54,11 +45,7 @@ DAMAGE = {
     "list": lambda text: "[]",
     "null": lambda text: "null",
     "deep": lambda text: "[" * 100_000,
-    "text": lambda text: text.replace('"ce_clean": 2.6231', '"ce_clean": "2.6231"'),
-    "nan": lambda text: text.replace('"ce_clean": 2.6231', '"ce_clean": NaN'),
     "lacking": lambda text: text.replace('"density"', '"density_of_another_version"'),
-    "unknown": lambda text: text.replace('"l0": ', '"l00": "1", "l0": '),
-    "bool": lambda text: text.replace('"l0": ', '"l00": true, "l0": '),
     "no text": lambda text: '{"run": "\udcff"}',
 }
 
@@ -121,12 +108,14 @@ def test_a_metric_is_followed_by_its_interval_and_an_absent_one_leaves_its_field
 
 
 def test_runs_are_named_by_as_much_of_their_paths_as_tells_them_apart():
-    assert names_of([Path("x/a/sae"), Path("x/b/relu")]) == ["sae", "relu"]
-    assert names_of([Path("x/a/sae"), Path("x/b/sae")]) == ["a/sae", "b/sae"]
-    assert names_of([Path("/a/x/sae"), Path("/b/x/sae")]) == ["a/x/sae", "b/x/sae"]
-    assert names_of([Path("sae"), Path("a/sae")]) == ["sae", "a/sae"]
-    assert names_of([Path("sae")]) == ["sae"]
-    assert names_of([]) == []
+    for paths, names in {
+        ("x/a/sae", "x/b/relu"): ["sae", "relu"],
+        ("x/a/sae", "x/b/sae"): ["a/sae", "b/sae"],
+        ("/a/x/sae", "/b/x/sae"): ["a/x/sae", "b/x/sae"],
+        ("sae", "a/sae"): ["sae", "a/sae"],
+        (): [],
+    }.items():
+        assert names_of(list(map(Path, paths))) == names
 
 
 @pytest.mark.parametrize("n", [5, 6, 7, 26])

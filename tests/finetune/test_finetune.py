@@ -1,12 +1,13 @@
-import hashlib
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipeline.config.stages import EvalConfig, FinetuneConfig
 from pipeline.errors import CheckpointError, ConfigError, TextError
@@ -16,8 +17,8 @@ from pipeline.finetune.finetune import finetune, mean_cross_entropy
 from pipeline.finetune.run import FinetunedRun
 from pipeline.lm import cross_entropy
 from pipeline.lm.families import Site
-from pipeline.lm.hooks import in_float, splice
-from pipeline.lm.model import LanguageModel, load_model
+from pipeline.lm.hooks import capture, in_float, splice
+from pipeline.lm.model import load_model
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.plots.finetune import save_finetune_figures
 from pipeline.runs.sae_run import SAERun
@@ -29,13 +30,8 @@ CPU, FP32, SITE = torch.device("cpu"), torch.float32, Site.parse("mlp_out.1")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("lm") / "model")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, model):
-    return save_sae(tmp_path_factory.mktemp("runs") / "sae", make_sae(), model=model)
+def run(tmp_path_factory, tiny_model):
+    return save_sae(tmp_path_factory.mktemp("runs") / "sae", make_sae(), model=tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -71,27 +67,19 @@ def copied(done, tmp_path):
     return shutil.copytree(done.path, tmp_path / "tuned")
 
 
-@pytest.fixture
-def lms(monkeypatch):
-    """Every language model that a fine-tuning loads."""
-    loaded: list[LanguageModel] = []
-
-    def load(*args, **options):
-        loaded.append(load_model(*args, **options))
-        return loaded[-1]
-
-    monkeypatch.setattr(finetune_module, "load_model", load)
-    return loaded
+@pytest.fixture(scope="module")
+def lm(tiny_model):
+    return load_model(str(tiny_model), device=CPU, dtype=FP32)
 
 
 @pytest.fixture(scope="module")
-def lm(model):
-    return load_model(str(model), device=CPU, dtype=FP32)
+def tokenizer(lm):
+    return load_tokenizer(lm.name)
 
 
 @pytest.fixture(scope="module")
-def contexts(model, text):
-    return load_contexts(text, load_tokenizer(str(model)), ctx_len=CTX_LEN, n=40)
+def contexts(tokenizer, text):
+    return load_contexts(text, tokenizer, ctx_len=CTX_LEN, n=40)
 
 
 def test_learning_lowers_the_loss_on_text_it_never_saw(config):
@@ -109,16 +97,11 @@ def test_learning_lowers_the_loss_on_text_it_never_saw(config):
     assert (report.loss_first, report.loss_last) == (losses[0], losses[-1])
 
 
-def test_only_scales_and_biases_get_gradients_and_all_else_keeps_its_bits(config, lms, monkeypatch):
-    coders: list[TunedSAE] = []
-
-    def keep(coder):
-        coders.append(TunedSAE(coder))
-        return coders[-1]
-
-    monkeypatch.setattr(finetune_module, "TunedSAE", keep)
+def test_only_scales_and_biases_get_gradients_and_all_else_keeps_its_bits(config, monkeypatch):
+    find_shifts = Mock(return_value={})
+    monkeypatch.setattr(finetune_module, "find_shifts", find_shifts)
     finetune(config())
-    (lm,), (tuned,) = lms, coders
+    lm, _, tuned, *_ = find_shifts.call_args.args
     frozen = dict(tuned.sae.named_parameters()) | dict(lm.module.named_parameters())
     assert len(frozen) > 40
     for name, p in frozen.items():
@@ -151,9 +134,9 @@ def test_nothing_is_kept_for_a_gradient_below_the_site(lm, contexts):
     assert seen == {0: False, 1: True, 2: True}
 
 
-def test_the_losses_before_are_those_of_the_plain_and_of_the_spliced_model(config, contexts, model):
+def test_the_losses_before_are_those_of_the_plain_and_of_the_spliced_model(config, contexts, lm):
     report = finetune(config(epochs=1, steps_per_epoch=1))
-    plain = transformers.GPTNeoXForCausalLM.from_pretrained(model).eval()
+    plain = transformers.GPTNeoXForCausalLM.from_pretrained(lm.name).eval()
     coder = make_sae()
     heldout = contexts[4:10].long()  # the tail of the one batch and the six contexts asked for
 
@@ -174,8 +157,8 @@ def test_the_gradient_is_that_of_the_whole_model_at_once(lm, contexts, monkeypat
         cross_entropy.backward_cross_entropy(lm, lm.hidden(tokens), tokens)
     with splice(lm, {SITE: in_float(whole)}):
         lm.module(tokens, labels=tokens).loss.backward()
-    torch.testing.assert_close(sliced.c.grad, whole.c.grad, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(sliced.d.grad, whole.d.grad, rtol=1e-4, atol=1e-6)
+    for found, plain in ((sliced.c, whole.c), (sliced.d, whole.d)):
+        torch.testing.assert_close(found.grad, plain.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_every_context_is_trained_on_once_per_epoch_in_an_order_by_seed(config):
@@ -191,12 +174,11 @@ def test_every_context_is_trained_on_once_per_epoch_in_an_order_by_seed(config):
     assert orders(1) != [first, second]
 
 
-def test_the_same_seed_gives_the_same_bits(config, tmp_path):
+def test_the_same_seed_gives_the_same_bits(config, done, tmp_path):
     finetune(config())
-    finetune(config(out=tmp_path / "again"))
     finetune(config(out=tmp_path / "other", seed=1))
-    same, again, other = (load_file(tmp_path / n / "tuned.safetensors") for n in
-                          ("tuned", "again", "other"))  # fmt: skip
+    folders = done.path, tmp_path / "tuned", tmp_path / "other"
+    same, again, other = (load_file(folder / "tuned.safetensors") for folder in folders)
     assert torch.equal(same["c"], again["c"]) and torch.equal(same["d"], again["d"])
     assert not torch.equal(same["c"], other["c"])
 
@@ -226,44 +208,38 @@ def test_figures_are_drawn_from_what_lies_in_the_folder(copied):
         save_finetune_figures(copied)
 
 
-def test_features_list_the_extremes_with_activations_before_and_after(done, lm, text):
+def test_features_list_the_extremes_with_activations_before_and_after(
+    done, lm, contexts, tokenizer
+):
     features = json.loads((done.path / "features.json").read_text())
-    tuned = done.load_sae(CPU)
+    tuned, train = done.load_sae(CPU), contexts[:20]
     ascending = tuned.c.argsort().tolist()
     assert [shift["latent"] for shift in features["inhibited"]] == ascending[:10]
     assert [shift["latent"] for shift in features["scaled_up"]] == ascending[:-11:-1]
     assert features["raised"][0]["d"] == tuned.d.max().item()
     assert features["lowered"][0]["d"] == tuned.d.min().item()
     shift = next(s for end in features.values() for s in end if s["examples"])
-    train = split_contexts(
-        text, load_tokenizer(lm.name), ctx_len=CTX_LEN, n_train=20, n_heldout=6
-    ).train
-    with torch.no_grad():
-        seen: list[torch.Tensor] = []
-        with splice(lm, {SITE: lambda x: seen.append(x) or x}):
-            lm.hidden(train)
-    before = tuned.sae.encode(seen[0])[..., shift["latent"]]
-    after = tuned.encode(seen[0])[..., shift["latent"]]
-    strongest = torch.maximum(before, after).flatten().argmax().item()
+    with torch.no_grad(), capture(lm, [SITE]) as acts:
+        lm.hidden(train)
+    before, after = (
+        coder.encode(acts[SITE])[..., shift["latent"]].flatten() for coder in (tuned.sae, tuned)
+    )
+    strongest = torch.maximum(before, after).argmax().item()
     example = shift["examples"][0]
-    assert example["before"] == pytest.approx(before.flatten()[strongest].item(), rel=1e-4)
-    assert example["after"] == pytest.approx(after.flatten()[strongest].item(), rel=1e-4)
+    assert example["before"] == pytest.approx(before[strongest].item(), rel=1e-4)
+    assert example["after"] == pytest.approx(after[strongest].item(), rel=1e-4)
     context, position = divmod(strongest, CTX_LEN)
-    letters = "".join(load_tokenizer(lm.name).decode([i]) for i in train[context].tolist())
-    assert example["token"] == letters[position]
-    assert (example["left"] + example["token"] + example["right"]) in letters
-    assert example["left"] == letters[:position]
+    letters = tokenizer.decode(train[context].tolist())
+    assert (example["left"], example["token"]) == (letters[:position], letters[position])
+    assert letters.startswith(example["left"] + example["token"] + example["right"])
     strengths = [max(e["before"], e["after"]) for e in shift["examples"]]
     assert strengths == sorted(strengths, reverse=True)
     assert min(strengths) > 0
 
 
-def test_the_same_again_is_reused_and_another_config_is_refused(config, lms):
-    report = finetune(config())
-    again = finetune(config())
-    assert len(lms) == 1
-    assert again.reused
-    assert again.ce_finetuned == report.ce_finetuned
+def test_the_same_again_is_reused_and_another_config_is_refused(config, done, copied, monkeypatch):
+    monkeypatch.delattr(finetune_module, "load_model")
+    assert finetune(config()) == replace(done.report, out=copied, reused=True)
     with pytest.raises(ConfigError, match=r"another configuration \(lr: 0.05 there, 0.01 now\)"):
         finetune(config(lr=0.01))
 
@@ -301,8 +277,8 @@ def test_damage_to_a_finished_fine_tuning_is_one_line(config, copied, name):
         FinetunedRun.open(copied).load_sae(CPU)
 
 
-def test_a_coder_trained_again_does_not_pass_for_the_one_fine_tuned(config, tmp_path, model):
-    save_sae(tmp_path / "sae", make_sae(), model=model)
+def test_a_coder_trained_again_does_not_pass_for_the_one_fine_tuned(config, tmp_path, lm):
+    save_sae(tmp_path / "sae", make_sae(), model=lm.name)
     finetune(config(run=tmp_path / "sae"))
     SAERun.open(tmp_path / "sae").finish(make_sae(seed=9))
     with pytest.raises(ConfigError, match="trained again"):
@@ -314,14 +290,14 @@ def test_a_fine_tuning_of_a_fine_tuning_is_refused(config, done):
         finetune(config(run=done.path))
 
 
-def test_transplanting_is_noted_and_refused_where_widths_differ(config, tmp_path, model):
+def test_transplanting_is_noted_and_refused_where_widths_differ(config, tmp_path, lm):
     moved = finetune(config(site="mlp_out.2", epochs=1))
     assert (moved.site, moved.trained_on_site) == ("mlp_out.2", "mlp_out.1")
     assert "is fine-tuned at mlp_out.2" in moved.notes[0]
     other = make_model(tmp_path / "other", seed=4)
     there = finetune(config(model=str(other), out=tmp_path / "there", epochs=1))
-    assert (there.model, there.trained_on_model) == (str(other), str(model))
-    assert f"of {model} and is fine-tuned" in there.notes[0]
+    assert (there.model, there.trained_on_model) == (str(other), lm.name)
+    assert f"of {lm.name} and is fine-tuned" in there.notes[0]
     wide = make_model(tmp_path / "wide", width=24)
     with pytest.raises(ConfigError, match=rf"SAE of {WIDTH} dimensions, but mlp_out.1 .* has 24"):
         finetune(config(model=str(wide), out=tmp_path / "wide_out"))
@@ -329,7 +305,7 @@ def test_transplanting_is_noted_and_refused_where_widths_differ(config, tmp_path
         finetune(config(ctx_len=65, out=tmp_path / "long"))
 
 
-def test_a_short_text_is_used_up_and_noted(config, tmp_path, model):
+def test_a_short_text_is_used_up_and_noted(config, tmp_path):
     short = make_text(tmp_path / "short.txt", n_contexts=9)
     report = finetune(config(text=short, steps_per_epoch=100))
     assert report.n_train_tokens == 7 * CTX_LEN
@@ -348,41 +324,24 @@ def test_a_text_too_short_to_learn_and_measure_is_refused(config, tmp_path, n_le
         finetune(config(text=str(tmp_path / "short.txt")))
 
 
-def test_training_and_held_out_contexts_never_meet(model, text):
-    tokenizer = load_tokenizer(str(model))
+def test_training_and_held_out_contexts_never_meet(tokenizer, text, contexts):
     split = split_contexts(text, tokenizer, ctx_len=CTX_LEN, n_train=20, n_heldout=6)
-    everything = load_contexts(text, tokenizer, ctx_len=CTX_LEN, n=26)
-    assert torch.equal(torch.cat([split.train, split.heldout]), everything)
+    assert torch.equal(torch.cat([split.train, split.heldout]), contexts[:26])
     assert (len(split.train), len(split.heldout)) == (20, 6)
-    arithmetic = split_contexts(
-        "builtin:arithmetic", tokenizer, ctx_len=40, n_train=20, n_heldout=6
-    )
-    kept = load_contexts("builtin:arithmetic@heldout", tokenizer, ctx_len=40, n=6)
+    name, options = "builtin:arithmetic", {"ctx_len": 40, "n_train": 20, "n_heldout": 6}
+    arithmetic = split_contexts(name, tokenizer, **options)
+    kept = load_contexts(f"{name}@heldout", tokenizer, ctx_len=40, n=6)
     assert torch.equal(arithmetic.heldout, kept)
     assert not torch.equal(arithmetic.train[:6], kept)
 
 
-def test_a_fine_tuned_run_is_evaluated_with_its_scales_and_biases(done, text, lm, run):
-    options = {"text": text, "tokens": 240, "device": "cpu"}
-    plain, tuned = evaluate(EvalConfig(runs=(run, done.path), **options))
-    contexts = load_contexts(text, load_tokenizer(lm.name), ctx_len=CTX_LEN, n=20)
-    through = mean_cross_entropy(lm, contexts, {SITE: in_float(done.load_sae(CPU))}, batch_size=8)
+def test_a_fine_tuned_run_is_evaluated_with_its_scales_and_biases(done, text, contexts, lm, run):
+    plain, tuned = evaluate(EvalConfig(runs=(run, done.path), text=text, tokens=240, device="cpu"))
+    edits = {SITE: in_float(done.load_sae(CPU))}
+    through = mean_cross_entropy(lm, contexts[:20], edits, batch_size=8)
     assert tuned.ce_patched == pytest.approx(through, rel=1e-6)
     assert tuned.ce_patched < plain.ce_patched
     assert tuned.ce_clean == plain.ce_clean
     assert tuned.l0 != plain.l0
     assert (tuned.arch, tuned.model) == ("relu", done.report.model)
     assert any("fine-tuned on" in note for note in tuned.notes)
-
-
-def test_scales_of_one_and_biases_of_zero_evaluate_as_the_coder_itself(copied, text, run):
-    d_sae = 4 * WIDTH
-    path = copied / "tuned.safetensors"
-    save_file({"c": torch.ones(d_sae), "d": torch.zeros(d_sae)}, path)
-    document = json.loads((copied / "run.json").read_text())
-    document["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (copied / "run.json").write_text(json.dumps(document))
-    options = {"text": text, "tokens": 240, "device": "cpu"}
-    plain, tuned = evaluate(EvalConfig(runs=(run, copied), **options))
-    for key in ("ce_patched", "kl", "l0", "mse", "explained_variance", "density", "dead_cosine"):
-        assert getattr(tuned, key) == getattr(plain, key), key

@@ -108,6 +108,10 @@ class Visit:
         """What a script says in the page."""
         return self.page.evaluate(script)
 
+    def each(self, selector: str, script: str) -> list[Any]:
+        """What a script says of each such element `n`."""
+        return self.page.eval_on_selector_all(selector, f"(them) => them.map((n) => {script})")
+
     def sees(self, selector: str, text: str) -> None:
         """Wait until the element has this text: links take effect a moment later."""
         from playwright.sync_api import expect
@@ -125,12 +129,8 @@ class Visit:
 
 def assert_outline(visit: Visit) -> None:
     """Headings go down one level at a time, and whatever can be used has a name."""
-    levels = visit("[...document.querySelectorAll('h1, h2, h3, h4')].map((h) => +h.tagName[1])")
+    levels = visit.each("h1, h2, h3, h4", "+n.tagName[1]")
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(b - a <= 1 for a, b in pairwise(levels))
-    unnamed = (
-        "[...document.querySelectorAll('button, input, select')]"
-        ".filter((n) => !n.labels?.length && !n.textContent.trim()).length"
-    )
-    assert visit(unnamed) == 0
+    assert all(visit.each("button, input, select", "n.labels?.length || n.textContent.trim()"))

@@ -23,17 +23,17 @@ def neox(*, parallel: bool = True) -> transformers.PreTrainedModel:
     return transformers.GPTNeoXForCausalLM(config)
 
 
-def gpt2() -> transformers.PreTrainedModel:
+def gpt2(*, n_inner: int = 96) -> transformers.PreTrainedModel:
     config = transformers.GPT2Config(
-        vocab_size=64, n_embd=32, n_layer=N_LAYERS, n_head=4, n_inner=96, n_positions=32
+        vocab_size=64, n_embd=32, n_layer=N_LAYERS, n_head=4, n_inner=n_inner, n_positions=32
     )
     return transformers.GPT2LMHeadModel(config)
 
 
-def llama() -> transformers.PreTrainedModel:
-    """Heads that are narrower than their share of the stream, and its embeddings tied."""
+def llama(*, tied: bool = True) -> transformers.PreTrainedModel:
+    """Heads that are narrower than their share of the stream, and its embeddings tied or not."""
     config = transformers.LlamaConfig(
-        **_SIZES, num_key_value_heads=2, head_dim=6, tie_word_embeddings=True
+        **_SIZES, num_key_value_heads=2, head_dim=6, tie_word_embeddings=tied
     )
     return transformers.LlamaForCausalLM(config)
 

@@ -82,11 +82,11 @@ class PlainModel:
 
 
 def plain_eval(
-    model: Path, tokens: torch.Tensor, coder: SAE, *, layer: int = 1, **excluded: object
+    model: Path, tokens: torch.Tensor, coder: SAE, **excluded: object
 ) -> dict[str, object]:
-    """All the keys, and `nll_clean` and `nll_spliced` of each context."""
+    """All the numbers, `inserted` by site, and of each of `contexts` losses, clean and spliced."""
     plain = PlainModel(model, tokens)
-    acts, clean = plain.run(layer)
+    acts, clean = plain.run(1)
     kept = rows_left(tokens, acts, **excluded)
     counted = kept[:, :-1]
     w = {name: p.detach().double() for name, p in coder.named_parameters()}
@@ -95,7 +95,7 @@ def plain_eval(
         z = ((rows - w["b_dec"]) @ w["W_enc"] + w["b_enc"]).clamp_min(0)
         return z, z @ w["W_dec"] + w["b_dec"]
 
-    def nll_with(values, at: int = layer) -> torch.Tensor:
+    def nll_with(values, at: int = 1) -> torch.Tensor:
         def edit(out):
             return torch.where(kept[..., None], values(out), out)
 
@@ -105,7 +105,6 @@ def plain_eval(
     z, x_hat = code(x)
     patched = nll_with(lambda out: code(out)[1])
     zero, mean = nll_with(torch.zeros_like), nll_with(lambda out: x.mean(0).expand_as(out))
-    inserted = [nll_with(lambda out: code(out)[1], at) for at in range(3)]
 
     def ce(logp: torch.Tensor) -> float:
         return plain.nll(logp)[counted].mean().item()
@@ -134,7 +133,9 @@ def plain_eval(
         "relative_bias": (x_hat.pow(2).sum() / (x * x_hat).sum()).item(),
         "l2_ratio": (x_hat.norm(dim=1) / x.norm(dim=1)).mean().item(),
         **_of_latents(z, w),
-        "inserted": [(f"mlp_out.{at}", ce(logp)) for at, logp in enumerate(inserted)],
+        "inserted": {
+            f"mlp_out.{at}": ce(nll_with(lambda out: code(out)[1], at)) for at in range(3)
+        },
         "contexts": [
             (plain.nll(clean)[i][counted[i]].tolist(), plain.nll(patched)[i][counted[i]].tolist())
             for i in range(len(tokens))

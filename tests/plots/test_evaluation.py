@@ -40,22 +40,21 @@ def heights(figure: Figure, *, color: str) -> list[float]:
 
 def test_dead_and_living_features_are_counted_and_averaged_apart():
     cosine = np.array([0.9, 0.7, 0.1, -0.1, 0.3])
-    dead = np.array([True, True, False, False, False])
-    figure = dead_cosine_figure(cosine, dead, n_tokens=1000)
+    figure = dead_cosine_figure(cosine, cosine > 0.5, n_tokens=1000)
     labels = texts_of(figure)
     assert "alive: 3 features, mean 0.10" in labels
     assert "dead: 2 features, mean 0.80" in labels
-    assert sum(heights(figure, color=RED)) == pytest.approx(100)  # each group is 100 %
-    assert sum(heights(figure, color=BLUE)) == pytest.approx(100)
+    for color in (RED, BLUE):
+        assert sum(heights(figure, color=color)) == pytest.approx(100)  # each group is 100 %
 
 
-@pytest.mark.parametrize("n_dead", [0, 4])
-def test_none_dead_and_all_dead_are_drawn_too(n_dead):
-    dead = np.arange(4) < n_dead
-    cosine = np.linspace(-0.9, 1, 4) if n_dead else None
-    said = texts_of(dead_cosine_figure(cosine, dead, n_tokens=1234))
-    assert ("none is dead" in said and "1,234 tokens" in said) == (n_dead == 0)
-    assert ("alive" in said) == (n_dead == 0 and "none" not in said)
+def test_none_dead_and_all_dead_are_drawn_too():
+    said = texts_of(dead_cosine_figure(None, np.full(4, False), n_tokens=1234))
+    assert "none is dead" in said
+    assert "1,234 tokens" in said
+    said = texts_of(dead_cosine_figure(np.linspace(-0.9, 1, 4), np.full(4, True), n_tokens=1234))
+    assert "dead: 4 features" in said
+    assert "alive" not in said
 
 
 def test_every_feature_is_in_one_bar_of_the_densities_and_the_dead_stand_apart():
@@ -165,8 +164,7 @@ def test_members_of_a_sweep_are_named_by_their_settings_others_by_their_folders(
     assert [one.name for one in frontier_points(members)] == ["k=32", "k=32"]
     alike = [run(f"{folder}/mlp_out.2,topk,k=32", 30, 0.9) for folder in "ab"]
     assert [one.name for one in frontier_points(alike)] == [
-        "a/mlp_out.2,topk,k=32",
-        "b/mlp_out.2,topk,k=32",
+        f"{folder}/mlp_out.2,topk,k=32" for folder in "ab"
     ]
     (long,) = frontier_points([run("x" * 40 + "end", 30, 0.9)])
     assert len(long.name) == 26
@@ -175,13 +173,11 @@ def test_members_of_a_sweep_are_named_by_their_settings_others_by_their_folders(
 
 def markers(figure: Figure) -> dict[tuple[float, float], tuple[str, bool]]:
     """By their place, the shape of each marker and whether it is filled."""
+    points = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
     return {
-        (line.get_xdata()[0], line.get_ydata()[0]): (
-            line.get_marker(),
-            line.get_markerfacecolor() != "white",
-        )
-        for line in figure.axes[0].lines
-        if len(line.get_xdata()) == 1 and line.get_marker() in ("o", "v")
+        tuple(line.get_xydata()[0]): (line.get_marker(), line.get_markerfacecolor() != "white")
+        for line in points
+        if line.get_marker() in ("o", "v")
     }
 
 
@@ -196,6 +192,8 @@ def test_runs_are_drawn_where_they_stand_and_the_best_filled():
     for name in ("a", "b", "c", "topk"):
         assert f" {name} " in f" {said} "
     assert figure.axes[0].get_xscale() == "linear"
+    wide = frontier_figure([run("a", 3, 0.6), run("b", 300, 0.8)])
+    assert wide.axes[0].get_xscale() == "log"
 
 
 def test_a_run_that_harms_stands_at_the_lower_edge_with_its_number():
@@ -211,11 +209,6 @@ def test_intervals_are_drawn_as_bars():
     bars = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
     (segment,) = bars[0].get_segments()
     np.testing.assert_allclose(segment, [[10, 0.55], [10, 0.7]])
-
-
-def test_many_features_against_few_are_drawn_on_a_logarithmic_axis():
-    figure = frontier_figure([run("a", 3, 0.6), run("b", 300, 0.8)])
-    assert figure.axes[0].get_xscale() == "log"
 
 
 def test_of_many_runs_only_the_best_are_named():
@@ -250,22 +243,19 @@ def test_without_a_loss_to_recover_the_figure_says_so():
     assert "nothing to draw" in texts_of(frontier_figure([run("a", 10, None)]))
 
 
-def test_each_figure_is_a_picture_and_vectors_beside_its_run(tmp_path):
-    assert save_figures([with_everything(tmp_path)], tmp_path / "elsewhere") == ()
-    paths = list(tmp_path.iterdir())
-    names = {"dead_cosine", "density", "encoder_decoder", "inserted"}
-    assert {path.name for path in paths} == {f"{n}{end}" for n in names for end in (".png", ".svg")}
+@pytest.mark.parametrize("layers", [True, False])
+def test_each_figure_is_a_picture_and_vectors_beside_its_run(tmp_path, layers):
+    report = with_everything(tmp_path)
+    if not layers:
+        report = replace(report, inserted=(), dead_cosine=None)
+    assert save_figures([report], tmp_path / "elsewhere") == ()
+    names = ["dead_cosine", "density", "encoder_decoder", *(["inserted"] if layers else [])]
+    paths = sorted(tmp_path.iterdir())
+    assert [path.name for path in paths] == [f"{n}{end}" for n in names for end in (".png", ".svg")]
     for path in paths:
         start = b"\x89PNG" if path.suffix == ".png" else b"<?xml"
         assert path.read_bytes().startswith(start)
     assert not Gcf.figs
-
-
-def test_without_a_sweep_over_layers_there_is_no_figure_of_one(tmp_path):
-    report = replace(with_everything(tmp_path), inserted=(), dead_cosine=None)
-    save_figures([report], tmp_path)
-    found = {path.stem for path in tmp_path.iterdir()}
-    assert found == {"dead_cosine", "density", "encoder_decoder"}
 
 
 @pytest.mark.slow

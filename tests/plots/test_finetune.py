@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.plots import style as canvas
-from pipeline.plots.finetune import loss_figure, scales_and_biases_figure
+from pipeline.plots.finetune import scales_and_biases_figure
 
 
 def test_the_smoothed_line_of_a_straight_line_is_that_line_until_it_ends():
@@ -26,10 +26,3 @@ def test_scales_and_biases_ascend_and_their_shares_are_told():
     assert right.lines[0].get_ydata().tolist() == [-0.2, 0.0, 0.1, 0.3]
     assert [t.get_text() for t in left.texts] == ["25% above 1", "50% below 1"]
     assert [t.get_text() for t in right.texts] == ["50% above 0", "25% below 0"]
-
-
-def test_the_loss_figure_names_the_three_heldout_losses():
-    figure = loss_figure([3.0, 2.0, 1.5], ce_base=3.1, ce_spliced=3.2, ce_finetuned=1.4)
-    said = " | ".join(text.get_text() for text in figure.axes[0].get_legend().get_texts())
-    for loss in ("without the SAE: 3.100", "c = 1, d = 0: 3.200", "after fine-tuning: 1.400"):
-        assert loss in said

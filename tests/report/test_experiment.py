@@ -2,13 +2,12 @@
 
 import re
 from base64 import b64decode
-from io import BytesIO
 
 import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.plots.style import BLUE, axes_in, make_figure
+from pipeline.plots.style import BLUE, as_png, axes_in, make_figure
 from pipeline.report.experiment import Chapter, Picture, Table
 from pipeline.report.page import write_experiment
 from pipeline.report.render import Tile
@@ -17,6 +16,9 @@ from tests.helpers.pages import HOSTILE
 from tests.helpers.reading_pages import Reader
 
 RNG = np.random.default_rng(0)
+
+
+PNG = as_png(make_figure(width=0.1, height=0.1))
 
 
 def bars():
@@ -29,22 +31,15 @@ def squares():
     """Two images of few pixels."""
     figure = make_figure(width=4.0, height=2.0)
     for i in (1, 2):
-        axes = figure.add_subplot(1, 2, i)
-        axes.imshow(RNG.normal(size=(16, 16)), interpolation="none")
-        axes.set_axis_off()
+        figure.add_subplot(1, 2, i).imshow(RNG.normal(size=(16, 16)), interpolation="none")
     return figure
 
 
-def dots(n):
+def dots():
+    """So many that they are more as shapes than as an image."""
     figure = make_figure(width=4.0, height=3.0)
-    axes_in(figure, (1, 1, 1), title="Dots", y="y").scatter(*RNG.normal(size=(2, n)), s=2)
+    axes_in(figure, (1, 1, 1), title="Dots", y="y").scatter(*RNG.normal(size=(2, 9000)), s=2)
     return figure
-
-
-def png():
-    data = BytesIO()
-    bars().savefig(data, format="png", dpi=30)
-    return data.getvalue()
 
 
 def make_page(folder, **changes):
@@ -66,8 +61,8 @@ def make_page(folder, **changes):
             pictures=[
                 Picture(content=squares(), title="Squares", caption="Two.", wide=True),
                 Picture(content=bars(), title="Bars"),
-                Picture(content=dots(9000), title="Dots"),
-                Picture(content=png(), title='A "file"'),
+                Picture(content=dots(), title="Dots"),
+                Picture(content=PNG, title='A "file"'),
             ],
             formulas=["OF1 = 0.5 IF2 <b>"],
         ),
@@ -99,12 +94,12 @@ def test_what_an_experiment_says_stands_in_its_page_in_order(page):
 
 def test_figures_are_shapes_and_what_has_too_many_of_them_is_an_image(page):
     tags = Reader(page.read_bytes()).tags
-    labels = [attrs.get("aria-label") for tag, attrs in tags if tag == "svg"]
-    assert labels == ["Squares", "Bars"]
-    images = [attrs for tag, attrs in tags if tag == "img"]
+    svgs, images, raster = (
+        [attrs for tag, attrs in tags if tag == name] for name in ("svg", "img", "image")
+    )
+    assert [svg.get("aria-label") for svg in svgs] == ["Squares", "Bars"]
     assert [image["alt"] for image in images] == ["Dots", 'A "file"']
-    assert b64decode(images[1]["src"].partition("base64,")[2]) == png()
-    raster = [attrs for tag, attrs in tags if tag == "image"]
+    assert b64decode(images[1]["src"].partition("base64,")[2]) == PNG
     assert len(raster) == 2
     assert all(image["href"].startswith("data:image/png;base64,") for image in raster)
     assert page.stat().st_size < 500_000
@@ -131,9 +126,9 @@ def test_the_page_opens_in_any_theme_and_width_and_asks_for_nothing(page):
             size = {"width": width, "height": 700}
             with Visit(browser, page, color_scheme=scheme, viewport=size) as visit:
                 assert visit("document.documentElement.scrollWidth") <= width
-                shown = visit(
-                    "[...document.querySelectorAll('figure svg, figure img')].map((n) =>"
-                    "(n.naturalWidth ?? 1) && Math.min(n.clientWidth, n.clientHeight))"
+                shown = visit.each(
+                    "figure svg, figure img",
+                    "(n.naturalWidth ?? 1) && Math.min(n.clientWidth, n.clientHeight)",
                 )
                 assert len(shown) == 4
                 assert min(shown) > 80

@@ -69,20 +69,17 @@ def page(run) -> bytes:
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 40))
 def test_chosen_features_are_spread_evenly_over_the_ranks_of_frequency(counts, n):
-    n_active = np.array(counts)
-    chosen = choose_features(n_active, n=n)
-    alive = [i for i in chosen if counts[i]]
-    dead = [i for i in chosen if not counts[i]]
-    n_alive = int((n_active > 0).sum())
-    assert len(set(chosen)) == len(chosen)
-    assert len(chosen) == min(n, n_alive + min(N_DEAD, len(counts) - n_alive))
-    assert chosen == alive + dead
-    assert len(dead) == min(N_DEAD, len(counts) - n_alive, n - 1 if n_alive else n)
+    chosen = choose_features(np.array(counts), n=n)
+    alive, dead = ([i for i in chosen if bool(counts[i]) == living] for living in (True, False))
     ranks = sorted(range(len(counts)), key=lambda i: (-counts[i], i))
+    n_alive = len(counts) - counts.count(0)
+    assert chosen == alive + dead
+    assert len(set(chosen)) == len(chosen)
+    assert len(dead) == min(N_DEAD, counts.count(0), n - 1 if n_alive else n)
+    assert len(alive) == min(n - len(dead), n_alive)
     places = [ranks.index(i) for i in alive]
     if len(alive) > 1:
-        assert places[0] == 0
-        assert places[-1] == n_alive - 1
+        assert (places[0], places[-1]) == (0, n_alive - 1)
         gaps = np.diff(places)
         assert gaps.max() - gaps.min() <= 1
 
@@ -97,24 +94,21 @@ def test_numbers_keep_three_significant_digits_and_what_is_no_number_is_null():
 
 
 def test_tokens_are_places_in_a_table_that_holds_each_text_once():
-    feature = make_feature(3, tokens=range(len(VOCABULARY)))
+    feature, texts = make_feature(3, tokens=range(len(VOCABULARY))), shown().texts
     data = feature_data(shown(feature, make_feature(4)))
     table = data["tokens"]
     assert len(set(table)) == len(table)
-    examples = data["items"][0]["top"]
-    texts = shown().texts
-    for i, example in enumerate(examples):
-        inside = feature.top.tokens[i] >= 0
-        assert len(example["tokens"]) == len(example["values"]) == inside.sum()
+    for i, example in enumerate(data["items"][0]["top"]):
+        tokens = [t for t in feature.top.tokens[i].tolist() if t >= 0]
+        assert len(example["tokens"]) == len(example["values"]) == len(tokens)
         assert example["position"] == feature.top.position[i]
-        peak = min(BEFORE, example["position"])
-        assert example["values"][peak] == max(example["values"])
-        assert example["values"][peak] == pytest.approx(feature.top.value[i], rel=5e-3)
-        plain = [t for t in feature.top.tokens[i][inside].tolist() if t < len(PLAIN)]
-        found = {table[place] for place in example["tokens"]}
-        assert {texts.alone(t) for t in plain} <= found
-    tokens = [table[place] for place, _ in data["items"][1]["sample"]]
-    assert tokens == [texts.alone(t) for t in make_feature(4).sample.token.tolist()]
+        peak = example["values"][min(BEFORE, example["position"])]
+        assert peak == max(example["values"])
+        assert peak == pytest.approx(feature.top.value[i], rel=5e-3)
+        for token, place in zip(tokens, example["tokens"], strict=True):
+            assert token >= len(PLAIN) or table[place] == texts.alone(token)
+    sample = [table[place] for place, _ in data["items"][1]["sample"]]
+    assert sample == [texts.alone(t) for t in make_feature(4).sample.token.tolist()]
 
 
 @given(st.text())
@@ -138,13 +132,10 @@ def drawn(name: str) -> str:
 
 def test_a_figure_in_the_page_has_text_as_text_and_the_colours_of_the_page():
     svg = drawn("one")
-    assert " style=" not in svg
-    assert "<style" not in svg
-    assert "metadata" not in svg
-    assert "#2b6cb0" not in svg
-    assert 'stroke="var(--blue)"' in svg
-    assert "a &lt; b &amp; c</text>" in svg
-    assert 'aria-label="it&quot;s &lt;b&gt;"' in svg
+    for absent in (" style=", "<style", "metadata", "#2b6cb0"):
+        assert absent not in svg
+    for words in ("var(--blue)", "a &lt; b &amp; c</text>", 'aria-label="it&quot;s &lt;b&gt;"'):
+        assert words in svg
     assert drawn("one") == svg
 
 
@@ -253,12 +244,9 @@ def test_what_several_runs_have_in_common_is_said_once(tmp_path):
     ]
     made = SAEExhibit.part(exhibits)
     assert made.feature_notes == ["logits are direct"]
-    assert made.runs[0].overlaps == {"b": "0.75", "/else/where": "0.25"}
-    assert made.runs[0].notes[-1] == "None of the 64 features is dead on these tokens."
-    assert [drawing.name for drawing in made.runs[0].figures] == [
-        "r1-density",
-        "r1-encoder_decoder",
-    ]
+    assert made.runs[0]["overlaps"] == {"b": "0.75", "/else/where": "0.25"}
+    assert made.runs[0]["notes"][-1] == "None of the 64 features is dead on these tokens."
+    assert [one.name for one in made.runs[0]["figures"]] == ["r1-density", "r1-encoder_decoder"]
     assert view(exhibits).lead == "model EleutherAI/pythia-70m · site mlp_out.1 · text somewhere"
 
 
@@ -272,13 +260,9 @@ def test_what_is_not_there_is_said_with_the_command_that_makes_it(run):
 
 
 def test_each_curve_and_each_finding_is_a_figure(page):
+    names = "density", "encoder_decoder", "dead_cosine", "inserted", "l0", "recon", "n_dead"
     ids = [attrs["id"] for tag, attrs in Reader(page).tags if tag == "figure"]
-    assert ids == [
-        f"r1-{name}"
-        for name in (
-            "density", "encoder_decoder", "dead_cosine", "inserted", "l0", "recon", "n_dead",
-        )
-    ]  # fmt: skip
+    assert ids == [f"r1-{name}" for name in names]
 
 
 def test_a_fine_tuned_run_tells_what_was_learned_and_from_what(run):
@@ -298,7 +282,8 @@ def test_a_fine_tuned_run_tells_what_was_learned_and_from_what(run):
     for fact in (
         "fine-tuned on sums, 2,000 steps", "held-out loss, model alone 1.5",
         "held-out loss, SAE spliced in 2.5", "held-out loss, fine-tuned 1.75",
-        "finetune.weight_decay 0.01", "arch.k 4", "held out, after fine-tuning: 1.750",
+        "finetune.weight_decay 0.01", "arch.k 4", "held out, model without the SAE: 1.500",
+        "held out, SAE spliced in, c = 1, d = 0: 2.500", "held out, after fine-tuning: 1.750",
     ):  # fmt: skip
         assert fact in text
 

@@ -25,6 +25,7 @@ ALL = range(len(VOCABULARY))
 FEATURES = [make_feature(i, n_active=100 + 7 * (i * 11 % 40)) for i in range(40)]
 DEAD = [make_feature(i, n_active=0) for i in (50, 51)]
 WICKED = make_feature(45, n_active=9999, tokens=[i for i in ALL if i >= len(PLAIN)])
+EVERY = [*FEATURES, WICKED, *DEAD]
 
 
 @pytest.fixture(scope="module")
@@ -38,36 +39,41 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("pages")
 
 
+def written(path: Path, *exhibits) -> Path:
+    path.write_bytes(render(view(exhibits)))
+    return path
+
+
 @pytest.fixture(scope="module")
 def one(folder) -> Path:
     """A page about one run."""
-    exhibit = make_exhibit(make_run(folder / "topk"), *FEATURES, WICKED, *DEAD)
-    (folder / "one.html").write_bytes(render(view([exhibit])))
-    return folder / "one.html"
+    return written(folder / "one.html", make_exhibit(make_run(folder / "topk"), *EVERY))
 
 
 @pytest.fixture(scope="module")
 def several(folder, one) -> Path:
     """A page about three runs, of which the last has no features and no evaluation."""
     few = {"inserted": (), "dead": False}  # figures: they take long to draw
+    runs = {folder / "topk": FEATURES, make_run(folder / "other", seed=1): FEATURES[5:10]}
     first, second = (
         make_exhibit(path, *features, evaluation=make_report(path, **few), curves=None)
-        for path, features in (
-            (folder / "topk", FEATURES),
-            (make_run(folder / "other", seed=1), FEATURES[5:10]),
-        )
+        for path, features in runs.items()
     )
     nothing = {"features": None, "evaluation": None, "curves": None}
     third = make_exhibit(make_run(folder / "bare", seed=2), **nothing)
-    (folder / "several.html").write_bytes(render(view([first, second, third])))
-    return folder / "several.html"
+    return written(folder / "several.html", first, second, third)
+
+
+@pytest.fixture
+def visit_7(browser, one):
+    """The page, open at feature 7."""
+    with Visit(browser, one, fragment="feature=7") as visit:
+        yield visit
 
 
 def listed(visit: Visit) -> list[int]:
     """The features in the list, in its order."""
-    return visit(
-        "[...document.querySelectorAll('#features-list a')].map((a) => Number(a.dataset.index))"
-    )
+    return visit.each("#features-list a", "Number(n.dataset.index)")
 
 
 def by_frequency(features) -> list[int]:
@@ -79,7 +85,7 @@ def by_frequency(features) -> list[int]:
 
 def test_the_page_opens_on_the_most_frequent_feature(browser, one):
     with Visit(browser, one) as visit:
-        assert listed(visit) == by_frequency([*FEATURES, WICKED, *DEAD])
+        assert listed(visit) == by_frequency(EVERY)
         visit.sees("#features-heading", f"Feature {WICKED.index}")
         assert visit.text("#features-count") == "43 of 43 features on this page"
         assert visit("document.documentElement.lang") == "en"
@@ -87,21 +93,19 @@ def test_the_page_opens_on_the_most_frequent_feature(browser, one):
 
 
 def test_a_search_finds_numbers_promoted_tokens_and_texts_of_contexts(browser, one):
+    words = "".join(PLAIN[t].decode() for t in FEATURES[7].top.tokens[0].tolist() if t >= 0)
+    found = {
+        "12": [12],
+        "3": [3, WICKED.index, *by_frequency(FEATURES[30:])],  # among numbers first
+        "<SCRIPT>window": [WICKED.index],
+        words[10:50]: [7],
+    }
     with Visit(browser, one) as visit:
-        visit.page.fill("#features-search", "12")
-        assert listed(visit) == [12]
-        visit.page.fill("#features-search", "3")  # a number is looked for among numbers first
-        assert listed(visit) == [3, WICKED.index, *by_frequency(FEATURES[30:])]
-        visit.page.fill("#features-search", "<SCRIPT>window")
-        assert listed(visit) == [WICKED.index]
-        promoted = FEATURES[3].promoted[0].text
-        visit.page.fill("#features-search", promoted)
-        found = listed(visit)
-        assert 3 in found
-        feature = FEATURES[7]
-        words = "".join(PLAIN[t].decode() for t in feature.top.tokens[0].tolist() if t >= 0)
-        visit.page.fill("#features-search", words[10:50])
-        assert listed(visit) == [7]
+        visit.page.fill("#features-search", FEATURES[3].promoted[0].text)
+        assert 3 in listed(visit)
+        for search, expected in found.items():
+            visit.page.fill("#features-search", search)
+            assert listed(visit) == expected
         visit.page.press("#features-search", "Enter")
         visit.page.wait_for_url("**#feature=7")
         visit.sees("#features-heading", "Feature 7")
@@ -117,16 +121,15 @@ def test_features_can_be_put_in_order(browser, one):
         "index": lambda f: f.index,
         "frequency": lambda f: -f.n_active,
     }
-    features = [*FEATURES, WICKED, *DEAD]
     with Visit(browser, one) as visit:
         for order, key in orders.items():
             visit.page.select_option("#features-sort", order)
-            expected = sorted(features, key=lambda f: (key(f), f.index))
+            expected = sorted(EVERY, key=lambda f: (key(f), f.index))
             assert listed(visit) == [f.index for f in expected]
 
 
 def test_a_click_the_buttons_and_the_arrow_keys_lead_through_the_list(browser, one):
-    order = by_frequency([*FEATURES, WICKED, *DEAD])
+    order = by_frequency(EVERY)
     with Visit(browser, one) as visit:
         assert visit.page.is_disabled("#features-previous")
         visit.page.click(f"#features-list a[data-index='{order[3]}']")
@@ -147,7 +150,7 @@ def test_a_click_the_buttons_and_the_arrow_keys_lead_through_the_list(browser, o
 
 
 def test_the_tabulator_passes_the_list_in_one_step(browser, one):
-    order = by_frequency([*FEATURES, WICKED, *DEAD])
+    order = by_frequency(EVERY)
     focused = "document.activeElement.dataset.index ?? document.activeElement.id"
     with Visit(browser, one, fragment=f"feature={order[4]}") as visit:
         visit.page.focus("#features-sort")
@@ -165,17 +168,16 @@ def test_the_tabulator_passes_the_list_in_one_step(browser, one):
 # --- links -----------------------------------------------------------------------------------
 
 
-def test_a_link_opens_its_feature_and_the_back_button_returns(browser, one):
-    with Visit(browser, one, fragment="feature=7") as visit:
-        visit.sees("#features-heading", "Feature 7")
-        box = visit.page.locator("#features").bounding_box()
-        assert box["y"] < 200, "the reader is where the feature is"
-        visit.page.click("#features-body a[href='#feature=8']")  # its nearest
-        visit.sees("#features-heading", "Feature 8")
-        visit.page.go_back()
-        visit.sees("#features-heading", "Feature 7")
-        visit.page.go_forward()
-        visit.sees("#features-heading", "Feature 8")
+def test_a_link_opens_its_feature_and_the_back_button_returns(visit_7):
+    visit_7.sees("#features-heading", "Feature 7")
+    box = visit_7.page.locator("#features").bounding_box()
+    assert box["y"] < 200, "the reader is where the feature is"
+    visit_7.page.click("#features-body a[href='#feature=8']")  # its nearest
+    visit_7.sees("#features-heading", "Feature 8")
+    visit_7.page.go_back()
+    visit_7.sees("#features-heading", "Feature 7")
+    visit_7.page.go_forward()
+    visit_7.sees("#features-heading", "Feature 8")
 
 
 def test_links_of_several_runs_name_the_run(browser, several):
@@ -211,89 +213,70 @@ def test_the_page_says_what_it_does_not_show(browser, one, several):
 # --- one feature -----------------------------------------------------------------------------
 
 
-def test_tokens_are_lit_by_their_activation(browser, one):
-    feature = FEATURES[7]
-    with Visit(browser, one, fragment="feature=7") as visit:
-        shares = visit(
-            "[...document.querySelectorAll('.examples li')].map((li) => [...li.querySelectorAll("
-            "'mark')].map((m) => [Number(m.style.getPropertyValue('--share')), m.textContent]))"
-        )
-        assert len(shares) == len(feature.top.value) + len(feature.spread.value)
-        texts = shown().texts
-        for row, tokens, values in zip(
-            shares, feature.top.tokens, feature.top.values, strict=False
-        ):
-            lit = [(v, t) for v, t in zip(values.tolist(), tokens.tolist(), strict=True) if v > 0]
-            assert [text for _, text in row] == [texts.alone(t) for _, t in lit]
-            for (share, _), (value, _) in zip(row, lit, strict=True):
-                assert share == pytest.approx(value / feature.max, abs=0.02)
-        told = [float(value) for value in visit.texts(".examples .value")]
-        values = [*feature.top.value.tolist(), *feature.spread.value.tolist()]
-        assert told == pytest.approx(values, abs=0.02)
-        positions = [*feature.top.position.tolist(), *feature.spread.position.tolist()]
-        assert min(positions) < BEFORE < max(positions)
-        assert visit.page.locator("mark.peak").count() == len(values)
-        colours = visit(
-            "[...document.querySelectorAll('mark')].map((m) => getComputedStyle(m).backgroundColor)"
-        )
-        assert len(set(colours)) > 5
-        titles = visit.texts("#features-body h4")
-        assert [title for title in titles if "quarter" in title] == [
-            f"At random: {name} quarter" for name in ("strongest", "second", "third", "weakest")
-        ]
+def test_tokens_are_lit_by_their_activation(visit_7):
+    feature, texts = FEATURES[7], shown().texts
+    rows = visit_7.each(
+        ".examples li",
+        "[...n.querySelectorAll('mark')]"
+        ".map((m) => [Number(m.style.getPropertyValue('--share')), m.textContent])",
+    )
+    values = [*feature.top.value.tolist(), *feature.spread.value.tolist()]
+    assert len(rows) == len(values)
+    for row, tokens, its in zip(rows, feature.top.tokens, feature.top.values, strict=False):
+        lit = its > 0
+        assert [text for _, text in row] == [texts.alone(t) for t in tokens[lit].tolist()]
+        assert [share for share, _ in row] == pytest.approx(its[lit] / feature.max, abs=0.02)
+    told = [float(value) for value in visit_7.texts(".examples .value")]
+    assert told == pytest.approx(values, abs=0.02)
+    positions = [*feature.top.position.tolist(), *feature.spread.position.tolist()]
+    assert min(positions) < BEFORE < max(positions)
+    assert visit_7.page.locator("mark.peak").count() == len(values)
+    assert len(set(visit_7.each("mark", "getComputedStyle(n).backgroundColor"))) > 5
+    titles = visit_7.texts("#features-body h4")
+    assert [title for title in titles if "quarter" in title] == [
+        f"At random: {name} quarter" for name in ("strongest", "second", "third", "weakest")
+    ]
 
 
-def test_values_of_tokens_are_told_to_mouse_and_keyboard(browser, one):
-    feature = FEATURES[7]
-    with Visit(browser, one, fragment="feature=7") as visit:
-        peak = visit.page.locator("mark.peak").first
-        peak.hover()
-        told = visit.text("#tip")
-        assert "100 % of the largest" in told
-        assert f"{feature.max:.3g}" in told
-        visit.page.keyboard.press("Escape")
-        assert visit.page.is_hidden("#tip")
-        peak.focus()
-        assert "100 %" in visit.text("#tip")
-        visit.page.keyboard.press("ArrowLeft")
-        assert "100 %" not in visit.text("#tip")
-        assert visit("document.activeElement.tagName") == "MARK"
-        assert visit.page.url.endswith("feature=7"), "arrows in a context move from token to token"
+def test_values_of_tokens_are_told_to_mouse_and_keyboard(visit_7):
+    peak = visit_7.page.locator("mark.peak").first
+    peak.hover()
+    told = visit_7.text("#tip")
+    assert "100 % of the largest" in told
+    assert f"{FEATURES[7].max:.3g}" in told
+    visit_7.page.keyboard.press("Escape")
+    assert visit_7.page.is_hidden("#tip")
+    peak.focus()
+    assert "100 %" in visit_7.text("#tip")
+    visit_7.page.keyboard.press("ArrowLeft")
+    assert "100 %" not in visit_7.text("#tip")
+    assert visit_7("document.activeElement.tagName") == "MARK"
+    assert visit_7.page.url.endswith("feature=7"), "arrows in a context move from token to token"
 
 
-def test_the_histogram_holds_every_activation_by_its_token(browser, one):
-    feature = FEATURES[7]
-    with Visit(browser, one, fragment="feature=7") as visit:
-        legend = visit.texts(".legend li")
-        counts = [int(words.rsplit(" ", 1)[1]) for words in legend]
-        assert sum(counts) == len(feature.sample.value)
-        assert legend[-1].startswith("other tokens")
-        assert counts[:-1] == sorted(counts[:-1], reverse=True)
-        assert len(counts) == 7
-        colours = visit(
-            "[...document.querySelectorAll('.legend rect')].map((r) => getComputedStyle(r).fill)"
-        )
-        assert len(set(colours)) == 7
-        heights = visit(
-            "[...document.querySelectorAll('.histogram > svg rect')].map("
-            "(r) => [r.getAttribute('class'), Number(r.getAttribute('height'))])"
-        )
-        total = sum(height for _, height in heights)
-        for i, count in enumerate(counts):
-            name = f"s{i}" if i < 6 else "rest"
-            share = sum(height for kind, height in heights if kind == name) / total
-            assert share == pytest.approx(count / sum(counts), abs=1e-6)
+def test_the_histogram_holds_every_activation_by_its_token(visit_7):
+    legend = visit_7.texts(".legend li")
+    counts = [int(words.rsplit(" ", 1)[1]) for words in legend]
+    assert sum(counts) == len(FEATURES[7].sample.value)
+    assert legend[-1].startswith("other tokens")
+    assert counts[:-1] == sorted(counts[:-1], reverse=True)
+    assert len(counts) == len(set(visit_7.each(".legend rect", "getComputedStyle(n).fill"))) == 7
+    bars = visit_7.each(
+        ".histogram > svg rect", "[n.getAttribute('class'), Number(n.getAttribute('height'))]"
+    )
+    total = sum(height for _, height in bars)
+    for name, count in zip([*(f"s{i}" for i in range(6)), "rest"], counts, strict=True):
+        share = sum(height for kind, height in bars if kind == name) / total
+        assert share == pytest.approx(count / sum(counts), abs=1e-6)
 
 
-def test_logits_and_neighbours_stand_beside_it(browser, one):
-    feature = FEATURES[7]
-    with Visit(browser, one, fragment="feature=7") as visit:
-        promotes, suppresses = visit.texts(".pair .effects")
-        assert [line.split()[0] for line in promotes.splitlines()[::2]] == [
-            effect.text.strip() for effect in feature.promoted
-        ]
-        assert f"{feature.suppressed[0].effect:.3g}" in suppresses
-        assert "feature 8" in visit.text("#features-body a[href='#feature=8']")
+def test_logits_and_neighbours_stand_beside_it(visit_7):
+    promotes, suppresses = visit_7.texts(".pair .effects")
+    assert [line.split()[0] for line in promotes.splitlines()[::2]] == [
+        effect.text.strip() for effect in FEATURES[7].promoted
+    ]
+    assert f"{FEATURES[7].suppressed[0].effect:.3g}" in suppresses
+    assert "feature 8" in visit_7.text("#features-body a[href='#feature=8']")
 
 
 def test_hostile_texts_appear_as_texts_and_run_nothing(browser, one):
@@ -322,28 +305,26 @@ def test_every_text_can_be_told_from_what_is_behind_it(browser, one, scheme):
 def test_dark_and_light_follow_the_reader_and_the_button(browser, one):
     ground = "getComputedStyle(document.body).backgroundColor"
     line = "getComputedStyle(document.querySelector('figure path[stroke]')).stroke"
-    with Visit(browser, one, color_scheme="light") as visit:
-        light = [visit(ground), visit(line)]
-        visit.page.click("#theme")
-        toggled = [visit(ground), visit(line)]
-        visit.page.click("#theme")
-        assert [visit(ground), visit(line)] == light
-    with Visit(browser, one, color_scheme="dark") as visit:
-        dark = [visit(ground), visit(line)]
-        visit.page.click("#theme")
-        assert [visit(ground), visit(line)] == light
-    assert dark == toggled
+    seen = []
+    for scheme in ("light", "dark"):
+        with Visit(browser, one, color_scheme=scheme) as visit:
+            for _ in range(3):
+                seen.append([visit(ground), visit(line)])
+                visit.page.click("#theme")
+    light, dark = seen[:2]
+    assert seen == [light, dark, light, dark, light, dark]
     assert not set(dark) & set(light)
 
 
-def test_no_screen_is_too_narrow(browser, one, several):
+def test_no_screen_is_too_narrow_and_headings_go_down_one_level_at_a_time(browser, one, several):
     for path, fragment in ((one, f"feature={WICKED.index}"), (several, "")):
         with Visit(browser, path, fragment=fragment) as visit:
+            assert_outline(visit)
             for width in (320, 360, 800):
                 visit.page.set_viewport_size({"width": width, "height": 700})
                 assert visit("document.documentElement.scrollWidth") <= width
-                rows = "[...document.querySelectorAll('tbody tr')].map((r) => r.offsetHeight)"
-                assert max(visit(rows)) < 150, "no word is broken for want of width"
+                rows = visit.each("tbody tr", "n.offsetHeight")
+                assert max(rows) < 150, "no word is broken for want of width"
                 detail = visit.page.locator("#features-detail").bounding_box()
                 assert 0 <= detail["x"] <= detail["x"] + detail["width"] <= width
 
@@ -353,29 +334,17 @@ def test_figures_can_be_seen(browser, one, several):
         boxes = [f.bounding_box() for f in visit.page.locator("figure svg").all()]
         assert len(boxes) == 7
         assert all(box["width"] > 200 and box["height"] > 100 for box in boxes)
-        labels = visit(
-            "[...document.querySelectorAll('figure svg')].map((s) => s.getAttribute('aria-label'))"
-        )
+        labels = visit.each("figure svg", "n.getAttribute('aria-label')")
         assert "How often is each feature active?" in labels
-        fills = visit(
-            "[...document.querySelectorAll('figure svg *')].map((n) => getComputedStyle(n).fill)"
-        )
-        assert len(set(fills)) > 4
+        assert len(set(visit.each("figure svg *", "getComputedStyle(n).fill"))) > 4
     with Visit(browser, several) as visit:
         assert visit.page.locator("#frontier svg").bounding_box()["width"] > 200
-
-
-def test_headings_go_down_one_level_at_a_time(browser, one, several):
-    for path in (one, several):
-        with Visit(browser, path) as visit:
-            assert_outline(visit)
 
 
 def test_a_feature_without_logits_or_neighbours_has_none(browser, folder, one):
     bare = replace(FEATURES[2], promoted=(), suppressed=(), neighbours=(), dead_cosine=None)
     exhibit = make_exhibit(folder / "topk", bare, curves=None, evaluation=None)
-    (folder / "bare.html").write_bytes(render(view([exhibit])))
-    with Visit(browser, folder / "bare.html") as visit:
+    with Visit(browser, written(folder / "bare.html", exhibit)) as visit:
         assert "Promotes" not in visit.text("#features-body")
         assert "Nearest" not in visit.text("#features-body")
         assert visit.text("#features-body dl").splitlines()[-1] == "-"
