@@ -12,10 +12,8 @@ from PIL import Image
 
 from pipeline.errors import ConfigError
 from pipeline.mnist.images import labelled, open_images, read_idx, read_split
+from tests.helpers.dataset_hub import dataset_hub
 from tests.helpers.images import idx_bytes, write_idx
-from tests.text import test_sources as test_text
-
-hub = test_text.hub  # a local stand-in for the hub: a fixture
 
 
 def draw(n: int, *, side: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -194,18 +192,15 @@ for name in sys.argv[1:]:
 """
 
 
-def test_a_dataset_of_the_hub_gives_its_splits_and_what_is_none_one_line(hub, monkeypatch):
+def test_a_dataset_of_the_hub_gives_its_splits_and_what_is_none_one_line(tmp_path):
     sets = {"train": draw(6), "test": draw(3, seed=1)}
     files = {f"data/{split}-00000.parquet": parquet_of(*sets[split]) for split in sets}
-    monkeypatch.setattr(test_text, "FILES", files)
-    done = subprocess.run(
-        [sys.executable, "-c", OPEN, "some/texts", "some/thing"],
-        env=os.environ | hub,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    with dataset_hub(files, home=tmp_path) as environment:
+        done = subprocess.run(
+            [sys.executable, "-c", OPEN, "some/texts", "some/thing"],
+            env=os.environ | environment, cwd=Path(__file__).parents[2],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
     found, missing = map(json.loads, done.stdout.splitlines()[-2:])
     for split, (pixels, labels) in sets.items():
         rows, digits = found[split]

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote
 
 import datasets
 import pyarrow
@@ -19,8 +18,8 @@ import pipeline.text.files
 from pipeline.errors import TextError
 from pipeline.text.files import Format
 from pipeline.text.open import heldout_of, open_text
+from tests.helpers.dataset_hub import COMMIT, dataset_hub
 from tests.helpers.refusals import refused
-from tests.helpers.standin import StandIn, serving
 
 RECORDS = [{"text": "one"}, {"text": "two\nlines"}, {"text": ""}, {"text": None}, {"text": "é"}]
 TEXTS = ["one", "two\nlines", "", "", "é"]
@@ -267,54 +266,10 @@ def read_in_a_new_process(source: str, *, start: int = 0, **environment: str) ->
     return json.loads(done.stdout.splitlines()[-1])
 
 
-COMMIT = "c0ffee" + "0" * 34
-SERVED = {"data/train-0.jsonl": LINES}
-
-
-class Texts(StandIn):
-    """The few answers of the hub that streaming `some/texts` needs; it has nothing else."""
-
-    def do_GET(self):  # noqa: N802 - as it is called
-        path = unquote(self.path.partition("?")[0])
-        if "/texts" not in path:
-            self.answer(404, b"{}", X_Error_Code="RepoNotFound")
-        elif path.startswith("/api/datasets/some/texts/tree/"):
-            below = path.partition(f"/tree/{COMMIT}")[2].strip("/")
-            self.answer_json(self.listing(below))
-        elif path.startswith("/api/"):
-            siblings = [{"rfilename": name} for name in SERVED]
-            self.answer_json({"id": "some/texts", "sha": COMMIT, "siblings": siblings})
-        else:
-            name = path.partition(f"/resolve/{COMMIT}/")[2]
-            content = SERVED.get(name)
-            if content is None:
-                self.answer(404, X_Error_Code="EntryNotFound")
-            else:
-                self.answer(200, content, ETag=f'"{len(content)}"', X_Repo_Commit=COMMIT)
-
-    def do_POST(self):  # noqa: N802
-        asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        paths = json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked)["paths"]
-        everything = [*self.listing(""), *self.listing("data")]
-        self.answer_json([entry for entry in everything if entry["path"] in paths])
-
-    def listing(self, below: str) -> list[dict[str, Any]]:
-        folder = {"type": "directory", "path": "data", "oid": "d", "size": 0}
-        files = [
-            {"type": "file", "path": name, "oid": "f", "size": len(content)}
-            for name, content in SERVED.items()
-        ]
-        return files if below == "data" else [folder] if below == "" else []
-
-    def answer_json(self, value: object) -> None:
-        self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
-
-
 @pytest.fixture
 def hub(tmp_path) -> Iterator[dict[str, str]]:
-    """A local stand-in for the hub; what a process must know to use it."""
-    with serving(Texts) as url:
-        yield {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+    with dataset_hub({"data/train-0.jsonl": LINES}, home=tmp_path) as environment:
+        yield environment
 
 
 def test_a_dataset_of_the_hub_is_streamed_from_any_number_on(hub):
