@@ -20,6 +20,7 @@ from tests.helpers.slow import slow
 from tests.helpers.stores import column
 from tests.helpers.training import (
     CTX,
+    assert_alike,
     config_of,
     lines_of,
     make_rows,
@@ -225,3 +226,10 @@ def test_bf16_learns_almost_as_float32_does(store, tmp_path, arch, sparse):
     for name, rel in (("recon", 0.01), ("l0", 0.01)):
         a, b = (sum(line[name] for line in lines) for lines in (wide, narrow))
         assert b == pytest.approx(a, rel=rel), name
+
+
+@every_arch
+def test_the_sparse_path_learns_what_the_dense_one_does(store, tmp_path, arch):
+    for sparse in ("on", "off"):
+        run(store, tmp_path / sparse, arch=arch, sparse=sparse, dead_window="2 steps")
+    assert_alike(tmp_path / "on", tmp_path / "off")
