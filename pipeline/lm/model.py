@@ -312,10 +312,12 @@ def _empty(files: ModelFiles, *, n_layers: int | None = None) -> LanguageModel:
 
     shape = Shape.of(files.config, name=files.name)
     config = getattr(transformers, shape.family.config_class).from_dict(files.config)
+    # Before the meta device is set: torch 2.8 cannot import what the class needs while it is.
+    model_class = getattr(transformers, shape.family.model_class)
     if n_layers is not None:
         config.num_hidden_layers = n_layers
     with torch.device("meta"):
-        module = getattr(transformers, shape.family.model_class)(config)
+        module = model_class(config)
     for path, part in list(module.named_modules()):  # rotary tables are computed, never saved
         if any(b.is_meta for b in part.buffers(recurse=False)):
             module.set_submodule(path, type(part)(config=config))

@@ -104,6 +104,8 @@ def test_two_workers_are_refused_with_what_to_do_instead(dataset, monkeypatch):
     with pytest.raises(ConfigError, match="raise `threads` of StoreBatches"):
         next(iter(loader))
     gc.collect()
+    for worker in multiprocessing.active_children():
+        worker.join(30)
     assert not multiprocessing.active_children()
 
 
