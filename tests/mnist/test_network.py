@@ -254,6 +254,21 @@ class TestClassifier:
         assert not torch.equal(weights(), weights(dropout=0.3))
         assert not torch.equal(weights(), weights(weight_decay=5.0))
 
+    def test_it_is_adamw_at_a_rate_that_falls_to_nothing(self, tmp_path):
+        images, config = make_labelled(64), self.config(tmp_path, epochs=3)
+        learned = train_classifier(images, config, device=torch.device("cpu"))
+        x, labels = images.tensors(torch.device("cpu"))
+        net, order = Classifier(SIDE**2, 16, seed=0), torch.Generator().manual_seed(0)
+        adam = torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
+        falls = torch.optim.lr_scheduler.LambdaLR(adam, lambda epoch: 1 - epoch / 3)
+        for _ in range(3):
+            for rows in torch.randperm(64, generator=order).split(16):
+                adam.zero_grad()
+                torch.nn.functional.cross_entropy(net(x[rows]), labels[rows]).backward()
+                adam.step()
+            falls.step()
+        torch.testing.assert_close(learned.state_dict(), net.state_dict())
+
     def test_neurons_that_dropout_leaves_make_up_for_the_others(self):
         h = torch.ones(400, 100)
         left = Dropout(0.3, seed=0, device=torch.device("cpu"))(h)
