@@ -27,7 +27,7 @@ unset PYTHONDONTWRITEBYTECODE # each leg would compile all modules again
 numbers=(
     tests/sae tests/evaluate/test_metrics.py tests/evaluate/test_geometry.py
     tests/evaluate/test_plain_script.py tests/lm/test_cross_entropy.py tests/connect/test_scores.py
-    tests/connect/test_moments.py tests/connect/test_baselines.py tests/connect/test_equations.py
+    tests/connect/test_moments.py tests/connect/test_start.py tests/connect/test_equations.py
 )
 # What else has arrays in its signatures: each shape is checked, in every call.
 shapes=(

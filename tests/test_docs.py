@@ -44,7 +44,11 @@ def test_blocks_keep_the_lines_of_their_page(tmp_path):
     assert len(PAGES) >= 2
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
-def test_files_that_a_page_names_are_there(page):
-    named = re.findall(r"`((?:pipeline|actstore|tests|data)/[^`]+|cli\.py)`", page.read_text())
+NAMING = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md", DOCS.parent / "tests/elsewhere.sh"]
+OURS = re.compile(r"(?<![\w./])(?:(?:pipeline|actstore|tests|data|docs)/[\w/.-]*\w|cli\.py)")
+
+
+@pytest.mark.parametrize("page", NAMING, ids=lambda page: page.name)
+def test_files_that_a_page_or_a_script_names_are_there(page):
+    named = OURS.findall(page.read_text())
     assert not [name for name in named if not (DOCS.parent / name).exists()]
