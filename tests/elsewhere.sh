@@ -30,16 +30,13 @@ numbers=(
     tests/connect/test_moments.py tests/connect/test_start.py tests/connect/test_equations.py
 )
 # What else has arrays in its signatures: each shape is checked, in every call.
-shapes=(
-    tests/lm/test_hooks.py tests/evaluate/test_evaluate.py tests/features/test_samples.py
-    tests/connect/test_effects.py tests/finetune/test_finetune.py
-)
+shapes=(tests/lm/test_hooks.py)
 # What reads and writes files and texts, and tells of them.
 files=(
     tests/text/test_sources.py tests/text/test_contexts.py tests/config tests/runs tests/terminal
     tests/actstore/test_reader.py tests/actstore/test_writer.py
 )
-some="not hub and not damaged" # which are long, and take their time elsewhere as here
+some="not hub and not damaged and not plain_script and not torch_warns" # which take their time
 $full && numbers=(tests) shapes=() files=(tests) some=
 
 failed=0
