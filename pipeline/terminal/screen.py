@@ -76,7 +76,7 @@ class Screen:
         rate, words = TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[words]}")
         name, bar = TextColumn(f"{title:<9}"), BarColumn(bar_width=24)
         columns = (name, bar, rate, TimeRemainingColumn(), words)
-        bars = Bars(*columns, console=watched, transient=True, redirect_stdout=False)
+        bars = Bars(*columns, console=watched, transient=True)
         task = bars.add_task(title, total=None, rate="", words="")
 
         def show(now: Progress) -> None:

@@ -9,12 +9,14 @@ from pipeline.progress import Progress
 from pipeline.terminal import screen
 
 
-def bar(monkeypatch, *told: Progress, terminal: bool, say: str = "") -> str:
-    """What stderr is shown."""
+def bar(monkeypatch, *told: Progress, terminal: bool, say: str = "", out_too: bool = False) -> str:
+    """What stderr is shown; stdout is a terminal, too, or a file."""
     file = StringIO()
     watched = Console(file=file, force_terminal=terminal, width=120, color_system=None)
     monkeypatch.setattr(
-        screen, "Console", lambda *, stderr, **_: watched if stderr else Console(**_)
+        screen,
+        "Console",
+        lambda *, stderr, **_: watched if stderr else Console(force_terminal=out_too),
     )
     shown = screen.Screen()
     with shown.progress("eval") as show:
@@ -46,7 +48,12 @@ def test_where_nobody_watches_nothing_is_written(monkeypatch):
     assert bar(monkeypatch, at(10), terminal=False) == ""
 
 
-def test_a_line_said_beside_a_bar_is_still_on_stdout(monkeypatch, capsys):
-    """Where results go to a file and people watch the bar, rich would send both to the bar."""
+def test_a_line_said_while_a_bar_is_drawn_stands_above_it_or_in_the_file(monkeypatch, capsys):
+    """Else a terminal shows the line behind the bar, in the same line."""
+    text = bar(monkeypatch, at(10), terminal=True, say="a result", out_too=True)
+    assert "a result" in [
+        re.sub(r"\x1b\[[0-9;?]*\w", "", line) for line in re.split(r"[\r\n]", text)
+    ]
+    assert capsys.readouterr().out == ""
     assert "a result" not in bar(monkeypatch, at(10), terminal=True, say="a result")
     assert capsys.readouterr().out == "a result\n"
