@@ -16,7 +16,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from actstore.files import make_folder
@@ -34,7 +34,6 @@ from pipeline.connect.report import (
 from pipeline.connect.run import ConnectorRun
 from pipeline.connect.scores import (
     OutputStats,
-    OutputSums,
     above_of,
     costs_of,
     explained_of,
@@ -61,9 +60,7 @@ from pipeline.evaluate.metrics import Totals
 from pipeline.evaluate.setup import EvalContext, EvalSetting, load_eval_context
 from pipeline.evaluate.sums import (
     CLEAN,
-    Columns,
     ContextSums,
-    Losses,
     exact,
     losses,
     sum_kept,
@@ -71,6 +68,7 @@ from pipeline.evaluate.sums import (
 )
 from pipeline.lm.cross_entropy import slices
 from pipeline.lm.hooks import reading
+from pipeline.lm.model import LanguageModel
 from pipeline.lm.replay import Replay
 from pipeline.progress import OnProgress, counter
 from pipeline.runs.names import beside
@@ -140,9 +138,13 @@ def _evaluate_between(
     trained = [run.load_connector(scene.lm.device) for run in loaded.runs]
     maps = (*trained, *baselines.values())
     kept = find_rows(scene.lm, batches, loaded, told("mean"), as_trained=config.as_trained)
-    outputs = find_outputs(scene, batches, loaded, kept, told("mean"))
-    splices = Splices(loaded, maps, outputs)
-    _measure(scene, batches, kept, splices, told("losses"))
+    outputs = find_outputs(scene.lm, batches, loaded, kept, told("mean"))
+    splices = Splices(scene.lm, loaded, maps, outputs)
+    n_tokens, on_tokens = 0, told("losses")
+    for tokens in batches:
+        splices.measure(tokens, kept)
+        n_tokens += tokens.numel()
+        on_tokens(n_tokens)
     return reports_of(scene, loaded, splices, config, baselines=tuple(baselines), notes=notes)
 
 
@@ -161,37 +163,54 @@ class Splices:
     """
 
     def __init__(
-        self, loaded: LoadedConnectors, maps: tuple[Connector, ...], outputs: OutputStats
+        self,
+        lm: LanguageModel,
+        loaded: LoadedConnectors,
+        maps: tuple[Connector, ...],
+        outputs: OutputStats,
     ) -> None:
-        self.sites = tuple(dict.fromkeys(loaded.sites))
-        self.diverging = tuple(range(len(maps)))
-        device = loaded.pair.target.W_dec.device
-        self._alive = exact(outputs.alive.to(device).float())
-        self.errors = zeros(len(maps), len(self._alive), device=device)
+        self.maps, self.outputs = maps, outputs
+        self.errors = zeros(len(maps), loaded.pair.target.d_sae, device=lm.device)
         """Squared, of each map and output, summed over rows."""
         self.n_active = 0
         """Inputs that were active, in all rows together."""
-        self.maps, self.outputs = maps, outputs
-        self._loaded = loaded
-        self._sums = ContextSums()
+        self.sums = ContextSums()
+        """`nll_PASS`, and of each map `kl_MAP` and `error_MAP`; `spread`, `n_predictions`."""
+        self._lm, self._loaded = lm, loaded
+        self._replay = Replay(lm, tuple(dict.fromkeys(loaded.sites)))
+        self._numbers = range(len(maps))
+        self._alive = exact(outputs.alive.to(lm.device).float())
+        self._mean = outputs.mean.to(self._alive.device)
 
-    def edited(
-        self, replay: Replay, kept: Bool[Tensor, "contexts ctx_len"]
-    ) -> dict[Hashable, Tensor]:
+    @torch.no_grad()
+    def measure(self, tokens: Int[Tensor, "contexts ctx_len"], keeps: KeptRows) -> None:
+        """Sum what all edited passes of a batch cost where it counts."""
+        clean = self._replay.clean(tokens)
+        kept = keeps(tokens, {site: self._replay.acts(site) for site in self._loaded.sites})
+        found = losses(self._lm, clean, self._edited(kept), tokens, diverging=self._numbers)
+        counted = kept[:, :-1]
+        self.sums.add("n_predictions", exact(counted.float()).sum(-1))
+        for name in (CLEAN, ZERO, SAE, *self._numbers):
+            self.sums.add(f"nll_{name}", sum_kept(found.nll[name], counted))
+        for name in self._numbers:
+            self.sums.add(f"kl_{name}", sum_kept(found.kl[name], counted))
+
+    def _edited(self, kept: Bool[Tensor, "contexts ctx_len"]) -> dict[Hashable, Tensor]:
         """Last hidden states of the edited passes of a batch, by name."""
-        source, target = self._loaded.sites
-        x1, x2 = replay.acts(source).flatten(0, 1), replay.acts(target).flatten(0, 1)
-        values: dict[Hashable, Tensor] = {name: x2.clone() for name in (ZERO, SAE, *self.diverging)}
+        x1, x2 = (self._replay.acts(site).flatten(0, 1) for site in self._loaded.sites)
+        values: dict[Hashable, Tensor] = {name: x2.clone() for name in (ZERO, SAE, *self._numbers)}
         rows = kept.flatten().nonzero()[:, 0]
         values[ZERO][rows] = 0
         table = zeros(len(self.maps) + 1, kept.numel(), device=kept.device)
         for part in slices(rows):
             self._edit(x1, x2, rows[part], values, table)
-        names = (*(f"error_{name}" for name in self.diverging), "spread")
+        names = (*(f"error_{name}" for name in self._numbers), "spread")
         for name, per_row in zip(names, table.view(-1, *kept.shape), strict=True):
-            self._sums.add(name, per_row.sum(-1))
-        shape = (*kept.shape, -1)
-        return {name: replay.edited(target, value.view(shape)) for name, value in values.items()}
+            self.sums.add(name, per_row.sum(-1))
+        target, shape = self._loaded.sites[1], (*kept.shape, -1)
+        return {
+            name: self._replay.edited(target, value.view(shape)) for name, value in values.items()
+        }
 
     def _edit(
         self,
@@ -207,8 +226,7 @@ class Splices:
             z1=pair.source.encode(x1[rows].float()), z2=pair.target.encode(x2[rows].float())
         )
         self.n_active += int((latents.z1 > 0).sum())
-        mean = self.outputs.mean.to(table.device)
-        table[-1, at] = (exact(latents.z2) - mean).square().sum(-1)
+        table[-1, at] = (exact(latents.z2) - self._mean).square().sum(-1)
         values[SAE][rows] = pair.target.decode(latents.z2).to(x2.dtype)
         for i, connector in enumerate(self.maps):
             z2_hat = predict(connector, latents)
@@ -217,24 +235,10 @@ class Splices:
             table[i, at] = squared @ self._alive
             values[i][rows] = pair.target.decode(z2_hat).to(x2.dtype)
 
-    def sum_up(self, found: Losses, kept: Bool[Tensor, "contexts ctx_len"]) -> None:
-        """Sum what a batch's passes lost where it counts."""
-        counted = kept[:, :-1]
-        self._sums.add("n_predictions", exact(counted.float()).sum(-1))
-        for name in (CLEAN, ZERO, SAE, *self.diverging):
-            self._sums.add(f"nll_{name}", sum_kept(found.nll[name], counted))
-        for name in self.diverging:
-            self._sums.add(f"kl_{name}", sum_kept(found.kl[name], counted))
-
-    @property
-    def sums(self) -> Columns:
-        """Of each context: `nll_PASS`, and of each map `kl_MAP` and `error_MAP`; `spread`."""
-        return self._sums.all()
-
 
 @torch.no_grad()
 def find_outputs(
-    scene: EvalContext,
+    lm: LanguageModel,
     batches: Sequence[Tensor],
     loaded: LoadedConnectors,
     kept: KeptRows,
@@ -242,36 +246,16 @@ def find_outputs(
 ) -> OutputStats:
     """Statistics of the second SAE's latents; nothing above the sites runs."""
     target = loaded.pair.target
-    sums, n_tokens = OutputSums(target.d_sae, device=scene.lm.device), 0
-    with reading(scene.lm, loaded.sites) as read:
+    outputs, n_tokens = OutputStats(target.d_sae, device=lm.device), 0
+    with reading(lm, loaded.sites) as read:
         for tokens in batches:
             acts = read(tokens)
             x2 = acts[loaded.sites[1]][kept(tokens, acts)]
             for part in slices(x2):
-                sums.add(target.encode(x2[part].float()))
+                outputs.add(target.encode(x2[part].float()))
             n_tokens += tokens.numel()
             on_tokens(n_tokens)
-    return sums.result()
-
-
-@torch.no_grad()
-def _measure(
-    scene: EvalContext,
-    batches: Sequence[Tensor],
-    kept: KeptRows,
-    splices: Splices,
-    on_tokens: OnTokens,
-) -> None:
-    """Sum what all edited passes cost, over all batches."""
-    replay, n_tokens = Replay(scene.lm, splices.sites), 0
-    for tokens in batches:
-        clean = replay.clean(tokens)
-        counted = kept(tokens, {site: replay.acts(site) for site in splices.sites})
-        edited = splices.edited(replay, counted)
-        found = losses(scene.lm, clean, edited, tokens, diverging=splices.diverging)
-        splices.sum_up(found, counted)
-        n_tokens += tokens.numel()
-        on_tokens(n_tokens)
+    return outputs
 
 
 # --- from sums to reports --------------------------------------------------------------------
@@ -287,7 +271,7 @@ def reports_of(
     notes: Sequence[str],
 ) -> list[ConnectorReport]:
     """A report on each connector; the names of the baselines, and what there is to say of them."""
-    setting, outputs, sums = scene.setting, splices.outputs, splices.sums
+    setting, outputs, sums = scene.setting, splices.outputs, splices.sums.all()
     excluded = loaded.left_out if config.as_trained else ()
     totals = {name: values.sum(keepdims=True) for name, values in sums.items()}
     _require_sound(totals, loaded, setting, excluded)

@@ -97,10 +97,11 @@ _LABELS = 14
 
 Height = Literal["fvu", "recovered_of_sae"]
 """What is drawn of a map, a field of `MapScores`."""
-_HEIGHTS: dict[Height, str] = {
-    "fvu": "variance unexplained (FVU)",
-    "recovered_of_sae": "loss recovered, as a share of the SAE's",
+_HEIGHTS: dict[Height, tuple[str, str]] = {
+    "fvu": ("Variance unexplained", "variance unexplained (FVU)"),
+    "recovered_of_sae": ("Loss recovered", "loss recovered, as a share of the SAE's"),
 }
+"""Its name in the title, and at the axis."""
 _LOWEST_HEIGHT, _HIGHEST = 0.0, 1.25
 """What is beyond stands at the edge."""
 
@@ -108,28 +109,20 @@ Count = Literal["above", "nonzero"]
 """Which weights of an output are counted."""
 
 
-def connector_frontier_figure(reports: Sequence[ConnectorReport]) -> Figure:
-    """Weights per alive output against FVU: dots at the mean, a tick at the median.
+def connector_frontier_figure(reports: Sequence[ConnectorReport], y: Height = "fvu") -> Figure:
+    """Weights per alive output against FVU, or loss recovered where there is a model to recover it.
 
-    Connectors of a sweep are joined in the order of their coefficient; baselines stand beside them.
+    Dots stand at the mean of the outputs, a tick at their median. Connectors of a sweep are joined
+    in the order of their coefficient; baselines stand beside them.
     """
-    return _against_weights(reports, "fvu", title="Variance unexplained, for how many weights")
-
-
-def recovered_figure(reports: Sequence[ConnectorReport]) -> Figure:
-    """The same against the loss recovered, where there is a language model to recover it."""
-    return _against_weights(
-        reports, "recovered_of_sae", title="Loss recovered, for how many weights"
-    )
-
-
-def _against_weights(reports: Sequence[ConnectorReport], y: Height, *, title: str) -> Figure:
     figure = make_figure(width=9.0, height=4.1)
+    name, label = _HEIGHTS[y]
+    title = f"{name}, for how many weights"
     lines = [
         line for line in lines_of(reports) if any(getattr(one, y) is not None for one in line.maps)
     ]
     if not lines:
-        say(axes_in(figure, (1, 1, 1), title=title, y=_HEIGHTS[y]), "nothing to draw")
+        say(axes_in(figure, (1, 1, 1), title=title, y=label), "nothing to draw")
         return figure
     labels: list[Sequence[Label]] = []
     counts: dict[Count, str] = {
@@ -137,7 +130,7 @@ def _against_weights(reports: Sequence[ConnectorReport], y: Height, *, title: st
         "nonzero": "weights that are not zero per output",
     }
     for place, (count, words) in enumerate(counts.items(), 1):
-        axes = axes_in(figure, (1, 2, place), title=title if place == 1 else "", y=_HEIGHTS[y])
+        axes = axes_in(figure, (1, 2, place), title=title if place == 1 else "", y=label)
         axes.set_xlabel(words)
         labels.append(_draw_panel(axes, lines, count, y))
     figure.axes[1].set_ylabel("")
@@ -401,7 +394,7 @@ def save_figures(reports: Sequence[ConnectorReport], folder: Path) -> tuple[Path
         return ()
     together = {"connectors": connector_frontier_figure(reports)}
     if any(report.connector.recovered_of_sae is not None for report in reports):
-        together["recovered"] = recovered_figure(reports)
+        together["recovered"] = connector_frontier_figure(reports, "recovered_of_sae")
     return save_all(together, folder)
 
 

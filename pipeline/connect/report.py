@@ -186,10 +186,6 @@ _LEFT_OUT = frozenset({"layer", "maps", "explained", "above", "intervals"})
 """What has a value per output, or is made of several."""
 _OF_NONE = {"run": "", "activation": "", "start": "", "l1": ""}
 """What baselines do not have."""
-_AT = {
-    "explained_quantiles": "explained", "nonzero_quantiles": "nonzero", "above_quantiles": "above",
-}  # fmt: skip
-"""What quantiles are of, by their field."""
 
 
 def write_connector_table(reports: Sequence[ConnectorReport], path: Path) -> None:
@@ -220,9 +216,10 @@ def _row(report: ConnectorReport, scored: MapScores) -> dict[str, object]:
     intervals = {interval.metric: interval for interval in scored.intervals}
     for f in fields(scored):
         value = getattr(scored, f.name)
-        if f.name in _AT:
+        what, quantiles, _ = f.name.partition("_quantiles")
+        if quantiles:
             padded = value or (None,) * len(QUANTILES)
-            names = (f"{_AT[f.name]}_q{round(100 * q):02}" for q in QUANTILES)
+            names = (f"{what}_q{round(100 * q):02}" for q in QUANTILES)
             row |= zip(names, padded, strict=True)
         elif f.name == "l1":
             row["mean_abs_W"] = value  # the coefficient of the penalty has the name l1

@@ -19,7 +19,6 @@ What a map costs the model is told by losses; how far these would move with anot
 kind, by the bootstrap of `evaluate/intervals.py`.
 """
 
-from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -41,34 +40,12 @@ _CONSTANT = 1e-12
 """Variance, as a share of the mean square, that float32 latents cannot have."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class OutputStats:
-    """Statistics over all rows that are scored, on the CPU."""
-
-    n_rows: int
-    mean: Float64[Tensor, " n_out"]
-    spread: Float64[Tensor, " n_out"]
-    """Sum over rows of the squared distance from the mean; exactly 0 of what is constant."""
-    n_active: Int64[Tensor, " n_out"]
-    """In how many rows each is above zero."""
-
-    @property
-    def alive(self) -> Bool[Tensor, " n_out"]:
-        """Those above zero in at least one row."""
-        return self.n_active > 0
-
-    @property
-    def l0(self) -> float:
-        """How many are above zero in a row, on average."""
-        return int(self.n_active.sum()) / max(1, self.n_rows)
-
-
 @final
-class OutputSums:
-    """Finds them, block of rows after block of rows."""
+class OutputStats:
+    """Statistics over the rows that were added, on the CPU."""
 
     def __init__(self, n_out: int, *, device: torch.device) -> None:
-        self._n_rows = 0
+        self.n_rows = 0
         self._sum, self._square = (zeros(n_out, device=device) for _ in range(2))
         self._n_active = torch.zeros(n_out, dtype=torch.int64)
 
@@ -76,22 +53,32 @@ class OutputSums:
     def add(self, z2: Float32[Tensor, "rows n_out"]) -> None:
         """Take in the latents of the next rows."""
         wide = exact(z2)
-        self._n_rows += len(z2)
+        self.n_rows += len(z2)
         self._sum += wide.sum(0)
         self._square += wide.square().sum(0)
         self._n_active += (z2 > 0).sum(0).cpu()
 
-    def result(self) -> OutputStats:
-        """Of all rows so far."""
-        n_rows = max(1, self._n_rows)
-        total, square = self._sum.cpu(), self._square.cpu()
-        spread = square - total.square() / n_rows
-        return OutputStats(
-            n_rows=self._n_rows,
-            mean=total / n_rows,
-            spread=torch.where(spread > _CONSTANT * square, spread, 0.0),
-            n_active=self._n_active,
-        )
+    @property
+    def mean(self) -> Float64[Tensor, " n_out"]:
+        """Over rows."""
+        return self._sum.cpu() / max(1, self.n_rows)
+
+    @property
+    def spread(self) -> Float64[Tensor, " n_out"]:
+        """Sum over rows of the squared distance from the mean; exactly 0 of what is constant."""
+        square = self._square.cpu()
+        spread = square - self._sum.cpu().square() / max(1, self.n_rows)
+        return torch.where(spread > _CONSTANT * square, spread, 0.0)
+
+    @property
+    def alive(self) -> Bool[Tensor, " n_out"]:
+        """Those above zero in at least one row."""
+        return self._n_active > 0
+
+    @property
+    def l0(self) -> float:
+        """How many are above zero in a row, on average."""
+        return int(self._n_active.sum()) / max(1, self.n_rows)
 
 
 SPARSE = 0.05
@@ -153,7 +140,8 @@ def explained_of(
     errors: Float64[Tensor, " n_out"], outputs: OutputStats
 ) -> Float64[Tensor, " n_out"]:
     """Variance explained of each output; NaN of the dead, and of what has no variance."""
-    return torch.where(outputs.spread > 0, 1 - errors / outputs.spread, torch.nan)
+    spread = outputs.spread
+    return torch.where(spread > 0, 1 - errors / spread, torch.nan)
 
 
 @torch.no_grad()

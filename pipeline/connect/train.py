@@ -150,9 +150,14 @@ def assemble_connectors(
         keep = checkpoint.metrics_bytes if checkpoint else 0
         curves = files.enter_context(Curves(run.path / METRICS, keep=keep))
         member = ConnectorMember(run, curves=curves, schedule=Schedule.of(run.config, n_steps=n))
+        if checkpoint:  # which overwrites one of the right shape
+            n_in, n_out = run.source.d_sae, run.target.d_sae
+            start = Connector(torch.zeros(n_in, n_out), torch.zeros(n_out))
+        else:
+            start = starts.of(run)
         group = ConnectorGroup(
             member,
-            (_blank(run) if checkpoint else starts.of(run)).to(device),
+            start.to(device),
             predicted=starts.predicted(run).to(device),
             scratch=scratch,
         )
@@ -185,12 +190,6 @@ class _Starts:
         if run.config.outputs == "all":
             return torch.ones(run.target.d_sae, dtype=torch.bool)
         return self._alive(run.ends)
-
-
-def _blank(run: ConnectorRun) -> Connector:
-    """One of the right shape, to be overwritten."""
-    n_in, n_out = run.source.d_sae, run.target.d_sae
-    return Connector(torch.zeros(n_in, n_out), torch.zeros(n_out))
 
 
 # --- memory --------------------------------------------------------------------------------------

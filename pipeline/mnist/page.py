@@ -8,16 +8,18 @@ import torch
 
 from actstore.files import write_file
 from pipeline.mnist.classifier import LAYERS
-from pipeline.mnist.features import digit_shares, feature_images, told
 from pipeline.mnist.figures import (
     Figure,
     Weights,
     accuracies_figure,
+    digit_shares,
     epochs_animation,
     epochs_figure,
+    feature_images,
     features_figure,
     network_frontier_figure,
     reconstruction_figure,
+    told,
     weights_figure,
 )
 from pipeline.mnist.images import Images

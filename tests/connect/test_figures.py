@@ -12,7 +12,6 @@ from pipeline.connect.figures import (
     connector_frontier_figure as frontier_figure,
     explained_figure,
     lines_of,
-    recovered_figure,
     save_figures,
     weights_figure,
 )
@@ -70,7 +69,7 @@ def test_what_is_beyond_the_axes_stands_at_their_edge_with_its_number():
     assert points(figure.axes[0], "s") == {(99, 1.25)}
     assert "E2 W D1 (7.25)" in texts_of(figure)
     assert figure.axes[0].get_ylim()[1] < 1.4
-    recovered = recovered_figure(make_sweep(0.3, 0.5))
+    recovered = frontier_figure(make_sweep(0.3, 0.5), "recovered_of_sae")
     assert points(recovered.axes[0], "^") == {(0.5, 0)}
     assert "best input (-2.50)" in texts_of(recovered)
 
@@ -133,7 +132,7 @@ def test_no_name_covers_another_or_leaves_the_axes():
 def test_where_no_share_of_the_loss_has_a_meaning_none_is_drawn(tmp_path):
     maps = (make_map(recovered_of_sae=None), make_map("mean", recovered_of_sae=None))
     report = make_report(tmp_path, maps=maps)
-    assert "nothing to draw" in texts_of(recovered_figure([report]))
+    assert "nothing to draw" in texts_of(frontier_figure([report], "recovered_of_sae"))
     names = [path.name for path in save_figures([report, report], tmp_path)]
     assert names == ["connectors.png", "connectors.svg"]
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.config.stages import ReportConfig
-from pipeline.connect.page.connections import choose_outputs
-from pipeline.connect.page.data import connector_data
+from pipeline.connect.page.connections import choose_outputs, connector_data
 from pipeline.connect.page.part import ConnectorExhibit, frontier_drawings
 from pipeline.connect.page.tables import main_heads, main_rows, map_groups, relation_tables
 from pipeline.connect.reading.read import read_connector, save_reading

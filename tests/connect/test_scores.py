@@ -6,7 +6,7 @@ import torch
 
 from pipeline.connect.connector import Connector, PairLatents
 from pipeline.connect.report import QUANTILES
-from pipeline.connect.scores import SPARSE, OutputSums, predict, scores_of, squared_errors
+from pipeline.connect.scores import SPARSE, OutputStats, predict, scores_of, squared_errors
 
 N_IN, N_OUT, N_ROWS = 24, 15, 219
 DEAD, CONSTANT = 4, 9
@@ -36,10 +36,10 @@ def make_map(*, seed: int = 0, activation: str = "relu", scale: float = 0.15) ->
 
 def score(connector: Connector, latents: PairLatents, *, tau: float = 0.1) -> SimpleNamespace:
     """What errors and weights say of a map on these rows."""
-    outputs = OutputSums(latents.z2.shape[1], device=torch.device("cpu"))
+    outputs = OutputStats(latents.z2.shape[1], device=torch.device("cpu"))
     outputs.add(latents.z2)
     errors = squared_errors(latents.z2, predict(connector, latents)).sum(0)
-    return SimpleNamespace(**scores_of(connector, errors, outputs.result(), tau=tau))
+    return SimpleNamespace(**scores_of(connector, errors, outputs, tau=tau))
 
 
 def plain_scores(connector: Connector, latents: PairLatents, *, tau: float) -> dict[str, object]:

@@ -11,7 +11,7 @@ from pipeline.mnist.classifier import (
     train_classifier,
 )
 from pipeline.mnist.config import MnistConfig
-from pipeline.mnist.features import digit_shares, pixel_slope, told
+from pipeline.mnist.figures import digit_shares, pixel_slope, told
 from pipeline.mnist.network import (
     above,
     accuracy,

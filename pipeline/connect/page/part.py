@@ -10,11 +10,9 @@ from pipeline.connect.figures import (
     connector_frontier_figure,
     effects_figure,
     explained_figure,
-    recovered_figure,
     weights_figure,
 )
-from pipeline.connect.page.connections import Connections, load_connections
-from pipeline.connect.page.data import connector_data
+from pipeline.connect.page.connections import Connections, connector_data, load_connections
 from pipeline.connect.page.tables import (
     DEFINITION,
     bounds,
@@ -295,7 +293,7 @@ def frontier_drawings(reports: Sequence[ConnectorReport]) -> list[Drawing]:
     return drawings(
         {
             "weights-fvu": connector_frontier_figure(reports),
-            "weights-recovered": recovered_figure(reports),
+            "weights-recovered": connector_frontier_figure(reports, "recovered_of_sae"),
         }
     )
 

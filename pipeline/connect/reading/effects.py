@@ -164,19 +164,10 @@ def _drops(
     before, after = (target.encode(x.flatten(0, 1)[active]) for x in (x2, x2_edited))
     chosen = outputs.to(before.device)
     true = (before - after)[:, chosen]
-    linear = _predicted_drops(where.connector, z1[active], feature, chosen)
+    W, b = where.connector.W[:, chosen], where.connector.b[chosen]
+    part = Connector(W, b, activation=where.connector.activation)
+    with_it, without = z1[active], z1[active]
+    without[:, feature] = 0
+    linear = part(with_it) - part(without)
     sums = [drop.double().sum(0).cpu().numpy() for drop in (linear, true)]
     return np.stack(sums), int(active.sum())
-
-
-def _predicted_drops(
-    connector: Connector,
-    z1: Float[Tensor, "rows n_in"],
-    feature: int,
-    outputs: Int[Tensor, " links"],
-) -> Float[Tensor, "rows links"]:
-    """What the connector predicts of some outputs, less what it does without an input."""
-    part = Connector(connector.W[:, outputs], connector.b[outputs], activation=connector.activation)
-    without = z1.clone()
-    without[:, feature] = 0
-    return part(z1) - part(without)

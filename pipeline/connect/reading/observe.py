@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64, Int, Int32, Int64
 from torch import Tensor
 
 from pipeline.connect.connector import Connector, PairLatents
-from pipeline.connect.scores import OutputSums, explained_of, predict, squared_errors
+from pipeline.connect.scores import OutputStats, explained_of, predict, squared_errors
 from pipeline.errors import DataError
 from pipeline.evaluate.sums import zeros
 
@@ -128,7 +128,7 @@ def observe(
         DataError: a latent is not finite, or there is no row.
     """
     device = connector.W.device
-    outputs = OutputSums(connector.n_out, device=device)
+    outputs = OutputStats(connector.n_out, device=device)
     errors = zeros(connector.n_out, device=device)
     ends: tuple[list[_Entries], list[_Entries]] = ([], [])
     n_rows = n_active = 0
@@ -153,7 +153,7 @@ def observe(
     return Observed(
         source=joined(ends[0], connector.n_in),
         target=joined(ends[1], connector.n_out),
-        explained=explained_of(errors.cpu(), outputs.result()).numpy(),
+        explained=explained_of(errors.cpu(), outputs).numpy(),
     )
 
 
