@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MultipleLocator, NullFormatter
 
-from pipeline.connect.reading.values import Effect, Effects, Reading
+from pipeline.connect.reading.values import Effects
 from pipeline.connect.report import CONNECTOR, ConnectorReport, MapScores, map_words
 from pipeline.evaluate.report import QUANTILES
 from pipeline.plots.style import (
@@ -349,18 +348,18 @@ def effects_figure(effects: Effects) -> Figure:
     if not effects.points:
         say(axes, "no input of any equation is active")
         return figure
-    everything = _places(effects.points)
-    low, high = float(everything.min()), float(everything.max())
+    places = np.array([(point.linear, point.true) for point in effects.points])
+    controls = np.array([point.control for point in effects.points])
+    low, high = float(places.min()), float(places.max())
     room = _EDGE * max(high - low, 1e-6)
     ends = [min(low, 0.0) - room, high + room]
     axes.plot(ends, ends, color=GRAY, lw=1, ls="--", label="prediction = truth", zorder=1)
     for value in (axes.axhline, axes.axvline):
         value(0, color=GRID, lw=1.2, zorder=0)
     for control, color, name in ((True, RED, "unconnected"), (False, BLUE, "terms of equations")):
-        some = [point for point in effects.points if point.control == control]
-        if some:
-            x, y = _places(some).T
-            label = f"{name}: {len(some):,}"
+        x, y = places[controls == control].T
+        if len(x):
+            label = f"{name}: {len(x):,}"
             axes.scatter(x, y, s=14, color=color, alpha=0.6, lw=0, label=label, zorder=2)
     found = effects.connected
     if found.pearson is not None and found.slope is not None:
@@ -372,10 +371,6 @@ def effects_figure(effects: Effects) -> Figure:
     axes.set_ylim(*ends)
     axes.legend(loc="upper left", **LEGEND)
     return figure
-
-
-def _places(points: Sequence[Effect]) -> Float64[np.ndarray, "n 2"]:
-    return np.array([(point.linear, point.true) for point in points], dtype=np.float64)
 
 
 # --- beside the runs -------------------------------------------------------------------------
@@ -396,10 +391,3 @@ def save_figures(reports: Sequence[ConnectorReport], folder: Path) -> tuple[Path
     if any(report.connector.recovered_of_sae is not None for report in reports):
         together["recovered"] = connector_frontier_figure(reports, "recovered_of_sae")
     return save_all(together, folder)
-
-
-def save_reading_figure(reading: Reading) -> tuple[Path, ...]:
-    """Draw what was measured in the model, as `effects`; gives the files, none without effects."""
-    if reading.effects is None:
-        return ()
-    return save_all({"effects": effects_figure(reading.effects)}, reading.config.run)

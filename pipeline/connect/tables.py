@@ -68,12 +68,13 @@ def _maps(report: ConnectorReport) -> Table:
             line("  95 % to", (interval and interval.high for interval in found)),
         ]
 
+    places = {q: "median" if q == 0.5 else f"{100 * q:g} %" for q in QUANTILES}
     predicts = [
         told("FVU", "fvu"),
         *ends("fvu"),
         told("mean squared error", "mse"),
         line("variance explained", [""] * len(maps)),
-        *(quantile(f"  {_at(q)} of outputs", "explained_quantiles", q) for q in QUANTILES),
+        *(quantile(f"  {at} of outputs", "explained_quantiles", q) for q, at in places.items()),
     ]
     weights = [
         told(f"weights > {tau:g}", "n_above"),
@@ -96,10 +97,6 @@ def _maps(report: ConnectorReport) -> Table:
         columns=[Column(), *_numbers(*map(map_words, maps))],
         sections=[predicts, weights, losses],
     )
-
-
-def _at(q: float) -> str:
-    return "median" if q == 0.5 else f"{100 * q:g} %"
 
 
 def _bounds(report: ConnectorReport) -> Table:

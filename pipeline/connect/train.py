@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from actstore.reader import ActStore
-from pipeline.connect.connector import Connector, Ends, PairLatents, SAEPair
+from pipeline.connect.connector import Connector, Ends, PairLatents
 from pipeline.connect.group import ConnectorGroup, ConnectorMember
 from pipeline.connect.moments import Moments, find_moments
 from pipeline.connect.run import ConnectorRun, load_pair
@@ -46,7 +46,7 @@ class PairFeeder:
         self._device = device
         several = dict.fromkeys(run.ends for run in runs)
         opened = {ends: [SAERun.open(end.run) for end in ends] for ends in several}
-        self._pairs = {ends: load_pair(*its, device=device) for ends, its in opened.items()}
+        self.pairs = {ends: load_pair(*its, device=device) for ends, its in opened.items()}
         self._feeds = {  # the rows of each SAE, given to it as they are in the store
             ends: [
                 replace(Feed.of(run.config, site=run.provenance.site), normalize="none")
@@ -56,24 +56,12 @@ class PairFeeder:
         }
         feeds = [feed for pair in self._feeds.values() for feed in pair]
         self._rows = Feeder(store, feeds, device=device)
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """The sites that every batch must hold."""
-        return self._rows.sites
-
-    @property
-    def metadata(self) -> tuple[str, ...]:
-        """The metadata that every batch must hold."""
-        return self._rows.metadata
-
-    def pair(self, ends: Ends) -> SAEPair:
-        """The SAEs of a connector."""
-        return self._pairs[ends]
+        self.sites, self.metadata = self._rows.sites, self._rows.metadata
+        """What every batch must hold."""
 
     def fed(self, batch: Mapping[str, Tensor]) -> dict[Ends, PairLatents]:
         """Latents at the rows of a batch that are left, of which there may be none."""
-        return {ends: self._latents(ends, batch) for ends in self._pairs}
+        return {ends: self._latents(ends, batch) for ends in self.pairs}
 
     def sample(
         self, ends: Ends, *, n_rows: int = SAMPLE_ROWS, seed: int = 0
@@ -81,7 +69,7 @@ class PairFeeder:
         """Latents at a fixed sample of rows from all over the store."""
         blocks = sample_rows(
             self.store,
-            sites=tuple(dict.fromkeys(self._pairs[ends].sites)),
+            sites=tuple(dict.fromkeys(self.pairs[ends].sites)),
             metadata=self.metadata,
             n_rows=n_rows,
             seed=seed,
@@ -92,7 +80,7 @@ class PairFeeder:
     def moments(self, ends: Ends) -> Moments:
         """Of these latents, and of the activations that they are of, on a fixed sample of rows."""
         return find_moments(
-            self._pairs[ends],
+            self.pairs[ends],
             self.store,
             device=self._device,
             kept=lambda batch: self.mask(ends, batch),
@@ -101,7 +89,7 @@ class PairFeeder:
 
     def predicted(self, ends: Ends) -> Bool[Tensor, " n_out"]:
         """Which latents of the second SAE are active on any of the sampled rows."""
-        pair = self._pairs[ends]
+        pair = self.pairs[ends]
         alive = torch.zeros(pair.target.d_sae, dtype=torch.bool, device=self._device)
         for latents in self.sample(ends):
             alive |= (latents.z2 > 0).any(0)
@@ -109,7 +97,7 @@ class PairFeeder:
 
     def mask(self, ends: Ends, batch: Mapping[str, Tensor]) -> Bool[Tensor, " b"]:
         """Which rows of a batch are left."""
-        n_rows = len(batch[self._pairs[ends].sites[0]])
+        n_rows = len(batch[self.pairs[ends].sites[0]])
         left = torch.ones(n_rows, dtype=torch.bool, device=self._device)
         for feed in self._feeds[ends]:
             kept = self._rows.kept(feed, batch)
@@ -117,7 +105,7 @@ class PairFeeder:
         return left
 
     def _latents(self, ends: Ends, batch: Mapping[str, Tensor]) -> PairLatents:
-        pair = self._pairs[ends]
+        pair = self.pairs[ends]
         rows = {site: batch[site] for site in pair.sites}
         if any(feed.excludes for feed in self._feeds[ends]):
             kept = self.mask(ends, batch)
@@ -182,7 +170,7 @@ class _Starts:
         alike = (ends, config.start, config.activation, config.bias, config.layer, config.seed)
         if alike not in self._found:
             moments = self._moments(ends) if needs_moments(config) else None
-            self._found[alike] = start_connector(config, self._feeder.pair(ends), moments)
+            self._found[alike] = start_connector(config, self._feeder.pairs[ends], moments)
         return self._found[alike]
 
     def predicted(self, run: ConnectorRun) -> Bool[Tensor, " n_out"]:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -181,18 +181,13 @@ _BLOCK = 8192
 
 
 @torch.no_grad()
-def store_activations(
-    path: Path, net: Classifier, images: Labelled, *, name: str, fingerprint: str
-) -> ActStore:
-    """Write what each hidden layer gives for each image, in their order; a whole store is kept.
-
-    The name is that of the images, the fingerprint that of the classifier.
-    """
+def store_activations(path: Path, net: Classifier, images: Labelled, *, name: str) -> ActStore:
+    """Write what each hidden layer gives for each of these images; a whole store is kept."""
     spec = StoreSpec.of(
         widths=dict.fromkeys(LAYERS, net.linear[0].out_features),
         ctx_len=1,
         dtype="float32",
-        source={"model": "classifier", "model_fingerprint": fingerprint, "text": name},
+        source={"model": "classifier", "model_fingerprint": fingerprint(net), "text": name},
     )
     x, _ = images.tensors(net.linear[0].weight.device)
     with ActWriter.create_or_resume(path, spec, n_rows=len(images)) as writer:
@@ -207,10 +202,14 @@ def store_activations(
     return ActStore.open(path)
 
 
+def accuracy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> float:
+    """Share of right answers."""
+    return float((logits.argmax(-1) == labels).double().mean())
+
+
 @torch.no_grad()
 def quality(net: Classifier, images: Labelled) -> tuple[float, float]:
     """The classifier's mean cross-entropy, and its share of right answers."""
     x, labels = images.tensors(net.linear[0].weight.device)
     logits = net(x).double()
-    right = (logits.argmax(-1) == labels).double().mean()
-    return float(F.cross_entropy(logits, labels)), float(right)
+    return float(F.cross_entropy(logits, labels)), accuracy(logits, labels)

@@ -11,12 +11,11 @@ from dataclasses import replace
 import torch
 
 from pipeline.device import pick_device
-from pipeline.mnist.classifier import LAYERS, quality
+from pipeline.mnist.classifier import LAYERS, accuracy, quality
 from pipeline.mnist.config import MnistConfig
 from pipeline.mnist.images import Images, open_images
 from pipeline.mnist.network import (
     FeatureNetwork,
-    accuracy,
     cut,
     network_figures,
     refit_all,

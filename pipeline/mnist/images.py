@@ -38,8 +38,6 @@ _TIMEOUT = 10.0  # seconds until the hub counts as unreachable
 _SPLITS = ("train", "test")
 _UNSIGNED_BYTES = 8
 
-Set = tuple[UInt8[np.ndarray, "n height width"], Int64[np.ndarray, " n"]]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Labelled:
@@ -93,21 +91,29 @@ def open_images(name: str) -> Images:
     Raises:
         ConfigError: there are none of this name, or they cannot be read.
     """
-    if name == DIGITS:
-        return split(name, *_digits())
     path = Path(name).expanduser()
-    if path.exists():
-        return _from_idx(path, name=name)
-    if _HUB_ID.fullmatch(name):
+    if name == DIGITS:
+        sets = {"train": _digits()}
+    elif path.exists():
+        sets = _read_idx_sets(path)
+    elif _HUB_ID.fullmatch(name):
         sets = load_hub_images(name)
-        train = labelled(*sets["train"], where=name)
-        if "test" not in sets:
-            return split(name, train.pixels, train.labels)
-        return _checked(name, train, labelled(*sets["test"], where=name))
-    raise ConfigError(
-        f"there are no images {name!r}: --images takes {DIGITS}, the path of IDX files, or a hub "
-        "dataset as ylecun/mnist"
-    )
+    else:
+        raise ConfigError(
+            f"there are no images {name!r}: --images takes {DIGITS}, the path of IDX files, or a "
+            "hub dataset as ylecun/mnist"
+        )
+    if len(sets) == 1:
+        sets = _split(*sets.values())
+    train, test = sets["train"], sets["test"]
+    if not len(train) or not len(test):
+        raise ConfigError(
+            f"{name} has {len(train)} images to learn from and {len(test)} to test on: some of "
+            "each are needed"
+        )
+    if train.pixels.shape[1:] != test.pixels.shape[1:]:
+        raise ConfigError(f"{name} has images of two sizes: they must be of one")
+    return Images(name=name, train=train, test=test)
 
 
 def labelled(
@@ -126,31 +132,18 @@ def labelled(
     return Labelled(pixels=pixels.astype(np.float32) / 255, labels=labels)
 
 
-def split(
-    name: str, pixels: Float32[np.ndarray, "n side side"], labels: Int64[np.ndarray, " n"]
-) -> Images:
+def _split(whole: Labelled) -> dict[str, Labelled]:
     """One set as two: every fifth image of a fixed order is for testing."""
-    order = np.random.default_rng(_ORDER).permutation(len(labels))
-    n_test = len(labels) // TEST_SHARE
-    parts = [
-        Labelled(pixels=pixels[rows], labels=labels[rows])
-        for rows in (np.sort(order[n_test:]), np.sort(order[:n_test]))
-    ]
-    return _checked(name, *parts)
+    order = np.random.default_rng(_ORDER).permutation(len(whole))
+    n_test = len(whole) // TEST_SHARE
+    places = {"train": np.sort(order[n_test:]), "test": np.sort(order[:n_test])}
+    return {
+        part: Labelled(pixels=whole.pixels[rows], labels=whole.labels[rows])
+        for part, rows in places.items()
+    }
 
 
-def _checked(name: str, train: Labelled, test: Labelled) -> Images:
-    if not len(train) or not len(test):
-        raise ConfigError(
-            f"{name} has {len(train)} images to learn from and {len(test)} to test on: some of "
-            "each are needed"
-        )
-    if train.pixels.shape[1:] != test.pixels.shape[1:]:
-        raise ConfigError(f"{name} has images of two sizes: they must be of one")
-    return Images(name=name, train=train, test=test)
-
-
-def _digits() -> tuple[Float32[np.ndarray, "n side side"], Int64[np.ndarray, " n"]]:
+def _digits() -> Labelled:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -159,25 +152,22 @@ def _digits() -> tuple[Float32[np.ndarray, "n side side"], Int64[np.ndarray, " n
         ) from error
     rows, labels = load_digits(return_X_y=True)
     pixels = np.asarray(rows, np.float32).reshape(-1, _DIGITS_SIDE, _DIGITS_SIDE) / _DIGITS_INK
-    return pixels, np.asarray(labels, np.int64)
+    return Labelled(pixels=pixels, labels=np.asarray(labels, np.int64))
 
 
-def _from_idx(path: Path, *, name: str) -> Images:
+def _read_idx_sets(path: Path) -> dict[str, Labelled]:
     """From a file of images, or from a folder with one such file, or one for each purpose."""
     files = [path] if path.is_file() else sorted(path.glob("*images*idx3*"))
     sets = {
         "test" if file.name.startswith(("t10k", "test")) else "train": _read_set(file)
         for file in files
     }
-    if len(files) == 2 and len(sets) == 2:
-        return _checked(name, sets["train"], sets["test"])
-    if len(files) != 1:
+    if len(files) not in (1, 2) or len(files) != len(sets):
         raise ConfigError(
             f"{path} has {len(files)} files of images by name (*images*idx3*): name one file, or "
             "a folder with train-images-idx3-ubyte.gz, t10k-images-idx3-ubyte.gz or both"
         )
-    (only,) = sets.values()
-    return split(name, only.pixels, only.labels)
+    return sets
 
 
 def _read_set(file: Path) -> Labelled:
@@ -220,8 +210,8 @@ def read_idx(path: Path, *, n_dims: int) -> UInt8[np.ndarray, "..."]:
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
 
 
-def load_hub_images(name: str) -> dict[str, Set]:
-    """Gray pixels and labels of the splits `train` and, if there is one, `test`, as they are now.
+def load_hub_images(name: str) -> dict[str, Labelled]:
+    """The splits `train` and, if there is one, `test`, as they are now.
 
     No code that comes with a dataset is ever run.
     """
@@ -238,8 +228,8 @@ def load_hub_images(name: str) -> dict[str, Set]:
     return sets
 
 
-def read_split(dataset: Any, *, where: str) -> Set:  # noqa: ANN401 its class is imported late
-    """The images of a split as one array, and their labels."""
+def read_split(dataset: Any, *, where: str) -> Labelled:  # noqa: ANN401 its class is imported late
+    """The images of a split, in gray."""
     if not {"image", "label"} <= set(dataset.column_names):
         columns = ", ".join(map(repr, dataset.column_names)) or "none"
         raise ConfigError(
@@ -250,4 +240,4 @@ def read_split(dataset: Any, *, where: str) -> Set:  # noqa: ANN401 its class is
     if len(sizes) != 1:
         raise ConfigError(f"dataset {where} has images of {len(sizes)} sizes: one is needed")
     labels: Iterable[int] = dataset["label"]
-    return np.stack(pixels), np.array([*labels], np.int64)
+    return labelled(np.stack(pixels), np.array([*labels], np.int64), where=where)

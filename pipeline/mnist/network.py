@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pipeline.connect.connector import Connector
-from pipeline.mnist.classifier import LAYERS, N_HIDDEN, Classifier
+from pipeline.mnist.classifier import LAYERS, N_HIDDEN, Classifier, accuracy
 from pipeline.mnist.result import ConnectorFigures, Form, NetworkFigures, SaeFigures
 from pipeline.sae.sae import SAE
 
@@ -128,11 +128,6 @@ def refit(
 
 LARGE = 0.3
 """What S2 calls a large activation."""
-
-
-def accuracy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> float:
-    """Share of right answers."""
-    return float((logits.argmax(-1) == labels).double().mean())
 
 
 def fvu(wanted: Float[Tensor, "n d"], found: Float[Tensor, "n d"]) -> float:

@@ -29,7 +29,6 @@ from pipeline.errors import DataError
 from pipeline.mnist.classifier import (
     LAYERS,
     Classifier,
-    fingerprint,
     layer_file,
     load_classifier,
     save_classifier,
@@ -180,9 +179,8 @@ def train_everything(
 ) -> Trained:
     """Train what is not there, one stage after the other; what is there is kept."""
     net = _classifier(config, images, device=device, tell=tell)
-    mark = fingerprint(net)
     store, _ = (
-        store_activations(config.out / name, net, part, name=config.images, fingerprint=mark)
+        store_activations(config.out / name, net, part, name=config.images)
         for name, part in ((STORE, images.train), (TEST_STORE, images.test))
     )
     _train("saes", sae_configs(config, store), tell)

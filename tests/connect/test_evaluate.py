@@ -130,23 +130,18 @@ class Bench:
 
     def connect(self, *, seed: int = 0, name: str | None = None, **settings) -> Path:
         """A finished connector of random weights."""
-        connector = make_connector(seed, activation=settings.get("activation", "relu"))
         out = self.folder / (name or f"connector{seed}")
-        return connect(self.store, self.ends, out, connector, **settings).path
+        return connect(self.store, self.ends, out, seed=seed, **settings).path
 
     def evaluate(self, *runs: Path, **options) -> tuple[ConnectorReport, ...]:
         options = {"tokens": N_CONTEXTS * CTX_LEN, "text": self.text, "device": "cpu"} | options
         return evaluate_connectors(EvalConfig(runs=runs, **options))
 
-    def baselines(self, run: Path) -> dict[str, Connector]:
-        return fit_baselines(load_connectors([ConnectorRun.open(run)], device=CPU), device=CPU)[0]
-
-
-def make_connector(seed: int, *, activation: str = "relu") -> Connector:
-    generator = torch.Generator().manual_seed(seed)
-    W = 0.1 * torch.randn(N_LATENTS, N_LATENTS, generator=generator)
-    b = 0.2 * torch.randn(N_LATENTS, generator=generator)
-    return Connector(W, b, activation=activation)
+    def maps(self, run: Path) -> dict[str, Connector]:
+        """The connector and its baselines."""
+        there = ConnectorRun.open(run)
+        baselines, _ = fit_baselines(load_connectors([there], device=CPU), device=CPU)
+        return {"connector": there.load_connector(CPU), **baselines}
 
 
 @pytest.fixture
@@ -179,12 +174,13 @@ def assert_agrees(report: ConnectorReport, expected: dict[str, object]) -> None:
 def test_every_number_agrees_with_a_plain_float64_computation(bench):
     run = bench.connect()
     (report,) = bench.evaluate(run, batch_size=5)
-    baselines = bench.baselines(run)
-    maps = [make_connector(0), *baselines.values()]
-    assert [one.name for one in report.maps] == ["connector", *baselines]
-    assert_agrees(report, plain_eval(Plain(bench.model, bench.text), *bench.coders, maps))
+    maps = bench.maps(run)
+    names = ["connector", "mean", "weights", "correlation", "ridge"]
+    assert [one.name for one in report.maps] == [*maps] == names
+    plain = Plain(bench.model, bench.text)
+    assert_agrees(report, plain_eval(plain, *bench.coders, [*maps.values()]))
     assert 10 < report.n_out - report.n_alive < report.n_out / 2
-    assert report.above == tuple((make_connector(0).W.abs() > 0.1).sum(0).tolist())
+    assert report.above == tuple((maps["connector"].W.abs() > 0.1).sum(0).tolist())
     assert (report.sites, report.n_in, report.n_out) == (SITES, N_LATENTS, N_LATENTS)
     assert len({one.ce for one in report.maps}) == len(report.maps) == 5
     assert report.notes == report.excluded == ()
@@ -207,7 +203,7 @@ def test_rows_that_the_saes_were_not_trained_on_can_be_left_out_and_count_nowher
         plain.tokens, x2, positions=(3,), norms=1.1
     )
     assert left.n_tokens == int(kept.sum()) < counted.n_tokens
-    maps = [make_connector(0), *bench.baselines(run).values()]
+    maps = [*bench.maps(run).values()]
     assert_agrees(left, plain_eval(plain, *bench.coders, maps, kept))
 
 
@@ -237,7 +233,6 @@ def test_connectors_between_the_same_saes_share_passes_and_give_what_they_give_a
         for mine, its in zip(one.explained, other.explained, strict=True):
             assert mine == (None if its is None else pytest.approx(its, rel=1e-5, abs=1e-6))
         assert one.above == other.above
-        assert [map_.name for map_ in one.baselines] == ["mean", "weights", "correlation", "ridge"]
 
 
 def test_connectors_between_other_saes_keep_their_order_and_load_the_model_once(
@@ -400,9 +395,9 @@ def test_a_text_of_which_nothing_counts_is_refused(bench):
 
 def test_weights_that_are_not_numbers_are_refused(bench):
     run, broken = bench.connect(seed=0), bench.connect(seed=1)
-    connector = make_connector(1)
-    with torch.no_grad():
-        connector.b[3] = math.nan
-    ConnectorRun.open(broken).finish(connector)
+    there = ConnectorRun.open(broken)
+    connector = there.load_connector(CPU)
+    connector.b[3] = math.nan
+    there.finish(connector)
     with pytest.raises(DataError, match="connector1 are not finite"):
         bench.evaluate(run, broken)

@@ -96,17 +96,24 @@ def make_latents(*, rows: int, width: int, share: float, seed: int) -> torch.Ten
     return z * (torch.rand(rows, width, generator=generator) < share)
 
 
-@pytest.mark.parametrize("pairs", [1, 50, 2**20])
-def test_few_active_latents_are_added_pair_by_pair_and_exactly(monkeypatch, pairs):
-    monkeypatch.setattr("pipeline.connect.moments.PAIRS", pairs)
-    monkeypatch.setattr("pipeline.connect.moments.add_dense", None)
-    z1 = make_latents(rows=90, width=300, share=0.01, seed=0)
-    z2 = make_latents(rows=90, width=400, share=0.02, seed=1)
+@pytest.mark.parametrize("size", [1, 1000, 2**24])
+@pytest.mark.parametrize(
+    ("block", "other_way", "share", "rtol"),
+    [("PAIRS", "add_dense", 0.015, 1e-14), ("STRIPE", "_add_pairs", 0.5, 1e-6)],
+    ids=["few, pair by pair and exactly", "many, by dense products in stripes"],
+)
+def test_active_latents_are_added_by_the_faster_way(
+    monkeypatch, block, other_way, share, rtol, size
+):
+    monkeypatch.setattr(f"pipeline.connect.moments.{block}", size)
+    monkeypatch.setattr(f"pipeline.connect.moments.{other_way}", None)
+    z1 = make_latents(rows=90, width=300, share=share, seed=0)
+    z2 = make_latents(rows=90, width=400, share=share, seed=1)
     z1[17], z2[23], z1[40], z2[40] = 0, 0, 0, 0  # rows that are silent at one site or at both
     total = torch.ones(300, 400, dtype=torch.float64)
     add_latents(total, z1, z2)
     expected = 1 + z1.double().T @ z2.double()
-    np.testing.assert_allclose(total.numpy(), expected.numpy(), rtol=1e-14)
+    np.testing.assert_allclose(total.numpy(), expected.numpy(), rtol=rtol)
 
 
 def test_rows_without_any_active_latent_add_nothing():
@@ -115,18 +122,6 @@ def test_rows_without_any_active_latent_add_nothing():
     add_latents(total, torch.ones(7, 30), torch.zeros(7, 40))
     add_latents(total, torch.zeros(0, 30), torch.zeros(0, 40))
     assert torch.equal(total, torch.ones_like(total))
-
-
-@pytest.mark.parametrize("stripe", [1, 70, 2**24])
-def test_many_active_latents_are_added_by_dense_products_in_stripes(monkeypatch, stripe):
-    monkeypatch.setattr("pipeline.connect.moments.STRIPE", stripe)
-    monkeypatch.setattr("pipeline.connect.moments._add_pairs", None)
-    z1 = make_latents(rows=500, width=30, share=0.5, seed=0)
-    z2 = make_latents(rows=500, width=20, share=0.5, seed=1)
-    total = torch.ones(30, 20, dtype=torch.float64)
-    add_latents(total, z1, z2)
-    expected = 1 + z1.double().T @ z2.double()
-    np.testing.assert_allclose(total.numpy(), expected.numpy(), rtol=1e-6)
 
 
 def test_a_product_of_rows_far_from_zero_keeps_their_covariance():

@@ -60,26 +60,20 @@ def listed(visit, section="connections"):
     return visit(f"{links}.map((a) => Number(a.dataset.index))")
 
 
-def by_explained(reading):
-    return [e.output for e in reading.clearest]
-
-
-def test_the_page_opens_on_the_output_that_its_terms_explain_best(browser, one, reading):
-    with Visit(browser, one) as visit:
-        assert listed(visit) == by_explained(reading)
-        visit.sees("#connections-heading", f"Output {by_explained(reading)[0]}")
-        assert visit.text("#connections-count") == "12 of 12 outputs on this page"
-        assert visit("scrollY") == 0
-
-
-def test_outputs_can_be_found_and_put_in_order(browser, one, reading):
-    equations = reading.equations
+def test_outputs_stand_best_explained_first_and_can_be_found_and_put_in_order(
+    browser, one, reading
+):
+    equations, best = reading.equations, [e.output for e in reading.clearest]
     orders = {
         "frequency": lambda e: -e.n_active,
         "terms": lambda e: e.n_above,
         "index": lambda e: e.output,
     }
     with Visit(browser, one) as visit:
+        assert listed(visit) == best
+        visit.sees("#connections-heading", f"Output {best[0]}")
+        assert visit.text("#connections-count") == "12 of 12 outputs on this page"
+        assert visit("scrollY") == 0
         for order, key in orders.items():
             visit.page.select_option("#connections-sort", order)
             expected = sorted(equations, key=lambda e: (key(e), e.output))
@@ -187,7 +181,7 @@ def test_a_relation_leads_to_its_output_which_tells_the_same(browser, one, readi
         assert "412" in cells[0]
         assert f"IF{relation.a} AND NOT IF{relation.b}" in visit.text("#connections-body")
         visit.page.go_back()
-        visit.sees("#connections-heading", f"Output {by_explained(reading)[0]}")
+        visit.sees("#connections-heading", f"Output {reading.clearest[0].output}")
 
 
 def test_on_a_phone_a_link_leads_to_the_output_itself(browser, one):

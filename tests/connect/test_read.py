@@ -31,6 +31,7 @@ from pipeline.progress import Progress
 from pipeline.terminal.commands import run_features
 from pipeline.terminal.screen import Screen, drawn
 from tests.helpers.readings import Connected, connect, make_connected, say_of_store
+from tests.helpers.refusals import refused
 from tests.helpers.slow import slow
 
 HOSTILE = "<script>alert(1)</script> [red]x[/red] \x1b[31m \u202eabc & \t\n"
@@ -61,12 +62,6 @@ def own(connected, reading, tmp_path) -> Path:
     """Another connector between the same SAEs, whose features are known."""
     ends = (connected.run.source.run, connected.run.target.run)
     return connect(connected.world.store, ends, tmp_path / "own", seed=5).path
-
-
-def one_line(error) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
 
 
 def lines_of(tables) -> list[str]:
@@ -147,9 +142,8 @@ def test_a_damaged_reading_is_refused_and_made_again(own):
     whole = file.read_bytes()
     for data in (whole[:-40], whole.replace(b'"n_active":', b'"n_active":1', 1), b"[]", b"\xff"):
         file.write_bytes(data)
-        with pytest.raises(CheckpointError, match="saepipe features") as error:
+        with refused(CheckpointError, f"{file} .* saepipe features"):
             load_reading(own)
-        assert str(file) in one_line(error)
     assert read_connector(config_of(own)) == made
     assert file.read_bytes() == whole
 
@@ -164,9 +158,8 @@ def test_fewer_tokens_are_the_first_and_more_than_there_are_are_told(own, connec
 
 def test_a_store_that_is_gone_is_told_in_one_line(own):
     say_of_store(own, path=own / "gone.actstore")
-    with pytest.raises(ConfigError, match="--store") as error:
+    with refused(ConfigError, "gone.actstore.*--store"):
         read_connector(config_of(own))
-    assert "gone.actstore" in one_line(error)
 
 
 @pytest.mark.parametrize(
@@ -178,9 +171,8 @@ def test_a_store_that_is_gone_is_told_in_one_line(own):
     ids=["without a site", "of another width"],
 )
 def test_a_store_that_does_not_fit_is_refused(own, make_store, widths, words):
-    with pytest.raises(ConfigError, match=words) as error:
+    with refused(ConfigError, words):
         read_connector(config_of(own, store=make_store(widths=widths)))
-    one_line(error)
 
 
 def test_another_store_is_told(own, make_store):
@@ -218,9 +210,8 @@ def test_an_output_that_has_no_equation_is_refused(reading):
         n: f"features 0 to {n - 1}, got {n}",
         dead: f"output feature {dead} was active on none",
     }.items():
-        with pytest.raises(ConfigError, match=words) as error:
+        with refused(ConfigError, words):
             reading.equation(output)
-        one_line(error)
     assert reading.equation(alive[3]).output == alive[3]
 
 

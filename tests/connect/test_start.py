@@ -1,5 +1,6 @@
 """Where connectors start, and baselines: against float64 formulas, and the coders themselves."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from pipeline.connect.start import (
     weights_connector,
 )
 from pipeline.errors import ConfigError
+from tests.helpers.refusals import refused
 from tests.helpers.tiny import make_sae
 
 N_IN, N_OUT, ROWS = 12, 9, 400
@@ -129,16 +131,6 @@ def test_ridge_is_the_least_squares_solution_of_rows_and_penalty(monkeypatch, bi
     assert not W[:, DEAD_OUT].any() and b[DEAD_OUT] == 0
 
 
-def test_a_linear_ridge_connector_is_not_rectified():
-    z1, z2 = make_latents()
-    moments = make_moments(z1, z2)
-    line = ridge_connector(moments, activation="linear")
-    assert line.activation == "linear" and predict(line, z1).min() < -0.1
-    np.testing.assert_array_equal(
-        predict(ridge_connector(moments), z1), np.maximum(predict(line, z1), 0)
-    )
-
-
 def test_least_squares_of_inputs_that_never_vary_is_the_mean():
     rng = np.random.default_rng(0)
     v = rng.random((50, 3))
@@ -195,13 +187,6 @@ def test_weights_do_what_decoder_layer_and_encoder_do_one_after_another(target):
     assert 0.2 < (through > 0).float().mean() < 0.8
 
 
-def test_weights_without_a_bias_are_the_same_weights():
-    pair, layer = make_pair(), layer_of(make_linear())
-    connector = weights_connector(pair, layer, bias=False, activation="linear")
-    assert torch.equal(connector.W, weights_connector(pair, layer).W)
-    assert not connector.b.any() and connector.activation == "linear"
-
-
 def test_the_fitted_layer_is_the_affine_map_between_the_sites():
     rng = np.random.default_rng(0)
     x1 = rng.standard_normal((300, 5)) * [1, 1, 1, 30, 1] + [0, 0, 50, 0, 3]
@@ -228,25 +213,23 @@ def test_a_layer_is_read_as_torch_saves_it(tmp_path, bias):
 def test_a_file_that_is_no_layer_between_the_sites_is_refused(tmp_path):
     path = tmp_path / "layer.safetensors"
 
-    def problem(d_1: int = 6, d_2: int = 4) -> str:
-        with pytest.raises(ConfigError) as caught:
+    def refuses(told: str, *, d_1: int = 6, d_2: int = 4) -> None:
+        with refused(ConfigError, re.escape(f"layer {path} {told}")):
             read_layer(path, d_1=d_1, d_2=d_2)
-        assert "\n" not in str(caught.value) and str(path) in str(caught.value)
-        return str(caught.value)
 
-    assert "No such file" in problem()
+    refuses("cannot be read as safetensors: No such file")
     path.write_bytes(b"not a safetensors file")
-    assert "cannot be read" in problem()
+    refuses("cannot be read")
     save_file({"W": torch.zeros(4, 6), "b": torch.zeros(4)}, path)
-    assert "needs a tensor named weight, and holds W, b" in problem()
+    refuses("needs a tensor named weight, and holds W, b")
     save_file(dict(make_linear().state_dict()), path)
-    assert "weight of [4, 6] and a bias of [4]" in problem(d_1=4, d_2=6)
-    assert "they are [6, 4] and [6]" in problem(d_1=4, d_2=6)
+    told = "has a weight of [4, 6] and a bias of [4]: between sites of width 4 and 6 they are "
+    refuses(told + "[6, 4] and [6]", d_1=4, d_2=6)
     save_file({"weight": torch.zeros(4, 6), "bias": torch.zeros(3)}, path)
-    assert "a bias of [3]" in problem()
+    refuses("has a weight of [4, 6] and a bias of [3]")
     path.unlink()
     path.mkdir()
-    assert "cannot be read" in problem()
+    refuses("cannot be read")
 
 
 # --- where a training starts -----------------------------------------------------------------
@@ -297,6 +280,7 @@ def test_every_start_has_the_bias_and_the_activation_asked_for(start):
     changed = start_connector(config, pair, moments)
     assert changed.activation == "linear" and not changed.b.any()
     assert changed.W.shape == (18, 12) and changed.W.dtype == torch.float32
+    assert torch.equal(changed.W, plain.W) == (start != "regression")
 
 
 def test_a_regression_start_is_the_ridge_and_one_from_weights_has_the_layer_given_or_that_fits(

@@ -17,7 +17,7 @@ from pipeline.connect.connector import PairLatents
 from pipeline.connect.group import Problem, shrink
 from pipeline.connect.reading.read import read_connector
 from pipeline.connect.reading.values import ReadingConfig
-from pipeline.connect.run import ConnectorRun
+from pipeline.connect.run import ConnectorRun, blank_connector_run
 from pipeline.connect.start import start_connector
 from pipeline.connect.train import PairFeeder, connector_bytes
 from pipeline.errors import CheckpointError, ConfigError, DataError
@@ -342,8 +342,7 @@ def test_what_does_not_fit_into_memory_is_refused_with_the_figures(place, tmp_pa
 
 def test_a_sweep_needs_three_matrices_a_member_and_one_for_all(place, tmp_path):
     configs = [make_config(place, tmp_path / f"{l1:g}", l1=l1) for l1 in (0.01, 0.02, 0.03)]
-    train_all(configs)
-    runs = [ConnectorRun.open(config.out) for config in configs]
+    runs = [blank_connector_run(ActStore.open(config.store), config) for config in configs]
     size = 4 * runs[0].source.d_sae * runs[0].target.d_sae
     assert connector_bytes(runs) - connector_bytes(runs[:1]) == 2 * 3 * size
     averaged = replace(runs[0], config=replace(runs[0].config, ema=0.9))

@@ -22,6 +22,7 @@ from pipeline.runs.sae_run import SAERun
 from pipeline.terminal.mnist import mnist_tables
 from tests.cli.test_real_data import data
 from tests.helpers.images import make_config, write_images
+from tests.helpers.refusals import refused
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -177,9 +178,8 @@ def test_damage_is_one_line(made, tmp_path, file, content, message):
     shutil.copytree(config.out, out)
     (out / "result.json").unlink()
     (out / file).write_bytes(content)
-    with pytest.raises(CheckpointError, match=message) as error:
+    with refused(CheckpointError, message):
         run_experiment(replace(config, out=out))
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.mnist.images import labelled, open_images, read_idx, read_split
 from tests.helpers.dataset_hub import dataset_hub
 from tests.helpers.images import idx_bytes, write_idx
+from tests.helpers.refusals import refused
 
 
 def draw(n: int, *, side: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -50,10 +51,8 @@ class TestIdx:
     def test_what_is_no_such_file_says_what_it_is(self, tmp_path, data, message):
         path = tmp_path / "images-idx3"
         path.write_bytes(data)
-        with pytest.raises(ConfigError, match=message) as error:
+        with refused(ConfigError, f"{path} .*{message}"):
             read_idx(path, n_dims=3)
-        assert str(path) in str(error.value)
-        assert "\n" not in str(error.value)
 
     @pytest.mark.parametrize(
         "data", [b"no gzip", gzip.compress(bytes(100), mtime=0)[:-9]], ids=["no gzip", "cut short"]
@@ -61,7 +60,7 @@ class TestIdx:
     def test_a_damaged_gzip_is_one_line(self, tmp_path, data):
         path = tmp_path / "images-idx3.gz"
         path.write_bytes(data)
-        with pytest.raises(ConfigError, match="images-idx3.gz cannot be read"):
+        with refused(ConfigError, f"{path} cannot be read"):
             read_idx(path, n_dims=3)
 
 

@@ -6,6 +6,7 @@ from pipeline.connect.connector import Connector
 from pipeline.mnist.classifier import (
     Classifier,
     Dropout,
+    accuracy,
     quality,
     store_activations,
     train_classifier,
@@ -14,7 +15,6 @@ from pipeline.mnist.config import MnistConfig
 from pipeline.mnist.figures import digit_shares, pixel_slope, told
 from pipeline.mnist.network import (
     above,
-    accuracy,
     connector_figures,
     cut,
     fvu,
@@ -177,10 +177,6 @@ class TestFigures:
         assert (figures.name, figures.form) == ("l1=1", "cut")
         assert figures.n_above == sum(one.n_above for one in figures.connectors)
 
-    def test_accuracy_is_the_share_of_largest_logits(self):
-        logits = torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, 5.0]])
-        assert accuracy(logits, torch.tensor([1, 0, 0])) == pytest.approx(2 / 3)
-
     def test_what_is_constant_and_hit_has_no_variance_unexplained(self):
         assert fvu(torch.ones(3, 2), torch.ones(3, 2)) == 0
 
@@ -287,7 +283,7 @@ class TestClassifier:
         net, images = Classifier(SIDE**2, 6).requires_grad_(False), make_labelled(50)
         path = tmp_path / "a.actstore"
         for _ in range(2):  # the second finds it whole
-            store = store_activations(path, net, images, name="here", fingerprint="f")
+            store = store_activations(path, net, images, name="here")
         place = column(store, "context_id")
         assert store.spec.source["text"] == "here"
         hidden = net.hidden(torch.from_numpy(images.rows))

@@ -15,7 +15,6 @@ from pipeline.connect.figures import (
 from pipeline.connect.page.connections import Connections, connector_data, load_connections
 from pipeline.connect.page.tables import (
     DEFINITION,
-    bounds,
     main_heads,
     main_rows,
     map_groups,
@@ -201,7 +200,9 @@ def _evaluated(report: ConnectorReport) -> list[str]:
         f"In {report.model} on {report.text}: {report.n_tokens:,} tokens in contexts of "
         f"{report.ctx_len}, the model in {report.precision}{excluded}. {report.n_alive:,} of "
         f"{report.n_out:,} outputs are active on any of them.",
-        bounds(report),
+        f"Cross-entropy of the model alone {number(report.ce_clean)}, with the SAE of the second "
+        f"site spliced in {number(report.ce_sae)} (loss recovered "
+        f"{number(report.loss_recovered_sae)}), with the site zeroed {number(report.ce_zero)}.",
     ]
     if report.layer:
         told.append(

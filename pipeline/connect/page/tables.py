@@ -78,15 +78,6 @@ def map_groups(report: ConnectorReport) -> list[Group]:
     ]
 
 
-def bounds(report: ConnectorReport) -> str:
-    """Between which losses the connector's lies."""
-    return (
-        f"Cross-entropy of the model alone {number(report.ce_clean)}, with the SAE of the second "
-        f"site spliced in {number(report.ce_sae)} (loss recovered "
-        f"{number(report.loss_recovered_sae)}), with the site zeroed {number(report.ce_zero)}."
-    )
-
-
 def main_heads(reports: Sequence[ConnectorReport]) -> list[tuple[str, str]]:
     """The columns of `main_rows`."""
     return [(name.format(tau=reports[0].tau), "") for name in MAIN.values()]

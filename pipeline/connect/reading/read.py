@@ -14,7 +14,7 @@ from actstore.reader import ActStore
 from pipeline.config.serialization import from_json, to_json
 from pipeline.config.stages import Device, FeaturesConfig
 from pipeline.connect.connector import Connector, End, SAEPair
-from pipeline.connect.figures import save_reading_figure
+from pipeline.connect.figures import effects_figure
 from pipeline.connect.reading.document import FeaturesOfEnds
 from pipeline.connect.reading.effects import Link, ReadingContext, chosen_links, measure
 from pipeline.connect.reading.observe import observe
@@ -28,6 +28,7 @@ from pipeline.features.collect import collect_features
 from pipeline.features.files import FeatureSet
 from pipeline.lm.families import Site
 from pipeline.lm.model import load_for_sites
+from pipeline.plots.style import save_all
 from pipeline.progress import OnProgress, Progress, counter
 
 _TERMS_MEASURED = 4
@@ -79,7 +80,8 @@ def read_features(config: FeaturesConfig, *, on_progress: OnProgress | None = No
     if config.tokens is not None:
         asked = replace(asked, tokens=config.tokens)
     reading = read_connector(asked, on_progress=on_progress)
-    save_reading_figure(reading)
+    if reading.effects is not None:
+        save_all({"effects": effects_figure(reading.effects)}, reading.config.run)
     return reading
 
 
