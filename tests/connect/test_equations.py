@@ -25,71 +25,49 @@ def told(z1, z2, W, b, *, n_terms=4, activation="relu"):
     return equations(observed_of(z1, z2, connector), connector, n_terms=n_terms)
 
 
-def test_terms_that_add_are_the_largest_contributions_where_the_output_is_active():
-    z1, z2, W, b = make_latents()
-    for equation in told(z1, z2, W, b):
-        o = equation.output
-        contribution = W[:, o] * z1[z2[:, o] > 0].mean(0)
-        order = [i for i in np.argsort(-contribution) if contribution[i] > 0][:4]
-        added = contribution[contribution > 0].sum()
-        assert [t.feature for t in equation.adding] == [
-            i for i in order if contribution[i] > MIN_SHARE * added
-        ]
-        for term in equation.adding:
-            assert term.weight == W[term.feature, o]
-            assert term.contribution == pytest.approx(contribution[term.feature], rel=1e-12)
-            assert term.share == pytest.approx(contribution[term.feature] / added, rel=1e-12)
-
-
-def test_terms_that_subtract_are_weighed_where_the_output_is_silent_though_an_input_speaks():
-    z1, z2, W, b = make_latents()
-    met = 0
-    for equation in told(z1, z2, W, b):
-        o = equation.output
-        speaks = (z1[:, [t.feature for t in equation.adding]] > 0).any(1)
-        contribution = W[:, o] * z1[speaks & (z2[:, o] == 0)].mean(0)
-        added = contribution[contribution > 0].sum()
-        order = [i for i in np.argsort(contribution) if -contribution[i] > MIN_SHARE * added][:2]
-        assert [t.feature for t in equation.subtracting] == order
-        for term in equation.subtracting:
-            met += 1
-            assert term.weight < 0
-            assert term.contribution == pytest.approx(contribution[term.feature], rel=1e-12)
-            assert term.share == pytest.approx(-contribution[term.feature] / added, rel=1e-12)
-    assert met > 4
+def plain_terms(w, mean, *, sign: int, n: int) -> list[tuple[int, float, float]]:
+    """Feature, contribution and share of the largest contributions of one sign."""
+    contribution = w * mean
+    added = contribution[contribution > 0].sum()
+    largest = np.argsort(-sign * contribution)[:n]
+    named = [i for i in largest if sign * contribution[i] > MIN_SHARE * added]
+    return [(i, contribution[i], abs(contribution[i]) / added) for i in named]
 
 
 @pytest.mark.parametrize("activation", ["relu", "linear"])
-def test_the_terms_shown_explain_what_they_alone_predict(activation):
-    z1, z2, W, b = make_latents(1)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_part_of_an_equation_is_what_sums_over_dense_rows_say(seed, activation):
+    z1, z2, W, b = make_latents(seed)
+    n_subtracting = 0
     for equation in told(z1, z2, W, b, activation=activation):
         o = equation.output
-        kept = np.zeros(N_IN)
-        kept[[t.feature for t in equation.terms]] = 1
-        predicted = z1 @ (W[:, o] * kept) + b[o]
-        whole = z1 @ W[:, o] + b[o]
-        if activation == "relu":
-            predicted, whole = np.maximum(predicted, 0), np.maximum(whole, 0)
-        around = np.square(z2[:, o] - z2[:, o].mean()).sum()
-        assert equation.explained_shown == pytest.approx(
-            1 - np.square(predicted - z2[:, o]).sum() / around, rel=1e-9
-        )
-        assert equation.explained == pytest.approx(
-            1 - np.square(whole - z2[:, o]).sum() / around, rel=1e-9
-        )
-
-
-def test_counts_say_how_many_weights_there_are_and_how_often_the_output_is_active():
-    z1, z2, W, b = make_latents(2)
-    for equation in told(z1, z2, W, b):
-        o = equation.output
+        w, true, active = W[:, o], z2[:, o], z2[:, o] > 0
+        adding = plain_terms(w, z1[active].mean(0), sign=1, n=4)
+        speaks = (z1[:, [i for i, _, _ in adding]] > 0).any(1)
+        subtracting = plain_terms(w, z1[speaks & ~active].mean(0), sign=-1, n=2)
+        n_subtracting += len(subtracting)
+        for terms, expected in ((equation.adding, adding), (equation.subtracting, subtracting)):
+            assert [term.feature for term in terms] == [i for i, _, _ in expected]
+            for term, (i, contribution, share) in zip(terms, expected, strict=True):
+                assert term.weight == w[i]
+                assert term.contribution == pytest.approx(contribution, rel=1e-12)
+                assert term.share == pytest.approx(share, rel=1e-12)
+        shown = np.zeros(N_IN)
+        shown[[term.feature for term in equation.terms]] = 1
+        around = np.square(true - true.mean()).sum()
+        for found, weights in ((equation.explained, w), (equation.explained_shown, w * shown)):
+            predicted = z1 @ weights + b[o]
+            if activation == "relu":
+                predicted = np.maximum(predicted, 0)
+            assert found == pytest.approx(1 - np.square(predicted - true).sum() / around, rel=1e-9)
         assert equation.bias == b[o]
-        assert equation.n_nonzero == (W[:, o] != 0).sum()
-        assert equation.n_above == (np.abs(W[:, o]) > 0.1).sum()
+        assert equation.n_nonzero == (w != 0).sum()
+        assert equation.n_above == (np.abs(w) > 0.1).sum()
         assert equation.n_further == equation.n_nonzero - len(equation.terms)
-        assert equation.n_active == (z2[:, o] > 0).sum()
-        assert equation.frequency == (z2[:, o] > 0).mean()
-        assert equation.mean == pytest.approx(z2[z2[:, o] > 0, o].mean(), rel=1e-12)
+        assert equation.n_active == active.sum()
+        assert equation.frequency == active.mean()
+        assert equation.mean == pytest.approx(true[active].mean(), rel=1e-12)
+    assert n_subtracting > 4
 
 
 def test_a_large_weight_of_an_input_that_is_never_active_is_not_named():

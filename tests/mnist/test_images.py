@@ -37,30 +37,25 @@ class TestIdx:
         np.testing.assert_array_equal(read_idx(tmp_path / name, n_dims=3), values)
 
     @pytest.mark.parametrize(
-        ("data", "message"),
+        ("name", "data", "message"),
         [
-            (b"", "begins with nothing, not with 00 00 08 03"),
-            (b"\x89PNG", "begins with 89 50 4e 47"),
-            (bytes([0, 0, 8, 1]) + bytes(20), "not with 00 00 08 03"),
-            (bytes([0, 0, 13, 3]) + bytes(20), "not with 00 00 08 03"),
-            (idx_bytes(np.zeros((2, 3, 3)))[:-1], "2 x 3 x 3 are 18 bytes, and it holds 17"),
-            (idx_bytes(np.zeros((2, 3, 3))) + b"x", "2 x 3 x 3 are 18 bytes, and it holds 19"),
+            ("idx3", b"", "begins with nothing, not with 00 00 08 03"),
+            ("idx3", b"\x89PNG", "begins with 89 50 4e 47"),
+            ("idx3", bytes([0, 0, 8, 1]) + bytes(20), "not with 00 00 08 03"),
+            ("idx3", bytes([0, 0, 13, 3]) + bytes(20), "not with 00 00 08 03"),
+            ("idx3", idx_bytes(np.zeros((2, 3, 3)))[:-1], "3 x 3 are 18 bytes, and it holds 17"),
+            ("idx3", idx_bytes(np.zeros((2, 3, 3))) + b"x", "3 x 3 are 18 bytes, and it holds 19"),
+            ("idx3.gz", b"no gzip", "cannot be read"),
+            ("idx3.gz", gzip.compress(bytes(100), mtime=0)[:-9], "cannot be read"),
         ],
-        ids=["empty", "png", "labels", "of floats", "too short", "too long"],
-    )
-    def test_what_is_no_such_file_says_what_it_is(self, tmp_path, data, message):
-        path = tmp_path / "images-idx3"
+        ids=[
+            "empty", "png", "labels", "of floats", "too short", "too long", "no gzip", "gzip, cut",
+        ],
+    )  # fmt: skip
+    def test_what_is_no_such_file_says_what_it_is(self, tmp_path, name, data, message):
+        path = tmp_path / name
         path.write_bytes(data)
         with refused(ConfigError, f"{path} .*{message}"):
-            read_idx(path, n_dims=3)
-
-    @pytest.mark.parametrize(
-        "data", [b"no gzip", gzip.compress(bytes(100), mtime=0)[:-9]], ids=["no gzip", "cut short"]
-    )
-    def test_a_damaged_gzip_is_one_line(self, tmp_path, data):
-        path = tmp_path / "images-idx3.gz"
-        path.write_bytes(data)
-        with refused(ConfigError, f"{path} cannot be read"):
             read_idx(path, n_dims=3)
 
 
