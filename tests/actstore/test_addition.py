@@ -1,6 +1,5 @@
 """Sites that join a complete store, whatever happens on the way."""
 
-import random
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -16,51 +15,33 @@ from actstore.addition import adding, under_way
 from actstore.codec import CRC_BYTES, checksum
 from actstore.errors import StoreError
 from actstore.reader import ActStore, peek
-from actstore.settle import settled
 from actstore.verify import verify
 from actstore.writer import ActWriter
-from tests.helpers import crashing
 from tests.helpers.crashing import files_up_to
 from tests.helpers.slow import slow
-from tests.helpers.stores import column, files_of, make_spec, shard_file, shard_of
+from tests.helpers.stores import (
+    add_site,
+    column,
+    fill,
+    make_spec,
+    require_same_store,
+    shard_file,
+    shard_of,
+    write_store,
+)
 
 OLD, NEW = "mlp_out.1", "resid_pre.0"
 WIDTHS = {OLD: 16, NEW: 24}
 BOTH = make_spec(widths=WIDTHS)
 
 
-@pytest.fixture(scope="module")
-def nursery():
-    with crashing.nursery("tests.actstore.test_addition:add_or_find") as writers:
-        yield writers
+def write(path: Path, *names, n_rows=200, stop=None, whole=BOTH) -> Path:
+    sites = tuple(site for site in whole.sites if not names or site.name in names)
+    return write_store(path, replace(whole, sites=sites), n_rows=n_rows, stop=stop, whole=whole)
 
 
-def fill(writer, whole, *, stop=None, finish=True) -> None:
-    """Write what is missing: of each site the rows that a store of all of them would have."""
-    for k in range(writer.next_shard, writer.n_shards if stop is None else stop):
-        writer.write_shard(part_of(whole, k, writer.rows_in(k), *writer.spec.sites))
-    if stop is None and finish:
-        writer.finish()
-
-
-def part_of(whole, k, n_rows, *sites):
-    """Some sites of a shard."""
-    shard = shard_of(whole, k, n_rows)
-    return replace(shard, acts={site.name: shard.acts[site.name] for site in sites})
-
-
-def write(path: Path, whole=BOTH, *names, n_rows=200, stop=None) -> Path:
-    sites = tuple(site for site in whole.sites if site.name in (names or (OLD, NEW)))
-    spec = replace(whole, sites=sites)
-    with ActWriter.create_or_resume(path, spec, n_rows=n_rows, threads=2) as writer:
-        fill(writer, whole, stop=stop)
-    return path
-
-
-def add(path: Path, whole=BOTH, name=NEW, *, stop=None, finish=True) -> Path:
-    with adding(path, {name: whole.width(name)}, threads=2) as writer:
-        fill(writer, whole, stop=stop, finish=finish)
-    return path
+def add(path: Path, *, whole=BOTH, stop=None) -> Path:
+    return add_site(path, NEW, whole=whole, stop=stop)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +52,7 @@ def written(tmp_path_factory):
     @cache
     def made(*names, n_rows=200, **spec) -> Path:
         whole = make_spec(widths=WIDTHS, **spec)
-        return write(folder / str(next(number)), whole, *names, n_rows=n_rows)
+        return write(folder / str(next(number)), *names, n_rows=n_rows, whole=whole)
 
     return made
 
@@ -89,26 +70,7 @@ def old_store(written, tmp_path):
 
 @pytest.fixture
 def same_as_at_once(written):
-    """Bytes of all shards, statistics, fingerprint; and nothing is left over."""
-
-    def same(path: Path, **settings) -> None:
-        at_once = written(**settings)
-        got, wanted = ActStore.open(path), ActStore.open(at_once)
-        assert got.manifest == replace(wanted.manifest, generation=got.manifest.generation)
-        groups = {*got.spec.arrays, f"summary-{got.manifest.generation}"}
-        files, files_at_once = files_of(path), files_of(at_once)
-        assert {name.split("/")[0] for name in files} == groups | {"zarr.json"}
-        for name in files_at_once:
-            if name.split("/")[0] in got.spec.arrays:
-                assert files[name] == files_at_once[name]
-        for site in wanted.sites:
-            np.testing.assert_array_equal(got.mean(site), wanted.mean(site))
-            np.testing.assert_array_equal(got.var(site), wanted.var(site))
-            np.testing.assert_array_equal(got.rounding(site), wanted.rounding(site))
-        assert verify(path) == []
-        assert {p.name for p in path.iterdir()} == {"data.zarr", "journal.jsonl", "moments", "LOCK"}
-
-    return same
+    return lambda path, **settings: require_same_store(path, written(**settings))
 
 
 @pytest.mark.parametrize(
@@ -119,14 +81,14 @@ def test_a_site_that_is_added_gives_what_writing_both_at_once_gives(
     old_store, same_as_at_once, n_rows, spec
 ):
     path = old_store(n_rows=n_rows, **spec)
-    same_as_at_once(add(path, make_spec(widths=WIDTHS, **spec)), n_rows=n_rows, **spec)
+    same_as_at_once(add(path, whole=make_spec(widths=WIDTHS, **spec)), n_rows=n_rows, **spec)
 
 
 @pytest.mark.parametrize("rows", [(8, 200, 300), (64, 128, 264), (200, 200, 400), (130, 136, 144)])
 def test_a_store_goes_on_with_all_its_sites(old_store, same_as_at_once, rows):
     """Extended after and before the addition, by steps that end inside shards and between them."""
     first, second, third = rows
-    path = add(write(old_store(n_rows=first), BOTH, OLD, n_rows=second))
+    path = add(write(old_store(n_rows=first), OLD, n_rows=second))
     same_as_at_once(write(path, n_rows=third), n_rows=third)
 
 
@@ -135,7 +97,7 @@ def test_readers_see_the_old_store_until_the_sites_join_it(old_store):
     before = ActStore.open(path)
     rows = column(before, OLD)
     with adding(path, {NEW: 24}) as writer:
-        fill(writer, BOTH)
+        fill(writer, whole=BOTH)
         during = ActStore.open(path)
         assert during.sites == (OLD,)
     for store in (before, during):
@@ -152,7 +114,7 @@ def test_an_addition_goes_on_after_any_shard(old_store, same_as_at_once, stop, n
     path = add(old_store(), stop=stop)
     assert under_way(path).state == "writing"
     assert ActStore.open(path).sites == (OLD,)
-    write(path, BOTH, OLD, n_rows=n_rows)
+    write(path, OLD, n_rows=n_rows)
     with adding(path, {NEW: 24}) as writer:
         assert writer.next_shard == goes_on_at
     same_as_at_once(add(path), n_rows=n_rows)
@@ -161,47 +123,24 @@ def test_an_addition_goes_on_after_any_shard(old_store, same_as_at_once, stop, n
 
 @pytest.mark.parametrize(("stop", "n_rows"), [(3, 200), slow(4, 256), slow(6, 384), (7, 400)])
 def test_an_unfinished_extension_ends_with_what_it_has(old_store, same_as_at_once, stop, n_rows):
-    path = write(old_store(), BOTH, OLD, n_rows=400, stop=stop)
+    path = write(old_store(), OLD, n_rows=400, stop=stop)
     same_as_at_once(add(path), n_rows=n_rows)
     same_as_at_once(write(path, n_rows=500), n_rows=500)
 
 
 def test_a_shard_of_an_extension_that_was_not_committed_does_not_join(old_store, same_as_at_once):
     """Its files wait to replace the last shard, and nothing vouches for them."""
-    path = write(old_store(), BOTH, OLD, n_rows=400, stop=4)
+    path = write(old_store(), OLD, n_rows=400, stop=4)
     journal = path / "journal.jsonl"
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:3]))
     same_as_at_once(add(path))
 
 
 def test_asking_for_no_more_loses_nothing_of_an_unfinished_extension(old_store):
-    path = write(old_store(), BOTH, OLD, n_rows=400, stop=6)
-    write(path, BOTH, OLD, n_rows=200)
+    path = write(old_store(), OLD, n_rows=400, stop=6)
+    write(path, OLD, n_rows=200)
     with ActWriter.create_or_resume(path, peek(path).spec, n_rows=400) as writer:
         assert writer.next_shard == 6
-
-
-def add_or_find(path: Path, n_rows: int) -> None:
-    """Add what is missing to a store of so many rows, wherever the writer before was killed."""
-    assert ActStore.open(path).n_rows == n_rows
-    if len(settled(path).spec.sites) == 1:
-        add(path)
-
-
-def test_an_addition_may_be_killed_at_any_moment(old_store, same_as_at_once, nursery):
-    rng = random.Random(0)
-    path = old_store(n_rows=264)
-    rows, kills, seconds = column(ActStore.open(path), OLD), 0, 0.1
-    while kills < 12:
-        _, killed = nursery.killed_after(rng.uniform(0, seconds), path, 264)
-        kills += killed
-        seconds *= 1.5 if killed else 0.5  # so that about every second addition is killed
-        np.testing.assert_array_equal(column(ActStore.open(path), OLD), rows)
-        if not killed:
-            same_as_at_once(path, n_rows=264)
-            path = old_store(n_rows=264)
-    add_or_find(path, 264)
-    same_as_at_once(path, n_rows=264)
 
 
 def test_rows_of_other_tokens_are_refused_at_the_first_shard(old_store, same_as_at_once):
@@ -211,7 +150,7 @@ def test_rows_of_other_tokens_are_refused_at_the_first_shard(old_store, same_as_
         adding(path, {NEW: 24}) as writer,
     ):
         for k in range(4):
-            shard = part_of(BOTH, k, writer.rows_in(k), *writer.spec.sites)
+            shard = shard_of(writer.spec, k, writer.rows_in(k), whole=BOTH)
             writer.write_shard(replace(shard, tokens=shard.tokens + (k == 1)))
         writer.finish()
     assert ActStore.open(path).sites == (OLD,)
@@ -226,10 +165,10 @@ def test_a_source_that_gives_fewer_rows_than_before_is_refused(old_store, same_a
         adding(path, {NEW: 24}) as writer,
     ):
         for k in range(-(-n_rows // 64)):
-            writer.write_shard(part_of(BOTH, k, min(64, n_rows - 64 * k), *writer.spec.sites))
+            writer.write_shard(shard_of(writer.spec, k, min(64, n_rows - 64 * k), whole=BOTH))
         writer.finish(source_exhausted=True)
     assert ActStore.open(path).sites == (OLD,)
-    same_as_at_once(add(write(path, BOTH, OLD, n_rows=300)), n_rows=300)
+    same_as_at_once(add(write(path, OLD, n_rows=300)), n_rows=300)
 
 
 def test_another_release_of_the_compressor_changes_nothing(old_store, same_as_at_once, monkeypatch):
@@ -262,7 +201,7 @@ def test_a_full_disk_is_survived(old_store, same_as_at_once):
 
 
 def test_what_cannot_be_added_is_told(tmp_path, old_store):
-    nowhere, begun = tmp_path / "nowhere", write(tmp_path / "begun", BOTH, OLD, stop=1)
+    nowhere, begun = tmp_path / "nowhere", write(tmp_path / "begun", OLD, stop=1)
     path = old_store()
     for store, site, told in (
         (nowhere, NEW, "there is no activation store at .*nowhere; make it: saepipe harvest"),
@@ -270,26 +209,24 @@ def test_what_cannot_be_added_is_told(tmp_path, old_store):
         (path, OLD, r"has the site mlp_out\.1 already"),
     ):
         with pytest.raises(StoreError, match=told):
-            add(store, BOTH, site)
+            add_site(store, site, whole=BOTH)
     assert not nowhere.exists()
     assert not (begun / "adding").exists() and not (path / "adding").exists()
 
 
 def test_sites_are_added_one_after_another_and_wait_for_the_one_under_way(tmp_path):
     whole = make_spec(widths={**WIDTHS, "resid_pre.1": 8})
-    path = add(write(tmp_path / "s", whole, OLD), whole, stop=1)
+    path = add(write(tmp_path / "s", OLD, whole=whole), whole=whole, stop=1)
     told = r"given resid_pre\.0: .*\(--site resid_pre\.0\), or remove .*/adding"
     with pytest.raises(StoreError, match=told):
-        add(path, whole, "resid_pre.1")
-    added = ActStore.open(add(add(path, whole), whole, "resid_pre.1"))
-    at_once = write(tmp_path / "once", whole, *(site.name for site in whole.sites))
-    assert added.fingerprint == ActStore.open(at_once).fingerprint
-    assert verify(path) == []
+        add_site(path, "resid_pre.1", whole=whole)
+    added = add_site(add(path, whole=whole), "resid_pre.1", whole=whole)
+    require_same_store(added, write(tmp_path / "once", whole=whole))
 
 
 def test_nobody_else_writes_during_an_addition(old_store):
     path = old_store()
     with adding(path, {NEW: 24}):
-        for write_too in (lambda: write(path, BOTH, OLD, n_rows=400), lambda: add(path)):
+        for write_too in (lambda: write(path, OLD, n_rows=400), lambda: add(path)):
             with pytest.raises(StoreError, match="is being written by"):
                 write_too()

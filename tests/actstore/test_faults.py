@@ -16,8 +16,7 @@ from actstore.reader import ActStore, peek
 from actstore.summary import being_extended
 from actstore.verify import verify
 from actstore.writer import ActWriter
-from tests.helpers import crashing
-from tests.helpers.crashing import files_up_to
+from tests.helpers.crashing import files_up_to, nursery
 from tests.helpers.slow import slow
 from tests.helpers.stores import (
     column,
@@ -32,16 +31,16 @@ from tests.helpers.stores import (
 
 
 @pytest.fixture(scope="module")
-def nursery():
-    with crashing.nursery("tests.actstore.test_faults:write_small") as writers:
-        yield writers
+def killed_after():
+    with nursery("tests.actstore.test_faults:write_small") as killed_after:
+        yield killed_after
 
 
 def write_small(path: Path, n_rows: int) -> None:
     write_store(path, make_spec(), n_rows=n_rows)
 
 
-def test_a_writer_may_be_killed_at_any_moment(tmp_path, nursery, request):
+def test_a_writer_may_be_killed_at_any_moment(tmp_path, killed_after, request):
     """One store that is begun, gone on with and extended, by writers each of which is killed."""
     rng = random.Random(0)
     path, spec = tmp_path / "s", make_spec()
@@ -49,7 +48,7 @@ def test_a_writer_may_be_killed_at_any_moment(tmp_path, nursery, request):
     allowed, met = set[int](), set[str]()
     while kills < request.config.getoption("--kills"):
         before, _ = peek(path), allowed.add(n_rows)
-        _, killed = nursery.killed_after(rng.uniform(0, seconds), path, n_rows)
+        killed = killed_after(rng.uniform(0, seconds), path, n_rows)
         kills += killed
         seconds *= 1.5 if killed else 0.5  # so that about every second writer is killed
         if killed and before is not None:
@@ -206,31 +205,27 @@ def test_a_failure_in_the_background_reaches_the_next_call(tmp_path, monkeypatch
         assert writer.next_shard <= 1
 
 
-def test_a_torn_or_altered_journal_goes_back_to_its_last_whole_line(tmp_path):
-    spec = make_spec()
-    whole = files_of(write_store(tmp_path / "whole", spec, n_rows=256))
-    for i, damage in enumerate(
-        (
-            lambda lines: b"".join(lines[:-1]) + lines[-1][:-30],
-            lambda lines: b"".join(lines[:2]) + lines[2].replace(b'"rows":64', b'"rows":63'),
-            lambda lines: b"".join(lines[:2]) + b"\0" * 100,
-        )
-    ):
-        path = write_store(tmp_path / str(i), spec, n_rows=256, stop=3)
-        journal = path / "journal.jsonl"
-        journal.write_bytes(damage(journal.read_bytes().splitlines(keepends=True)))
-        with ActWriter.create_or_resume(path, spec, n_rows=256) as writer:
-            assert writer.next_shard == 2
-        assert files_of(write_store(path, spec, n_rows=256)) == whole
-
-
-def test_a_committed_shard_that_was_lost_is_written_again(tmp_path):
-    spec = make_spec()
-    path = write_store(tmp_path / "s", spec, n_rows=256, stop=3)
-    shard_file(path, "mlp_out.1", 2).unlink()
-    with ActWriter.create_or_resume(path, spec, n_rows=256) as writer:
+@pytest.mark.parametrize(
+    "altered",
+    [
+        lambda line: line[:-30],
+        lambda line: line.replace(b'"rows":64', b'"rows":63'),
+        lambda line: bytes(100),
+        None,
+    ],
+    ids=["torn", "altered", "zeros", "no file"],
+)
+def test_a_shard_whose_line_or_file_was_lost_is_written_again(tmp_path, make_store, altered):
+    path = write_store(tmp_path / "s", make_spec(), n_rows=256, stop=3)
+    if altered is None:
+        shard_file(path, "mlp_out.1", 2).unlink()
+    else:
+        *lines, last = (path / "journal.jsonl").read_bytes().splitlines(keepends=True)
+        (path / "journal.jsonl").write_bytes(b"".join([*lines, altered(last)]))
+    with ActWriter.create_or_resume(path, make_spec(), n_rows=256) as writer:
         assert writer.next_shard == 2
-    assert verify(write_store(path, spec, n_rows=256)) == []
+    whole = make_store(n_rows=256, name="whole")
+    assert files_of(write_store(path, make_spec(), n_rows=256)) == files_of(whole)
 
 
 def test_a_damaged_store_is_not_extended(tmp_path):
@@ -385,9 +380,9 @@ def test_a_reader_process_keeps_to_the_old_rows_while_the_store_is_extended(tmp_
     assert ActStore.open(path).n_rows == 680
 
 
-def test_paths_may_hold_spaces_and_any_letter(tmp_path, nursery):
+def test_paths_may_hold_spaces_and_any_letter(tmp_path, killed_after):
     spec, path = make_spec(), tmp_path / "a b" / "ünï 表.actstore"
-    nursery.killed_after(0.02, path, 200)
+    killed_after(0.02, path, 200)
     write_store(path, spec, n_rows=200)
     write_store(path, spec, n_rows=600)
     store = ActStore.open(path)

@@ -13,48 +13,31 @@ from pathlib import Path
 
 import pytest
 
-from actstore.addition import adding
 from actstore.errors import StoreError
 from actstore.ledger import read_journal
 from actstore.reader import ActStore, peek
 from actstore.removal import remove_store
-from actstore.repair import Repair, repairing
+from actstore.repair import repairing
 from actstore.settle import settled
 from actstore.verify import verify
-from actstore.writer import ActWriter, Shard
+from actstore.writer import ActWriter
 from tests.helpers.crashing import Tree, filmed, plant, tree_of
 from tests.helpers.slow import cases
-from tests.helpers.stores import column, make_spec, shard_of
+from tests.helpers.stores import add_site, column, make_spec, shard_of, write_store
 
 OLD, NEW = "mlp_out.1", "resid_pre.0"
 BOTH = make_spec(widths={OLD: 2, NEW: 3}, shard_rows=24)
 ALONE = replace(BOTH, sites=BOTH.sites[:1])
 
 
-def write(path: Path, spec=ALONE, *, n_rows: int = 32, stop: int | None = None) -> None:
-    with ActWriter.create_or_resume(path, spec, n_rows=n_rows, threads=1) as writer:
-        fill(writer, stop)
-
-
-def fill(writer: ActWriter, stop: int | None = None) -> None:
-    for k in range(writer.next_shard, writer.n_shards if stop is None else stop):
-        writer.write_shard(part_of_both(writer, k))
-    if stop is None:
-        writer.finish()
-    elif writer._conveyor is not None:
-        writer._conveyor.wait()
-
-
-def part_of_both(job: ActWriter | Repair, k: int) -> Shard:
-    shard = shard_of(BOTH, k, job.rows_in(k))
-    return replace(shard, acts={site.name: shard.acts[site.name] for site in job.spec.sites})
+def write(path: Path, *, n_rows: int = 32, stop: int | None = None) -> None:
+    write_store(path, ALONE, n_rows=n_rows, stop=stop, whole=BOTH)
 
 
 def add(path: Path, *, stop: int | None = None) -> None:
     """Unless that was done before."""
     try:
-        with adding(path, {NEW: 3}, threads=1) as writer:
-            fill(writer, stop)
+        add_site(path, NEW, whole=BOTH, stop=stop)
     except StoreError as error:
         assert f"has the site {NEW} already" in str(error)
 
@@ -67,7 +50,7 @@ def mend(path: Path) -> None:
     findings = verify(path)
     with repairing(path, findings) as repair:
         for k in repair.lost:
-            repair.restore(part_of_both(repair, k))
+            repair.restore(shard_of(repair.spec, k, repair.rows_in(k), whole=BOTH))
 
 
 def flip(file: Path) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -107,30 +107,27 @@ def _opened_to_write(path: object, mode: str = "r", *args: object, **options: ob
     return bool(set(mode) & set("wax+"))
 
 
-class Nursery:
-    """Starts writers and kills them, from a process that has imported what they need."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def killed_after(self, seconds: float, path: Path, n_rows: int) -> tuple[int, bool]:
-        """The writer's process, and whether it was killed before it was done."""
-        self._process.stdin.write(f"{path} {n_rows} {seconds}\n")
-        self._process.stdin.flush()
-        pid, code = map(int, self._process.stdout.readline().split())
-        assert code in (0, -signal.SIGKILL)
-        return pid, code != 0
-
-
 @contextmanager
-def nursery(writer: str) -> Generator[Nursery, None, None]:
-    """Of writers MODULE:FUNCTION, which take a path and a number of rows."""
+def nursery(writer: str) -> Generator[Callable[[float, Path, int], bool]]:
+    """Starts writers MODULE:FUNCTION and kills them, from a process that has imported their needs.
+
+    Yields:
+        From seconds, a path and a number of rows to whether the writer was killed before its end.
+    """
     program = "import sys; from tests.helpers.crashing import breed; breed(sys.argv[1])"
     with subprocess.Popen(
         [sys.executable, "-c", program, writer],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
-        yield Nursery(process)
+
+        def killed_after(seconds: float, path: Path, n_rows: int) -> bool:
+            process.stdin.write(f"{path} {n_rows} {seconds}\n")
+            process.stdin.flush()
+            code = int(process.stdout.readline())
+            assert code in (0, -signal.SIGKILL)
+            return code != 0
+
+        yield killed_after
         process.stdin.close()
 
 
@@ -149,5 +146,5 @@ def breed(writer: str) -> None:
             time.sleep(0.001)
         os.kill(pid, signal.SIGKILL)  # if it is over, it is still there to be waited for
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        sys.stdout.write(f"{pid} {code}\n")
+        sys.stdout.write(f"{code}\n")
         sys.stdout.flush()

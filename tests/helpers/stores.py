@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from actstore.addition import adding
 from actstore.layout import row_permutation
 from actstore.ledger import Ledger
 from actstore.manifest import StoreSpec
 from actstore.metadata import shard_key
 from actstore.reader import ActStore, peek
 from actstore.summary import GROUP, read_summary, write_summary
+from actstore.verify import verify
 from actstore.writer import ActWriter, Shard
 
 CTX_LEN = 8
@@ -62,27 +64,46 @@ def contexts(spec: StoreSpec, start: int, stop: int):
     return stacked, np.stack(tokens), np.stack(documents)
 
 
-def shard_of(spec: StoreSpec, index: int, n_rows: int) -> Shard:
-    """The shard a harvest would hand over: its rows already permuted."""
+def shard_of(spec: StoreSpec, index: int, n_rows: int, *, whole: StoreSpec | None = None) -> Shard:
+    """The shard a harvest would hand over: rows of a `whole` of more sites, already permuted."""
     start = index * spec.shard_rows // spec.ctx_len
-    acts, tokens, documents = contexts(spec, start, start + n_rows // spec.ctx_len)
+    acts, tokens, documents = contexts(whole or spec, start, start + n_rows // spec.ctx_len)
     order = row_permutation(n_rows, seed=spec.seed, shard=index)
     return Shard(
         index=index,
-        acts={name: x.reshape(n_rows, -1)[order] for name, x in acts.items()},
+        acts={name: acts[name].reshape(n_rows, -1)[order] for name in spec.names},
         tokens=tokens,
         document_id=documents,
         cursor={"context": start + n_rows // spec.ctx_len},
     )
 
 
-def write_store(path: Path, spec: StoreSpec, *, n_rows: int, stop: int | None = None) -> Path:
-    """Create, resume or extend a store; with `stop`, leave it unfinished before that shard."""
+def fill(writer: ActWriter, *, stop: int | None = None, whole: StoreSpec | None = None) -> None:
+    """Write what is missing and finish; with `stop`, leave it unfinished before that shard."""
+    for k in range(writer.next_shard, writer.n_shards if stop is None else stop):
+        writer.write_shard(shard_of(writer.spec, k, writer.rows_in(k), whole=whole))
+    if stop is None:
+        writer.finish()
+
+
+def write_store(
+    path: Path,
+    spec: StoreSpec,
+    *,
+    n_rows: int,
+    stop: int | None = None,
+    whole: StoreSpec | None = None,
+) -> Path:
+    """Create, resume or extend a store; its sites may be some of a `whole`."""
     with ActWriter.create_or_resume(path, spec, n_rows=n_rows, threads=2) as writer:
-        for k in range(writer.next_shard, writer.n_shards if stop is None else stop):
-            writer.write_shard(shard_of(spec, k, writer.rows_in(k)))
-        if stop is None:
-            writer.finish()
+        fill(writer, stop=stop, whole=whole)
+    return path
+
+
+def add_site(path: Path, name: str, *, whole: StoreSpec, stop: int | None = None) -> Path:
+    """Give a store one more site of a `whole`."""
+    with adding(path, {name: whole.width(name)}, threads=2) as writer:
+        fill(writer, stop=stop, whole=whole)
     return path
 
 
@@ -120,6 +141,22 @@ def multiplied(path: Path, spec: StoreSpec, n: int) -> Path:
 def column(store: ActStore, name: str) -> np.ndarray:
     """All of one array."""
     return np.concatenate([store.shard(name, k) for k in range(store.n_shards)])
+
+
+def require_same_store(path: Path, wanted: Path) -> None:
+    """Bytes of all shards, statistics, fingerprint; and nothing is left over."""
+    got, old = ActStore.open(path), ActStore.open(wanted)
+    assert got.manifest == replace(old.manifest, generation=got.manifest.generation)
+    arrays, summary = set(got.spec.arrays), f"summary-{got.manifest.generation}"
+    files = files_of(path)
+    assert {name.split("/")[0] for name in files} == arrays | {summary, "zarr.json"}
+    for name, data in files_of(wanted).items():
+        assert name.split("/")[0] not in arrays or files[name] == data, name
+    for site in old.sites:
+        for of_site in (ActStore.mean, ActStore.var, ActStore.rounding):
+            np.testing.assert_array_equal(of_site(got, site), of_site(old, site))
+    assert verify(path) == []
+    assert {p.name for p in path.iterdir()} == {"data.zarr", "journal.jsonl", "moments", "LOCK"}
 
 
 def require_right_rows(store: ActStore) -> None:

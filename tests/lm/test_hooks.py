@@ -82,17 +82,6 @@ def test_what_is_not_needed_is_not_loaded_and_refuses_to_run(folder):
 
 
 @torch.no_grad()
-def test_splice_with_the_same_values_changes_nothing_and_with_zeros_does(model):
-    before = model.hidden(TOKENS)
-    for site in sites_of(model):
-        with splice(model, {site: torch.clone}):
-            assert torch.equal(model.hidden(TOKENS), before), site
-        with splice(model, {site: torch.zeros_like}):
-            assert not torch.equal(model.hidden(TOKENS), before), site
-    assert torch.equal(model.hidden(TOKENS), before)
-
-
-@torch.no_grad()
 def test_an_edit_reaches_everything_that_reads_the_site(model):
     """With the stream zeroed at a site, only what is added after it arrives at the layer's end."""
     starts = {"resid_pre.1": ("attn_out.1", "mlp_out.1"), "resid_mid.1": ("mlp_out.1",)}
