@@ -11,8 +11,7 @@ from actstore.files import remove, writing
 from actstore.ledger import STAGING, Twin, read_journal
 from actstore.manifest import Manifest, SiteSpec
 from actstore.merge import ADDING, complete_addition, merge
-from actstore.resume import open_ledger
-from actstore.settle import settle, sweep
+from actstore.settle import open_ledger, settle, sweep
 from actstore.summary import peek, require_root
 from actstore.writer import ActWriter, disk_errors_told
 

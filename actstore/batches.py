@@ -118,13 +118,6 @@ Rows = Shaped[np.ndarray, "n *width"]
 """Of a site, or of one of ROW_ARRAYS: one value a row."""
 
 
-def empty_rows(store: ChunkStore, name: str, n_rows: int) -> Rows:
-    """Memory for rows of a site or of one of ROW_ARRAYS."""
-    if name in ROW_ARRAYS:
-        return np.empty(n_rows, ROW_ARRAYS[name])
-    return np.empty((n_rows, store.width(name)), store.spec.storage)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Window:
     """Rows of each array as their chunks were read, and the order to hand them out in."""
@@ -169,28 +162,14 @@ class Window:
 class Windows:
     """Memory for two windows of each lane, and the threads that fill it; a context manager."""
 
-    def __init__(
-        self,
-        store: ChunkStore,
-        sites: Sequence[str],
-        *,
-        metadata: Sequence[str] = (),
-        n_lanes: int,
-        n_rows: int,
-        run: int,
-        threads: int,
-    ) -> None:
-        self._store = store
-        self._sites = sites
-        self._metadata = metadata
-        self._run = run
-        names = (*sites, *metadata)
-        self._memory = [
-            [{name: empty_rows(store, name, n_rows) for name in names} for _ in range(n_lanes)]
-            for _ in range(2)
-        ]
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "actstore-decode")
+    def __init__(self, batches: "Batches") -> None:
+        self._store, self._run = batches.store, batches.run
+        self._sites, self._metadata = batches.sites, batches.metadata
+        n_rows = max(stop - start for start, stop in pairwise(batches.epochs.cuts))
+        n_lanes = batches.lanes // batches.world_size
+        self._memory = [[batches.empty(n_rows) for _ in range(n_lanes)] for _ in range(2)]
+        self._threads = batches.threads or min(8, max(1, (cpu_count() or 1) - 1))
+        self._pool = ThreadPoolExecutor(self._threads, "actstore-decode")
         self._stopped = False
 
     def __enter__(self) -> "Windows":
@@ -383,21 +362,13 @@ class Batches:
         while skip >= plan[0].n_rows:
             skip -= plan[0].n_rows
             plan = next(plans)
-        with Windows(
-            self.store,
-            self.sites,
-            metadata=self.metadata,
-            n_lanes=mine,
-            n_rows=max(b - a for a, b in pairwise(epochs.cuts)),
-            run=self.run,
-            threads=self.threads or min(8, max(1, (cpu_count() or 1) - 1)),
-        ) as windows:
+        with Windows(self) as windows:
             yield from self._cut(windows.of(chain([plan], plans)), skip)
 
     def _cut(self, windows: Iterator[list[Window]], skip: int) -> Iterator[dict[str, Rows]]:
         """Batches of the rows that follow the first `skip` of each lane."""
-        lane_batch = self.batch_size // self.lanes
-        batch, filled = self._empty(), 0
+        lane_batch, n_rows = self.batch_size // self.lanes, self.batch_size // self.world_size
+        batch, filled = self.empty(n_rows), 0
         for parts in windows:
             start, skip = skip, 0
             while start < parts[0].n_rows:
@@ -410,12 +381,13 @@ class Batches:
                 filled += n
                 if filled == lane_batch:
                     yield batch
-                    batch, filled = self._empty(), 0
+                    batch, filled = self.empty(n_rows), 0
 
-    def _empty(self) -> dict[str, Rows]:
-        n_rows = self.batch_size // self.world_size
-        names = (*self.sites, *self.metadata)
-        return {name: empty_rows(self.store, name, n_rows) for name in names}
+    def empty(self, n_rows: int) -> dict[str, Rows]:
+        """Memory for so many rows, by site, and for what was asked for beside the sites."""
+        storage = self.store.spec.storage
+        rows = {site: np.empty((n_rows, self.store.width(site)), storage) for site in self.sites}
+        return rows | {name: np.empty(n_rows, ROW_ARRAYS[name]) for name in self.metadata}
 
     @property
     def _widest_row(self) -> int:

@@ -1,21 +1,34 @@
 """What earlier processes left of a store: finished where its end was certain, otherwise removed.
 
-Whoever writes a store does this first; so does whoever says that one is complete.
+Whoever writes a store does this first, to create, resume or extend it; so does whoever says that
+one is complete.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
 from actstore.errors import StoreError
-from actstore.files import PARTIAL, partial_of, remove, writing
-from actstore.ledger import JOURNAL, MOMENTS, STAGING, Entry, Ledger, cut_torn_line, read_journal
-from actstore.manifest import Manifest
+from actstore.files import LOCK, PARTIAL, canonical_json, make_folder, partial_of, remove, writing
+from actstore.ledger import (
+    JOURNAL,
+    MOMENTS,
+    STAGING,
+    Entry,
+    Ledger,
+    Twin,
+    cut_torn_line,
+    read_journal,
+    rewrite_journal,
+)
+from actstore.manifest import Manifest, StoreSpec, differences
 from actstore.merge import ADDING, complete_addition, merge
 from actstore.removal import OWN, SUMMARIES, clear, half_removed
-from actstore.summary import GROUP, being_extended, peek, read_summary, summary_name
+from actstore.summary import GROUP, being_extended, peek, read_summary, summary_name, write_root
 
 
 def settled(path: Path) -> Manifest | None:
@@ -125,3 +138,68 @@ def _is_told(path: Path, there: Manifest) -> bool:
         return True
     full = there.n_rows // there.spec.shard_rows
     return (path / JOURNAL).exists() and len(read_journal(path)) >= full
+
+
+def open_ledger(path: Path, spec: StoreSpec, *, n_rows: int, beside: Twin | None = None) -> Ledger:
+    """Find out where a store stands, settle what was left of it, and say what is next."""
+    n_rows = -(-n_rows // spec.ctx_len) * spec.ctx_len
+    there = settle(path)
+    if there is None:
+        _refuse_foreign(path)
+        remove(path / GROUP)
+        there = Manifest(spec=spec, n_rows=n_rows, state="writing")
+    _require_same(path, there.spec, spec)
+    ledger = Ledger(path=path, manifest=there, layout=spec.layout(n_rows), beside=beside)
+    if ledger.complete:
+        return ledger
+    _replay(ledger)
+    if ledger.manifest.state == "writing":
+        _announce(ledger)
+    return ledger
+
+
+def _refuse_foreign(path: Path) -> None:
+    """A folder that holds something else is not begun as a store, nor anything in it removed."""
+    names = {file.name.removesuffix(PARTIAL) for file in path.iterdir()}
+    foreign = sorted(names - {GROUP, JOURNAL, LOCK})
+    if foreign:
+        raise StoreError(
+            f"{path} is a folder with {foreign[0]} in it, and no store: choose another"
+        )
+
+
+def _require_same(path: Path, there: StoreSpec, now: StoreSpec) -> None:
+    old, new = (json.loads(canonical_json(spec.as_json())) for spec in (there, now))
+    if old != new:
+        told = "; ".join(differences(old, new))
+        raise StoreError(f"{path} holds another store ({told}); choose another path, or remove it")
+
+
+def _replay(ledger: Ledger) -> None:
+    """Take up the committed shards, less a last one that is shorter than is now wanted."""
+    entries = list(takewhile(ledger.holds, read_journal(ledger.path)))
+    if ledger.manifest.state == "complete":
+        full = ledger.manifest.n_rows // ledger.spec.shard_rows
+        if len(entries) < full:
+            raise StoreError(
+                f"{ledger.path} cannot be extended: shard {len(entries)} or its line in "
+                "the journal is damaged; choose another path, or remove it"
+            )
+    committed = sum(entry.rows for entry in entries)
+    ledger.layout = replace(ledger.layout, n_rows=max(ledger.layout.n_rows, committed))
+    last = len(entries) - 1
+    short = bool(entries) and entries[last].rows < ledger.layout.rows_in(last)
+    ledger.entries = entries[:last] if short else entries
+    rewrite_journal(ledger.path, ledger.entries)
+    if short:
+        sweep(ledger.path, ledger.manifest)
+
+
+def _announce(ledger: Ledger) -> None:
+    """Say in the group what is being written, before the first row of it is."""
+    manifest = replace(ledger.manifest, n_rows=ledger.layout.n_rows)
+    if peek(ledger.path) != manifest:
+        make_folder(ledger.root)
+        write_root(ledger.path, manifest)
+    ledger.manifest = manifest
+    ledger.write_documents(manifest.n_rows)

@@ -105,7 +105,10 @@ class ShardReader:
         self.sizes = sizes
         self._codec = codec_of(spec, name)
         self._dtype = dtype_of(spec, name)
-        self._slot = shard_and_chunk(spec, name)
+        shard, self.chunk_entries = shard_and_chunk(spec, name)
+        """Entries of a chunk along the first axis; the last one may have fewer."""
+        self.chunks_per_shard = shard // self.chunk_entries
+        """Of every shard but the last."""
         self._indices: dict[int, UInt64[np.ndarray, "chunks 2"]] = {}
         self._mapped: dict[int, mmap.mmap] = {}
         self._kept: dict[int, mmap.mmap] = {}
@@ -131,16 +134,6 @@ class ShardReader:
         shard = len(self.sizes) - 1
         self._kept[shard] = self._map(shard)
 
-    @property
-    def chunk_entries(self) -> int:
-        """Entries of a chunk along the first axis; the last one may have fewer."""
-        return self._slot[1]
-
-    @property
-    def chunks_per_shard(self) -> int:
-        """Chunks of every shard but the last."""
-        return self._slot[0] // self._slot[1]
-
     def empty(self, entries: int) -> Shaped[np.ndarray, "..."]:
         """Memory for that many entries."""
         _, *tail = shape_of(self._spec, self.name, self._layout.n_rows)
@@ -152,14 +145,14 @@ class ShardReader:
 
     def chunks_in(self, shard: int) -> int:
         """Chunks of a shard."""
-        return -(-self.entries_in(shard) // self._slot[1])
+        return -(-self.entries_in(shard) // self.chunk_entries)
 
     def read(self, shard: int) -> Shaped[np.ndarray, "..."]:
         """All values of one shard."""
         out = self.empty(self.entries_in(shard))
         for chunk in range(self.chunks_in(shard)):
-            start = chunk * self._slot[1]
-            self.read_chunk(shard, chunk, out[start : start + self._slot[1]])
+            start = chunk * self.chunk_entries
+            self.read_chunk(shard, chunk, out[start : start + self.chunk_entries])
         return out
 
     def read_chunk(
@@ -170,10 +163,10 @@ class ShardReader:
         try:
             offset, size = self._index(shard, mapped)[chunk].tolist()
             data = memoryview(mapped)[offset : offset + size]
-            if len(out) == self._slot[1]:
+            if len(out) == self.chunk_entries:
                 decode(data, self._codec, out)
             else:
-                full = np.empty((self._slot[1], *out.shape[1:]), out.dtype)
+                full = np.empty((self.chunk_entries, *out.shape[1:]), out.dtype)
                 decode(data, self._codec, full)
                 out[:] = full[skip : skip + len(out)]
         except StoreError as error:
@@ -217,7 +210,7 @@ class ShardReader:
         """Where the chunks of a shard lie; read once."""
         index = self._indices.get(shard)
         if index is None:
-            size, length = self.sizes[shard], index_bytes(self._slot[0] // self._slot[1])
+            size, length = self.sizes[shard], index_bytes(self.chunks_per_shard)
             index = parse_index(
                 memoryview(mapped[size - length : size]),
                 n_chunks=self.chunks_in(shard),

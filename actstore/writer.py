@@ -16,7 +16,7 @@ from actstore.layout import row_permutation
 from actstore.ledger import Ledger, Twin
 from actstore.manifest import CONTEXT_TOKENS, Manifest, StoreSpec
 from actstore.metadata import shard_key
-from actstore.resume import open_ledger
+from actstore.settle import open_ledger
 from actstore.shardfile import ShardReader
 from actstore.shardwriter import Shard, Written, write_files
 
@@ -194,8 +194,10 @@ class ActWriter:
     def __init__(self, ledger: Ledger, conveyor: Conveyor | None, stack: ExitStack) -> None:
         self._ledger = ledger
         self._stack = stack
-        self._next = ledger.layout.n_shards if ledger.complete else len(ledger.entries)
-        self._cursor = ledger.entries[-1].cursor if ledger.entries else None
+        self.next_shard = ledger.layout.n_shards if ledger.complete else len(ledger.entries)
+        """The shard that `write_shard` takes next."""
+        self.cursor = ledger.entries[-1].cursor if ledger.entries else None
+        """Where the source stood before `next_shard` on opening; None at its start."""
         self._gathered = Gathered(ledger.spec)
         self._short = False
         self._conveyor = conveyor
@@ -254,16 +256,6 @@ class ActWriter:
         return self._ledger.layout.n_shards
 
     @property
-    def next_shard(self) -> int:
-        """The shard that `write_shard` takes next."""
-        return self._next
-
-    @property
-    def cursor(self) -> Mapping[str, object] | None:
-        """Where the source stood before `next_shard` on opening; None at its start."""
-        return self._cursor
-
-    @property
     def n_rows_committed(self) -> int:
         """Rows that no crash can take away."""
         if self._ledger.complete:
@@ -292,7 +284,7 @@ class ActWriter:
         self._check(shard)
         assert self._conveyor is not None  # a complete store has no next shard
         self._conveyor.put(shard)
-        self._next += 1
+        self.next_shard += 1
         self._short = shard.n_rows < self.rows_in(shard.index)
 
     def append(
@@ -318,9 +310,12 @@ class ActWriter:
         if document_id is None:
             document_id = np.zeros(tokens.shape, np.int64)
         self._gathered.add(acts, tokens, document_id)
-        while self._next < self.n_shards and self._gathered.n_rows >= self.rows_in(self._next):
-            self.write_shard(self._gathered.take(self._next, self.rows_in(self._next)))
-        if self._next == self.n_shards and self._gathered.n_rows:
+        while self.next_shard < self.n_shards:
+            n_rows = self.rows_in(self.next_shard)
+            if self._gathered.n_rows < n_rows:
+                return
+            self.write_shard(self._gathered.take(self.next_shard, n_rows))
+        if self._gathered.n_rows:
             raise StoreError(f"more rows were given than the {self.n_rows} this store was made for")
 
     def finish(self, *, source_exhausted: bool = False) -> Manifest:
@@ -334,7 +329,7 @@ class ActWriter:
             NonFiniteError: If a shard held NaN or infinity.
         """
         if source_exhausted and self._gathered.n_rows:
-            self.write_shard(self._gathered.take(self._next, self._gathered.n_rows))
+            self.write_shard(self._gathered.take(self.next_shard, self._gathered.n_rows))
         ledger = self._ledger
         if self._conveyor is None or ledger.complete:
             return ledger.manifest
@@ -362,9 +357,9 @@ class ActWriter:
     def _check(self, shard: Shard) -> None:
         if self._short:
             raise StoreError("a shard with fewer rows than planned must be the last")
-        if shard.index != self._next or self._next >= self.n_shards:
+        if shard.index != self.next_shard or self.next_shard >= self.n_shards:
             raise StoreError(
-                f"expected shard {self._next} of {self.n_shards}, got shard {shard.index}"
+                f"expected shard {self.next_shard} of {self.n_shards}, got shard {shard.index}"
             )
         if not 0 < shard.n_rows <= self.rows_in(shard.index):
             raise StoreError(

@@ -67,15 +67,6 @@ def test_seed_and_epoch_change_the_order(store):
     assert len({tuple(keys(rows)) for rows in (first, second, other)}) == 3
 
 
-def test_sites_stay_aligned(store):
-    rows = {site: keys(column(store, site)) for site in TWO_SITES}
-    partner = dict(zip(rows["mlp_out.1"], rows["resid.0"], strict=True))
-    together = batches_of(store, sites=("mlp_out.1", "resid.0"))
-    for batch in islice(together.start_at(0), 50):
-        assert batch["mlp_out.1"].shape == (20, 16) and batch["resid.0"].shape == (20, 24)
-        assert [partner[key] for key in keys(batch["mlp_out.1"])] == keys(batch["resid.0"])
-
-
 def test_runs_of_a_chunk_are_spread_over_their_window(store):
     """Neighbours of the store are no likelier to be neighbours in the stream than by chance."""
     batches = batches_of(store, batch_size=468, window_rows=468)
@@ -208,11 +199,11 @@ def test_lanes_and_windows_are_mixed_each_in_its_own_order(store):
     threads=st.integers(1, 4),
     step=st.integers(0, 40),
 )
-def test_metadata_stays_aligned_with_its_rows_and_leaves_their_order_alone(
+def test_sites_and_metadata_stay_aligned_and_metadata_leaves_the_order_alone(
     store, lanes, window_rows, threads, step
 ):
     names = tuple(ROW_ARRAYS)
-    told = {name: column(store, name) for name in names}
+    told = {name: column(store, name) for name in (*TWO_SITES, *names)}
     place = {key: i for i, key in enumerate(keys(column(store, "mlp_out.1")))}
     given = {
         "sites": tuple(TWO_SITES), "batch_size": 12, "lanes": lanes, "window_rows": window_rows,
@@ -224,9 +215,9 @@ def test_metadata_stays_aligned_with_its_rows_and_leaves_their_order_alone(
     ):
         assert list(batch) == [*TWO_SITES, *names]
         rows = [place[key] for key in keys(batch["mlp_out.1"])]
-        for name in names:
-            assert batch[name].dtype == told[name].dtype
-            np.testing.assert_array_equal(batch[name], told[name][rows])
+        for name, values in told.items():
+            assert batch[name].dtype == values.dtype
+            np.testing.assert_array_equal(batch[name], values[rows])
         for site in TWO_SITES:
             np.testing.assert_array_equal(batch[site], plain[site])
 

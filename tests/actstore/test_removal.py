@@ -1,12 +1,11 @@
 """Removing a store: the store and nothing else, whole or in pieces."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from actstore.errors import StoreError
-from actstore.files import writing
+from actstore.files import remove, writing
 from actstore.reader import ActStore, peek
 from actstore.removal import removable, remove_store
 from tests.helpers.stores import edit_json
@@ -44,76 +43,46 @@ def test_who_has_it_open_goes_on_reading(make_store):
     assert (store.shard("mlp_out.1", 0) == before).all()
 
 
-def damaged_root(path: Path) -> None:
-    (path / ROOT_FILE).write_text("{")
+DAMAGE = {
+    "no JSON": lambda path: (path / ROOT_FILE).write_text("{"),
+    "altered": lambda path: edit_json(
+        path / ROOT_FILE, lambda root: root["attributes"]["actstore"].update(n_rows=8)
+    ),
+    "no root": lambda path: (path / ROOT_FILE).unlink(),
+    "group alone": lambda path: [remove(file) for file in path.glob("[!d]*")],
+}
 
 
-def altered_root(path: Path) -> None:
-    edit_json(path / ROOT_FILE, lambda root: root["attributes"]["actstore"].update(n_rows=8))
-
-
-def without_root(path: Path) -> None:
-    (path / ROOT_FILE).unlink()
-
-
-def group_alone(path: Path) -> None:
-    for file in path.iterdir():
-        if file.name != "data.zarr":
-            shutil.rmtree(file) if file.is_dir() else file.unlink()
-
-
-@pytest.mark.parametrize("spoil", [damaged_root, altered_root, without_root, group_alone])
-def test_a_store_that_is_damaged_can_be_removed(make_store, tmp_path, spoil):
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_store_that_is_damaged_can_be_removed(make_store, tmp_path, damage):
     """What a kill leaves of one can, too: `test_leftovers`."""
     path = make_store()
-    spoil(path)
+    damage(path)
     remove_store(path)
     assert not list(tmp_path.iterdir())
 
 
-def foreign_file(path: Path) -> None:
-    (path / "thesis.tex").write_text("")
+def test_what_holds_more_than_a_store_is_left_alone(make_store):
+    path = make_store()
+    for file, message in (
+        ("thesis.tex", "holds thesis.tex, which no store does"),
+        ("data.zarr/labels", "holds labels, which is not the store's"),
+    ):
+        (path / file).mkdir()
+        assert_refused(path, message)
+        (path / file).rmdir()
 
 
-def foreign_array(path: Path) -> None:
-    (path / "data.zarr/labels/c").mkdir(parents=True)
-
-
-def another_group(path: Path) -> None:
-    shutil.rmtree(path)
+def test_what_is_no_store_is_left_alone(tmp_path):
+    path, message = tmp_path / "acts.actstore", "is no activation store"
+    assert_refused(path, message)
+    path.write_text("not a folder")
+    assert_refused(path, message)
+    path.unlink()
+    path.mkdir()
+    assert_refused(path, message)
     (path / "data.zarr/labels").mkdir(parents=True)
     (path / ROOT_FILE).write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
-
-
-def empty_folder(path: Path) -> None:
-    shutil.rmtree(path)
-    path.mkdir()
-
-
-def a_file(path: Path) -> None:
-    shutil.rmtree(path)
-    path.write_text("not a folder")
-
-
-def nothing(path: Path) -> None:
-    shutil.rmtree(path)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (foreign_file, "holds thesis.tex, which no store does"),
-        (foreign_array, "holds labels, which is not the store's"),
-        (another_group, "is no activation store"),
-        (empty_folder, "is no activation store"),
-        (a_file, "is no activation store"),
-        (nothing, "is no activation store"),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_what_is_no_store_or_holds_more_than_one_is_left_alone(make_store, spoil, message):
-    path = make_store()
-    spoil(path)
     assert_refused(path, message)
 
 
