@@ -48,8 +48,13 @@ def adding(
             path / ADDING, spec, n_rows=there.n_rows, threads=threads, queue=queue, beside=twin
         ) as writer:
             yield writer
+        added = peek(path / ADDING)
+        if added is None or added.state != "complete":
+            return
+        if added.n_rows != there.n_rows:  # the source ended before it gave them all
+            raise twin.differs(added.n_rows // spec.shard_rows)
         with disk_errors_told(path):
-            _merge_if_finished(twin)
+            merge(path, there, added)
 
 
 def under_way(path: Path) -> Manifest | None:
@@ -97,13 +102,3 @@ def _without_extension(path: Path, there: Manifest) -> Manifest:
         return open_ledger(path, there.spec, n_rows=n_rows).finish(source_exhausted=False)
     remove(path / STAGING)
     return ledger.manifest
-
-
-def _merge_if_finished(twin: Twin) -> None:
-    path, there = twin.path, twin.manifest
-    added = peek(path / ADDING)
-    if added is None or added.state != "complete":
-        return
-    if added.n_rows != there.n_rows:  # the source ended before it gave them all
-        raise twin.differs(added.n_rows // added.spec.shard_rows)
-    merge(path, there, added)

@@ -330,11 +330,7 @@ class Ledger:
         self.write_documents(manifest.n_rows)
         write_root(self.path, manifest, summary)
         self.manifest = manifest
-        self.remove_old()
-
-    def remove_old(self) -> None:
-        """Remove what the generation before this one leaves behind; may be repeated."""
-        remove(self.root / summary_name(self.manifest.generation - 1))
+        remove(self.root / summary_name(old.generation))
         if not any(self._staged_files()):  # of an extension that is to go on
             remove(self.path / STAGING)
 

@@ -48,7 +48,10 @@ def end_joined(path: Path, there: Manifest) -> None:
     """Of an addition whose sites are part of the store: its journal joins, the rest goes."""
     added = complete_addition(path, there)
     if added is not None and there.spec.holds(added.spec):
-        _merge_journal(path)
+        # A later extension goes on with all sites: each line names the files of all of them.
+        both = zip(read_journal(path), read_journal(path / ADDING), strict=False)
+        entries = [_joined(path, old, new) for old, new in both if old.rows == new.rows]
+        rewrite_journal(path, entries)
         _discard(path)
 
 
@@ -76,13 +79,6 @@ def _move_sites(path: Path, added: StoreSpec) -> None:
             (group / site.name).replace(path / GROUP / site.name)
     for folder in (path / GROUP, group):
         sync_folder(folder)
-
-
-def _merge_journal(path: Path) -> None:
-    """Let a later extension go on with all sites: each line names the files of all of them."""
-    both = zip(read_journal(path), read_journal(path / ADDING), strict=False)
-    entries = [_joined(path, entry, added) for entry, added in both if entry.rows == added.rows]
-    rewrite_journal(path, entries)
 
 
 def _joined(path: Path, entry: Entry, added: Entry) -> Entry:

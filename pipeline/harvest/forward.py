@@ -64,7 +64,9 @@ class Forward:
         while done < len(tokens):
             part = torch.from_numpy(tokens[done : done + self.batch_size])
             try:
-                acts = self._read(self._to_device(part))
+                if self.device.type == "cuda":
+                    part = part.pin_memory()
+                acts = self._read(part.to(self.device, non_blocking=True).long())
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
@@ -85,11 +87,6 @@ class Forward:
                 next(iter(acts.values()))[-1, -1, -1].item()  # waits for the device
             took.append(time.perf_counter() - start)
         return min(took) / len(tokens)
-
-    def _to_device(self, tokens: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            tokens = tokens.pin_memory()
-        return tokens.to(self.device, non_blocking=True).long()
 
 
 OnBatch = Callable[[int], None]

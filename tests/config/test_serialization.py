@@ -8,7 +8,6 @@ from hypothesis import given, strategies as st
 
 from pipeline.config.architectures import ReluConfig, TopKConfig
 from pipeline.config.serialization import from_json, load_toml, to_json
-from pipeline.config.stages import HarvestConfig
 from pipeline.config.training import TrainConfig
 from pipeline.errors import ConfigError
 from tests.helpers.refusals import refused
@@ -62,6 +61,8 @@ def test_what_is_written_reads_back_equal(settings: dict[str, Any]):
         ({"device": "gpu"}, "config.device must be one of auto, cpu, cuda, mps, got 'gpu'"),
         ({"out": 3}, "config.out must be text, got 3"),
         ({"site": 3}, "config.site must be text, got 3"),
+        ({"exclude_tokens": [7, "8"]}, "config.exclude_tokens[1] must be a whole number, got '8'"),
+        ({"exclude_tokens": "78"}, "config.exclude_tokens must be a list, got '78'"),
         ({"arch": {"kind": "relu", "target": 1.0}}, "target must be above 0 and below 1, got 1.0"),
         ({"arch": {"kind": "gated", "target": 0.0}}, "target must be above 0 and below 1, got 0.0"),
         ({"ema": 1.0}, "ema must be above 0 and below 1, got 1.0"),
@@ -80,15 +81,6 @@ def test_what_is_no_table_or_not_all_of_one_is_refused():
         from_json(TrainConfig, {"store": "s"})
     with refused(ConfigError, "config must be a table of settings, got 3"):
         from_json(TrainConfig, 3)
-
-
-def test_a_list_is_read_item_by_item():
-    config = from_json(HarvestConfig, {"out": "x", "sites": ["mlp_out.1"]})
-    assert config.sites == ("mlp_out.1",)
-    with pytest.raises(ConfigError, match=r"config\.sites\[1\] must be text, got 2"):
-        from_json(HarvestConfig, {"out": "x", "sites": ["a", 2]})
-    with pytest.raises(ConfigError, match=r"config\.sites must be a list, got 'mlp_out\.1'"):
-        from_json(HarvestConfig, {"out": "x", "sites": "mlp_out.1"})
 
 
 def test_toml_is_read_and_its_faults_are_one_line(tmp_path):

@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,49 +29,36 @@ NO_NETWORK = {"endpoint": "http://127.0.0.1:9"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-@dataclass
-class Hub:
-    """Serves one model as org/tiny, revisions main and step1."""
-
-    folder: Path
-    fetched: list[str] = field(default_factory=list)
-    url: str = ""
-
-    def handler(self) -> type[StandIn]:
-        hub = self
-
-        class Model(StandIn):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):  # noqa: N802 - as it is called
-                parts = self.path.partition("?")[0].strip("/").split("/")
-                if parts[:3] != ["org", "tiny", "resolve"]:
-                    return self.answer(404, X_Error_Code="RepoNotFound")
-                if parts[3] not in ("main", "step1"):
-                    return self.answer(404, X_Error_Code="RevisionNotFound")
-                file = hub.folder / parts[4]
-                if not file.is_file():
-                    return self.answer(404, X_Error_Code="EntryNotFound")
-                data = file.read_bytes()
-                if self.command == "GET":
-                    hub.fetched.append(file.name)
-                etag = f'"{hashlib.sha256(data).hexdigest()}"'
-                return self.answer(200, data, ETag=etag, X_Repo_Commit=COMMIT)
-
-        return Model
-
-
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory) -> Iterator[Hub]:
+def hub(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """Serves what is in `folder` as org/tiny, revisions main and step1; notes what is `fetched`."""
     whole = make_model(tmp_path_factory.mktemp("lm") / "whole")
     model = transformers.GPTNeoXForCausalLM.from_pretrained(whole)
-    folder = whole.with_name("sharded")
+    folder, fetched = whole.with_name("sharded"), list[str]()
     model.save_pretrained(folder, max_shard_size="16KB")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((whole / name).read_bytes())
-    hub = Hub(folder)
-    with serving(hub.handler()) as hub.url:
-        yield hub
+
+    class Model(StandIn):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):  # noqa: N802 - as it is called
+            parts = self.path.partition("?")[0].strip("/").split("/")
+            if parts[:3] != ["org", "tiny", "resolve"]:
+                return self.answer(404, X_Error_Code="RepoNotFound")
+            if parts[3] not in ("main", "step1"):
+                return self.answer(404, X_Error_Code="RevisionNotFound")
+            file = folder / parts[4]
+            if not file.is_file():
+                return self.answer(404, X_Error_Code="EntryNotFound")
+            data = file.read_bytes()
+            if self.command == "GET":
+                fetched.append(file.name)
+            etag = f'"{hashlib.sha256(data).hexdigest()}"'
+            return self.answer(200, data, ETag=etag, X_Repo_Commit=COMMIT)
+
+    with serving(Model) as url:
+        yield SimpleNamespace(folder=folder, fetched=fetched, url=url)
 
 
 def saepipe(*arguments: str, home: Path, endpoint: str, **env: str):

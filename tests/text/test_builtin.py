@@ -22,17 +22,6 @@ EMBEDDED = ("builtin", "builtin@heldout", "builtin:arithmetic", "builtin:arithme
 QUESTION = re.compile(r"Question: What is (.+)\?\nAnswer: (-?\d+)")
 
 
-@pytest.fixture
-def fresh_corpus():
-    """Makes the next look at the corpus read it again, and forgets it afterwards."""
-    cached = (pipeline.text.builtin._corpus, heldout_documents)
-    for function in cached:
-        function.cache_clear()
-    yield
-    for function in cached:
-        function.cache_clear()
-
-
 def test_the_name_alone_puts_a_document_into_its_part():
     for name in ("argparse.py", "json/decoder.py"):
         assert Document(name=name, text="").part == "train"
@@ -93,8 +82,10 @@ def test_the_fingerprint_depends_on_every_content_and_costs_less_than_a_third_of
     assert len({before, source.fingerprint(), BuiltinText("heldout").fingerprint()}) == 3
 
 
-@pytest.mark.usefixtures("fresh_corpus")
 def test_a_python_without_topics_or_sources_is_a_one_line_error(monkeypatch, tmp_path):
+    for cached in ("_corpus", "heldout_documents"):
+        read_anew = getattr(pipeline.text.builtin, cached).__wrapped__
+        monkeypatch.setattr(pipeline.text.builtin, cached, read_anew)
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "python.zip"))
     with refused(TextError, "holds none"):
         BuiltinText("heldout")
