@@ -209,7 +209,7 @@ def test_a_failure_in_the_background_reaches_the_next_call(tmp_path, monkeypatch
     "altered",
     [
         lambda line: line[:-30],
-        lambda line: line.replace(b'"rows":64', b'"rows":63'),
+        lambda line: line.replace(b'"context":24', b'"context":25'),
         lambda line: bytes(100),
         None,
     ],
