@@ -152,3 +152,29 @@ def saepipe(monkeypatch, capsys):
         return stop.value.code or 0, out, err
 
     return run
+
+
+@pytest.fixture
+def succeeds(saepipe):
+    """Run the command line, which ends well: its stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[str, str]:
+        code, out, err = saepipe(*arguments)
+        assert code == 0, err
+        return out, err
+
+    return run
+
+
+@pytest.fixture
+def fails(saepipe):
+    """Run the command line, which ends with what the user can mend, in one line: that line."""
+
+    def run(*arguments: object) -> str:
+        code, _, err = saepipe(*arguments)
+        (line,) = err.splitlines()
+        assert code == 1
+        assert line.startswith("error: ")
+        return line
+
+    return run

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from tests.helpers.ids import LONGEST, ROOT, name_of, wrong_with
+from tests.helpers.ids import LONGEST, ROOT, wrong_with
 
 
 def test_every_collected_test_has_a_short_name_that_no_process_changes(collected_ids):
@@ -38,21 +38,3 @@ def test_a_name_of_another_kind_is_seen(what):
 def test_a_temporary_path_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert wrong_with(f"tests/test_a.py::test_b[{tmp_path}/a]")
-
-
-@pytest.mark.parametrize(
-    ("value", "name"),
-    [
-        (b"\x1f\x8b", "data"),
-        (bytearray(b"ab"), "data"),
-        ("one\ntwo é", "one two"),
-        (r"a\.b", "a .b"),
-        ("\n", "data"),
-        ("a" * 99, "a" * 40),
-        ("short", None),
-        (3, None),
-    ],
-    ids=["bytes", "bytearray", "strange", "pattern", "blank", "long", "short", "number"],
-)
-def test_values_without_a_name_get_a_short_one(value, name):
-    assert name_of(value, "data") == name

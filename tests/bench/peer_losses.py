@@ -80,25 +80,33 @@ class Given:
         self.widths = arrays["widths"].tolist() if "widths" in arrays else []
         self.d_sae, self.d_in = self.weights["W_dec"].shape
 
-    def masks(self) -> dict[str, Tensor | None]:
-        """Suffixes of cases: no dead latents, then every mask."""
-        return {"": None} | {f".{name}": mask for name, mask in self.dead.items()}
+    def masks(self, *, has_aux: bool) -> dict[str, Tensor | None]:
+        """Suffixes of cases: no dead latents, then for AuxK every mask."""
+        masks = self.dead if has_aux else {}
+        return {"": None} | {f".{name}": mask for name, mask in masks.items()}
 
 
 class Answers(dict[str, np.ndarray]):
     """What OUT will hold."""
 
-    def add(self, case: str, given: Given, peer: "Peer") -> None:
-        """Parts and gradients of one case."""
+    def add(
+        self,
+        case: str,
+        given: Given,
+        module: nn.Module,
+        mapping: Callable[[Weights], dict[str, Tensor]],
+        parts: Callable[[], Parts],
+    ) -> None:
+        """Parts of a peer's loss and their gradients, its parameters being such of our weights."""
         leaves = {name: w.clone().requires_grad_() for name, w in given.weights.items()}
-        mapped = peer.mapping(leaves)
-        params = dict(peer.module.named_parameters())
+        mapped = mapping(leaves)
+        params = dict(module.named_parameters())
         mapped = {name: mapped[name] for name in params if name in mapped}
         if params.keys() != mapped.keys():
             raise SystemExit(f"{case} has parameters {sorted(params)}, mapped are {sorted(mapped)}")
         for name, param in params.items():
             param.data = mapped[name].detach().clone()
-        for part, value in peer.parts().items():
+        for part, value in parts().items():
             self[f"{case}/{part}"] = value.detach().numpy()
             if value.grad_fn is None:  # a part that is not there is a constant zero
                 continue
@@ -111,20 +119,6 @@ class Answers(dict[str, np.ndarray]):
             )  # fmt: skip
             for name, grad in zip(leaves, ours, strict=True):
                 self[f"{case}/{part}/{name}"] = grad.numpy()
-
-
-class Peer:
-    """A peer's module, its parameters as functions of our weights, and its loss in parts."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        mapping: Callable[[Weights], dict[str, Tensor]],
-        parts: Callable[[], Parts],
-    ) -> None:
-        self.module = module
-        self.mapping = mapping
-        self.parts = parts
 
 
 def plain(*names: str) -> Callable[[Weights], dict[str, Tensor]]:
@@ -196,10 +190,10 @@ def saelens(given: Given, answers: Answers) -> None:
     from sae_lens.registry import get_sae_training_class
 
     for case, (config, names, has_aux) in saelens_cases(given).items():
-        for suffix, dead in given.masks().items() if has_aux else [("", None)]:
+        for suffix, dead in given.masks(has_aux=has_aux).items():
             sae = get_sae_training_class(config.architecture())[0](config)
             parts = partial(saelens_parts, sae, given, dead)
-            answers.add(case + suffix, given, Peer(sae, plain(*names), parts))
+            answers.add(case + suffix, given, sae, plain(*names), parts)
             if dead is not None:
                 answers[f"{case}{suffix}/dead"] = dead.numpy()
 
@@ -207,24 +201,12 @@ def saelens(given: Given, answers: Answers) -> None:
 # --- dictionary_learning -------------------------------------------------------------------------
 
 
-def linear(bias: str) -> Callable[[Weights], dict[str, Tensor]]:
-    """Of linear layers, whose weights are transposes."""
+def linear(others: Mapping[str, str]) -> Callable[[Weights], dict[str, Tensor]]:
+    """Of linear layers, whose weights are transposes, and others by our names."""
     return lambda w: {
         "encoder.weight": w["W_enc"].T,
-        "encoder.bias": w["b_enc"],
         "decoder.weight": w["W_dec"].T,
-        bias: w["b_dec"],
-    }
-
-
-def linear_gated(w: Weights) -> dict[str, Tensor]:
-    return {
-        "encoder.weight": w["W_enc"].T,
-        "decoder.weight": w["W_dec"].T,
-        "decoder_bias": w["b_dec"],
-        "gate_bias": w["b_gate"],
-        "r_mag": w["r_mag"],
-        "mag_bias": w["b_mag"],
+        **{theirs: w[ours] for theirs, ours in others.items()},
     }
 
 
@@ -243,17 +225,20 @@ def dictionary_learning_cases(given: Given) -> dict[str, tuple[object, ...]]:
     from dictionary_learning.trainers.standard import StandardTrainer, StandardTrainerAprilUpdate
     from dictionary_learning.trainers.top_k import TopKTrainer
 
-    n = given.numbers
+    n, encoder = given.numbers, {"encoder.bias": "b_enc"}
     l1 = {"l1_penalty": n["l1"], "sparsity_warmup_steps": None}
     topk = {"k": int(n["k"]), "auxk_alpha": n["aux_coefficient"]}
     cases = {
-        "relu": (StandardTrainer, l1, "l1_penalty", linear("bias")),
-        "relu-april": (StandardTrainerAprilUpdate, l1, "l1_penalty", linear("bias")),
-        "topk": (TopKTrainer, topk, "auxk_alpha", linear("b_dec")),
-        "batchtopk": (BatchTopKTrainer, topk, "auxk_alpha", linear("b_dec")),
+        "relu": (StandardTrainer, l1, "l1_penalty", linear(encoder | {"bias": "b_dec"})),
+        "topk": (TopKTrainer, topk, "auxk_alpha", linear(encoder | {"b_dec": "b_dec"})),
     }
+    cases["relu-april"] = (StandardTrainerAprilUpdate, *cases["relu"][1:])
+    cases["batchtopk"] = (BatchTopKTrainer, *cases["topk"][1:])
     if "r_mag" in given.weights:
-        cases["gated"] = (GatedSAETrainer, l1, "l1_penalty", linear_gated)
+        gated = linear(
+            {"decoder_bias": "b_dec", "gate_bias": "b_gate", "mag_bias": "b_mag", "r_mag": "r_mag"}
+        )
+        cases["gated"] = (GatedSAETrainer, l1, "l1_penalty", gated)
     if "threshold" in given.weights:
         jump = {"bandwidth": n["bandwidth"], "target_l0": n["l0"], "sparsity_warmup_steps": None}
         jump |= {"sparsity_penalty": n["coefficient"]}
@@ -277,14 +262,13 @@ def set_dead(trainer, dead: Tensor | None) -> None:
 def dictionary_learning(given: Given, answers: Answers) -> None:
     """Its loss is one number, linear in the penalty's coefficient: the parts are differences."""
     for case, (make, settings, scale, mapping) in dictionary_learning_cases(given).items():
-        has_aux = scale == "auxk_alpha"
         trainer = make(
             steps=10, activation_dim=given.d_in, dict_size=given.d_sae, layer=0, lm_name="none",
             warmup_steps=0, device="cpu", **settings,
         )  # fmt: skip
         trainer.ae.double()
         coefficient = getattr(trainer, scale)
-        for suffix, dead in given.masks().items() if has_aux else [("", None)]:
+        for suffix, dead in given.masks(has_aux=scale == "auxk_alpha").items():
 
             def parts(trainer=trainer, dead=dead, scale=scale, case=case, c=coefficient) -> Parts:
                 found = []
@@ -297,7 +281,7 @@ def dictionary_learning(given: Given, answers: Answers) -> None:
                 rest = "recon_aux" if case == "gated" else "recon"
                 return {"total": found[0], rest: found[1], penalty: found[0] - found[1]}
 
-            answers.add(case + suffix, given, Peer(trainer.ae, mapping, parts))
+            answers.add(case + suffix, given, trainer.ae, mapping, parts)
             if dead is not None:
                 left = trainer.num_tokens_since_fired >= trainer.dead_feature_threshold
                 answers[f"{case}{suffix}/dead"] = left.numpy()
@@ -321,14 +305,14 @@ def sparsify(given: Given, answers: Answers) -> None:
             "b_dec": w["b_dec"],
         }
 
-    for suffix, dead in given.masks().items():
+    for suffix, dead in given.masks(has_aux=True).items():
 
         def parts(dead=dead) -> Parts:
             out = coder(given.x, dead_mask=dead)
             aux = given.numbers["aux_coefficient"] * out.auxk_loss
             return {"recon": out.fvu, "aux": aux, "total": out.fvu + aux}
 
-        answers.add(f"topk{suffix}", given, Peer(coder, mapping, parts))
+        answers.add(f"topk{suffix}", given, coder, mapping, parts)
         if dead is not None:
             answers[f"topk{suffix}/dead"] = dead.numpy()
 

@@ -26,7 +26,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 
@@ -144,17 +144,30 @@ def judge(
     }
 
 
+@torch.no_grad()
 def report(
-    feed: Feed, args: argparse.Namespace, value: float, weights: Weights, rate: float
+    feed: Feed,
+    args: argparse.Namespace,
+    value: float,
+    weights: Weights,
+    rate: float,
+    theirs: Callable[[Tensor], Tensor],
+    *,
+    batchless: bool = False,
 ) -> None:
-    """Print what came of one member, and write its weights where that is asked for."""
+    """Print what came of one member, and write its weights where that is asked for.
+
+    Stop if these weights do not reconstruct a batch as the peer itself does (`theirs`), which for
+    `batchless` takes BatchTopK's threshold.
+    """
     told: dict[str, object] = {"arch": args.arch, "seconds": round(seconds(), 3)}
     weights = {name: tensor.detach().float() for name, tensor in weights.items()}
     relu = args.arch.startswith("relu")
+    k = None if relu else int(value)
     told |= {"l1" if relu else "k": value, "rows_per_s": round(rate, 1)}
     if args.held_out:
         held = feed.held_out(args.held_out)
-        told |= judge(weights, held, args, None if relu else int(value))
+        told |= judge(weights, held, args, k)
         if "threshold" in weights:
             by_threshold = judge(weights, held, args, None)
             told |= {f"{name}_by_threshold": by_threshold[name] for name in list(by_threshold)[:2]}
@@ -163,12 +176,9 @@ def report(
         many = f"-{value:g}" if len(swept(args)) > 1 else ""
         arrays = {name: tensor.contiguous().numpy() for name, tensor in weights.items()}
         np.savez(args.save.with_name(f"{args.save.stem}{many}.npz"), **arrays)
-
-
-def agrees(weights: Weights, theirs: Tensor, x: Tensor, arch: str, k: int | None) -> None:
-    """Stop if these weights do not reconstruct what the peer itself does."""
-    ours, _ = reconstruct({n: t.detach().float() for n, t in weights.items()}, x, arch, k)
-    moved = (ours - theirs).norm(dim=1) > 1e-3 * theirs.norm(dim=1)
+    x = next(iter(feed))
+    wanted, (ours, _) = theirs(x), reconstruct(weights, x, args.arch, None if batchless else k)
+    moved = (ours - wanted).norm(dim=1) > 1e-3 * wanted.norm(dim=1)
     share = float(moved.float().mean())
     if share > 0.1:  # a tie at the k-th place moves a row; a wrong weight moves them all
         raise SystemExit(f"exported weights reconstruct {share:.0%} of rows unlike the peer")

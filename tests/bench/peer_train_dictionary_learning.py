@@ -10,7 +10,7 @@ from the file's first batch). What is not an option here is its default.
 import os
 
 import torch
-from peer_train_common import Feed, Weights, agrees, arguments, report, swept
+from peer_train_common import Feed, Weights, arguments, report, swept
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled")
 ARCHS = ("relu", "relu-april", "topk", "batchtopk")
@@ -69,12 +69,8 @@ def train(args, feed: Feed, values: list[float]) -> None:
     trainSAE(feed, configs, args.steps, device="cpu", save_dir=None)
     rate = feed.rate(args.steps) * len(values)
     for value, trainer in zip(values, made, strict=True):
-        report(feed, args, value, weights_of(trainer.ae), rate)
-    x = next(iter(feed))
-    for value, trainer in zip(values, made, strict=True):
-        k = None if args.arch.startswith("relu") or args.arch == "batchtopk" else int(value)
-        with torch.no_grad():
-            agrees(weights_of(trainer.ae), trainer.ae(x), x, args.arch, k)
+        weights, batchless = weights_of(trainer.ae), args.arch == "batchtopk"
+        report(feed, args, value, weights, rate, trainer.ae, batchless=batchless)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import os
 import time
 
 import torch
-from peer_train_common import Feed, Weights, agrees, arguments, report, seconds, swept
+from peer_train_common import Feed, Weights, arguments, report, seconds, swept
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="disabled")
 ARCHS = ("relu-april", "topk", "batchtopk")
@@ -76,12 +76,7 @@ def train_rows(args) -> None:
         )  # fmt: skip
         sae = make_sae(args, value, feed.width)
         SAETrainer(cfg=config, sae=sae, data_provider=iter(feed)).fit()
-        rate, weights = feed.rate(args.steps), weights_of(sae)
-        report(feed, args, value, weights, rate)
-        k = None if args.arch == "relu-april" else int(value)
-        x = next(iter(feed))
-        with torch.no_grad():
-            agrees(weights, sae(x), x, args.arch, k)
+        report(feed, args, value, weights_of(sae), feed.rate(args.steps), sae)
 
 
 def train_cache(args) -> None:

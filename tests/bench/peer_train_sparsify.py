@@ -12,7 +12,7 @@ and takes the learning rate 5e-3 / sqrt(F / 16384) unless told.
 import os
 
 import torch
-from peer_train_common import Feed, Weights, agrees, arguments, report, swept
+from peer_train_common import Feed, Weights, arguments, report, swept
 
 os.environ.update(HF_HUB_OFFLINE="1", SPARSIFY_DISABLE_TRITON="1")
 
@@ -81,10 +81,7 @@ def main() -> None:
     feed = Feed(args)
     for k in swept(args):
         coder, rate = train(args, feed, k)
-        report(feed, args, k, weights_of(coder), rate)
-        x = next(iter(feed))
-        with torch.no_grad():
-            agrees(weights_of(coder), coder(x).sae_out, x, "topk", k)
+        report(feed, args, k, weights_of(coder), rate, lambda x, coder=coder: coder(x).sae_out)
 
 
 if __name__ == "__main__":

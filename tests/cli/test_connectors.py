@@ -24,26 +24,24 @@ def world(tmp_path_factory) -> World:
 
 
 @pytest.mark.slow  # it draws all figures there are
-def test_two_connectors_are_trained_evaluated_read_and_put_on_a_page(world, saepipe):
+def test_two_connectors_are_trained_evaluated_read_and_put_on_a_page(succeeds, world):
     folder, out = world.folder, world.folder / "connectors"
     text = make_text(folder / "heldout.txt", n_contexts=6)
     pair = ":".join(str(folder / site) for site in SITES)
-    code, told, err = saepipe(
+    told, err = succeeds(
         "train", world.store.path, "--connect", pair, "--l1", "0,0.01", "--batch-size", "64",
         "--tokens", "1280", "--device", "cpu", "--set", "start=random", "--out", out, "--json", "-",
     )  # fmt: skip
-    assert code == 0, err
     runs = [out / "l1=0.0", out / "l1=0.01"]
     assert [line["beta"] for line in json.loads(told)] == [0.0, 0.01]
     assert ConnectorRun.open(runs[0]).config.start == "random"
     assert (out / "sweep.png").exists()
     assert (runs[1] / "curves.svg").exists()
 
-    code, told, err = saepipe(
+    told, err = succeeds(
         "eval", *runs, folder / SITES[1], "--text", text, "--tokens", "60", "--device", "cpu",
         "--out", out, "--json", "-",
     )  # fmt: skip
-    assert code == 0, err
     *connectors, coder = json.loads(told)  # in the order of the runs
     assert coder["site"] == SITES[1]
     assert [Path(report["run"]) for report in connectors] == runs
@@ -54,23 +52,19 @@ def test_two_connectors_are_trained_evaluated_read_and_put_on_a_page(world, saep
     assert (runs[0] / "explained.png").exists()
     assert (out / "connectors.png").exists()
 
-    code, told, err = saepipe("features", runs[0], "--feature", "3", "--json", "-")
-    assert code == 0, err
+    told, err = succeeds("features", runs[0], "--feature", "3", "--json", "-")
     (document,) = json.loads(told)
     assert document["output"] == 3
     assert "OF3 =" in err
 
-    code, _, err = saepipe("report", runs[0], folder / SITES[1], "--out", out / "page.html")
-    assert code == 0, err
+    succeeds("report", runs[0], folder / SITES[1], "--out", out / "page.html")
     page = (out / "page.html").read_text(encoding="utf-8")
     assert "resid_pre.1 → mlp_out.1" in page
 
 
-def test_a_feature_that_a_connector_does_not_predict_is_one_line(world, saepipe):
+def test_a_feature_that_a_connector_does_not_predict_is_one_line(saepipe, succeeds, world):
     pair = ":".join(str(world.folder / site) for site in SITES)
     out = world.folder / "alone"
     train = ("train", world.store.path, "--connect", pair, "--tokens", "64", "--device", "cpu")
-    assert saepipe(*train, "--batch-size", "64", "--out", out)[0] == 0
-    code, _, err = saepipe("features", out, "--feature", "99999")
-    assert code == 1
-    assert "99999" in err.splitlines()[-1]
+    succeeds(*train, "--batch-size", "64", "--out", out)
+    assert "99999" in saepipe("features", out, "--feature", "99999")[2].splitlines()[-1]

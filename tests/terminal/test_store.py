@@ -40,10 +40,9 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_info_tells_programs_all_of_a_store(saepipe, make_store):
+def test_info_tells_programs_all_of_a_store(succeeds, make_store):
     path = make_store(widths=WIDTHS, source=SOURCE, seed=5)
-    code, out, _ = saepipe("store", "info", path, "--json", "-")
-    assert code == 0
+    out, _ = succeeds("store", "info", path, "--json", "-")
     told, store = json.loads(out), ActStore.open(path)
     assert told["sites"] == WIDTHS
     assert told["source"] == SOURCE
@@ -65,13 +64,12 @@ def test_info_tells_programs_all_of_a_store(saepipe, make_store):
     assert (told["site_bytes"], told["ratio"]) == (stored, stored / told["raw_bytes"])
 
 
-def test_info_tells_what_rounding_cost(saepipe, make_store):
+def test_info_tells_what_rounding_cost(succeeds, make_store):
     given = {"widths": WIDTHS, "dtype": "float32"}
     exact = ActStore.open(make_store(name="exact", codec="raw", **given))
     path = make_store(codec="bitround:3", **given)
     store = ActStore.open(path)
-    code, out, err = saepipe("store", "info", path, "--json", "-")
-    assert code == 0
+    out, err = succeeds("store", "info", path, "--json", "-")
     for site, told in json.loads(out)["fidelity"].items():
         rounded = as_numbers(column(store, site))
         lost = np.square(rounded - as_numbers(column(exact, site))).mean(0)
@@ -82,48 +80,47 @@ def test_info_tells_what_rounding_cost(saepipe, make_store):
         assert f"{told['worst_coordinate']:.2e}" in err
 
 
-def test_info_of_an_unfinished_store_tells_what_is_safe_and_how_to_go_on(saepipe, tmp_path):
+def test_info_of_an_unfinished_store_tells_what_is_safe_and_how_to_go_on(
+    saepipe, succeeds, tmp_path
+):
     path = write_store(tmp_path / "half.actstore", make_spec(), n_rows=1000, stop=3)
-    code, out, _ = saepipe("store", "info", path)
-    assert code == 0
+    out, _ = succeeds("store", "info", path)
     assert "192 safe on disk of 1,000 wanted" in words(out)
     assert "go on with the same saepipe harvest that began it" in words(out)
-    told = json.loads(saepipe("store", "info", path, "--json", "-")[1])
+    told = json.loads(succeeds("store", "info", path, "--json", "-")[0])
     assert (told["state"], told["n_rows_safe"], told["n_rows"]) == ("writing", 192, 1000)
 
 
-def test_info_tells_of_a_site_that_is_being_added(saepipe, make_store):
+def test_info_tells_of_a_site_that_is_being_added(succeeds, make_store):
     path = make_store()
     acts, _, _ = contexts(make_spec(widths={"new.1": 4}), 0, 8)
     _, tokens, documents = contexts(make_spec(), 0, 8)
     with adding(path, {"new.1": 4}) as writer:
         writer.append(acts, tokens=tokens, document_id=documents)
-    assert "new.1: not finished, go on" in words(saepipe("store", "info", path)[1])
+    assert "new.1: not finished, go on" in words(succeeds("store", "info", path)[0])
 
 
-def test_80_columns_are_enough(saepipe, make_store):
+def test_80_columns_are_enough(succeeds, make_store):
     path = make_store(name="a" * 30, codec="bitround:3", widths=WIDTHS, source=SOURCE)
     for command in (("info", path), ("list", path.parent)):
-        code, out, _ = saepipe("store", *command)
-        assert code == 0
+        out, _ = succeeds("store", *command)
         assert max(len(line) for line in out.splitlines()) <= 80
         for whole in ("resid_post.11", "bitround:3", "complete"):
             assert whole in out
 
 
 def test_list_finds_stores_below_a_folder_and_says_why_one_cannot_be_read(
-    saepipe, make_store, tmp_path
+    succeeds, make_store, tmp_path
 ):
     make_store(source=SOURCE)
     (tmp_path / "deep").mkdir()
     write_store(tmp_path / "deep/half.actstore", make_spec(), n_rows=1000, stop=3)
     (make_store(name="bad") / "data.zarr/zarr.json").write_text("{")
-    code, out, _ = saepipe("store", "list", tmp_path)
-    assert code == 0
+    out, _ = succeeds("store", "list", tmp_path)
     assert "acts.actstore" in out
     assert "deep/half.actstore" in out
     assert f"{tmp_path}/bad.actstore: " in out and "is damaged" in out
-    found = json.loads(saepipe("store", "list", tmp_path, "--json", "-")[1])
+    found = json.loads(succeeds("store", "list", tmp_path, "--json", "-")[0])
     assert [Path(one["path"]).name for one in found] == [
         "acts.actstore", "bad.actstore", "half.actstore",
     ]  # fmt: skip
@@ -133,7 +130,7 @@ def test_list_finds_stores_below_a_folder_and_says_why_one_cannot_be_read(
 
 
 def test_list_looks_where_the_environment_says_or_else_here(
-    saepipe, make_store, tmp_path, monkeypatch
+    succeeds, make_store, tmp_path, monkeypatch
 ):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -142,7 +139,7 @@ def test_list_looks_where_the_environment_says_or_else_here(
     monkeypatch.delenv("SAEPIPE_STORES", raising=False)
 
     def listed(*arguments: object) -> list[str]:
-        out = saepipe("store", "list", *arguments, "--json", "-")[1]
+        out, _ = succeeds("store", "list", *arguments, "--json", "-")
         return [Path(one["path"]).name for one in json.loads(out)]
 
     assert listed() == ["a.actstore"]
@@ -151,12 +148,12 @@ def test_list_looks_where_the_environment_says_or_else_here(
     assert listed(tmp_path / "a") == ["a.actstore"]
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert f"no store in {empty}" in saepipe("store", "list", empty)[1]
+    assert f"no store in {empty}" in succeeds("store", "list", empty)[0]
 
 
-def test_verify_tells_each_damage_in_a_line_and_counts_a_row_once(saepipe, make_store):
+def test_verify_tells_each_damage_in_a_line_and_counts_a_row_once(saepipe, succeeds, make_store):
     path = make_store(widths=WIDTHS)
-    assert saepipe("store", "verify", path)[0] == 0
+    succeeds("store", "verify", path)
     flip(path, "mlp_out.1/c/1/0", "resid_post.11/c/1/0", "token_id/c/2")
     (path / "data.zarr/mlp_out.1/c/3/0").unlink()
     code, out, err = saepipe("store", "verify", path)
@@ -184,24 +181,20 @@ def test_verify_of_what_is_not_whole_is_one_line(saepipe, tmp_path):
         assert len(err.splitlines()) == 1
 
 
-def test_a_damaged_harvest_is_repaired_to_the_same_bytes(saepipe, tmp_path):
+def test_a_damaged_harvest_is_repaired_to_the_same_bytes(succeeds, tmp_path):
     model = make_model(tmp_path / "model")
     text = make_text(tmp_path / "text.txt", n_contexts=60)
     settings = tmp_path / "settings.toml"
     settings.write_text(f"shard_rows = {10 * CTX_LEN}\n")
     path = tmp_path / "acts.actstore"
-    code, _, err = saepipe(
+    succeeds(
         "harvest", "--model", model, "--text", text, "--site", "mlp_out.1", "--tokens", 480,
         "--ctx-len", CTX_LEN, "--device", "cpu", "--config", settings, "--out", path,
     )  # fmt: skip
-    assert code == 0, err
     before = files_of(path)
     flip(path, "mlp_out.1/c/1/0", "mlp_out.1/c/2/0", "token_id/c/2")
     report = tmp_path / "report.json"
-    code, out, err = saepipe(
-        "store", "verify", path, "--repair", "--device", "cpu", "--json", report
-    )
-    assert code == 0, err
+    out, _ = succeeds("store", "verify", path, "--repair", "--device", "cpu", "--json", report)
     assert f"repair    2 shards, 240 rows, 3 files of {path}" in out
     assert "every byte" in out
     assert files_of(path) == before
@@ -221,7 +214,7 @@ def test_a_repair_is_believed_only_once_it_was_verified(saepipe, make_store, mon
     assert "is damaged (1 shard, 8 rows)" in err
 
 
-def test_rm_without_anyone_to_ask_wants_yes(saepipe, make_store, monkeypatch):
+def test_rm_without_anyone_to_ask_wants_yes(saepipe, succeeds, make_store, monkeypatch):
     path = make_store()
     with open(os.devnull) as nobody:  # noqa: PTH123 - a device
         monkeypatch.setattr(sys, "stdin", nobody)
@@ -230,8 +223,8 @@ def test_rm_without_anyone_to_ask_wants_yes(saepipe, make_store, monkeypatch):
     assert "200 rows a site of mlp_out.1" in out
     assert f"saepipe store rm {path} --yes" in err
     ActStore.open(path)
-    code, out, _ = saepipe("store", "rm", path, "--yes")
-    assert (code, path.exists()) == (0, False)
+    out, _ = succeeds("store", "rm", path, "--yes")
+    assert not path.exists()
     assert f"removed   {path}" in out
 
 
@@ -252,25 +245,21 @@ def test_rm_asks_at_a_terminal(make_store, answer, code):
     assert path.exists() == (answer == "n")
 
 
-def test_rm_says_that_of_a_link_only_the_link_goes(saepipe, make_store, tmp_path):
+def test_rm_says_that_of_a_link_only_the_link_goes(succeeds, make_store, tmp_path):
     path, link = make_store(), tmp_path / "link.actstore"
     link.symlink_to(path)
-    code, out, _ = saepipe("store", "rm", link, "--yes")
-    assert code == 0
+    out, _ = succeeds("store", "rm", link, "--yes")
     assert f"is a link to {path}: the link will go, the store stays" in out
     assert not link.is_symlink()
     ActStore.open(path)
 
 
-def test_rm_of_what_is_no_store_is_one_line(saepipe, make_store, tmp_path):
+def test_rm_of_what_is_no_store_is_one_line(fails, make_store, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.tex").write_text("")
     path = make_store()
     shutil.copy(tmp_path / "thesis/chapter.tex", path)
     for place in (tmp_path / "thesis", path, tmp_path / "absent"):
-        code, _, err = saepipe("store", "rm", place, "--yes")
-        assert code == 1
-        assert "nothing was removed" in err
-        assert len(err.splitlines()) == 1
+        assert "nothing was removed" in fails("store", "rm", place, "--yes")
     assert (tmp_path / "thesis/chapter.tex").exists()
     ActStore.open(path)
