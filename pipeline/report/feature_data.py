@@ -1,11 +1,22 @@
-"""Features as the page's script reads them: compact, rounded, texts kept once."""
+"""The features that a page shows: which of a run, and as its script reads them.
+
+Data are compact: numbers rounded, texts kept once.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
 
 from pipeline.features.feature import Examples, Feature, TokenEffect
+from pipeline.features.files import FeatureSet, has_features
 from pipeline.text.token_text import TokenTexts, visible
+
+N_DEAD = 6
+"""Dead features shown, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -18,6 +29,37 @@ class ShownFeatures:
     texts: TokenTexts
     notes: tuple[str, ...]
     """What a reader must know, one sentence each."""
+
+
+def choose_features(n_active: Int64[np.ndarray, " d_sae"], *, n: int) -> list[int]:
+    """At most `n` features, evenly by frequency among those alive, and a few dead ones if any.
+
+    The most and the least frequent are among them; equals are told apart by their index.
+    """
+    by_frequency = np.argsort(-n_active, kind="stable")
+    alive = by_frequency[n_active[by_frequency] > 0]
+    dead = np.flatnonzero(n_active == 0)
+    n_dead = min(N_DEAD, dead.size, n if not alive.size else n - 1)
+    shown = alive[evenly(alive.size, n - n_dead)], dead[evenly(dead.size, n_dead)]
+    return np.concatenate(shown).tolist()
+
+
+def evenly(n_items: int, n: int) -> list[int]:
+    """The places of `n` of some items, or of all: as far apart as possible, both ends included."""
+    return np.linspace(0, n_items - 1, min(n, n_items)).round().astype(np.int64).tolist()
+
+
+def shown_features(run: Path, *, n: int) -> ShownFeatures | None:
+    """At most `n` of its features, if they are collected."""
+    if not has_features(run):
+        return None
+    found = FeatureSet.open(run)
+    return ShownFeatures(
+        features=tuple(found.feature(i) for i in choose_features(found.n_active, n=n)),
+        n_tokens=found.facts.n_tokens,
+        texts=found.texts,
+        notes=found.facts.notes,
+    )
 
 
 def feature_data(shown: ShownFeatures) -> dict[str, object]:

@@ -6,7 +6,6 @@ attributes it stands for.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 
 from pipeline.plots.style import BLUE, GRAY, GRID, INK, RED, as_svg
 from pipeline.plots.training import curve_figures
+from pipeline.runs.curves import METRICS
 
 COLORS = {
     "#ffffff": "card", INK: "ink", GRAY: "muted", GRID: "line", BLUE: "blue", RED: "red",
@@ -96,30 +96,32 @@ WIDE, HIGH = 5.2, 3.2
 """Inches: so narrow that their words can be read on a phone."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """A figure in the page."""
-
-    name: str
-    svg: Markup
+Drawings = Mapping[str, Markup]
+"""Figures of a page, by names that are unique in it."""
 
 
 def drawings(
     figures: Mapping[str, Figure], *, prefix: str = "", size: tuple[float, float] | None = None
-) -> list[Drawing]:
-    """Figures by their names, each told by the title of its first axes to who does not see it.
+) -> Drawings:
+    """Figures, each told by the title of its first axes to who does not see it.
 
-    With the prefix before them, names are unique in the page. A size is in inches.
+    The prefix comes before their names. A size is in inches.
     """
-    found = list[Drawing]()
+    found = dict[str, Markup]()
     for key, figure in figures.items():
         if size is not None:
             figure.set_size_inches(*size)
         name, label = prefix + key, figure.axes[0].get_title(loc="left")
-        found.append(Drawing(name=name, svg=inline_svg(figure, name=name, label=label)))
+        found[name] = inline_svg(figure, name=name, label=label)
     return found
 
 
-def curve_drawings(curves: Path | None, *, prefix: str) -> list[Drawing]:
+def curves_of(run: Path) -> Path | None:
+    """Its curves, if there are any."""
+    curves = run / METRICS
+    return curves if curves.exists() and curves.stat().st_size else None
+
+
+def curve_drawings(curves: Path | None, *, prefix: str) -> Drawings:
     """The curves of a training; none without them."""
-    return drawings(curve_figures(curves), prefix=prefix) if curves else []
+    return drawings(curve_figures(curves) if curves else {}, prefix=prefix)

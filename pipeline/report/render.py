@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from pipeline.features.feature import BEFORE
 from pipeline.report.tables import number
-from pipeline.runs.folder import Provenance
+from pipeline.runs.folder import Provenance, RunFolder
 from pipeline.text.token_text import visible
 
 
@@ -63,11 +63,17 @@ class Exhibit(ABC):
     name: str
     """The end of its path that tells it from the others."""
     path: Path
+    run: RunFolder
 
     @property
-    @abstractmethod
     def provenance(self) -> Provenance:
         """The activations that it was trained on."""
+        return self.run.provenance
+
+    @property
+    def command(self) -> str:
+        """What finds its features."""
+        return f"saepipe features {self.path}"
 
     @property
     @abstractmethod

@@ -11,9 +11,8 @@ from pipeline.evaluate.report import EvalReport, load_report
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.plots.evaluation import evaluation_figures, frontier_figure
 from pipeline.plots.finetune import loss_figure
-from pipeline.report.feature_data import ShownFeatures, feature_data
-from pipeline.report.figures import HIGH, WIDE, Drawing, curve_drawings, drawings
-from pipeline.report.gather import curves_of, shown_features
+from pipeline.report.feature_data import ShownFeatures, feature_data, shown_features
+from pipeline.report.figures import HIGH, WIDE, Drawings, curve_drawings, curves_of, drawings
 from pipeline.report.render import Exhibit, Part, Tile
 from pipeline.report.tables import Group, Row, main_heads, main_rows, metric_groups, number
 from pipeline.runs.folder import Provenance, flat
@@ -53,11 +52,6 @@ class SAEExhibit(Exhibit):
             evaluation=load_report(path),
             features=shown_features(path, n=n_features),
         )
-
-    @property
-    def provenance(self) -> Provenance:
-        """Of its site."""
-        return self.run.provenance
 
     @property
     def headline(self) -> str:
@@ -115,11 +109,6 @@ class SAEExhibit(Exhibit):
             }
         return found
 
-    @property
-    def command(self) -> str:
-        """What collects its features."""
-        return f"saepipe features {self.path}"
-
     @staticmethod
     def part(exhibits: Sequence["SAEExhibit"]) -> "SAEsPart":
         """The part about these runs."""
@@ -133,9 +122,10 @@ class SAEExhibit(Exhibit):
             groups=metric_groups(reports) if evaluated and few else (),
             heads=[(e.name, e.headline) for e in exhibits] if few else main_heads(),
             rows=main_rows(names, reports) if evaluated and not few else (),
-            frontier=drawings({"frontier": frontier_figure(evaluated)}, size=(WIDE, HIGH))[0]
-            if len(evaluated) > 1
-            else None,
+            frontier=drawings(
+                {"frontier": frontier_figure(evaluated)} if len(evaluated) > 1 else {},
+                size=(WIDE, HIGH),
+            ),
             runs=[_view(m, place=i, known=known) for i, m in enumerate(exhibits, start=1)],
             feature_notes=list(dict.fromkeys(notes)),
             browsed=[_browsed(exhibit) for exhibit in exhibits],
@@ -158,7 +148,7 @@ class SAEsPart(Part):
     """What stands over the columns: a run with what it is, or a metric."""
     rows: Sequence[Row]
     """That of more."""
-    frontier: Drawing | None
+    frontier: Drawings
     runs: Sequence[Mapping[str, object]]
     """What the template tells of each."""
     feature_notes: Sequence[str]
@@ -227,14 +217,14 @@ _SPARE = 1.0
 """Inches that figures of evaluations can do without."""
 
 
-def _curves(exhibit: SAEExhibit, *, prefix: str) -> list[Drawing]:
+def _curves(exhibit: SAEExhibit, *, prefix: str) -> Drawings:
     """The curves of a training, or the loss of a fine-tuning; none without them."""
     if exhibit.curves is None or exhibit.tuned is None:
         return curve_drawings(exhibit.curves, prefix=prefix)
     return drawings({"loss": loss_figure(exhibit.tuned)}, prefix=prefix)
 
 
-def _drawings(report: EvalReport, *, prefix: str) -> list[Drawing]:
+def _drawings(report: EvalReport, *, prefix: str) -> Drawings:
     figures = evaluation_figures(report)
     if report.dead_cosine is None:
         del figures["dead_cosine"]  # a note says so

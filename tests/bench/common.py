@@ -4,7 +4,9 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 Cell = Callable[[], float]
@@ -39,6 +41,13 @@ def spread(values: Sequence[float], pattern: str = "{:.2f}") -> str:
 def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
     """Round by round."""
     return [a / b for a, b in zip(values, others, strict=True)]
+
+
+def wall(command: Iterable[object], *, cwd: Path | None = None) -> float:
+    """Seconds of a whole process."""
+    start = time.perf_counter()
+    subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL, cwd=cwd)
+    return time.perf_counter() - start
 
 
 def printed_by(*command: object) -> Any:

@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from minimal_loop import loop, step_seconds
+from minimal_loop import LR, loop, step_seconds
 from torch import Tensor
 
 from pipeline.config.training import ConnectConfig
@@ -36,7 +36,7 @@ from pipeline.sae.active_pairs import Scratch
 from pipeline.training.optimizer import Schedule
 from tests.bench.common import printed_by, spread
 
-L0, BATCH, L1, LR = 32, 1024, 1e-3, 1e-4
+L0, BATCH, L1 = 32, 1024, 1e-3
 WARM, STEPS = 2, 3
 """Steps before the clock starts, and steps that are timed, of a way in a round."""
 SIZES = (2048, 8192)
@@ -105,7 +105,7 @@ def minimal(batches: Iterator[tuple[Tensor, Tensor]], d_sae: int) -> None:
         error = torch.relu(z1 @ W + b) - z2
         return error.square().sum(1).mean() + L1 * W.abs().sum()
 
-    loop(batches, params, loss, lr=LR)  # pyright: ignore[reportArgumentType]
+    loop(batches, params, loss)  # pyright: ignore[reportArgumentType]
 
 
 def steps(d_sae: int, members: Sequence[int], rounds: int) -> dict[str, list[float]]:

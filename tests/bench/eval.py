@@ -72,17 +72,10 @@ THEIRS = {
     "saelens_kl": "kl_div_with_sae",
     "saelens_kl_zero": "kl_div_with_ablation",
     "saelens_kl_recovered": "kl_div_score",
-    "explained_variance": "explained_variance",
-    "mse": "mse",
     "cosine": "cossim",
     "saelens_relative_bias": "relative_reconstruction_bias",
-    "l2_ratio": "l2_ratio",
-    "l0": "l0",
-    "l1": "l1",
-    "n_dead": "n_dead",
-    "encoder_decoder_cosine_median": "encoder_decoder_cosine_median",
 }
-"""SAELens' names of the plain script's numbers."""
+"""SAELens' names of those of the plain script's numbers that it calls otherwise."""
 
 
 def clean_losses(lm: LanguageModel, batches: Sequence[torch.Tensor]) -> None:
@@ -325,7 +318,7 @@ def equality(args: argparse.Namespace, folder: Path) -> None:
         for q, value in zip(QUANTILES, report.l0_quantiles, strict=True)
     }
     for name, expected in plain.items():
-        our, their = found.get(name), theirs.get(THEIRS.get(name, ""))
+        our, their = found.get(name), theirs.get(THEIRS.get(name, name))
         cells = ["-" if value is None else f"{value:.7g}" for value in (our, expected, their)]
         errors = ["-" if v is None else f"{relative(v, expected):.1e}" for v in (our, their)]
         print(f"{name:32}" + "".join(f"{c:>13}" for c in cells) + f"{errors[0]:>12}{errors[1]:>15}")

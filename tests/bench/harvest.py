@@ -30,7 +30,7 @@ from pipeline.config.stages import HarvestConfig, Precision
 from pipeline.device import DTYPES
 from pipeline.harvest.harvest import harvest
 from pipeline.lm.hub import builtin_model_path
-from tests.bench.common import Cell, in_turn, ratios, spread
+from tests.bench.common import Cell, in_turn, ratios, spread, wall
 
 CTX_LEN, SITE = 128, "mlp_out.1"
 
@@ -141,13 +141,7 @@ def as_processes(args: argparse.Namespace, work: Path, model: Path) -> None:
     def process(command: list[object], out: Path) -> Cell:
         def run() -> float:
             shutil.rmtree(out, ignore_errors=True)
-            start = time.perf_counter()
-            done = subprocess.run(
-                list(map(str, command)), capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise SystemExit(done.stderr)
-            return args.tokens / (time.perf_counter() - start)
+            return args.tokens / wall(command)
 
         return run
 

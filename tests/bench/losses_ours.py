@@ -38,26 +38,17 @@ class Learned:
 
 
 def arch_of(case: str, given: Arrays) -> ArchConfig:
-    k = int(given["k"])
-    match case:
-        case "relu":
-            return ReluConfig(l1=L1)
-        case "relu-april":
-            return ReluAprilConfig(l1=L1)
-        case "gated":
-            return GatedConfig(l1=L1)
-        case "topk":
-            return TopKConfig(k=k, aux_coefficient=AUX)
-        case "batchtopk":
-            return BatchTopKConfig(k=k, aux_coefficient=AUX)
-        case "matryoshka":
-            return MatryoshkaConfig(k=k, prefixes=len(WIDTHS), aux_coefficient=AUX)
-        case "jumprelu":
-            coefficient = float(given["coefficient"]) / D_IN  # ours is per squared norm of a row
-            bandwidth = float(given["bandwidth"])
-            return JumpReluConfig(l0=L0, coefficient=coefficient, bandwidth=bandwidth)
-        case _:
-            raise SystemExit(f"{case} is none of our architectures")
+    k, bandwidth = int(given["k"]), float(given["bandwidth"])
+    coefficient = float(given["coefficient"]) / D_IN  # ours is per squared norm of a row
+    return {
+        "relu": ReluConfig(l1=L1),
+        "relu-april": ReluAprilConfig(l1=L1),
+        "gated": GatedConfig(l1=L1),
+        "topk": TopKConfig(k=k, aux_coefficient=AUX),
+        "batchtopk": BatchTopKConfig(k=k, aux_coefficient=AUX),
+        "matryoshka": MatryoshkaConfig(k=k, prefixes=len(WIDTHS), aux_coefficient=AUX),
+        "jumprelu": JumpReluConfig(l0=L0, coefficient=coefficient, bandwidth=bandwidth),
+    }[case]
 
 
 def stack_of(arch: ArchConfig, given: Arrays, dtype: torch.dtype) -> Stack:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+LR = 1e-4
 Params = tuple[Tensor, Tensor, Tensor, Tensor]
 """W_enc [d, F], b_enc [F], W_dec [F, d], b_dec [d]."""
 
@@ -37,9 +38,9 @@ def step_seconds(
     return statistics.median([b - a for a, b in pairwise(times)][warm:])
 
 
-def start(d_in: int, d_sae: int, *, seed: int) -> Params:
+def start(d_in: int, d_sae: int) -> Params:
     """Random unit rows, the encoder their transpose, biases zero."""
-    W_dec = torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed))
+    W_dec = torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(0))
     W_dec = torch.nn.functional.normalize(W_dec, dim=1)
     params = (W_dec.T.contiguous(), torch.zeros(d_sae), W_dec, torch.zeros(d_in))
     for param in params:
@@ -47,10 +48,8 @@ def start(d_in: int, d_sae: int, *, seed: int) -> Params:
     return params
 
 
-def loop(
-    batches: Iterable[Tensor], params: Params, loss: Callable[..., Tensor], *, lr: float
-) -> Params:
-    optimizer = torch.optim.Adam(params, lr=lr, fused=True)
+def loop(batches: Iterable[Tensor], params: Params, loss: Callable[..., Tensor]) -> Params:
+    optimizer = torch.optim.Adam(params, lr=LR, fused=True)
     for x in batches:
         optimizer.zero_grad(set_to_none=True)
         loss(x, *params).backward()
@@ -58,9 +57,7 @@ def loop(
     return params
 
 
-def minimal_relu(
-    batches: Iterable[Tensor], d_in: int, d_sae: int, *, l1: float, lr: float = 1e-4, seed: int = 0
-) -> Params:
+def minimal_relu(batches: Iterable[Tensor], d_in: int, d_sae: int, *, l1: float) -> Params:
     """`mean ||x - x_hat||^2 + l1 mean ||z||_1`, until the batches end."""
 
     def loss(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
@@ -68,12 +65,10 @@ def minimal_relu(
         error = z @ W_dec + b_dec - x
         return error.square().sum(1).mean() + l1 * z.sum(1).mean()
 
-    return loop(batches, start(d_in, d_sae, seed=seed), loss, lr=lr)
+    return loop(batches, start(d_in, d_sae), loss)
 
 
-def minimal_topk(
-    batches: Iterable[Tensor], d_in: int, d_sae: int, *, k: int, lr: float = 1e-4, seed: int = 0
-) -> Params:
+def minimal_topk(batches: Iterable[Tensor], d_in: int, d_sae: int, *, k: int) -> Params:
     """`mean ||x - x_hat||^2` of the `k` largest latents of each row, until the batches end."""
 
     def loss(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
@@ -82,4 +77,4 @@ def minimal_topk(
         z = torch.zeros_like(pre).scatter_(1, places, values)
         return (z @ W_dec + b_dec - x).square().sum(1).mean()
 
-    return loop(batches, start(d_in, d_sae, seed=seed), loss, lr=lr)
+    return loop(batches, start(d_in, d_sae), loss)

@@ -72,12 +72,10 @@ class Given:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         self.x = torch.from_numpy(arrays["x"]).double()
-        self.weights = {
-            name: torch.from_numpy(arrays[name]).double() for name in NAMES if name in arrays
-        }
+        self.weights = {name: torch.from_numpy(arrays[name]).double() for name in NAMES}
         self.dead = {n: torch.from_numpy(a) for n, a in arrays.items() if n.startswith("dead")}
         self.numbers = {n: a.item() for n, a in arrays.items() if a.ndim == 0}
-        self.widths = arrays["widths"].tolist() if "widths" in arrays else []
+        self.widths = arrays["widths"].tolist()
         self.d_sae, self.d_in = self.weights["W_dec"].shape
 
     def masks(self, *, has_aux: bool) -> dict[str, Tensor | None]:
@@ -140,26 +138,20 @@ def saelens_cases(given: Given) -> dict[str, tuple[object, tuple[str, ...], bool
     base = {"d_in": given.d_in, "d_sae": given.d_sae, "dtype": "float64", "device": "cpu"}
     topk = base | {"k": int(n["k"]), "aux_loss_coefficient": n["aux_coefficient"]}
     relu = sae_lens.StandardTrainingSAEConfig(l1_coefficient=n["l1"], **base)
-    cases = {
+    gated = sae_lens.GatedTrainingSAEConfig(l1_coefficient=n["l1"], **base)
+    jump = sae_lens.JumpReLUTrainingSAEConfig(
+        jumprelu_sparsity_loss_mode="quadratic", target_l0=n["l0"],
+        jumprelu_bandwidth=n["bandwidth"], l0_coefficient=n["coefficient"], **base,
+    )  # fmt: skip
+    nested = sae_lens.MatryoshkaBatchTopKTrainingSAEConfig(matryoshka_widths=given.widths, **topk)
+    return {
         "relu-april": (relu, STANDARD, False),
+        "gated": (gated, GATED, False),
+        "jumprelu": (jump, (*STANDARD, "threshold"), False),
         "topk": (sae_lens.TopKTrainingSAEConfig(**topk), STANDARD, True),
         "batchtopk": (sae_lens.BatchTopKTrainingSAEConfig(**topk), STANDARD, True),
+        "matryoshka": (nested, STANDARD, True),
     }
-    if "r_mag" in given.weights:
-        gated = sae_lens.GatedTrainingSAEConfig(l1_coefficient=n["l1"], **base)
-        cases["gated"] = (gated, GATED, False)
-    if "threshold" in given.weights:
-        jump = sae_lens.JumpReLUTrainingSAEConfig(
-            jumprelu_sparsity_loss_mode="quadratic", target_l0=n["l0"],
-            jumprelu_bandwidth=n["bandwidth"], l0_coefficient=n["coefficient"], **base,
-        )  # fmt: skip
-        cases["jumprelu"] = (jump, (*STANDARD, "threshold"), False)
-    if given.widths:
-        nested = sae_lens.MatryoshkaBatchTopKTrainingSAEConfig(
-            matryoshka_widths=given.widths, **topk
-        )
-        cases["matryoshka"] = (nested, STANDARD, True)
-    return cases
 
 
 def saelens_parts(sae, given: Given, dead: Tensor | None) -> Parts:
@@ -225,31 +217,29 @@ def dictionary_learning_cases(given: Given) -> dict[str, tuple[object, ...]]:
     from dictionary_learning.trainers.standard import StandardTrainer, StandardTrainerAprilUpdate
     from dictionary_learning.trainers.top_k import TopKTrainer
 
-    n, encoder = given.numbers, {"encoder.bias": "b_enc"}
+    n = given.numbers
     l1 = {"l1_penalty": n["l1"], "sparsity_warmup_steps": None}
     topk = {"k": int(n["k"]), "auxk_alpha": n["aux_coefficient"]}
-    cases = {
-        "relu": (StandardTrainer, l1, "l1_penalty", linear(encoder | {"bias": "b_dec"})),
-        "topk": (TopKTrainer, topk, "auxk_alpha", linear(encoder | {"b_dec": "b_dec"})),
+    jump = {
+        "bandwidth": n["bandwidth"], "target_l0": n["l0"], "sparsity_penalty": n["coefficient"],
+        "sparsity_warmup_steps": None,
+    }  # fmt: skip
+    sizes = np.diff([0, *given.widths])
+    nested = topk | {"group_fractions": (sizes / given.d_sae).tolist()}
+    of_relu = linear({"encoder.bias": "b_enc", "bias": "b_dec"})
+    of_topk = linear({"encoder.bias": "b_enc", "b_dec": "b_dec"})
+    of_gated = linear(
+        {"decoder_bias": "b_dec", "gate_bias": "b_gate", "mag_bias": "b_mag", "r_mag": "r_mag"}
+    )
+    return {
+        "relu": (StandardTrainer, l1, "l1_penalty", of_relu),
+        "relu-april": (StandardTrainerAprilUpdate, l1, "l1_penalty", of_relu),
+        "gated": (GatedSAETrainer, l1, "l1_penalty", of_gated),
+        "jumprelu": (JumpReluTrainer, jump, "sparsity_coefficient", uncentred),
+        "topk": (TopKTrainer, topk, "auxk_alpha", of_topk),
+        "batchtopk": (BatchTopKTrainer, topk, "auxk_alpha", of_topk),
+        "matryoshka": (MatryoshkaBatchTopKTrainer, nested, "auxk_alpha", plain(*STANDARD)),
     }
-    cases["relu-april"] = (StandardTrainerAprilUpdate, *cases["relu"][1:])
-    cases["batchtopk"] = (BatchTopKTrainer, *cases["topk"][1:])
-    if "r_mag" in given.weights:
-        gated = linear(
-            {"decoder_bias": "b_dec", "gate_bias": "b_gate", "mag_bias": "b_mag", "r_mag": "r_mag"}
-        )
-        cases["gated"] = (GatedSAETrainer, l1, "l1_penalty", gated)
-    if "threshold" in given.weights:
-        jump = {"bandwidth": n["bandwidth"], "target_l0": n["l0"], "sparsity_warmup_steps": None}
-        jump |= {"sparsity_penalty": n["coefficient"]}
-        cases["jumprelu"] = (JumpReluTrainer, jump, "sparsity_coefficient", uncentred)
-    if given.widths:
-        sizes = np.diff([0, *given.widths])
-        nested = topk | {"group_fractions": (sizes / given.d_sae).tolist()}
-        cases["matryoshka"] = (
-            MatryoshkaBatchTopKTrainer, nested, "auxk_alpha", plain(*STANDARD)
-        )  # fmt: skip
-    return cases
 
 
 def set_dead(trainer, dead: Tensor | None) -> None:

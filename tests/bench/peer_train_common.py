@@ -129,7 +129,10 @@ def reconstruct(weights: Weights, x: Tensor, arch: str, k: int | None) -> tuple[
 def judge(
     weights: Weights, held: Tensor, args: argparse.Namespace, k: int | None
 ) -> dict[str, float]:
-    """Explained variance, L0 and dead latents over held-out rows, a batch at a time."""
+    """Explained variance, L0 and dead latents over held-out rows, a batch at a time.
+
+    Of BatchTopK the first two by its threshold, too.
+    """
     error, active, fired = 0.0, 0.0, torch.zeros(args.d_sae, dtype=torch.bool)
     for x in held.split(args.batch):
         x_hat, z = reconstruct(weights, x, args.arch, k)
@@ -137,11 +140,17 @@ def judge(
         active += float((z > 0).sum())
         fired |= (z > 0).any(0)
     spread = float((held.double() - held.double().mean(0)).square().sum())
-    return {
+    told = {
         "explained_variance": 1 - error / spread,
         "l0": active / len(held),
         "dead": int((~fired).sum()),
     }
+    if "threshold" in weights and k is not None:
+        by_threshold = judge(weights, held, args, None)
+        told |= {
+            f"{name}_by_threshold": by_threshold[name] for name in ("explained_variance", "l0")
+        }
+    return told
 
 
 @torch.no_grad()
@@ -168,9 +177,6 @@ def report(
     if args.held_out:
         held = feed.held_out(args.held_out)
         told |= judge(weights, held, args, k)
-        if "threshold" in weights:
-            by_threshold = judge(weights, held, args, None)
-            told |= {f"{name}_by_threshold": by_threshold[name] for name in list(by_threshold)[:2]}
     print(json.dumps(told), flush=True)
     if args.save:
         many = f"-{value:g}" if len(swept(args)) > 1 else ""

@@ -114,8 +114,8 @@ def ours(
         coder = SAERun.open(point.config.out).load_sae(torch.device("cpu"))
         arch = point.config.arch
         value = next(getattr(arch, name) for name in ("l1", "k", "l0") if hasattr(arch, name))
-        told = {"arch": arch.kind, "value": value, "seed": point.config.seed}
-        results.append(Result(**told, **measured(args, coder, held, arch.kind, value)))
+        told = measured(args, coder, held, arch.kind, value)
+        results.append(read(told, arch.kind, value, point.config.seed))
     return results
 
 
@@ -127,20 +127,14 @@ def measured(args, coder: SAE, held: Tensor, kind: str, value: float) -> dict[st
         args.arch, args.d_sae = kind, coder.d_sae
         if kind == "batchtopk":
             weights["threshold"] = coder.activation.threshold.detach()
-        k = None if kind == "relu-april" else int(value)
-        told = judge(weights, held, args, k)
-        found = {"l0": told["l0"], "ev": told["explained_variance"], "dead": told["dead"]}
-        if kind == "batchtopk":
-            told = judge(weights, held, args, None)
-            found["by_threshold"] = (told["l0"], told["explained_variance"])
-        return found
+        return judge(weights, held, args, None if kind == "relu-april" else int(value))
     z = coder.encode(held)
     error = (coder.decode(z) - held).double().square().sum()
     spread = (held.double() - held.double().mean(0)).square().sum()
     active = z > 0
     return {
         "l0": float(active.sum(-1).double().mean()),
-        "ev": float(1 - error / spread),
+        "explained_variance": float(1 - error / spread),
         "dead": int((~active.any(0)).sum()),
     }
 
@@ -166,18 +160,19 @@ def peers_of(args, python: str, script: str, rows: Path) -> list[Result]:
                 raise SystemExit(done.stderr[-2000:])
             for line in done.stdout.splitlines():
                 if line.startswith("{"):
-                    found.append(read(json.loads(line), seed))
+                    told = json.loads(line)
+                    found.append(read(told, arch, told.get("l1", told.get("k")), seed))
                     print("   ", found[-1], flush=True)
     return found
 
 
-def read(told: dict[str, Any], seed: int) -> Result:
+def read(told: dict[str, Any], arch: str, value: float, seed: int) -> Result:
     by_threshold = None
     if "l0_by_threshold" in told:
         by_threshold = (told["l0_by_threshold"], told["explained_variance_by_threshold"])
     return Result(
-        arch=told["arch"], value=told.get("l1", told.get("k")), seed=seed, l0=told["l0"],
-        ev=told["explained_variance"], dead=told["dead"], by_threshold=by_threshold,
+        arch=arch, value=value, seed=seed, l0=told["l0"], ev=told["explained_variance"],
+        dead=told["dead"], by_threshold=by_threshold,
     )  # fmt: skip
 
 

@@ -14,14 +14,12 @@ start with biases that let so many latents through, and stay there.
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.bench.common import printed_by, ratios, spread
+from tests.bench.common import printed_by, ratios, spread, wall
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -65,13 +63,6 @@ def print_store(folder: Path) -> None:
         print(f"| {arch}, F {F}, batch 4096 | {share} |", flush=True)
 
 
-def wall(command: Sequence[object]) -> float:
-    """Seconds of a whole process."""
-    start = time.perf_counter()
-    subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-    return time.perf_counter() - start
-
-
 def train(store: Path, out: Path, *options: object) -> list[object]:
     """The command of a run of ours."""
     return [
@@ -90,9 +81,9 @@ def print_sweep(store: Path, folder: Path, rounds: int) -> None:
         faster = list[float]()
         for i in range(rounds):
             at_once = train(store, folder / f"{arch}{i}", "--arch", arch, option, ",".join(values))
-            together = wall(at_once)
+            together = wall(at_once, cwd=ROOT)
             apart = sum(
-                wall(train(store, folder / f"{arch}{i}-{v}", "--arch", arch, option, v))
+                wall(train(store, folder / f"{arch}{i}-{v}", "--arch", arch, option, v), cwd=ROOT)
                 for v in values
             )
             faster.append(apart / together)
@@ -129,7 +120,7 @@ def print_peers(
         theirs: dict[str, list[float]] = {}
         for i in range(rounds):
             out = folder / f"{words.replace(' ', '-')}{i}"
-            ours.append(wall(train(store, out, "--arch", arch, *options, *dense)))
+            ours.append(wall(train(store, out, "--arch", arch, *options, *dense), cwd=ROOT))
             for name, python in pythons.items():
                 if python and not (name == "sparsify" and kind == "relu"):
                     seconds = wall(peer(python, name, rows, arch, *options))

@@ -9,15 +9,10 @@ import torch
 import transformers
 
 from actstore.reader import ActStore
-from pipeline.config.architectures import TopKConfig
-from pipeline.config.stages import EvalConfig, FinetuneConfig, HarvestConfig
-from pipeline.config.training import TrainConfig
-from pipeline.evaluate.evaluate import evaluate
-from pipeline.finetune.finetune import finetune
-from pipeline.harvest.harvest import harvest
+from pipeline import verbs
 from pipeline.lm.model import load_model
 from pipeline.lm.tokenizer import load_tokenizer
-from pipeline.training.train import train
+from pipeline.runs.sae_run import SAERun
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -42,56 +37,43 @@ def pythia_70m(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
-def test_the_shape_of_pythia_70m_goes_through_all_four_stages(pythia_70m, tmp_path):
-    store, sae = tmp_path / "owt.actstore", tmp_path / "sae"
-    text = str(data("openwebtext/owt_sample.jsonl"))
-    config = HarvestConfig(
-        out=store, model=str(pythia_70m), text=text, sites=("mlp_out.1",), tokens=2048, device="cpu"
+def trained(
+    folder: Path, model: Path, text: Path, *, site: str, tokens: int, train_tokens=None, **settings
+) -> Path:
+    """A TopK coder of a store of this model and text."""
+    store, sae = folder / "a.actstore", folder / "sae"
+    verbs.harvest(
+        out=store, model=str(model), text=str(text), sites=(site,), tokens=tokens, device="cpu"
     )
-    assert harvest(config).n_rows == 2048
-    assert ActStore.open(store).width("mlp_out.1") == 512
-    train(TrainConfig(store=store, out=sae, arch=TopKConfig(k=16), expansion=2, device="cpu"))
+    verbs.train(store, out=sae, arch="topk", k=16, tokens=train_tokens, device="cpu", **settings)
+    return sae
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
+def test_the_shape_of_pythia_70m_goes_through_all_four_stages(pythia_70m, tmp_path):
+    text = data("openwebtext/owt_sample.jsonl")
+    sae = trained(tmp_path, pythia_70m, text, site="mlp_out.1", tokens=2048, expansion=2)
+    assert SAERun.open(sae).provenance.n_rows == 2048
+    assert ActStore.open(tmp_path / "a.actstore").width("mlp_out.1") == 512
     wikitext = str(data("wikitext_raw/wikitext103_test.txt"))
-    (report,) = evaluate(EvalConfig(runs=(sae,), text=wikitext, tokens=256, device="cpu"))
+    report = verbs.evaluate(sae, text=wikitext, tokens=256, device="cpu")
     assert report.l0 == 16
     assert 10 < report.ce_clean < 12  # random weights: about log(50304) = 10.8
-    tuned = finetune(
-        FinetuneConfig(
-            run=sae,
-            out=tmp_path / "tuned",
-            epochs=1,
-            steps_per_epoch=2,
-            ctx_len=32,
-            device="cpu",
-            text=str(data("arithmetic/single_digit_three_ops.jsonl")),
-            heldout_contexts=4,
-            batch_size=4,
-        )
-    )
+    tuned = verbs.finetune(
+        sae, out=tmp_path / "tuned", text=str(data("arithmetic/single_digit_three_ops.jsonl")),
+        epochs=1, steps_per_epoch=2, ctx_len=32, heldout_contexts=4, batch_size=4, device="cpu",
+    )  # fmt: skip
     assert tuned.n_steps == 2
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_a_trained_llama_keeps_its_loss_through_an_sae(tmp_path):
-    model, text = data("stories260K/hf"), str(data("tinystories/tinystories_1000.json"))
-    store, sae = tmp_path / "stories.actstore", tmp_path / "sae"
-    config = HarvestConfig(
-        out=store, model=str(model), text=text, sites=("mlp_out.2",), tokens=40_000, device="cpu"
-    )
-    harvest(config)
-    train(
-        TrainConfig(
-            store=store,
-            out=sae,
-            arch=TopKConfig(k=16),
-            expansion=8,
-            lr=2e-3,
-            tokens=160_000,
-            device="cpu",
-        )
-    )
-    (report,) = evaluate(EvalConfig(runs=(sae,), text=text, tokens=5_000, device="cpu"))
+    model, text = data("stories260K/hf"), data("tinystories/tinystories_1000.json")
+    longer = {"expansion": 8, "lr": 2e-3, "train_tokens": 160_000}
+    sae = trained(tmp_path, model, text, site="mlp_out.2", tokens=40_000, **longer)
+    report = verbs.evaluate(sae, text=str(text), tokens=5_000, device="cpu")
     assert report.ce_clean < 2.0  # its authors' figure is about 1.8; a uniform guess is 6.24
     assert report.ce_zero - report.ce_clean > 0.05
     assert report.loss_recovered is not None

@@ -178,7 +178,7 @@ def test_figures_are_drawn_of_what_there_is(page, tmp_path):
     exhibit.curves.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (drawn,) = ConnectorExhibit.part([exhibit]).runs
     assert not drawn["figures"]
-    assert [drawing.name for drawing in drawn["curves"]] == ["w1-recon", "w1-fvu", "w1-weights"]
+    assert [*drawn["curves"]] == ["w1-recon", "w1-fvu", "w1-weights"]
 
 
 def test_relations_stand_by_kind_with_the_words_of_their_features(exhibit, page):
@@ -245,9 +245,9 @@ def test_several_connectors_have_a_row_each_and_share_their_baselines(exhibit):
 
 
 def test_several_connectors_stand_against_each_other(exhibit, tmp_path):
-    names = [drawing.name for drawing in frontier_drawings([exhibit.evaluation] * 2)]
+    names = [*frontier_drawings([exhibit.evaluation] * 2)]
     assert names == ["weights-fvu", "weights-recovered"]
-    assert frontier_drawings([exhibit.evaluation]) == []
+    assert frontier_drawings([exhibit.evaluation]) == {}
     made = ConnectorExhibit.part([bare(tmp_path / name) for name in ("c", "d")])
     assert made.runs[1]["relations"][0].rows[0].output.link == "#connector=2&output=20"
     assert list(made.sections) == ["connectors", "logic", "connections"]

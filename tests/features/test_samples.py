@@ -27,6 +27,7 @@ from pipeline.features.samples import (
     paired,
 )
 from pipeline.sae.sae import TunedSAE
+from tests.helpers.refusals import refused
 from tests.helpers.stores import CTX_LEN, as_numbers
 from tests.helpers.tiny import make_sae
 
@@ -192,9 +193,8 @@ def test_only_the_first_contexts_are_read_where_that_was_asked_for(make_store):
 def test_features_that_are_not_finite_are_refused(store, where, value):
     coder = make_sae()
     getattr(coder, where).data[..., 3] = value
-    with pytest.raises(DataError, match="features of run are not finite") as told:
+    with refused(DataError, "features of run are not finite"):
         sample_store(config_of(), store, SITE, coder)
-    assert "\n" not in str(told.value)
 
 
 DTYPES = {

@@ -64,7 +64,7 @@ def chromium() -> Generator[Any]:
 
 
 class Visit:
-    """One page, open; `close` checks that nothing went wrong in it and that it asked for nothing.
+    """One page, open; its end checks that nothing went wrong in it and that it asked for nothing.
 
     Args:
         browser: Of `chromium`.
@@ -93,16 +93,12 @@ class Visit:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                self.check()
+                assert not self.troubles
+                assert self.page.evaluate("window.violations") == []
+                assert self.page.evaluate("window.pwned") is None
+                assert {url.partition("#")[0] for url in self.requests} == {self.url}
         finally:
             self._context.close()
-
-    def check(self) -> None:
-        """Nothing was complained about, nothing foreign ran, nothing was asked for."""
-        assert not self.troubles
-        assert self.page.evaluate("window.violations") == []
-        assert self.page.evaluate("window.pwned") is None
-        assert {url.partition("#")[0] for url in self.requests} == {self.url}
 
     def __call__(self, script: str) -> Any:
         """What a script says in the page."""

@@ -114,13 +114,7 @@ class MeanGroup(MemberGroup[Member[MeanRun]]):
         self.member.go_on_from(checkpoint.step)
 
     def finish(self) -> None:
-        self.member.run.finish(_Mean(self.mean))
-
-
-class _Mean(nn.Module):
-    def __init__(self, mean: torch.Tensor) -> None:
-        super().__init__()
-        self.mean = nn.Parameter(mean)
+        self.member.run.finish(nn.ParameterDict({"mean": self.mean}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +130,7 @@ def make_run(path: Path, store: ActStore, kind: type[MeanRun] = MeanRun) -> Mean
     config = MeanConfig(store=store.path, out=path)
     run = kind(path=path, config=config, provenance=Provenance.of(store, site=site))
     path.mkdir(parents=True)
-    return run.finish(_Mean(torch.from_numpy(store.mean(site)).float()))
+    return run.finish(nn.ParameterDict({"mean": torch.from_numpy(store.mean(site)).float()}))
 
 
 def evaluate(config, *, on_progress=None):
@@ -201,10 +195,6 @@ class MeanExhibit(Exhibit):
     @classmethod
     def gather(cls, path: Path, name: str, *, n_features: int) -> "MeanExhibit":
         return cls(name=name, path=path, run=MeanRun.open(path))
-
-    @property
-    def provenance(self) -> Provenance:
-        return self.run.provenance
 
     @property
     def headline(self) -> str:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from pipeline.errors import CheckpointError
 from pipeline.plots import training as plots_training
 from pipeline.plots.training import frontier, sweep_figure, training_curves
+from tests.helpers.refusals import refused
 
 
 @pytest.fixture
@@ -74,9 +75,8 @@ def test_metrics_that_hold_no_curve_are_one_line(tmp_path, content):
     path = tmp_path / "metrics.jsonl"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl") as caught:
+    with refused(CheckpointError, r"metrics\.jsonl"):
         training_curves(path, tmp_path / "curves.png")
-    assert "\n" not in str(caught.value)
     assert not (tmp_path / "curves.png").exists()
 
 

@@ -12,8 +12,7 @@ from pipeline.connect.reading.read import load_reading
 from pipeline.connect.reading.values import KINDS, Effect, Equation, Reading, Relation, Term
 from pipeline.features.feature import BEFORE, Examples, Feature
 from pipeline.features.files import FeatureSet, has_features
-from pipeline.report.feature_data import Places, examples_data, rounded
-from pipeline.report.gather import evenly
+from pipeline.report.feature_data import Places, evenly, examples_data, rounded
 from pipeline.text.token_text import TokenTexts, label
 
 N_RELATIONS = 8

@@ -25,12 +25,10 @@ from pipeline.connect.reading.values import Effects
 from pipeline.connect.report import ConnectorReport, load_connector_report
 from pipeline.connect.run import ConnectorRun
 from pipeline.features.files import has_features
-from pipeline.report.figures import WIDE, Drawing, curve_drawings, drawings
-from pipeline.report.gather import curves_of
+from pipeline.report.figures import WIDE, Drawings, curve_drawings, curves_of, drawings
 from pipeline.report.render import Exhibit, Part, Tile
 from pipeline.report.saes import named, settings_of, trained_on
 from pipeline.report.tables import Row, number
-from pipeline.runs.folder import Provenance
 
 _STARTS = {
     "random": "random weights",
@@ -64,11 +62,6 @@ class ConnectorExhibit(Exhibit):
             evaluation=load_connector_report(path),
             connections=load_connections(path, n=n_features),
         )
-
-    @property
-    def provenance(self) -> Provenance:
-        """Of the site whose latents are predicted."""
-        return self.run.provenance
 
     @property
     def route(self) -> str:
@@ -112,11 +105,6 @@ class ConnectorExhibit(Exhibit):
             **trained_on(config, store),
         }
 
-    @property
-    def command(self) -> str:
-        """What reads it."""
-        return f"saepipe features {self.path}"
-
     @staticmethod
     def part(exhibits: Sequence["ConnectorExhibit"]) -> "ConnectorsPart":
         """The part about these connectors."""
@@ -145,7 +133,7 @@ class ConnectorsPart(Part):
     heads: Sequence[tuple[str, str]]
     rows: Sequence[Row]
     """The main numbers of several; empty for one."""
-    frontier: Sequence[Drawing]
+    frontier: Drawings
     runs: Sequence[Mapping[str, object]]
     """What `_view` gives of each."""
     browsed: Sequence[Mapping[str, object]]
@@ -287,10 +275,10 @@ def _browsed(exhibit: ConnectorExhibit) -> dict[str, object]:
     return head | connector_data(exhibit.connections)
 
 
-def frontier_drawings(reports: Sequence[ConnectorReport]) -> list[Drawing]:
+def frontier_drawings(reports: Sequence[ConnectorReport]) -> Drawings:
     """Several connectors against each other; none where there are not several."""
     if len(reports) < 2:
-        return []
+        return {}
     return drawings(
         {
             "weights-fvu": connector_frontier_figure(reports),
@@ -303,7 +291,7 @@ _HIGH = 4.4
 """Inches: of figures that stand in one row."""
 
 
-def _drawings(exhibit: ConnectorExhibit, *, place: int) -> list[Drawing]:
+def _drawings(exhibit: ConnectorExhibit, *, place: int) -> Drawings:
     """What its evaluation and its reading show."""
     figures, report = {}, exhibit.evaluation
     if report is not None:
