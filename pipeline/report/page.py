@@ -119,10 +119,6 @@ def write_page(config: ReportConfig) -> Path:
     """Write one self-contained HTML file about `config.runs`; gives its path.
 
     It tells what lies in the runs' folders; of what does not, which command makes it.
-
-    Raises:
-        ConfigError: there is no run, or `config.out` is a folder.
-        CheckpointError: a folder holds no finished run, or a file of it is damaged.
     """
     require_file(config.out)
     return _write(view(gather(config.runs, n_features=config.n_features)), config.out)

@@ -88,20 +88,12 @@ class Exhibit(ABC):
     @classmethod
     @abstractmethod
     def gather(cls, path: Path, name: str, *, n_features: int) -> "Exhibit":
-        """What is known of the run in a folder.
-
-        Raises:
-            CheckpointError: it is unfinished, or a file of it is damaged.
-        """
+        """What is known of the run in a folder."""
 
     @staticmethod
     @abstractmethod
     def part(exhibits: Sequence[Any]) -> Part:
-        """The part about several of its kind.
-
-        Raises:
-            CheckpointError: the curves of one are damaged.
-        """
+        """The part about several of its kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
