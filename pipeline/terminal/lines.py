@@ -54,8 +54,8 @@ def harvest_lines(summary: "HarvestSummary") -> Iterator[str]:
     store = ActStore.open(summary.store)
     for site, told in fidelity_of(store).items():
         yield (
-            f"harvest   {site}: {store.spec.codec} cost {told['relative_error']:.2e} of the "
-            f"variance, {told['worst_coordinate']:.2e} at the worst coordinate"
+            f"harvest   {site}: {store.spec.codec} cost {told.relative_error:.2e} of the variance, "
+            f"{told.worst_coordinate:.2e} at the worst coordinate"
         )
 
 

@@ -1,6 +1,7 @@
 """What a store says of itself, as JSON."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,21 +17,27 @@ from actstore.summary import GROUP, peek
 CHECKS = "crc32c of every chunk, of every shard and of the root"
 
 
-def fidelity_of(store: ActStore) -> dict[str, dict[str, float]]:
-    """What rounding before compression cost each site; empty if every bit was kept.
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """What rounding before compression cost a site."""
 
-    `relative_error` is the summed squared error over the summed variance of all coordinates,
-    `worst_coordinate` the largest such ratio of one coordinate, of those that vary.
-    """
-    told: dict[str, dict[str, float]] = {}
+    relative_error: float
+    """Summed squared error over summed variance of all coordinates."""
+    worst_coordinate: float
+    """The largest such ratio of one coordinate, of those that vary."""
+
+
+def fidelity_of(store: ActStore) -> dict[str, Fidelity]:
+    """By site; empty if the store keeps every bit it was given."""
+    told: dict[str, Fidelity] = {}
     for site in store.sites:
         lost, var = store.rounding(site), store.var(site)
         if lost is not None:
             varies = var > 0
-            told[site] = {
-                "relative_error": float(lost.sum() / var.sum()) if varies.any() else 0.0,
-                "worst_coordinate": float((lost[varies] / var[varies]).max(initial=0.0)),
-            }
+            told[site] = Fidelity(
+                relative_error=float(lost.sum() / var.sum()) if varies.any() else 0.0,
+                worst_coordinate=float((lost[varies] / var[varies]).max(initial=0.0)),
+            )
     return told
 
 
@@ -75,7 +82,7 @@ def _complete(store: ActStore) -> dict[str, object]:
     """Sizes, statistics and, where it was rounded, what that cost."""
     statistics = {site: _statistics(store, site) for site in store.sites}
     stored, raw = (sum(facts[key] for facts in statistics.values()) for key in ("bytes", "raw"))
-    begun = under_way(store.path)
+    fidelity, begun = fidelity_of(store), under_way(store.path)
     return {
         **facts_of(store.path, store.manifest),
         "adding": [site.name for site in begun.spec.sites] if begun is not None else [],
@@ -85,7 +92,7 @@ def _complete(store: ActStore) -> dict[str, object]:
         "raw_bytes": raw,
         "ratio": stored / raw,
         "statistics": statistics,
-        "fidelity": fidelity_of(store) or None,
+        "fidelity": {site: asdict(told) for site, told in fidelity.items()} or None,
     }
 
 

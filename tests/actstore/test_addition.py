@@ -1,5 +1,6 @@
 """Sites that join a complete store, whatever happens on the way."""
 
+import random
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -15,9 +16,10 @@ from actstore.addition import adding, under_way
 from actstore.codec import CRC_BYTES, checksum
 from actstore.errors import StoreError
 from actstore.reader import ActStore, peek
+from actstore.settle import settled
 from actstore.verify import verify
 from actstore.writer import ActWriter
-from tests.helpers.crashing import files_up_to
+from tests.helpers.crashing import files_up_to, nursery
 from tests.helpers.slow import slow
 from tests.helpers.stores import (
     add_site,
@@ -42,6 +44,12 @@ def write(path: Path, *names, n_rows=200, stop=None, whole=BOTH) -> Path:
 
 def add(path: Path, *, whole=BOTH, stop=None) -> Path:
     return add_site(path, NEW, whole=whole, stop=stop)
+
+
+@pytest.fixture(scope="module")
+def killed_after():
+    with nursery("tests.actstore.test_addition:add_or_find") as killed:
+        yield killed
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +149,29 @@ def test_asking_for_no_more_loses_nothing_of_an_unfinished_extension(old_store):
     write(path, OLD, n_rows=200)
     with ActWriter.create_or_resume(path, peek(path).spec, n_rows=400) as writer:
         assert writer.next_shard == 6
+
+
+def add_or_find(path: Path, n_rows: int) -> None:
+    """Add what is missing to a store of so many rows, wherever the writer before was killed."""
+    assert ActStore.open(path).n_rows == n_rows
+    if len(settled(path).spec.sites) == 1:
+        add(path)
+
+
+def test_an_addition_may_be_killed_at_any_moment(old_store, same_as_at_once, killed_after):
+    rng = random.Random(0)
+    path = old_store(n_rows=264)
+    rows, kills, seconds = column(ActStore.open(path), OLD), 0, 0.1
+    while kills < 12:
+        killed = killed_after(rng.uniform(0, seconds), path, 264)
+        kills += killed
+        seconds *= 1.5 if killed else 0.5  # so that about every second addition is killed
+        np.testing.assert_array_equal(column(ActStore.open(path), OLD), rows)
+        if not killed:
+            same_as_at_once(path, n_rows=264)
+            path = old_store(n_rows=264)
+    add_or_find(path, 264)
+    same_as_at_once(path, n_rows=264)
 
 
 def test_rows_of_other_tokens_are_refused_at_the_first_shard(old_store, same_as_at_once):

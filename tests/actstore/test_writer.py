@@ -72,6 +72,19 @@ def test_extending_gives_the_content_of_writing_at_once(tmp_path, first, then, c
     assert peek(path).generation == 2
 
 
+def test_an_interrupted_extension_goes_on(tmp_path):
+    spec = make_spec()
+    whole = ActStore.open(write_store(tmp_path / "whole", spec, n_rows=400))
+    for stop in range(3, 8):
+        path = write_store(tmp_path / f"s{stop}", spec, n_rows=200)
+        write_store(path, spec, n_rows=400, stop=stop)
+        assert ActStore.open(path).n_rows == 200
+        assert peek(path).n_rows == 200
+        with ActWriter.create_or_resume(path, spec, n_rows=400) as writer:
+            assert writer.next_shard == stop
+        assert ActStore.open(write_store(path, spec, n_rows=400)).fingerprint == whole.fingerprint
+
+
 def test_a_complete_store_asked_for_no_more_has_nothing_to_write(tmp_path):
     spec = make_spec()
     path = write_store(tmp_path / "s", spec, n_rows=200)

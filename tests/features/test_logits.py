@@ -186,3 +186,5 @@ def test_an_effect_names_the_tokens_at_both_ends_and_a_dead_feature_has_none(wor
     texts = TokenTexts(load_tokenizer(str(world.model)).token_bytes)
     assert told.dropped[0].text == texts.alone(token)
     assert told.n_contexts == 3
+    with pytest.raises(ConfigError, match="has features 0 to 63, got 64"):
+        ablation_effects(features, [64])

@@ -177,6 +177,10 @@ class TestFigures:
         assert (figures.name, figures.form) == ("l1=1", "cut")
         assert figures.n_above == sum(one.n_above for one in figures.connectors)
 
+    def test_accuracy_is_the_share_of_largest_logits(self):
+        logits = torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, 5.0]])
+        assert accuracy(logits, torch.tensor([1, 0, 0])) == pytest.approx(2 / 3)
+
     def test_what_is_constant_and_hit_has_no_variance_unexplained(self):
         assert fvu(torch.ones(3, 2), torch.ones(3, 2)) == 0
 
