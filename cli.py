@@ -40,8 +40,26 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Sparse autoencoders on cached activations: harvest once, train many times.",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"saepipe {version('saepipe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def saepipe(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    """Sparse autoencoders on cached activations: harvest once, train many times."""
+
+
 store_app = typer.Typer(no_args_is_help=True, help="Look at, check, repair and remove stores.")
 app.add_typer(store_app, name="store")
 
@@ -412,7 +430,8 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)  # it, too, answers 130 to Ctrl-C
     except USAGE_ERROR as error:
-        typer.secho(f"error: {error.format_message()}", fg="red", err=True)
+        if message := error.format_message():  # nothing was typed, and help was shown
+            typer.secho(f"error: {message}", fg="red", err=True)
         sys.exit(error.exit_code)
     except (PipelineError, StoreError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)

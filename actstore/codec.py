@@ -6,15 +6,18 @@ array that any reader opens; what it lost is measured where it is lost. The idea
 """
 
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 from crc32c import crc32c as checksum
 from jaxtyping import Shaped
-from numcodecs.blosc import BITSHUFFLE, Blosc
 
 from actstore.errors import StoreError
+
+with warnings.catch_warnings(record=True):  # whose crc32c numcodecs likes is nothing to its users
+    from numcodecs.blosc import BITSHUFFLE, Blosc
 
 
 def mantissa_bits(storage: np.dtype) -> int:

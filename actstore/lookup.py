@@ -27,7 +27,7 @@ class Context:
     tokens: Int32[np.ndarray, " ctx_len"]
     document_id: Int64[np.ndarray, " ctx_len"]
     acts: Mapping[str, Shaped[np.ndarray, "ctx_len width"]]
-    """Of each site, as stored: bfloat16 as its bits, uint16."""
+    """Of each site; in float32 from `ActStore.contexts`, and here as stored: bfloat16 as uint16."""
 
 
 def read_rows(array: ShardReader, indices: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n ..."]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -138,7 +138,11 @@ class ActStore(ChunkStore):
         """
         self.require_within("contexts", context_ids, self.n_contexts)
         wanted = self.sites if sites is None else [self._site(site) for site in sites]
-        return read_contexts(self._arrays, self.spec, context_ids, wanted)
+        found = read_contexts(self._arrays, self.spec, context_ids, wanted)
+        return [
+            replace(one, acts={site: self[site].settled(x) for site, x in one.acts.items()})
+            for one in found
+        ]
 
     def context(self, context_id: int) -> Context:
         """One context with its activations.
@@ -154,8 +158,9 @@ class ActStore(ChunkStore):
         Raises:
             StoreError: If there is no such array.
         """
-        if name not in ROW_ARRAYS:
-            self._site(name)
+        if name not in self.sites and name not in ROW_ARRAYS:
+            has = ", ".join((*self.sites, *ROW_ARRAYS))
+            raise StoreError(f"{self.path} has no site {name!r}; it has {has}")
         return Rows(store=self, name=name)
 
     def __iter__(self) -> Iterator[str]:
@@ -210,6 +215,8 @@ class ActStore(ChunkStore):
                 bytes of the store were altered.
         """
         names = (sites,) if isinstance(sites, str) else tuple(sites)
+        for name in names:
+            self.__getitem__(name)
         batches = Batches(
             store=self,
             sites=tuple(name for name in names if name not in ROW_ARRAYS),

@@ -379,6 +379,8 @@ def report(
     given: Any = runs
     if not isinstance(runs, ReportConfig):
         paths = [Path(run) for run in ([runs] if isinstance(runs, str | PathLike) else runs)]
+        if not paths:
+            raise ConfigError("there is no run to show: give at least one")
         given = {"runs": paths, "out": out or beside(paths) / "report.html"}
     made = config_of(ReportConfig, given, settings, verb="report")
     return write_report(made, on_progress=on_progress)

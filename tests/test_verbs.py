@@ -106,6 +106,9 @@ def test_connectors_are_trained_by_keywords_too(make_store, tmp_path):
     assert run.metrics["step"] == 4
     reading = verbs.features(run, tokens=200, device="cpu")
     assert isinstance(reading, Reading) and reading.n_tokens == 200
+    assert repr(run) == f"ConnectorRun({run.path}: {ends[0].path} to {ends[1].path}, l1=0.01)"
+    assert repr(reading).startswith(f"Reading({run.path}: {len(reading.equations)} equations, ")
+    assert len(repr(reading)) < len(str(run.path)) + 120
 
 
 @pytest.mark.slow
@@ -113,6 +116,7 @@ def test_harvest_evaluate_and_report(tiny_model, tiny_text, tmp_path):
     out, seen = tmp_path / "a.actstore", []
     what = {"model": tiny_model, "text": tiny_text, "sites": "mlp_out.1", "ctx_len": 12}
     summary = verbs.harvest(out=out, tokens="1k", on_progress=seen.append, device="cpu", **what)
+    assert repr(summary) == f"HarvestSummary({out}: 996 rows a site, 996 of them written now)"
     assert summary.store == out and seen[-1].done == summary.n_rows == ActStore.open(out).n_rows
     assert verbs.harvest(HarvestConfig(out=out, **what), tokens=1_000).reused
     runs = verbs.sweep(out, out=tmp_path / "s", **{**SMALL, "k": [2, 4]})
@@ -140,6 +144,7 @@ def test_fine_tuning_takes_keywords(tiny_text, tmp_path, evals):
         batch_size=2, heldout_contexts=4, device="cpu",
     )  # fmt: skip
     assert report.n_steps == 2
+    assert repr(report).startswith(f"FinetuneReport({report.out}: loss the model alone ")
 
 
 REFUSED = [
@@ -154,6 +159,8 @@ REFUSED = [
     (lambda s, o: verbs.features(o), "is not a run: it has no run.json"),
     (lambda s, o: verbs.features(s, n_top=0), "n_top must be positive, got 0"),
     (lambda s, o: verbs.report([o], out=s), "is a folder, a report is one file"),
+    (lambda s, o: verbs.report([]), "there is no run to show"),
+    (lambda s, o: verbs.train(s, out=o, arch="topkk", k=3), "'topkk': did you mean 'topk'"),
     (lambda s, o: verbs.finetune(o), "finetune lacks the setting 'out'"),
 ]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.architectures import ARCHS
-from pipeline.config.serialization import load_toml, to_json
+from pipeline.config.serialization import load_toml, nearest, to_json
 from pipeline.config.training import ConnectConfig
 from pipeline.errors import ConfigError
 
@@ -30,10 +30,15 @@ def assigned(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
     else as text; several, with commas between them, make a list.
     """
     changed, arch = dict(settings), dict(settings.get("arch", {}))
+    shaping = {f.name for kind in ARCHS.values() for f in fields(kind)} - {"kind"}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name.strip():
             raise ConfigError(f"--set takes NAME=VALUE, got {assignment!r}")
+        if arch and name.strip() in shaping:
+            raise ConfigError(
+                f"{name.strip()} is a setting of an architecture: type --set arch.{assignment}"
+            )
         values = [_value(word) for word in text.split(",")]
         table, _, knob = name.strip().rpartition(".")
         target = arch if table == "arch" else changed
@@ -58,7 +63,10 @@ def arch_table(
     table = {str(k): v for k, v in arch.items()} if isinstance(arch, Mapping) else {"kind": arch}
     named = table.get("kind")
     kinds = [str(kind) for kind in named] if isinstance(named, list | tuple) else [str(named)]
-    known = {f.name for kind in kinds if kind in ARCHS for f in fields(ARCHS[kind])}
+    for kind in kinds:
+        if kind not in ARCHS:
+            raise ConfigError(f"there is no architecture {kind!r}{nearest(kind, ARCHS)}")
+    known = {f.name for kind in kinds for f in fields(ARCHS[kind])}
     for name, value in knobs.items():
         if name in given and name not in known:
             raise ConfigError(f"--{name} means nothing to --arch {', '.join(kinds)}")

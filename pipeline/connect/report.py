@@ -150,6 +150,19 @@ class ConnectorReport:
         """The others."""
         return self.maps[1:]
 
+    def __repr__(self) -> str:
+        own = self.connector
+        shown = {
+            "FVU": own.fvu,
+            "weights per output": own.above_mean,
+            "of the SAE's loss recovered": own.recovered_of_sae,
+        }
+        told = ", ".join(f"{words} {x:.4g}" for words, x in shown.items() if x is not None)
+        return (
+            f"ConnectorReport({self.run}: {' to '.join(self.sites)}, {told}, on "
+            f"{self.n_tokens:,} tokens of {self.text})"
+        )
+
 
 _WORDS = {"weights": "E2 W D1", "correlation": "best input"}
 

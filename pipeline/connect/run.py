@@ -48,6 +48,11 @@ class ConnectorRun(RunFolder):
         ends = f"{self.source.run}:{self.target.run}"
         return f"saepipe train {self.provenance.path} --connect {ends}"
 
+    def __repr__(self) -> str:
+        what = f"{self.source.run} to {self.target.run}"
+        ends = "" if self.finished else ", unfinished"
+        return f"ConnectorRun({self.path}: {what}, l1={self.config.l1:g}{ends})"
+
     def load_connector(self, device: torch.device) -> Connector:
         """The finished connector in float32, every byte checked.
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -162,8 +163,8 @@ class FeatureSet:
             ConfigError: there is no such feature.
             CheckpointError: a file is missing or damaged.
         """
-        if not 0 <= index < len(self):
-            raise ConfigError(f"{self.run} has features 0 to {len(self) - 1}, got {index}")
+        if not (isinstance(index, Integral) and 0 <= index < len(self)):
+            raise ConfigError(f"{self.run} has features 0 to {len(self) - 1}, got {index!r}")
         told: dict[str, Any] = self._table("features").slice(index, 1).to_pylist()[0]
         examples, samples = self._rows_of("examples", index), self._rows_of("samples", index)
         n_top = examples["kind"].to_pylist().count("top")

@@ -77,6 +77,18 @@ class FinetuneReport:
     reused: bool = False
     """The run was there already, complete and of the same config."""
 
+    def __repr__(self) -> str:
+        losses = {
+            "the model alone": self.ce_base,
+            "spliced in": self.ce_spliced,
+            "fine-tuned": self.ce_finetuned,
+        }
+        told = ", ".join(f"{words} {ce:.4f}" for words, ce in losses.items())
+        return (
+            f"FinetuneReport({self.out}: loss {told}, on {self.n_heldout_tokens:,} held-out tokens "
+            f"of {self.text})"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Frozen:

@@ -52,6 +52,11 @@ class HarvestSummary:
         """Rows per site and second."""
         return self.rows_written / self.seconds if self.seconds else 0.0
 
+    def __repr__(self) -> str:
+        linked = f", linked to {self.found}" if self.found else ""
+        did = "complete already" if self.reused else f"{self.rows_written:,} of them written now"
+        return f"HarvestSummary({self.store}: {self.n_rows:,} rows a site, {did}{linked})"
+
 
 def harvest(
     config: HarvestConfig,

@@ -105,6 +105,9 @@ class LanguageModel(HookedModel):
             ConfigError: there is no token, texts differ in length, are longer than the model knows
                 positions, or an id is not one of its vocabulary.
         """
+        given: object = text
+        if not isinstance(given, Sequence | Tensor | np.ndarray):
+            raise ConfigError(f"the model runs on text or token ids, got {given!r}")
         if isinstance(text, str):
             ids: Any = self.tokenizer.encode([text], end=False)
         elif isinstance(text, Tensor | np.ndarray):
@@ -173,16 +176,24 @@ class LanguageModel(HookedModel):
             weights = next(edit.parameters(), None) if isinstance(edit, nn.Module) else None
 
             def edited(x: Tensor) -> Tensor:
-                x_hat = edit(x if weights is None else x.to(weights.device)).to(x.device)
-                if x_hat.shape != x.shape:
+                x_hat: Any = edit(x if weights is None else x.to(weights.device))
+                shape = tuple(x_hat.shape) if isinstance(x_hat, Tensor) else type(x_hat).__name__
+                if shape != tuple(x.shape):
                     raise ConfigError(
-                        f"what is spliced in at {site} makes {tuple(x_hat.shape)} of "
-                        f"{tuple(x.shape)}: it must keep the shape"
+                        f"what is spliced in at {site} makes {shape} of {tuple(x.shape)}: it must "
+                        "keep the shape"
                     )
-                return x_hat
+                return x_hat.to(x.device)
 
+            if not callable(edit):
+                raise ConfigError(f"{site} takes an SAE or a function from x to x_hat, got {edit}")
             return in_float(edited)
 
+        given: object = edits
+        if not isinstance(given, Mapping):
+            raise ConfigError(
+                f"spliced takes what goes in at each site, as {{'mlp_out.2': sae}}, got {given!r}"
+            )
         parsed = {Site.parse(str(name)): edit for name, edit in edits.items()}
         with splice(self, {site: checked(site, edit) for site, edit in parsed.items()}):
             yield self
@@ -210,6 +221,8 @@ class LanguageModel(HookedModel):
         Raises:
             ConfigError: the prompt is none the model can read, or too long to go on.
         """
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be positive, got {max_new_tokens}")
         tokens = self.to_tokens(prompt)
         self._require_positions(tokens.shape[1] + max_new_tokens)
         ids: Tensor = self.module.generate(

@@ -81,6 +81,10 @@ class ReportSummary:
     notes: tuple[str, ...]
     """Why the rest could not be made."""
 
+    def __repr__(self) -> str:
+        made = f", made {', '.join(self.made)}" if self.made else ""
+        return f"ReportSummary({self.path}{made}{''.join(f'; {note}' for note in self.notes)})"
+
 
 def write_report(config: ReportConfig, *, on_progress: OnProgress | None = None) -> ReportSummary:
     """Write a page, having made what is missing for it: evaluations, and what features fire on.

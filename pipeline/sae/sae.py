@@ -11,8 +11,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
@@ -90,12 +91,32 @@ class Coder(nn.Module, ABC):
         """What each latent reads: a row of its encoder weights."""
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """Latents of each row."""
-        return self.activation(self.pre(x))
+        """Latents of each row; numpy's arrays are taken, too, as the store gives them.
+
+        Raises:
+            ConfigError: rows are not `d_in` wide.
+        """
+        return self.activation(self.pre(self._rows(x, "encode", self.d_in)))
 
     def decode(self, z: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
-        """Reconstruction from latents."""
-        return F.linear(z, self.W_dec.T, self.b_dec)
+        """Reconstruction from latents.
+
+        Raises:
+            ConfigError: rows are not `d_sae` wide.
+        """
+        return F.linear(self._rows(z, "decode", self.d_sae), self.W_dec.T, self.b_dec)
+
+    def _rows(self, x: Any, verb: str, width: int) -> Tensor:  # noqa: ANN401 - what people give
+        """What was given as rows, sure to be of this width."""
+        if isinstance(x, np.ndarray):
+            x = torch.from_numpy(x).to(self.W_dec)
+        if not isinstance(x, Tensor) or x.shape[-1:] != (width,):
+            got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ConfigError(
+                f"{verb} takes [..., {width}] of an SAE with d_in {self.d_in} and d_sae "
+                f"{self.d_sae}, got {got}"
+            )
+        return x
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Reconstruction of each row."""

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from actstore.errors import StoreError
+from actstore.moments import as_float
 from actstore.reader import ActStore
 from actstore.shardfile import ShardReader
 from tests.helpers.stores import (
@@ -53,9 +54,10 @@ def test_contexts_come_as_they_were_written(store, written, ids):
         np.testing.assert_array_equal(got.document_id, documents[i])
         assert list(got.acts) == ["mlp_out.1", "resid.0"]
         for site, rows in got.acts.items():
-            np.testing.assert_array_equal(rows, acts[site][i])
+            np.testing.assert_array_equal(rows, as_float(acts[site][i]))
+            assert rows.dtype == np.float32
     (some,) = store.contexts(np.array([24]), sites=["resid.0"])
-    np.testing.assert_array_equal(some.acts["resid.0"], acts["resid.0"][24])
+    np.testing.assert_array_equal(some.acts["resid.0"], as_float(acts["resid.0"][24]))
     assert list(some.acts) == ["resid.0"]
     np.testing.assert_array_equal(store.context(24).tokens, tokens[24])
 

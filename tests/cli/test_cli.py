@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,8 @@ def test_any_setting_can_be_set_on_the_command_line(config_of):
         (["store", "info", "absent"], "there is no activation store"),
         (["train", "s", "--out", "r", "--set", "ema"], "--set takes NAME=VALUE, got 'ema'"),
         (["train", "s", "--out", "r", "--set", "=3"], "--set takes NAME=VALUE, got '=3'"),
+        (["train", "s", "--out", "r", "--set", "k=3"], "type --set arch.k=3"),
+        (["train", "s", "--out", "r", "--arch", "topkk", "--k", "3"], "did you mean 'topk'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -216,6 +219,13 @@ def test_wrong_usage_exits_with_2(saepipe):
     code, _, err = saepipe("train", "--no-such-option")
     assert code == 2
     assert "--no-such-option" in err
+
+
+def test_nothing_typed_is_help_alone_and_the_version_is_told(saepipe):
+    code, out, err = saepipe()
+    assert code == 2
+    assert "harvest" in out and not err
+    assert saepipe("--version")[:2] == (0, f"saepipe {version('saepipe')}\n")
 
 
 def test_a_path_that_cannot_be_written_is_one_line(fails, harvested, tmp_path):

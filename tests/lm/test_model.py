@@ -75,6 +75,7 @@ def test_text_becomes_the_tokens_of_a_document_without_its_end(model):
         ),
         ([3, 260], "token ids of .* are 0 to 259, got 3 to 260"),
         ([-1], "token ids of .* are 0 to 259, got -1"),
+        (3.5, "runs on text or token ids, got 3.5"),
     ],
 )
 def test_what_cannot_be_run_is_one_line(model, text, message):
@@ -127,6 +128,24 @@ def test_what_does_not_keep_the_shape_is_one_line(model):
     said = r"at mlp_out\.1 makes \(1, 16\) of \(1, 9, 16\)"
     with refused(ConfigError, said), model.spliced({"mlp_out.1": lambda x: x[:, 0]}):
         model.run_with_acts(TEXT, sites=[])
+    with refused(ConfigError, "makes NoneType of"), model.spliced({"mlp_out.1": lambda x: None}):
+        model.run_with_acts(TEXT, sites=[])
+    wider = make_sae(d_in=24)
+    with refused(ConfigError, r"d_in 24 .* got \[1, 9, 16\]"), model.spliced({"mlp_out.1": wider}):
+        model.run_with_acts(TEXT, sites=[])
+
+
+@pytest.mark.parametrize(
+    ("edits", "said"),
+    [
+        (make_sae(), r"as {'mlp_out\.2': sae}, got SAE\("),
+        ({"mlp_out.1": 3}, "mlp_out.1 takes an SAE or a function .*, got 3"),
+    ],
+    ids=["no sites", "no function"],
+)
+def test_what_cannot_be_spliced_in_is_one_line(model, edits, said):
+    with refused(ConfigError, said), model.spliced(edits):
+        pass
 
 
 def greedy(model: LanguageModel, tokens: torch.Tensor, n: int) -> list[int]:
@@ -156,8 +175,10 @@ def test_generation_draws_when_asked_to(model):
         drawn.add(model.generate(TEXT, max_new_tokens=4, do_sample=True, temperature=2.0))
     assert len(drawn) > 1
     assert all(text.startswith(TEXT) for text in drawn)
-    with pytest.raises(ConfigError, match="contexts of 69 tokens do not fit"):
+    with refused(ConfigError, "contexts of 69 tokens do not fit"):
         model.generate(TEXT, max_new_tokens=60)
+    with refused(ConfigError, "max_new_tokens must be positive, got -2"):
+        model.generate(TEXT, max_new_tokens=-2)
 
 
 def test_every_family_generates_from_ids_without_a_tokenizer(folder):

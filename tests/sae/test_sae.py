@@ -14,6 +14,7 @@ from pipeline.config.architectures import (
 from pipeline.errors import ConfigError
 from pipeline.sae.active_pairs import Dense, Scratch
 from pipeline.sae.sae import SAE, TunedSAE
+from tests.helpers.refusals import refused
 from tests.helpers.tiny import WIDTH, make_sae
 
 D_IN, D_SAE = 5, 12
@@ -76,6 +77,18 @@ def test_memory_taken_again_is_the_same_and_grows_when_it_must():
     assert scratch.take("b", (3,), dtype=torch.float32, device=where).data_ptr() != first.data_ptr()
     assert scratch.take("a", (4, 5), dtype=torch.float32, device=where).shape == (4, 5)
     assert scratch.take("a", (2,), dtype=torch.bfloat16, device=where).dtype == torch.bfloat16
+
+
+def test_rows_are_tensors_or_numpy_s_arrays_of_the_right_width():
+    sae = make_sae()
+    x = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(sae.encode(x.double().numpy()), sae.encode(x))
+    with refused(ConfigError, rf"encode takes \[\.\.\., {WIDTH}\] .*, got \[3, 99\]"):
+        sae.encode(torch.zeros(3, 99))
+    with refused(ConfigError, rf"decode takes \[\.\.\., {sae.d_sae}\] .*, got \[{WIDTH}\]"):
+        sae.decode(torch.zeros(WIDTH))
+    with refused(ConfigError, "got list"):
+        sae.encode([1.0] * WIDTH)
 
 
 def test_counts_are_exact_in_bfloat16_however_many_rows():

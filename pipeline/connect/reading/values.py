@@ -231,6 +231,13 @@ class Reading:
             f"another, or read more with --tokens"
         )
 
+    def __repr__(self) -> str:
+        found = f"{len(self.equations):,} equations, {len(self.relations):,} relations"
+        return (
+            f"Reading({self.config.run}: {found}, from {self.n_tokens:,} tokens; "
+            ".equation(output), .clearest, .related(kind))"
+        )
+
     def related(self, kind: Kind) -> tuple[Relation, ...]:
         """Relations of one kind, the clearest first."""
         return tuple(relation for relation in self.relations if relation.kind == kind)
