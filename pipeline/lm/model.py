@@ -105,9 +105,8 @@ class LanguageModel(HookedModel):
             ConfigError: there is no token, texts differ in length, are longer than the model knows
                 positions, or an id is not one of its vocabulary.
         """
-        given: object = text
-        if not isinstance(given, Sequence | Tensor | np.ndarray):
-            raise ConfigError(f"the model runs on text or token ids, got {given!r}")
+        if not isinstance(text, Sequence | Tensor | np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"the model runs on text or token ids, got {text!r}")
         if isinstance(text, str):
             ids: Any = self.tokenizer.encode([text], end=False)
         elif isinstance(text, Tensor | np.ndarray):
@@ -189,10 +188,9 @@ class LanguageModel(HookedModel):
                 raise ConfigError(f"{site} takes an SAE or a function from x to x_hat, got {edit}")
             return in_float(edited)
 
-        given: object = edits
-        if not isinstance(given, Mapping):
+        if not isinstance(edits, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(
-                f"spliced takes what goes in at each site, as {{'mlp_out.2': sae}}, got {given!r}"
+                f"spliced takes what goes in at each site, as {{'mlp_out.2': sae}}, got {edits!r}"
             )
         parsed = {Site.parse(str(name)): edit for name, edit in edits.items()}
         with splice(self, {site: checked(site, edit) for site, edit in parsed.items()}):
