@@ -17,7 +17,7 @@ from pipeline.config.command_line import (
     merged,
 )
 from pipeline.config.serialization import from_json
-from pipeline.config.settings import parse_count as count
+from pipeline.config.settings import parse_count as count, plain_number
 from pipeline.config.stages import (
     Device,
     EvalConfig,
@@ -153,7 +153,7 @@ def train(
         "precision": precision, "arch": _values("arch", arch, str),
     }  # fmt: skip
     knobs = {
-        "l1": _values("l1", l1, float), "k": _values("k", k, int),
+        "l1": _values("l1", l1, float), "k": _values("k", k, plain_number),
         "target": None if target is None else _values("target", target, float),
     }  # fmt: skip
     given, kind = _given(ctx), ConnectConfig if connect else TrainConfig

@@ -69,8 +69,8 @@ class Penalised(ArchConfig):
 class Competing(ArchConfig):
     """What kinds share whose latents compete."""
 
-    k: int = 32
-    """Active latents of a row; on average over the rows for all kinds but topk."""
+    k: float | int = 32
+    """Active latents of a row; on average over the rows, and maybe 1.5, for all kinds but topk."""
     k_aux: int | None = None
     """Dead latents that AuxK revives per row; None means half the input width, 0 none."""
     aux_coefficient: float = 1 / 32
@@ -78,6 +78,8 @@ class Competing(ArchConfig):
     def __post_init__(self) -> None:
         require_positive(self, "k")
         require_not_negative(self, "k_aux", "aux_coefficient")
+        if self.k == int(self.k):
+            object.__setattr__(self, "k", int(self.k))  # 16.0 and 16 are one config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,14 @@ class TopKConfig(Competing):
 
     kind: Literal["topk"] = "topk"
     made_by: ClassVar = "pipeline.sae.topk:TopKArchitecture"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k != int(self.k):
+            raise ConfigError(
+                f"topk keeps a whole number of latents of each row, got k = {self.k}: type --arch "
+                "batchtopk for so many on average"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

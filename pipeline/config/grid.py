@@ -93,7 +93,7 @@ def comma_list(text: str, kind: Callable[[str], T], *, option: str) -> list[T]:
         except ConfigError as error:
             raise ConfigError(f"{option}: {error}") from error
         except ValueError:
-            wanted = cast("dict[object, str]", SCALARS).get(kind, "a value")
+            wanted = cast("dict[object, str]", SCALARS).get(kind, "a number")
             raise ConfigError(
                 f"{option} must be {wanted}, or several with commas between them, got {text!r}"
             ) from None

@@ -30,6 +30,12 @@ def parse_count(text: str) -> int:
         raise ConfigError(f"expected a number like 500k, 20M or 1B, got {text!r}") from None
 
 
+def plain_number(text: str) -> int | float:
+    """A number as it is written: `16` is whole, `1.5` is not."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
 Count = Annotated[int, parse_count]
 """A whole number that may be given as text, too: `500k`."""
 

@@ -23,7 +23,8 @@ class StepReport:
     rows: int
     """Rows seen, `step` times the batch size."""
     loss: float
-    """All that is minimised, of this step's batch before its update, as all that follows."""
+    """All that is minimised, of this step's batch before its update, as all that follows; but for
+    the last line of an SAE's curves, which tells what the one that is left behind makes of it."""
     recon: float
     """Mean over rows of the squared error's sum: `||x - x_hat||^2`, `||z2 - z2_hat||^2`."""
     sparsity: float
@@ -52,7 +53,9 @@ class TrainReport(StepReport):
     explained_variance: float
     """Over the batch, around the batch's mean."""
     n_dead: int
-    """Latents silent for at least the config's `dead_window`."""
+    """Latents silent for the config's `dead_window`, or for as long as training goes on so far."""
+    dead_over: int | None = None
+    """So many rows; None in runs of versions that counted none before the window was full."""
     n_resampled: int
     """Latents resampled so far."""
 

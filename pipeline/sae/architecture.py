@@ -97,6 +97,8 @@ class Architecture(ABC):
     picked even where all are computed. None where each latent decides for itself."""
     coefficient: float = 0.0
     """Of the sparsity penalty, before warm-up and control."""
+    fitted_l0: float | None = None
+    """Latents of a row that a threshold lets through, on average, where one is fitted to that."""
     aux: AuxK | None = None
     """How dead latents are revived, where an architecture has a way of its own."""
 

@@ -9,6 +9,7 @@ A threshold moves no output but by a jump. Its gradient is therefore estimated (
     dz/dtheta  = -theta / e K((pre - theta) / e)        dL0/dtheta = -1 / e K((pre - theta) / e)
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from math import log
 from typing import final
@@ -47,6 +48,31 @@ class Threshold(Activation):
         """Latents of these pre-activations."""
         return pre.relu() * (pre > self.threshold)
 
+    @torch.no_grad()
+    def fit(self, blocks: Iterable[Float[Tensor, "rows d_sae"]], *, l0: float) -> None:
+        """Scale by one factor so that of these pre-activations `l0` a row pass, on average.
+
+        Where fewer are above zero, all of those pass. At most twice as many values as that are held
+        in memory, and the pre-activations of a block.
+        """
+        unit = self.threshold.detach().clone()
+        unit[unit <= 0] = 1.0
+        passing, n_rows, floor = list[Tensor](), 0, 0.0
+        for pre in blocks:
+            ratio = (pre / unit).flatten()
+            if not passing:
+                floor = _largest(ratio, round(2 * l0 * len(pre)))
+            passing.append(ratio[ratio > floor])
+            n_rows += len(pre)
+        factor = max(floor, _largest(torch.cat(passing), round(l0 * n_rows)))
+        self.threshold.copy_((unit * factor).expand_as(self.threshold))
+
+
+def _largest(values: Float[Tensor, " n"], rank: int) -> float:
+    """The value that `rank` others are above, and zero where fewer are above zero."""
+    place = len(values) - rank
+    return max(0.0, float(values.kthvalue(place).values)) if place > 0 else 0.0
+
 
 @final
 class JumpReluArchitecture(Architecture):
@@ -56,7 +82,7 @@ class JumpReluArchitecture(Architecture):
 
     def __init__(self, config: JumpReluConfig, *, d_in: int, d_sae: int, rms: float) -> None:
         require_latents(config.l0, f"l0 = {config.l0:g}", "--set arch.l0", d_in=d_in, d_sae=d_sae)
-        self.l0 = config.l0
+        self.l0 = self.fitted_l0 = config.l0
         self.d_sae = d_sae
         self.bandwidth = config.bandwidth * rms
         self.threshold = config.threshold * rms

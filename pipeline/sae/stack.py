@@ -145,9 +145,7 @@ class Stack:
     def renormalise(self) -> None:
         """Bring dictionary rows back to unit norm, where the architecture wants it."""
         if self.arch.unit_norm:
-            W_dec = self.params["W_dec"]
-            norm = torch.linalg.vector_norm(W_dec, dim=-1, keepdim=True)
-            W_dec.div_(norm.clamp_min(torch.finfo(norm.dtype).tiny))
+            to_unit_norm_(self.params["W_dec"])
 
     def _pre(self, centred: Float[Tensor, "M B d"]) -> Float[Tensor, "M B F"]:
         """Pre-activations of all pairs, in the dtype of the products."""
@@ -190,6 +188,12 @@ class Stack:
             grads["b_dec"].sub_(product(grads["b_enc"][:, None], self.params["E"])[:, 0])
         if "E" not in self.arch.trained:
             grads["W_dec"].add_(grads["E"])
+
+
+def to_unit_norm_(W_dec: Float[Tensor, "*members F d"]) -> None:
+    """Divide each row by its norm, in place."""
+    norm = torch.linalg.vector_norm(W_dec, dim=-1, keepdim=True)
+    W_dec.div_(norm.clamp_min(torch.finfo(norm.dtype).tiny))
 
 
 def stacked(saes: Sequence[SAE], arch: Architecture) -> dict[str, Tensor]:

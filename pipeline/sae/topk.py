@@ -77,15 +77,19 @@ class TopKArchitecture(Competing):
 
     def activation(self) -> TopK:
         """The largest of each row."""
-        return TopK(self.k)
+        return TopK(int(self.k))
 
     def pick(self, pre: Float[Tensor, "M B F"], params: Params) -> Picked:
         """The largest of each row."""
-        return top_k(pre, self.k)
+        return top_k(pre, int(self.k))
 
 
 class BatchTopKArchitecture(Competing):
     """`batchtopk`; Matryoshka is picked in the same way."""
+
+    def __init__(self, config: CompetingConfig, *, d_in: int, d_sae: int, rms: float) -> None:
+        super().__init__(config, d_in=d_in, d_sae=d_sae, rms=rms)
+        self.fitted_l0 = float(config.k)
 
     def activation(self) -> Threshold:
         """What is above the threshold, which takes the batch's place."""
@@ -94,7 +98,8 @@ class BatchTopKArchitecture(Competing):
     def pick(self, pre: Float[Tensor, "M B F"], params: Params) -> Picked:
         """The `k * B` largest positive ones of each member, whose smallest moves the threshold."""
         threshold = params["threshold"]
-        picked, smallest = batch_top_k(pre, self.k * pre.shape[1], hint=threshold * HINT)
+        n = max(1, round(self.k * pre.shape[1]))
+        picked, smallest = batch_top_k(pre, n, hint=threshold * HINT)
         began = threshold > 0
         threshold.copy_(torch.where(began, threshold.lerp(smallest, THRESHOLD_RATE), smallest))
         return picked

@@ -152,13 +152,19 @@ class Feeder:
             ConfigError: Nothing is left.
             StoreError: Bytes of the store were altered.
         """
-        blocks = sample_rows(
-            self.store, sites=(feed.site,), metadata=feed.metadata, n_rows=n_rows, seed=seed
-        )
-        rule = self._rules[feed]
-        left = torch.cat([rule.apply(_moved(block, self._device)) for block in blocks])
+        left = torch.cat([*self.blocks(feed, n_rows=n_rows, seed=seed)])
         _require_rows(feed, left, n_rows=n_rows)
         return left
+
+    def blocks(
+        self, feed: Feed, *, n_rows: int, seed: int = 0
+    ) -> Generator[Float32[Tensor, "n d"], None, None]:
+        """The same block by block, of which some may be empty."""
+        rule = self._rules[feed]
+        for block in sample_rows(
+            self.store, sites=(feed.site,), metadata=feed.metadata, n_rows=n_rows, seed=seed
+        ):
+            yield rule.apply(_moved(block, self._device))
 
     def _look(self, site: str) -> dict[str, Tensor]:
         """Norms and metadata of sampled rows: of this site alone, whatever others are fed."""

@@ -1,6 +1,7 @@
 """SAEs of one shape that learn from the same rows, as one stack."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -11,16 +12,19 @@ from pipeline.config.checks import steps_of
 from pipeline.runs.checkpoints import Checkpoint
 from pipeline.runs.curves import Curves, TrainReport
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.architecture import Parts, measure
+from pipeline.sae.architecture import Parts, mean_square, measure
 from pipeline.sae.dead import Resampling, SilentRows, generator_of, resample_random, resample_worst
+from pipeline.sae.jumprelu import Threshold
 from pipeline.sae.sae import SAE, fold
-from pipeline.sae.stack import LOG, Stack, member_of, to_params, to_state
+from pipeline.sae.stack import LOG, Stack, member_of, to_params, to_state, to_unit_norm_
 from pipeline.training.feed import Feed, Feeder
 from pipeline.training.member import Member, MemberGroup, writing
 from pipeline.training.optimizer import Adam, Controller, Schedule
 
 SAMPLE_ROWS = 2**15
 """Of the store, among which resampling looks for those that are badly reconstructed."""
+FITTED_ROWS = 2**16
+"""Of the store, or as many as were trained on, to which thresholds are fitted at the end."""
 BLOCK_ROWS = 2**12
 CHOOSE_EVERY = 16
 """Steps between looks at whether the sparse path is still the faster one."""
@@ -39,6 +43,8 @@ class SAEMember(Member[SAERun]):
         super().__init__(run, curves=curves, schedule=schedule)
         self.controller = Controller.of(run.config, coefficient, hold=schedule.hold)
         self.n_resampled = 0
+        self.left: SAE | None = None
+        """What the run leaves behind, for rows as they are fed, once it is done."""
         self._coefficient = coefficient
 
     @property
@@ -47,7 +53,9 @@ class SAEMember(Member[SAERun]):
         base = self._coefficient if self.controller is None else self.controller.l1
         return base * self.schedule.penalty(self.step + 1)
 
-    def report(self, measured: Mapping[str, float], *, n_dead: int, sparse: bool) -> TrainReport:
+    def report(
+        self, measured: Mapping[str, float], *, n_dead: int, dead_over: int, sparse: bool
+    ) -> TrainReport:
         """Write a line of the curves.
 
         Raises:
@@ -61,6 +69,7 @@ class SAEMember(Member[SAERun]):
             rows=self.step * self.run.config.batch_size,
             **measured,  # pyright: ignore[reportArgumentType] - of the right names
             n_dead=n_dead,
+            dead_over=dead_over,
             n_resampled=self.n_resampled,
             sparse=sparse,
             rows_per_s=self.pace(),
@@ -90,10 +99,10 @@ class SAEMember(Member[SAERun]):
                 {name.removeprefix(CONTROLLER): float(state[name]) for name in names}
             )
 
-    def make_sae(self, params: Mapping[str, Tensor], *, scale: float = 1.0) -> SAE:
-        """The SAE of these parameters, for activations `scale` times those it was fed."""
+    def make_sae(self, params: Mapping[str, Tensor]) -> SAE:
+        """The SAE of these parameters."""
         sae = self.run.blank_sae()
-        sae.load_state_dict(fold(to_state(params), scale=scale))
+        sae.load_state_dict(to_state(params))
         return sae.to(params["W_dec"].device)
 
 
@@ -138,7 +147,7 @@ class Group(MemberGroup[SAEMember]):
             self._follow(parts, [lr for _, lr in used], n_rows=len(x))
             self._resample()
             if reports:
-                written = self._report(measure(x, parts), used)
+                written = self._report(x, parts, used)
         if self.step % self._config.checkpoint_every == 0 or self.done:
             self.save()
         return written
@@ -184,8 +193,27 @@ class Group(MemberGroup[SAEMember]):
         """
         scale = self._feeder.scale(self.feed)
         for member in self.members:
+            sae = self._left_by(member)
+            sae.load_state_dict(fold(sae.state_dict(), scale=scale))
             with writing(member.path):
-                member.run.finish(member.make_sae(member.adam.result, scale=scale))
+                member.run.finish(sae)
+
+    @torch.no_grad()
+    def _left_by(self, member: SAEMember) -> SAE:
+        """The SAE that a member leaves behind, its threshold fitted to what was asked for."""
+        if member.left is None:
+            arch, params = self._stack.arch, dict(member.adam.result)
+            if arch.unit_norm:
+                params["W_dec"] = params["W_dec"].clone()
+                to_unit_norm_(params["W_dec"])
+            if "E" not in arch.trained:
+                params["E"] = params["W_dec"]
+            sae = member.left = member.make_sae(params)
+            if arch.fitted_l0 is not None and isinstance(sae.activation, Threshold):
+                n_rows = min(FITTED_ROWS, member.n_steps * self._config.batch_size)
+                blocks = self._feeder.blocks(self.feed, n_rows=n_rows)
+                sae.activation.fit((sae.pre(x) for x in blocks if len(x)), l0=arch.fitted_l0)
+        return member.left
 
     def _attach(self, stack: Stack) -> None:
         """Let the members learn in the memory of a stack."""
@@ -265,17 +293,37 @@ class Group(MemberGroup[SAEMember]):
         return resample_worst(latents, dead, centred=centred, loss=loss, generator=generator)
 
     def _report(
-        self, measured: Mapping[str, Float[Tensor, " M"]], used: Sequence[tuple[float, float]]
+        self, x: Float[Tensor, "rows d"], parts: Parts, used: Sequence[tuple[float, float]]
     ) -> list[TrainReport]:
         """A line in the curves of every member; here alone the host waits for the device."""
+        if self.done:
+            parts = as_left([self._left_by(member) for member in self.members], x, parts)
+        measured = measure(x, parts)
         rows = torch.stack([*measured.values()], -1).tolist()
-        n_dead = self._silent.dead(self._dead_rows).sum(-1).tolist()
+        over = min(self._dead_rows, self.step * self._config.batch_size)
+        n_dead = self._silent.dead(over).sum(-1).tolist()
         written = list[TrainReport]()
         for member, row, dead, (beta, lr) in zip(self.members, rows, n_dead, used, strict=True):
             with self.failing(member):
                 values = dict(zip(measured, row, strict=True)) | {"beta": beta, "lr": lr}
-                written.append(member.report(values, n_dead=dead, sparse=self._sparse))
+                written.append(
+                    member.report(values, n_dead=dead, dead_over=over, sparse=self._sparse)
+                )
         return written
+
+
+@torch.no_grad()
+def as_left(saes: Sequence[SAE], x: Float[Tensor, "rows d"], parts: Parts) -> Parts:
+    """The last step's parts, but of what these SAEs, left behind, make of its rows."""
+    z = torch.stack([sae.encode(x) for sae in saes])
+    residual = torch.stack([sae.decode(z[m]) for m, sae in enumerate(saes)]) - x
+    return replace(
+        parts,
+        recon=mean_square(residual),
+        sums=z.sum(1),
+        counts=(z > 0).sum(1).to(parts.counts),
+        residual=residual,
+    )
 
 
 @torch.no_grad()

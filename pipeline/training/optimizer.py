@@ -71,10 +71,15 @@ class Adam:
         )
 
     def track(self) -> None:
-        """Take the parameters, as the step left them, into their average."""
+        """Take the parameters, as the step left them, into their average.
+
+        After n steps it is `sum_i decay^(n-i) p_i / sum_i decay^(n-i)`: where they started has no
+        part in it, as in Adam's own corrected moments (Kingma and Ba 2015, section 3).
+        """
         if self._decay is not None:
+            newest = (1 - self._decay) / (1 - self._decay**self.n_steps)
             for name, average in self._average.items():
-                average.lerp_(self.params[name], 1 - self._decay)
+                average.lerp_(self.params[name], newest)
 
     @property
     def result(self) -> dict[str, Tensor]:
