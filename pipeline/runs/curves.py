@@ -54,8 +54,8 @@ class TrainReport(StepReport):
     """Over the batch, around the batch's mean."""
     n_dead: int
     """Latents silent for the config's `dead_window`, or for as long as training goes on so far."""
-    dead_over: int | None = None
-    """So many rows; None in runs of versions that counted none before the window was full."""
+    dead_over: int = 0
+    """So many rows; 0 in runs of versions that counted none before the window was full."""
     n_resampled: int
     """Latents resampled so far."""
 

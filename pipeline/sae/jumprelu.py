@@ -52,26 +52,26 @@ class Threshold(Activation):
     def fit(self, blocks: Iterable[Float[Tensor, "rows d_sae"]], *, l0: float) -> None:
         """Scale by one factor so that of these pre-activations `l0` a row pass, on average.
 
-        Where fewer are above zero, all of those pass. At most twice as many values as that are held
-        in memory, and the pre-activations of a block.
+        Where fewer are above zero, all of those pass. The factor is found to 2^-11 of itself in a
+        histogram, whose bins are floats that share their leading bits.
         """
         unit = self.threshold.detach().clone()
         unit[unit <= 0] = 1.0
-        passing, n_rows, floor = list[Tensor](), 0, 0.0
+        counts = torch.zeros(2**31 >> FINE, dtype=torch.int64, device=unit.device)
+        n_rows = 0
         for pre in blocks:
-            ratio = (pre / unit).flatten()
-            if not passing:
-                floor = _largest(ratio, round(2 * l0 * len(pre)))
-            passing.append(ratio[ratio > floor])
+            bits = (pre.float() / unit).relu_().flatten().view(torch.int32) >> FINE
+            counts += torch.bincount(bits, minlength=len(counts))
             n_rows += len(pre)
-        factor = max(floor, _largest(torch.cat(passing), round(l0 * n_rows)))
-        self.threshold.copy_((unit * factor).expand_as(self.threshold))
+        counts[0] = 0  # not above zero
+        at_least = counts.flip(0).cumsum(0).flip(0)
+        enough = (at_least >= l0 * n_rows).nonzero()[-1:, 0]
+        factor = (enough << FINE).int().view(torch.float32) if len(enough) else unit.new_zeros(1)
+        self.threshold.copy_(unit * factor.to(unit)[0])
 
 
-def _largest(values: Float[Tensor, " n"], rank: int) -> float:
-    """The value that `rank` others are above, and zero where fewer are above zero."""
-    place = len(values) - rank
-    return max(0.0, float(values.kthvalue(place).values)) if place > 0 else 0.0
+FINE = 12
+"""Trailing bits of a float32 that do not tell bins apart: 11 bits of its mantissa do."""
 
 
 @final

@@ -203,8 +203,7 @@ class Group(MemberGroup[SAEMember]):
         """The SAE that a member leaves behind, its threshold fitted to what was asked for."""
         if member.left is None:
             arch, params = self._stack.arch, dict(member.adam.result)
-            if arch.unit_norm:
-                params["W_dec"] = params["W_dec"].clone()
+            if arch.unit_norm and self._config.ema is not None:  # a mean of unit rows is shorter
                 to_unit_norm_(params["W_dec"])
             if "E" not in arch.trained:
                 params["E"] = params["W_dec"]

@@ -83,8 +83,8 @@ class Adam:
 
     @property
     def result(self) -> dict[str, Tensor]:
-        """The parameters to keep: averaged ones where an average is kept."""
-        return self.params | self._average
+        """The parameters to keep: averaged ones, copied, where an average is kept."""
+        return self.params | {name: average.clone() for name, average in self._average.items()}
 
     @property
     def moments(self) -> dict[str, dict[str, Tensor]]:

@@ -51,7 +51,11 @@ def test_what_is_written_reads_back_equal(settings: dict[str, Any]):
             {"arch": "topk"},
             "config.arch must be a table with a kind, got 'topk': type {kind = 'topk'}",
         ),
-        ({"arch": {"kind": "topk", "k": "9"}}, "config.arch.k must be a whole number, got '9'"),
+        ({"arch": {"kind": "topk", "k": "9"}}, "config.arch.k must be a number, got '9'"),
+        (
+            {"arch": {"kind": "topk", "k": 1.5}},
+            "topk keeps a whole number of latents of each row, got k = 1.5: type --arch batchtopk",
+        ),
         ({"arch": {"kind": "topk", "k": 0}}, "k must be positive, got 0"),
         ({"batch_size": 1.5}, "config.batch_size must be a whole number, got 1.5"),
         ({"lr": True}, "config.lr must be a number, got True"),

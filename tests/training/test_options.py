@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from actstore.batches import Batches
 from actstore.reader import ActStore
 from pipeline.config.architectures import ARCHS
 from pipeline.runs.sae_run import SAERun
+from pipeline.sae.jumprelu import Threshold
 from pipeline.sae.sae import SAE
 from pipeline.training.assemble import b_dec_start
 from pipeline.training.feed import Feed, Feeder
@@ -63,15 +65,66 @@ def sae_at(out: Path, step: int) -> SAE:
 
 def test_the_sae_that_is_saved_is_the_moving_average_of_the_weights(store, tmp_path):
     run(store, tmp_path, ema=0.75, lr=1e-2, b_dec_start="zero")
-    average = {k: v.double() for k, v in SAE(ARCHS["relu"](), d_in=8, d_sae=32)
-               .state_dict().items()}  # fmt: skip
-    for step in range(1, 9):
-        weights, _ = kept(tmp_path, step)
-        average = {name: 0.75 * average[name] + 0.25 * w for name, w in weights.items()}
+    every = [kept(tmp_path, step)[0] for step in range(1, 9)]
+    share = torch.tensor([0.75 ** (8 - step) for step in range(1, 9)], dtype=torch.float64)
+    share /= share.sum()
+    average = {
+        name: torch.tensordot(share, torch.stack([weights[name] for weights in every]), 1)
+        for name in every[0]
+    }
+    average["W_dec"] /= average["W_dec"].norm(dim=-1, keepdim=True)
     saved = load_file(tmp_path / "sae.safetensors")
     for name, expected in average.items():
-        torch.testing.assert_close(saved[name].double(), expected, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(saved[name].double(), expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(saved["W_dec"], kept(tmp_path, 8)[0]["W_dec"].float(), atol=1e-3)
+
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "averaged": {"ema": 0.9},
+    "scaled": {"normalize": "rms", "exclude_positions": [0]},
+    "projected": {"project": True, "clip": 0.0, "lr_decay": "50%", "l1_warmup": "50%"},
+    "sparse": {"sparse": "on", "b_dec_start": "median"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@every_arch
+def test_the_last_line_of_the_curves_is_of_what_is_left_behind(store, tmp_path, arch, options):
+    *_, line = run(store, tmp_path, steps=5, arch=arch, lr=1e-2, **options)
+    opened, config = ActStore.open(store), SAERun.open(tmp_path).config
+    batches = Batches(
+        store=opened, sites=("mlp_out.0",), metadata=("position",), batch_size=64,
+        window_rows=config.window_rows, seed=config.order_seed,
+    )  # fmt: skip
+    batch = next(batches.start_at(4))
+    x = torch.from_numpy(batch["mlp_out.0"]).double()
+    scale = 1.0
+    if "exclude_positions" in options:
+        x = x[torch.from_numpy(batch["position"]) != 0]
+        rows, position = rows_of(store).double(), column(opened, "position")
+        scale = float(rows[torch.from_numpy(position) != 0].square().mean().sqrt())
+    sae = SAERun.open(tmp_path).load_sae(torch.device("cpu")).double()
+    with torch.no_grad():
+        z, residual = sae.encode(x), sae(x) - x
+    spread = (x - x.mean(0)).square().sum()
+    assert line["l0"] == pytest.approx(float((z > 0).double().sum(-1).mean()), abs=1.5 / len(x))
+    assert line["l1"] == pytest.approx(float(z.sum(-1).mean()), rel=1e-4)
+    recon = float(residual.square().sum(-1).mean()) / scale**2
+    assert line["recon"] == pytest.approx(recon, rel=1e-4)
+    explained = 1 - float(residual.square().sum() / spread)
+    assert line["explained_variance"] == pytest.approx(explained, abs=1e-4)
+    assert line["loss"] == pytest.approx(line["recon"] + line["sparsity"] + line["aux"], rel=1e-5)
+
+
+@pytest.mark.parametrize("k", [1.5, 2])
+@pytest.mark.parametrize("kind", ["batchtopk", "matryoshka", "jumprelu"])
+def test_a_threshold_lets_through_what_was_asked_for(store, tmp_path, kind, k):
+    knobs = {"l0": float(k)} if kind == "jumprelu" else {"k": k}
+    knobs |= {"prefixes": 3} if kind == "matryoshka" else {}
+    run(store, tmp_path, steps=32, arch={"kind": kind} | knobs, lr=1e-2)  # one pass
+    x, sae = rows_of(store), SAERun.open(tmp_path).load_sae(torch.device("cpu"))
+    assert float((sae.encode(x) > 0).sum()) / len(x) == pytest.approx(k, rel=4e-3)
 
 
 @every_arch
@@ -82,6 +135,10 @@ def test_the_sae_of_a_normalised_run_takes_rows_as_they_are(store, tmp_path, arc
     scale = float(x[position != 0].double().square().mean().sqrt())
     inner, saved = sae_at(tmp_path, 4), SAERun.open(tmp_path).load_sae(torch.device("cpu"))
     with torch.no_grad():
+        if isinstance(inner.activation, Threshold):  # it was fitted after the last checkpoint
+            ratio = saved.activation.threshold / inner.activation.threshold
+            torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio))
+            inner.activation.threshold.mul_(ratio)
         z, z_inner = saved.encode(x), inner.encode(x / scale)
         torch.testing.assert_close(saved(x), scale * inner(x / scale), rtol=1e-4, atol=1e-4)
         error = (saved(x) - x).square().sum(-1).mean()
@@ -148,7 +205,11 @@ def test_dead_latents_are_those_silent_for_the_window_whatever_was_excluded(stor
     for step in range(4, 11):
         silent = ~torch.stack(active[step - 3 : step]).any(0)
         assert lines[step - 1]["n_dead"] == int(silent.sum()) > 0
-    assert lines[1]["n_dead"] == 0
+        assert lines[step - 1]["dead_over"] == 48
+    assert (lines[1]["n_dead"], lines[1]["dead_over"]) == (
+        int((~(active[0] | active[1])).sum()),
+        32,
+    )
 
 
 def test_l1_warms_up_is_held_and_then_follows_the_target(store, tmp_path):

@@ -51,7 +51,7 @@ def test_a_run_leaves_checkpoints_curves_and_an_sae(store, tmp_path):
     assert [line["loss"] for line in lines] == [r.loss for r in seen]
     assert set(lines[0]) == {
         "step", "rows", "loss", "recon", "sparsity", "aux", "l0", "l1", "explained_variance",
-        "beta", "n_dead", "n_resampled", "lr", "sparse", "rows_per_s",
+        "beta", "n_dead", "dead_over", "n_resampled", "lr", "sparse", "rows_per_s",
     }  # fmt: skip
     run = SAERun.open(out)
     told = run.provenance
