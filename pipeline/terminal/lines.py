@@ -63,7 +63,9 @@ def curve_words(report: "StepReport") -> str:
     """Where a training stands."""
     told = {name: getattr(report, name, None) for name in _TOLD}
     words = (f"{_TOLD[name]} {cell}" for name, value in told.items() if (cell := _short(value)))
-    return f"loss {report.loss:.4g}  {'  '.join(words)}"
+    over = getattr(report, "dead_over", 0)
+    silent = f" in {over:,} rows" if over else ""
+    return f"loss {report.loss:.4g}  {'  '.join(words)}{silent}"
 
 
 def _short(value: int | float | None) -> str:
