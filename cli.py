@@ -219,7 +219,7 @@ def features(
         list[int] | None, typer.Option(help="Look at this one closely; repeatable.")
     ] = None,
     sort: Annotated[FeatureOrder, typer.Option(help="Of the table.")] = "frequency",
-    rows: Annotated[int, typer.Option(help="Of the table.")] = 20,
+    rows: Annotated[int, typer.Option(min=1, help="Of the table.")] = 20,
     store: Annotated[
         Path | None, typer.Option(help="Default: the one it was trained from.")
     ] = FeaturesConfig.store,
@@ -442,5 +442,6 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     if code == 130:
-        typer.secho("stopped; the same command goes on", err=True)
+        how = " with --resume" if sys.argv[1:2] == ["train"] and "--resume" not in sys.argv else ""
+        typer.secho(f"stopped; the same command goes on{how}", err=True)
     sys.exit(code)

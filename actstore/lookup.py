@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from os import cpu_count
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64, Shaped
@@ -103,13 +104,18 @@ def _by_shard(
         yield shard, here, inner[here]
 
 
+Key: TypeAlias = int | np.integer | slice | Sequence[int] | Shaped[np.ndarray, " n"]
+"""Which rows: a number, a slice, numbers in any order, or a mask."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Rows:
     """All rows of one site as an array that is read where it is asked for.
 
     Activations are float32, whatever they are stored as. `rows[7]` is one row; `rows[:10]` and
-    `rows[[3, 1]]` are several; `np.asarray(rows)` is all of them. Rows stand in the order of the
-    store, which is shuffled; `token_id`, `context_id` and `position` have the same order.
+    `rows[[3, 1]]` are several, `rows[:10, :4]` some columns of them; `np.asarray(rows)` is all of
+    them. Rows stand in the order of the store, which is shuffled; `token_id`, `context_id` and
+    `position` have the same order.
     """
 
     store: ChunkStore
@@ -131,12 +137,25 @@ class Rows:
         return self.store.n_rows
 
     def __getitem__(
-        self, key: int | np.integer | slice | Sequence[int] | Shaped[np.ndarray, " n"]
+        self, key: Key | tuple[Key, *tuple[int | np.integer | slice, ...]]
     ) -> Shaped[np.ndarray, "*rows"]:
         if isinstance(key, int | np.integer):
             return self[[int(key)]][0, ...]  # an array, too, where there is one value a row
+        if isinstance(key, tuple):
+            first, *rest = key
+            rows, one = self[first], isinstance(first, int | np.integer)
+            if len(rest) != rows.ndim - (not one) or not all(
+                isinstance(part, int | np.integer | slice)  # pyright: ignore[reportUnnecessaryIsInstance]
+                for part in rest
+            ):
+                raise StoreError(
+                    f"{self.name} is indexed by rows, or by rows and columns as a slice"
+                )
+            return rows[(*(() if one else (slice(None),)), *rest)]
         if isinstance(key, slice):
             numbers = np.arange(*key.indices(len(self)))
+        elif np.ndim(key) != 1:
+            raise StoreError(f"rows of {self.name} are asked for by number or as a list, got {key}")
         else:
             numbers = np.asarray(key, None if len(key) else np.int64)
             if numbers.dtype == bool and len(numbers) == len(self):

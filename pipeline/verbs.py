@@ -181,8 +181,10 @@ def _points(
     knobs = {f.name for arch in ARCHS.values() for f in fields(arch)} - {"kind"}
     knobs = frozenset(knobs if kind is TrainConfig else ())
     table = settings_of(kind, given, settings, verb=verb, also=knobs)
-    if "out" not in table:
+    if table.get("out") is None:
         raise ConfigError(f"{verb} lacks the setting 'out', the folder to write to")
+    if not isinstance(table["out"], str):
+        raise ConfigError(f"{verb}.out must be a path, got {table['out']!r}")
     shaping = {name: table.pop(name) for name in [*table] if name in knobs}
     if shaping or "arch" in table:
         arch = table.get("arch", ReluConfig.kind)

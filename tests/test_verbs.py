@@ -139,10 +139,14 @@ def test_harvest_evaluate_and_report(tiny_model, tiny_text, tmp_path):
 
 def test_fine_tuning_takes_keywords(tiny_text, tmp_path, evals):
     run = evals.save("sae")
-    report = verbs.finetune(
-        run, text=tiny_text, out=tmp_path / "tuned", epochs=1, steps_per_epoch=2, ctx_len=12,
-        batch_size=2, heldout_contexts=4, device="cpu",
-    )  # fmt: skip
+    with torch.inference_mode():  # where nothing could be learned
+        sae = SAE.from_pretrained(run)
+        report = verbs.finetune(
+            run, text=tiny_text, out=tmp_path / "tuned", epochs=1, steps_per_epoch=2, ctx_len=12,
+            batch_size=2, heldout_contexts=4, device="cpu",
+        )  # fmt: skip
+    sae(torch.ones(1, sae.d_in)).sum().backward()
+    assert sae.W_dec.grad is not None and sae.W_dec.dtype == torch.float32
     assert report.n_steps == 2
     assert repr(report).startswith(f"FinetuneReport({report.out}: loss the model alone ")
 
@@ -159,6 +163,9 @@ REFUSED = [
     (lambda s, o: verbs.features(o), "is not a run: it has no run.json"),
     (lambda s, o: verbs.features(s, n_top=0), "n_top must be positive, got 0"),
     (lambda s, o: verbs.report([o], out=s), "is a folder, a report is one file"),
+    (lambda s, o: verbs.train(s, out=None), "train lacks the setting 'out'"),
+    (lambda s, o: verbs.train(s, out=5), "train.out must be a path, got 5"),
+    (lambda s, o: verbs.train(s, out=s / "run"), "run lies inside the store it learns from"),
     (lambda s, o: verbs.report([]), "there is no run to show"),
     (lambda s, o: verbs.train(s, out=o, arch="topkk", k=3), "'topkk': did you mean 'topk'"),
     (lambda s, o: verbs.finetune(o), "finetune lacks the setting 'out'"),

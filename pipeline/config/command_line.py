@@ -29,12 +29,15 @@ def assigned(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
     A name may be that of a setting of the architecture, `arch.k_aux`. Values are read as TOML's,
     else as text; several, with commas between them, make a list.
     """
-    changed, arch = dict(settings), dict(settings.get("arch", {}))
+    changed, given = dict(settings), settings.get("arch")
+    arch: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
     shaping = {f.name for kind in ARCHS.values() for f in fields(kind)} - {"kind"}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name.strip():
             raise ConfigError(f"--set takes NAME=VALUE, got {assignment!r}")
+        if arch and name.strip() == "arch":
+            raise ConfigError(f"the architecture has an option of its own: type --arch {text}")
         if arch and name.strip() in shaping:
             raise ConfigError(
                 f"{name.strip()} is a setting of an architecture: type --set arch.{assignment}"
@@ -102,12 +105,20 @@ def connector_settings(
     )
 
 
+MOST_LAYERS = 10_000
+"""More than any model has."""
+
+
 def layers_of(text: str | None) -> list[int]:
     """Read `0-5`, `1,3` or `0-2,5`: layers, each once, in this order; none of None."""
     layers = list[int]()
     for word in text.split(",") if text is not None else ():
         first, dash, last = word.strip().partition("-")
-        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+        if not (
+            first.isdecimal()
+            and (last.isdecimal() or not dash)
+            and int(first) <= int(last or first) < MOST_LAYERS
+        ):
             raise ConfigError(f"--layers takes layers as in 0-5 or 1,3, got {text!r}")
         layers += range(int(first), int(last or first) + 1)
     return list(dict.fromkeys(layers))

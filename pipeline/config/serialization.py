@@ -120,8 +120,9 @@ def _read_by_kind(kinds: Mapping[str, type], value: object, where: str) -> objec
         )
     got = value.get("kind")
     if not isinstance(got, str) or got not in kinds:
-        hint = nearest(got, kinds)
-        raise ConfigError(f"{where}.kind must be one of {_listed(kinds)}, got {got!r}{hint}")
+        raise ConfigError(
+            f"{where}.kind must be one of {_listed(kinds)}, got {got!r}{meant(got, kinds)}"
+        )
     return _read_dataclass(kinds[got], value, where)
 
 
@@ -147,8 +148,13 @@ def _read_dataclass(hint: type, value: object, where: str) -> object:
 
 def nearest(got: object, known: Mapping[str, object]) -> str:
     """The end of a message about an unknown name: the nearest known one, or all of them."""
+    return meant(got, known) or f": it has {_listed(known)}"
+
+
+def meant(got: object, known: Mapping[str, object]) -> str:
+    """The end of a message that lists what is known already: the nearest, if any is near."""
     close = get_close_matches(str(got), known, n=1)
-    return f": did you mean {close[0]!r}?" if close else f": it has {_listed(known)}"
+    return f": did you mean {close[0]!r}?" if close else ""
 
 
 def _listed(names: object) -> str:

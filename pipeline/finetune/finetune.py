@@ -37,6 +37,8 @@ ENDS_SHARE = 20
 """The first and the last training loss of a report are means over one in so many steps."""
 
 
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def finetune(config: FinetuneConfig, *, on_progress: OnProgress | None = None) -> FinetuneReport:
     """Learn `c` and `d`, and write them with their analysis into `config.out`.
 

@@ -113,7 +113,8 @@ class Site:
     def parse(cls, text: str) -> "Site":
         """Read `mlp_out.3`."""
         kind, _, layer = text.partition(".")
-        if kind not in KINDS or not (layer.isascii() and layer.isdecimal()):
+        is_number = layer.isascii() and layer.isdecimal() and layer == str(int(layer))
+        if kind not in KINDS or not is_number:
             raise ConfigError(
                 f"bad site {text!r}: expected KIND.LAYER, as in mlp_out.1, with KIND one of "
                 f"{', '.join(KINDS)}"

@@ -105,16 +105,12 @@ class LanguageModel(HookedModel):
             ConfigError: there is no token, texts differ in length, are longer than the model knows
                 positions, or an id is not one of its vocabulary.
         """
-        if not isinstance(text, Sequence | Tensor | np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"the model runs on text or token ids, got {text!r}")
         if isinstance(text, str):
-            ids: Any = self.tokenizer.encode([text], end=False)
-        elif isinstance(text, Tensor | np.ndarray):
-            ids = text[None] if text.ndim == 1 else text
-        elif text and all(isinstance(one, str) for one in text):
+            ids: Sequence[Any] = self.tokenizer.encode([text], end=False)
+        elif _is_texts(text):
             ids = self.tokenizer.encode([str(one) for one in text], end=False)
         else:
-            ids = [text] if not text or isinstance(text[0], int) else text
+            ids = _id_lists(text)
         lengths = sorted({len(one) for one in ids})
         if not any(lengths):
             raise ConfigError("there is no token to run the model on: give it some text")
@@ -124,7 +120,7 @@ class LanguageModel(HookedModel):
                 "one, or cut them to one length"
             )
         self._require_positions(lengths[0])
-        tokens = torch.as_tensor(ids).long().to(self.device)
+        tokens = torch.from_numpy(np.stack(ids).astype(np.int64)).to(self.device)
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.n_vocab:
             raise ConfigError(
@@ -267,6 +263,29 @@ class LanguageModel(HookedModel):
             f"{shape.n_positions} positions; {weight.dtype} on {weight.device}; "
             f"sites {kinds}, each with .0 to .{shape.n_layers - 1})"
         )
+
+
+def _is_texts(text: Text) -> bool:
+    return isinstance(text, list | tuple) and bool(text) and all(isinstance(t, str) for t in text)
+
+
+def _id_lists(ids: object) -> list[np.ndarray]:
+    """Token ids of each text."""
+    if isinstance(ids, Tensor):
+        ids = ids.cpu().numpy()
+    try:
+        if not isinstance(ids, list | tuple | np.ndarray):
+            raise TypeError  # noqa: TRY301 - as the arrays do
+        several = len(ids) > 0 and np.ndim(ids[0]) > 0
+        found = [np.asarray(one) for one in (ids if several else [ids])]
+    except (TypeError, ValueError):
+        found = [np.zeros(())]
+    if any(one.ndim != 1 or (one.size and one.dtype.kind not in "iu") for one in found):
+        raise ConfigError(
+            "the model runs on text, or on token ids as [position] or [batch, position], got "
+            f"{type(ids).__name__} of something else"
+        )
+    return found
 
 
 class _NoAttention(nn.Module):

@@ -170,6 +170,7 @@ class SAE(Coder):
         self.activation = architecture.activation()
 
     @classmethod
+    @torch.inference_mode(mode=False)
     def from_pretrained(
         cls, folder: str | PathLike[str], *, device: str | torch.device = "cpu"
     ) -> "SAE":
@@ -195,7 +196,7 @@ class SAE(Coder):
             sae.load_state_dict(load(data))
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{path} is missing or damaged ({error})") from error
-        return sae.to(where)
+        return sae.to(where, torch.float32)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `sae.safetensors`, and the `cfg.json` that describes it and has its checksum."""

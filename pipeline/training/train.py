@@ -12,7 +12,7 @@ from pathlib import Path
 
 from actstore.reader import ActStore
 from pipeline.config.training import LoopConfig
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.runs.curves import StepReport, last_report
 from pipeline.runs.folder import RunFolder, enter
 from pipeline.runs.kinds import RunKind, kind_named
@@ -133,6 +133,10 @@ def require_trainable(configs: Sequence[LoopConfig]) -> None:
 
 def _blank(kind: RunKind, store: ActStore, config: LoopConfig) -> RunFolder:
     absolute = replace(config, store=store.path.resolve(), out=config.out.resolve())
+    if absolute.store in (absolute.out, *absolute.out.parents):
+        raise ConfigError(
+            f"{config.out} lies inside the store it learns from: choose another --out"
+        )
     return kind.prepare(store, absolute)
 
 

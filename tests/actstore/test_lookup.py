@@ -6,6 +6,7 @@ from actstore.errors import StoreError
 from actstore.moments import as_float
 from actstore.reader import ActStore
 from actstore.shardfile import ShardReader
+from tests.helpers.refusals import refused
 from tests.helpers.stores import (
     CTX_LEN,
     TWO_SITES,
@@ -81,6 +82,21 @@ def test_a_site_is_read_like_an_array_of_float32(store, key):
         got = rows[key]
         assert got.dtype == whole.dtype
         np.testing.assert_array_equal(got, whole[key])
+
+
+@given(key=KEYS, columns=st.one_of(st.slices(16), st.integers(-16, 15)))
+def test_some_columns_of_some_rows(store, key, columns):
+    whole = as_numbers(column(store, "mlp_out.1")).astype(np.float32)
+    np.testing.assert_array_equal(store["mlp_out.1"][key, columns], whole[key, columns])
+
+
+@pytest.mark.parametrize(
+    "key", [1.5, ..., (1, 2, 3), ([1, 2], [3, 4]), [[1, 2]]],
+    ids=["a half", "all", "three", "pairs", "two axes"],
+)  # fmt: skip
+def test_what_is_no_row_is_one_line(store, key):
+    with refused(StoreError, "mlp_out.1"):
+        store["mlp_out.1"][key]
 
 
 def test_a_site_can_be_walked_and_made_an_array(store):

@@ -55,8 +55,9 @@ def test_the_embedded_model_is_there_by_default():
 def test_text_becomes_the_tokens_of_a_document_without_its_end(model):
     ids = model.tokenizer.encode([TEXT])[0]
     assert ids[-1] == model.tokenizer.eos_id
-    given = (TEXT, [TEXT], ids[:-1], [ids[:-1]], np.array(ids[:-1], np.int32),
-             torch.tensor([ids[:-1]]))  # fmt: skip
+    array = np.array(ids[:-1], np.int32)
+    given = (TEXT, [TEXT], ids[:-1], [ids[:-1]], array, torch.tensor([ids[:-1]]),
+             [*array], [array], [*torch.tensor(array)])  # fmt: skip
     for one in given:
         tokens = model.to_tokens(one)
         assert tokens.dtype == torch.int64
@@ -75,7 +76,21 @@ def test_text_becomes_the_tokens_of_a_document_without_its_end(model):
         ),
         ([3, 260], "token ids of .* are 0 to 259, got 3 to 260"),
         ([-1], "token ids of .* are 0 to 259, got -1"),
-        (3.5, "runs on text or token ids, got 3.5"),
+        *(
+            pytest.param(bad, "runs on text, or on token ids", id=words)
+            for words, bad in {
+                "a number": 3.5,
+                "floats": [1.5, 2.0],
+                "a float tensor": torch.ones(1, 2),
+                "truths": [True],
+                "three axes": torch.ones(1, 1, 2).long(),
+                "no axis": torch.tensor(3),
+                "a mapping": {"input_ids": [1]},
+                "bytes": b"ab",
+                "mixed": ["a", 1],
+                "large": [10**30],
+            }.items()
+        ),
     ],
 )
 def test_what_cannot_be_run_is_one_line(model, text, message):
