@@ -143,8 +143,8 @@ class TopKConfig(Competing):
 class BatchTopKConfig(Competing):
     """Keep the `k * rows` largest latents of each batch (Bussmann et al. 2024, arXiv 2412.06410).
 
-    The smallest kept value, averaged over batches, is the threshold that takes the batch's place
-    once the SAE is trained.
+    Once the SAE is trained, a threshold takes the batch's place: it is fitted to let `k` latents of
+    a row through, on average over rows of the store.
     """
 
     kind: Literal["batchtopk"] = "batchtopk"
@@ -169,7 +169,9 @@ class MatryoshkaConfig(Competing):
 class JumpReluConfig(ArchConfig):
     """`z = pre * (pre > threshold)`, a learned threshold per latent, towards a number of latents.
 
-    Rajamanoharan et al. 2024, arXiv 2407.14435; the loss adds `coefficient * (L0 / l0 - 1)^2`.
+    Rajamanoharan et al. 2024, arXiv 2407.14435; the loss adds `coefficient * (L0 / l0 - 1)^2`. At
+    the end all thresholds are scaled by one factor, so that `l0` latents of a row are active on
+    average over rows of the store.
     """
 
     kind: Literal["jumprelu"] = "jumprelu"

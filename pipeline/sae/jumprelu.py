@@ -63,11 +63,11 @@ class Threshold(Activation):
             bits = (pre.float() / unit).relu_().flatten().view(torch.int32) >> FINE
             counts += torch.bincount(bits, minlength=len(counts))
             n_rows += len(pre)
-        counts[0] = 0  # not above zero
         at_least = counts.flip(0).cumsum(0).flip(0)
-        enough = (at_least >= l0 * n_rows).nonzero()[-1:, 0]
-        factor = (enough << FINE).int().view(torch.float32) if len(enough) else unit.new_zeros(1)
-        self.threshold.copy_(unit * factor.to(unit)[0])
+        if n_rows:
+            # Bin 0, which has what is not above zero, is enough of all.
+            enough = (at_least >= l0 * n_rows).nonzero()[-1, 0]
+            self.threshold.copy_(unit * (enough << FINE).int().view(torch.float32).to(unit))
 
 
 FINE = 12

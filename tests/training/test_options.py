@@ -79,6 +79,12 @@ def test_the_sae_that_is_saved_is_the_moving_average_of_the_weights(store, tmp_p
     assert not torch.allclose(saved["W_dec"], kept(tmp_path, 8)[0]["W_dec"].float(), atol=1e-3)
 
 
+def test_an_average_of_what_is_tied_is_tied(store, tmp_path):
+    run(store, tmp_path, ema=0.75, lr=1e-2, arch={"kind": "tied"})
+    saved = load_file(tmp_path / "sae.safetensors")
+    assert torch.equal(saved["W_enc"], saved["W_dec"].T)
+
+
 OPTIONS: dict[str, dict[str, object]] = {
     "plain": {},
     "averaged": {"ema": 0.9},
