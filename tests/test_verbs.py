@@ -116,7 +116,8 @@ def test_harvest_evaluate_and_report(tiny_model, tiny_text, tmp_path):
     out, seen = tmp_path / "a.actstore", []
     what = {"model": tiny_model, "text": tiny_text, "sites": "mlp_out.1", "ctx_len": 12}
     summary = verbs.harvest(out=out, tokens="1k", on_progress=seen.append, device="cpu", **what)
-    assert repr(summary) == f"HarvestSummary({out}: 996 rows a site, 996 of them written now)"
+    n = f"{summary.n_rows:,}"
+    assert repr(summary) == f"HarvestSummary({out}: {n} rows a site, {n} of them written now)"
     assert summary.store == out and seen[-1].done == summary.n_rows == ActStore.open(out).n_rows
     assert verbs.harvest(HarvestConfig(out=out, **what), tokens=1_000).reused
     runs = verbs.sweep(out, out=tmp_path / "s", **{**SMALL, "k": [2, 4]})
