@@ -49,7 +49,7 @@ class Threshold(Activation):
         return pre.relu() * (pre > self.threshold)
 
     @torch.no_grad()
-    def fit(self, blocks: Iterable[Float[Tensor, "rows d_sae"]], *, l0: float) -> None:
+    def fit(self, blocks: Iterable[Float[Tensor, "_ d_sae"]], *, l0: float) -> None:
         """Scale by one factor so that of these pre-activations `l0` a row pass, on average.
 
         Where fewer are above zero, all of those pass. The factor is found to 2^-11 of itself in a

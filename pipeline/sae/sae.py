@@ -90,7 +90,9 @@ class Coder(nn.Module, ABC):
     def encoder_directions(self) -> Float[Tensor, "d_sae d_in"]:
         """What each latent reads: a row of its encoder weights."""
 
-    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+    def encode(
+        self, x: Float[Tensor, "*batch d_in"] | Float[np.ndarray, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_sae"]:
         """Latents of each row; numpy's arrays are taken, too, as the store gives them.
 
         Raises:
