@@ -215,8 +215,7 @@ class ActStore(ChunkStore):
                 bytes of the store were altered.
         """
         names = (sites,) if isinstance(sites, str) else tuple(sites)
-        for name in names:
-            self.__getitem__(name)
+        rows_of = {name: self[name] for name in names}  # or there is no such array
         batches = Batches(
             store=self,
             sites=tuple(name for name in names if name not in ROW_ARRAYS),
@@ -230,7 +229,7 @@ class ActStore(ChunkStore):
         def drawn() -> Iterator[Any]:
             with closing(batches.start_at(0)) as stream:
                 for batch in islice(stream, n):
-                    found = {name: self[name].settled(rows) for name, rows in batch.items()}
+                    found = {name: rows_of[name].settled(rows) for name, rows in batch.items()}
                     yield found[sites] if isinstance(sites, str) else found
 
         return drawn()

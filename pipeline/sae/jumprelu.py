@@ -60,14 +60,14 @@ class Threshold(Activation):
         counts = torch.zeros(2**31 >> FINE, dtype=torch.int64, device=unit.device)
         n_rows = 0
         for pre in blocks:
-            bits = (pre.float() / unit).relu_().flatten().view(torch.int32) >> FINE
-            counts += torch.bincount(bits, minlength=len(counts))
+            ratio = pre.float() / unit
+            above = ratio[ratio > 0]  # nor what is not a number, or zero with a sign
+            counts += torch.bincount(above.view(torch.int32) >> FINE, minlength=len(counts))
             n_rows += len(pre)
         at_least = counts.flip(0).cumsum(0).flip(0)
-        if n_rows:
-            # Bin 0, which has what is not above zero, is enough of all.
-            enough = (at_least >= l0 * n_rows).nonzero()[-1, 0]
-            self.threshold.copy_(unit * (enough << FINE).int().view(torch.float32).to(unit))
+        enough = (at_least >= l0 * max(1, n_rows)).nonzero()[-1:, 0]
+        factor = (enough << FINE).int().view(torch.float32).sum()  # of one, or of none: 0
+        self.threshold.copy_(unit * factor.to(unit))
 
 
 FINE = 12

@@ -18,7 +18,7 @@ from pipeline.sae.jumprelu import Threshold
 from pipeline.sae.sae import SAE, fold
 from pipeline.sae.stack import LOG, Stack, member_of, to_params, to_state, to_unit_norm_
 from pipeline.training.feed import Feed, Feeder
-from pipeline.training.member import Member, MemberGroup, writing
+from pipeline.training.member import ROWS, Member, MemberGroup, writing
 from pipeline.training.optimizer import Adam, Controller, Schedule
 
 SAMPLE_ROWS = 2**15
@@ -211,7 +211,8 @@ class Group(MemberGroup[SAEMember]):
             if arch.fitted_l0 is not None and isinstance(sae.activation, Threshold):
                 n_rows = min(FITTED_ROWS, member.n_steps * self._config.batch_size)
                 blocks = self._feeder.blocks(self.feed, n_rows=n_rows)
-                sae.activation.fit((sae.pre(x) for x in blocks if len(x)), l0=arch.fitted_l0)
+                pre = (sae.pre(part) for x in blocks for part in x.split(ROWS))
+                sae.activation.fit(pre, l0=arch.fitted_l0)
         return member.left
 
     def _attach(self, stack: Stack) -> None:
@@ -314,15 +315,16 @@ class Group(MemberGroup[SAEMember]):
 @torch.no_grad()
 def as_left(saes: Sequence[SAE], x: Float[Tensor, "rows d"], parts: Parts) -> Parts:
     """The last step's parts, but of what these SAEs, left behind, make of its rows."""
-    z = torch.stack([sae.encode(x) for sae in saes])
-    residual = torch.stack([sae.decode(z[m]) for m, sae in enumerate(saes)]) - x
-    return replace(
-        parts,
-        recon=mean_square(residual),
-        sums=z.sum(1),
-        counts=(z > 0).sum(1).to(parts.counts),
-        residual=residual,
-    )
+    sums, counts = torch.zeros_like(parts.sums), torch.zeros_like(parts.counts)
+    residual = torch.empty_like(parts.residual)
+    for m, sae in enumerate(saes):
+        for start in range(0, len(x), ROWS):
+            rows = slice(start, start + ROWS)
+            z = sae.encode(x[rows])
+            sums[m] += z.sum(0)
+            counts[m] += (z > 0).sum(0)
+            residual[m, rows] = sae.decode(z) - x[rows]
+    return replace(parts, recon=mean_square(residual), sums=sums, counts=counts, residual=residual)
 
 
 @torch.no_grad()

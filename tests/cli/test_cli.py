@@ -218,6 +218,30 @@ def test_an_unknown_setting_suggests_the_nearest(fails, tmp_path):
     assert "did you mean 'expansion'" in said
 
 
+def test_a_file_for_saes_says_what_connectors_do_not_know(fails, tmp_path):
+    file = settings(tmp_path, arch="topk")
+    told = fails("train", "s", "--connect", "a:b", "--out", tmp_path / "r", "--config", file)
+    assert "has no setting 'arch'" in told
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["train", "s", "--out", "r"], "stopped; the same command goes on with --resume"),
+        (["train", "s", "--out", "r", "--resume"], "stopped; the same command goes on"),
+        (["eval", "r"], "stopped; the same command goes on"),
+    ],
+    ids=["train", "resumed", "eval"],
+)
+def test_ctrl_c_says_how_to_go_on(saepipe, monkeypatch, command, told):
+    def stopped(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", stopped)
+    code, _, err = saepipe(*command)
+    assert (code, err) == (130, f"{told}\n")
+
+
 def test_wrong_usage_exits_with_2(saepipe):
     code, _, err = saepipe("train", "--no-such-option")
     assert code == 2

@@ -98,6 +98,11 @@ def test_what_cannot_be_run_is_one_line(model, text, message):
         model.run_with_acts(text, sites=["mlp_out.1"])
 
 
+def test_a_site_has_one_name(model):
+    with refused(ConfigError, "bad site 'mlp_out.01'"):
+        model.run_with_acts(TEXT, sites=["mlp_out.01"])
+
+
 def test_a_site_that_is_not_there_is_one_line(model):
     message = "resid_mid.1 does not exist: .*; use resid_pre.1 or resid_post.1"
     with refused(ConfigError, message):

@@ -1,5 +1,7 @@
 """A threshold that is fitted to a number of active latents."""
 
+import math
+
 import pytest
 import torch
 
@@ -28,6 +30,23 @@ def test_as_many_pass_as_were_asked_for_and_proportions_stay(start, l0):
     if start == "one each":
         ratio = (threshold.threshold / theta).detach()
         torch.testing.assert_close(ratio, ratio[:1].expand(40))
+
+
+@pytest.mark.parametrize("odd", [-0.0, math.nan, -math.nan], ids=["zero", "nan", "nan below"])
+def test_what_is_no_number_above_zero_is_not_counted(odd):
+    """Every float has bits, and those of these would be places in no histogram."""
+    pre = make_pre()
+    expected = Threshold(torch.tensor(0.2))
+    expected.fit([pre.clamp_min(0)], l0=3.0)
+    threshold = Threshold(torch.tensor(0.2))
+    threshold.fit([torch.where(pre > 0, pre, torch.tensor(odd))], l0=3.0)
+    assert torch.equal(threshold.threshold, expected.threshold)
+
+
+def test_without_rows_everything_above_zero_passes():
+    threshold = Threshold(torch.tensor(0.2))
+    threshold.fit([torch.empty(0, 40)], l0=3.0)
+    assert threshold.threshold.item() == 0
 
 
 def test_where_too_few_are_above_zero_all_of_them_pass():
