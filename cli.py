@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore.errors import StoreError
-from pipeline.config.architectures import ARCHS
+from pipeline.config.architectures import ARCHS, L0, TopKConfig
 from pipeline.config.command_line import (
     arch_table,
     assigned,
@@ -30,7 +30,7 @@ from pipeline.config.stages import (
     StoreDtype,
 )
 from pipeline.config.training import ConnectConfig, TrainConfig
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.mnist.config import MnistConfig
 
 if TYPE_CHECKING:  # it brings rich, and --help must not wait for that
@@ -49,6 +49,16 @@ def _print_version(asked: bool) -> None:
 
         typer.echo(f"saepipe {version('saepipe')}")
         raise typer.Exit
+
+
+def _list_recipes(name: str | None) -> str | None:
+    if name == "list":
+        from pipeline.config.recipes import recipes
+
+        for known, what in recipes().items():
+            typer.echo(f"{known:<15}{what}")
+        raise typer.Exit
+    return name
 
 
 @app.callback()
@@ -117,9 +127,12 @@ def train(
     site: Annotated[
         list[str] | None, typer.Option(help="Default: the store's only site; repeatable.")
     ] = None,
-    arch: Annotated[str, typer.Option(help=f"{', '.join(ARCHS)}.")] = "relu",
+    arch: Annotated[str, typer.Option(help=f"{', '.join(ARCHS)}.")] = TopKConfig.kind,
     expansion: Annotated[str, typer.Option(help="Latents per input.")] = str(TrainConfig.expansion),
-    l1: Annotated[str, typer.Option(help="L1 coefficient, of those that have one.")] = "0.001",
+    l0: Annotated[str | None, typer.Option(help=f"Active latents of a row; default: {L0}.")] = None,
+    l1: Annotated[
+        str | None, typer.Option(help="L1 coefficient, where it is not found by --l0.")
+    ] = None,
     connect: Annotated[
         list[str] | None,
         typer.Option(metavar="RUN_IN:RUN_OUT", help="A connector between these SAEs; repeatable."),
@@ -127,10 +140,14 @@ def train(
     target: Annotated[
         str | None, typer.Option(help="Share of latents to be active; adjusts l1 to that.")
     ] = None,
-    k: Annotated[str, typer.Option(help="Active latents of topk and its kin.")] = "32",
-    lr: Annotated[str, typer.Option(help="Learning rate of Adam.")] = str(TrainConfig.lr),
+    k: Annotated[str | None, typer.Option(help="--l0 of topk and its kin.")] = None,
+    lr: Annotated[
+        str | None, typer.Option(help="Learning rate of Adam; default: by width and length.")
+    ] = None,
     tokens: Annotated[str | None, typer.Option(help="Rows; default: one pass.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows a step.")] = TrainConfig.batch_size,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows a step; default: 1024, or fewer in short runs.")
+    ] = None,
     seed: Annotated[str, typer.Option(help="Of the weights.")] = str(TrainConfig.seed),
     device: Annotated[Device, typer.Option()] = TrainConfig.device,
     precision: Annotated[Precision, typer.Option()] = TrainConfig.precision,
@@ -139,6 +156,12 @@ def train(
     ] = None,
     log: Annotated[str, typer.Option(help="Live: tensorboard, wandb, trackio.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|list", callback=_list_recipes, is_eager=True, help="Published settings."
+        ),
+    ] = None,
     config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
@@ -153,14 +176,16 @@ def train(
         "precision": precision, "arch": _values("arch", arch, str),
     }  # fmt: skip
     knobs = {
-        "l1": _values("l1", l1, float), "k": _values("k", k, plain_number),
-        "target": None if target is None else _values("target", target, float),
+        "l0": _values("l0", l0, plain_number), "l1": _values("l1", l1, float),
+        "k": _values("k", k, plain_number), "target": _values("target", target, float),
     }  # fmt: skip
     given, kind = _given(ctx), ConnectConfig if connect else TrainConfig
     if connect:
+        if recipe is not None:
+            raise ConfigError("--recipe means nothing to --connect: recipes are of SAEs")
         settings = connector_settings(config, options | knobs, connect, given=given)
     else:
-        settings = merged(config, options, given=given)
+        settings = merged(config, options, given=given, named=recipe)
         settings["arch"] = arch_table(settings["arch"], knobs, given=given)
     settings = assigned(settings, assign or [])
     from pipeline.config.grid import expand
@@ -403,11 +428,11 @@ def _settings(ctx: typer.Context, file: Path | None, **options: object) -> dict[
     return merged(file, options, given=_given(ctx))
 
 
-def _values(option: str, text: str, kind: Callable[[str], Any]) -> object:
-    """What an option was given: a value, or a list where there are commas."""
+def _values(option: str, text: str | None, kind: Callable[[str], Any]) -> object:
+    """What an option was given: a value, a list where there are commas, or nothing."""
     from pipeline.config.grid import comma_list
 
-    return _single(comma_list(text, kind, option=f"--{option}"))
+    return None if text is None else _single(comma_list(text, kind, option=f"--{option}"))
 
 
 def _single(values: list[Any] | None) -> object:

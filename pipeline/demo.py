@@ -45,8 +45,8 @@ def run_demo(
     store, sae = out / "acts.actstore", out / "sae"
     harvest = HarvestConfig(out=store, sites=("mlp_out.2",), tokens=500_000)
     train = TrainConfig(
-        store=store, out=sae, arch=TopKConfig(k=32), expansion=8, lr=1e-3, tokens=1_000_000,
-        batch_size=2048, dead_window="200k", log_every=10,
+        store=store, out=sae, arch=TopKConfig(k=32), expansion=8, tokens=1_000_000, batch_size=1024,
+        log_every=10,
     )  # fmt: skip
     evaluate = EvalConfig(runs=(sae,), tokens=40_000, layers=(0, 1, 2, 3))
     finetune = FinetuneConfig(

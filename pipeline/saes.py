@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import final
 
 from actstore.reader import ActStore
+from pipeline.config.defaults import settled
 from pipeline.config.training import TrainConfig
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError
@@ -38,8 +39,9 @@ class SAEs(RunKind):
         """An SAE of one site."""
         site = only_site(store, config.site)
         d_in = store.width(site)
-        architecture_of(config.arch, d_in=d_in, d_sae=config.expansion * d_in)  # or it cannot be
-        config = replace(config, site=site)
+        d_sae = config.expansion * d_in
+        config = settled(replace(config, site=site), d_sae=d_sae, n_rows=store.n_rows)
+        architecture_of(config.arch, d_in=d_in, d_sae=d_sae)  # or it cannot be
         return SAERun(path=config.out, config=config, provenance=Provenance.of(store, site=site))
 
     def assemble(

@@ -13,10 +13,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from pipeline.config.architectures import ARCHS, ReluConfig
+from pipeline.config.architectures import ARCHS, TopKConfig
 from pipeline.config.command_line import arch_table
 from pipeline.config.grid import Point, expand
 from pipeline.config.keywords import config_of, settings_of, takes
+from pipeline.config.recipes import recipe as recipe_of
 from pipeline.config.stages import (
     EvalConfig,
     FeaturesConfig,
@@ -75,6 +76,7 @@ def train(
     resume: bool = False,
     on_progress: OnProgress | None = None,
     on_step: "OnStep | None" = None,
+    recipe: str | None = None,
     **settings: object,
 ) -> "SAERun":
     """Train a sparse autoencoder from a store; a run that is complete is not trained again.
@@ -86,6 +88,8 @@ def train(
         resume: Go on with an unfinished run from its newest checkpoint.
         on_progress: Told the rows done.
         on_step: Told each line of the curves.
+        recipe: Published settings by their name; `saepipe train --recipe list` has all. Other
+            settings go before its own.
         settings: Those below. `arch` is a name, and what that architecture can be told stands
             beside it, as `k=32`; or it is a config of `pipeline.config.architectures`.
 
@@ -97,7 +101,7 @@ def train(
     """
     from pipeline.runs.sae_run import SAERun
 
-    (point,) = points = _points(TrainConfig, store, settings, verb="train")
+    (point,) = points = _points(TrainConfig, store, settings, verb="train", named=recipe)
     train_points(points, resume=resume, on_progress=on_progress, on_step=on_step)
     return SAERun.open(point.config.out)
 
@@ -109,6 +113,7 @@ def sweep(
     resume: bool = False,
     on_progress: OnProgress | None = None,
     on_step: "OnStep | None" = None,
+    recipe: str | None = None,
     **settings: object,
 ) -> "list[SAERun]":
     """Train every combination of settings of which lists are given, in one pass over a store.
@@ -122,6 +127,7 @@ def sweep(
         resume: Go on with what is unfinished.
         on_progress: Told the rows done.
         on_step: Told each line of each run's curves.
+        recipe: As `train` takes it.
         settings: As `train` takes them, any of them a list.
 
     Returns:
@@ -135,7 +141,7 @@ def sweep(
     """
     from pipeline.runs.sae_run import SAERun
 
-    points = _points(TrainConfig, store, settings, verb="sweep")
+    points = _points(TrainConfig, store, settings, verb="sweep", named=recipe)
     train_points(points, resume=resume, on_progress=on_progress, on_step=on_step)
     return [SAERun.read(point.config.out) for point in points]
 
@@ -174,10 +180,19 @@ def connect(
 
 
 def _points(
-    kind: type[LoopConfig], store: object, settings: Mapping[str, object], *, verb: str
+    kind: type[LoopConfig],
+    store: object,
+    settings: Mapping[str, object],
+    *,
+    verb: str,
+    named: str | None = None,
 ) -> tuple[Point, ...]:
     """What is to be trained: one run, or for a sweep any number."""
-    given: Any = store if isinstance(store, kind) else {"store": store}
+    given: Any = store
+    if not isinstance(store, kind):
+        given = {**({} if named is None else recipe_of(named)), "store": store}
+    elif named is not None:
+        raise ConfigError(f"{verb} takes a config, which says everything, or the recipe {named!r}")
     knobs = {f.name for arch in ARCHS.values() for f in fields(arch)} - {"kind"}
     knobs = frozenset(knobs if kind is TrainConfig else ())
     table = settings_of(kind, given, settings, verb=verb, also=knobs)
@@ -187,7 +202,7 @@ def _points(
         raise ConfigError(f"{verb}.out must be a path, got {table['out']!r}")
     shaping = {name: table.pop(name) for name in [*table] if name in knobs}
     if shaping or "arch" in table:
-        arch = table.get("arch", ReluConfig.kind)
+        arch = table.get("arch", TopKConfig.kind)
         table["arch"] = arch_table(arch, shaping, given=frozenset(shaping))
     points = expand(table, out=Path(str(table["out"])), kind=kind)
     if len(points) > 1 and verb != "sweep":
@@ -220,7 +235,7 @@ def train_points(
                 Progress(
                     stage="train",
                     done=report.rows,
-                    total=report.n_steps * first.batch_size,
+                    total=report.n_steps * (report.rows // report.step),
                     unit="rows",
                     words=words(report),
                 )

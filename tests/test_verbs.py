@@ -12,6 +12,7 @@ from actstore.errors import StoreError
 from actstore.reader import ActStore
 from pipeline import verbs
 from pipeline.config.architectures import TopKConfig
+from pipeline.config.defaults import settled
 from pipeline.config.stages import HarvestConfig
 from pipeline.config.training import TrainConfig
 from pipeline.connect.reading.values import Reading
@@ -47,7 +48,7 @@ def test_keywords_make_the_run_that_its_config_makes(store, tmp_path, monkeypatc
         store=store.resolve(), out=(tmp_path / "a").resolve(), arch=TopKConfig(k=4), expansion=2,
         batch_size=50, log_every=1, device="cpu", tokens=200, site="mlp_out.1",
     )  # fmt: skip
-    assert run.config == config
+    assert run.config == settled(config, d_sae=run.d_sae, n_rows=run.provenance.n_rows)
     assert [report.step for report in steps] == [1, 2, 3, 4]
     assert [(p.stage, p.done, p.total, p.unit) for p in seen] == [
         ("train", n, 200, "rows") for n in (50, 100, 150, 200)
@@ -182,7 +183,7 @@ def test_what_cannot_be_is_one_line(store, tmp_path, ask, said):
 @pytest.mark.parametrize(
     ("keywords", "options"),
     [
-        ({"k": 3}, ["--k", 3]),
+        ({"l1": 3}, ["--l1", 3]),
         ({"arch": "topk", "k": 99}, ["--arch", "topk", "--k", 99]),
         ({"arch": "topp"}, ["--arch", "topp"]),
         ({"site": "mlp_out.7"}, ["--site", "mlp_out.7"]),

@@ -18,6 +18,9 @@ from typing import ClassVar, Literal, TypeVar
 from pipeline.config.checks import require_fraction, require_not_negative, require_positive
 from pipeline.errors import ConfigError
 
+L0 = 32
+"""Active latents of a row, where no one asks for another number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArchConfig:
@@ -26,6 +29,8 @@ class ArchConfig:
     kind: str = ""
     made_by: ClassVar[str] = ""
     """Its `Architecture`, as `module:class`."""
+    l0_as: ClassVar[str] = "l0"
+    """The setting that says how many latents of a row are to be active, which `--l0` sets."""
 
     @classmethod
     def kinds(cls) -> Mapping[str, "type[ArchConfig]"]:
@@ -37,49 +42,80 @@ class ArchConfig:
         """Equal for those whose SAEs can learn in one stack."""
         return self
 
+    @property
+    def settled(self) -> "ArchConfig":
+        """The same, with nothing left open."""
+        return self
+
     def __str__(self) -> str:
-        knobs = [f for f in fields(self) if f.name != "kind"]
-        said = [f.name for i, f in enumerate(knobs) if not i or getattr(self, f.name) != f.default]
-        return " ".join([self.kind, *(f"{name}={getattr(self, name)}" for name in said)])
+        knobs = {f: getattr(self, f.name) for f in fields(self) if f.name != "kind"}
+        said = [(f.name, x) for i, (f, x) in enumerate(knobs.items()) if not i or x != f.default]
+        return " ".join([self.kind, *(f"{name}={x}" for name, x in said if x is not None)])
+
+    def _whole(self, name: str) -> None:
+        """Let 16.0 and 16 be one config."""
+        value = getattr(self, name)
+        if value is not None and value == int(value):
+            object.__setattr__(self, name, int(value))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Penalised(ArchConfig):
-    """What kinds with a penalty share that can be adjusted."""
+    """What kinds with a penalty share: it is adjusted to what is asked for, or it is `l1`."""
 
-    l1: float = 1e-3
+    l0: float | int | None = None
+    """Active latents of a row to arrive at; 32 where neither `l1` nor `target` says otherwise."""
+    l1: float | None = None
+    """The penalty; with a number to arrive at, where it starts. None finds a start by itself."""
     target: float | None = None
-    """Share of latents to be active; l1 is then adjusted until it is. None leaves l1 alone."""
+    """As `l0`, but the share of latents."""
 
     def __post_init__(self) -> None:
         require_not_negative(self, "l1")
+        require_positive(self, "l0")
         require_fraction(self, "target")
-        if self.target is not None and self.l1 == 0:
+        self._whole("l0")
+        if self.l0 is not None and self.target is not None:
             raise ConfigError(
-                "l1 is 0, and a target multiplies it until it is right: type an --l1 > 0"
+                f"l0 {self.l0} and target {self.target} say the same thing: give one of them"
+            )
+        if self.l1 == 0 and (self.l0 is not None or self.target is not None):
+            raise ConfigError(
+                "l1 is 0, and to arrive at so many latents multiplies it: type an --l1 above 0, "
+                "or none"
             )
 
     @property
     def shape(self) -> ArchConfig:
         """Members of a stack may differ in their penalties."""
-        return replace(self, l1=0.0, target=None)
+        return replace(self, l0=None, l1=0.0, target=None)
+
+    @property
+    def settled(self) -> ArchConfig:
+        """With the number of latents that everyone means who names none."""
+        asked = (self.l0, self.l1, self.target)
+        return replace(self, l0=L0) if asked == (None, None, None) else self
+
+    def wanted(self, *, d_sae: int) -> float | None:
+        """The share of latents to be active; None where the penalty is what is asked for."""
+        return self.target if self.l0 is None else self.l0 / d_sae
 
 
 @dataclass(frozen=True, kw_only=True)
 class Competing(ArchConfig):
     """What kinds share whose latents compete."""
 
-    k: float | int = 32
+    l0_as: ClassVar[str] = "k"
+    k: float | int = L0
     """Active latents of a row; on average over the rows, and maybe 1.5, for all kinds but topk."""
     k_aux: int | None = None
     """Dead latents that AuxK revives per row; None means half the input width, 0 none."""
-    aux_coefficient: float = 1 / 32
+    aux_coefficient: float = 1 / 8
 
     def __post_init__(self) -> None:
         require_positive(self, "k")
         require_not_negative(self, "k_aux", "aux_coefficient")
-        if self.k == int(self.k):
-            object.__setattr__(self, "k", int(self.k))  # 16.0 and 16 are one config
+        self._whole("k")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,19 +212,20 @@ class JumpReluConfig(ArchConfig):
 
     kind: Literal["jumprelu"] = "jumprelu"
     made_by: ClassVar = "pipeline.sae.jumprelu:JumpReluArchitecture"
-    l0: float = 32.0
+    l0: float | int = L0
     """Active latents to aim at."""
     coefficient: float = 1.0
     """In units of the mean squared norm of a row, so that it suits activations of any scale."""
     bandwidth: float = 0.5
     """Of the kernel that lets the threshold feel its neighbourhood, in root mean squares of x."""
-    threshold: float = 0.7
-    """Where every threshold starts, in the same unit: it can only move by about `lr` of itself a
-    step, so that where it starts is where a short run ends."""
+    threshold: float | None = None
+    """Where every threshold starts, in the same unit; None lets `l0` latents of the first rows
+    through."""
 
     def __post_init__(self) -> None:
         require_positive(self, "l0", "bandwidth", "threshold")
         require_not_negative(self, "coefficient")
+        self._whole("l0")
 
 
 Config = TypeVar("Config", bound=ArchConfig)

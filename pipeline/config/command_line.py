@@ -7,16 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.architectures import ARCHS
+from pipeline.config.recipes import recipe
 from pipeline.config.serialization import load_toml, nearest, to_json
 from pipeline.config.training import ConnectConfig
 from pipeline.errors import ConfigError
 
 
 def merged(
-    file: Path | None, options: Mapping[str, object], *, given: frozenset[str]
+    file: Path | None,
+    options: Mapping[str, object],
+    *,
+    given: frozenset[str],
+    named: str | None = None,
 ) -> dict[str, Any]:
-    """Flag before file before default: `given` names the settings whose options were typed."""
-    settings: dict[str, Any] = dict(load_toml(file)) if file is not None else {}
+    """Flag before file before recipe before default.
+
+    Args:
+        file: TOML.
+        options: What the command line has for each setting, typed or not.
+        given: The settings whose options were typed.
+        named: A recipe.
+    """
+    settings: dict[str, Any] = dict(recipe(named)) if named is not None else {}
+    if file is not None:
+        settings |= load_toml(file)
     for name, value in options.items():
         if name in given or name not in settings:
             settings[name] = to_json(value)
@@ -56,6 +70,10 @@ def _value(word: str) -> object:
         return word.strip()
 
 
+DISPLACES = {"l0": {"k", "target"}, "k": {"l0"}, "target": {"l0"}}
+"""Options of one meaning: which of a file's go where this one was typed."""
+
+
 def arch_table(
     arch: object, knobs: Mapping[str, object], *, given: frozenset[str]
 ) -> dict[str, object]:
@@ -69,10 +87,16 @@ def arch_table(
     for kind in kinds:
         if kind not in ARCHS:
             raise ConfigError(f"there is no architecture {kind!r}{nearest(kind, ARCHS)}")
-    known = {f.name for kind in kinds for f in fields(ARCHS[kind])}
+    known = {f.name for kind in kinds for f in fields(ARCHS[kind])} | {"l0"}
+    for name in given & DISPLACES.keys():
+        for other in DISPLACES[name] - given:
+            table.pop(other, None)
     for name, value in knobs.items():
         if name in given and name not in known:
-            raise ConfigError(f"--{name} means nothing to --arch {', '.join(kinds)}")
+            able = [kind for kind, arch in ARCHS.items() if name in {f.name for f in fields(arch)}]
+            raise ConfigError(
+                f"--{name} means nothing to --arch {', '.join(kinds)}: it is of {', '.join(able)}"
+            )
         if name in known and (name in given or (name not in table and value is not None)):
             table[name] = value
     return table

@@ -136,14 +136,30 @@ def _archs(table: object) -> list[tuple[object, Settings]]:
         for choice in product(*(_axis(name, knobs[name]) for name in mine)):
             values = {name: value for name, (value, _) in zip(mine, choice, strict=True)}
             listed = {key: value for _, named in choice for key, value in named.items()}
-            choices.append(({"kind": kind} | values, said | listed))
+            choices.append(({"kind": kind} | _in_own_words(kind, values), said | listed))
     return choices
 
 
 def _knobs_of(kind: object, *, given: Iterable[str]) -> list[str]:
     """What a kind knows; one that does not exist gets all, for the config to refuse it."""
     config = ARCHS.get(str(kind))
-    return [f.name for f in fields(config) if f.name != "kind"] if config else list(given)
+    if config is None:
+        return list(given)
+    known = [f.name for f in fields(config) if f.name != "kind"]
+    return [*known, "l0"] if config.l0_as in known else known
+
+
+def _in_own_words(kind: object, values: Settings) -> Settings:
+    """What is said of an architecture with `l0` by the name that it has for that."""
+    config = ARCHS.get(str(kind))
+    own = config.l0_as if config else "l0"
+    if "l0" not in values or own == "l0":
+        return values
+    if own in values:
+        raise ConfigError(
+            f"of {kind}, {own} {values[own]} and l0 {values['l0']} say the same thing: give one"
+        )
+    return {own if name == "l0" else name: value for name, value in values.items()}
 
 
 def _free_name(varies: Settings, *, taken: Mapping[str, object]) -> str:

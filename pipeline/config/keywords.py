@@ -87,7 +87,9 @@ def takes(kind: type, *, others: str = "") -> Callable[[Verb], Verb]:
         own = [p for p in signature(verb).parameters.values() if p.name != "settings"]
         taken = [f for f in fields(kind) if f.name not in {p.name for p in own}]  # pyright: ignore[reportArgumentType]
         # What must be given comes first, and what a config has for itself before what it inherits.
-        taken.sort(key=lambda f: (_default(f) is not REQUIRED, f.name not in get_annotations(kind)))
+        first = [*get_annotations(kind)]
+        places = {name: place for place, name in enumerate(first)}
+        taken.sort(key=lambda f: (_default(f) is not REQUIRED, places.get(f.name, len(first))))
         defaults = {f.name: _default(f) for f in taken}
         keywords = [
             Parameter(name, Parameter.KEYWORD_ONLY, default=default)

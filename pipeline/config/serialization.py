@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
@@ -64,7 +65,7 @@ def from_json(kind: type[T], value: object, *, where: str = "config") -> T:
     return cast("T", _read(kind, value, where))
 
 
-def load_toml(path: Path) -> dict[str, object]:
+def load_toml(path: Path | Traversable) -> dict[str, object]:
     """The settings of a TOML file, still to be given to `from_json`."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

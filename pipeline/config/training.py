@@ -4,7 +4,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pipeline.config.architectures import ArchConfig, ReluConfig
+from pipeline.config.architectures import ArchConfig, TopKConfig
 from pipeline.config.checks import (
     parse_duration,
     require_fraction,
@@ -19,6 +19,7 @@ Switch = Literal["auto", "on", "off"]
 Resample = Literal["none", "random", "worst"]
 Normalize = Literal["none", "rms"]
 BDecStart = Literal["mean", "median", "zero"]
+WDecStart = Literal["rows", "random"]
 Rectify = Literal["relu", "linear"]
 Outputs = Literal["alive", "all"]
 ConnectorStart = Literal["random", "weights", "regression"]
@@ -26,7 +27,10 @@ ConnectorStart = Literal["random", "weights", "regression"]
 
 @settings
 class LoopConfig:
-    """What every training is told. Durations are `10k steps`, `5M` (tokens) or `20%` of it."""
+    """What every training is told. Durations are `10k steps`, `5M` (tokens) or `20%` of it.
+
+    What is None is left open: `pipeline.config.defaults` settles it before a run begins.
+    """
 
     KIND: ClassVar[str]
     """Of the runs that it makes."""
@@ -35,14 +39,14 @@ class LoopConfig:
     out: Path
     tokens: Count | None = None
     """Rows to train on; None means one pass over the store; more than it holds repeats it."""
-    batch_size: int = 1024
+    batch_size: Count | None = None
     """Rows per step."""
     seed: int = 0
     """Of the weights, and of what resampling draws."""
     order_seed: int = 0
     """Of the order of rows."""
 
-    lr: float = 1e-4
+    lr: float | None = None
     lr_warmup: str = "0"
     """The learning rate rises linearly for so long."""
     lr_decay: str = "0"
@@ -89,6 +93,24 @@ class LoopConfig:
         if self.precision == "fp16":
             raise ConfigError("precision fp16 overflows in training: type --precision bf16 or fp32")
 
+    @property
+    def rows_per_step(self) -> int:
+        """`batch_size`, once it is settled."""
+        assert self.batch_size is not None
+        return self.batch_size
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr`, once it is settled."""
+        assert self.lr is not None
+        return self.lr
+
+    def n_steps(self, n_rows: int) -> int:
+        """Steps that see `tokens` of a store's rows, rounded up; one pass is in whole batches."""
+        if self.tokens is None:
+            return max(1, n_rows // self.rows_per_step)
+        return -(-self.tokens // self.rows_per_step)
+
 
 @settings
 class TrainConfig(LoopConfig):
@@ -98,26 +120,41 @@ class TrainConfig(LoopConfig):
 
     site: str | None = None
     """None means the store's only site."""
-    arch: ArchConfig = field(default_factory=ReluConfig)
+    arch: ArchConfig = field(default_factory=TopKConfig)
     expansion: int = 4
     """`d_sae / d_in`."""
 
+    batch_size: Count | None = None
+    """Rows per step; None means 1024, and in short runs fewer, for the sake of steps."""
+    lr: float | None = None
+    """Of Adam; None goes by the number of latents, and of steps."""
+    lr_warmup: str = "5%"
+    lr_decay: str = "20%"
+
     project: bool = False
     """Also take out of the gradient what is parallel to each row of a unit-norm dictionary."""
-    hold: str = "5M"
-    """With a target, l1 stays as it is for so long, and is then adjusted."""
-    dead_window: str = "1M"
-    """A latent silent for so long counts as dead."""
+    hold: str = "0"
+    """Where l1 is adjusted, it first stays as it is for so long."""
+    dead_window: str | None = None
+    """A latent silent for so long counts as dead; None means 1M rows, or in short runs less."""
+    revive_after: str | None = None
+    """A latent silent for so long is helped, by AuxK and `revive`; None means `dead_window`, or
+    where that is open, too, 0.3 % of the run."""
+    revive: float = 1.0
+    """Its bias (of JumpReLU, its threshold) moves by so many learning rates a step until it is
+    active; 0 leaves it to AuxK, where there is one."""
     resample: Resample = "none"
     """Give dead latents new weights: random ones, or towards the worst reconstructed rows."""
     resample_every: str = "10k steps"
     resample_window: str = "5k steps"
     """Those silent for so long are resampled."""
 
-    normalize: Normalize = "none"
+    normalize: Normalize = "rms"
     """rms scales activations to a mean square of 1; the SAE that is saved takes them as they are.
     """
     b_dec_start: BDecStart = "mean"
+    w_dec_start: WDecStart = "rows"
+    """Directions half towards rows of the store and half random, or random alone."""
     exclude_positions: tuple[int, ...] = ()
     """Rows at these positions of their contexts are not trained on; 0 is where BOS would be."""
     exclude_tokens: tuple[int, ...] = ()
@@ -131,8 +168,10 @@ class TrainConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "expansion", "exclude_norms")
-        for name in ("hold", "dead_window", "resample_every", "resample_window"):
-            parse_duration(getattr(self, name))
+        require_not_negative(self, "revive")
+        for name in ("hold", "dead_window", "revive_after", "resample_every", "resample_window"):
+            if (duration := getattr(self, name)) is not None:
+                parse_duration(duration)
 
 
 @settings
@@ -141,6 +180,7 @@ class ConnectConfig(LoopConfig):
 
     KIND: ClassVar[str] = "connector"
 
+    batch_size: Count = 1024
     lr: float = 1e-3
     clip: float = 0.0
     """As above; a shorter gradient would make the penalty, which is no part of it, count for more.

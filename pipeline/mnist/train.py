@@ -89,7 +89,11 @@ def sae_configs(config: MnistConfig, store: ActStore) -> list[TrainConfig]:
             batch_size=_SAE_BATCH,
             seed=config.seed,
             lr=config.sae_lr,
+            lr_warmup="0",
             lr_decay="50%",
+            normalize="none",
+            w_dec_start="random",
+            revive=0.0,
             device=config.device,
             precision="fp32",
         )

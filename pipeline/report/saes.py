@@ -247,7 +247,7 @@ def trained_on(config: LoopConfig, store: Provenance) -> dict[str, str]:
     epochs = tokens / store.n_rows if store.n_rows else 0
     return {
         "trained on": f"{tokens:,} tokens, {epochs:.3g} x the store",
-        "step": f"{config.batch_size:,} tokens, learning rate {config.lr:g}",
+        "step": f"{config.rows_per_step:,} tokens, learning rate {config.peak_lr:g}",
     }
 
 

@@ -56,6 +56,8 @@ class TrainReport(StepReport):
     """Latents silent for the config's `dead_window`, or for as long as training goes on so far."""
     dead_over: int = 0
     """So many rows; 0 in runs of versions that counted none before the window was full."""
+    n_constant: int = 0
+    """Latents active on nearly all rows of the batch."""
     n_resampled: int
     """Latents resampled so far."""
 

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError
+from pipeline.runs.advice import advice_on
+from pipeline.runs.curves import METRICS, read_curves
 from pipeline.runs.folder import RunFolder
 from pipeline.sae.sae import SAE
 
@@ -31,6 +33,16 @@ class SAERun(RunFolder):
 
     config: TrainConfig
     """As it ran: the site named, the paths absolute."""
+
+    @classmethod
+    def as_now(cls, told: Any) -> Any:  # noqa: ANN401 - a parsed run.json
+        """Runs of before dictionaries started at rows, and dead latents were helped by bias."""
+        match told:
+            case {"config": {"dead_window": str(window), **others}}:
+                before = {"w_dec_start": "random", "revive": 0.0, "revive_after": window}
+                return {**told, "config": before | others | {"dead_window": window}}
+            case _:
+                return told
 
     @property
     def origins(self) -> Mapping[str, tuple[Path, str]]:
@@ -55,6 +67,19 @@ class SAERun(RunFolder):
             CheckpointError: it is unfinished or damaged.
         """
         return SAE.from_pretrained(self.path)
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to look at and try before the SAE is trusted; empty where all is as it should be.
+
+        Raises:
+            CheckpointError: it is unfinished, or its curves are damaged.
+        """
+        curves = [*read_curves(self.path / METRICS)]
+        if not self.finished or not curves:
+            raise CheckpointError(f"{self.path} is an unfinished run: train it to its end first")
+        n_rows = self.provenance.n_rows
+        return advice_on(self.config, curves, d_sae=self.d_sae, n_rows=n_rows)
 
     def load_sae(self, device: torch.device) -> SAE:
         """The finished SAE in float32, every byte checked."""

@@ -9,12 +9,12 @@ With B rows, `r = 2/B (x_hat - x)` is the gradient of the mean squared error at 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pipeline.config.architectures import ArchConfig
@@ -98,7 +98,9 @@ class Architecture(ABC):
     coefficient: float = 0.0
     """Of the sparsity penalty, before warm-up and control."""
     fitted_l0: float | None = None
-    """Latents of a row that a threshold lets through, on average, where one is fitted to that."""
+    """Active latents of a row, on average over rows of the store, to which `fit` brings an SAE."""
+    begins_fitted: bool = False
+    """Whether it is brought there before training, too, and not only after."""
     aux: AuxK | None = None
     """How dead latents are revived, where an architecture has a way of its own."""
 
@@ -113,6 +115,28 @@ class Architecture(ABC):
     @abstractmethod
     def activation(self) -> Activation:
         """A new one, at its start."""
+
+    def fit(
+        self,
+        activation: Activation,
+        b_enc: Float[Tensor, " d_sae"],
+        blocks: Iterable[Float[Tensor, "_ d_sae"]],
+        *,
+        l0: float,
+    ) -> None:
+        """Let `l0` latents of a row be active, on average over these pre-activations."""
+        raise NotImplementedError  # of those that have a `fitted_l0`
+
+    def revive(
+        self, params: Params, dead: Bool[Tensor, "M F"], *, step: Float[Tensor, "M 1"]
+    ) -> None:
+        """Make it a little easier for dead latents to be active, by one step in the unit of rows.
+
+        Unlike AuxK's, this reaches latents whose activations would be too small to count; it is to
+        any architecture what the loss on pre-activations of Conerly et al. 2025 ("Dictionary
+        Learning Optimization Techniques") is to theirs.
+        """
+        params["b_enc"].addcmul_(dead.to(step), step)
 
     @abstractmethod
     def pick(self, pre: Float[Tensor, "M B F"], params: Params) -> Picked:

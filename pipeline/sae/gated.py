@@ -10,12 +10,12 @@ The last part, through a frozen dictionary, teaches the gate to detect what reco
 it and the penalty reach `b_gate`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pipeline.config.architectures import GatedConfig
@@ -30,6 +30,7 @@ from pipeline.sae.architecture import (
     reconstruct,
     residual_of,
 )
+from pipeline.sae.relu import penalty_of, shift_to
 from pipeline.sae.select import Picked, above
 
 
@@ -59,12 +60,34 @@ class GatedArchitecture(Architecture):
     starts: Mapping[str, float] = dict.fromkeys(("b_enc", "b_gate", "r_mag", "b_mag"), 0.0)
 
     def __init__(self, config: GatedConfig, *, d_in: int, d_sae: int, rms: float) -> None:
-        self.coefficient = config.l1
+        self.coefficient = penalty_of(config, d_in=d_in, d_sae=d_sae, rms=rms)
+        self.fitted_l0 = config.l0
+        self.begins_fitted = config.l0 is not None
+        self._rms = rms
         self.d_sae = d_sae
 
     def activation(self) -> Gated:
         """Both paths."""
         return Gated(self.d_sae)
+
+    def fit(
+        self,
+        activation: Activation,
+        b_enc: Float[Tensor, " d_sae"],
+        blocks: Iterable[Float[Tensor, "_ d_sae"]],
+        *,
+        l0: float,
+    ) -> None:
+        """Shift the gates of all latents alike."""
+        assert isinstance(activation, Gated)
+        b_gate = activation.b_gate
+        b_gate.add_(shift_to((pre + b_gate for pre in blocks), l0=l0, rms=self._rms))
+
+    def revive(
+        self, params: Params, dead: Bool[Tensor, "M F"], *, step: Float[Tensor, "M 1"]
+    ) -> None:
+        """Open their gates."""
+        params["b_gate"].addcmul_(dead.to(step), step)
 
     def pick(self, pre: Float[Tensor, "M B F"], params: Params) -> Picked:
         """Those whose gate is open."""

@@ -15,7 +15,7 @@ from math import log
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pipeline.config.architectures import JumpReluConfig
@@ -48,6 +48,13 @@ class Threshold(Activation):
         """Latents of these pre-activations."""
         return pre.relu() * (pre > self.threshold)
 
+    @classmethod
+    def fitted(cls, blocks: Iterable[Float[Tensor, "_ d_sae"]], *, l0: float) -> float:
+        """One for all latents of these pre-activations; see `fit`."""
+        one = cls(torch.zeros(()))
+        one.fit(blocks, l0=l0)
+        return float(one.threshold)
+
     @torch.no_grad()
     def fit(self, blocks: Iterable[Float[Tensor, "_ d_sae"]], *, l0: float) -> None:
         """Scale by one factor so that of these pre-activations `l0` a row pass, on average.
@@ -70,8 +77,20 @@ class Threshold(Activation):
         self.threshold.copy_(unit * factor.to(unit))
 
 
+def fit_threshold(
+    activation: Activation, blocks: Iterable[Float[Tensor, "_ d_sae"]], *, l0: float
+) -> None:
+    """The same for an activation that has a threshold."""
+    assert isinstance(activation, Threshold)
+    activation.fit(blocks, l0=l0)
+
+
 FINE = 12
 """Trailing bits of a float32 that do not tell bins apart: 11 bits of its mantissa do."""
+
+
+RESTART = 0.7
+"""Threshold of a latent that is resampled, in root mean squares of x."""
 
 
 @final
@@ -85,13 +104,32 @@ class JumpReluArchitecture(Architecture):
         self.l0 = self.fitted_l0 = config.l0
         self.d_sae = d_sae
         self.bandwidth = config.bandwidth * rms
-        self.threshold = config.threshold * rms
+        self.threshold = RESTART * rms if config.threshold is None else config.threshold * rms
+        self.begins_fitted = config.threshold is None
+        self._rms = rms
         self.coefficient = config.coefficient * rms * rms * d_in
         self.starts = {"b_enc": 0.0, "log_threshold": log(self.threshold)}
 
     def activation(self) -> Threshold:
         """A threshold each."""
         return Threshold(torch.full((self.d_sae,), self.threshold))
+
+    def fit(
+        self,
+        activation: Activation,
+        b_enc: Float[Tensor, " d_sae"],
+        blocks: Iterable[Float[Tensor, "_ d_sae"]],
+        *,
+        l0: float,
+    ) -> None:
+        """Scale all thresholds by one factor."""
+        fit_threshold(activation, blocks, l0=l0)
+
+    def revive(
+        self, params: Params, dead: Bool[Tensor, "M F"], *, step: Float[Tensor, "M 1"]
+    ) -> None:
+        """Lower their thresholds: raised pre-activations would be large at once, where active."""
+        params["log_threshold"].addcmul_(dead.to(step), step, value=-1 / self._rms)
 
     def pick(self, pre: Float[Tensor, "M B F"], params: Params) -> Picked:
         """The active ones, and those a little below their threshold."""

@@ -9,6 +9,7 @@ relu-april the coefficient times `||W_dec_i||`. By hand, with `z = relu(pre)`:
     dL/dE_i      = sum_b dL/dpre_bi (x_b - b_dec)
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import final
 
@@ -26,10 +27,35 @@ from pipeline.sae.architecture import (
     Problem,
     backward,
     reconstruct,
+    require_latents,
 )
+from pipeline.sae.jumprelu import Threshold
 from pipeline.sae.select import Picked, above
 
 TINY = torch.finfo(torch.float32).tiny
+FIRST_L1 = 0.5
+"""Where a penalty starts that finds its own size, in mean norms of a row."""
+
+
+def penalty_of(config: Penalised, *, d_in: int, d_sae: int, rms: float) -> float:
+    """The L1 coefficient to start with.
+
+    Raises:
+        ConfigError: more latents are to be active than there are.
+    """
+    if config.l0 is not None:
+        require_latents(config.l0, f"l0 = {config.l0:g}", "--l0", d_in=d_in, d_sae=d_sae)
+    return FIRST_L1 * rms * d_in**0.5 if config.l1 is None else config.l1
+
+
+RAISED = 0.5
+"""Of what is below zero, so much is looked at, in root mean squares of x."""
+
+
+def shift_to(blocks: Iterable[Float[Tensor, "_ d_sae"]], *, l0: float, rms: float) -> float:
+    """What to add to these pre-activations so that `l0` of a row are above zero, on average."""
+    raised = RAISED * rms
+    return raised - Threshold.fitted((pre + raised for pre in blocks), l0=l0)
 
 
 @final
@@ -45,11 +71,25 @@ class ReluArchitecture(Architecture):
     """`relu`: rows of `W_dec` have unit norm."""
 
     def __init__(self, config: Penalised, *, d_in: int, d_sae: int, rms: float) -> None:
-        self.coefficient = config.l1
+        self.coefficient = penalty_of(config, d_in=d_in, d_sae=d_sae, rms=rms)
+        self.fitted_l0 = config.l0
+        self.begins_fitted = config.l0 is not None
+        self._rms = rms
 
     def activation(self) -> Relu:
         """ReLU."""
         return Relu()
+
+    def fit(
+        self,
+        activation: Activation,
+        b_enc: Float[Tensor, " d_sae"],
+        blocks: Iterable[Float[Tensor, "_ d_sae"]],
+        *,
+        l0: float,
+    ) -> None:
+        """Shift the biases of all latents alike."""
+        b_enc.add_(shift_to(blocks, l0=l0, rms=self._rms))
 
     def pick(self, pre: Float[Tensor, "M B F"], params: Params) -> Picked:
         """The active ones."""

@@ -6,7 +6,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from os import PathLike
@@ -25,8 +25,9 @@ from pipeline.config.architectures import ArchConfig
 from pipeline.config.serialization import from_json, to_json
 from pipeline.device import pick_device
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.sae.architecture import Activation, architecture_of
+from pipeline.sae.architecture import Activation, Architecture, architecture_of
 
+BLOCK_ROWS = 1024
 WEIGHTS, ABOUT, RUN = "sae.safetensors", "cfg.json", "run.json"
 
 
@@ -223,6 +224,17 @@ class SAE(Coder):
     def __repr__(self) -> str:
         site = f", site={self.site}" if self.site else ""
         return f"SAE({self.arch}, d_in={self.d_in}, d_sae={self.d_sae}{site})"
+
+
+def fit(
+    sae: SAE, arch: Architecture, blocks: Iterable[Float[Tensor, "_ d_in"]], *, l0: float
+) -> None:
+    """Let `l0` latents of a row be active, on average over these rows, in the architecture's way.
+
+    There are many more latents than inputs, so that few rows are looked at together.
+    """
+    pre = (sae.pre(rows) for x in blocks for rows in x.split(BLOCK_ROWS))
+    arch.fit(sae.activation, sae.b_enc, pre, l0=l0)
 
 
 def fold(state: Mapping[str, Tensor], *, scale: float) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ Which latents are kept is not differentiated; on those, the loss is the squared 
 (Gao et al. 2024, arXiv 2406.04093; Bussmann et al. 2024, arXiv 2412.06410).
 """
 
+from collections.abc import Iterable
 from typing import final
 
 import torch
@@ -23,7 +24,7 @@ from pipeline.sae.architecture import (
     require_latents,
 )
 from pipeline.sae.dead import AuxK
-from pipeline.sae.jumprelu import Threshold
+from pipeline.sae.jumprelu import Threshold, fit_threshold
 from pipeline.sae.select import Picked, batch_top_k, top_k
 
 THRESHOLD_RATE = 0.1
@@ -94,6 +95,17 @@ class BatchTopKArchitecture(Competing):
     def activation(self) -> Threshold:
         """What is above the threshold, which takes the batch's place."""
         return Threshold(torch.zeros(()))
+
+    def fit(
+        self,
+        activation: Activation,
+        b_enc: Float[Tensor, " d_sae"],
+        blocks: Iterable[Float[Tensor, "_ d_sae"]],
+        *,
+        l0: float,
+    ) -> None:
+        """Set the threshold."""
+        fit_threshold(activation, blocks, l0=l0)
 
     def pick(self, pre: Float[Tensor, "M B F"], params: Params) -> Picked:
         """The `k * B` largest positive ones of each member, whose smallest moves the threshold."""

@@ -19,6 +19,7 @@ from pipeline.config.stages import (
 )
 from pipeline.runs.names import beside
 from pipeline.terminal.lines import (
+    advice_lines,
     curve_words,
     features_line,
     finetune_line,
@@ -65,7 +66,9 @@ def run_train(
         )
     for config, outcome in zip(configs, outcomes, strict=True):
         screen.say(outcome_line(outcome, config.out))
-    return complete(outcomes)
+    reports = complete(outcomes)
+    screen.note(advice_lines([report.run for report in reports]))
+    return reports
 
 
 def run_eval(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from actstore.reader import ActStore
 from actstore.removal import Removable
 from pipeline.errors import PipelineError
 from pipeline.progress import duration, size
+from pipeline.runs.names import names_of
 from pipeline.tables import many
 from pipeline.terminal.store_facts import fidelity_of
 
@@ -90,6 +91,17 @@ def outcome_line(outcome: "Outcome", path: Path) -> str:
         return f"train     {outcome}"
     what = "complete, reused" if outcome.reused else f"{outcome.rows:,} rows"
     return f"train     {what}: {path} ({curve_words(outcome)})"
+
+
+def advice_lines(runs: Sequence[Path]) -> Iterator[str]:
+    """What to look at and try, of each run of SAEs; of several, each with its name."""
+    from pipeline.runs.kinds import says_kind
+    from pipeline.runs.sae_run import SAERun
+
+    for name, path in zip(names_of(runs), runs, strict=True):
+        if says_kind(path) == SAERun.KIND:
+            for line in SAERun.open(path).advice:
+                yield f"{name}: {line}" if len(runs) > 1 else line
 
 
 def together_line(kind: "RunKind", n_runs: int, figures: Sequence[Path], folder: Path) -> str:

@@ -2,14 +2,16 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, assert_never
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from pipeline.config.training import BDecStart, TrainConfig
 from pipeline.device import pick_device, pick_dtype
@@ -17,7 +19,8 @@ from pipeline.runs.checkpoints import Checkpoint, checkpoints_of, drop_checkpoin
 from pipeline.runs.curves import METRICS, Curves
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.architecture import Architecture, architecture_of
-from pipeline.sae.sae import SAE
+from pipeline.sae.dead import generator_of
+from pipeline.sae.sae import SAE, fit
 from pipeline.sae.stack import Stack, stacked
 from pipeline.training.feed import Feed, Feeder
 from pipeline.training.group import STACKED, Group, SAEMember
@@ -27,6 +30,10 @@ log = logging.getLogger(__name__)
 
 OWN = {"out": None, "seed": 0, "lr": 1.0, "lr_warmup": "0", "lr_decay": "0", "l1_warmup": "0"}
 """Settings that members of one stack may differ in, beside the penalty's."""
+
+
+FirstRows = Callable[[Feed], Tensor]
+"""Some rows of a feed, `[n, d]`, that its SAEs start from; read when they are first asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +56,22 @@ def assemble(feeder: Feeder, entries: Sequence[Entry], *, files: ExitStack) -> l
         CheckpointError: a checkpoint is damaged, or the disk fails.
         ConfigError: a device or kernels that were asked for are not there.
     """
+
+    @cache
+    def rows(feed: Feed) -> Tensor:
+        return feeder.sample(feed, n_rows=START_ROWS)
+
     shapes: dict[object, list[Entry]] = {}
     for entry in entries:
         shapes.setdefault(_shape(entry.run.config), []).append(entry)
     groups = list[Group]()
     for alike in shapes.values():
         checkpoints = _common(alike)
-        if _at_once(feeder, alike, checkpoints):
-            groups.append(_group(feeder, alike, checkpoints, files=files))
+        if _at_once(feeder, alike, checkpoints, rows):
+            groups.append(_group(feeder, alike, checkpoints, rows, files=files))
         else:
             for entry, checkpoint in zip(alike, checkpoints, strict=True):
-                groups.append(_group(feeder, [entry], [checkpoint], files=files))
+                groups.append(_group(feeder, [entry], [checkpoint], rows, files=files))
     return groups
 
 
@@ -86,7 +98,10 @@ def _common(entries: Sequence[Entry]) -> list[Checkpoint | None]:
 
 
 def _at_once(
-    feeder: Feeder, entries: Sequence[Entry], checkpoints: Sequence[Checkpoint | None]
+    feeder: Feeder,
+    entries: Sequence[Entry],
+    checkpoints: Sequence[Checkpoint | None],
+    rows: FirstRows,
 ) -> bool:
     """Whether to make these runs one stack: as they were before, as was asked for, or by test."""
     config = entries[0].run.config
@@ -97,10 +112,10 @@ def _at_once(
         return bool(began.optimizer[STACKED])
     if config.stack == "on":
         return True
-    stack = _stack(feeder, entries)
+    stack = _stack(feeder, entries, rows)
     sparse = stack.starts_sparse(config.sparse)
     return stack_is_faster(
-        stack, n_rows=config.batch_size, n_steps=entries[0].n_steps, sparse=sparse
+        stack, n_rows=config.rows_per_step, n_steps=entries[0].n_steps, sparse=sparse
     )
 
 
@@ -108,17 +123,18 @@ def _group(
     feeder: Feeder,
     entries: Sequence[Entry],
     checkpoints: Sequence[Checkpoint | None],
+    rows: FirstRows,
     *,
     files: ExitStack,
 ) -> Group:
-    stack = _stack(feeder, entries)
+    stack = _stack(feeder, entries, rows)
     members = list[SAEMember]()
     for entry, checkpoint in zip(entries, checkpoints, strict=True):
         keep = checkpoint.metrics_bytes if checkpoint else 0
         curves = files.enter_context(Curves(entry.run.path / METRICS, keep=keep))
-        coefficient = _architecture(feeder, entry).coefficient
+        architecture = _architecture(feeder, entry)
         members.append(
-            SAEMember(entry.run, curves=curves, n_steps=entry.n_steps, coefficient=coefficient)
+            SAEMember(entry.run, curves=curves, n_steps=entry.n_steps, architecture=architecture)
         )
     group = Group(members, stack, feeder=feeder, feed=entries[0].feed)
     saved = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
@@ -133,7 +149,7 @@ def _architecture(feeder: Feeder, entry: Entry) -> Architecture:
 
 
 @torch.no_grad()
-def _stack(feeder: Feeder, entries: Sequence[Entry]) -> Stack:
+def _stack(feeder: Feeder, entries: Sequence[Entry], rows: FirstRows) -> Stack:
     """SAEs at their start, on their device: weights of the seed, `b_dec` in the middle of the rows.
 
     From there, the first reconstruction is already centred: the latents need not spend the first
@@ -147,8 +163,33 @@ def _stack(feeder: Feeder, entries: Sequence[Entry]) -> Stack:
         sae = SAE(config.arch, d_in=d_in, d_sae=run.d_sae, seed=config.seed, rms=rms)
         if "b_dec" in arch.trained:
             sae.b_dec.copy_(b_dec_start(feeder, entry.feed, config.b_dec_start))
+        if config.w_dec_start == "rows":
+            point_at_rows(sae, rows(entry.feed).cpu(), seed=config.seed)
         saes.append(sae.to(device))
+        own = _architecture(feeder, entry)
+        if own.begins_fitted and own.fitted_l0 is not None:
+            fit(saes[-1], own, [rows(entry.feed)[:FIRST_ROWS]], l0=own.fitted_l0)
     return Stack(stacked(saes, arch), arch, dtype=pick_dtype(first.run.config.precision, device))
+
+
+# Where directions start. From rows alone, latents that begin alike stay alike; from noise alone,
+# those that point where no row does are never active.
+
+FIRST_ROWS = 2**12
+"""To which a new SAE is fitted."""
+
+
+def point_at_rows(sae: SAE, x: Float[Tensor, "n d"], *, seed: int) -> None:
+    """Add to each random direction one of equal length, towards a row as seen from their mean.
+
+    The norms of both matrices' rows stay as they are, and so does that they point the same way.
+    """
+    generator = generator_of(seed, 0)
+    chosen = torch.randint(len(x), (sae.d_sae,), generator=generator)
+    towards = normalize(x[chosen] - x.mean(0), dim=-1)
+    for rows in (sae.W_dec, sae.W_enc.T):
+        norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        rows.copy_(normalize(normalize(rows, dim=-1) + towards, dim=-1) * norm)
 
 
 # Whether members are computed at once or one after another: measured, not guessed.

@@ -12,10 +12,9 @@ from pipeline.config.checks import steps_of
 from pipeline.runs.checkpoints import Checkpoint
 from pipeline.runs.curves import Curves, TrainReport
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.architecture import Parts, mean_square, measure
+from pipeline.sae.architecture import Architecture, Parts, mean_square, measure
 from pipeline.sae.dead import Resampling, SilentRows, generator_of, resample_random, resample_worst
-from pipeline.sae.jumprelu import Threshold
-from pipeline.sae.sae import SAE, fold
+from pipeline.sae.sae import SAE, fit, fold
 from pipeline.sae.stack import LOG, Stack, member_of, to_params, to_state, to_unit_norm_
 from pipeline.training.feed import Feed, Feeder
 from pipeline.training.member import ROWS, Member, MemberGroup, writing
@@ -26,6 +25,8 @@ SAMPLE_ROWS = 2**15
 FITTED_ROWS = 2**16
 """Of the store, or as many as were trained on, to which thresholds are fitted at the end."""
 BLOCK_ROWS = 2**12
+CONSTANT = 0.9
+"""A latent that is active on more of a batch is active on nearly all rows."""
 CHOOSE_EVERY = 16
 """Steps between looks at whether the sparse path is still the faster one."""
 
@@ -38,14 +39,19 @@ CONTROLLER = "controller."
 class SAEMember(Member[SAERun]):
     """One SAE in training; `coefficient` is that of its penalty, before warm-up and control."""
 
-    def __init__(self, run: SAERun, *, curves: Curves, n_steps: int, coefficient: float) -> None:
+    def __init__(
+        self, run: SAERun, *, curves: Curves, n_steps: int, architecture: Architecture
+    ) -> None:
         schedule = Schedule.of(run.config, n_steps=n_steps, hold=run.config.hold)
         super().__init__(run, curves=curves, schedule=schedule)
-        self.controller = Controller.of(run.config, coefficient, hold=schedule.hold)
+        self.fitted_l0 = architecture.fitted_l0
+        self.controller = Controller.of(
+            run.config, architecture.coefficient, d_sae=run.d_sae, hold=schedule.hold
+        )
         self.n_resampled = 0
         self.left: SAE | None = None
         """What the run leaves behind, for rows as they are fed, once it is done."""
-        self._coefficient = coefficient
+        self._coefficient = architecture.coefficient
 
     @property
     def coefficient(self) -> float:
@@ -53,9 +59,7 @@ class SAEMember(Member[SAERun]):
         base = self._coefficient if self.controller is None else self.controller.l1
         return base * self.schedule.penalty(self.step + 1)
 
-    def report(
-        self, measured: Mapping[str, float], *, n_dead: int, dead_over: int, sparse: bool
-    ) -> TrainReport:
+    def report(self, measured: Mapping[str, float], *, sparse: bool) -> TrainReport:
         """Write a line of the curves.
 
         Raises:
@@ -66,10 +70,8 @@ class SAEMember(Member[SAERun]):
             run=self.path,
             step=self.step,
             n_steps=self.n_steps,
-            rows=self.step * self.run.config.batch_size,
+            rows=self.step * self.run.config.rows_per_step,
             **measured,  # pyright: ignore[reportArgumentType] - of the right names
-            n_dead=n_dead,
-            dead_over=dead_over,
             n_resampled=self.n_resampled,
             sparse=sparse,
             rows_per_s=self.pace(),
@@ -120,7 +122,8 @@ class Group(MemberGroup[SAEMember]):
         self.feed = feed
         self._feeder = feeder
         self._config = config = members[0].run.config
-        self._dead_rows = self._steps(config.dead_window) * config.batch_size
+        self._dead_rows = self._steps(config.dead_window or "0") * config.rows_per_step
+        self._revived_rows = self._steps(config.revive_after or "0") * config.rows_per_step
         b_enc = stack.params["b_enc"]
         self._silent = SilentRows(*b_enc.shape, device=b_enc.device)
         self._sparse = stack.starts_sparse(config.sparse)
@@ -208,11 +211,10 @@ class Group(MemberGroup[SAEMember]):
             if "E" not in arch.trained:
                 params["E"] = params["W_dec"]
             sae = member.left = member.make_sae(params)
-            if arch.fitted_l0 is not None and isinstance(sae.activation, Threshold):
-                n_rows = min(FITTED_ROWS, member.n_steps * self._config.batch_size)
+            if member.fitted_l0 is not None:
+                n_rows = min(FITTED_ROWS, member.n_steps * self._config.rows_per_step)
                 blocks = self._feeder.blocks(self.feed, n_rows=n_rows)
-                pre = (sae.pre(part) for x in blocks for part in x.split(ROWS))
-                sae.activation.fit(pre, l0=arch.fitted_l0)
+                fit(sae, arch, blocks, l0=member.fitted_l0)
         return member.left
 
     def _attach(self, stack: Stack) -> None:
@@ -228,35 +230,35 @@ class Group(MemberGroup[SAEMember]):
 
     def _steps(self, duration: str) -> int:
         return steps_of(
-            duration, batch_size=self._config.batch_size, n_steps=self.members[0].n_steps
+            duration, batch_size=self._config.rows_per_step, n_steps=self.members[0].n_steps
         )
 
     def _learn(self, x: Float[Tensor, "rows d"], used: Sequence[tuple[float, float]]) -> Parts:
         """One step of every member's weights."""
         stack, config = self._stack, self._config
         coefficient = stack.params["b_enc"].new_tensor([c for c, _ in used])
-        parts = stack.learn(x, coefficient=coefficient, dead=self._dead(), sparse=self._sparse)
+        dead = self._silent.dead(self._revived_rows)
+        to_aux = dead if stack.arch.aux is not None and bool(dead.any()) else None
+        parts = stack.learn(x, coefficient=coefficient, dead=to_aux, sparse=self._sparse)
         if config.project and stack.arch.unit_norm:
             stack.project()
         if config.clip:
             stack.clip(config.clip)
         for member, (_, lr) in zip(self.members, used, strict=True):
             member.adam.step(lr)
+        if config.revive:
+            step = coefficient.new_tensor([[lr] for _, lr in used])
+            stack.arch.revive(
+                stack.params, dead, step=step * (config.revive * self._feeder.rms(self.feed))
+            )
         stack.renormalise()
         for member in self.members:
             member.adam.track()
         return parts
 
-    def _dead(self) -> Bool[Tensor, "M F"] | None:
-        """Latents for AuxK, if there are any."""
-        if self._stack.arch.aux is None:
-            return None
-        dead = self._silent.dead(self._dead_rows)
-        return dead if bool(dead.any()) else None
-
     def _follow(self, parts: Parts, lrs: Sequence[float], *, n_rows: int) -> None:
         """Let what was active move counters, controllers and the choice of path."""
-        self._silent.update(parts.counts, n_rows=self._config.batch_size)
+        self._silent.update(parts.counts, n_rows=self._config.rows_per_step)
         controlled = any(member.controller is not None for member in self.members)
         look = self.step % CHOOSE_EVERY == 0
         if not controlled and not look:
@@ -273,7 +275,7 @@ class Group(MemberGroup[SAEMember]):
         config = self._config
         if config.resample == "none" or self.done or self.step % self._steps(config.resample_every):
             return
-        dead = self._silent.dead(self._steps(config.resample_window) * config.batch_size)
+        dead = self._silent.dead(self._steps(config.resample_window) * config.rows_per_step)
         for m, member in enumerate(self.members):
             if bool(dead[m].any()):
                 member.n_resampled += self._resample_member(member, dead[m])
@@ -300,15 +302,15 @@ class Group(MemberGroup[SAEMember]):
             parts = as_left([self._left_by(member) for member in self.members], x, parts)
         measured = measure(x, parts)
         rows = torch.stack([*measured.values()], -1).tolist()
-        over = min(self._dead_rows, self.step * self._config.batch_size)
+        n_constant = (parts.counts > CONSTANT * len(x)).sum(-1).tolist()
+        over = min(self._dead_rows, self.step * self._config.rows_per_step)
         n_dead = self._silent.dead(over).sum(-1).tolist()
         written = list[TrainReport]()
-        for member, row, dead, (beta, lr) in zip(self.members, rows, n_dead, used, strict=True):
+        for m, (member, (beta, lr)) in enumerate(zip(self.members, used, strict=True)):
             with self.failing(member):
-                values = dict(zip(measured, row, strict=True)) | {"beta": beta, "lr": lr}
-                written.append(
-                    member.report(values, n_dead=dead, dead_over=over, sparse=self._sparse)
-                )
+                values = dict(zip(measured, rows[m], strict=True)) | {"beta": beta, "lr": lr}
+                counts = {"n_dead": n_dead[m], "dead_over": over, "n_constant": n_constant[m]}
+                written.append(member.report(values | counts, sparse=self._sparse))
         return written
 
 

@@ -64,7 +64,7 @@ def stream_of(
         store=store,
         sites=source.sites,
         metadata=source.metadata,
-        batch_size=config.batch_size,
+        batch_size=config.rows_per_step,
         seed=config.order_seed,
         window_rows=config.window_rows,
         threads=config.threads,

@@ -72,7 +72,7 @@ class Member(Generic[RunT]):
         """Rows a second since this was asked last."""
         before, since = self._logged
         self._logged = (self.step, time.perf_counter())
-        return (self.step - before) * self.run.config.batch_size / (self._logged[1] - since)
+        return (self.step - before) * self.run.config.rows_per_step / (self._logged[1] - since)
 
     def write(self, report: StepReport) -> None:
         """Write a line of the curves."""
@@ -131,7 +131,7 @@ class Member(Generic[RunT]):
             kept = "there was no checkpoint yet"
         return DataError(
             f"training diverged: {what} at step {step} of {self.path} with lr "
-            f"{self.run.config.lr:g}; {kept}; train with a lower --lr into another --out"
+            f"{self.run.config.peak_lr:g}; {kept}; train with a lower --lr into another --out"
         )
 
 

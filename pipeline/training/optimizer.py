@@ -134,12 +134,12 @@ class Schedule:
         """
 
         def steps(duration: str) -> int:
-            return steps_of(duration, batch_size=config.batch_size, n_steps=n_steps)
+            return steps_of(duration, batch_size=config.rows_per_step, n_steps=n_steps)
 
         l1_warmup = steps(config.l1_warmup)
         return cls(
             n_steps=n_steps,
-            peak=config.lr,
+            peak=config.peak_lr,
             lr_warmup=steps(config.lr_warmup),
             lr_decay=steps(config.lr_decay),
             l1_warmup=l1_warmup,
@@ -217,13 +217,15 @@ class Controller:
         self._level = self._start = math.log(l1)
 
     @classmethod
-    def of(cls, config: TrainConfig, l1: float, *, hold: int) -> "Controller | None":
+    def of(cls, config: TrainConfig, l1: float, *, d_sae: int, hold: int) -> "Controller | None":
         """The controller of a run; None where its architecture was given no target.
 
         Raises:
             ConfigError: there is a target, and `l1` is zero.
         """
-        target = config.arch.target if isinstance(config.arch, Penalised) else None
+        if not isinstance(config.arch, Penalised):
+            return None
+        target = config.arch.wanted(d_sae=d_sae)
         return None if target is None else cls(l1, target=target, hold=hold)
 
     def update(self, active_fraction: float, *, lr: float) -> float:

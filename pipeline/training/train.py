@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from actstore.reader import ActStore
+from pipeline.config.defaults import with_batch_size
 from pipeline.config.training import LoopConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs.curves import StepReport, last_report
@@ -69,7 +70,7 @@ def train_all(
         StoreError: as `train`.
     """
     store, kind = ActStore.open(configs[0].store), kind_named(configs[0].KIND)
-    blank = [_blank(kind, store, config) for config in configs]  # nothing is written before all are
+    blank = _blank(kind, store, configs)  # nothing is written before all are
     runs = [_entered(run, resume=resume) for run in blank]
     outcomes: dict[Path, Outcome] = {}
 
@@ -81,7 +82,7 @@ def train_all(
     unfinished = list[RunFolder]()
     for run in runs:
         if run.finished:
-            n_steps = count_steps(run.config, n_rows=store.n_rows)
+            n_steps = run.config.n_steps(store.n_rows)
             told(run.path, last_report(run.path, kind.curves, n_steps=n_steps))
         elif run.failure:
             told(run.path, DataError(run.failure))
@@ -101,7 +102,7 @@ def _train_unfinished(
     on_end: OnEnd,
 ) -> None:
     config = runs[0].config
-    n_steps = [count_steps(run.config, n_rows=store.n_rows) for run in runs]
+    n_steps = [run.config.n_steps(store.n_rows) for run in runs]
     with ExitStack() as files:
         source, groups = kind.assemble(store, runs, n_steps, files=files)
         for group in groups:
@@ -112,13 +113,6 @@ def _train_unfinished(
             advance_all(left, source, stream, curves=kind.curves, on_step=on_step, on_end=on_end)
 
 
-def count_steps(config: LoopConfig, *, n_rows: int) -> int:
-    """Steps that see `config.tokens` rows, rounded up; None is one pass in whole batches."""
-    if config.tokens is None:
-        return max(1, n_rows // config.batch_size)
-    return -(-config.tokens // config.batch_size)
-
-
 def require_trainable(configs: Sequence[LoopConfig]) -> None:
     """Check that the store, the same for all, has what these runs need; nothing is written.
 
@@ -127,17 +121,19 @@ def require_trainable(configs: Sequence[LoopConfig]) -> None:
         StoreError: it is missing, unfinished or damaged.
     """
     store, kind = ActStore.open(configs[0].store), kind_named(configs[0].KIND)
-    for config in configs:
-        _blank(kind, store, config)
+    _blank(kind, store, configs)
 
 
-def _blank(kind: RunKind, store: ActStore, config: LoopConfig) -> RunFolder:
-    absolute = replace(config, store=store.path.resolve(), out=config.out.resolve())
-    if absolute.store in (absolute.out, *absolute.out.parents):
-        raise ConfigError(
-            f"{config.out} lies inside the store it learns from: choose another --out"
-        )
-    return kind.prepare(store, absolute)
+def _blank(kind: RunKind, store: ActStore, configs: Sequence[LoopConfig]) -> list[RunFolder]:
+    runs = list[RunFolder]()
+    for config in with_batch_size(configs, n_rows=store.n_rows):
+        absolute = replace(config, store=store.path.resolve(), out=config.out.resolve())
+        if absolute.store in (absolute.out, *absolute.out.parents):
+            raise ConfigError(
+                f"{config.out} lies inside the store it learns from: choose another --out"
+            )
+        runs.append(kind.prepare(store, absolute))
+    return runs
 
 
 def _entered(run: RunFolder, *, resume: bool) -> RunFolder:

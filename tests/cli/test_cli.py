@@ -13,7 +13,7 @@ import pytest
 
 import cli
 from actstore.reader import ActStore
-from pipeline.config.architectures import ReluConfig, TopKConfig
+from pipeline.config.architectures import ReluConfig
 from pipeline.config.command_line import layers_of
 from pipeline.config.settings import parse_count as count
 from pipeline.config.stages import (
@@ -54,8 +54,8 @@ def harvested(succeeds, tmp_path) -> list[object]:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.__name__)
 def test_options_have_the_defaults_of_the_config(command):
     defaults = {f.name: f.default for f in fields(COMMANDS[command])}
-    defaults |= {"l1": ReluConfig.l1, "k": TopKConfig.k, "arch": "relu", "site": None}
-    defaults |= {"target": ReluConfig.target}
+    defaults |= {"l0": None, "l1": ReluConfig.l1, "k": None, "arch": "topk", "site": None}
+    defaults |= {"target": ReluConfig.target, "recipe": None}
     defaults |= {"worst": EvalConfig.n_worst}
     elsewhere = {"ctx", "config", "json", "resume", "log", "assign", "layers", "connect"}
     elsewhere |= {"feature", "sort", "rows"}  # what of the result is shown
@@ -73,7 +73,7 @@ def test_options_have_the_defaults_of_the_config(command):
         elif isinstance(default, str) and isinstance(defaults[name], int | float):
             default = type(defaults[name])(default)  # text, since it may be several with commas
         assert default == defaults[name], name
-    assert TrainConfig(store=Path(), out=Path()).arch.kind == "relu"
+    assert TrainConfig(store=Path(), out=Path()).arch.kind == "topk"
 
 
 def test_help_waits_for_nothing_heavy():
@@ -173,7 +173,7 @@ def test_the_file_can_describe_an_architecture(config_of, tmp_path):
     file = tmp_path / "arch.toml"
     file.write_text('tokens = 64\nbatch_size = 32\n[arch]\nkind = "topk"\nk = 3\n')
     arch = config_of("--config", file)["arch"]
-    assert arch == {"kind": "topk", "k": 3, "k_aux": None, "aux_coefficient": 1 / 32}
+    assert arch == {"kind": "topk", "k": 3, "k_aux": None, "aux_coefficient": 1 / 8}
 
 
 def test_any_setting_can_be_set_on_the_command_line(config_of):
@@ -187,7 +187,10 @@ def test_any_setting_can_be_set_on_the_command_line(config_of):
     ("arguments", "message"),
     [
         (["train", "absent.actstore", "--out", "r"], "there is no activation store"),
-        (["train", "s", "--out", "r", "--k", "8"], "--k means nothing to --arch relu"),
+        (
+            ["train", "s", "--out", "r", "--arch", "relu", "--k", "8"],
+            "--k means nothing to --arch relu: it is of topk, batchtopk, matryoshka",
+        ),
         (["train", "s", "--out", "r", "--tokens", "many"], "a number like 500k"),
         (["train", "s", "--out", "r", "--lr", "-1"], "lr must be positive"),
         (["eval", "absent"], "absent"),

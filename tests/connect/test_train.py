@@ -284,7 +284,7 @@ def test_rows_that_either_sae_was_not_trained_on_are_left_out(place, tmp_path):
 
 
 def test_two_saes_of_one_site_are_connected_and_read(place, tmp_path):
-    settings = settings_for(place / "s.actstore", steps=8, site=SITES[1], arch={"kind": "relu"})
+    settings = settings_for(place / "s.actstore", steps=8, site=SITES[1])
     train_settings(settings, tmp_path / "other")
     config = make_config(
         place, tmp_path / "c", ends=(tmp_path / "other", place / SITES[1]), start="regression"

@@ -31,7 +31,9 @@ class World:
         config = TrainConfig(
             store=self.store.path,
             out=path,
-            arch=ReluConfig(),
+            arch=ReluConfig(l1=1e-3),
+            batch_size=1024,
+            lr=1e-4,
             expansion=coder.d_sae // coder.d_in,
         )
         provenance = Provenance.of(self.store, site=site)

@@ -102,7 +102,9 @@ def save_sae(
     config = TrainConfig(
         store=path / "gone.actstore",
         out=path,
-        arch=arch or ReluConfig(),
+        arch=arch or ReluConfig(l1=1e-3),
+        batch_size=1024,
+        lr=1e-4,
         expansion=coder.d_sae // coder.d_in,
     )
     provenance = make_provenance(

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from actstore.manifest import StoreSpec
 from actstore.writer import ActWriter
+from pipeline.config.architectures import ARCHS, Penalised
 from pipeline.config.grid import expand
 from pipeline.config.serialization import from_json
 from pipeline.config.training import TrainConfig
@@ -76,16 +77,30 @@ def write_rows(
     return path
 
 
+PLAIN: dict[str, Any] = {
+    "lr_warmup": "0", "lr_decay": "0", "normalize": "none", "w_dec_start": "random", "revive": 0.0,
+}  # fmt: skip
+"""Settings of a training of which every step is alike, from noise: nothing depends on its length.
+"""
+
+
 def settings_for(store: Path, *, steps: int, **changes: object) -> dict[str, Any]:
-    """Settings of a run, or of a sweep, of so many steps."""
+    """Settings of a plain run, or of a sweep, of so many steps."""
     batch_size = changes.get("batch_size", 64)
     assert isinstance(batch_size, int)
-    common = {
+    common = PLAIN | {
         "store": str(store), "site": "mlp_out.0", "batch_size": batch_size, "lr": 1e-3,
         "tokens": steps * batch_size, "checkpoint_every": 5, "log_every": 4, "device": "cpu",
-        "window_rows": 512, "threads": 1, "arch": {"kind": "relu"},
+        "window_rows": 512, "threads": 1, "dead_window": "1M", "arch": plain_arch("relu"),
     }  # fmt: skip
     return common | changes
+
+
+def plain_arch(kind: str, **settings: object) -> dict[str, object]:
+    """An architecture's table; a penalty is one that stays, unless it is told what to arrive at."""
+    penalised = issubclass(ARCHS[kind], Penalised)
+    free = penalised and not settings.keys() & {"l0", "l1", "target"}
+    return {"kind": kind} | ({"l1": 1e-3} if free else {}) | settings
 
 
 def config_of(store: Path, out: Path, *, steps: int = 30, **changes: object) -> TrainConfig:

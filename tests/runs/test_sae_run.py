@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config.architectures import TopKConfig
+from pipeline.config.architectures import ReluConfig, TopKConfig
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runs.folder import enter
@@ -22,7 +22,10 @@ PROVENANCE = make_provenance(d_in=6)
 
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
-    return TrainConfig(store="/data/a.actstore", out=tmp_path / "runs" / "a", site="mlp_out.1")
+    return TrainConfig(
+        store="/data/a.actstore", out=tmp_path / "runs" / "a", site="mlp_out.1",
+        arch=ReluConfig(l1=1e-3), lr=1e-4,
+    )  # fmt: skip
 
 
 def enter_run(config, provenance=PROVENANCE, *, resume=False):

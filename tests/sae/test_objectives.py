@@ -227,7 +227,7 @@ def test_dead_latents_learn_what_the_living_leave_over(arch):
         for row, e in zip(pre, left, strict=True):
             best = sorted([1, 4, 5, 9], key=lambda i: -row[i])[: D_IN // 2]
             total += ((e - sum(relu(row[i]) * p["W_dec"][i] for i in best)) ** 2).sum()
-        return total / ROWS / 32
+        return total / ROWS / 8
 
     plain = learn(stack, x)
     without = {name: g.clone() for name, g in stack.grads.items()}

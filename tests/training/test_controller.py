@@ -197,7 +197,8 @@ def test_an_l1_of_zero_is_refused_in_a_line_that_says_what_to_type():
 
 def test_only_a_run_with_a_target_is_controlled():
     def of(arch: ArchConfig, l1: float) -> Controller | None:
-        return Controller.of(TrainConfig(store=Path("a"), out=Path("b"), arch=arch), l1, hold=5)
+        config = TrainConfig(store=Path("a"), out=Path("b"), arch=arch)
+        return Controller.of(config, l1, d_sae=64, hold=5)
 
     for kind in (ReluConfig, ReluAprilConfig, TiedConfig, GatedConfig):
         assert of(kind(l1=0.0), 0.0) is None

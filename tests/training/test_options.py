@@ -26,6 +26,7 @@ from tests.helpers.training import (
     config_of,
     lines_of,
     make_rows,
+    plain_arch,
     result,
     write_rows,
 )
@@ -35,7 +36,7 @@ KNOBS: dict[str, dict[str, object]] = {
     "jumprelu": {"l0": 3.0},
 }  # fmt: skip
 every_arch = pytest.mark.parametrize(
-    "arch", [{"kind": kind} | KNOBS.get(kind, {}) for kind in ARCHS], ids=list(ARCHS)
+    "arch", [plain_arch(kind, **KNOBS.get(kind, {})) for kind in ARCHS], ids=list(ARCHS)
 )
 
 
@@ -80,7 +81,7 @@ def test_the_sae_that_is_saved_is_the_moving_average_of_the_weights(store, tmp_p
 
 
 def test_an_average_of_what_is_tied_is_tied(store, tmp_path):
-    run(store, tmp_path, ema=0.75, lr=1e-2, arch={"kind": "tied"})
+    run(store, tmp_path, ema=0.75, lr=1e-2, arch=plain_arch("tied"))
     saved = load_file(tmp_path / "sae.safetensors")
     assert torch.equal(saved["W_enc"], saved["W_dec"].T)
 

@@ -24,6 +24,7 @@ from tests.helpers.training import (
     config_of,
     killed,
     make_rows,
+    plain_arch,
     read_table,
     result,
     settings_for,
@@ -134,7 +135,7 @@ def test_each_chunk_is_decoded_once_for_all_members(store, tmp_path, monkeypatch
 
     monkeypatch.setattr(ActStore, "read_chunk_into", counting)
     epoch = ActStore.open(store).n_rows // 64
-    grid = {"seed": [0, 1], "arch": {"kind": ["relu", "topk"], "k": 2}}
+    grid = {"seed": [0, 1], "arch": {"kind": ["relu", "topk"], "l1": 1e-3, "k": 2}}
     settings = settings_for(
         store, steps=epoch, site=["mlp_out.0", "resid_post.0"], checkpoint_every=epoch, **grid
     )
@@ -165,7 +166,7 @@ DIVERGES = 1e25  # a learning rate
 )
 def test_a_member_that_diverges_stops_alone_and_for_good(store, tmp_path, kind, stack, sparse):
     settings = settings_for(
-        store, steps=STEPS, arch={"kind": kind, "k": 2} if kind == "batchtopk" else {"kind": kind},
+        store, steps=STEPS, arch=plain_arch(kind, **({"k": 2} if kind == "batchtopk" else {})),
         lr=[1e-3, DIVERGES, 2e-3], stack=stack, sparse=sparse, checkpoint_every=1, log_every=3,
         ema=0.9, dead_window="2 steps", clip=0.0,
     )  # fmt: skip
@@ -291,7 +292,7 @@ def test_a_checkpoint_that_only_some_members_have_is_dropped_with_its_word_of_th
     store, tmp_path
 ):
     """Curves written anew need not have the same length: the speed in them differs."""
-    settings = settings_for(store, steps=STEPS, arch={"kind": "relu"}, seed=[0, 1], stack="on")
+    settings = settings_for(store, steps=STEPS, arch=plain_arch("relu"), seed=[0, 1], stack="on")
     out = tmp_path / "sweep"
     assert train_until(settings, out, step=8)
     ahead, behind = out / "seed=0", out / "seed=1"

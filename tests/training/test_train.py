@@ -14,7 +14,7 @@ from actstore.reader import ActStore
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runs.curves import TrainReport
 from pipeline.runs.sae_run import SAERun
-from pipeline.training.train import count_steps, train
+from pipeline.training.train import train
 from tests.helpers.training import (
     DAMAGES,
     config_of,
@@ -51,7 +51,7 @@ def test_a_run_leaves_checkpoints_curves_and_an_sae(store, tmp_path):
     assert [line["loss"] for line in lines] == [r.loss for r in seen]
     assert set(lines[0]) == {
         "step", "rows", "loss", "recon", "sparsity", "aux", "l0", "l1", "explained_variance",
-        "beta", "n_dead", "dead_over", "n_resampled", "lr", "sparse", "rows_per_s",
+        "beta", "n_dead", "dead_over", "n_constant", "n_resampled", "lr", "sparse", "rows_per_s",
     }  # fmt: skip
     run = SAERun.open(out)
     told = run.provenance
@@ -158,7 +158,7 @@ def test_a_full_disk_is_one_line(store, tmp_path, monkeypatch):
 
 def test_steps_cover_the_rows_asked_for(store):
     def steps(**changes):
-        return count_steps(config_for(store, Path("x"), **changes), n_rows=1000)
+        return config_for(store, Path("x"), **changes).n_steps(1000)
 
     assert steps(tokens=None, batch_size=300) == 3
     assert steps(tokens=None, batch_size=4000) == 1

@@ -1,0 +1,126 @@
+"""As many latents as were asked for are active when a run ends, and few of the others are dead."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actstore.reader import ActStore
+from pipeline.config.architectures import ARCHS, Penalised
+from pipeline.runs.sae_run import SAERun
+from pipeline.sae.architecture import architecture_of
+from pipeline.sae.sae import SAE
+from pipeline.sae.stack import Stack, stacked
+from pipeline.training.assemble import point_at_rows
+from pipeline.training.train import train
+from tests.helpers.stores import column
+from tests.helpers.training import config_of, make_rows, write_rows
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WIDTH = 16
+OPEN = {
+    "normalize": "rms", "w_dec_start": "rows", "revive": 1.0, "lr": None, "lr_warmup": "5%",
+    "lr_decay": "20%", "dead_window": None, "batch_size": 128, "expansion": 4,
+}  # fmt: skip
+"""The defaults, where the helper has plainer settings."""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> Path:
+    """Rows whose unit is none, around a point far from zero."""
+    rows = 37 * make_rows(16_384, width=WIDTH)
+    return write_rows(tmp_path_factory.mktemp("wide") / "a.actstore", rows, shard_rows=4096)
+
+
+def active(sae: SAE, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return (sae.encode(x) > 0).float()
+
+
+@pytest.mark.parametrize("l0", [3, 8])
+@pytest.mark.parametrize("kind", ARCHS)
+def test_a_short_run_ends_with_as_many_active_latents_as_were_asked_for(wide, tmp_path, kind, l0):
+    arch = ARCHS[kind](**{ARCHS[kind].l0_as: l0})
+    train(config_of(wide, tmp_path / "r", steps=128, **OPEN, arch={"kind": kind, arch.l0_as: l0}))
+    run, x = SAERun.open(tmp_path / "r"), torch.from_numpy(column(ActStore.open(wide), "mlp_out.0"))
+    z = active(run.sae, x)
+    assert float(z.sum(-1).mean()) == pytest.approx(l0, rel=0.02)
+    assert run.metrics["l0"] == pytest.approx(l0, rel=0.1)  # of one batch
+    assert run.metrics["explained_variance"] > 0
+
+
+@pytest.mark.parametrize("said", [{"target": 0.1}, {"l1": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "kind", [kind for kind, arch in ARCHS.items() if issubclass(arch, Penalised)]
+)
+def test_only_a_number_of_latents_shifts_biases(wide, tmp_path, kind, said):
+    """At the beginning and at the end; else one step moves them by one learning rate from zero."""
+    settings = OPEN | {"lr": 0.01, "lr_warmup": "0", "lr_decay": "0", "revive": 0.0}
+    train(config_of(wide, tmp_path / "r", steps=1, arch={"kind": kind} | said, **settings))
+    run = SAERun.open(tmp_path / "r")
+    biases = [p for name, p in run.sae.state_dict().items() if "b_" in name and name != "b_dec"]
+    assert all(float(p.abs().max()) <= 0.0101 for p in biases)
+    assert run.metrics["l0"] > 0.4 * run.d_sae
+
+
+@pytest.mark.parametrize("kind", ARCHS)
+def test_dead_latents_come_nearer_and_the_others_stay(kind):
+    knobs = {ARCHS[kind].l0_as: 4} | ({"prefixes": 3} if kind == "matryoshka" else {})
+    config = ARCHS[kind](**knobs)
+    arch = architecture_of(config, d_in=8, d_sae=32, rms=2.0)
+    saes = [SAE(config, d_in=8, d_sae=32, seed=seed, rms=2.0) for seed in (0, 1)]
+    stack = Stack(stacked(saes, arch), arch)
+    before = {name: p.clone() for name, p in stack.params.items()}
+    dead = torch.zeros(2, 32, dtype=torch.bool)
+    dead[0, 3] = dead[1, 5] = True
+    arch.revive(stack.params, dead, step=torch.tensor([[0.1], [0.4]]))
+    moved = {
+        name: p - before[name]
+        for name, p in stack.params.items()
+        if not torch.equal(p, before[name])
+    }
+    name = {"jumprelu": "log_threshold", "gated": "b_gate"}.get(kind, "b_enc")
+    assert set(moved) == {name}
+    expected = dead * torch.tensor([[0.1], [0.4]]) * (-0.5 if kind == "jumprelu" else 1)
+    torch.testing.assert_close(moved[name], expected)
+
+
+def test_only_what_was_silent_for_long_is_helped_and_only_if_that_was_asked_for(wide, tmp_path):
+    """With l1 so high, everything falls silent; from then on nothing but the help moves b_enc."""
+    biases = {}
+    for revive in (0.0, 1.0):
+        out = tmp_path / str(revive)
+        settings = OPEN | {
+            "lr": 0.01, "lr_warmup": "0", "lr_decay": "0", "revive": revive, "beta1": 0.0,
+            "beta2": 0.001, "revive_after": "8 steps", "dead_window": "1M", "w_dec_start": "random",
+        }  # fmt: skip
+        arch = {"kind": "relu", "l1": 1e6}
+        train(config_of(wide, out, steps=200, checkpoint_every=1000, arch=arch, **settings))
+        biases[revive] = SAERun.open(out).sae.b_enc.detach()
+    assert float(biases[0.0].max()) < -0.1
+    assert float((biases[1.0] - biases[0.0]).min()) > 0.02
+
+
+def test_directions_start_half_towards_rows_seen_from_their_mean():
+    x = torch.from_numpy(make_rows(64, width=WIDTH))
+    config = ARCHS["topk"](k=4)
+    plain, sae = (SAE(config, d_in=WIDTH, d_sae=64, seed=0) for _ in range(2))
+    with torch.no_grad():
+        point_at_rows(sae, x, seed=3)
+    torch.testing.assert_close(sae.W_dec.norm(dim=-1), plain.W_dec.norm(dim=-1))
+    torch.testing.assert_close(sae.W_enc.norm(dim=0), plain.W_enc.norm(dim=0))
+    unit = torch.nn.functional.normalize(sae.W_dec, dim=-1)
+    torch.testing.assert_close(torch.nn.functional.normalize(sae.W_enc.T, dim=-1), unit)
+    towards = torch.nn.functional.normalize(x - x.mean(0), dim=-1)
+    # What is left of 2 cos(angle / 2) times each direction without its noise is one of the rows.
+    twice = unit * (plain.W_dec + towards[:, None]).norm(dim=-1)[..., None]
+    off = (twice - plain.W_dec - towards[:, None]).norm(dim=-1).min(0).values
+    assert float(off.detach().max()) < 1e-5
+    chosen = (twice - plain.W_dec - towards[:, None]).norm(dim=-1).argmin(0)
+    assert len(np.unique(chosen.detach().numpy())) > 32
+    again = SAE(config, d_in=WIDTH, d_sae=64, seed=0)
+    with torch.no_grad():
+        point_at_rows(again, x, seed=4)
+    assert not torch.equal(again.W_dec, sae.W_dec)
