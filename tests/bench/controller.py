@@ -21,6 +21,7 @@ from pipeline.harvest.harvest import harvest
 from pipeline.plots.style import BLUE, GRAY, RED, axes_in, make_figure, save
 from pipeline.runs.curves import METRICS, read_curves
 from pipeline.training.sweep import train_sweep
+from tests.helpers.training import PLAIN
 
 SITE, TARGET, HOLD, RIGHT = "mlp_out.2", 0.02, 500, 0.5
 LRS = (1e-4, 1e-3, 1e-2)
@@ -36,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         harvest(HarvestConfig(out=folder / "s.actstore", sites=(SITE,), tokens=300_000))
-        settings = {
+        settings = PLAIN | {
             "store": str(folder / "s.actstore"), "lr": list(LRS), "expansion": 2,
             "arch": {"kind": "relu", "l1": [RIGHT * s for s in STARTS], "target": TARGET},
             "hold": f"{HOLD} steps", "batch_size": 512, "tokens": args.tokens, "log_every": 10,

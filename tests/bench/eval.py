@@ -121,7 +121,7 @@ def save_run(path: Path, coder: SAE, *, model: str, site: Site) -> Path:
     store = path.with_name("a.actstore")
     for folder in (path, store):
         folder.mkdir(parents=True, exist_ok=True)
-    config = TrainConfig(store=store, out=path, arch=ReluConfig(), expansion=EXPANSION)
+    config = TrainConfig(store=store, out=path, arch=ReluConfig(l1=1e-3), expansion=EXPANSION)
     provenance = Provenance(
         path=store, fingerprint="f" * 64, model=model, revision="main", model_fingerprint="",
         text="builtin", site=str(site), d_in=coder.d_in, ctx_len=CTX_LEN, n_rows=1, dtype="float32",

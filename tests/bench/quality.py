@@ -42,6 +42,7 @@ from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
 from pipeline.training.sweep import train_sweep
 from tests.helpers.stores import column, write_rows
+from tests.helpers.training import PLAIN
 
 SITE, CTX_LEN, HELD = "mlp_out.2", 16, 2**14
 L1S = {
@@ -101,7 +102,7 @@ def ours(
     args, store: Path, held: Tensor, out: Path, archs: dict[str, object], **settings
 ) -> list[Result]:
     """One sweep of these architectures and all seeds."""
-    settings |= {
+    settings |= PLAIN | {
         "store": str(store), "arch": archs, "seed": args.seeds, "device": "cpu",
         "expansion": args.expansion, "batch_size": args.batch, "tokens": args.rows, "lr": args.lr,
         "lr_warmup": f"{steps(args, 0.05)} steps", "lr_decay": f"{steps(args, 0.2)} steps",

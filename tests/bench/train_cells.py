@@ -31,6 +31,7 @@ from pipeline.training.batches import device_batches
 from pipeline.training.feed import Feeder
 from pipeline.training.group import Group
 from tests.helpers.stores import as_numbers, write_rows
+from tests.helpers.training import PLAIN
 
 SITE, CTX_LEN, K = "mlp_out.1", 128, 32
 WARM, STEPS = 2, 3
@@ -38,11 +39,11 @@ WARM, STEPS = 2, 3
 
 # Every cell: the config's changes, and the share of latents that the biases let through.
 CELLS: dict[str, tuple[dict[str, Any], float | None]] = {
-    "relu": ({"arch": ReluConfig(), "sparse": "off"}, None),
-    "relu_bf16": ({"arch": ReluConfig(), "sparse": "off", "precision": "bf16"}, None),
-    "relu_5%": ({"arch": ReluConfig(), "sparse": "on"}, 0.05),
-    "relu_2%": ({"arch": ReluConfig(), "sparse": "on"}, 0.02),
-    "relu_1%": ({"arch": ReluConfig(), "sparse": "on"}, 0.01),
+    "relu": ({"arch": ReluConfig(l1=1e-3), "sparse": "off"}, None),
+    "relu_bf16": ({"arch": ReluConfig(l1=1e-3), "sparse": "off", "precision": "bf16"}, None),
+    "relu_5%": ({"arch": ReluConfig(l1=1e-3), "sparse": "on"}, 0.05),
+    "relu_2%": ({"arch": ReluConfig(l1=1e-3), "sparse": "on"}, 0.02),
+    "relu_1%": ({"arch": ReluConfig(l1=1e-3), "sparse": "on"}, 0.01),
     "topk": ({"arch": TopKConfig(k=K)}, None),
     "topk_dense": ({"arch": TopKConfig(k=K), "sparse": "off"}, None),
     "topk_bf16": ({"arch": TopKConfig(k=K), "precision": "bf16"}, None),
@@ -68,8 +69,9 @@ def write_store(path: Path, *, n_rows: int, width: int, seed: int = 0) -> Path:
 
 def make_group(store: ActStore, out: Path, files: ExitStack, **changes: Any) -> Group:
     """What `saepipe train` would train with these settings."""
+    settings = PLAIN | {"lr": 1e-4, "dead_window": "1M", "revive_after": "1M"} | changes
     config = TrainConfig(
-        store=store.path, out=out, site=SITE, device="cpu", tokens=10**12, **changes
+        store=store.path, out=out, site=SITE, device="cpu", tokens=10**12, **settings
     )
     run = SAERun(path=config.out, config=config, provenance=Provenance.of(store, site=SITE))
     enter(run, resume=False)
@@ -126,7 +128,7 @@ def store(folder: Path, arch: str, d_sae: int, n_steps: int) -> dict[str, list[f
     told: dict[str, list[float]] = {"store": [], "memory": []}
     opened, batch = ActStore.open(folder), 4096
     d = opened.width(SITE)
-    config = {"relu": ReluConfig(), "topk": TopKConfig(k=K)}[arch]
+    config = {"relu": ReluConfig(l1=1e-3), "topk": TopKConfig(k=K)}[arch]
     with tempfile.TemporaryDirectory() as name, ExitStack() as files:
         for i in range(5):
             for where in told:
