@@ -8,7 +8,7 @@ are the same one, over the evaluation text: a report depends on nothing but the 
 the text, whether or not the store is still there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -23,9 +23,15 @@ from pipeline.config.stages import EvalConfig
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.ablations import OnTokens, find_site_means, slot_of
-from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine, max_cosine, mutual_mmcs
+from pipeline.evaluate.geometry import (
+    dead_cosine,
+    encoder_decoder_cosine,
+    max_cosine,
+    mutual_mmcs,
+    others_cosine,
+)
 from pipeline.evaluate.intervals import intervals
-from pipeline.evaluate.metrics import Latents, measured, of_sums, perplexity_of
+from pipeline.evaluate.metrics import Latents, Number, measured, of_sums, perplexity_of
 from pipeline.evaluate.passes import AblationPass, SplicePass, measure, nll_at
 from pipeline.evaluate.report import (
     TABLE,
@@ -50,6 +56,7 @@ from pipeline.progress import OnProgress, counter
 from pipeline.runs.folder import Provenance
 from pipeline.runs.kinds import RunKind, by_kind
 from pipeline.runs.names import beside
+from pipeline.tables import many
 
 
 def notes_on(
@@ -72,6 +79,34 @@ def notes_on(
             f"{config.tokens} were asked for"
         )
     return tuple(notes)
+
+
+L0_MOVED = 0.01
+FEW_TOKENS, FEW_CONTEXTS, FEW_DEAD = 100_000, 30, 10
+"""Below these, numbers that rest on them say so."""
+
+
+def caveats_on(
+    metrics: Mapping[str, Number], *, n_tokens: int, n_contexts: int, l0_trained: float | None
+) -> Iterator[str]:
+    """What numbers rest on, where that is little, and how far L0 is from that of training."""
+    l0, n_dead = metrics["l0"], metrics["n_dead"]
+    if l0 is not None and l0_trained and abs(l0 / l0_trained - 1) > L0_MOVED:
+        moved = l0 / l0_trained - 1
+        more = "more" if moved > 0 else "fewer"
+        yield (
+            f"L0 is {l0:.1f} on this text: {abs(moved):.0%} {more} than the {l0_trained:.1f} of "
+            "training"
+        )
+    if n_dead and n_tokens < FEW_TOKENS:
+        yield (
+            f"features that are active on fewer than one in {n_tokens // 3:,} tokens may count as "
+            f"dead on {n_tokens:,}: raise --tokens"
+        )
+    if n_dead and n_dead < FEW_DEAD:
+        yield f"the dead-feature cosines are of {many(int(n_dead), 'dead feature')} alone"
+    if n_contexts < FEW_CONTEXTS:
+        yield f"the intervals are of {many(n_contexts, 'context')} alone: raise --tokens"
 
 
 def worst_contexts(
@@ -131,11 +166,16 @@ def report_of(
         density=sparsity.density,
         dead=sparsity.dead,
         dead_cosine=dead_cosine(coder.W_dec, sparsity.dead),
+        others_cosine=others_cosine(coder.W_dec, sparsity.dead, seed=config.seed),
         encoder_decoder_cosine=encoder_decoder_cosine(coder),
         max_cosine=max_cosine(coder.W_dec),
     )
-    to_dead = latents.dead_cosine
+    to_dead, metrics = latents.dead_cosine, measured(totals, latents)
     notes = notes_on(scene, subject.provenance, subject.left_out.words, config)
+    caveats = caveats_on(
+        metrics, n_tokens=int(totals["n_tokens"].item()), n_contexts=len(sums["n_tokens"]),
+        l0_trained=subject.l0_trained,
+    )  # fmt: skip
     return EvalReport(
         run=subject.path,
         site=str(subject.site),
@@ -150,7 +190,7 @@ def report_of(
         n_tokens=int(totals["n_tokens"].item()),
         n_predictions=int(totals["n_predictions"].item()),
         excluded=view.place.excluded.words,
-        metrics=measured(totals, latents),
+        metrics=metrics,
         l0_quantiles=sparsity.l0_quantiles,
         density=tuple(latents.density.tolist()),
         dead_cosine=None if to_dead is None else tuple(to_dead.tolist()),
@@ -160,7 +200,7 @@ def report_of(
         intervals=intervals(sums, n=config.n_bootstrap, seed=config.seed),
         inserted=_inserted(sums, subject, config.layers),
         worst=worst_contexts(sums, scene.contexts, scene.tokenizer, n=config.n_worst),
-        notes=(*subject.notes, *notes),
+        notes=(*subject.notes, *notes, *caveats),
     )
 
 

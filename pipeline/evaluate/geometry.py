@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.evaluate.metrics import CHANCES, OthersCosine
 from pipeline.sae.sae import Coder
 
 _CELLS = 2**25
@@ -25,6 +26,34 @@ def dead_cosine(
         return None
     rows = W_dec.detach().cpu().double()
     return F.cosine_similarity(rows, rows[dead.cpu()].mean(0, keepdim=True), dim=-1)
+
+
+@torch.no_grad()
+def others_cosine(
+    W_dec: Float[Tensor, "d_sae d_in"], dead: Bool[Tensor, " d_sae"], *, seed: int
+) -> OthersCosine | None:
+    """How alike the dead are, and as many living ones, drawn at random; None of fewer than two.
+
+    A row has a part in the mean of all that is `1 / sqrt(n)` of its length, so that its cosine
+    with that is as much by chance: 1 of a lone row. With the mean of the others it is 0 by chance.
+    """
+    n_dead, living = int(dead.sum()), (~dead.cpu()).nonzero()[:, 0]
+    if n_dead < 2:
+        return None
+    rows = F.normalize(W_dec.detach().cpu().double(), dim=-1)
+    drawn = list[float]()
+    if len(living) >= n_dead:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(CHANCES):
+            chosen = torch.randperm(len(living), generator=generator)[:n_dead]
+            drawn.append(_with_others(rows[living[chosen]]))
+    return OthersCosine(
+        dead=_with_others(rows[dead.cpu()]), living=sum(drawn) / CHANCES if drawn else None
+    )
+
+
+def _with_others(rows: Float64[Tensor, "n d_in"]) -> float:
+    return F.cosine_similarity(rows, rows.sum(0) - rows, dim=-1).mean().item()
 
 
 @torch.no_grad()

@@ -44,6 +44,19 @@ SHARE = "share"
 """A unit: it is written in percent."""
 
 
+CHANCES = 100
+"""Draws of living features that say how alike the dead would be by chance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OthersCosine:
+    """Of a set of directions, the mean cosine of each with the mean of the others."""
+
+    dead: float
+    living: float | None
+    """Mean of `CHANCES` draws of as many living ones; None where there are fewer."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Latents:
     """A value of each latent, on the CPU."""
@@ -54,6 +67,8 @@ class Latents:
     """Whether it is so on none."""
     dead_cosine: Float64[Tensor, " d_sae"] | None
     """Of its decoder row with the mean row of the dead; None without dead."""
+    others_cosine: OthersCosine | None
+    """None with fewer than two dead."""
     encoder_decoder_cosine: Float64[Tensor, " d_sae"]
     """Of what it reads with what it writes."""
     max_cosine: Float64[Tensor, " d_sae"]
@@ -145,9 +160,38 @@ _LOSSES, _RECONSTRUCTION, _SPARSITY, _GEOMETRY = (
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     OfSums(
+        name="ce_added", section=_LOSSES, words="loss added", unit=NATS, main=True,
+        heading="loss\nadded",
+        definition="spliced - alone",
+        formula=lambda s: _a_prediction(s, "nll_spliced") - _a_prediction(s, "nll_clean"),
+        interval=True,
+    ),
+    OfSums(
+        name="loss_recovered_mean", section=_LOSSES, words="loss recovered (mean)", main=True,
+        definition="(mean - spliced) / (mean - alone)",
+        formula=lambda s: _recovered(s, "mean"), interval=True,
+    ),
+    OfSums(
+        name="loss_recovered", section=_LOSSES, words="loss recovered", main=True,
+        heading="loss\nrecovered",
+        definition="(zeroed - spliced) / (zeroed - alone)",
+        formula=lambda s: _recovered(s, "zero"), interval=True,
+    ),
+    OfSums(
+        name="kl", section=_LOSSES, words="KL(model || spliced)", unit=NATS, main=True,
+        heading="KL",
+        definition="from the model's predictions to the spliced model's",
+        formula=lambda s: _a_prediction(s, "kl_spliced"), interval=True,
+    ),
+    OfSums(
+        name="kl_recovered", section=_LOSSES, words="KL recovered",
+        definition="1 - KL / KL of zeroing the site",
+        formula=lambda s: 1 - ratio(s["kl_spliced"], s["kl_zero"]), interval=True,
+    ),
+    OfSums(
         name="ce_clean", section=_LOSSES, words="loss, the model alone", unit=NATS, main=True,
         definition="cross-entropy",
-        formula=lambda s: _a_prediction(s, "nll_clean"),
+        formula=lambda s: _a_prediction(s, "nll_clean"), interval=True,
     ),
     OfSums(
         name="ce_patched", section=_LOSSES, words="loss, SAE spliced in", unit=NATS, main=True,
@@ -165,31 +209,9 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
         formula=lambda s: _a_prediction(s, "nll_mean"),
     ),
     OfSums(
-        name="loss_recovered", section=_LOSSES, words="loss recovered", main=True,
-        heading="loss\nrecovered",
-        definition="(zeroed - spliced) / (zeroed - alone)",
-        formula=lambda s: _recovered(s, "zero"), interval=True,
-    ),
-    OfSums(
-        name="loss_recovered_mean", section=_LOSSES, words="loss recovered (mean)",
-        definition="(mean - spliced) / (mean - alone)",
-        formula=lambda s: _recovered(s, "mean"), interval=True,
-    ),
-    OfSums(
-        name="kl", section=_LOSSES, words="KL(model || spliced)", unit=NATS, main=True,
-        heading="KL",
-        definition="from the model's predictions to the spliced model's",
-        formula=lambda s: _a_prediction(s, "kl_spliced"), interval=True,
-    ),
-    OfSums(
         name="kl_zero", section=_LOSSES, words="KL(model || zeroed)", unit=NATS,
-        definition="the same, the site zeroed",
+        definition="from the model's predictions to those with the site zeroed",
         formula=lambda s: _a_prediction(s, "kl_zero"),
-    ),
-    OfSums(
-        name="kl_recovered", section=_LOSSES, words="KL recovered",
-        definition="1 - KL / KL of zeroing the site",
-        formula=lambda s: 1 - ratio(s["kl_spliced"], s["kl_zero"]),
     ),
     OfSums(
         name="perplexity_clean", section=_LOSSES, words="perplexity, model alone",
@@ -226,7 +248,7 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
         definition=(
             "Σ‖x̂‖² / Σ x·x̂ (Rajamanoharan et al. 2024, eq. 10): below 1 where x̂ is shrunk"
         ),  # arXiv 2404.16014
-        formula=lambda s: ratio(s["square_hat"], s["product"]),
+        formula=lambda s: ratio(s["square_hat"], s["product"]), interval=True,
     ),
     OfSums(
         name="l2_ratio", section=_RECONSTRUCTION, words="ratio of norms",
@@ -263,13 +285,23 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
         formula=lambda z: int((z.density > FREQUENT).sum()),
     ),
     OfLatents(
-        name="dead_cosine_mean", section=_GEOMETRY, words="dead-feature cosine, dead",
-        definition="of decoder rows with the mean dead row",
+        name="dead_cosine_others", section=_GEOMETRY, words="dead-feature cosine",
+        definition="mean over dead decoder rows, of each with the mean of the others",
+        formula=lambda z: None if z.others_cosine is None else z.others_cosine.dead,
+    ),
+    OfLatents(
+        name="dead_cosine_chance", section=_GEOMETRY, words="- by chance",
+        definition=f"the same, mean of {CHANCES} draws of as many living rows",
+        formula=lambda z: None if z.others_cosine is None else z.others_cosine.living,
+    ),
+    OfLatents(
+        name="dead_cosine_mean", section=_GEOMETRY, words="- to the mean dead row",
+        definition="as the recipe s0's authors have it: each is in the mean, 1 / √n by chance",
         formula=lambda z: _mean(z.dead_cosine, z.dead),
     ),
     OfLatents(
-        name="alive_cosine_mean", section=_GEOMETRY, words="dead-feature cosine, alive",
-        definition="the same of living decoder rows",
+        name="alive_cosine_mean", section=_GEOMETRY, words="- alive to the same",
+        definition="of living decoder rows with the mean dead row",
         formula=lambda z: _mean(z.dead_cosine, ~z.dead),
     ),
     OfLatents(

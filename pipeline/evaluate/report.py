@@ -132,6 +132,7 @@ class EvalReport:
 
     def __repr__(self) -> str:
         shown = {
+            "loss added": self.ce_added,
             "loss recovered": self.loss_recovered,
             "explained variance": self.explained_variance,
             "L0": self.l0,

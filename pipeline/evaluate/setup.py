@@ -8,14 +8,16 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
+from pipeline.config.architectures import Penalised
 from pipeline.config.stages import EvalConfig
 from pipeline.config.training import TrainConfig
 from pipeline.device import pick_dtype, pick_precision
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
+from pipeline.runs.advice import wanted_l0
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import Coder
@@ -94,6 +96,8 @@ class LoadedSAE:
     provenance: Provenance
     left_out: ExcludedRows
     """Rows of its site that it was not trained on."""
+    l0_trained: float | None = None
+    """Active latents of a row as training left them: what was asked for, or what there was."""
     notes: tuple[str, ...] = ()
 
     def eval_site(self, *, as_trained: bool) -> EvalSite:
@@ -142,10 +146,22 @@ def load_sae(path: Path, *, device: torch.device) -> LoadedSAE:
         site=Site.parse(where.site),
         provenance=run.provenance,
         left_out=ExcludedRows.of(run.config),
+        l0_trained=None if tuned else l0_of(run),
         notes=(f"fine-tuned on {tuned.report.text} through a scale and a bias per feature",)
         if tuned
         else (),
     )
+
+
+def l0_of(run: SAERun) -> float | None:
+    """The L0 that an SAE is fitted to, or that of its last rows; None where no curve tells."""
+    arch = run.config.arch
+    if not isinstance(arch, Penalised) or arch.l0 is not None:
+        return wanted_l0(arch, d_sae=run.d_sae)
+    try:
+        return float(run.metrics["l0"])
+    except CheckpointError:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

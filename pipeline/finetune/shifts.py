@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pipeline.lm.families import Site
@@ -56,15 +56,16 @@ def find_shifts(
 ) -> dict[str, tuple[Shift, ...]]:
     """The most moved latents, with their strongest tokens among the first `MAX_TOKENS` of a text.
 
-    Those of largest and of smallest `c`, of largest and of smallest `d`, the most extreme first.
+    Those of largest and of smallest `c`, of largest and of smallest `d`, the most extreme first;
+    latents that were never active have moved by weight decay alone, and are not among them.
     The activations are the clean model's: nothing below the site is edited, so the same token
     has the same activation at the site before and after.
     """
     ends = {
-        "scaled_up": _extremes(tuned.c),
-        "inhibited": _extremes(-tuned.c),
-        "raised": _extremes(tuned.d),
-        "lowered": _extremes(-tuned.d),
+        "scaled_up": _extremes(tuned.c, tuned.learned),
+        "inhibited": _extremes(-tuned.c, tuned.learned),
+        "raised": _extremes(tuned.d, tuned.learned),
+        "lowered": _extremes(-tuned.d, tuned.learned),
     }
     chosen = sorted({latent for latents in ends.values() for latent in latents})
     some = contexts[: max(1, MAX_TOKENS // contexts.shape[1])]
@@ -87,10 +88,11 @@ def find_shifts(
     return {end: tuple(shifts[i] for i in latents) for end, latents in ends.items()}
 
 
-def _extremes(values: Float[Tensor, " d_sae"]) -> list[int]:
-    """Indices of the largest values, the largest first; equals by index."""
-    order = values.cpu().sort(descending=True, stable=True).indices
-    return order[:N_LATENTS].tolist()
+def _extremes(values: Float[Tensor, " d_sae"], among: Bool[Tensor, " d_sae"]) -> list[int]:
+    """Indices of the largest values among some, the largest first; equals by index."""
+    some = among.cpu().nonzero()[:, 0]
+    order = values.cpu()[some].sort(descending=True, stable=True).indices
+    return some[order[:N_LATENTS]].tolist()
 
 
 def _examples(

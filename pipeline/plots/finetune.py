@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
 from pipeline.finetune.run import FinetunedRun
@@ -28,7 +28,9 @@ def save_finetune_figures(run: str | Path) -> tuple[Path, ...]:
     tuned = done.load_sae(torch.device("cpu"))
     figures = {
         done.path / "loss.png": loss_figure(done),
-        done.path / "scales_biases.png": scales_and_biases_figure(tuned.c.numpy(), tuned.d.numpy()),
+        done.path / "scales_biases.png": scales_and_biases_figure(
+            tuned.c.numpy(), tuned.d.numpy(), learned=tuned.learned.numpy()
+        ),
     }
     for file, figure in figures.items():
         save(figure, file)
@@ -56,9 +58,17 @@ def loss_figure(run: FinetunedRun) -> Figure:
 
 
 def scales_and_biases_figure(
-    c: Float[np.ndarray, " d_sae"], d: Float[np.ndarray, " d_sae"]
+    c: Float[np.ndarray, " d_sae"],
+    d: Float[np.ndarray, " d_sae"],
+    *,
+    learned: Bool[np.ndarray, " d_sae"],
 ) -> Figure:
-    """Learned scales and learned biases, each in ascending order: what fell red, what rose blue."""
+    """Learned scales and learned biases, each in ascending order: what fell red, what rose blue.
+
+    Of features that were never active nothing was learned: they are left out, and counted.
+    """
+    c, d, n_left_out = c[learned], d[learned], int((~learned).sum())
+    left_out = f" ({n_left_out:,} were never active)" if n_left_out else ""
     figure = make_figure(width=8.0, height=3.2)
     for place, values, start, title, y in (
         (1, c, 1, "Learned scales", "scale c"),
@@ -76,7 +86,8 @@ def scales_and_biases_figure(
             (below, "below", 0.86, RED),
         ):
             style: dict[str, Any] = {"xycoords": "axes fraction", "fontsize": 8, "color": color}
-            axes.annotate(f"{chosen.mean():.0%} {side} {start}", (0.06, height), **style)
-        axes.set_xlabel(f"features, sorted by {y}")
+            share = chosen.mean() if len(chosen) else 0.0
+            axes.annotate(f"{share:.0%} {side} {start}", (0.06, height), **style)
+        axes.set_xlabel(f"features, sorted by {y}{left_out}")
         axes.margins(x=0.02)
     return figure

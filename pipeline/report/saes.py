@@ -71,7 +71,12 @@ class SAEExhibit(Exhibit):
         of = f"of {report.d_sae:,}"
         losses = f"{number(report.ce_patched)} nats spliced in, {number(report.ce_clean)} without"
         return [
-            Tile(name="loss recovered", value=number(report.loss_recovered), note=losses),
+            Tile(name="loss added", value=number(report.ce_added), note=losses),
+            Tile(
+                name="loss recovered",
+                value=number(report.loss_recovered_mean),
+                note=f"against the site's mean; {number(report.loss_recovered)} against zero",
+            ),
             Tile(name="L0", value=number(report.l0), note=f"features active per token, {of}"),
             Tile(
                 name="explained variance",

@@ -15,7 +15,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -265,6 +265,14 @@ class TunedSAE(Coder):
         self.W_dec, self.b_dec, self.activation = sae.W_dec, sae.b_dec, sae.activation
         self.c = nn.Parameter(torch.ones_like(sae.b_enc))
         self.d = nn.Parameter(torch.zeros_like(sae.b_enc))
+
+    @property
+    def learned(self) -> Bool[Tensor, " d_sae"]:
+        """Which latents were ever active in fine-tuning: a gradient moves `d` away from zero.
+
+        Weight decay alone makes the `c` of the others smaller, and leaves their `d` at zero.
+        """
+        return self.d.detach() != 0
 
     def pre(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Scaled and shifted pre-activations of each row."""

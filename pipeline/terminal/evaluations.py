@@ -142,7 +142,7 @@ def _told(report: EvalReport, metric: Metric, *, alone: bool) -> str:
     """A metric, with its interval where there is room for it."""
     told = _number(report.metrics.get(metric.name), metric.unit)
     interval = next((one for one in report.intervals if one.metric == metric.name), None)
-    if interval is None or not (alone or metric.name == "loss_recovered"):
+    if interval is None or not (alone or metric.name == "ce_added"):
         return told
     between = " " if alone else "\n"
     return f"{told}{between}{_span(interval, metric.unit)}"

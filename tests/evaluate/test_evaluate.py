@@ -11,6 +11,7 @@ from pipeline.config.stages import EvalConfig
 from pipeline.errors import CheckpointError, ConfigError, DataError, TextError
 from pipeline.evaluate import evaluate as evaluation
 from pipeline.evaluate.evaluate import evaluate
+from pipeline.evaluate.metrics import METRICS
 from pipeline.lm import cross_entropy
 from pipeline.lm.model import LanguageModel
 from pipeline.sae.sae import SAE
@@ -109,7 +110,8 @@ def test_contexts_whose_loss_does_not_rise_are_not_among_the_worst(evals, run_ev
 def test_intervals_of_a_report_surround_its_metrics_and_follow_the_seed(evals):
     run = evals.save()
     (report,), (other,) = evals.reports(run), evals.reports(run, seed=1)
-    assert len(report.intervals) == 8
+    headline = {metric.name for metric in METRICS.values() if metric.main} - {"frac_dead"}
+    assert headline < {interval.metric for interval in report.intervals}
     for interval in report.intervals:
         assert interval.low < getattr(report, interval.metric) < interval.high, interval
     assert other.intervals != report.intervals
@@ -220,6 +222,7 @@ def test_without_dead_latents_there_is_no_dead_cosine(run_eval):
     (report,) = run_eval(coder)
     assert report.n_dead == 0
     assert report.dead_cosine is report.dead_cosine_mean is report.alive_cosine_mean is None
+    assert report.dead_cosine_others is report.dead_cosine_chance is None
 
 
 def test_with_all_latents_dead_there_are_no_living_ones(run_eval):
@@ -230,6 +233,7 @@ def test_with_all_latents_dead_there_are_no_living_ones(run_eval):
     assert report.l0 == report.l1 == 0
     assert report.alive_cosine_mean is None
     assert report.dead_cosine_mean is not None
+    assert report.dead_cosine_others is not None and report.dead_cosine_chance is None
     assert report.l0_quantiles == (0, 0, 0, 0, 0)
     assert report.n_rare == report.n_dead == len(report.density)
     assert report.n_frequent == 0

@@ -8,7 +8,13 @@ import torch
 
 from pipeline.config.architectures import TopKConfig
 from pipeline.evaluate import geometry
-from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine, max_cosine, mutual_mmcs
+from pipeline.evaluate.geometry import (
+    dead_cosine,
+    encoder_decoder_cosine,
+    max_cosine,
+    mutual_mmcs,
+    others_cosine,
+)
 from pipeline.sae.sae import TunedSAE
 from tests.helpers.tiny import make_sae
 
@@ -104,3 +110,34 @@ def test_the_mean_dead_row_is_what_dead_and_living_rows_are_compared_with():
     assert found is not None
     assert found.tolist() == pytest.approx([cosine(row, centre) for row in listed], rel=1e-12)
     assert dead_cosine(W_dec, torch.zeros(6, dtype=torch.bool)) is None
+
+
+def test_dead_rows_are_compared_with_the_others_that_are_dead():
+    W_dec = rows(6, 4) * torch.arange(1, 7)[:, None]  # lengths do not count
+    dead = torch.tensor([True, False, False, True, False, True])
+    listed = [[x / math.hypot(*row) for x in row] for row in W_dec.double().tolist()]
+    found = others_cosine(W_dec, dead, seed=0)
+    expected = []
+    for i in (0, 3, 5):
+        rest = [sum(x) for x in zip(*(listed[j] for j in (0, 3, 5) if j != i), strict=True)]
+        expected.append(cosine(listed[i], rest))
+    assert found.dead == pytest.approx(sum(expected) / 3, rel=1e-12)
+    assert others_cosine(W_dec, torch.arange(6) == 2, seed=0) is None, "there are no others"
+
+
+def test_by_chance_a_row_is_at_right_angles_to_the_others_but_not_to_a_mean_it_is_in():
+    W_dec, dead = rows(2000, 64), torch.arange(2000) < 23
+    found = others_cosine(W_dec, dead, seed=0)
+    assert found.dead == pytest.approx(0, abs=0.1)
+    assert found.living == pytest.approx(0, abs=0.02)
+    to_mean = dead_cosine(W_dec, dead)
+    assert to_mean is not None
+    assert to_mean[dead].mean().item() == pytest.approx(23**-0.5, abs=0.05)
+
+
+def test_chance_knows_that_the_living_are_alike_too():
+    W_dec, dead = rows(500, 64) + 1, torch.arange(500) < 23
+    found = others_cosine(W_dec, dead, seed=0)
+    assert found.living == pytest.approx(found.dead, abs=0.05) and found.dead > 0.5
+    assert found == others_cosine(W_dec, dead, seed=0) != others_cosine(W_dec, dead, seed=1)
+    assert others_cosine(W_dec, torch.arange(500) < 251, seed=0).living is None

@@ -117,7 +117,7 @@ def test_rare_and_frequent_are_strictly_below_and_above():
     sums.add(z)
     assert sums.density.tolist() == [0, 1e-6, 2e-6, 0.1, 0.100001]
     latents = Latents(
-        density=sums.density, dead=sums.dead, dead_cosine=None, encoder_decoder_cosine=sums.density,
-        max_cosine=sums.density,
+        density=sums.density, dead=sums.dead, dead_cosine=None, others_cosine=None,
+        encoder_decoder_cosine=sums.density, max_cosine=sums.density,
     )  # fmt: skip
     assert [METRICS[name].formula(latents) for name in ("n_rare", "n_frequent")] == [1, 1]

@@ -21,8 +21,20 @@ def test_the_smoothed_line_is_a_mean_of_neighbours():
 
 def test_scales_and_biases_ascend_and_their_shares_are_told():
     c, d = np.array([1.2, 0.5, 0.9, 1.0]), np.array([0.1, 0.3, -0.2, 0.0])
-    left, right = scales_and_biases_figure(c, d).axes
+    left, right = scales_and_biases_figure(c, d, learned=np.full(4, True)).axes
     assert left.lines[0].get_ydata().tolist() == [0.5, 0.9, 1.0, 1.2]
     assert right.lines[0].get_ydata().tolist() == [-0.2, 0.0, 0.1, 0.3]
     assert [t.get_text() for t in left.texts] == ["25% above 1", "50% below 1"]
     assert [t.get_text() for t in right.texts] == ["50% above 0", "25% below 0"]
+    assert left.get_xlabel() == "features, sorted by scale c"
+
+
+def test_what_weight_decay_alone_moved_is_not_called_inhibited():
+    c, d = np.array([1.2, 0.98, 0.98, 0.7]), np.array([0.1, 0.0, 0.0, -0.2])
+    left, right = scales_and_biases_figure(c, d, learned=d != 0).axes
+    assert left.lines[0].get_ydata().tolist() == [0.7, 1.2]
+    assert right.lines[0].get_ydata().tolist() == [-0.2, 0.1]
+    assert [t.get_text() for t in left.texts] == ["50% above 1", "50% below 1"]
+    assert left.get_xlabel() == "features, sorted by scale c (2 were never active)"
+    nothing = scales_and_biases_figure(c, 0 * d, learned=np.full(4, False))
+    assert [t.get_text() for t in nothing.axes[0].texts] == ["0% above 1", "0% below 1"]

@@ -140,14 +140,14 @@ def test_a_lone_run_shows_all_its_intervals(capsys):
     assert "3.1e-05 [2.95e-05..3.2e-05]" in text
 
 
-def test_runs_side_by_side_show_the_interval_of_the_loss_recovered_alone(capsys):
+def test_runs_side_by_side_show_the_interval_of_the_loss_added_alone(capsys):
     intervals = (
-        Interval(metric="loss_recovered", low=0.931, high=0.938),
+        Interval(metric="ce_added", low=0.0333, high=0.0492),
         Interval(metric="l0", low=31.9, high=32.6),
     )
     runs = [make_report(Path(name), intervals=intervals) for name in ("a", "b", "c")]
     text = shown(capsys, *runs)
-    assert text.count("[0.931..0.938]") == 3
+    assert text.count("[0.033..0.049]") == 3
     assert "31.900" not in text
     assert max(map(len, text.splitlines())) <= 80
 
