@@ -109,7 +109,10 @@ class Competing(ArchConfig):
     k: float | int = L0
     """Active latents of a row; on average over the rows, and maybe 1.5, for all kinds but topk."""
     k_aux: int | None = None
-    """Dead latents that AuxK revives per row; None means half the input width, 0 none."""
+    """Dead latents that AuxK revives per row; None means `k`, 0 none.
+
+    Many at once learn to share what is left over, and are active on nothing alone.
+    """
     aux_coefficient: float = 1 / 8
 
     def __post_init__(self) -> None:

@@ -140,7 +140,7 @@ class TrainConfig(LoopConfig):
     revive_after: str | None = None
     """A latent silent for so long is helped, by AuxK and `revive`; None means `dead_window`, or
     where that is open, too, 0.3 % of the run."""
-    revive: float = 1.0
+    revive: float = 0.3
     """Its bias (of JumpReLU, its threshold) moves by so many learning rates a step until it is
     active; 0 leaves it to AuxK, where there is one."""
     resample: Resample = "none"

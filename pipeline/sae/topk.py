@@ -60,7 +60,7 @@ class Competing(Architecture):
         require_latents(config.k, f"k = {config.k}", "--k", d_in=d_in, d_sae=d_sae)
         self.k = config.k
         self.share = config.k / d_sae
-        k_aux = d_in // 2 if config.k_aux is None else config.k_aux
+        k_aux = max(1, round(config.k)) if config.k_aux is None else config.k_aux
         if k_aux and config.aux_coefficient:
             self.aux = AuxK(k=k_aux, coefficient=config.aux_coefficient)
 

@@ -29,7 +29,7 @@ def store(truth, tmp_path_factory) -> Path:
 def learn(store: Path, truth: Truth, arch: dict[str, object], out: Path) -> list[Found]:
     settings = {
         "arch": arch, "expansion": 4, "batch_size": 256, "tokens": 256 * 300, "lr": 1e-2,
-        "lr_decay": "30%", "stack": "off", "log_every": 300,
+        "lr_decay": "30%", "stack": "off", "log_every": 300, "normalize": "none",
     }  # fmt: skip
     return sweep(store, truth, settings, out=out)
 
