@@ -1,13 +1,15 @@
 """Features that are known, in superposition: does the dictionary find them?
 
-    python tests/bench/superposition.py [--rows 500000] [--tokens 1000000] [--figure FILE.png]
+    python tests/bench/superposition.py [--rows 500000] [--tokens 1000000] [--archs topk relu]
+        [--seeds 0 1] [--figure FILE.png]
 
 The setting of Sharkey, Braun and Millidge (2022), "Taking features out of superposition with
 sparse autoencoders": 512 features in 256 dimensions, 5 of them active in a row on average. Feature
 `i` is active with a probability that falls as `0.99^i` (the rarest 170 times as rarely as the
 commonest), whether it is depends on which others are, and its size is uniform on [0, 1].
 
-The rows are written into a store and learned from by one sweep. Of each member: the mean over true
+The rows are written into a store and learned from by one sweep, by defaults but for `--l0`. Of each
+member: the mean over true
 features of the largest cosine with a row of `W_dec` (mean max cosine similarity, MMCS), which
 shares of the features have one above 0.9, L0 where the truth has 5, and dead latents.
 """
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from actstore.manifest import StoreSpec
 from pipeline.config.grid import Point, expand
-from pipeline.plots.style import BLUE, GRAY, LEGEND, RED, axes_in, few_ticks, make_figure, save
+from pipeline.plots.style import BLUE, GRAY, INK, LEGEND, RED, axes_in, few_ticks, make_figure, save
 from pipeline.runs.curves import TrainReport
 from pipeline.runs.sae_run import SAERun
 from pipeline.training.sweep import train_sweep
@@ -33,8 +35,8 @@ from tests.helpers import stores
 
 SITE, CTX_LEN, BLOCK = "mlp_out.0", 16, 2**14
 N_FACTORS = 32  # hidden causes through which features are active together
-L1S = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.4, 0.8)
-KS = (3, 5, 8, 12)
+D, F, ACTIVE = 256, 1024, 5
+COLORS = (BLUE, RED, INK, GRAY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,27 +125,23 @@ def sweep(store: Path, truth: Truth, settings: dict[str, object], *, out: Path) 
 
 
 def draw(found: list[Found], out: Path) -> None:
-    """MMCS over l1, with what the other kinds reached, and L0 below it."""
+    """What was found, and what stayed dead, by kind over L0."""
     figure = make_figure(width=9.4, height=3.6)
-    relu = [f for f in found if "l1" in f.point.varies]
-    topk = [f for f in found if "k" in f.point.varies]
-    l1s = [f.point.varies["l1"] for f in relu]
     left = axes_in(figure, (1, 2, 1), title="Known features that are found", y="mean max cosine")
-    left.plot(l1s, [f.mmcs for f in relu], "o-", color=BLUE, ms=4, label="relu")
-    left.axhline(0.95, color=GRAY, lw=0.8, ls="--")
-    left.set_xscale("log")
-    few_ticks(left.xaxis)
-    left.set_xlabel("l1")
+    right = axes_in(figure, (1, 2, 2), title="Latents that stayed dead", y="share of latents")
+    kinds = dict.fromkeys(f.point.config.arch.kind for f in found)
+    for kind, color in zip(kinds, COLORS, strict=True):
+        group = [f for f in found if f.point.config.arch.kind == kind]
+        l0 = [f.report.l0 for f in group]
+        left.plot(l0, [f.mmcs for f in group], "o", color=color, ms=4, label=kind)
+        right.plot(l0, [f.report.n_dead / F for f in group], "o", color=color, ms=4, label=kind)
+    for axes in (left, right):
+        axes.axvline(ACTIVE, color=GRAY, lw=0.8, ls="--", label="of the truth")
+        axes.set_xscale("log")
+        few_ticks(axes.xaxis)
+        axes.set_xlabel("L0: latents active per row")
     left.set_ylim(top=1.01)
-    right = axes_in(figure, (1, 2, 2), title="The same over L0", y="mean max cosine")
-    for group, color, name in ((relu, BLUE, "relu"), (topk, RED, "topk")):
-        l0, mmcs = [f.report.l0 for f in group], [f.mmcs for f in group]
-        right.plot(l0, mmcs, "o-", color=color, ms=4, label=name)
-    right.axvline(5, color=GRAY, lw=0.8, ls="--", label="of the truth")
-    right.set_xscale("log")
-    few_ticks(right.xaxis)
-    right.set_xlabel("L0: latents active per row")
-    right.set_ylim(left.get_ylim())
+    right.set_ylim(bottom=0)
     right.legend(**LEGEND)
     save(figure, out)
 
@@ -154,16 +152,17 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=500_000, help="Of the store.")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="Rows to train on.")
+    parser.add_argument("--archs", nargs="+", default=["topk", "batchtopk", "jumprelu", "relu"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(2)
-    truth = Truth.make(n_features=512, d=256, active=5, seed=0)
+    truth = Truth.make(n_features=512, d=D, active=ACTIVE, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         store = write_rows(Path(folder) / "known.actstore", truth, n_rows=args.rows)
-        settings = {
-            "expansion": 4, "tokens": args.tokens, "batch_size": 256, "lr": 3e-3,
-            "lr_decay": "20%", "seed": 0, "dead_window": "100k",
-            "arch": {"kind": ["relu", "topk"], "l1": [*L1S], "k": [*KS]},
+        settings: dict[str, object] = {
+            "tokens": args.tokens, "expansion": F // D, "seed": args.seeds,
+            "arch": {"kind": args.archs, "l0": [3, ACTIVE, 8, 12]},
         }  # fmt: skip
         start = time.perf_counter()
         found = sweep(store, truth, settings, out=Path(folder) / "sweep")

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings as how, strategies as st
 
-from pipeline.config.architectures import ARCHS, ReluConfig, TopKConfig
+from pipeline.config.architectures import ARCHS, JumpReluConfig, ReluConfig, TopKConfig
 from pipeline.config.grid import ONE_PASS, comma_list, expand
 from pipeline.config.serialization import from_json, to_json
 from pipeline.config.settings import parse_count as count
@@ -65,6 +65,17 @@ def test_each_kind_takes_the_knobs_it_knows_and_no_member_comes_twice():
     assert points[3].varies == {"arch": "topk", "k": 8}
     names = names_of(arch={"kind": list(ARCHS), "k": 4, "l1": 0.1, "target": 0.1})
     assert names == list(ARCHS)
+
+
+def test_a_number_of_latents_is_asked_of_every_kind_in_its_own_words():
+    points = expand_(arch={"kind": ["relu", "topk", "jumprelu"], "l0": [8, 1]})
+    assert [p.name for p in points[1:4]] == ["relu,l0=1", "topk,l0=8", "topk,l0=1"]
+    assert [p.config.arch for p in points] == [
+        ReluConfig(l0=8), ReluConfig(l0=1), TopKConfig(k=8), TopKConfig(k=1), JumpReluConfig(l0=8),
+        JumpReluConfig(l0=1),
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="of topk, k 4 and l0 8 say the same thing"):
+        expand_(arch={"kind": "topk", "l0": 8, "k": 4})
 
 
 def test_no_knob_shares_its_name_with_a_setting():

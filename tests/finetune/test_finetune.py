@@ -15,6 +15,7 @@ from pipeline.evaluate.evaluate import evaluate
 from pipeline.finetune import finetune as finetune_module
 from pipeline.finetune.finetune import finetune, mean_cross_entropy
 from pipeline.finetune.run import FinetunedRun
+from pipeline.finetune.shifts import _extremes
 from pipeline.lm import cross_entropy
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import capture, in_float, splice
@@ -235,6 +236,12 @@ def test_features_list_the_extremes_with_activations_before_and_after(
     strengths = [max(e["before"], e["after"]) for e in shift["examples"]]
     assert strengths == sorted(strengths, reverse=True)
     assert min(strengths) > 0
+
+
+def test_the_extremes_are_among_what_was_learned():
+    values = torch.tensor([3.0, 1.0, 2.0, 2.0])
+    assert _extremes(values, torch.tensor([False, True, True, True])) == [2, 3, 1]
+    assert _extremes(values, torch.full((4,), False)) == []
 
 
 def test_the_same_again_is_reused_and_another_config_is_refused(config, done, copied, monkeypatch):

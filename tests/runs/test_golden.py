@@ -50,6 +50,8 @@ def test_a_checkpoint_is_gone_on_with_to_the_same_bytes(read):
     weights = (read / "sae.safetensors").read_bytes()
     (read / "sae.safetensors").unlink()
     run = replace(SAERun.read(read), sha256="")
+    then = run.config.w_dec_start, run.config.revive, run.config.revive_after
+    assert then == ("random", 0.0, run.config.dead_window), "it says nothing of what there was not"
     run.write()
     report = train(replace(run.config, store=GOLDEN, out=read), resume=True)
     assert report.step == 20

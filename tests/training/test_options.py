@@ -281,6 +281,14 @@ def test_the_curves_say_which_path_was_taken(store, tmp_path, sparse, k, shown):
     assert [line["sparse"] for line in lines] == [shown] * 2
 
 
+def test_latents_that_are_active_on_nearly_all_rows_are_counted(store, tmp_path):
+    x = rows_of(store)
+    (line,) = run(store, tmp_path, steps=1, batch_size=len(x), b_dec_start="zero")
+    with torch.no_grad():
+        active = (SAERun.open(tmp_path).sae.encode(x) > 0).float().mean(0)
+    assert line["n_constant"] == int((active > 0.9).sum()) > 0
+
+
 @pytest.mark.parametrize("sparse", ["on", slow("off")])
 @every_arch
 def test_bf16_learns_almost_as_float32_does(store, tmp_path, arch, sparse):
