@@ -286,17 +286,17 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     ),
     OfLatents(
         name="dead_cosine_others", section=_GEOMETRY, words="dead-feature cosine",
-        definition="mean over dead decoder rows, of each with the mean of the others",
+        definition="of dead decoder rows with the mean of the others",
         formula=lambda z: None if z.others_cosine is None else z.others_cosine.dead,
     ),
     OfLatents(
         name="dead_cosine_chance", section=_GEOMETRY, words="- by chance",
-        definition=f"the same, mean of {CHANCES} draws of as many living rows",
+        definition=f"the same of as many living rows, {CHANCES} draws",
         formula=lambda z: None if z.others_cosine is None else z.others_cosine.living,
     ),
     OfLatents(
         name="dead_cosine_mean", section=_GEOMETRY, words="- to the mean dead row",
-        definition="as the recipe s0's authors have it: each is in the mean, 1 / √n by chance",
+        definition="themselves in the mean: 1 / √n by chance",
         formula=lambda z: _mean(z.dead_cosine, z.dead),
     ),
     OfLatents(
