@@ -140,9 +140,9 @@ class TrainConfig(LoopConfig):
     revive_after: str | None = None
     """A latent silent for so long is helped, by AuxK and `revive`; None means `dead_window`, or
     where that is open, too, 0.3 % of the run."""
-    revive: float = 0.3
+    revive: float = 1.0
     """Its bias (of JumpReLU, its threshold) moves by so many learning rates a step until it is
-    active; 0 leaves it to AuxK, where there is one."""
+    active, where there is AuxK by 0.3 times as many; 0 leaves it to AuxK, where there is one."""
     resample: Resample = "none"
     """Give dead latents new weights: random ones, or towards the worst reconstructed rows."""
     resample_every: str = "10k steps"

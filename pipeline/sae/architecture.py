@@ -103,6 +103,8 @@ class Architecture(ABC):
     """Whether it is brought there before training, too, and not only after."""
     aux: AuxK | None = None
     """How dead latents are revived, where an architecture has a way of its own."""
+    revival: float = 1.0
+    """How fast their biases move: less with AuxK, by which most of them come back better."""
 
     @abstractmethod
     def __init__(self, config: ArchConfig, *, d_in: int, d_sae: int, rms: float) -> None:

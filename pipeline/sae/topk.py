@@ -55,6 +55,7 @@ class Competing(Architecture):
     """
 
     encoder_norm = 0.2
+    revival = 0.3
 
     def __init__(self, config: CompetingConfig, *, d_in: int, d_sae: int, rms: float) -> None:
         require_latents(config.k, f"k = {config.k}", "--k", d_in=d_in, d_sae=d_sae)

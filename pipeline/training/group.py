@@ -249,7 +249,9 @@ class Group(MemberGroup[SAEMember]):
         if config.revive:
             step = coefficient.new_tensor([[lr] for _, lr in used])
             stack.arch.revive(
-                stack.params, dead, step=step * (config.revive * self._feeder.rms(self.feed))
+                stack.params,
+                dead,
+                step=step * (config.revive * stack.arch.revival * self._feeder.rms(self.feed)),
             )
         stack.renormalise()
         for member in self.members:

@@ -130,7 +130,7 @@ def draw(found: list[Found], out: Path) -> None:
     left = axes_in(figure, (1, 2, 1), title="Known features that are found", y="mean max cosine")
     right = axes_in(figure, (1, 2, 2), title="Latents that stayed dead", y="share of latents")
     kinds = dict.fromkeys(f.point.config.arch.kind for f in found)
-    for kind, color in zip(kinds, COLORS, strict=True):
+    for kind, color in zip(kinds, COLORS, strict=False):
         group = [f for f in found if f.point.config.arch.kind == kind]
         l0 = [f.report.l0 for f in group]
         left.plot(l0, [f.mmcs for f in group], "o", color=color, ms=4, label=kind)
