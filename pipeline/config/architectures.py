@@ -31,6 +31,8 @@ class ArchConfig:
     """Its `Architecture`, as `module:class`."""
     l0_as: ClassVar[str] = "l0"
     """The setting that says how many latents of a row are to be active, which `--l0` sets."""
+    pace: ClassVar[float] = 1.0
+    """Its best learning rate over that of others, where no one says one."""
 
     @classmethod
     def kinds(cls) -> Mapping[str, "type[ArchConfig]"]:
@@ -215,6 +217,7 @@ class JumpReluConfig(ArchConfig):
 
     kind: Literal["jumprelu"] = "jumprelu"
     made_by: ClassVar = "pipeline.sae.jumprelu:JumpReluArchitecture"
+    pace: ClassVar[float] = 0.45
     l0: float | int = L0
     """Active latents to aim at."""
     coefficient: float = 1.0

@@ -13,15 +13,16 @@ BATCH_SIZES = (128, 1024)
 """Rows of a step, at least and at most."""
 STEPS = 2000
 """That a run is to have before its batches grow: a step learns nearly as much from fewer rows."""
-MOST_LR = 1e-2
-WIDTH = 2**14
-LR_AT_WIDTH = 2e-4
-"""Gao et al. 2024 (arXiv 2406.04093), section 2.4 and figure 3: the best rate goes as
-`1 / sqrt(d_sae)`, with this factor at this width in the code of others that follow them."""
+LR, MOST_LR = 0.55, 1e-2
+"""The rate is `LR * batch_size / sqrt(rows * d_sae)`, or `MOST_LR` if that is less.
+
+That it goes as `1 / sqrt(d_sae)` is of Gao et al. 2024 (arXiv 2406.04093), section 2.4. That twice
+the batch takes twice the rate, and a training four times as long half of it, was measured.
+"""
 DEAD_WINDOW = 1_000_000
 DEAD_SHARE = 0.1
 """Of a run, if that is shorter."""
-REVIVE_SHARE = 0.003
+REVIVE_SHARE = 0.01
 """Of a run as well; longer ones wait no longer than one of ten times DEAD_WINDOW."""
 
 Config = TypeVar("Config", bound=LoopConfig)
@@ -55,17 +56,25 @@ def settled(config: TrainConfig, *, d_sae: int, n_rows: int) -> TrainConfig:
     """
     (config,) = with_batch_size([config], n_rows=n_rows)
     n_steps = config.n_steps(n_rows)
+    lr = best_lr(config.rows_per_step, n_steps, d_sae=d_sae, pace=config.arch.pace)
     rows = min(n_steps * config.rows_per_step, round(DEAD_WINDOW / DEAD_SHARE))
     return replace(
         config,
         arch=config.arch.settled,
-        lr=best_lr(d_sae=d_sae, n_steps=n_steps) if config.lr is None else config.lr,
+        lr=lr if config.lr is None else config.lr,
         dead_window=config.dead_window or f"{round(DEAD_SHARE * rows)}",
         revive_after=config.revive_after or config.dead_window or f"{round(REVIVE_SHARE * rows)}",
     )
 
 
-def best_lr(*, d_sae: int, n_steps: int) -> float:
-    """Peak learning rate of Adam for so many latents and steps, to two digits."""
-    rate = LR_AT_WIDTH * (WIDTH / d_sae) ** 0.5 * max(1.0, 20_000 / n_steps) ** 0.5
-    return float(f"{min(rate, MOST_LR):.1e}")
+def best_lr(batch_size: int, n_steps: int, *, d_sae: int, pace: float = 1.0) -> float:
+    """Peak learning rate of Adam for so many steps of so many rows, to two digits.
+
+    Args:
+        batch_size: Rows of a step.
+        n_steps: Of the run.
+        d_sae: Its latents.
+        pace: Of its architecture.
+    """
+    rate = LR * batch_size / (batch_size * n_steps * d_sae) ** 0.5
+    return float(f"{pace * min(rate, MOST_LR):.1e}")

@@ -127,9 +127,9 @@ class TrainConfig(LoopConfig):
     batch_size: Count | None = None
     """Rows per step; None means 1024, and in short runs fewer, for the sake of steps."""
     lr: float | None = None
-    """Of Adam; None goes by the number of latents, and of steps."""
+    """Of Adam; None goes by the number of latents, of rows, and of rows a step."""
     lr_warmup: str = "5%"
-    lr_decay: str = "20%"
+    lr_decay: str = "60%"
 
     project: bool = False
     """Also take out of the gradient what is parallel to each row of a unit-norm dictionary."""
@@ -139,7 +139,7 @@ class TrainConfig(LoopConfig):
     """A latent silent for so long counts as dead; None means 1M rows, or in short runs less."""
     revive_after: str | None = None
     """A latent silent for so long is helped, by AuxK and `revive`; None means `dead_window`, or
-    where that is open, too, 0.3 % of the run."""
+    where that is open, too, 1 % of the run."""
     revive: float = 1.0
     """Its bias (of JumpReLU, its threshold) moves by so many learning rates a step until it is
     active, where there is AuxK by 0.3 times as many; 0 leaves it to AuxK, where there is one."""

@@ -19,6 +19,7 @@ from pipeline.mnist.network import (
     cut,
     network_figures,
     refit_all,
+    refit_together,
     sae_figures,
 )
 from pipeline.mnist.page import Exhibit, show
@@ -79,7 +80,8 @@ def _networks(
         networks[name, "cut"] = replace(
             whole, connectors=tuple(cut(one, threshold) for one in these)
         )
-        networks[name, "refitted"] = replace(whole, connectors=refitted)
+        each = replace(whole, connectors=refitted)
+        networks[name, "refitted"] = refit_together(each, x, seed=config.seed)
     for name, these in baselines(config, trained, device=device).items():
         networks[name, "trained"] = replace(whole, connectors=these)
     return networks

@@ -5,15 +5,17 @@ penalty that chose them. The l1 penalty does two things: it chooses which weight
 those smaller than they should be. With the choice made, the rest can be undone: the relaxed lasso
 (Meinshausen 2007, doi:10.1016/j.csda.2006.12.019). No weight is added. In a simulated network a
 connector reads what the one before it predicts, not the features themselves, so that is what each
-is fitted to, first to last.
+is fitted to, first to last. Then all are fitted together, to the logits of the classifier: which of
+the errors of features matter, and which undo each other, only those can tell.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import kl_div
 
 from pipeline.connect.connector import Connector
 from pipeline.mnist.classifier import LAYERS, N_HIDDEN, Classifier, accuracy
@@ -50,7 +52,11 @@ class FeatureNetwork:
 
     def simulated(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n classes"]:
         """The logits of the simulated network."""
-        return self._after(self.simulated_latents(x)[-1], layer=N_HIDDEN)
+        return self.logits(self.simulated_latents(x)[-1])
+
+    def logits(self, z: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n classes"]:
+        """The logits where these are the features of the last hidden layer."""
+        return self._after(z, layer=N_HIDDEN)
 
     def spliced(self, x: Float[Tensor, "n d_in"], *, layer: int) -> Float[Tensor, "n classes"]:
         """The logits where hidden layer 1, 2 or 3 is its own SAE's reconstruction."""
@@ -78,7 +84,12 @@ def cut(connector: Connector, threshold: float) -> Connector:
 
 
 STEPS, _ROWS, _LR = 600, 256, 1e-2
-"""Of refitting, by Adam."""
+"""Of refitting one, by Adam."""
+TOGETHER_STEPS, _TOGETHER_LR = 3000, 3e-3
+"""Of refitting all."""
+FEATURES = 0.03
+"""Nats that a squared error of 1 in an image's features counts, where all are refitted together:
+without it the features of the middle are no longer those that they are named after."""
 
 
 def refit_all(
@@ -124,6 +135,43 @@ def refit(
         fitted.W.grad.mul_(kept)  # what was cut gathers no momentum either, and stays zero
         adam.step()
     return fitted.requires_grad_(False)
+
+
+def refit_together(
+    network: FeatureNetwork, x: Float[Tensor, "n d_in"], *, seed: int = 0
+) -> FeatureNetwork:
+    """The connectors that give the logits of the classifier; a weight that is zero stays zero.
+
+    Minimised is the mean over images of `KL(p || p_simulated) + FEATURES sum ||z_hat - z||^2`, over
+    the features of every layer that connectors predict.
+    """
+    fitted = tuple(
+        Connector(c.W.detach().clone(), c.b.detach().clone(), activation=c.activation)
+        for c in network.connectors
+    )
+    kept = [connector.W.detach() != 0 for connector in fitted]
+    simulated = replace(network, connectors=fitted)
+    wanted, latents = network.net(x).log_softmax(-1), network.latents(x)
+    adam = torch.optim.Adam([p for one in fitted for p in one.parameters()], _TOGETHER_LR)
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(TOGETHER_STEPS):
+        adam.param_groups[0]["lr"] = _TOGETHER_LR * (1 - step / TOGETHER_STEPS)
+        rows = torch.randint(len(x), (_ROWS,), generator=generator)
+        z, loss = latents[0][rows], torch.zeros(())
+        for connector, target in zip(fitted, latents[1:], strict=True):
+            z = connector(z)
+            loss = loss + FEATURES * (z - target[rows]).square().sum(-1).mean()
+        found = simulated.logits(z).log_softmax(-1)
+        loss = loss + kl_div(found, wanted[rows], log_target=True, reduction="batchmean")
+        adam.zero_grad()
+        loss.backward()
+        for connector, mask in zip(fitted, kept, strict=True):
+            assert connector.W.grad is not None
+            connector.W.grad.mul_(mask)
+        adam.step()
+    return replace(
+        network, connectors=tuple(connector.requires_grad_(False) for connector in fitted)
+    )
 
 
 LARGE = 0.3

@@ -78,16 +78,20 @@ class GatedArchitecture(Architecture):
         *,
         l0: float,
     ) -> None:
-        """Shift the gates of all latents alike."""
+        """Shift the gates of all latents alike; where a magnitude is zero, none helps."""
         assert isinstance(activation, Gated)
-        b_gate = activation.b_gate
-        b_gate.add_(shift_to((pre + b_gate for pre in blocks), l0=l0, rms=self._rms))
+        b_gate, b_mag, scale = activation.b_gate, activation.b_mag, activation.r_mag.exp()
+        gates = (
+            (pre + b_gate).masked_fill_(scale * pre + b_mag <= 0, -torch.inf) for pre in blocks
+        )
+        b_gate.add_(shift_to(gates, l0=l0, rms=self._rms))
 
     def revive(
         self, params: Params, dead: Bool[Tensor, "M F"], *, step: Float[Tensor, "M 1"]
     ) -> None:
-        """Open their gates."""
-        params["b_gate"].addcmul_(dead.to(step), step)
+        """Open their gates, and let what comes through be above zero."""
+        for name in ("b_gate", "b_mag"):
+            params[name].addcmul_(dead.to(step), step)
 
     def pick(self, pre: Float[Tensor, "M B F"], params: Params) -> Picked:
         """Those whose gate is open."""

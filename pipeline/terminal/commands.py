@@ -59,13 +59,13 @@ def run_train(
     from pipeline.training.sweep import complete
     from pipeline.training.trackers import Loggers
 
-    configs = [point.config for point in points]
-    with screen.progress("train") as show, closing(Loggers(log, configs)) as loggers:
+    folders = [point.config.out for point in points]
+    with screen.progress("train") as show, closing(Loggers(log, folders)) as loggers:
         outcomes = verbs.train_points(
             points, resume=resume, on_progress=show, on_step=loggers.log, words=curve_words
         )
-    for config, outcome in zip(configs, outcomes, strict=True):
-        screen.say(outcome_line(outcome, config.out))
+    for folder, outcome in zip(folders, outcomes, strict=True):
+        screen.say(outcome_line(outcome, folder))
     reports = complete(outcomes)
     screen.note(advice_lines([report.run for report in reports]))
     return reports

@@ -247,7 +247,8 @@ class Group(MemberGroup[SAEMember]):
         for member, (_, lr) in zip(self.members, used, strict=True):
             member.adam.step(lr)
         if config.revive:
-            step = coefficient.new_tensor([[lr] for _, lr in used])
+            # at the full rate to the end: those that fall silent while it decays come back, too
+            step = coefficient.new_tensor([[m.run.config.peak_lr] for m in self.members])
             stack.arch.revive(
                 stack.params,
                 dead,

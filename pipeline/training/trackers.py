@@ -17,7 +17,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout, suppress
 from contextvars import Context
-from dataclasses import fields, replace
+from dataclasses import fields
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -25,10 +25,9 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from actstore.files import write_json
-from pipeline.config.serialization import to_json
-from pipeline.config.training import LoopConfig
 from pipeline.errors import ConfigError
 from pipeline.runs.curves import METRICS, NOT_IN_LINES, StepReport, read_curves
+from pipeline.runs.folder import RUN
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +42,13 @@ class Loggers:
 
     Args:
         names: Of the tools.
-        configs: Of all runs that will report.
+        runs: The folders of all runs that will report.
 
     Raises:
         ConfigError: a tool is unknown or not installed.
     """
 
-    def __init__(self, names: Sequence[str], configs: Sequence[LoopConfig]) -> None:
+    def __init__(self, names: Sequence[str], runs: Sequence[Path]) -> None:
         for name in names:
             if name not in TOOLS:
                 raise ConfigError(f"--log knows {', '.join(TOOLS)}, got {name!r}")
@@ -59,8 +58,7 @@ class Loggers:
                 raise ConfigError(
                     f"--log {name} needs {name}: pip install 'saepipe[{name}]'"
                 ) from error
-        resolved = [replace(config, out=config.out.resolve()) for config in configs]
-        self._configs = {config.out: config for config in resolved}
+        self._several = len(runs) > 1
         self._tracks: dict[str, dict[Path, Track]] = {name: {} for name in names}
 
     def log(self, report: StepReport) -> None:
@@ -97,8 +95,9 @@ class Loggers:
     def _start(self, name: str, run: Path, *, until: int) -> "Track":
         past = [line for line in read_curves(run / METRICS) if line["step"] < until]
         last = int(past[-1]["step"]) if past else 0
-        group = run.parent.name if len(self._configs) > 1 else None
-        track = TOOLS[name](self._configs[run], group=group, last=last)
+        group = run.parent.name if self._several else None
+        settings = json.loads((run / RUN).read_bytes())["config"]  # nothing is open in these
+        track = TOOLS[name](run, settings, group=group, last=last)
         for line in past:
             _put(track, line)
         return track
@@ -138,15 +137,17 @@ class Tensorboard:
 
     package: ClassVar = "torch.utils.tensorboard"
 
-    def __init__(self, config: LoopConfig, *, group: str | None, last: int) -> None:
+    def __init__(
+        self, run: Path, settings: Mapping[str, Any], *, group: str | None, last: int
+    ) -> None:
         del group  # its folder says it
         tensorboard = import_module(self.package)
-        there = any(config.out.glob("events.out.tfevents.*"))
+        there = any(run.glob("events.out.tfevents.*"))
         self.first = last + 1 if there else 0
         # Hides what an earlier process sent of the steps that will come again.
-        self._writer = tensorboard.SummaryWriter(config.out, purge_step=self.first)
+        self._writer = tensorboard.SummaryWriter(run, purge_step=self.first)
         if not there:
-            text = json.dumps(to_json(config), indent=4).replace("\n", "\n    ")
+            text = json.dumps(settings, indent=4).replace("\n", "\n    ")
             self._writer.add_text("config", f"    {text}")
 
     def put(self, values: Mapping[str, float], step: int) -> None:
@@ -165,16 +166,18 @@ class Wandb:
 
     package: ClassVar = "wandb"
 
-    def __init__(self, config: LoopConfig, *, group: str | None, last: int) -> None:
+    def __init__(
+        self, run: Path, settings: Mapping[str, Any], *, group: str | None, last: int
+    ) -> None:
         del last  # it knows, or starts anew: offline, the newest folder of an id is the whole run
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else it calls home even offline
         self._wandb = import_module(self.package)
         try:
             self._run = self._wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT), group=group,
-                config=to_json(config),
-                name=config.out.name, id=_identity(config.out), resume="allow", reinit="create_new",
-                dir=os.environ.get("WANDB_DIR", config.out), mode=self._mode(),
+                config=dict(settings),
+                name=run.name, id=_identity(run), resume="allow", reinit="create_new",
+                dir=os.environ.get("WANDB_DIR", run), mode=self._mode(),
                 settings=self._wandb.Settings(silent=True, console="off"),
             )  # fmt: skip
         except self._wandb.Error as error:
@@ -209,14 +212,16 @@ class Trackio:
 
     package: ClassVar = "trackio"
 
-    def __init__(self, config: LoopConfig, *, group: str | None, last: int) -> None:
+    def __init__(
+        self, run: Path, settings: Mapping[str, Any], *, group: str | None, last: int
+    ) -> None:
         del last
         trackio = import_module(self.package)
 
         def start() -> Any:  # noqa: ANN401 - without stubs
             return trackio.init(
-                project=PROJECT, name=f"{config.out.name}-{_identity(config.out)}", group=group,
-                config=to_json(config), resume="allow", embed=False,
+                project=PROJECT, name=f"{run.name}-{_identity(run)}", group=group,
+                config=dict(settings), resume="allow", embed=False,
             )  # fmt: skip
 
         with redirect_stdout(StringIO()):  # which is for results

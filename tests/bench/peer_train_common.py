@@ -27,7 +27,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,8 @@ from torch import Tensor
 
 WARM = 3  # steps before the clock starts
 Weights = Mapping[str, Tensor]
-"""W_enc [d, F], b_enc [F], W_dec [F, d], b_dec [d], and BatchTopK's threshold []."""
+"""W_enc [d, F], b_enc [F], W_dec [F, d], b_dec [d]; the threshold [] of BatchTopK, [F] of JumpReLU;
+b_gate, r_mag and b_mag [F] of gated, whose b_enc is zero."""
 
 
 def seconds() -> float:
@@ -61,20 +62,35 @@ def arguments(description: str | None, archs: tuple[str, ...]) -> argparse.Argum
     parser.add_argument("steps", type=int)
     parser.add_argument("--l1", type=numbers, default=[1.0], help="One or more: 0.5,1,2,4.")
     parser.add_argument("--k", type=numbers, default=[32], help="One or more: 16,32,64,128.")
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--lr", type=numbers, default=[3e-4], help="One or more.")
     parser.add_argument("--warmup", type=int, default=0, help="Steps the learning rate rises.")
     parser.add_argument("--decay", type=int, default=0, help="Last steps, in which it falls to 0.")
     parser.add_argument("--l1-warmup", type=int, default=0, help="Steps the penalty rises.")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=numbers, default=[0], help="One or more.")
     parser.add_argument("--held-out", type=int, default=8192, help="Last rows, not trained on.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save", type=Path, help="Write the weights here: name.npz, by member.")
     return parser
 
 
+def each(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
+    """With one learning rate and one seed, of all that were given."""
+    many = len(args.lr) * len(args.seed) > 1
+    for lr, seed in product(args.lr, map(int, args.seed)):
+        one = argparse.Namespace(**vars(args) | {"lr": lr, "seed": seed})
+        if args.save and many:
+            one.save = args.save.with_name(f"{args.save.stem}-{lr:g}-{seed}{args.save.suffix}")
+        yield one
+
+
 def swept(args: argparse.Namespace) -> list[float]:
     """The values that the members differ in."""
-    return args.l1 if args.arch.startswith("relu") else [int(k) for k in args.k]
+    return args.l1 if penalised(args.arch) else [int(k) for k in args.k]
+
+
+def penalised(arch: str) -> bool:
+    """Whether it is told a penalty, and not how many latents are to be active."""
+    return "topk" not in arch
 
 
 class Feed:
@@ -115,8 +131,14 @@ class Feed:
 
 def reconstruct(weights: Weights, x: Tensor, arch: str, k: int | None) -> tuple[Tensor, Tensor]:
     """`x_hat` and `z`; without `k`, a BatchTopK coder uses its threshold."""
-    z = ((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]).relu_()
-    if arch == "topk":
+    pre = (x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
+    z = pre.relu()
+    if arch == "gated":
+        z = (weights["r_mag"].exp() * pre + weights["b_mag"]).relu_()
+        z *= pre + weights["b_gate"] > 0
+    elif arch == "jumprelu":
+        z *= pre > weights["threshold"]
+    elif arch == "topk":
         values, places = z.topk(k, dim=-1)
         z = torch.zeros_like(z).scatter_(-1, places, values)
     elif arch == "batchtopk":
@@ -145,7 +167,7 @@ def judge(
         "l0": active / len(held),
         "dead": int((~fired).sum()),
     }
-    if "threshold" in weights and k is not None:
+    if args.arch == "batchtopk" and k is not None:
         by_threshold = judge(weights, held, args, None)
         told |= {
             f"{name}_by_threshold": by_threshold[name] for name in ("explained_variance", "l0")
@@ -171,9 +193,9 @@ def report(
     """
     told: dict[str, object] = {"arch": args.arch, "seconds": round(seconds(), 3)}
     weights = {name: tensor.detach().float() for name, tensor in weights.items()}
-    relu = args.arch.startswith("relu")
-    k = None if relu else int(value)
-    told |= {"l1" if relu else "k": value, "rows_per_s": round(rate, 1)}
+    free = penalised(args.arch)
+    k = None if free else int(value)
+    told |= {"l1" if free else "k": value, "rows_per_s": round(rate, 1)}
     if args.held_out:
         held = feed.held_out(args.held_out)
         told |= judge(weights, held, args, k)

@@ -2,7 +2,8 @@
 
     PYTHON peer_train_dictionary_learning.py ROWS.npy ARCH F BATCH STEPS [--l1 ... | --k ...]
 
-ARCH: relu (StandardTrainer), relu-april (StandardTrainerAprilUpdate), topk, batchtopk. Several
+ARCH: relu (StandardTrainer), relu-april (StandardTrainerAprilUpdate), gated, jumprelu (--l1 is the
+L0 it aims at), topk, batchtopk. Several
 values are its own sweep: trainers that take turns on each batch (`--apart`: one after another, each
 from the file's first batch). What is not an option here is its default.
 """
@@ -10,21 +11,25 @@ from the file's first batch). What is not an option here is its default.
 import os
 
 import torch
-from peer_train_common import Feed, Weights, arguments, report, swept
+from peer_train_common import Feed, Weights, arguments, each, penalised, report, swept
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled")
-ARCHS = ("relu", "relu-april", "topk", "batchtopk")
+ARCHS = ("relu", "relu-april", "gated", "jumprelu", "topk", "batchtopk")
 
 
 def config_of(args, value: float, width: int) -> dict[str, object]:
     """The trainer's configuration; it wants no length of zero."""
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+    from dictionary_learning.trainers.gdm import GatedSAETrainer
+    from dictionary_learning.trainers.jumprelu import JumpReluTrainer
     from dictionary_learning.trainers.standard import StandardTrainer, StandardTrainerAprilUpdate
     from dictionary_learning.trainers.top_k import TopKTrainer
 
     trainers = {
         "relu": StandardTrainer,
         "relu-april": StandardTrainerAprilUpdate,
+        "gated": GatedSAETrainer,
+        "jumprelu": JumpReluTrainer,
         "topk": TopKTrainer,
         "batchtopk": BatchTopKTrainer,
     }
@@ -34,7 +39,9 @@ def config_of(args, value: float, width: int) -> dict[str, object]:
         "warmup_steps": args.warmup, "seed": args.seed,
         "decay_start": args.steps - args.decay if args.decay else None,
     }  # fmt: skip
-    if args.arch.startswith("relu"):
+    if args.arch == "jumprelu":
+        return config | {"target_l0": value, "sparsity_warmup_steps": args.l1_warmup or None}
+    if penalised(args.arch):
         return config | {"l1_penalty": value, "sparsity_warmup_steps": args.l1_warmup or None}
     # its threshold starts to be measured at step 1000: later than a short run lasts
     return config | {"k": int(value), "threshold_start_step": min(1000, args.steps // 2)}
@@ -42,6 +49,25 @@ def config_of(args, value: float, width: int) -> dict[str, object]:
 
 def weights_of(ae) -> Weights:
     """In our names: its linear layers hold transposes."""
+    match type(ae).__name__:
+        case "GatedAutoEncoder":
+            return {
+                "W_enc": ae.encoder.weight.detach().T,
+                "b_enc": torch.zeros(len(ae.r_mag)),
+                "W_dec": ae.decoder.weight.detach().T,
+                "b_dec": ae.decoder_bias.detach(),
+                "b_gate": ae.gate_bias.detach(),
+                "r_mag": ae.r_mag.detach(),
+                "b_mag": ae.mag_bias.detach(),
+            }
+        case "JumpReluAutoEncoder":  # it does not centre its input
+            return {
+                "W_enc": ae.W_enc.detach(),
+                "b_enc": (ae.b_enc + ae.b_dec @ ae.W_enc).detach(),
+                "W_dec": ae.W_dec.detach(),
+                "b_dec": ae.b_dec.detach(),
+                "threshold": ae.threshold.detach(),
+            }
     weights = {
         "W_enc": ae.encoder.weight.T,
         "b_enc": ae.encoder.bias,
@@ -79,8 +105,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     feed, values = Feed(args), swept(args)
-    for group in [[value] for value in values] if args.apart else [values]:
-        train(args, feed, group)
+    for one in each(args):
+        for group in [[value] for value in values] if args.apart else [values]:
+            train(one, feed, group)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     PYTHON peer_train_saelens.py ROWS.npy ARCH F BATCH STEPS [--l1 0.5,1,2,4 | --k 16,32,64,128]
     PYTHON peer_train_saelens.py CACHE    ARCH F BATCH STEPS --model MODEL --tokens FOLDER
 
-ARCH: relu-april (its `standard`: penalty weighted by decoder norms, rows of any norm), topk,
-batchtopk; it has no unit-norm ReLU. The rest of the configuration is SAELens' default: Adam,
-gradients clipped to norm 1, AuxK with coefficient 1, TopK on activations times decoder norms.
+ARCH: relu-april (its `standard`: penalty weighted by decoder norms, rows of any norm), gated,
+jumprelu (--l1 is its penalty on L0), topk, batchtopk; it has no unit-norm ReLU. The rest of the
+configuration is SAELens' default: Adam, gradients clipped to norm 1, AuxK with coefficient 1, TopK
+on activations times decoder norms.
 
 The first form is its `SAETrainer` on batches of the file: no language model, no store. The second
 is what its users run: `LanguageModelSAETrainingRunner` on a cache that `peer_saelens.py harvest`
@@ -17,10 +18,10 @@ import os
 import time
 
 import torch
-from peer_train_common import Feed, Weights, arguments, report, seconds, swept
+from peer_train_common import Feed, Weights, arguments, each, report, seconds, swept
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="disabled")
-ARCHS = ("relu-april", "topk", "batchtopk")
+ARCHS = ("relu-april", "gated", "jumprelu", "topk", "batchtopk")
 CTX_LEN, SITE = 128, "gpt_neox.layers.1.mlp"
 
 
@@ -34,6 +35,14 @@ def config_of(args, value: float, width: int):
             return sae_lens.StandardTrainingSAEConfig(
                 l1_coefficient=value, l1_warm_up_steps=args.l1_warmup, **common
             )
+        case "gated":
+            return sae_lens.GatedTrainingSAEConfig(
+                l1_coefficient=value, l1_warm_up_steps=args.l1_warmup, **common
+            )
+        case "jumprelu":
+            return sae_lens.JumpReLUTrainingSAEConfig(
+                l0_coefficient=value, l0_warm_up_steps=args.l1_warmup, **common
+            )
         case "topk":
             return sae_lens.TopKTrainingSAEConfig(k=int(value), **common)
         case _:
@@ -45,12 +54,20 @@ def weights_of(sae) -> Weights:
     norm = sae.W_dec.norm(dim=-1) if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False) else 1
     weights = {
         "W_enc": sae.W_enc * norm,
-        "b_enc": sae.b_enc * norm,
+        "b_enc": sae.b_enc * norm if hasattr(sae, "b_enc") else torch.zeros(sae.cfg.d_sae),
         "W_dec": (sae.W_dec.T / norm).T,
         "b_dec": sae.b_dec,
     }
     if hasattr(sae, "topk_threshold"):
         weights["threshold"] = sae.topk_threshold
+    weights |= {
+        name: getattr(sae, name)
+        for name in ("threshold", "b_gate", "r_mag", "b_mag")
+        if hasattr(sae, name)
+    }
+    if not sae.cfg.apply_b_dec_to_input:
+        name = "b_enc" if hasattr(sae, "b_enc") else "b_gate"
+        weights[name] = weights[name] + sae.b_dec @ sae.W_enc
     return {name: tensor.detach() for name, tensor in weights.items()}
 
 
@@ -115,7 +132,8 @@ def main() -> None:
     parser.add_argument("--tokens", help="With a cache: the tokenised dataset.")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    (train_cache if args.rows.is_dir() else train_rows)(args)
+    for one in each(args):
+        (train_cache if args.rows.is_dir() else train_rows)(one)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ and takes the learning rate 5e-3 / sqrt(F / 16384) unless told.
 import os
 
 import torch
-from peer_train_common import Feed, Weights, arguments, report, swept
+from peer_train_common import Feed, Weights, arguments, each, report, swept
 
 os.environ.update(HF_HUB_OFFLINE="1", SPARSIFY_DISABLE_TRITON="1")
 
@@ -79,9 +79,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     feed = Feed(args)
-    for k in swept(args):
-        coder, rate = train(args, feed, k)
-        report(feed, args, k, weights_of(coder), rate, lambda x, coder=coder: coder(x).sae_out)
+    for one in each(args):
+        for k in swept(one):
+            coder, rate = train(one, feed, k)
+            report(feed, one, k, weights_of(coder), rate, lambda x, coder=coder: coder(x).sae_out)
 
 
 if __name__ == "__main__":

@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=500_000, help="Of the store.")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="Rows to train on.")
     parser.add_argument("--archs", nargs="+", default=["topk", "batchtopk", "jumprelu", "relu"])
+    parser.add_argument("--l0", nargs="+", type=int, default=[3, ACTIVE, 8, 12])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
@@ -162,7 +163,7 @@ def main() -> None:
         store = write_rows(Path(folder) / "known.actstore", truth, n_rows=args.rows)
         settings: dict[str, object] = {
             "tokens": args.tokens, "expansion": F // D, "seed": args.seeds,
-            "arch": {"kind": args.archs, "l0": [3, ACTIVE, 8, 12]},
+            "arch": {"kind": args.archs, "l0": args.l0},
         }  # fmt: skip
         start = time.perf_counter()
         found = sweep(store, truth, settings, out=Path(folder) / "sweep")

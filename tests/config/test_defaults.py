@@ -31,12 +31,15 @@ def test_runs_of_one_pass_share_the_batch_size_of_the_longest():
     assert [c.batch_size for c in told] == [7, 1024]
 
 
-def test_the_learning_rate_goes_by_the_root_of_the_width_and_falls_with_the_steps():
-    rates = [best_lr(d_sae=2**n, n_steps=20_000) for n in (10, 12, 14, 16)]
-    assert rates == [8e-4, 4e-4, 2e-4, 1e-4]
-    assert best_lr(d_sae=2**14, n_steps=10**6) == 2e-4
-    assert best_lr(d_sae=2**14, n_steps=5_000) == 4e-4
-    assert best_lr(d_sae=16, n_steps=1) == 1e-2
+def test_the_learning_rate_goes_by_the_roots_of_width_and_rows_and_by_the_batch():
+    rates = [best_lr(1024, 10**6, d_sae=2**n) for n in (10, 12, 14, 16)]
+    assert rates == [5.5e-4, 2.8e-4, 1.4e-4, 6.9e-5]
+    assert best_lr(1024, 4 * 10**6, d_sae=2**10) == 2.8e-4
+    assert best_lr(2048, 5 * 10**5, d_sae=2**10) == 1.1e-3  # as many rows
+    assert [best_lr(128, n, d_sae=2**10) for n in (1, 300, 2000)] == [1e-2, 1e-2, 4.3e-3]
+    told = settled(config_of(arch=JumpReluConfig(), tokens=10**5), d_sae=2**10, n_rows=1)
+    others = settled(config_of(tokens=10**5), d_sae=2**10, n_rows=1)
+    assert told.lr == pytest.approx(0.45 * others.peak_lr, rel=0.02)
 
 
 def test_windows_are_shares_of_a_run_and_end_at_a_million_rows():
@@ -45,8 +48,8 @@ def test_windows_are_shares_of_a_run_and_end_at_a_million_rows():
         told = (config.dead_window, config.revive_after)
         return [steps_of(d, batch_size=100, n_steps=10**9) * 100 for d in told if d]
 
-    assert windows() == [100_000, 3_000]
-    assert windows(tokens=10**9) == [1_000_000, 30_000]
+    assert windows() == [100_000, 10_000]
+    assert windows(tokens=10**9) == [1_000_000, 100_000]
     assert windows(dead_window="20k") == [20_000, 20_000]  # as AuxK's authors have it: one window
     assert windows(dead_window="20k", revive_after="500") == [20_000, 500]
 

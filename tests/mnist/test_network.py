@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from pipeline.mnist.classifier import (
 from pipeline.mnist.config import MnistConfig
 from pipeline.mnist.figures import digit_shares, pixel_slope, told
 from pipeline.mnist.network import (
+    FeatureNetwork,
     above,
     connector_figures,
     cut,
@@ -21,6 +24,7 @@ from pipeline.mnist.network import (
     network_figures,
     refit,
     refit_all,
+    refit_together,
     sae_figures,
 )
 from tests.helpers.images import SIDE, make_labelled, make_network
@@ -222,6 +226,33 @@ class TestRefit:
         first, second = (refit(start, z1, z1[:, :4], threshold=0.1) for _ in range(2))
         assert torch.equal(first.W, second.W)
         assert torch.equal(start.W, torch.full((6, 4), 0.5))
+
+    def test_together_they_give_the_logits_and_stay_what_they_are_named_after(self, monkeypatch):
+        network, x = make_network(hidden=12), make_labelled(300).tensors(torch.device("cpu"))[0]
+        connectors = tuple(cut(one, 0.1) for one in network.connectors)
+        start = replace(network, connectors=connectors)
+        clean, latents = network.net(x).log_softmax(-1), network.latents(x)
+
+        def divergence(simulated: FeatureNetwork) -> float:
+            found = simulated.simulated(x).detach().log_softmax(-1)
+            return float((clean.exp() * (clean - found)).sum(-1).mean())
+
+        def unexplained(simulated: FeatureNetwork) -> float:
+            return fvu(latents[1], simulated.simulated_latents(x)[1].detach())
+
+        monkeypatch.setattr("pipeline.mnist.network.TOGETHER_STEPS", 500)
+        faithful, twice = (refit_together(start, x) for _ in range(2))
+        monkeypatch.setattr("pipeline.mnist.network.FEATURES", 0.0)
+        free = refit_together(start, x)
+        assert divergence(free) < 0.1 * divergence(start)
+        assert unexplained(faithful) < 0.5 * unexplained(free)
+        assert unexplained(faithful) < unexplained(start)
+        for again in (free, faithful):
+            for before, after in zip(connectors, again.connectors, strict=True):
+                assert not (after.W[before.W == 0]).any()
+                assert not after.W.requires_grad
+        for a, b in zip(faithful.connectors, twice.connectors, strict=True):
+            assert torch.equal(a.W, b.W)
 
 
 class TestClassifier:

@@ -10,7 +10,7 @@ from actstore.reader import ActStore
 from pipeline.config.architectures import ARCHS, Penalised
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.architecture import architecture_of
-from pipeline.sae.sae import SAE
+from pipeline.sae.sae import SAE, fit
 from pipeline.sae.stack import Stack, stacked
 from pipeline.training.assemble import point_at_rows
 from pipeline.training.train import train
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH = 16
 OPEN = {
     "normalize": "rms", "w_dec_start": "rows", "revive": 1.0, "lr": None, "lr_warmup": "5%",
-    "lr_decay": "20%", "dead_window": None, "batch_size": 128, "expansion": 4,
+    "lr_decay": "60%", "dead_window": None, "batch_size": 128, "expansion": 4,
 }  # fmt: skip
 """The defaults, where the helper has plainer settings."""
 
@@ -81,26 +81,43 @@ def test_dead_latents_come_nearer_and_the_others_stay(kind):
         for name, p in stack.params.items()
         if not torch.equal(p, before[name])
     }
-    name = {"jumprelu": "log_threshold", "gated": "b_gate"}.get(kind, "b_enc")
-    assert set(moved) == {name}
+    names = {"jumprelu": {"log_threshold"}, "gated": {"b_gate", "b_mag"}}.get(kind, {"b_enc"})
+    assert set(moved) == names
     expected = dead * torch.tensor([[0.1], [0.4]]) * (-0.5 if kind == "jumprelu" else 1)
-    torch.testing.assert_close(moved[name], expected)
+    for move in moved.values():
+        torch.testing.assert_close(move, expected)
+
+
+def test_gates_are_shifted_until_as_many_latents_as_asked_for_have_a_magnitude_too():
+    config = ARCHS["gated"](l0=4)
+    arch = architecture_of(config, d_in=8, d_sae=32, rms=1.0)
+    sae = SAE(config, d_in=8, d_sae=32)
+    x = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        sae.activation.b_mag[::2] = -1.5  # of many whose gate is open
+        fit(sae, arch, [x], l0=4)
+    assert float(active(sae, x).sum(-1).mean()) == pytest.approx(4, rel=0.01)
 
 
 def test_only_what_was_silent_for_long_is_helped_and_only_if_that_was_asked_for(wide, tmp_path):
     """With l1 so high, everything falls silent; from then on nothing but the help moves b_enc."""
     biases = {}
-    for revive in (0.0, 1.0):
-        out = tmp_path / str(revive)
-        settings = OPEN | {
-            "lr": 0.01, "lr_warmup": "0", "lr_decay": "0", "revive": revive, "beta1": 0.0,
-            "beta2": 0.001, "revive_after": "8 steps", "dead_window": "1M", "w_dec_start": "random",
-        }  # fmt: skip
-        arch = {"kind": "relu", "l1": 1e6}
-        train(config_of(wide, out, steps=200, checkpoint_every=1000, arch=arch, **settings))
-        biases[revive] = SAERun.open(out).sae.b_enc.detach()
-    assert float(biases[0.0].max()) < -0.1
-    assert float((biases[1.0] - biases[0.0]).min()) > 0.02
+    for decay in ("0", "100%"):
+        for revive in (0.0, 1.0):
+            out = tmp_path / f"{revive}-{decay}"
+            settings = OPEN | {
+                "lr": 0.01, "lr_warmup": "0", "lr_decay": decay, "revive": revive, "beta1": 0.0,
+                "beta2": 0.001, "revive_after": "8 steps", "dead_window": "1M",
+                "w_dec_start": "random",
+            }  # fmt: skip
+            arch = {"kind": "relu", "l1": 1e6}
+            train(config_of(wide, out, steps=200, checkpoint_every=1000, arch=arch, **settings))
+            biases[revive, decay] = SAERun.open(out).sae.b_enc.detach()
+    assert float(biases[0.0, "0"].max()) < -0.1
+    rises = {decay: biases[1.0, decay] - biases[0.0, decay] for decay in ("0", "100%")}
+    assert float(rises["0"].min()) > 0.02
+    later = rises["100%"].mean() / rises["0"].mean()  # the help does not fade as learning does
+    assert 0.65 < float(later) < 1.3
 
 
 def test_directions_start_half_towards_rows_seen_from_their_mean():

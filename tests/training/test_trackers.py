@@ -10,11 +10,15 @@ from unittest.mock import Mock
 
 import pytest
 
+from pipeline.config.serialization import to_json
 from pipeline.config.training import TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.runs.curves import METRICS, Curves
+from pipeline.runs.folder import RUN
+from pipeline.runs.sae_run import SAERun
 from pipeline.training.trackers import TOOLS, Loggers
-from tests.helpers.training import make_report
+from pipeline.training.train import train
+from tests.helpers.training import config_of, make_report, make_training_store
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,12 +26,11 @@ ROOT = Path(__file__).parents[2]
 def session(tool: str, runs: list[Path], steps: list[int], *, end: bool = True) -> None:
     """A process that trains: it goes on after the lines before its first step."""
     for run in runs:
-        run.mkdir(parents=True, exist_ok=True)
+        enter(run)
         lines = (run / METRICS).read_bytes().splitlines(True) if (run / METRICS).exists() else []
         kept = b"".join(line for line in lines if json.loads(line)["step"] < steps[0])
         (run / METRICS).write_bytes(kept)
-    configs = [TrainConfig(store=Path("s.actstore"), out=run, lr=1e-3) for run in runs]
-    loggers = Loggers([tool], configs)
+    loggers = Loggers([tool], runs)
     for step in steps:
         for run in runs:
             with Curves(run / METRICS, keep=2**30) as curves:
@@ -37,6 +40,13 @@ def session(tool: str, runs: list[Path], steps: list[int], *, end: bool = True) 
         loggers.close()
 
 
+def enter(run: Path, **settings: object) -> None:
+    """The folder of a run that is to begin."""
+    run.mkdir(parents=True, exist_ok=True)
+    config = TrainConfig(**{"store": Path("s.actstore"), "out": run, "lr": 1e-3} | settings)
+    (run / RUN).write_text(json.dumps({"config": to_json(config)}))
+
+
 class Tiny:
     """A tool that remembers; what it has is kept by folder, as a tool on disk would."""
 
@@ -44,13 +54,14 @@ class Tiny:
     had: ClassVar[dict[Path, dict[int, dict[str, float]]]] = {}
     tracks: ClassVar[list["Tiny"]] = []
 
-    def __init__(self, config: TrainConfig, *, group: str | None, last: int) -> None:
-        self.lines = self.had.setdefault(config.out, {})
+    def __init__(self, run: Path, settings: dict, *, group: str | None, last: int) -> None:
+        self.lines = self.had.setdefault(run, {})
+        self.settings = settings
         self.first = max(self.lines, default=-1) + 1
         self.group, self.last, self.closed = group, last, 0
         self.broken: Exception | None = None
         self.tracks.append(self)
-        if config.seed == 13:
+        if settings["seed"] == 13:
             raise OSError("no such\nserver")
 
     def put(self, values, step):
@@ -84,6 +95,14 @@ def test_each_member_of_a_sweep_is_a_run_with_every_figure_of_its_lines(tmp_path
         assert all(type(value) is float for value in sent[30].values())
 
 
+def test_a_tool_is_told_the_settings_that_the_run_has_and_not_those_left_open(tmp_path, tiny):
+    config = config_of(make_training_store(tmp_path / "s"), tmp_path / "run", lr=None, steps=4)
+    loggers = Loggers(["tiny"], [config.out])
+    train(config, on_step=loggers.log)
+    (track,) = tiny.tracks
+    assert track.settings["lr"] == SAERun.open(config.out).config.lr is not None
+
+
 def test_steps_repeated_after_a_kill_are_not_sent_twice(tmp_path, tiny):
     run = tmp_path / "run"
     session("tiny", [run], [1, 10, 20, 30, 40], end=False)
@@ -112,10 +131,9 @@ def test_a_folder_named_relatively_is_the_folder(tmp_path, tiny, monkeypatch):
 def loggers_for(*runs: Path, **settings) -> Loggers:
     """For runs whose curves have no lines yet."""
     for run in runs:
-        run.mkdir(parents=True, exist_ok=True)
+        enter(run, **settings)
         (run / METRICS).touch()
-    configs = [TrainConfig(store=Path("s"), out=run, **settings) for run in runs]
-    return Loggers(["tiny"], configs)
+    return Loggers(["tiny"], runs)
 
 
 def test_a_tool_that_cannot_start_is_an_error_in_one_line(tmp_path, tiny):
@@ -143,12 +161,12 @@ def test_a_run_that_fails_at_the_end_leaves_a_warning_and_the_others_closed(
     tmp_path, caplog, tiny, monkeypatch
 ):
     monkeypatch.setitem(TOOLS, "other", Tiny)
-    configs = [TrainConfig(store=Path("s"), out=tmp_path / name) for name in "ab"]
-    loggers = Loggers(["tiny", "other"], configs)
-    session("tiny", [config.out for config in configs], [1])
+    runs = [tmp_path / name for name in "ab"]
+    loggers = Loggers(["tiny", "other"], runs)
+    session("tiny", runs, [1])
     del tiny.tracks[:]
-    for config in configs:
-        loggers.log(make_report(config.out, 2))
+    for run in runs:
+        loggers.log(make_report(run, 2))
     tiny.tracks[2].broken = ConnectionResetError("gone")  # of the first tool, closed first
     for _ in range(2):  # closed already, there is nothing more to say
         loggers.close()

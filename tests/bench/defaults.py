@@ -1,0 +1,123 @@
+"""Are the defaults good? Every architecture by `saepipe train` alone, and TopK against a search.
+
+    python tests/bench/defaults.py [table] [search] [--models builtin stories characters]
+        [--sites mlp_out attn_out resid_post] [--rows 250k 2M] [--tokens 50k] [--jsonl FILE]
+
+Models, texts and rows are those of `scenes.py`, at layer 2. Every figure is measured on held-out
+text, of so many tokens, with the run's SAE spliced into its model.
+
+table   each architecture told nothing but `--arch`: L0 at the end of training and on held-out text
+        (32 is the default), dead latents, explained variance, loss added in nats and KL
+search  24 TopK coders that differ in batch size, learning rate and its decay: the loss added by
+        defaults over that of the best of them, and the same of the KL divergence
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import saepipe as sp
+import torch
+from scenes import MAKERS, Scene, scenes
+
+from pipeline.config.architectures import ARCHS
+from pipeline.config.settings import parse_count
+
+SEARCHED = {"lr": [1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2], "lr_decay": ["20%", "100%"]}
+BATCH_SIZES = (256, 1024)
+KINDS = ("mlp_out", "attn_out", "resid_post")
+
+
+def told(
+    scene: Scene, runs: Iterable[sp.SAERun], args: argparse.Namespace, *, rows: int, part: str
+) -> list[dict[str, object]]:
+    """A line a run, the best of its site and kind first."""
+    runs = list(runs)
+    reports = sp.evaluate(
+        runs, text=scene.heldout, tokens=args.tokens, n_bootstrap=0, n_worst=0, device="cpu"
+    )
+    lines = []
+    for run, report in zip(runs, reports, strict=True):
+        config = run.config
+        line = {
+            "part": part, "model": scene.name, "site": report.site, "rows": rows,
+            "arch": config.arch.kind, "batch": config.batch_size, "lr": config.lr,
+            "decay": config.lr_decay, "l0_trained": run.metrics["l0"], "l0": report.l0,
+            "dead": report.n_dead / report.d_sae, "ev": report.explained_variance,
+            "ce_added": report.ce_added, "kl": report.kl,
+        }  # fmt: skip
+        lines.append(line)
+        if args.jsonl:
+            with args.jsonl.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+    return lines
+
+
+def sweep(store: Path, out: Path, **settings: object) -> list[sp.SAERun]:
+    return sp.sweep(store, out=out, device="cpu", **settings)
+
+
+def table(scene: Scene, store: Path, out: Path, rows: int, args: argparse.Namespace) -> None:
+    sites = [scene.site(kind) for kind in args.sites]
+    runs = sweep(store, out, arch=[*ARCHS], site=sites, tokens=rows)
+    lines = told(scene, runs, args, rows=rows, part="table")
+    for line in sorted(lines, key=lambda line: (line["site"], list(ARCHS).index(line["arch"]))):
+        print(
+            "{model:11s}{site:13s}{rows:9,d}  {arch:11s}{batch:5d} {lr:7g}{l0_trained:8.2f}"
+            "{l0:8.2f}{dead:8.1%}{ev:8.4f}{ce_added:9.4f}{kl:9.4f}".format(**line),
+            flush=True,
+        )
+
+
+def search(scene: Scene, store: Path, out: Path, rows: int, args: argparse.Namespace) -> None:
+    for kind in args.sites:
+        site = scene.site(kind)
+        ours = sweep(store, out / kind / "ours", arch=["topk"], site=site, tokens=rows)
+        found = [
+            run
+            for size in BATCH_SIZES
+            for run in sweep(
+                store, out / kind / str(size), site=site, tokens=rows, batch_size=size, **SEARCHED
+            )
+        ]
+        mine, *others = told(scene, [*ours, *found], args, rows=rows, part="search")
+        print(f"{scene.name:11s}{site:13s}{rows:9,d}  ", end="")
+        for name in ("ce_added", "kl"):
+            best = min(others, key=lambda line, name=name: line[name])
+            print(
+                f"{name} {mine[name]:.4f}, best of {len(others)} {best[name]:.4f} (batch "
+                f"{best['batch']}, lr {best['lr']:g}, decay {best['decay']}): "
+                f"{mine[name] / best[name]:.3f}  ",
+                end="",
+            )
+        print(flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", default=["table", "search"])
+    parser.add_argument("--models", nargs="+", default=[*MAKERS])
+    parser.add_argument("--sites", nargs="+", default=[*KINDS])
+    parser.add_argument("--rows", nargs="+", type=parse_count, default=[250_000, 2_000_000])
+    parser.add_argument("--tokens", default="50k", help="Of held-out text.")
+    parser.add_argument("--jsonl", type=Path, help="Add every line to this file.")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"{'':46s}batch      lr L0 train    L0     dead      EV CE added       KL")
+    with tempfile.TemporaryDirectory() as name:
+        for scene in scenes(args.models, Path(name)):
+            for rows in args.rows:
+                store = Path(name) / f"{scene.name}-{rows}.actstore"
+                scene.harvest([*args.sites], tokens=rows, out=store)
+                for part in args.parts:
+                    out = Path(name) / f"{scene.name}-{rows}-{part}"
+                    {"table": table, "search": search}[part](scene, store, out, rows, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+"""The best dictionary at equal tokens: ours against the peers', by what is lost in the model.
+
+    python tests/bench/frontier.py [train] [tell] --jsonl FILE [--saelens PYTHON]
+        [--dictionary-learning PYTHON] [--sparsify PYTHON] [--models builtin stories characters]
+        [--sites mlp_out resid_post] [--seeds 0 1 2 3] [--rows 300k] [--batch 256]
+
+Models, texts and sites are those of `scenes.py`. Of each site, rows are shuffled, their mean is
+taken out and they are scaled to a mean square of 1 a dimension: what some do by themselves is done
+for all. Everyone trains on the same rows, once, with the same batch, four latents a dimension, a
+learning rate that warms up over 5 % and decays over the last 20 %, and gradients clipped to norm 1.
+
+train   of each coder, each learning rate of LRS is tried with seed 0 at the middle L0 (or penalty)
+        and the one that loses least in the model is kept; that trains every L0 and seed. Lines
+        are added to FILE, one a coder, and what is there already is not trained again
+tell    loss added at L0 16, 32 and 64 of each coder: mean and standard deviation over seeds;
+        between two L0, its logarithm is linear in that of L0
+
+Every coder, whoever trained it, is made an SAE of saepipe's, its mean and scale folded in, and
+spliced into the model over the same held-out text: L0, loss added, KL, dead latents and explained
+variance are of there. How the peers' environments are made, `peer_train_common.py` says.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import saepipe as sp
+import torch
+from scenes import MAKERS, Scene, scenes
+
+from actstore.manifest import StoreSpec
+from actstore.reader import ActStore
+from pipeline.config.architectures import ARCHS
+from pipeline.config.settings import parse_count
+from pipeline.sae.sae import SAE, fold
+from tests.helpers.stores import column, write_rows
+from tests.helpers.tiny import save_sae
+
+EXPANSION = 4
+OWN = ("W_enc", "b_enc", "W_dec", "b_dec")
+"""Parameters that are not the activation's."""
+LRS = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+L0S = (16.0, 32.0, 64.0)
+DRIVERS = Path(__file__).parent
+PENALTIES = {
+    ("saelens", "relu-april"): (0.5, 1.0, 2.0, 4.0, 8.0),
+    ("saelens", "gated"): (0.5, 1.0, 2.0, 4.0, 8.0),
+    ("saelens", "jumprelu"): (0.1, 0.3, 1.0, 3.0, 10.0),
+    ("dictionary_learning", "relu-april"): (0.03, 0.06, 0.12, 0.25, 0.5),
+    ("dictionary_learning", "gated"): (0.03, 0.06, 0.12, 0.25, 0.5),
+}
+"""Where a peer is told a penalty: these bracket L0 16 to 64 at every site."""
+PEERS = {
+    "saelens": ("relu-april", "gated", "jumprelu", "topk", "batchtopk"),
+    "dictionary_learning": ("relu-april", "gated", "jumprelu", "topk", "batchtopk"),
+    "sparsify": ("topk",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """A site, its rows, and how they were made."""
+
+    scene: Scene
+    site: str
+    rows: Path
+    """A .npy of standardised rows."""
+    store: Path
+    """The same."""
+    mean: torch.Tensor
+    scale: float
+
+    @property
+    def width(self) -> int:
+        return len(self.mean)
+
+    def in_model(self, weights: dict[str, torch.Tensor], arch: str, l0: float) -> SAE:
+        """A coder of standardised rows as one of the model's."""
+        config = ARCHS[arch](k=max(1, round(l0))) if "topk" in arch or arch == "matryoshka" else (
+            ARCHS[arch]()
+        )  # fmt: skip
+        sae = SAE(config, d_in=self.width, d_sae=weights["W_dec"].shape[0], site=self.site)
+        state = fold(weights, scale=self.scale)
+        state["b_dec"] = state["b_dec"] + self.mean
+        sae.load_state_dict(state)
+        return sae
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coder:
+    """What was trained."""
+
+    who: str
+    arch: str
+    value: float
+    """L0, or the penalty."""
+    lr: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.who}-{self.arch}-{self.value:g}-{self.lr:g}-{self.seed}"
+
+
+def make_ground(scene: Scene, kind: str, folder: Path, *, n_rows: int) -> Ground:
+    """Harvest, shuffle, standardise."""
+    site = scene.site(kind)
+    acts = scene.harvest([kind], tokens=n_rows, out=folder / f"{scene.name}-{kind}.actstore")
+    rows = column(ActStore.open(acts), site)
+    rows = rows[np.random.default_rng(0).permutation(len(rows))][:n_rows]
+    mean = rows.mean(0)
+    scale = float(np.sqrt(np.square(rows - mean).mean()))
+    rows = (rows - mean) / scale
+    path = folder / f"{scene.name}-{kind}.npy"
+    np.save(path, rows)
+    spec = StoreSpec.of(
+        widths={site: rows.shape[1]}, ctx_len=16, dtype="float32",
+        source={"model": "builtin", "revision": "main", "text": "builtin"},
+    )  # fmt: skip
+    n_rows = len(rows) // 16 * 16
+    store = write_rows(path.with_suffix(".rows.actstore"), spec, [rows[:n_rows]], n_rows=n_rows)
+    return Ground(
+        scene=scene, site=site, rows=path, store=store, mean=torch.from_numpy(mean), scale=scale
+    )
+
+
+Weights = dict[str, torch.Tensor]
+
+
+def ours(
+    args, ground: Ground, arch: str, values: Iterable[float], lrs: Iterable[float],
+    seeds: Iterable[int], folder: Path,
+) -> Iterator[tuple[Coder, Weights]]:  # fmt: skip
+    """One sweep of ours: what is not an option here is the default."""
+    runs = sp.sweep(
+        ground.store, arch=arch, l0=[*values], lr=[*lrs], seed=[*seeds], tokens=args.rows,
+        batch_size=args.batch, expansion=EXPANSION, device="cpu", out=folder, **args.set,
+    )  # fmt: skip
+    for run in runs:
+        config = run.config
+        value = float(getattr(config.arch, config.arch.l0_as))
+        yield (
+            Coder(who="saepipe", arch=arch, value=value, lr=config.lr, seed=config.seed),
+            run.sae.state_dict(),
+        )
+
+
+def theirs(
+    args, ground: Ground, who: str, arch: str, values: Iterable[float], lrs: Iterable[float],
+    seeds: Iterable[int], folder: Path,
+) -> Iterator[tuple[Coder, Weights]]:  # fmt: skip
+    """One process for all."""
+    values, lrs, seeds = [*values], [*lrs], [*seeds]
+    steps = len(np.load(ground.rows, mmap_mode="r")) // args.batch
+    name = "--k" if "topk" in arch else "--l1"
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [
+        getattr(args, who), DRIVERS / f"peer_train_{who}.py", ground.rows, arch,
+        EXPANSION * ground.width, args.batch, steps, name, listed(values), "--lr", listed(lrs),
+        "--warmup", round(0.05 * steps), "--decay", round(0.2 * steps),
+        "--l1-warmup", round(0.05 * steps), "--held-out", 0, "--seed", listed(seeds),
+        "--threads", args.threads, "--save", folder / "coder.npz",
+    ]  # fmt: skip
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    for lr, seed, value in product(lrs, seeds, values):
+        many = f"-{lr:g}-{seed}" if len(lrs) * len(seeds) > 1 else ""
+        many += f"-{value:g}" if len(values) > 1 else ""
+        arrays = np.load(folder / f"coder{many}.npz")
+        weights = {
+            name if name in OWN else f"activation.{name}": torch.from_numpy(arrays[name])
+            for name in arrays.files
+        }
+        yield Coder(who=who, arch=arch, value=value, lr=lr, seed=seed), weights
+
+
+def listed(values: Iterable[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+def judged(
+    args, ground: Ground, found: Iterable[tuple[Coder, Weights]], folder: Path
+) -> list[dict[str, object]]:
+    """Each, spliced into the model over held-out text."""
+    coders, runs = [], []
+    for coder, weights in found:
+        sae = ground.in_model(weights, coder.arch, coder.value)
+        runs.append(
+            save_sae(
+                folder / coder.name, sae, model=ground.scene.model, text=ground.scene.text,
+                site=ground.site, arch=sae.arch,
+            )
+        )  # fmt: skip
+        coders.append(coder)
+    reports = sp.evaluate(
+        runs, text=ground.scene.heldout, tokens=args.tokens, n_bootstrap=0, n_worst=0, device="cpu"
+    )
+    lines = []
+    for coder, report in zip(coders, reports, strict=True):
+        line = vars(coder) | {
+            "model": ground.scene.name, "site": ground.site, "rows": args.rows,
+            "batch": args.batch, "l0": report.l0, "ce_added": report.ce_added, "kl": report.kl,
+            "dead": report.n_dead / report.d_sae, "ev": report.explained_variance,
+        }  # fmt: skip
+        lines.append(line)
+        with args.jsonl.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    return lines
+
+
+def train(args, ground: Ground, who: str, arch: str) -> None:
+    """The learning rate, then everything with it."""
+    done = [
+        line for line in read(args.jsonl)
+        if (line["model"], line["site"], line["who"], line["arch"])
+        == (ground.scene.name, ground.site, who, arch)
+    ]  # fmt: skip
+    values = PENALTIES.get((who, arch), L0S)
+    if len({(line["value"], line["seed"]) for line in done}) >= len(values) * len(args.seeds):
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def make(values, lrs, seeds, part: str):
+            out = folder / part
+            if who == "saepipe":
+                found = ours(args, ground, arch, values, lrs, seeds, out / "runs")
+            else:
+                found = theirs(args, ground, who, arch, values, lrs, seeds, out / "runs")
+            return judged(args, ground, found, out)
+
+        middle = values[len(values) // 2]
+        tried = make([middle], LRS, args.seeds[:1], "search")
+        best = min(tried, key=lambda line: line["ce_added"])
+        if len(tried) > 1 and who != "saepipe" and (who, arch) in PENALTIES:
+            best = min(tried, key=lambda line: at_equal_l0(line, tried))
+        found = make(values, [best["lr"]], args.seeds, "all")
+    told = [line for line in found if line["value"] == middle]
+    print(
+        f"{ground.scene.name:11s}{ground.site:13s}{who:20s}{arch:11s} lr {best['lr']:g}  "
+        f"L0 {told[0]['l0']:.1f}, added "
+        + " ".join(f"{line['ce_added']:.4f}" for line in told), flush=True,
+    )  # fmt: skip
+
+
+def at_equal_l0(line: dict[str, object], tried: list[dict[str, object]]) -> float:
+    """Loss added, as if each halving of L0 made it twice as large: penalties move L0 with lr."""
+    middle = statistics.median(other["l0"] for other in tried)
+    return line["ce_added"] * max(line["l0"], 1e-3) / middle
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def added_at(lines: list[dict[str, object]], l0: float) -> float | None:
+    """Loss added at this L0 of coders of one seed; None beyond theirs by more than a quarter."""
+    curve = sorted((math.log(line["l0"]), math.log(max(line["ce_added"], 1e-6))) for line in lines)
+    x, y = zip(*curve, strict=True)
+    at = math.log(l0)
+    if not x[0] - 0.25 <= at <= x[-1] + 0.25:
+        return None
+    return math.exp(float(np.interp(at, x, y)))
+
+
+def tell(args) -> None:
+    """A table a site, the least loss first."""
+    by_site: dict[tuple[str, str], dict[tuple[str, str], dict[int, list]]] = {}
+    lines = read(args.jsonl)
+    for line in lines:
+        of_coder = by_site.setdefault((line["model"], line["site"]), {})
+        of_coder.setdefault((line["who"], line["arch"]), defaultdict(list))[line["seed"]].append(
+            line
+        )
+    for (model, site), coders in by_site.items():
+        print(f"\n{model} {site}\n{'':34s}" + "".join(f"{f'L0 {l0:g}':>20s}" for l0 in L0S))
+        for (who, arch), seeds in sorted(coders.items(), key=lambda item: order(item[1])):
+            cells = []
+            for l0 in L0S:
+                added = [added_at(kept_of(lines), l0) for lines in seeds.values()]
+                known = [a for a in added if a is not None]
+                if len(known) < 2:
+                    cells.append(f"{'':>20s}")
+                    continue
+                spread = statistics.stdev(known)
+                cells.append(f"{f'{statistics.mean(known):.4f} ± {spread:.4f}':>20s}")
+            lr = kept_of(seeds[min(seeds)])[0]["lr"]
+            print(f"{who:20s}{arch:11s}{lr:7g}" + "".join(cells))
+
+
+def kept_of(lines: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Those of the learning rate that was kept: it is the one most were trained with."""
+    rates = [line["lr"] for line in lines]
+    kept = max(set(rates), key=rates.count)
+    return [line for line in lines if line["lr"] == kept]
+
+
+def order(seeds: dict[int, list]) -> float:
+    found = [added_at(kept_of(lines), L0S[1]) for lines in seeds.values()]
+    known = [a for a in found if a is not None]
+    return statistics.mean(known) if known else math.inf
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", default=["train", "tell"])
+    parser.add_argument("--jsonl", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", default=[*MAKERS])
+    parser.add_argument("--sites", nargs="+", default=["mlp_out", "resid_post"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3])
+    parser.add_argument("--archs", nargs="+", help="Only these.")
+    parser.add_argument("--rows", type=parse_count, default=300_000)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--tokens", default="30k", help="Of held-out text.")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--set", type=json.loads, default={}, help="Settings of ours, as JSON.")
+    parser.add_argument("--no-ours", action="store_true")
+    for who in PEERS:
+        parser.add_argument(f"--{who.replace('_', '-')}", help="Python of an environment with it.")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if "train" in args.parts:
+        with tempfile.TemporaryDirectory() as name:
+            for scene in scenes(args.models, Path(name)):
+                for kind in args.sites:
+                    ground = make_ground(scene, kind, Path(name), n_rows=args.rows)
+                    asked = {} if args.no_ours else {"saepipe": tuple(ARCHS)}
+                    for who, archs in (asked | PEERS).items():
+                        if who == "saepipe" or getattr(args, who):
+                            for arch in archs:
+                                if not args.archs or arch in args.archs:
+                                    train(args, ground, who, arch)
+    if "tell" in args.parts:
+        tell(args)
+
+
+if __name__ == "__main__":
+    main()
