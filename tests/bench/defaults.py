@@ -1,6 +1,6 @@
 """Are the defaults good? Every architecture by `saepipe train` alone, and TopK against a search.
 
-    python tests/bench/defaults.py [table] [search] [--models builtin stories characters]
+    python tests/bench/defaults.py [table] [search] [tell] [--models builtin stories characters]
         [--sites mlp_out attn_out resid_post] [--rows 250k 2M] [--tokens 50k] [--jsonl FILE]
 
 Models, texts and rows are those of `scenes.py`, at layer 2. Every figure is measured on held-out
@@ -10,6 +10,7 @@ table   each architecture told nothing but `--arch`: L0 at the end of training a
         (32 is the default), dead latents, explained variance, loss added in nats and KL
 search  24 TopK coders that differ in batch size, learning rate and its decay: the loss added by
         defaults over that of the best of them, and the same of the KL divergence
+tell    what FILE has, as Markdown
 """
 
 import argparse
@@ -95,6 +96,36 @@ def search(scene: Scene, store: Path, out: Path, rows: int, args: argparse.Names
         print(flush=True)
 
 
+def tell(path: Path) -> None:
+    """A table a model and length, with a column a site; then the searches."""
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    tables: dict[tuple[str, int], dict[str, dict[str, str]]] = {}
+    for line in lines:
+        if line["part"] == "table":
+            rows = tables.setdefault((line["model"], line["rows"]), {})
+            rows.setdefault(line["arch"], {})[line["site"]] = (
+                "{l0:.1f}; {dead:.1%}; {ev:.3f}; {ce_added:.4f}, {kl:.4f}".format(**line)
+            )
+    for (model, n_rows), rows in tables.items():
+        sites = sorted(next(iter(rows.values())))
+        print(
+            f"\n{model}, {n_rows:,} rows\n\n| | {' | '.join(sites)} |\n|---|" + "---|" * len(sites)
+        )
+        for arch, cells in rows.items():
+            print(f"| {arch} | {' | '.join(cells[site] for site in sites)} |")
+    print("\n| | loss added: defaults / best of 24 | KL |\n|---|---|---|")
+    searches: dict[tuple[str, int, str], list[dict[str, float]]] = {}
+    for line in lines:
+        if line["part"] == "search":
+            searches.setdefault((line["model"], line["rows"], line["site"]), []).append(line)
+    for (model, n_rows, site), (mine, *others) in searches.items():
+        cells = []
+        for name in ("ce_added", "kl"):
+            best = min(line[name] for line in others)
+            cells.append(f"{mine[name]:.4f} / {best:.4f} = {mine[name] / best:.2f}")
+        print(f"| {model}, {site}, {n_rows:,} rows | {' | '.join(cells)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -108,6 +139,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if "tell" in args.parts:
+        tell(args.jsonl)
+        return
     print(f"{'':46s}batch      lr L0 train    L0     dead      EV CE added       KL")
     with tempfile.TemporaryDirectory() as name:
         for scene in scenes(args.models, Path(name)):
