@@ -22,7 +22,7 @@ the batch takes twice the rate, and a training four times as long half of it, wa
 DEAD_WINDOW = 1_000_000
 DEAD_SHARE = 0.1
 """Of a run, if that is shorter."""
-REVIVE_SHARE = 0.01
+REVIVE_SHARE = 0.003
 """Of a run as well; longer ones wait no longer than one of ten times DEAD_WINDOW."""
 
 Config = TypeVar("Config", bound=LoopConfig)

@@ -139,7 +139,7 @@ class TrainConfig(LoopConfig):
     """A latent silent for so long counts as dead; None means 1M rows, or in short runs less."""
     revive_after: str | None = None
     """A latent silent for so long is helped, by AuxK and `revive`; None means `dead_window`, or
-    where that is open, too, 1 % of the run."""
+    where that is open, too, 0.3 % of the run."""
     revive: float = 1.0
     """Its bias (of JumpReLU, its threshold) moves by so many learning rates a step until it is
     active, where there is AuxK by 0.3 times as many; 0 leaves it to AuxK, where there is one."""

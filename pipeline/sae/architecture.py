@@ -130,7 +130,7 @@ class Architecture(ABC):
         raise NotImplementedError  # of those that have a `fitted_l0`
 
     def revive(
-        self, params: Params, dead: Bool[Tensor, "M F"], *, step: Float[Tensor, "M 1"]
+        self, params: Params, dead: Bool[Tensor, "M F"], *, step: Float[Tensor, "M F"]
     ) -> None:
         """Make it a little easier for dead latents to be active, by one step in the unit of rows.
 

@@ -87,7 +87,7 @@ class GatedArchitecture(Architecture):
         b_gate.add_(shift_to(gates, l0=l0, rms=self._rms))
 
     def revive(
-        self, params: Params, dead: Bool[Tensor, "M F"], *, step: Float[Tensor, "M 1"]
+        self, params: Params, dead: Bool[Tensor, "M F"], *, step: Float[Tensor, "M F"]
     ) -> None:
         """Open their gates, and let what comes through be above zero."""
         for name in ("b_gate", "b_mag"):

@@ -126,7 +126,7 @@ class JumpReluArchitecture(Architecture):
         fit_threshold(activation, blocks, l0=l0)
 
     def revive(
-        self, params: Params, dead: Bool[Tensor, "M F"], *, step: Float[Tensor, "M 1"]
+        self, params: Params, dead: Bool[Tensor, "M F"], *, step: Float[Tensor, "M F"]
     ) -> None:
         """Lower their thresholds: raised pre-activations would be large at once, where active."""
         params["log_threshold"].addcmul_(dead.to(step), step, value=-1 / self._rms)

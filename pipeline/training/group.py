@@ -27,6 +27,8 @@ FITTED_ROWS = 2**16
 BLOCK_ROWS = 2**12
 CONSTANT = 0.9
 """A latent that is active on more of a batch is active on nearly all rows."""
+LONG = 10
+"""A latent silent for so many times `revive_after` does not come back by itself."""
 CHOOSE_EVERY = 16
 """Steps between looks at whether the sparse path is still the faster one."""
 
@@ -247,8 +249,10 @@ class Group(MemberGroup[SAEMember]):
         for member, (_, lr) in zip(self.members, used, strict=True):
             member.adam.step(lr)
         if config.revive:
-            # at the full rate to the end: those that fall silent while it decays come back, too
-            step = coefficient.new_tensor([[m.run.config.peak_lr] for m in self.members])
+            step = coefficient.new_tensor([[lr] for _, lr in used])
+            # What stays silent is helped at the full rate, though learning slows down.
+            full = coefficient.new_tensor([[m.run.config.peak_lr] for m in self.members])
+            step = torch.where(self._silent.dead(LONG * self._revived_rows), full, step)
             stack.arch.revive(
                 stack.params,
                 dead,

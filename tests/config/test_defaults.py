@@ -48,8 +48,8 @@ def test_windows_are_shares_of_a_run_and_end_at_a_million_rows():
         told = (config.dead_window, config.revive_after)
         return [steps_of(d, batch_size=100, n_steps=10**9) * 100 for d in told if d]
 
-    assert windows() == [100_000, 10_000]
-    assert windows(tokens=10**9) == [1_000_000, 100_000]
+    assert windows() == [100_000, 3_000]
+    assert windows(tokens=10**9) == [1_000_000, 30_000]
     assert windows(dead_window="20k") == [20_000, 20_000]  # as AuxK's authors have it: one window
     assert windows(dead_window="20k", revive_after="500") == [20_000, 500]
 

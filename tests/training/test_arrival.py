@@ -9,7 +9,7 @@ import torch
 from actstore.reader import ActStore
 from pipeline.config.architectures import ARCHS, Penalised
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.architecture import architecture_of
+from pipeline.sae.architecture import Architecture, architecture_of
 from pipeline.sae.sae import SAE, fit
 from pipeline.sae.stack import Stack, stacked
 from pipeline.training.assemble import point_at_rows
@@ -75,7 +75,7 @@ def test_dead_latents_come_nearer_and_the_others_stay(kind):
     before = {name: p.clone() for name, p in stack.params.items()}
     dead = torch.zeros(2, 32, dtype=torch.bool)
     dead[0, 3] = dead[1, 5] = True
-    arch.revive(stack.params, dead, step=torch.tensor([[0.1], [0.4]]))
+    arch.revive(stack.params, dead, step=torch.tensor([[0.1], [0.4]]).expand(2, 32))
     moved = {
         name: p - before[name]
         for name, p in stack.params.items()
@@ -102,22 +102,38 @@ def test_gates_are_shifted_until_as_many_latents_as_asked_for_have_a_magnitude_t
 def test_only_what_was_silent_for_long_is_helped_and_only_if_that_was_asked_for(wide, tmp_path):
     """With l1 so high, everything falls silent; from then on nothing but the help moves b_enc."""
     biases = {}
-    for decay in ("0", "100%"):
-        for revive in (0.0, 1.0):
-            out = tmp_path / f"{revive}-{decay}"
-            settings = OPEN | {
-                "lr": 0.01, "lr_warmup": "0", "lr_decay": decay, "revive": revive, "beta1": 0.0,
-                "beta2": 0.001, "revive_after": "8 steps", "dead_window": "1M",
-                "w_dec_start": "random",
-            }  # fmt: skip
-            arch = {"kind": "relu", "l1": 1e6}
-            train(config_of(wide, out, steps=200, checkpoint_every=1000, arch=arch, **settings))
-            biases[revive, decay] = SAERun.open(out).sae.b_enc.detach()
-    assert float(biases[0.0, "0"].max()) < -0.1
-    rises = {decay: biases[1.0, decay] - biases[0.0, decay] for decay in ("0", "100%")}
-    assert float(rises["0"].min()) > 0.02
-    later = rises["100%"].mean() / rises["0"].mean()  # the help does not fade as learning does
-    assert 0.65 < float(later) < 1.3
+    for revive in (0.0, 1.0):
+        out = tmp_path / str(revive)
+        settings = OPEN | {
+            "lr": 0.01, "lr_warmup": "0", "lr_decay": "0", "revive": revive, "beta1": 0.0,
+            "beta2": 0.001, "revive_after": "8 steps", "dead_window": "1M", "w_dec_start": "random",
+        }  # fmt: skip
+        arch = {"kind": "relu", "l1": 1e6}
+        train(config_of(wide, out, steps=200, checkpoint_every=1000, arch=arch, **settings))
+        biases[revive] = SAERun.open(out).sae.b_enc.detach()
+    assert float(biases[0.0].max()) < -0.1
+    assert float((biases[1.0] - biases[0.0]).min()) > 0.02
+
+
+def test_help_slows_down_with_learning_but_for_what_stays_silent(wide, tmp_path, monkeypatch):
+    steps = []
+
+    def note(arch, params, dead, *, step):
+        steps.append((dead.clone(), step.clone()))
+
+    monkeypatch.setattr(Architecture, "revive", note)
+    settings = OPEN | {"lr": 0.01, "lr_warmup": "0", "lr_decay": "100%", "revive_after": "3 steps"}
+    arch = {"kind": "relu", "l1": 1e6}
+    train(config_of(wide, tmp_path / "r", steps=100, checkpoint_every=1000, arch=arch, **settings))
+    silent = torch.zeros(4 * WIDTH)
+    for i, (dead, step) in enumerate(steps):
+        silent = torch.where(dead[0], silent + 1, 0)  # steps since the third
+        long = silent > 27
+        torch.testing.assert_close(
+            step[0][~long], torch.full_like(step[0], 0.01 * (1 - i / 100))[~long]
+        )
+        torch.testing.assert_close(step[0][long], torch.full_like(step[0], 0.01)[long])
+    assert long.any()
 
 
 def test_directions_start_half_towards_rows_seen_from_their_mean():
