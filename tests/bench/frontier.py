@@ -31,6 +31,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import saepipe as sp
@@ -134,6 +135,8 @@ def make_ground(scene: Scene, kind: str, folder: Path, *, n_rows: int) -> Ground
 
 
 Weights = dict[str, torch.Tensor]
+Line = dict[str, Any]
+"""Of FILE."""
 
 
 def ours(
@@ -190,7 +193,7 @@ def listed(values: Iterable[float]) -> str:
 
 def judged(
     args, ground: Ground, found: Iterable[tuple[Coder, Weights]], folder: Path
-) -> list[dict[str, object]]:
+) -> list[Line]:
     """Each, spliced into the model over held-out text."""
     coders, runs = [], []
     for coder, weights in found:
@@ -253,19 +256,19 @@ def train(args, ground: Ground, who: str, arch: str) -> None:
     )  # fmt: skip
 
 
-def at_equal_l0(line: dict[str, object], tried: list[dict[str, object]]) -> float:
+def at_equal_l0(line: Line, tried: list[Line]) -> float:
     """Loss added, as if each halving of L0 made it twice as large: penalties move L0 with lr."""
     middle = statistics.median(other["l0"] for other in tried)
     return line["ce_added"] * max(line["l0"], 1e-3) / middle
 
 
-def read(path: Path) -> list[dict[str, object]]:
+def read(path: Path) -> list[Line]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def added_at(lines: list[dict[str, object]], l0: float) -> float | None:
+def added_at(lines: list[Line], l0: float) -> float | None:
     """Loss added at this L0 of coders of one seed; None beyond theirs by more than a quarter."""
     curve = sorted((math.log(line["l0"]), math.log(max(line["ce_added"], 1e-6))) for line in lines)
     x, y = zip(*curve, strict=True)
@@ -277,7 +280,7 @@ def added_at(lines: list[dict[str, object]], l0: float) -> float | None:
 
 def tell(args) -> None:
     """A table a site, the least loss first."""
-    by_site: dict[tuple[str, str], dict[tuple[str, str], dict[int, list]]] = {}
+    by_site: dict[tuple[str, str], dict[tuple[str, str], dict[int, list[Line]]]] = {}
     lines = read(args.jsonl)
     for line in lines:
         of_coder = by_site.setdefault((line["model"], line["site"]), {})
@@ -300,14 +303,14 @@ def tell(args) -> None:
             print(f"{who:20s}{arch:11s}{lr:7g}" + "".join(cells))
 
 
-def kept_of(lines: list[dict[str, object]]) -> list[dict[str, object]]:
+def kept_of(lines: list[Line]) -> list[Line]:
     """Those of the learning rate that was kept: it is the one most were trained with."""
     rates = [line["lr"] for line in lines]
     kept = max(set(rates), key=rates.count)
     return [line for line in lines if line["lr"] == kept]
 
 
-def order(seeds: dict[int, list]) -> float:
+def order(seeds: dict[int, list[Line]]) -> float:
     found = [added_at(kept_of(lines), L0S[1]) for lines in seeds.values()]
     known = [a for a in found if a is not None]
     return statistics.mean(known) if known else math.inf

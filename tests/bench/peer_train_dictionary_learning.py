@@ -49,25 +49,24 @@ def config_of(args, value: float, width: int) -> dict[str, object]:
 
 def weights_of(ae) -> Weights:
     """In our names: its linear layers hold transposes."""
-    match type(ae).__name__:
-        case "GatedAutoEncoder":
-            return {
-                "W_enc": ae.encoder.weight.detach().T,
-                "b_enc": torch.zeros(len(ae.r_mag)),
-                "W_dec": ae.decoder.weight.detach().T,
-                "b_dec": ae.decoder_bias.detach(),
-                "b_gate": ae.gate_bias.detach(),
-                "r_mag": ae.r_mag.detach(),
-                "b_mag": ae.mag_bias.detach(),
-            }
-        case "JumpReluAutoEncoder":  # it does not centre its input
-            return {
-                "W_enc": ae.W_enc.detach(),
-                "b_enc": (ae.b_enc + ae.b_dec @ ae.W_enc).detach(),
-                "W_dec": ae.W_dec.detach(),
-                "b_dec": ae.b_dec.detach(),
-                "threshold": ae.threshold.detach(),
-            }
+    if type(ae).__name__ == "GatedAutoEncoder":
+        return {
+            "W_enc": ae.encoder.weight.detach().T,
+            "b_enc": torch.zeros(len(ae.r_mag)),
+            "W_dec": ae.decoder.weight.detach().T,
+            "b_dec": ae.decoder_bias.detach(),
+            "b_gate": ae.gate_bias.detach(),
+            "r_mag": ae.r_mag.detach(),
+            "b_mag": ae.mag_bias.detach(),
+        }
+    if type(ae).__name__ == "JumpReluAutoEncoder":  # it does not centre its input
+        return {
+            "W_enc": ae.W_enc.detach(),
+            "b_enc": (ae.b_enc + ae.b_dec @ ae.W_enc).detach(),
+            "W_dec": ae.W_dec.detach(),
+            "b_dec": ae.b_dec.detach(),
+            "threshold": ae.threshold.detach(),
+        }
     weights = {
         "W_enc": ae.encoder.weight.T,
         "b_enc": ae.encoder.bias,

@@ -54,7 +54,9 @@ class Tiny:
     had: ClassVar[dict[Path, dict[int, dict[str, float]]]] = {}
     tracks: ClassVar[list["Tiny"]] = []
 
-    def __init__(self, run: Path, settings: dict, *, group: str | None, last: int) -> None:
+    def __init__(
+        self, run: Path, settings: dict[str, object], *, group: str | None, last: int
+    ) -> None:
         self.lines = self.had.setdefault(run, {})
         self.settings = settings
         self.first = max(self.lines, default=-1) + 1
