@@ -142,7 +142,8 @@ class TrainConfig(LoopConfig):
     where that is open, too, 0.3 % of the run."""
     revive: float = 1.0
     """Its bias (of JumpReLU, its threshold) moves by so many learning rates a step until it is
-    active, where there is AuxK by 0.3 times as many; 0 leaves it to AuxK, where there is one."""
+    active, where there is AuxK by 0.3 times as many; 0 leaves it to AuxK, where there is one. After
+    ten times `revive_after`, of the peak rate, however far learning has slowed down."""
     resample: Resample = "none"
     """Give dead latents new weights: random ones, or towards the worst reconstructed rows."""
     resample_every: str = "10k steps"

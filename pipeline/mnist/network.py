@@ -145,11 +145,8 @@ def refit_together(
     Minimised is the mean over images of `KL(p || p_simulated) + FEATURES sum ||z_hat - z||^2`, over
     the features of every layer that connectors predict.
     """
-    fitted = tuple(
-        Connector(c.W.detach().clone(), c.b.detach().clone(), activation=c.activation)
-        for c in network.connectors
-    )
-    kept = [connector.W.detach() != 0 for connector in fitted]
+    fitted = tuple(cut(connector, 0.0).requires_grad_() for connector in network.connectors)
+    kept = [above(connector, 0.0) for connector in fitted]
     simulated = replace(network, connectors=fitted)
     wanted, latents = network.net(x).log_softmax(-1), network.latents(x)
     adam = torch.optim.Adam([p for one in fitted for p in one.parameters()], _TOGETHER_LR)

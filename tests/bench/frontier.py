@@ -46,9 +46,14 @@ from pipeline.sae.sae import SAE, fold
 from tests.helpers.stores import column, write_rows
 from tests.helpers.tiny import save_sae
 
+Weights = dict[str, torch.Tensor]
+Line = dict[str, Any]
+"""Of FILE."""
 EXPANSION = 4
 OWN = ("W_enc", "b_enc", "W_dec", "b_dec")
 """Parameters that are not the activation's."""
+WARMUP, DECAY = 0.05, 0.2
+"""Of a training."""
 LRS = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 L0S = (16.0, 32.0, 64.0)
 DRIVERS = Path(__file__).parent
@@ -59,7 +64,7 @@ PENALTIES = {
     ("dictionary_learning", "relu-april"): (0.03, 0.06, 0.12, 0.25, 0.5),
     ("dictionary_learning", "gated"): (0.03, 0.06, 0.12, 0.25, 0.5),
 }
-"""Where a peer is told a penalty: these bracket L0 16 to 64 at every site."""
+"""Where a peer is told a penalty, by which it comes to an L0 of its own."""
 PEERS = {
     "saelens": ("relu-april", "gated", "jumprelu", "topk", "batchtopk"),
     "dictionary_learning": ("relu-april", "gated", "jumprelu", "topk", "batchtopk"),
@@ -84,11 +89,10 @@ class Ground:
     def width(self) -> int:
         return len(self.mean)
 
-    def in_model(self, weights: dict[str, torch.Tensor], arch: str, l0: float) -> SAE:
+    def in_model(self, weights: Weights, arch: str, l0: float) -> SAE:
         """A coder of standardised rows as one of the model's."""
-        config = ARCHS[arch](k=max(1, round(l0))) if "topk" in arch or arch == "matryoshka" else (
-            ARCHS[arch]()
-        )  # fmt: skip
+        kind = ARCHS[arch]
+        config = kind(k=round(l0)) if kind.l0_as == "k" else kind()
         sae = SAE(config, d_in=self.width, d_sae=weights["W_dec"].shape[0], site=self.site)
         state = fold(weights, scale=self.scale)
         state["b_dec"] = state["b_dec"] + self.mean
@@ -134,19 +138,19 @@ def make_ground(scene: Scene, kind: str, folder: Path, *, n_rows: int) -> Ground
     )
 
 
-Weights = dict[str, torch.Tensor]
-Line = dict[str, Any]
-"""Of FILE."""
-
-
 def ours(
     args, ground: Ground, arch: str, values: Iterable[float], lrs: Iterable[float],
     seeds: Iterable[int], folder: Path,
 ) -> Iterator[tuple[Coder, Weights]]:  # fmt: skip
     """One sweep of ours: what is not an option here is the default."""
+    steps = n_steps(args, ground)
+    settings = {
+        "tokens": steps * args.batch, "batch_size": args.batch, "expansion": EXPANSION,
+        "lr_warmup": f"{round(WARMUP * steps)} steps", "lr_decay": f"{round(DECAY * steps)} steps",
+    }  # fmt: skip
     runs = sp.sweep(
-        ground.store, arch=arch, l0=[*values], lr=[*lrs], seed=[*seeds], tokens=args.rows,
-        batch_size=args.batch, expansion=EXPANSION, device="cpu", out=folder, **args.set,
+        ground.store, arch=arch, l0=[*values], lr=[*lrs], seed=[*seeds], device="cpu", out=folder,
+        **settings | args.set,
     )  # fmt: skip
     for run in runs:
         config = run.config
@@ -163,14 +167,14 @@ def theirs(
 ) -> Iterator[tuple[Coder, Weights]]:  # fmt: skip
     """One process for all."""
     values, lrs, seeds = [*values], [*lrs], [*seeds]
-    steps = len(np.load(ground.rows, mmap_mode="r")) // args.batch
+    steps = n_steps(args, ground)
     name = "--k" if "topk" in arch else "--l1"
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         getattr(args, who), DRIVERS / f"peer_train_{who}.py", ground.rows, arch,
         EXPANSION * ground.width, args.batch, steps, name, listed(values), "--lr", listed(lrs),
-        "--warmup", round(0.05 * steps), "--decay", round(0.2 * steps),
-        "--l1-warmup", round(0.05 * steps), "--held-out", 0, "--seed", listed(seeds),
+        "--warmup", round(WARMUP * steps), "--decay", round(DECAY * steps),
+        "--l1-warmup", round(WARMUP * steps), "--held-out", 0, "--seed", listed(seeds),
         "--threads", args.threads, "--save", folder / "coder.npz",
     ]  # fmt: skip
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
@@ -185,6 +189,11 @@ def theirs(
             for name in arrays.files
         }
         yield Coder(who=who, arch=arch, value=value, lr=lr, seed=seed), weights
+
+
+def n_steps(args, ground: Ground) -> int:
+    """One pass, as long for all."""
+    return len(np.load(ground.rows, mmap_mode="r")) // args.batch
 
 
 def listed(values: Iterable[float]) -> str:
@@ -244,9 +253,7 @@ def train(args, ground: Ground, who: str, arch: str) -> None:
 
         middle = values[len(values) // 2]
         tried = make([middle], LRS, args.seeds[:1], "search")
-        best = min(tried, key=lambda line: line["ce_added"])
-        if len(tried) > 1 and who != "saepipe" and (who, arch) in PENALTIES:
-            best = min(tried, key=lambda line: at_equal_l0(line, tried))
+        best = min(tried, key=lambda line: at_equal_l0(line, tried))
         found = make(values, [best["lr"]], args.seeds, "all")
     told = [line for line in found if line["value"] == middle]
     print(
@@ -257,7 +264,7 @@ def train(args, ground: Ground, who: str, arch: str) -> None:
 
 
 def at_equal_l0(line: Line, tried: list[Line]) -> float:
-    """Loss added, as if each halving of L0 made it twice as large: penalties move L0 with lr."""
+    """Loss added, as if half the L0 made it twice as large: without a `k`, L0 moves with lr."""
     middle = statistics.median(other["l0"] for other in tried)
     return line["ce_added"] * max(line["l0"], 1e-3) / middle
 
