@@ -40,7 +40,8 @@ class SAEs(RunKind):
         site = only_site(store, config.site)
         d_in = store.width(site)
         d_sae = config.expansion * d_in
-        config = settled(replace(config, site=site), d_sae=d_sae, n_rows=store.n_rows)
+        config = replace(config, site=site)
+        config = settled(config, d_in=d_in, d_sae=d_sae, n_rows=store.n_rows)
         architecture_of(config.arch, d_in=d_in, d_sae=d_sae)  # or it cannot be
         return SAERun(path=config.out, config=config, provenance=Provenance.of(store, site=site))
 

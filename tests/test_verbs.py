@@ -48,7 +48,8 @@ def test_keywords_make_the_run_that_its_config_makes(store, tmp_path, monkeypatc
         store=store.resolve(), out=(tmp_path / "a").resolve(), arch=TopKConfig(k=4), expansion=2,
         batch_size=50, log_every=1, device="cpu", tokens=200, site="mlp_out.1",
     )  # fmt: skip
-    assert run.config == settled(config, d_sae=run.d_sae, n_rows=run.provenance.n_rows)
+    widths = {"d_in": run.provenance.d_in, "d_sae": run.d_sae}
+    assert run.config == settled(config, **widths, n_rows=run.provenance.n_rows)
     assert [report.step for report in steps] == [1, 2, 3, 4]
     assert [(p.stage, p.done, p.total, p.unit) for p in seen] == [
         ("train", n, 200, "rows") for n in (50, 100, 150, 200)

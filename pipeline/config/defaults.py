@@ -13,11 +13,12 @@ BATCH_SIZES = (128, 1024)
 """Rows of a step, at least and at most."""
 STEPS = 2000
 """That a run is to have before its batches grow: a step learns nearly as much from fewer rows."""
-LR, MOST_LR = 0.55, 1e-2
-"""The rate is `LR * batch_size / sqrt(rows * d_sae)`, or `MOST_LR` if that is less.
+LR, MOST_LR = 7.0, 2e-2
+"""The rate is `LR * batch_size / sqrt(rows * d_in * d_sae)`, or `MOST_LR` if that is less.
 
-That it goes as `1 / sqrt(d_sae)` is of Gao et al. 2024 (arXiv 2406.04093), section 2.4. That twice
-the batch takes twice the rate, and a training four times as long half of it, was measured.
+That it goes as `1 / sqrt(d_sae)` is of Gao et al. 2024 (arXiv 2406.04093), section 2.4. That it
+goes as `1 / sqrt(d_in)`, too, which is the size of an entry of a direction of norm 1, was measured;
+so was that twice the batch takes twice the rate, and a training four times as long half of it.
 """
 DEAD_WINDOW = 1_000_000
 DEAD_SHARE = 0.1
@@ -46,35 +47,37 @@ def with_batch_size(configs: Sequence[Config], *, n_rows: int) -> list[Config]:
     ]
 
 
-def settled(config: TrainConfig, *, d_sae: int, n_rows: int) -> TrainConfig:
+def settled(config: TrainConfig, *, d_in: int, d_sae: int, n_rows: int) -> TrainConfig:
     """The same, with nothing left open.
 
     Args:
         config: Of one run.
+        d_in: Width of its rows.
         d_sae: Its latents.
         n_rows: Of its store.
     """
     (config,) = with_batch_size([config], n_rows=n_rows)
     n_steps = config.n_steps(n_rows)
-    lr = best_lr(config.rows_per_step, n_steps, d_sae=d_sae, pace=config.arch.pace)
+    rate = best_lr(config.rows_per_step, n_steps, d_in=d_in, d_sae=d_sae, pace=config.arch.pace)
     rows = min(n_steps * config.rows_per_step, round(DEAD_WINDOW / DEAD_SHARE))
     return replace(
         config,
         arch=config.arch.settled,
-        lr=lr if config.lr is None else config.lr,
+        lr=rate if config.lr is None else config.lr,
         dead_window=config.dead_window or f"{round(DEAD_SHARE * rows)}",
         revive_after=config.revive_after or config.dead_window or f"{round(REVIVE_SHARE * rows)}",
     )
 
 
-def best_lr(batch_size: int, n_steps: int, *, d_sae: int, pace: float = 1.0) -> float:
+def best_lr(batch_size: int, n_steps: int, *, d_in: int, d_sae: int, pace: float = 1.0) -> float:
     """Peak learning rate of Adam for so many steps of so many rows, to two digits.
 
     Args:
         batch_size: Rows of a step.
         n_steps: Of the run.
-        d_sae: Its latents.
-        pace: Of its architecture.
+        d_in: Width of a row.
+        d_sae: Latents.
+        pace: Of the architecture.
     """
-    rate = LR * batch_size / (batch_size * n_steps * d_sae) ** 0.5
+    rate = LR * batch_size / (batch_size * n_steps * d_in * d_sae) ** 0.5
     return float(f"{pace * min(rate, MOST_LR):.1e}")

@@ -127,7 +127,7 @@ class TrainConfig(LoopConfig):
     batch_size: Count | None = None
     """Rows per step; None means 1024, and in short runs fewer, for the sake of steps."""
     lr: float | None = None
-    """Of Adam; None goes by the number of latents, of rows, and of rows a step."""
+    """Of Adam; None goes by both widths, the number of rows, and that of rows a step."""
     lr_warmup: str = "5%"
     lr_decay: str = "60%"
 

@@ -1,15 +1,19 @@
 """Are the defaults good? Every architecture by `saepipe train` alone, and TopK against a search.
 
-    python tests/bench/defaults.py [table] [search] [tell] [--models builtin stories characters]
-        [--sites mlp_out attn_out resid_post] [--rows 250k 2M] [--tokens 50k] [--jsonl FILE]
+    python tests/bench/defaults.py [table] [search] [rate] [tell]
+        [--models builtin stories characters] [--sites mlp_out attn_out resid_post]
+        [--rows 250k 2M] [--tokens 50k] [--jsonl FILE]
 
 Models, texts and rows are those of `scenes.py`, at layer 2. Every figure is measured on held-out
 text, of so many tokens, with the run's SAE spliced into its model.
 
 table   each architecture told nothing but `--arch`: L0 at the end of training and on held-out text
         (32 is the default), dead latents, explained variance, loss added in nats and KL
-search  24 TopK coders that differ in batch size, learning rate and its decay: the loss added by
-        defaults over that of the best of them, and the same of the KL divergence
+search  24 TopK coders of other batch sizes, learning rates and decays: the loss added by defaults
+        over that of the best of them, and the same of the KL divergence
+rate    does the learning rate go by width as it should? TopK with 1,280 latents on rows of one
+        layer of the embedded model, 160 wide, and of four layers side by side, 640 wide, by
+        multiples of the default rate: explained variance and dead latents at the end
 tell    what FILE has, as Markdown
 """
 
@@ -19,12 +23,16 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import saepipe as sp
 import torch
 from scenes import MAKERS, Scene, scenes
 
+from actstore.manifest import StoreSpec
+from actstore.reader import ActStore
 from pipeline.config.architectures import ARCHS
 from pipeline.config.settings import parse_count
+from tests.helpers.stores import column, write_rows
 
 SEARCHED = {"lr": [1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2], "lr_decay": ["20%", "100%"]}
 BATCH_SIZES = (256, 1024)
@@ -96,6 +104,38 @@ def search(scene: Scene, store: Path, out: Path, rows: int, args: argparse.Names
         print(flush=True)
 
 
+def rate(folder: Path, rows: int) -> None:
+    (scene,) = scenes(["builtin"], folder)
+    sites = [f"resid_post.{layer}" for layer in range(4)]
+    acts = folder / "layers.actstore"
+    sp.harvest(
+        model=scene.model, text=scene.text, sites=sites, out=acts, tokens=rows, dtype="fp32",
+        ctx_len=scene.ctx_len, device="cpu",
+    )  # fmt: skip
+    whole = ActStore.open(acts)
+    layers = [column(whole, site) for site in sites]
+    layers = [(layer - layer.mean(0)) / layer.std() for layer in layers]
+    order = np.random.default_rng(0).permutation(whole.n_rows)
+    for picked in ([2], [0, 1, 2, 3]):
+        wide = np.concatenate([layers[i] for i in picked], 1)[order]
+        spec = StoreSpec.of(
+            widths={scene.site("resid_post"): wide.shape[1]}, ctx_len=16, dtype="float32",
+            source={"model": "builtin", "revision": "main", "text": "builtin"},
+        )  # fmt: skip
+        store = write_rows(folder / f"{wide.shape[1]}.actstore", spec, [wide], n_rows=whole.n_rows)
+        settings = {"arch": "topk", "expansion": 1280 // wide.shape[1], "tokens": rows}
+        first = sp.train(store, out=folder / f"{wide.shape[1]}-default", device="cpu", **settings)
+        assert first.config.lr is not None
+        rates = [first.config.lr * 2**power for power in (-2, -1, 1, 2)]
+        others = sweep(store, folder / f"{wide.shape[1]}-others", lr=rates, **settings)
+        for run in [first, *others]:
+            print(
+                f"width {wide.shape[1]:4d}  lr {run.config.lr:.5f}  explained variance "
+                f"{run.metrics['explained_variance']:.4f}  dead {run.metrics['n_dead']} of 1280",
+                flush=True,
+            )
+
+
 def tell(path: Path) -> None:
     """A table a model and length, with a column a site; then the searches."""
     lines = [json.loads(text) for text in path.read_text().splitlines()]
@@ -142,8 +182,12 @@ def main() -> None:
     if "tell" in args.parts:
         tell(args.jsonl)
         return
-    print(f"{'':46s}batch      lr L0 train    L0     dead      EV CE added       KL")
+    if {"table", "search"} & {*args.parts}:
+        print(f"{'':46s}batch      lr L0 train    L0     dead      EV CE added       KL")
     with tempfile.TemporaryDirectory() as name:
+        if "rate" in args.parts:
+            rate(Path(name), args.rows[0])
+            return
         for scene in scenes(args.models, Path(name)):
             for rows in args.rows:
                 store = Path(name) / f"{scene.name}-{rows}.actstore"
