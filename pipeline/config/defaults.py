@@ -13,7 +13,7 @@ BATCH_SIZES = (128, 1024)
 """Rows of a step, at least and at most."""
 STEPS = 2000
 """That a run is to have before its batches grow: a step learns nearly as much from fewer rows."""
-LR, MOST_LR = 7.0, 2e-2
+LR, MOST_LR = 7.0, 1e-2
 """The rate is `LR * batch_size / sqrt(rows * d_in * d_sae)`, or `MOST_LR` if that is less.
 
 That it goes as `1 / sqrt(d_sae)` is of Gao et al. 2024 (arXiv 2406.04093), section 2.4. That it

@@ -39,7 +39,7 @@ def test_the_learning_rate_goes_by_the_roots_of_both_widths_and_of_rows_and_by_t
     assert best_lr(1024, 10**6, d_in=1024, d_sae=2**10) == 2.2e-4
     assert best_lr(1024, 4 * 10**6, d_in=256, d_sae=2**10) == 2.2e-4
     assert best_lr(2048, 5 * 10**5, d_in=256, d_sae=2**10) == 8.8e-4  # as many rows
-    assert [best_lr(128, n, d_in=64, d_sae=256) for n in (1, 300, 2000)] == [2e-2, 2e-2, 1.4e-2]
+    assert [best_lr(128, n, d_in=64, d_sae=256) for n in (1, 300, 10**4)] == [1e-2, 1e-2, 6.2e-3]
     told = settled(config_of(arch=JumpReluConfig(), tokens=10**5), **WIDTHS, n_rows=1)
     others = settled(config_of(tokens=10**5), **WIDTHS, n_rows=1)
     assert told.lr == pytest.approx(0.45 * others.peak_lr, rel=0.02)
