@@ -33,7 +33,7 @@ from actstore.files import (
     write_many,
 )
 from actstore.layout import Layout
-from actstore.manifest import TOKEN_ARRAYS, Manifest, StoreSpec
+from actstore.manifest import FORMAT_VERSION, TOKEN_ARRAYS, Manifest, StoreSpec
 from actstore.metadata import array_document, shard_key
 from actstore.moments import Moments, unpacked
 from actstore.reader import load_summary
@@ -325,6 +325,7 @@ class Ledger:
             generation=old.generation + 1,
             source_exhausted=summary.source_exhausted,
             fingerprint=summary.fingerprint(self.spec),
+            format_version=FORMAT_VERSION,
         )
         self._move_staged()
         self.write_documents(manifest.n_rows)

@@ -12,7 +12,9 @@ from actstore.errors import StoreError
 from actstore.files import canonical_json
 from actstore.layout import Layout, plan_layout
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)
+"""Versions that are read; what is completed is of the newest."""
 ROW_ARRAYS = {
     "token_id": "int32",
     "context_id": "int64",
@@ -164,7 +166,7 @@ class Manifest:
     source_exhausted: bool = False
     """The text ended before the rows that were asked for."""
     fingerprint: str = ""
-    """sha256 of the content, by spec and checksums of all shards; empty until complete."""
+    """sha256 of the content, by spec and summary; empty until complete."""
     format_version: int = FORMAT_VERSION
 
     def as_attributes(self) -> dict[str, Any]:
@@ -179,9 +181,9 @@ class Manifest:
         version = told.get("format_version")
         if version is None:
             raise StoreError("it is not an activation store")
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise StoreError(
-                f"it has format version {version}; this version reads {FORMAT_VERSION}: "
+                f"it has format version {version}; this version reads {FORMAT_VERSION} and before: "
                 "use the version that wrote it, or write it anew"
             )
         if told.pop("crc32c", None) != checksum(canonical_json(told)):

@@ -245,10 +245,11 @@ class ActStore(ChunkStore):
 
 def shard_readers(path: Path, manifest: Manifest, summary: Summary) -> dict[str, ShardReader]:
     """Of every array of a complete store."""
-    spec, n_rows, sizes = manifest.spec, manifest.n_rows, summary.shard_bytes.T.tolist()
+    spec, n_rows = manifest.spec, manifest.n_rows
+    columns = zip(summary.shard_bytes.T.tolist(), summary.shard_crc32c.T.tolist(), strict=True)
     return {
-        name: ShardReader(path / GROUP, spec, name, n_rows=n_rows, sizes=of_array)
-        for name, of_array in zip(spec.arrays, sizes, strict=True)
+        name: ShardReader(path / GROUP, spec, name, n_rows=n_rows, sizes=sizes, crcs=crcs)
+        for name, (sizes, crcs) in zip(spec.arrays, columns, strict=True)
     }
 
 
@@ -256,8 +257,7 @@ def load_summary(path: Path, manifest: Manifest, document: Mapping[str, Any]) ->
     """The summary of a complete store, held to its root and to every zarr.json."""
     summary = read_summary(path / GROUP / summary_name(manifest.generation), manifest.spec)
     nodes = documents_of(manifest, summary)
-    fits = summary.fingerprint(manifest.spec) == manifest.fingerprint
-    if not fits or document != root_document(manifest, nodes):
+    if not summary.is_of(manifest) or document != root_document(manifest, nodes):
         raise StoreError(f"{path / GROUP / 'zarr.json'} was altered: it does not fit the summary")
     for name in manifest.spec.arrays:
         check_document(path / GROUP / name, nodes[name])

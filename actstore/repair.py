@@ -28,7 +28,7 @@ from actstore.summary import (
     write_root,
     write_summary,
 )
-from actstore.verify import CONSEQUENCE, Finding, known_summary, told_shards
+from actstore.verify import CONSEQUENCE, Finding, known_summary, rebuilt_summary, told_shards
 from actstore.writer import disk_errors_told
 
 
@@ -138,10 +138,14 @@ def _begin(path: Path, findings: Sequence[Finding]) -> Repair:
     with suppress(StoreError):  # damaged: whoever adds sites tells
         end_joined(path, manifest)
     sweep(path, manifest)
-    summary, _ = known_summary(path, manifest)
+    folder = path / GROUP / summary_name(manifest.generation)
+    if any(finding.path == folder for finding in findings):
+        summary = rebuilt_summary(path, manifest)
+    else:
+        summary, _ = known_summary(path, manifest)
     if summary is None:
         raise StoreError(
-            f"{path / GROUP / summary_name(manifest.generation)} is damaged, and {JOURNAL} and "
+            f"{folder} is damaged, and {JOURNAL} and "
             f"{MOMENTS} do not tell all that stood in it: restore it from a backup, or harvest anew"
         )
     return Repair(

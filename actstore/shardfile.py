@@ -24,6 +24,7 @@ from actstore.codec import CRC_BYTES, checked, checksum, decode
 from actstore.errors import StoreError
 from actstore.manifest import StoreSpec
 from actstore.metadata import codec_of, dtype_of, shape_of, shard_and_chunk, shard_key
+from actstore.moments import Moments
 
 ABSENT = np.iinfo(np.uint64).max
 ENTRY_BYTES = 16
@@ -96,13 +97,22 @@ class ShardReader:
     """The shards of one array; safe to use from many threads."""
 
     def __init__(
-        self, root: Path, spec: StoreSpec, name: str, *, n_rows: int, sizes: list[int]
+        self,
+        root: Path,
+        spec: StoreSpec,
+        name: str,
+        *,
+        n_rows: int,
+        sizes: list[int],
+        crcs: list[int] | None = None,
     ) -> None:
         self._root = os.fspath(root)
         self._spec = spec
         self.name = name
         self._layout = spec.layout(n_rows)
         self.sizes = sizes
+        self._crcs = crcs
+        """`Tally.crc` of each shard; None holds no file to them."""
         self._codec = codec_of(spec, name)
         self._dtype = dtype_of(spec, name)
         shard, self.chunk_entries = shard_and_chunk(spec, name)
@@ -160,9 +170,9 @@ class ShardReader:
     ) -> None:
         """Read, check and decode one chunk: its entries from `skip` on, into contiguous `out`."""
         mapped = self._map(shard)
+        offset, size = self._index(shard, mapped)[chunk].tolist()
+        data = memoryview(mapped)[offset : offset + size]
         try:
-            offset, size = self._index(shard, mapped)[chunk].tolist()
-            data = memoryview(mapped)[offset : offset + size]
             if len(out) == self.chunk_entries:
                 decode(data, self._codec, out)
             else:
@@ -171,6 +181,16 @@ class ShardReader:
                 out[:] = full[skip : skip + len(out)]
         except StoreError as error:
             raise self._error(shard, f"is damaged in chunk {chunk}: {error}") from error
+
+    def moments(self, shard: int) -> Moments:
+        """Those of a shard's rows, of a site."""
+        found, entries = Moments.empty(self.empty(0).shape[1]), self.entries_in(shard)
+        out = self.empty(min(entries, self.chunk_entries))
+        for chunk, start in enumerate(range(0, entries, self.chunk_entries)):
+            rows = out[: entries - start]
+            self.read_chunk(shard, chunk, rows)
+            found += Moments.of(rows)
+        return found
 
     def want(self, shard: int, chunk: int) -> None:
         """Tell the system that a chunk will be read soon."""
@@ -207,16 +227,19 @@ class ShardReader:
         return mapped
 
     def _index(self, shard: int, mapped: mmap.mmap) -> UInt64[np.ndarray, "chunks 2"]:
-        """Where the chunks of a shard lie; read once."""
+        """Where the chunks of a shard lie; read once, and held to those it was written with."""
         index = self._indices.get(shard)
-        if index is None:
-            size, length = self.sizes[shard], index_bytes(self.chunks_per_shard)
-            index = parse_index(
-                memoryview(mapped[size - length : size]),
-                n_chunks=self.chunks_in(shard),
-                file_size=size,
-            )
-            self._indices[shard] = index
+        if index is not None:
+            return index
+        size, length = self.sizes[shard], index_bytes(self.chunks_per_shard)
+        end = memoryview(mapped[size - length : size])
+        try:
+            index = parse_index(end, n_chunks=self.chunks_in(shard), file_size=size)
+        except StoreError as error:
+            raise self._error(shard, f"is damaged: {error}") from error
+        if self._crcs is not None and _crc_of_crcs(mapped, index) != self._crcs[shard]:
+            raise self._error(shard, "is not the file that was written")
+        self._indices[shard] = index
         return index
 
     def problems(self, shard: int, crc: int) -> list[tuple[int | None, str]]:
@@ -263,6 +286,12 @@ READ_BYTES = 2**19  # at a time, in whole chunks: what was read is still in the 
 AHEAD_BYTES = 2**23  # asked of the disk before they are read
 
 WHOLE = "it is not the file that was written, though each of its chunks is whole"
+
+
+def _crc_of_crcs(data: mmap.mmap, index: UInt64[np.ndarray, "chunks 2"]) -> int:
+    """`Tally.crc` of a file by what it says of its chunks, which are not looked at."""
+    ends = index.sum(axis=1).tolist()
+    return checksum(b"".join(data[end - CRC_BYTES : end] for end in ends))
 
 
 def _chunks(

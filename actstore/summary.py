@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int64, Shaped, UInt32
 from actstore.codec import decode, encode
 from actstore.errors import StoreError
 from actstore.files import canonical_json, readable_json, write_json, write_many
-from actstore.manifest import Manifest, StoreSpec
+from actstore.manifest import FORMAT_VERSION, Manifest, StoreSpec
 from actstore.metadata import array_document, group_document, root_document, summary_document
 
 I8, U4, F8 = map(np.dtype, ("<i8", "<u4", "<f8"))
@@ -47,12 +47,23 @@ class Summary:
         sizes, crcs = self.shard_bytes[shard].tolist(), self.shard_crc32c[shard].tolist()
         return dict(zip(spec.arrays, zip(sizes, crcs, strict=True), strict=True))
 
-    def fingerprint(self, spec: StoreSpec) -> str:
-        """sha256 over the spec and every row of every array, by way of the shards' checksums."""
+    def fingerprint(self, spec: StoreSpec, *, version: int = FORMAT_VERSION) -> str:
+        """sha256 over the spec, every row of every array, by the shards' checksums, and statistics.
+
+        Version 1 left the statistics out.
+        """
         digest = hashlib.sha256(canonical_json(spec.as_json()))
-        for column in (self.shard_rows, self.shard_bytes, self.shard_crc32c):
-            digest.update(column.astype("<i8").tobytes())
+        for _, values, _ in self.arrays():
+            if values.dtype != F8:
+                digest.update(values.astype(I8).tobytes())
+            elif version > 1:
+                digest.update(values.astype(F8).tobytes())
         return digest.hexdigest()
+
+    def is_of(self, manifest: Manifest) -> bool:
+        """Whether it is the summary that a complete store's root was written with."""
+        found = self.fingerprint(manifest.spec, version=manifest.format_version)
+        return found == manifest.fingerprint
 
     def arrays(self) -> Iterator[tuple[str, Shaped[np.ndarray, "..."], list[str]]]:
         """Name, values and dimensions of each array of the group."""

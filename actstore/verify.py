@@ -11,12 +11,16 @@ from os import cpu_count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float64
+
 from actstore.codec import checksum
 from actstore.errors import StoreError
 from actstore.ledger import JOURNAL, MOMENTS, STAGING, Entry, Ledger
 from actstore.manifest import TOKEN_ARRAYS, Manifest
 from actstore.merge import ADDING
 from actstore.metadata import array_document, root_document
+from actstore.moments import Moments
 from actstore.reader import shard_readers
 from actstore.shardfile import ShardReader
 from actstore.summary import (
@@ -32,6 +36,7 @@ from actstore.summary import (
     summary_name,
 )
 
+CLOSE = 1e-9
 CONSEQUENCE = "the store reads on, but cannot be extended"
 
 
@@ -55,7 +60,7 @@ def rebuilt_summary(path: Path, manifest: Manifest) -> Summary | None:
         summary = ledger.summary(source_exhausted=manifest.source_exhausted)
     except (OSError, StoreError, KeyError):  # KeyError: of a shard, or of a site just added
         return None
-    return summary if summary.fingerprint(manifest.spec) == manifest.fingerprint else None
+    return summary if summary.is_of(manifest) else None
 
 
 def known_summary(path: Path, manifest: Manifest) -> tuple[Summary | None, str | None]:
@@ -65,7 +70,7 @@ def known_summary(path: Path, manifest: Manifest) -> tuple[Summary | None, str |
         summary = read_summary(folder, manifest.spec)
     except StoreError as error:
         return rebuilt_summary(path, manifest), str(error)
-    if summary.fingerprint(manifest.spec) == manifest.fingerprint:
+    if summary.is_of(manifest):
         return summary, None
     return rebuilt_summary(path, manifest), f"{folder} is not that of this store"
 
@@ -168,7 +173,7 @@ def verify(
     threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Finding]:
-    """Hold every file of a complete store to its checksum, and each chunk of every shard.
+    """Hold every file of a complete store to its checksum, each chunk, and statistics to the rows.
 
     Args:
         path: The store.
@@ -176,8 +181,9 @@ def verify(
         on_progress: Told bytes checked and bytes there are, after each shard file.
 
     Returns:
-        What is wrong: zarr.json files, shards array by array, then the writer's own files; empty
-        if nothing is. The order does not depend on the threads.
+        What is wrong: zarr.json files, shards array by array, statistics that are not those of the
+        rows, then the writer's own files; empty if nothing is. The order does not depend on the
+        threads.
     """
     try:
         document, manifest = _load(path)
@@ -240,16 +246,21 @@ def _scanned(
     threads: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> list[Finding]:
-    """What is wrong with shards, array by array."""
+    """What is wrong with shards, array by array; then with statistics of sites that are whole."""
     arrays = shard_readers(path, manifest, summary).values()
     columns = zip(arrays, summary.shard_crc32c.T.tolist(), strict=True)
     files = [(array, shard, crc) for array, crcs in columns for shard, crc in enumerate(crcs)]
     total, done = int(summary.shard_bytes.sum()), 0
     findings: list[Finding] = []
+    whole: dict[str, Moments] = {}
     pool = ThreadPoolExecutor(threads, "actstore-verify")
     try:
-        found = pool.map(ShardReader.problems, *zip(*files, strict=True))
-        for (array, shard, _), problems in zip(files, found, strict=True):
+        found = pool.map(_looked_at, *zip(*files, strict=True))
+        for (array, shard, _), (problems, moments) in zip(files, found, strict=True):
+            if moments is not None and (shard == 0 or array.name in whole):
+                whole[array.name] = moments + whole[array.name] if shard else moments
+            else:
+                whole.pop(array.name, None)
             findings += [
                 Finding(
                     path=Path(array.path(shard)),
@@ -266,7 +277,32 @@ def _scanned(
                 on_progress(done, total)
     finally:
         pool.shutdown(cancel_futures=True)
-    return findings
+    folder = path / GROUP / summary_name(manifest.generation)
+    return findings + [
+        Finding(path=folder, what=f"mean and variance of {site} are not those of its rows")
+        for site, moments in whole.items()
+        if not _same_statistics(moments, mean=summary.mean[site], var=summary.var[site])
+    ]
+
+
+def _looked_at(
+    array: ShardReader, shard: int, crc: int
+) -> tuple[list[tuple[int | None, str]], Moments | None]:
+    """What is wrong with a file, and if nothing is and it is of a site, the moments of its rows."""
+    problems = array.problems(shard, crc)
+    is_site = array.name not in TOKEN_ARRAYS
+    return problems, array.moments(shard) if is_site and not problems else None
+
+
+def _same_statistics(
+    rows: Moments, *, mean: Float64[np.ndarray, " width"], var: Float64[np.ndarray, " width"]
+) -> bool:
+    """Up to the order in which they were summed, which is another on another processor."""
+    square = rows.var + np.square(rows.mean)
+    return bool(
+        (abs(mean - rows.mean) <= CLOSE * np.sqrt(square)).all()
+        and (abs(var - rows.var) <= CLOSE * square).all()
+    )
 
 
 def _rows_lost(manifest: Manifest, array: str, shard: int, chunk: int | None) -> tuple[int, int]:

@@ -59,6 +59,10 @@ def fingerprint(store: Path, spec) -> str:
     sha.update((summary / "shard_bytes/c/0/0").read_bytes()[:-4])
     crcs = np.frombuffer((summary / "shard_crc32c/c/0/0").read_bytes()[:-4], "<u4")
     sha.update(crcs.astype("<i8").tobytes())
+    for kind in ("mean", "var", "rounding"):
+        for site in spec["sites"]:
+            file = summary / f"{kind}.{site['name']}/c/0"
+            sha.update(file.read_bytes()[:-4] if file.exists() else b"")
     return sha.hexdigest()
 
 
@@ -143,7 +147,7 @@ def test_bits_that_the_dtype_has_not_to_spare_are_refused(make_store, bits):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        *(({"format_version": version}, "format_version is") for version in (0, 2, "1", None)),
+        *(({"format_version": version}, "format_version is") for version in (0, 3, "1", None)),
         ({"state": "writing"}, "state is 'writing'"),
         ({"n_rows": 199}, "sizes that do not divide"),
     ],
@@ -175,6 +179,11 @@ def test_what_the_fingerprint_does_not_name_is_refused(store):
     file.write_bytes(sealed(bytes(len(whole) - 4)))
     assert_refused(store, "the fingerprint does not fit")
     file.write_bytes(whole)
+    mean, var = (store / f"data.zarr/summary-1/{kind}.resid.0/c/0" for kind in ("mean", "var"))
+    whole = mean.read_bytes()
+    mean.write_bytes(var.read_bytes())
+    assert_refused(store, "the fingerprint does not fit")
+    mean.write_bytes(whole)
     edit_root(store, lambda own: own["spec"].update(seed=own["spec"]["seed"] + 1))
     assert_refused(store, "the fingerprint does not fit")
 

@@ -1,4 +1,4 @@
-"""The script that wrote the golden store, once: `python -m tests.golden.make_store`.
+"""The script that wrote the golden stores, each once: `python -m tests.golden.make_store`.
 
 It refuses to replace what it wrote. A new format version gets a golden store of its own beside it.
 """
@@ -12,8 +12,7 @@ import numpy as np
 from actstore.reader import ActStore
 from tests.helpers.stores import column, make_spec, write_store
 
-GOLDEN = Path(__file__).parent / "v1"
-CONTENT = GOLDEN.with_suffix(".json")
+OLD, GOLDEN = (Path(__file__).parent / version for version in ("v1", "v2"))
 N_ROWS = 88
 SPEC = make_spec(
     widths={"mlp_out.1": 8, "resid.0": 4},
@@ -35,7 +34,7 @@ def main() -> None:
         "var": {site: store.var(site).tolist() for site in store.sites},
     }
     (GOLDEN / "LOCK").unlink()
-    CONTENT.write_text(json.dumps(content) + "\n")
+    GOLDEN.with_suffix(".json").write_text(json.dumps(content) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import json
 import re
 import struct
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,9 @@ def read_group(root: Path, group, own) -> Store:
     tables = {"shard_rows": ("int64", [shards], ["shard"])}
     tables |= {"shard_bytes": ("int64", *both), "shard_crc32c": ("uint32", *both)}
     moments = ["mean", "var"] + ["rounding"] * spec["codec"].startswith("bitround:")
-    for name, d in ((site["name"], site["width"]) for site in spec["sites"]):
-        tables |= {f"{moment}.{name}": ("float64", [d], [f"d_{d}"]) for moment in moments}
+    widths = {site["name"]: site["width"] for site in spec["sites"]}
+    for moment, (name, d) in product(moments, widths.items()):
+        tables[f"{moment}.{name}"] = ("float64", [d], [f"d_{d}"])
 
     about = {"n_rows": n, "source_exhausted": own["source_exhausted"]}
     nodes = arrays | {summary: {"zarr_format": 3, "node_type": "group", "attributes": about}}
@@ -173,6 +175,8 @@ def read_group(root: Path, group, own) -> Store:
         told[name] = np.frombuffer(plain, np.dtype(dtype).newbyteorder("<")).reshape(shape)
     rows, sizes, crcs = (told[k].astype("<i8") for k in list(tables)[:3])
     numbers = rows.tobytes() + sizes.tobytes() + crcs.tobytes()
+    if own["format_version"] == 2:
+        numbers += b"".join(told[k].tobytes() for k in list(tables)[3:])
     sha = hashlib.sha256(canonical(spec) + numbers).hexdigest()
     demand(sha == own["fingerprint"], "the fingerprint does not fit")
     due = np.minimum(n - spec["shard_rows"] * np.arange(shards), spec["shard_rows"])
@@ -194,7 +198,7 @@ def read_store(path) -> Store:
     try:
         group = json.loads((root / "zarr.json").read_bytes())
         own = group["attributes"]["actstore"]
-        demand(own["format_version"] == 1, f"format_version is {own['format_version']!r}")
+        demand(own["format_version"] in (1, 2), f"format_version is {own['format_version']!r}")
         late = (root / f"summary-{own['generation'] + 1}" / "zarr.json").exists()
         return read_group(root, group, own)
     except Exception as error:  # whatever stumbles over what is malformed
