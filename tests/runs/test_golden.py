@@ -19,10 +19,10 @@ from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
 from pipeline.training.batches import as_tensor
 from pipeline.training.train import train
-from tests.golden.make_store import GOLDEN
+from tests.golden.make_store import OLD
 from tests.helpers.stores import column
 
-RUNS = GOLDEN.with_name("runs")
+RUNS = OLD.with_name("runs")
 CPU = torch.device("cpu")
 
 
@@ -33,7 +33,7 @@ def read(tmp_path) -> Path:
 
 def test_an_sae_encodes_and_reconstructs_as_it_did(read):
     assert says_kind(read) == "sae"
-    run, store = SAERun.open(read), ActStore.open(GOLDEN)
+    run, store = SAERun.open(read), ActStore.open(OLD)
     assert run.provenance.fingerprint == store.fingerprint
     assert (run.config.arch.kind, run.config.arch.k) == ("topk", 3)
     x = as_tensor(column(store, run.provenance.site)).float()
@@ -53,7 +53,7 @@ def test_a_checkpoint_is_gone_on_with_to_the_same_bytes(read):
     then = run.config.w_dec_start, run.config.revive, run.config.revive_after
     assert then == ("random", 0.0, run.config.dead_window), "it says nothing of what there was not"
     run.write()
-    report = train(replace(run.config, store=GOLDEN, out=read), resume=True)
+    report = train(replace(run.config, store=OLD, out=read), resume=True)
     assert report.step == 20
     assert (read / "sae.safetensors").read_bytes() == weights
 
