@@ -10,10 +10,12 @@ for all. Everyone trains on the same rows, once, with the same batch, four laten
 learning rate that warms up over 5 % and decays over the last 20 %, and gradients clipped to norm 1.
 
 train   of each coder, each learning rate of LRS is tried with seed 0 at the middle L0 (or penalty)
-        and the one that loses least in the model is kept; that trains every L0 and seed. Lines
-        are added to FILE, one a coder, and what is there already is not trained again
-tell    loss added at L0 16, 32 and 64 of each coder: mean and standard deviation over seeds;
-        between two L0, its logarithm is linear in that of L0
+        and the one of least KL divergence is kept, which is less noisy than the loss added; that
+        trains every L0 and seed. Lines are added to FILE, one a coder, and what is there already
+        is not trained again
+tell    loss added, KL divergence and explained variance at L0 16, 32 and 64 of each coder: mean
+        and standard deviation over seeds; between two L0, the logarithms of the former are linear
+        in that of L0, and so is explained variance
 
 Every coder, whoever trained it, is made an SAE of saepipe's, its mean and scale folded in, and
 spliced into the model over the same held-out text: L0, loss added, KL, dead latents and explained
@@ -54,7 +56,7 @@ OWN = ("W_enc", "b_enc", "W_dec", "b_dec")
 """Parameters that are not the activation's."""
 WARMUP, DECAY = 0.05, 0.2
 """Of a training."""
-LRS = (2e-3, 4e-3, 8e-3, 16e-3)
+LRS = (4e-3, 8e-3, 16e-3, 32e-3)
 L0S = (16.0, 32.0, 64.0)
 DRIVERS = Path(__file__).parent
 PENALTIES = {
@@ -65,6 +67,7 @@ PENALTIES = {
     ("dictionary_learning", "gated"): (0.1, 0.3, 1.0, 3.0),
 }
 """Where a peer is told a penalty, by which it comes to an L0 of its own."""
+NAMES = {"ce_added": "loss", "kl": "KL", "ev": "EV"}
 PEERS = {
     "saelens": ("relu-april", "gated", "jumprelu", "topk", "batchtopk"),
     "dictionary_learning": ("relu-april", "gated", "jumprelu", "topk", "batchtopk"),
@@ -253,7 +256,7 @@ def train(args, ground: Ground, who: str, arch: str) -> None:
 
         middle = values[len(values) // 2]
         tried = make([middle], LRS, args.seeds[:1], "search")
-        best = min(tried, key=lambda line: at_equal_l0(line, tried))
+        best = min(tried, key=lambda line: kl_at_equal_l0(line, tried))
         found = make(values, [best["lr"]], args.seeds, "all")
     told = [line for line in found if line["value"] == middle]
     print(
@@ -263,10 +266,10 @@ def train(args, ground: Ground, who: str, arch: str) -> None:
     )  # fmt: skip
 
 
-def at_equal_l0(line: Line, tried: list[Line]) -> float:
-    """Loss added, as if half the L0 made it twice as large: without a `k`, L0 moves with lr."""
+def kl_at_equal_l0(line: Line, tried: list[Line]) -> float:
+    """As if half the L0 made it twice as large: without a `k`, L0 moves with lr."""
     middle = statistics.median(other["l0"] for other in tried)
-    return line["ce_added"] * max(line["l0"], 1e-3) / middle
+    return line["kl"] * max(line["l0"], 1e-3) / middle
 
 
 def read(path: Path) -> list[Line]:
@@ -275,39 +278,45 @@ def read(path: Path) -> list[Line]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def added_at(lines: list[Line], l0: float) -> float | None:
-    """Loss added at this L0 of coders of one seed; None beyond theirs by more than a quarter."""
-    curve = sorted((math.log(line["l0"]), math.log(max(line["ce_added"], 1e-6))) for line in lines)
-    x, y = zip(*curve, strict=True)
-    at = math.log(l0)
-    if not x[0] - 0.25 <= at <= x[-1] + 0.25:
+def value_at(lines: list[Line], name: str, l0: float) -> float | None:
+    """Of coders of one seed at this L0; None beyond theirs by more than a quarter."""
+    lines = sorted((line for line in kept_of(lines) if line["l0"] > 0), key=lambda x: x["l0"])
+    x, at = [math.log(line["l0"]) for line in lines], math.log(l0)
+    if not x or not x[0] - 0.25 <= at <= x[-1] + 0.25:
         return None
-    return math.exp(float(np.interp(at, x, y)))
+    if name == "ev":
+        return float(np.interp(at, x, [line[name] for line in lines]))
+    return math.exp(np.interp(at, x, [math.log(max(line[name], 1e-6)) for line in lines]))
+
+
+def over_seeds(seeds: dict[int, list[Line]], name: str, l0: float) -> list[float]:
+    found = [value_at(lines, name, l0) for lines in seeds.values()]
+    return [value for value in found if value is not None]
 
 
 def tell(args) -> None:
-    """A table a site, the least loss first."""
-    by_site: dict[tuple[str, str], dict[tuple[str, str], dict[int, list[Line]]]] = {}
-    lines = read(args.jsonl)
-    for line in lines:
-        of_coder = by_site.setdefault((line["model"], line["site"]), {})
-        of_coder.setdefault((line["who"], line["arch"]), defaultdict(list))[line["seed"]].append(
-            line
-        )
-    for (model, site), coders in by_site.items():
-        print(f"\n{model} {site}\n{'':34s}" + "".join(f"{f'L0 {l0:g}':>20s}" for l0 in L0S))
-        for (who, arch), seeds in sorted(coders.items(), key=lambda item: order(item[1])):
+    """A table a site, in Markdown, the least divergence at the middle L0 first."""
+    sites: dict[tuple[str, str], dict[tuple[str, str], dict[int, list[Line]]]] = {}
+    for line in read(args.jsonl):
+        coders = sites.setdefault((line["model"], line["site"]), {})
+        seeds = coders.setdefault((line["who"], line["arch"]), defaultdict(list))
+        seeds[line["seed"]].append(line)
+    for (model, site), coders in sites.items():
+        columns = [f"{title} {l0:g}" for title in NAMES.values() for l0 in L0S]
+        print(f"\n{model}, {site}\n\n| | lr | {' | '.join(columns)} |")
+        print("|---" * (len(columns) + 2) + "|")
+
+        def divergence(seeds: dict[int, list[Line]]) -> float:
+            return statistics.mean(over_seeds(seeds, "kl", L0S[1]) or [math.inf])
+
+        for (who, arch), seeds in sorted(coders.items(), key=lambda item: divergence(item[1])):
             cells = []
-            for l0 in L0S:
-                added = [added_at(kept_of(lines), l0) for lines in seeds.values()]
-                known = [a for a in added if a is not None]
-                if len(known) < 2:
-                    cells.append(f"{'':>20s}")
-                    continue
-                spread = statistics.stdev(known)
-                cells.append(f"{f'{statistics.mean(known):.4f} ± {spread:.4f}':>20s}")
+            for name, l0 in product(NAMES, L0S):
+                found = over_seeds(seeds, name, l0)
+                spread = f" ± {statistics.stdev(found):.4f}" if len(found) > 1 else ""
+                cells.append(f"{statistics.mean(found):.4f}{spread}" if found else "")
             lr = kept_of(seeds[min(seeds)])[0]["lr"]
-            print(f"{who:20s}{arch:11s}{lr:7g}" + "".join(cells))
+            print(f"| {who} {arch} | {lr:g} | {' | '.join(cells)} |")
 
 
 def kept_of(lines: list[Line]) -> list[Line]:
@@ -315,12 +324,6 @@ def kept_of(lines: list[Line]) -> list[Line]:
     rates = [line["lr"] for line in lines]
     kept = max(set(rates), key=rates.count)
     return [line for line in lines if line["lr"] == kept]
-
-
-def order(seeds: dict[int, list[Line]]) -> float:
-    found = [added_at(kept_of(lines), L0S[1]) for lines in seeds.values()]
-    known = [a for a in found if a is not None]
-    return statistics.mean(known) if known else math.inf
 
 
 def main() -> None:
