@@ -20,6 +20,7 @@ from pipeline.config.serialization import from_json
 from pipeline.config.settings import parse_count as count, plain_number
 from pipeline.config.stages import (
     Device,
+    Documents,
     EvalConfig,
     FeatureOrder,
     FeaturesConfig,
@@ -27,6 +28,7 @@ from pipeline.config.stages import (
     HarvestConfig,
     Precision,
     ReportConfig,
+    SpecialTokens,
     StoreDtype,
 )
 from pipeline.config.training import ConnectConfig, TrainConfig
@@ -82,6 +84,7 @@ JsonOut = Annotated[
 Store = Annotated[Path, typer.Argument(help="NAME.actstore.")]
 # Whatever is wrong with a command line: a class of click, or of typer itself since 0.26.
 USAGE_ERROR: Any = typer.BadParameter.__base__
+TextColumn = Annotated[str, typer.Option(help="Where the text is of several columns.")]
 Source = "builtin, a hub dataset (name[:config][@split]), or a local file or folder."
 
 
@@ -95,6 +98,13 @@ def harvest(
     model: Annotated[str, typer.Option(help="Hub id, local folder, or builtin.")] = "builtin",
     revision: Annotated[str, typer.Option(help="Of the model.")] = HarvestConfig.revision,
     text: Annotated[str, typer.Option(help=Source)] = HarvestConfig.text,
+    text_column: TextColumn = HarvestConfig.text_column,
+    special_tokens: Annotated[
+        SpecialTokens, typer.Option(help="What the text spells: characters, or the token.")
+    ] = HarvestConfig.special_tokens,
+    documents: Annotated[
+        Documents, typer.Option(help="Whether contexts run on from one into the next.")
+    ] = HarvestConfig.documents,
     tokens: Annotated[str, typer.Option(help="Rows to store: 500k, 20M, 1B.")] = "1M",
     ctx_len: Annotated[int, typer.Option(help="Tokens of a context.")] = HarvestConfig.ctx_len,
     batch_size: Annotated[
@@ -110,6 +120,7 @@ def harvest(
     """Run a language model over a text, once, and store its activations."""
     settings = _settings(
         ctx, config, out=out, sites=site or [], model=model, revision=revision, text=text,
+        text_column=text_column, special_tokens=special_tokens, documents=documents,
         tokens=count(tokens), ctx_len=ctx_len, batch_size=batch_size, device=device,
         precision=precision, dtype=dtype, codec=codec,
     )  # fmt: skip
@@ -204,6 +215,7 @@ def evaluate(
     text: Annotated[
         str | None, typer.Option(help=f"Default: held-out text. Else {Source}")
     ] = EvalConfig.text,
+    text_column: TextColumn = EvalConfig.text_column,
     tokens: Annotated[str, typer.Option(help="Of the text.")] = "100k",
     layers: Annotated[
         str | None, typer.Option(help="Also splice each into these: 0-5, or 1,3.")
@@ -226,7 +238,8 @@ def evaluate(
 ) -> None:
     """Put SAEs, or connectors, into the model: loss recovered, L0, dead features and more."""
     settings = _settings(
-        ctx, config, runs=runs, out=out, text=text, tokens=count(tokens), layers=layers_of(layers),
+        ctx, config, runs=runs, out=out, text=text, text_column=text_column, tokens=count(tokens),
+        layers=layers_of(layers),
         as_trained=as_trained, n_worst=worst, model=model, batch_size=batch_size, device=device,
         precision=precision,
     )  # fmt: skip
@@ -293,6 +306,7 @@ def finetune(
     run: Annotated[Path, typer.Argument(help="Folder of a trained SAE.")],
     out: Annotated[Path, typer.Option(help="Folder of the fine-tuned run.")],
     text: Annotated[str, typer.Option(help=Source)] = FinetuneConfig.text,
+    text_column: TextColumn = FinetuneConfig.text_column,
     model: Annotated[str | None, typer.Option(help="Default: the run's.")] = FinetuneConfig.model,
     lr: Annotated[float, typer.Option(help="Of AdamW.")] = FinetuneConfig.lr,
     epochs: Annotated[int, typer.Option()] = FinetuneConfig.epochs,
@@ -306,7 +320,8 @@ def finetune(
 ) -> None:
     """Freeze model and SAE; learn one scale and one bias per feature."""
     settings = _settings(
-        ctx, config, run=run, out=out, text=text, model=model, lr=lr, epochs=epochs,
+        ctx, config, run=run, out=out, text=text, text_column=text_column, model=model,
+        lr=lr, epochs=epochs,
         steps_per_epoch=steps_per_epoch, batch_size=batch_size, seed=seed, device=device,
         precision=precision,
     )  # fmt: skip

@@ -13,6 +13,8 @@ from pipeline.errors import ConfigError
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 StoreDtype = Literal["bf16", "fp16", "fp32"]
+SpecialTokens = Literal["literal", "parse"]
+Documents = Literal["joined", "separate"]
 
 
 @settings
@@ -25,6 +27,11 @@ class HarvestConfig:
     revision: str = "main"
     text: str = "builtin"
     text_column: str = "text"
+    special_tokens: SpecialTokens = "literal"
+    """Where the text spells one: literal takes it as text, parse as the token."""
+    documents: Documents = "joined"
+    """Contexts run on from one document into the next, without a mask; or separate: the end of
+    each document that does not fill a context is left out."""
     sites: tuple[str, ...] = ()
     tokens: Count = 1_000_000
     """Rows to store per site; rounded up to whole contexts."""

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 from pipeline.config.architectures import Penalised
-from pipeline.config.stages import EvalConfig
+from pipeline.config.stages import Documents, EvalConfig, SpecialTokens
 from pipeline.config.training import TrainConfig
 from pipeline.device import pick_dtype, pick_precision
 from pipeline.errors import CheckpointError, ConfigError
@@ -113,6 +113,8 @@ class EvalSetting:
     revision: str
     text: str
     ctx_len: int
+    special_tokens: SpecialTokens
+    documents: Documents
 
     @classmethod
     def of(cls, subject: LoadedSAE, config: EvalConfig) -> "EvalSetting":
@@ -129,6 +131,8 @@ class EvalSetting:
             revision=(subject.revision if own else "") or "main",
             text=config.text or heldout_text(subject.provenance.text),
             ctx_len=subject.provenance.ctx_len,
+            special_tokens=subject.provenance.special_tokens,
+            documents=subject.provenance.documents,
         )
 
 
@@ -187,13 +191,16 @@ def load_eval_context(
         lm.require_fits(site, d_in=subject.coder.d_in, ctx_len=setting.ctx_len, run=subject.path)
         for layer in config.layers:
             lm.shape.check(site.at(layer), name=lm.name)
-    tokenizer = load_tokenizer(setting.model, revision=setting.revision)
+    tokenizer = load_tokenizer(
+        setting.model, revision=setting.revision, special_tokens=setting.special_tokens
+    )
     contexts = load_contexts(
         setting.text,
         tokenizer,
         ctx_len=setting.ctx_len,
         n=-(-config.tokens // setting.ctx_len),
         column=config.text_column,
+        documents=setting.documents,
     )
     return EvalContext(
         setting=setting,

@@ -4,14 +4,17 @@ What brings torch is imported inside: a harvest that is complete needs none.
 """
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actstore.addition import adding
+from actstore.errors import StoreError
+from actstore.ledger import read_journal
 from actstore.reader import ActStore
+from actstore.removal import remove_store
 from actstore.writer import ActWriter
 from pipeline.config.stages import HarvestConfig
 from pipeline.harvest.plan import HarvestPlan, link, make_plan
@@ -109,14 +112,11 @@ def _carry_out(
     config, ctx_len = plan.config, plan.spec.ctx_len
     if plan.spec.source["model_precision"] == "auto":
         plan = plan.with_precision(pick_precision("auto", device=pick_device(config.device)))
-    tokenizer = load_tokenizer(config.model, revision=config.revision)
-    text = open_text(config.text, column=config.text_column)
     with (
         forward_of(plan) as forward,
+        _nothing_left(plan),
         _writer_of(plan) as writer,
-        ContextStream(
-            text, tokenizer, ctx_len=ctx_len, start=Cursor.from_json(writer.cursor)
-        ) as stream,
+        context_stream(config, start=Cursor.from_json(writer.cursor)) as stream,
     ):
         if on_plan is not None:
             to_come = (writer.n_rows - writer.n_rows_committed) / ctx_len
@@ -125,6 +125,18 @@ def _carry_out(
         _fill(plan, forward, writer, stream, on_progress)
         rows_written = writer.n_rows_committed - rows_before
     return rows_written, time.perf_counter() - start
+
+
+@contextmanager
+def _nothing_left(plan: HarvestPlan) -> Generator[None]:
+    """A store that was begun now, and stopped before it held a row, goes again."""
+    try:
+        yield
+    except BaseException:
+        if plan.state == "new" and not read_journal(plan.config.out):
+            with suppress(StoreError, OSError):  # it is told why it was stopped
+                remove_store(plan.config.out)
+        raise
 
 
 def _fill(
@@ -170,6 +182,17 @@ def _fill(
             break
     hand_over()
     writer.finish(source_exhausted=exhausted)
+
+
+def context_stream(config: HarvestConfig, *, start: Cursor) -> ContextStream:
+    """The contexts that this harvest reads, from `start` on."""
+    tokenizer = load_tokenizer(
+        config.model, revision=config.revision, special_tokens=config.special_tokens
+    )
+    text = open_text(config.text, column=config.text_column)
+    return ContextStream(
+        text, tokenizer, ctx_len=config.ctx_len, documents=config.documents, start=start
+    )
 
 
 def _writer_of(plan: HarvestPlan) -> AbstractContextManager[ActWriter]:

@@ -16,9 +16,10 @@ from actstore.addition import under_way
 from actstore.codec import kept_bits
 from actstore.errors import StoreError
 from actstore.layout import plan_layout
+from actstore.ledger import read_journal
 from actstore.manifest import Manifest, SiteSpec, StoreSpec, differences
 from actstore.reader import peek
-from actstore.removal import find_stores
+from actstore.removal import find_stores, remove_store
 from actstore.settle import settled
 from pipeline.config.stages import HarvestConfig
 from pipeline.errors import ConfigError
@@ -130,6 +131,8 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
         "text": config.text,
         "text_column": config.text_column,
         "text_fingerprint": open_text(config.text, column=config.text_column).fingerprint(),
+        "special_tokens": config.special_tokens,
+        "documents": config.documents,
     }
     spec = StoreSpec.of(
         widths={str(site): shape.width(site) for site in sites},
@@ -152,7 +155,12 @@ def _store_at(path: Path) -> Manifest | None:
             f"{path} is a link to {path.readlink()}, which is gone: remove it, "
             "or choose another --out"
         )
-    return settled(path)
+    there = settled(path)
+    if there is not None and there.state == "writing" and not read_journal(path):
+        if not path.is_symlink():  # no row is lost
+            remove_store(path)
+        return None
+    return there
 
 
 def _refuse_another(config: HarvestConfig, spec: StoreSpec, there: Manifest) -> None:
@@ -178,7 +186,8 @@ def _refuse_another(config: HarvestConfig, spec: StoreSpec, there: Manifest) -> 
 
 def _comparable(spec: StoreSpec) -> dict[str, Any]:
     own = ("sites", "chunk_rows", "shard_rows")
-    return {key: value for key, value in spec.as_json().items() if key not in own}
+    told = {key: value for key, value in spec.as_json().items() if key not in own}
+    return told | {"source": UNSAID | told["source"]}
 
 
 def _from_nothing(config: HarvestConfig, spec: StoreSpec) -> HarvestPlan:
@@ -243,7 +252,9 @@ def _whole_contexts(config: HarvestConfig) -> int:
 
 STORES = "SAEPIPE_STORES"
 """Environment variable: folders below which stores are looked for, as in PATH."""
-_SOURCE = ("model_fingerprint", "tokenizer_fingerprint", "text_fingerprint", "text_column")
+UNSAID: dict[str, Any] = {"special_tokens": "parse", "documents": "joined"}
+"""How stores read their text that do not say it."""
+_SOURCE = ("model_fingerprint", "tokenizer_fingerprint", "text_fingerprint", "text_column", *UNSAID)
 """What of a source decides its rows; names of models and texts do not."""
 
 
@@ -287,12 +298,13 @@ def _stores_near(out: Path) -> list[tuple[Path, Manifest]]:
 
 def _holds(there: Manifest, wanted: StoreSpec, n_rows: int) -> bool:
     spec = there.spec
+    source = UNSAID | dict(spec.source)
     return (
         there.state == "complete"
         and (there.n_rows >= n_rows or there.source_exhausted)
         and set(spec.sites) >= set(wanted.sites)
         and (spec.ctx_len, spec.dtype, spec.seed) == (wanted.ctx_len, wanted.dtype, wanted.seed)
         and kept_bits(spec.codec) == kept_bits(wanted.codec)  # exact codecs all give the same
-        and all(spec.source.get(key) == wanted.source[key] for key in _SOURCE)
-        and wanted.source["model_precision"] in ("auto", spec.source.get("model_precision"))
+        and all(source.get(key) == wanted.source[key] for key in _SOURCE)
+        and wanted.source["model_precision"] in ("auto", source.get("model_precision"))
     )

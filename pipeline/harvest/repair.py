@@ -13,11 +13,12 @@ from actstore.writer import Shard
 from pipeline.config.stages import Device, HarvestConfig
 from pipeline.errors import ConfigError
 from pipeline.harvest.forward import forward_of, harvest_shard
-from pipeline.harvest.plan import DTYPES, HarvestPlan
+from pipeline.harvest.harvest import context_stream
+from pipeline.harvest.plan import DTYPES, UNSAID, HarvestPlan
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, Progress
-from pipeline.text.contexts import ContextStream, Cursor
+from pipeline.text.contexts import Cursor
 from pipeline.text.open import open_text
 from pipeline.text.source import TextSource
 
@@ -95,7 +96,7 @@ def _lost_shards(
     with forward_of(plan) as forward:
         for index, start in cursors.items():
             n_rows = job.rows_in(index)
-            with ContextStream(text, tokenizer, ctx_len=ctx_len, start=start) as stream:
+            with context_stream(config, start=start) as stream:
                 filled = harvest_shard(
                     plan,
                     index,
@@ -115,7 +116,7 @@ def _lost_shards(
 def _plan(job: Repair, *, device: Device, batch_size: int | None) -> HarvestPlan:
     """A harvest as it stands in the store, with nothing left to do."""
     spec = job.spec
-    source: Mapping[str, Any] = spec.source
+    source: Mapping[str, Any] = UNSAID | dict(spec.source)
     if "model_fingerprint" not in source or "text_fingerprint" not in source:
         raise ConfigError(
             f"{job.path} was not written by saepipe harvest, so it cannot be harvested again: "
@@ -127,6 +128,8 @@ def _plan(job: Repair, *, device: Device, batch_size: int | None) -> HarvestPlan
         revision=source["revision"],
         text=source["text"],
         text_column=source["text_column"],
+        special_tokens=source["special_tokens"],
+        documents=source["documents"],
         sites=tuple(site.name for site in spec.sites),
         tokens=job.manifest.n_rows,
         ctx_len=spec.ctx_len,

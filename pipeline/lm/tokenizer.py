@@ -5,10 +5,13 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
+from pipeline.config.stages import SpecialTokens
 from pipeline.errors import ModelError
 from pipeline.lm.hub import ModelFiles
 
@@ -33,14 +36,24 @@ class Tokenizer:
     """Encodes documents, each with the separator that tells it from the next.
 
     A tokenizer that opens each document with a special token of its own (Llama's `<s>`) has its
-    separator; to others (Pythia's, GPT-2's) the end-of-text token is appended.
+    separator; to others (Pythia's, GPT-2's) the end-of-text token is appended. Where a text spells
+    a special token, it is text like any other, unless `special_tokens` says to parse it.
     """
 
-    def __init__(self, fast: FastTokenizer, *, eos_id: int | None, fingerprint: str) -> None:
+    def __init__(
+        self,
+        fast: FastTokenizer,
+        *,
+        eos_id: int | None,
+        fingerprint: str,
+        special_tokens: SpecialTokens = "literal",
+    ) -> None:
+        fast.encode_special_tokens = special_tokens == "literal"
         self._fast = fast
         self.eos_id = eos_id
         self.fingerprint = fingerprint
-        self._opens = bool(fast.encode("").ids)  # what the template adds to nothing
+        self._parses = special_tokens == "parse"
+        self._opener = next(iter(fast.encode("").ids), None)  # what the template adds to nothing
 
     @property
     def n_vocab(self) -> int:
@@ -50,9 +63,21 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], *, end: bool = True) -> list[list[int]]:
         """Token ids of each document, its separator included, or without an end of text."""
         ids = [encoding.ids for encoding in self._fast.encode_batch_fast(list(texts))]
-        if not end or self.eos_id is None or self._opens:
+        if self._opener is not None:  # once, also where the text spells it
+            return [d[1:] if d[:2] == [self._opener] * 2 else d for d in ids]
+        if not end or self.eos_id is None:
             return ids
-        return [[*document, self.eos_id] for document in ids]
+        return [d if d[-1:] == [self.eos_id] else [*d, self.eos_id] for d in ids]
+
+    def parts(self, document: list[int]) -> list[list[int]]:
+        """A document's tokens, cut where a separator that its text spells begins another one."""
+        mark = self.eos_id if self._opener is None else self._opener
+        if not self._parses or mark is None:
+            return [document]
+        after = self._opener is None
+        cuts = [i + after for i, token in enumerate(document) if token == mark]
+        places = [0, *(i for i in cuts if 0 < i < len(document)), len(document)]
+        return [document[i:j] for i, j in pairwise(places)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of these tokens, special ones spelled out."""
@@ -89,8 +114,14 @@ class Tokenizer:
         return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
 
 
-def load_tokenizer(name: str, *, revision: str = "main") -> Tokenizer:
-    """The tokenizer of a model."""
+def load_tokenizer(
+    name: str, *, revision: str = "main", special_tokens: SpecialTokens = "literal"
+) -> Tokenizer:
+    """The tokenizer of a model.
+
+    Raises:
+        ModelError: there is none, it cannot be read, or it gives ids that the model does not know.
+    """
     files = ModelFiles(name, revision)
     path = files.find("tokenizer.json")
     if path is None:
@@ -107,8 +138,30 @@ def load_tokenizer(name: str, *, revision: str = "main") -> Tokenizer:
     fast = FastTokenizer.from_str(content.decode("utf-8"))
     fast.no_truncation()
     fast.no_padding()
-    fingerprint = f"sha256:{hashlib.sha256(content).hexdigest()}"
-    return Tokenizer(fast, eos_id=_eos_id(files, fast), fingerprint=fingerprint)
+    _require_known_ids(fast, files, path)
+    return Tokenizer(
+        fast,
+        eos_id=_eos_id(files, fast),
+        fingerprint=f"sha256:{hashlib.sha256(content).hexdigest()}",
+        special_tokens=special_tokens,
+    )
+
+
+def _require_known_ids(fast: FastTokenizer, files: ModelFiles, path: Path) -> None:
+    """Every id that a text can get must have an embedding; special tokens need not be in use."""
+    n_known = files.config.get("vocab_size")
+    if n_known is None:
+        return
+    special = {i for i, token in fast.get_added_tokens_decoder().items() if token.special}
+    beyond = [
+        (i, word) for word, i in fast.get_vocab().items() if i >= n_known and i not in special
+    ]
+    if beyond:
+        last, word = max(beyond)
+        raise ModelError(
+            f"{path} gives ids up to {last} ({word!r}), and {files.name} has {n_known} embeddings: "
+            "put the tokenizer there that the model was trained with"
+        )
 
 
 def _eos_id(files: ModelFiles, fast: FastTokenizer) -> int | None:

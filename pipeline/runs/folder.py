@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from actstore.files import make_folder, write_file, write_json
 from actstore.reader import ActStore
 from pipeline.config.serialization import from_json, to_json
+from pipeline.config.stages import Documents, SpecialTokens
 from pipeline.config.training import LoopConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.frame import make_frame
@@ -55,6 +56,8 @@ class Provenance:
     ctx_len: int
     n_rows: int
     dtype: str
+    special_tokens: SpecialTokens = "parse"
+    documents: Documents = "joined"
 
     @staticmethod
     def of(store: ActStore, *, site: str) -> "Provenance":
@@ -73,6 +76,8 @@ class Provenance:
             ctx_len=spec.ctx_len,
             n_rows=store.n_rows,
             dtype=spec.dtype,
+            special_tokens="literal" if source.get("special_tokens") == "literal" else "parse",
+            documents="separate" if source.get("documents") == "separate" else "joined",
         )
 
 

@@ -1,6 +1,8 @@
 """Text -> contexts: documents tokenised ahead on a thread of their own, packed end to end.
 
-A context takes up where the one before it stopped, in the middle of a document or across several.
+A context takes up where the one before it stopped, in the middle of a document or across several;
+or, where documents are to be kept separate, none holds parts of two: what is left at the end of
+each, shorter than a context, is left out.
 The stream's whole state is a `Cursor`; opened at any cursor it gives what it would have given.
 """
 
@@ -14,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar, final, runtime_checkable
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from pipeline.config.stages import Documents
 from pipeline.errors import TextError
 from pipeline.text.source import TextSource
 
@@ -32,6 +35,10 @@ class Encoder(Protocol):
         """Token ids of each document, its separator included."""
         ...
 
+    def parts(self, document: list[int]) -> list[list[int]]:
+        """The documents that one turned out to hold, once its special tokens were parsed."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
@@ -39,6 +46,8 @@ class Cursor:
 
     document: int = 0
     offset: int = 0
+    breaks: int = 0
+    """Documents before it that began inside of another."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any] | None) -> "Cursor":
@@ -48,15 +57,19 @@ class Cursor:
 
 @dataclass(frozen=True, kw_only=True)
 class Contexts:
-    """Whole contexts; a token's document id is the number of its document in the source."""
+    """Whole contexts.
+
+    A token's document id is the number of its document in the source, and one more for each break
+    inside of a document up to there.
+    """
 
     tokens: Int32[np.ndarray, "contexts ctx_len"]
     document_id: Int64[np.ndarray, "contexts ctx_len"]
 
 
-_RUN = np.dtype([("token", "i4"), ("document", "i8"), ("offset", "i8"), ("after", "i8")])
-"""Tokens in order, with where each stands: in which document, as which token of it, and how many
-tokens of the same document follow."""
+_RUN = np.dtype([(name, "i8") for name in ("token", "document", "offset", "after", "breaks")])
+"""Tokens in order, with where each stands: in which document, as which token of it, how many tokens
+of the same document follow, and how many breaks inside documents came before."""
 
 
 @final
@@ -67,13 +80,21 @@ class ContextStream:
     """
 
     def __init__(
-        self, source: TextSource, tokenizer: Encoder, *, ctx_len: int, start: Cursor | None = None
+        self,
+        source: TextSource,
+        tokenizer: Encoder,
+        *,
+        ctx_len: int,
+        documents: Documents = "joined",
+        start: Cursor | None = None,
     ) -> None:
         self.cursor = start or Cursor()
         """After everything taken."""
         self._ctx_len = ctx_len
-        self._rest = _pack([], first=0)
-        self._ahead = ReadAhead(_tokenised(source, tokenizer, self.cursor), items=_GROUPS_AHEAD)
+        self._rest = np.empty(0, _RUN)
+        unit = 1 if documents == "joined" else ctx_len
+        runs = _tokenised(source, tokenizer, self.cursor, unit=unit)
+        self._ahead = ReadAhead(runs, items=_GROUPS_AHEAD)
 
     def take(self, n: int) -> Contexts:
         """The next `n` contexts; fewer, down to none, only at the end of the text."""
@@ -94,8 +115,9 @@ class ContextStream:
             self.cursor = Cursor(
                 document=int(taken["document"][-1]) + ends,
                 offset=0 if ends else int(taken["offset"][-1]) + 1,
+                breaks=int(taken["breaks"][-1]),
             )
-        tokens, documents = (np.ascontiguousarray(taken[name]) for name in ("token", "document"))
+        tokens, documents = taken["token"].astype(np.int32), taken["document"] + taken["breaks"]
         shape = (-1, self._ctx_len)
         return Contexts(tokens=tokens.reshape(shape), document_id=documents.reshape(shape))
 
@@ -110,13 +132,23 @@ class ContextStream:
         self.close()
 
 
-def _tokenised(source: TextSource, tokenizer: Encoder, start: Cursor) -> Iterator[np.ndarray]:
-    """The tokens from `start` on, group by group."""
-    skipped = start.offset  # of the first document, with which the first group begins
+def _tokenised(
+    source: TextSource, tokenizer: Encoder, start: Cursor, *, unit: int
+) -> Iterator[np.ndarray]:
+    """The tokens from `start` on, group by group; of each part, whole multiples of `unit`."""
+    skipped, breaks = start.offset, start.breaks
     for first, texts in _groups(source, start.document):
         encoded = iter(tokenizer.encode([text for text in texts if not _is_empty(text)]))
-        documents = [[] if _is_empty(text) else next(encoded) for text in texts]
-        yield _pack(documents, first=first)[skipped:]
+        documents = [
+            [] if _is_empty(text) else _whole(tokenizer.parts(next(encoded)), unit)
+            for text in texts
+        ]
+        run = _pack(documents, first=first)
+        # The first group begins with the document of the cursor, whose breaks it has counted.
+        breaks -= int(run["breaks"][skipped - 1]) if skipped else 0
+        run["breaks"] += breaks
+        breaks += sum(max(0, len(parts) - 1) for parts in documents)
+        yield run[skipped:]
         skipped = 0
 
 
@@ -142,14 +174,23 @@ def _is_empty(text: str) -> bool:
     return not text or text.isspace()
 
 
-def _pack(documents: Sequence[Sequence[int]], *, first: int) -> np.ndarray:
-    """Documents end to end; the first has number `first`."""
-    lengths = np.array([len(document) for document in documents], np.int64)
+def _whole(parts: Sequence[list[int]], unit: int) -> list[list[int]]:
+    """Of each part whole multiples of `unit`, and no part that is shorter than one."""
+    return [part[: len(part) // unit * unit] for part in parts if len(part) >= unit]
+
+
+def _pack(documents: Sequence[Sequence[list[int]]], *, first: int) -> np.ndarray:
+    """Documents, in parts, end to end; the first has number `first`."""
+    lengths = np.array([sum(map(len, parts)) for parts in documents], np.int64)
     run = np.empty(int(lengths.sum()), _RUN)
-    run["token"] = np.fromiter(chain.from_iterable(documents), np.int32, len(run))
+    tokens = chain.from_iterable(chain.from_iterable(documents))
+    run["token"] = np.fromiter(tokens, np.int32, len(run))
     run["document"] = np.repeat(np.arange(first, first + len(documents)), lengths)
     run["offset"] = np.arange(len(run)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     run["after"] = np.repeat(lengths, lengths) - run["offset"] - 1
+    sizes = np.array([len(part) for parts in documents for part in parts], np.int64)
+    inside = np.array([i > 0 for parts in documents for i in range(len(parts))], np.int64)
+    run["breaks"] = np.repeat(np.cumsum(inside), sizes)
     return run
 
 

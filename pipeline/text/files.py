@@ -120,7 +120,7 @@ def text_columns(columns: Iterable[str], column: str, *, where: str) -> tuple[st
     listed = ", ".join(repr(name) for name in there) or "none"
     raise TextError(
         f"{where} has no column {column!r}; its columns are {listed}: "
-        'name the one with text in a --config file, as text_column = "..."'
+        "name the one with text, as --text-column NAME"
     )
 
 

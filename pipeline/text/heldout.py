@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Int32
 from torch import Tensor
 
+from pipeline.config.stages import Documents
 from pipeline.errors import TextError
 from pipeline.lm.tokenizer import Tokenizer
 from pipeline.text.contexts import ContextStream
@@ -32,12 +33,24 @@ def heldout_text(trained_on: str) -> str:
 
 
 def load_contexts(
-    source: str, tokenizer: Tokenizer, *, ctx_len: int, n: int, column: str = "text", seed: int = 0
+    source: str,
+    tokenizer: Tokenizer,
+    *,
+    ctx_len: int,
+    n: int,
+    column: str = "text",
+    documents: Documents = "joined",
+    seed: int = 0,
 ) -> Int32[Tensor, "contexts ctx_len"]:
     """The first `n` contexts of a text, fewer where it ends before."""
     text = open_text(source, column=column, seed=seed)
-    with ContextStream(text, tokenizer, ctx_len=ctx_len, start=None) as stream:
+    with ContextStream(text, tokenizer, ctx_len=ctx_len, documents=documents) as stream:
         tokens = torch.from_numpy(stream.take(n).tokens)
+    if not len(tokens) and documents == "separate":
+        raise TextError(
+            f"no document of {source} is as long as a context of {ctx_len} tokens: use a shorter "
+            "context, or join documents"
+        )
     if not len(tokens):
         raise TextError(
             f"{source} holds fewer than the {ctx_len} tokens of one context: give a longer text, "

@@ -1,5 +1,7 @@
+import json
 import os
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +10,14 @@ import pytest
 import torch
 
 from actstore.errors import StoreError
-from actstore.reader import ActStore
+from actstore.reader import ActStore, peek
 from actstore.verify import verify
 from pipeline.config.stages import HarvestConfig
 from pipeline.errors import ConfigError, ModelError, TextError
-from pipeline.harvest.harvest import harvest
-from pipeline.harvest.plan import make_plan
+from pipeline.harvest.harvest import _carry_out, _writer_of, harvest
+from pipeline.harvest.plan import UNSAID, make_plan
 from pipeline.lm.tokenizer import load_tokenizer
+from pipeline.progress import Progress
 from tests.helpers.harvests import harvest_config, states_until_complete
 from tests.helpers.killing import killed
 from tests.helpers.models import reference
@@ -32,6 +35,12 @@ class StopError(Exception):
 
 def stop(*_: object) -> None:
     raise StopError
+
+
+def stop_once_safe(progress: Progress) -> None:
+    """Once a shard is safe."""
+    if progress.done > 20 * CTX_LEN:
+        raise StopError
 
 
 @pytest.fixture
@@ -121,6 +130,8 @@ def test_progress_is_told_in_tokens_with_the_size_on_disk(config):
 
 
 def test_a_stop_between_any_two_shards_changes_nothing(config, uninterrupted):
+    """And before the first one nothing is left."""
+    met = set[str]()
     for stop_at in range(2, 34, 5):
         out = config.out.parent / str(stop_at) / "acts.actstore"
         stopped = replace(config, out=out)
@@ -131,11 +142,14 @@ def test_a_stop_between_any_two_shards_changes_nothing(config, uninterrupted):
 
         with pytest.raises(StopError):
             harvest(stopped, on_progress=stop_late)
-        with pytest.raises(StoreError, match="not finished"):
+        with pytest.raises(StoreError, match="not finished" if out.exists() else "there is no"):
             ActStore.open(out)
-        assert make_plan(stopped).state == "resume"
+        state = make_plan(stopped).state
+        assert state == ("resume" if out.exists() else "new")
+        met.add(state)
         harvest(stopped)
         require_same_store(out, uninterrupted)
+    assert met == {"new", "resume"}
 
 
 @pytest.mark.parametrize(
@@ -217,7 +231,7 @@ def test_more_of_a_text_that_has_no_more_ends(config):
 
 def test_a_store_that_is_being_written_is_finished_with_the_sites_it_has(config):
     with pytest.raises(StopError):
-        harvest(replace(config, sites=SITES[:2]), on_progress=stop)
+        harvest(replace(config, sites=SITES[:2]), on_progress=stop_once_safe)
     with pytest.raises(
         ConfigError,
         match=r"is being written with mlp_out\.1, resid_pre\.0: finish that first "
@@ -304,6 +318,84 @@ def test_another_text_or_model_under_the_same_name_is_refused(config, tmp_path):
     make_model(model, seed=1)
     with pytest.raises(ConfigError, match="model_fingerprint"):
         make_plan(config)
+
+
+def test_a_store_without_a_row_is_in_nobodys_way(config):
+    """A process that was killed before its first shard was safe left it."""
+    with pytest.raises(StopError), _writer_of(make_plan(config)):
+        raise StopError
+    assert peek(config.out).state == "writing"
+    other = replace(config, sites=SITES[1:2], ctx_len=CTX_LEN // 2)
+    assert make_plan(other).state == "new"
+    assert not harvest(other).reused
+
+
+def test_special_tokens_are_text_unless_parsed_and_the_store_says_which(config, tmp_path):
+    text, end = tmp_path / "special.txt", "<|endoftext|>"
+    text.write_text(f"one {end} two three four five six seven" * 40)
+    eos = load_tokenizer(config.model).eos_id
+    config = replace(config, text=str(text), sites=SITES[:1], tokens=10 * CTX_LEN)
+    harvest(config)
+    store = ActStore.open(config.out)
+    assert eos not in column(store, "token_id")
+    assert set(column(store, "document_id")) == {0}
+    parse = replace(config, special_tokens="parse", out=tmp_path / "parsed.actstore")
+    harvest(parse)
+    tokens, documents = (
+        in_text_order(ActStore.open(parse.out), n) for n in ("token_id", "document_id")
+    )
+    ended = np.cumsum(tokens == eos)
+    assert ended[-1] >= 3
+    np.testing.assert_array_equal(documents, [0, *ended[:-1]])
+    with refused(ConfigError, r"special_tokens: literal there, parse now"):
+        make_plan(replace(parse, out=config.out))
+    with refused(ConfigError, r"documents: joined there, separate now"):
+        make_plan(replace(config, documents="separate"))
+
+
+def test_a_store_that_does_not_say_how_special_tokens_were_read_parsed_them(config):
+    harvest(config)
+    source = dict(peek(config.out).spec.source)
+    old = {name: value for name, value in source.items() if name not in UNSAID}
+    shutil.rmtree(config.out)
+    parse, plan = replace(config, special_tokens="parse"), make_plan(config)
+    spec = replace(plan.spec, source=old | {"model_precision": "fp32"})
+    _carry_out(replace(plan, spec=spec, config=parse))
+    assert make_plan(parse).state == "complete"
+    with refused(ConfigError, "special_tokens: parse there, literal now"):
+        make_plan(config)
+
+
+def test_documents_that_are_kept_separate_never_share_a_context(config, tmp_path):
+    text = tmp_path / "documents.jsonl"
+    lengths = [1, 200, 11, 90, 500]
+    text.write_text("".join(json.dumps({"text": "a b " * n}) + "\n" for n in lengths))
+    apart = replace(config, text=str(text), documents="separate", tokens=10**4, sites=SITES[:1])
+    harvest(apart)
+    documents = in_text_order(ActStore.open(apart.out), "document_id").reshape(-1, CTX_LEN)
+    assert (documents == documents[:, :1]).all()
+    assert {1, 3, 4} <= set(documents[:, 0]) and 0 not in documents
+    assert not verify(apart.out)
+
+
+def test_a_tokenizer_that_knows_more_than_the_model_is_refused_before_anything_is_written(
+    config, tmp_path
+):
+    config = replace(config, model=str(make_model(tmp_path / "model")))
+    file = tmp_path / "model/tokenizer.json"
+    content = json.loads(file.read_text())
+    n = json.loads((file.parent / "config.json").read_text())["vocab_size"]
+    ids = [*content["model"]["vocab"].values(), *(t["id"] for t in content["added_tokens"])]
+    new = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    more = [{"id": i, "content": f" word {i}"} | new for i in range(max(ids) + 1, n + 1)]
+    content["added_tokens"] += more
+    file.write_text(json.dumps(content))
+    with refused(ModelError, rf"gives ids up to {n} \(' word {n}'\), and .* has {n} embeddings"):
+        harvest(config)
+    assert not config.out.exists()
+    content["added_tokens"][-1]["special"] = True  # nothing that a text spells comes to it
+    file.write_text(json.dumps(content))
+    assert make_plan(config).state == "new"
 
 
 def test_a_store_in_use_is_refused(config):

@@ -2,6 +2,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,10 +17,14 @@ END = 0
 
 
 class Letters:
-    """One token a character, then the separator."""
+    """One token a character, then the separator; a bar ends a document inside of another."""
 
     def __init__(self):
         self.calls: list[int] = []
+
+    def parts(self, document: list[int]) -> list[list[int]]:
+        ends = [i + 1 for i, token in enumerate(document) if token == ord("|")]
+        return [document[i:j] for i, j in pairwise([0, *ends, len(document)])]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         self.calls.append(len(texts))
@@ -46,14 +51,23 @@ class Listed(TextSource):
             raise self._failure
 
 
-def flat(documents: Sequence[str]) -> list[tuple[int, int]]:
-    """(token, document) of everything, by the plainest loop."""
-    return [
-        (token, number)
-        for number, text in enumerate(documents)
-        if text.strip()
-        for token in (*map(ord, text), END)
-    ]
+def flat(documents: Sequence[str], *, unit: int = 1) -> list[tuple[int, int]]:
+    """(token, document) of everything, by the plainest loop; of parts whole multiples of `unit`."""
+    found, breaks = [], 0
+    for number, text in enumerate(documents):
+        if text.strip():
+            pieces = [p for p in split_after(f"{text}\0", "|") if len(p) >= unit]
+            for i, piece in enumerate(pieces):
+                breaks += i > 0
+                kept = piece[: len(piece) // unit * unit]
+                found += [(ord(letter), number + breaks) for letter in kept]
+    return found
+
+
+def split_after(text: str, mark: str) -> list[str]:
+    """What ends with each mark, and the rest."""
+    *first, last = text.split(mark)
+    return [*(piece + mark for piece in first), last]
 
 
 def drain(stream: ContextStream, n: int) -> list[tuple[Cursor, Contexts]]:
@@ -71,7 +85,7 @@ def pairs(parts: Sequence[Contexts]) -> list[tuple[int, int]]:
     return list(zip(tokens.tolist(), documents.tolist(), strict=True))
 
 
-texts = st.lists(st.text(alphabet="ab \n", max_size=12), min_size=1, max_size=8).filter(
+texts = st.lists(st.text(alphabet="ab |\n", max_size=12), min_size=1, max_size=8).filter(
     lambda documents: any(text.strip() for text in documents)
 )
 
@@ -96,16 +110,30 @@ class TestAnyDocuments:
         assert all(part.tokens.shape == part.document_id.shape for part in parts)
 
     @settings(deadline=None, max_examples=60)
-    @given(documents=texts, ctx_len=st.integers(1, 7), other=st.integers(1, 5))
+    @given(documents=texts, ctx_len=st.integers(1, 7), n=st.integers(1, 4))
+    def test_kept_separate_no_context_holds_two_documents(self, documents, ctx_len, n):
+        apart = ContextStream(Listed(documents), Letters(), ctx_len=ctx_len, documents="separate")
+        with apart as stream:
+            parts = [contexts for _, contexts in drain(stream, n)]
+        assert pairs(parts) == flat(documents, unit=ctx_len)
+        for part in parts:
+            assert (part.document_id == part.document_id[:, :1]).all()
+
+    @settings(deadline=None, max_examples=60)
+    @given(
+        documents=texts, ctx_len=st.integers(1, 7), other=st.integers(1, 5),
+        how=st.sampled_from(["joined", "separate"]),
+    )  # fmt: skip
     def test_a_stream_opened_at_any_cursor_goes_on_as_the_first_would_have(
-        self, documents, ctx_len, other
+        self, documents, ctx_len, other, how
     ):
-        with ContextStream(Listed(documents), Letters(), ctx_len=ctx_len) as stream:
+        options = {"ctx_len": ctx_len, "documents": how}
+        with ContextStream(Listed(documents), Letters(), **options) as stream:
             whole = drain(stream, 1)
         for done, (cursor, _) in enumerate(whole, start=1):
             kept = Cursor.from_json(asdict(cursor))
             source = Listed(documents)
-            with ContextStream(source, Letters(), ctx_len=ctx_len, start=kept) as stream:
+            with ContextStream(source, Letters(), **options, start=kept) as stream:
                 rest = drain(stream, other)
             expected = [contexts for _, contexts in whole[done:]]
             assert pairs([part for _, part in rest]) == (pairs(expected) if expected else [])

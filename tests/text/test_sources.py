@@ -63,7 +63,7 @@ def test_every_kind_gives_its_documents_from_any_number_on(tmp_path, name):
     save(written(tmp_path, FILES) / "saved")
     for start in range(len(TEXTS) + 1):
         assert texts_of(tmp_path / name, start) == TEXTS[start:]
-    with refused(TextError, r"no column 'body'.*'text'.*text_column = "):
+    with refused(TextError, r"no column 'body'.*'text'.*--text-column NAME"):
         texts_of(tmp_path / name, column="body")
 
 
