@@ -23,7 +23,7 @@ from pipeline.connect.run import ConnectorRun
 from pipeline.device import DTYPES, pick_precision
 from pipeline.errors import ConfigError
 from pipeline.runs.checkpoints import Checkpoint
-from pipeline.runs.curves import WEIGHTY, ConnectStep
+from pipeline.runs.curves import WEIGHTY, ConnectStep, defined
 from pipeline.sae.active_pairs import Scratch
 from pipeline.sae.kernels import Kernels, kernels_for
 from pipeline.sae.stack import BREAK_EVEN
@@ -244,7 +244,7 @@ class ConnectorGroup(MemberGroup[ConnectorMember]):
         error: Float[Tensor, "rows n_out"],
         *,
         coefficient: float,
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         """What the curves show of a batch, before its update."""
         z2 = latents.z2[:, self._problem.predicted]
         spread = (z2 - z2.mean(0)).square().sum() / len(z2)
@@ -255,13 +255,13 @@ class ConnectorGroup(MemberGroup[ConnectorMember]):
             "recon": float(recon),
             "sparsity": sparsity,
             "loss": float(recon) + sparsity,
-            "fvu": float((recon / spread).nan_to_num(nan=0.0, posinf=1.0)),
+            "fvu": defined(float(recon / spread)),
             "weights": n_above / n,
             "nonzero": n_nonzero / n,
         }
 
     def _report(
-        self, measured: Mapping[str, float], *, lr: float, beta: float, sparse: bool
+        self, measured: Mapping[str, float | None], *, lr: float, beta: float, sparse: bool
     ) -> ConnectStep:
         member = self._member
         member.require_finite()

@@ -122,6 +122,7 @@ def sweep_figure(members: Mapping[str, Path], out: Path) -> None:
     save(figure, out, out.with_suffix(".svg"))
 
 
+_GAINS = {"weights": "fvu", "l0": "explained_variance"}
 _AXES = {
     "weights": ("weights above 0.1 per output feature", "explained variance of the latents"),
     "l0": ("L0: features active per token", "explained variance"),
@@ -176,7 +177,9 @@ def _end_of(name: str, metrics: Path) -> _End | None:
     of = next((key for key in _AXES if any(key in line for line in every)), None)
     if of is None:
         return None
-    lines = [line for line in every if of in line]
+    lines = [line for line in every if of in line and _GAINS[of] in line]
+    if not lines:
+        return None
     last = lines[-max(1, round(_END * len(lines))) :]
     words = name.split(",")
     explained = [line["explained_variance"] if of == "l0" else 1 - line["fvu"] for line in last]

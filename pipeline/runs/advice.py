@@ -87,8 +87,8 @@ def _on_dead(config: TrainConfig, curves: Curves, d_sae: int, n_steps: int) -> L
 
 
 def _on_error(config: TrainConfig, curves: Curves, d_sae: int, n_steps: int) -> Lines:
-    explained = float(curves[-1]["explained_variance"])
-    if explained < LEAST_EXPLAINED:
+    explained = curves[-1].get("explained_variance")
+    if explained is not None and explained < LEAST_EXPLAINED:
         yield (
             f"explained variance is {explained:.2f}: raise --l0 or --expansion, or train on more "
             "--tokens"

@@ -1,6 +1,7 @@
 """The curves of a run: `metrics.jsonl`, one JSON line every few steps."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -50,8 +51,8 @@ class TrainReport(StepReport):
     """Mean number of active latents of a row."""
     l1: float
     """Mean of `||z||_1`."""
-    explained_variance: float
-    """Over the batch, around the batch's mean."""
+    explained_variance: float | None = None
+    """Over the batch, around the batch's mean; None where its rows are all equal."""
     n_dead: int
     """Latents silent for the config's `dead_window`, or for as long as training goes on so far."""
     dead_over: int = 0
@@ -66,8 +67,9 @@ class TrainReport(StepReport):
 class ConnectStep(StepReport):
     """Where the training of a connector stands."""
 
-    fvu: float
-    """`sum (z2 - z2_hat)^2 / sum (z2 - mean)^2` over the batch and the outputs predicted."""
+    fvu: float | None = None
+    """`sum (z2 - z2_hat)^2 / sum (z2 - mean)^2` over the batch and the outputs predicted; None
+    where these are all equal."""
     weights: float
     """Weights per output predicted whose size is above `WEIGHTY`."""
     nonzero: float
@@ -107,11 +109,19 @@ class Curves(AbstractContextManager["Curves"]):
         return self._file.tell()
 
 
+def defined(value: float) -> float | None:
+    """What JSON and a reader can take: not a number is None."""
+    return value if math.isfinite(value) else None
+
+
 def read_curves(path: Path) -> Iterator[dict[str, float]]:
-    """The lines of a metrics.jsonl, as dicts; an unfinished last line is left out."""
+    """The lines of a metrics.jsonl, as dicts without what is undefined.
+
+    An unfinished last line is left out.
+    """
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-        yield from map(json.loads, lines)
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            yield {key: value for key, value in json.loads(line).items() if value is not None}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read the curves in {path}: {error}") from error
 

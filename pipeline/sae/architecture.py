@@ -231,7 +231,8 @@ def measure(x: Float[Tensor, "B d"], parts: Parts) -> dict[str, Float[Tensor, " 
     """Losses, sparsity and explained variance of each member.
 
     `explained_variance` is `1 - sum ||x - x_hat||^2 / sum ||x - mean||^2` with the mean of *this*
-    batch; evaluation uses one mean over its whole set.
+    batch; evaluation uses one mean over its whole set. Rows that are all equal have none: it is
+    not finite then.
     """
     spread = (x - x.mean(0)).square().sum()
     unexplained = parts.recon * len(x) / spread
@@ -242,5 +243,5 @@ def measure(x: Float[Tensor, "B d"], parts: Parts) -> dict[str, Float[Tensor, " 
         "aux": parts.aux,
         "l0": parts.counts.sum(-1) / len(x),
         "l1": parts.l1,
-        "explained_variance": 1 - unexplained.nan_to_num(),
+        "explained_variance": 1 - unexplained,
     }

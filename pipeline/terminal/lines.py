@@ -62,8 +62,8 @@ def harvest_lines(summary: "HarvestSummary") -> Iterator[str]:
 
 def curve_words(report: "StepReport") -> str:
     """Where a training stands."""
-    told = {name: getattr(report, name, None) for name in _TOLD}
-    words = (f"{_TOLD[name]} {cell}" for name, value in told.items() if (cell := _short(value)))
+    told = {name: getattr(report, name) for name in _TOLD if hasattr(report, name)}
+    words = (f"{_TOLD[name]} {_short(value)}" for name, value in told.items())
     over = getattr(report, "dead_over", 0)
     silent = f" in {over:,} rows" if over else ""
     return f"loss {report.loss:.4g}  {'  '.join(words)}{silent}"
@@ -71,7 +71,7 @@ def curve_words(report: "StepReport") -> str:
 
 def _short(value: int | float | None) -> str:
     if value is None:
-        return ""
+        return "-"
     return str(value) if isinstance(value, int) else f"{value:.3f}" if value < 1 else f"{value:.1f}"
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.config.checks import steps_of
 from pipeline.runs.checkpoints import Checkpoint
-from pipeline.runs.curves import Curves, TrainReport
+from pipeline.runs.curves import Curves, TrainReport, defined
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.architecture import Architecture, Parts, mean_square, measure
 from pipeline.sae.dead import Resampling, SilentRows, generator_of, resample_random, resample_worst
@@ -61,7 +61,7 @@ class SAEMember(Member[SAERun]):
         base = self._coefficient if self.controller is None else self.controller.l1
         return base * self.schedule.penalty(self.step + 1)
 
-    def report(self, measured: Mapping[str, float], *, sparse: bool) -> TrainReport:
+    def report(self, measured: Mapping[str, float | None], *, sparse: bool) -> TrainReport:
         """Write a line of the curves.
 
         Raises:
@@ -315,7 +315,8 @@ class Group(MemberGroup[SAEMember]):
         written = list[TrainReport]()
         for m, (member, (beta, lr)) in enumerate(zip(self.members, used, strict=True)):
             with self.failing(member):
-                values = dict(zip(measured, rows[m], strict=True)) | {"beta": beta, "lr": lr}
+                values: dict[str, float | None] = dict(zip(measured, rows[m], strict=True))
+                values |= {"beta": beta, "lr": lr, "explained_variance": defined(rows[m][-1])}
                 counts = {"n_dead": n_dead[m], "dead_over": over, "n_constant": n_constant[m]}
                 written.append(member.report(values | counts, sparse=self._sparse))
         return written

@@ -170,9 +170,10 @@ def test_measures_are_their_definitions():
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_a_batch_of_equal_rows_still_gives_finite_measures(value):
+def test_of_a_batch_of_equal_rows_all_is_finite_but_the_share_of_its_variance(value):
     x = torch.full((4, D_IN), value, dtype=torch.float64)
     measured = measure(x, learn(make_stack(ReluConfig()), x))
+    assert not measured.pop("explained_variance").isfinite()
     assert all(figure.isfinite() for figure in measured.values())
 
 

@@ -12,8 +12,10 @@ import torch
 
 from actstore.reader import ActStore
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.runs.curves import TrainReport
+from pipeline.plots.training import save_curves
+from pipeline.runs.curves import METRICS, TrainReport
 from pipeline.runs.sae_run import SAERun
+from pipeline.terminal.lines import curve_words
 from pipeline.training.train import train
 from tests.helpers.training import (
     DAMAGES,
@@ -195,3 +197,15 @@ def test_training_finds_planted_directions(tmp_path):
     cosine = (truth @ W_dec.T).max(axis=1)
     assert cosine.mean() > 0.95  # the best of 64 random directions gives 0.6
     assert report.explained_variance > 0.85 and report.l0 < 6
+
+
+def test_of_rows_that_are_all_equal_no_variance_is_explained_and_none_is_claimed(tmp_path):
+    store = write_rows(tmp_path / "s.actstore", np.full((2048, D_IN), 3.0, np.float32))
+    config = config_for(store, tmp_path / "run", normalize="none")
+    report = train(config)
+    assert report.explained_variance is None
+    assert "EV -" in curve_words(report)
+    assert '"explained_variance": null' in (config.out / METRICS).read_text()
+    assert train(config).explained_variance is None
+    save_curves({"run": config.out}, tmp_path)
+    assert not any("explained variance" in line for line in SAERun.open(config.out).advice)
