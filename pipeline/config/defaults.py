@@ -1,6 +1,6 @@
 """What a training is told where its user left it open, by how long it is and how wide.
 
-Measured by `tests/bench/defaults.py`; docs/measurements has its tables.
+Measured by `tests/bench/defaults.py`; docs/measurements/quality.md has its tables.
 """
 
 from collections.abc import Sequence
