@@ -239,9 +239,8 @@ def evaluate(
     """Put SAEs, or connectors, into the model: loss recovered, L0, dead features and more."""
     settings = _settings(
         ctx, config, runs=runs, out=out, text=text, text_column=text_column, tokens=count(tokens),
-        layers=layers_of(layers),
-        as_trained=as_trained, n_worst=worst, model=model, batch_size=batch_size, device=device,
-        precision=precision,
+        layers=layers_of(layers), as_trained=as_trained, n_worst=worst, model=model,
+        batch_size=batch_size, device=device, precision=precision,
     )  # fmt: skip
     from pipeline.terminal.commands import run_eval
 
@@ -320,10 +319,9 @@ def finetune(
 ) -> None:
     """Freeze model and SAE; learn one scale and one bias per feature."""
     settings = _settings(
-        ctx, config, run=run, out=out, text=text, text_column=text_column, model=model,
-        lr=lr, epochs=epochs,
-        steps_per_epoch=steps_per_epoch, batch_size=batch_size, seed=seed, device=device,
-        precision=precision,
+        ctx, config, run=run, out=out, text=text, text_column=text_column, model=model, lr=lr,
+        epochs=epochs, steps_per_epoch=steps_per_epoch, batch_size=batch_size, seed=seed,
+        device=device, precision=precision,
     )  # fmt: skip
     from pipeline.terminal.commands import run_finetune
 

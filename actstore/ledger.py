@@ -98,6 +98,12 @@ def read_journal(folder: Path) -> list[Entry]:
     return entries
 
 
+def holds_rows(folder: Path) -> bool:
+    """Whether a shard was ever committed there, be what was told of it damaged or not."""
+    journal = folder / JOURNAL
+    return journal.exists() and journal.stat().st_size > 0
+
+
 def append_entry(folder: Path, entry: Entry) -> None:
     """Commit one more shard; a line that was torn by a full disk is cut off again."""
     fd = os.open(folder / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

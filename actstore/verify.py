@@ -1,4 +1,4 @@
-"""Check every byte of a store, as fast as its disk gives them.
+"""Check every byte of a store, and its statistics against its rows.
 
 The writer's own files, journal and moments, are held to the summary; and where that was lost, they
 tell it again.

@@ -4,7 +4,7 @@ Paths and counts may be given as text: `HarvestConfig(out="a.actstore", tokens="
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.config.checks import require_not_negative, require_positive
 from pipeline.config.settings import Count, settings
@@ -15,6 +15,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 StoreDtype = Literal["bf16", "fp16", "fp32"]
 SpecialTokens = Literal["literal", "parse"]
 Documents = Literal["joined", "separate"]
+UNSAID: dict[str, Any] = {"special_tokens": "parse", "documents": "joined"}
+"""How stores read their text that do not say it."""
 
 
 @settings

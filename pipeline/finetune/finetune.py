@@ -108,7 +108,7 @@ def _load(
     dtype = pick_dtype(config.precision, device)
     lm = load_model(name, revision=revision, device=device, dtype=dtype)
     lm.require_fits(site, d_in=tuned.d_in, ctx_len=config.ctx_len, run=config.run)
-    tokenizer = load_tokenizer(name, revision=revision)
+    tokenizer = load_tokenizer(name, revision=revision, special_tokens=source.special_tokens)
     split = split_contexts(
         config.text,
         tokenizer,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from actstore.addition import adding
 from actstore.errors import StoreError
-from actstore.ledger import read_journal
+from actstore.ledger import holds_rows
 from actstore.reader import ActStore
 from actstore.removal import remove_store
 from actstore.writer import ActWriter
@@ -133,7 +133,7 @@ def _nothing_left(plan: HarvestPlan) -> Generator[None]:
     try:
         yield
     except BaseException:
-        if plan.state == "new" and not read_journal(plan.config.out):
+        if plan.state == "new" and not holds_rows(plan.config.out):
             with suppress(StoreError, OSError):  # it is told why it was stopped
                 remove_store(plan.config.out)
         raise

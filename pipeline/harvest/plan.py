@@ -16,12 +16,12 @@ from actstore.addition import under_way
 from actstore.codec import kept_bits
 from actstore.errors import StoreError
 from actstore.layout import plan_layout
-from actstore.ledger import read_journal
+from actstore.ledger import holds_rows
 from actstore.manifest import Manifest, SiteSpec, StoreSpec, differences
 from actstore.reader import peek
 from actstore.removal import find_stores, remove_store
 from actstore.settle import settled
-from pipeline.config.stages import HarvestConfig
+from pipeline.config.stages import UNSAID, HarvestConfig
 from pipeline.errors import ConfigError
 from pipeline.lm.families import Shape, Site
 from pipeline.lm.hub import ModelFiles
@@ -156,9 +156,9 @@ def _store_at(path: Path) -> Manifest | None:
             "or choose another --out"
         )
     there = settled(path)
-    if there is not None and there.state == "writing" and not read_journal(path):
-        if not path.is_symlink():  # no row is lost
-            remove_store(path)
+    begun = there is not None and there.state == "writing" and not path.is_symlink()
+    if begun and not holds_rows(path):
+        remove_store(path)
         return None
     return there
 
@@ -252,8 +252,6 @@ def _whole_contexts(config: HarvestConfig) -> int:
 
 STORES = "SAEPIPE_STORES"
 """Environment variable: folders below which stores are looked for, as in PATH."""
-UNSAID: dict[str, Any] = {"special_tokens": "parse", "documents": "joined"}
-"""How stores read their text that do not say it."""
 _SOURCE = ("model_fingerprint", "tokenizer_fingerprint", "text_fingerprint", "text_column", *UNSAID)
 """What of a source decides its rows; names of models and texts do not."""
 

@@ -10,11 +10,11 @@ from actstore.errors import StoreError
 from actstore.repair import Repair, beyond_repair, repairing
 from actstore.verify import Finding
 from actstore.writer import Shard
-from pipeline.config.stages import Device, HarvestConfig
+from pipeline.config.stages import UNSAID, Device, HarvestConfig
 from pipeline.errors import ConfigError
 from pipeline.harvest.forward import forward_of, harvest_shard
 from pipeline.harvest.harvest import context_stream
-from pipeline.harvest.plan import DTYPES, UNSAID, HarvestPlan
+from pipeline.harvest.plan import DTYPES, HarvestPlan
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, Progress

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from actstore.files import make_folder, write_file, write_json
 from actstore.reader import ActStore
 from pipeline.config.serialization import from_json, to_json
-from pipeline.config.stages import Documents, SpecialTokens
+from pipeline.config.stages import UNSAID, Documents, SpecialTokens
 from pipeline.config.training import LoopConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.frame import make_frame
@@ -56,14 +56,15 @@ class Provenance:
     ctx_len: int
     n_rows: int
     dtype: str
-    special_tokens: SpecialTokens = "parse"
-    documents: Documents = "joined"
+    special_tokens: SpecialTokens = UNSAID["special_tokens"]
+    documents: Documents = UNSAID["documents"]
 
     @staticmethod
     def of(store: ActStore, *, site: str) -> "Provenance":
         """The provenance of one site of an open store."""
         spec = store.spec
-        source = {name: value for name, value in spec.source.items() if isinstance(value, str)}
+        said = {name: value for name, value in spec.source.items() if isinstance(value, str)}
+        source: dict[str, Any] = UNSAID | said
         return Provenance(
             path=store.path.resolve(),
             fingerprint=store.fingerprint,
@@ -76,8 +77,8 @@ class Provenance:
             ctx_len=spec.ctx_len,
             n_rows=store.n_rows,
             dtype=spec.dtype,
-            special_tokens="literal" if source.get("special_tokens") == "literal" else "parse",
-            documents="separate" if source.get("documents") == "separate" else "joined",
+            special_tokens=source["special_tokens"],
+            documents=source["documents"],
         )
 
 

@@ -16,7 +16,7 @@ from pipeline.lm import cross_entropy
 from pipeline.lm.model import LanguageModel
 from pipeline.sae.sae import SAE
 from tests.helpers.evaluations import N_CONTEXTS
-from tests.helpers.tiny import CTX_LEN, WIDTH, identity_sae, make_model, make_sae
+from tests.helpers.tiny import CTX_LEN, EOS, WIDTH, identity_sae, make_model, make_sae
 
 
 @pytest.fixture
@@ -173,6 +173,27 @@ def test_a_text_without_one_context_is_refused(run_eval, tmp_path):
     (tmp_path / "short.txt").write_text("abc")
     with pytest.raises(TextError, match="one context"):
         run_eval(make_sae(), text=str(tmp_path / "short.txt"))
+
+
+@pytest.mark.parametrize(
+    ("read", "n_tokens"),
+    [
+        ({}, 40),  # a store that says nothing parsed special tokens
+        ({"special_tokens": "literal"}, 40 * (1 + len(EOS)) // 2),
+        ({"special_tokens": "parse", "documents": "separate"}, 0),
+    ],
+    ids=["unsaid", "literal", "separate"],
+)
+def test_a_text_is_read_as_that_of_the_store_was(run_eval, tmp_path, read, n_tokens):
+    text = tmp_path / "marks.txt"
+    text.write_text(f"a{EOS}" * 20)
+    options = {"text": str(text), "tokens": 10**4}
+    if not n_tokens:
+        with pytest.raises(TextError, match="no document of .* is as long as a context of 12"):
+            run_eval(make_sae(), saved=read, **options)
+        return
+    (report,) = run_eval(make_sae(), saved=read, **options)
+    assert n_tokens - CTX_LEN < report.n_tokens <= n_tokens + 1
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from actstore.errors import StoreError
+from actstore.ledger import JOURNAL
 from actstore.reader import ActStore, peek
 from actstore.verify import verify
-from pipeline.config.stages import HarvestConfig
+from pipeline.config.stages import UNSAID, HarvestConfig
 from pipeline.errors import ConfigError, ModelError, TextError
 from pipeline.harvest.harvest import _carry_out, _writer_of, harvest
-from pipeline.harvest.plan import UNSAID, make_plan
+from pipeline.harvest.plan import make_plan
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.progress import Progress
 from tests.helpers.harvests import harvest_config, states_until_complete
@@ -325,6 +326,11 @@ def test_a_store_without_a_row_is_in_nobodys_way(config):
     with pytest.raises(StopError), _writer_of(make_plan(config)):
         raise StopError
     assert peek(config.out).state == "writing"
+    journal = config.out / JOURNAL
+    journal.write_bytes(b"damaged")  # rows may be there: nothing is removed
+    with refused(ConfigError, "holds another harvest"):
+        make_plan(replace(config, ctx_len=CTX_LEN // 2))
+    journal.unlink()
     other = replace(config, sites=SITES[1:2], ctx_len=CTX_LEN // 2)
     assert make_plan(other).state == "new"
     assert not harvest(other).reused

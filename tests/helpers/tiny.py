@@ -96,8 +96,9 @@ def save_sae(
     site: str = "mlp_out.1",
     arch: ArchConfig | None = None,
     model_fingerprint: str = "",
+    **read: str,
 ) -> Path:
-    """A finished run of this coder."""
+    """A finished run of this coder; `read` says how the text of its store was."""
     path.mkdir(parents=True)
     config = TrainConfig(
         store=path / "gone.actstore",
@@ -114,6 +115,7 @@ def save_sae(
         text=text,
         site=site,
         d_in=coder.d_in,
+        **read,
     )
     SAERun(path=path, config=config, provenance=provenance).finish(coder)
     return path
