@@ -10,7 +10,7 @@ from pathlib import Path
 
 from actstore.errors import StoreError
 from actstore.files import LOCK, PARTIAL, partial_of, remove, sync_folder, writing
-from actstore.ledger import JOURNAL, MOMENTS, STAGING, read_journal
+from actstore.ledger import JOURNAL, MOMENTS, STAGING, holds_rows, read_journal
 from actstore.manifest import TOKEN_ARRAYS, Manifest
 from actstore.merge import ADDING
 from actstore.summary import GROUP, peek, summary_name
@@ -60,7 +60,7 @@ def removable(path: Path) -> Removable:
         path=path,
         target=path.readlink() if path.is_symlink() else None,
         manifest=manifest,
-        n_bytes=0 if path.is_symlink() else sum(file.lstat().st_size for file in _files(path)),
+        n_bytes=0 if path.is_symlink() else sum(map(_size, _files(path))),
     )
 
 
@@ -79,9 +79,28 @@ def remove_store(path: Path) -> None:
         return
     with writing(path):
         removable(path)
-        clear(path)
-        remove(path / LOCK)
-        path.rmdir()
+        _remove(path)
+
+
+def remove_rowless(path: Path) -> bool:
+    """Remove a store that no shard was ever committed to; whether it is gone.
+
+    Raises:
+        StoreError: If it is no store, or a writer is at work on it.
+        OSError: If the system refuses.
+    """
+    removable(path)
+    with writing(path):
+        if holds_rows(path):  # it may have come to some since it was last looked at
+            return False
+        _remove(path)
+    return True
+
+
+def _remove(path: Path) -> None:
+    clear(path)
+    remove(path / LOCK)
+    path.rmdir()
     sync_folder(path.parent)
 
 
@@ -135,10 +154,17 @@ def _files(path: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names)
 
 
+def _size(file: Path) -> int:
+    try:
+        return file.lstat().st_size
+    except FileNotFoundError:  # a writer is at work
+        return 0
+
+
 def _just_begun(path: Path) -> bool:
     """Whether there is no more than what a writer makes before the root: nothing of value."""
     begun = {path / LOCK, *map(partial_of, (path / JOURNAL, path / GROUP / "zarr.json"))}
-    files = {file for file in _files(path) if file != path / JOURNAL or file.stat().st_size}
+    files = {file for file in _files(path) if file != path / JOURNAL or _size(file)}
     return (path / LOCK).exists() and files <= begun
 
 

@@ -14,7 +14,7 @@ from actstore.addition import adding
 from actstore.errors import StoreError
 from actstore.ledger import holds_rows
 from actstore.reader import ActStore
-from actstore.removal import remove_store
+from actstore.removal import remove_rowless
 from actstore.writer import ActWriter
 from pipeline.config.stages import HarvestConfig
 from pipeline.harvest.plan import HarvestPlan, link, make_plan
@@ -135,7 +135,7 @@ def _nothing_left(plan: HarvestPlan) -> Generator[None]:
     except BaseException:
         if plan.state == "new" and not holds_rows(plan.config.out):
             with suppress(StoreError, OSError):  # it is told why it was stopped
-                remove_store(plan.config.out)
+                remove_rowless(plan.config.out)
         raise
 
 

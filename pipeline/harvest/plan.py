@@ -19,7 +19,7 @@ from actstore.layout import plan_layout
 from actstore.ledger import holds_rows
 from actstore.manifest import Manifest, SiteSpec, StoreSpec, differences
 from actstore.reader import peek
-from actstore.removal import find_stores, remove_store
+from actstore.removal import find_stores, remove_rowless
 from actstore.settle import settled
 from pipeline.config.stages import UNSAID, HarvestConfig
 from pipeline.errors import ConfigError
@@ -158,8 +158,7 @@ def _store_at(path: Path) -> Manifest | None:
     there = settled(path)
     begun = there is not None and there.state == "writing" and not path.is_symlink()
     if begun and not holds_rows(path):
-        remove_store(path)
-        return None
+        return None if remove_rowless(path) else settled(path)
     return there
 
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from actstore import removal
 from actstore.errors import StoreError
 from actstore.files import remove, writing
+from actstore.ledger import JOURNAL
 from actstore.reader import ActStore, peek
-from actstore.removal import removable, remove_store
+from actstore.removal import removable, remove_rowless, remove_store
 from tests.helpers.stores import edit_json
 
 ROOT_FILE = "data.zarr/zarr.json"
@@ -91,6 +93,26 @@ def test_a_store_that_is_being_written_is_left_alone(make_store):
     with writing(path):
         assert_refused(path, "is being written by process")
     ActStore.open(path)
+
+
+def test_files_that_its_writer_moves_meanwhile_are_in_nobodys_way(make_store, monkeypatch):
+    path = make_store()
+    n_bytes, moved = removable(path).n_bytes, path / "data.zarr" / "0.partial"
+    files = [*removal._files(path), moved]
+    monkeypatch.setattr(removal, "_files", lambda _: iter(files))
+    assert removable(path).n_bytes == n_bytes
+    with writing(path):
+        assert_refused(path, "is being written by process")
+
+
+def test_a_store_that_has_come_to_rows_meanwhile_stays(make_store):
+    path = make_store()
+    before = everything(path)
+    assert not remove_rowless(path)
+    assert everything(path) == before
+    (path / JOURNAL).write_bytes(b"")
+    assert remove_rowless(path)
+    assert not path.exists()
 
 
 def test_of_a_link_the_link_goes_and_the_store_stays(make_store, tmp_path):
