@@ -31,8 +31,6 @@ class ArchConfig:
     """Its `Architecture`, as `module:class`."""
     l0_as: ClassVar[str] = "l0"
     """The setting that says how many latents of a row are to be active, which `--l0` sets."""
-    pace: ClassVar[float] = 1.0
-    """Its best learning rate over that of others, where no one says one."""
 
     @classmethod
     def kinds(cls) -> Mapping[str, "type[ArchConfig]"]:
@@ -63,17 +61,17 @@ class ArchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Penalised(ArchConfig):
-    """What kinds with a penalty share: it is adjusted to what is asked for, or it is `l1`."""
+    """What kinds with a penalty share: it is adjusted to what is asked for, or it is told."""
 
+    penalty_as: ClassVar[str]
+    """The setting that is the penalty; with a number to arrive at, where it starts."""
     l0: float | int | None = None
-    """Active latents of a row to arrive at; 32 where neither `l1` nor `target` says otherwise."""
-    l1: float | None = None
-    """The penalty; with a number to arrive at, where it starts. None finds a start by itself."""
+    """Active latents of a row to arrive at; 32 where neither a penalty nor `target` is told."""
     target: float | None = None
     """As `l0`, but the share of latents."""
 
     def __post_init__(self) -> None:
-        require_not_negative(self, "l1")
+        require_not_negative(self, self.penalty_as)
         require_positive(self, "l0")
         require_fraction(self, "target")
         self._whole("l0")
@@ -81,26 +79,40 @@ class Penalised(ArchConfig):
             raise ConfigError(
                 f"l0 {self.l0} and target {self.target} say the same thing: give one of them"
             )
-        if self.l1 == 0 and (self.l0 is not None or self.target is not None):
+        if self.penalty == 0 and (self.l0 is not None or self.target is not None):
             raise ConfigError(
-                "l1 is 0, and to arrive at so many latents multiplies it: type an --l1 above 0, "
-                "or none"
+                f"{self.penalty_as} is 0, and to arrive at so many latents multiplies it: give one "
+                "above 0, or none"
             )
+
+    @property
+    def penalty(self) -> float | None:
+        """Told, or None for one that is found."""
+        return getattr(self, self.penalty_as)
 
     @property
     def shape(self) -> ArchConfig:
         """Members of a stack may differ in their penalties."""
-        return replace(self, l0=None, l1=0.0, target=None)
+        return replace(self, l0=None, target=None, **{self.penalty_as: 0.0})
 
     @property
     def settled(self) -> ArchConfig:
         """With the number of latents that everyone means who names none."""
-        asked = (self.l0, self.l1, self.target)
+        asked = (self.l0, self.penalty, self.target)
         return replace(self, l0=L0) if asked == (None, None, None) else self
 
     def wanted(self, *, d_sae: int) -> float | None:
         """The share of latents to be active; None where the penalty is what is asked for."""
         return self.target if self.l0 is None else self.l0 / d_sae
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenalisedByL1(Penalised):
+    """Of these, the kinds whose latents cost by their size."""
+
+    penalty_as: ClassVar = "l1"
+    l1: float | None = None
+    """The penalty; with a number to arrive at, where it starts. None finds a start by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +136,7 @@ class Competing(ArchConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReluConfig(Penalised):
+class ReluConfig(PenalisedByL1):
     """ReLU latents, dictionary rows of unit norm, `||x - x_hat||^2 + l1 * ||z||_1`."""
 
     kind: Literal["relu"] = "relu"
@@ -132,7 +144,7 @@ class ReluConfig(Penalised):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReluAprilConfig(Penalised):
+class ReluAprilConfig(PenalisedByL1):
     """`||x - x_hat||^2 + l1 * sum_i z_i ||W_dec_i||`, rows of any norm.
 
     Anthropic, "Update on how we train SAEs", April 2024.
@@ -143,7 +155,7 @@ class ReluAprilConfig(Penalised):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TiedConfig(Penalised):
+class TiedConfig(PenalisedByL1):
     """`relu` whose encoder is its dictionary transposed, without `b_dec`.
 
     Cunningham et al. 2023, arXiv 2309.08600.
@@ -154,7 +166,7 @@ class TiedConfig(Penalised):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatedConfig(Penalised):
+class GatedConfig(PenalisedByL1):
     """One path decides which latents are active, another how much; l1 is that of the first.
 
     Rajamanoharan et al. 2024, arXiv 2404.16014.
@@ -207,31 +219,28 @@ class MatryoshkaConfig(Competing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JumpReluConfig(ArchConfig):
-    """`z = pre * (pre > threshold)`, a learned threshold per latent, towards a number of latents.
+class JumpReluConfig(Penalised):
+    """`z = pre * (pre > threshold)`, a threshold per latent, `||x - x_hat||^2 + coefficient * L0`.
 
-    Rajamanoharan et al. 2024, arXiv 2407.14435; the loss adds `coefficient * (L0 / l0 - 1)^2`. At
-    the end all thresholds are scaled by one factor, so that `l0` latents of a row are active on
-    average over rows of the store.
+    Rajamanoharan et al. 2024, arXiv 2407.14435. Towards an `l0`, all thresholds are scaled by one
+    factor at the end, so that so many latents of a row are active on average over rows of the
+    store.
     """
 
     kind: Literal["jumprelu"] = "jumprelu"
     made_by: ClassVar = "pipeline.sae.jumprelu:JumpReluArchitecture"
-    pace: ClassVar[float] = 0.45
-    l0: float | int = L0
-    """Active latents to aim at."""
-    coefficient: float = 1.0
-    """In units of the mean squared norm of a row, so that it suits activations of any scale."""
+    penalty_as: ClassVar = "coefficient"
+    coefficient: float | None = None
+    """What an active latent costs, in mean squared norms of a row, so that it suits activations of
+    any scale; with a number to arrive at, where it starts. None finds a start by itself."""
     bandwidth: float = 0.5
     """Of the kernel that lets the threshold feel its neighbourhood, in root mean squares of x."""
     threshold: float | None = None
-    """Where every threshold starts, in the same unit; None lets `l0` latents of the first rows
-    through."""
+    """Where every threshold starts, in the same unit; None is a tenth."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "l0", "bandwidth", "threshold")
-        require_not_negative(self, "coefficient")
-        self._whole("l0")
+        super().__post_init__()
+        require_positive(self, "bandwidth", "threshold")
 
 
 Config = TypeVar("Config", bound=ArchConfig)

@@ -58,7 +58,7 @@ def settled(config: TrainConfig, *, d_in: int, d_sae: int, n_rows: int) -> Train
     """
     (config,) = with_batch_size([config], n_rows=n_rows)
     n_steps = config.n_steps(n_rows)
-    rate = best_lr(config.rows_per_step, n_steps, d_in=d_in, d_sae=d_sae, pace=config.arch.pace)
+    rate = best_lr(config.rows_per_step, n_steps, d_in=d_in, d_sae=d_sae)
     rows = min(n_steps * config.rows_per_step, round(DEAD_WINDOW / DEAD_SHARE))
     return replace(
         config,
@@ -69,7 +69,7 @@ def settled(config: TrainConfig, *, d_in: int, d_sae: int, n_rows: int) -> Train
     )
 
 
-def best_lr(batch_size: int, n_steps: int, *, d_in: int, d_sae: int, pace: float = 1.0) -> float:
+def best_lr(batch_size: int, n_steps: int, *, d_in: int, d_sae: int) -> float:
     """Peak learning rate of Adam for so many steps of so many rows, to two digits.
 
     Args:
@@ -77,7 +77,6 @@ def best_lr(batch_size: int, n_steps: int, *, d_in: int, d_sae: int, pace: float
         n_steps: Of the run.
         d_in: Width of a row.
         d_sae: Latents.
-        pace: Of the architecture.
     """
     rate = LR * batch_size / (batch_size * n_steps * d_in * d_sae) ** 0.5
-    return float(f"{pace * min(rate, MOST_LR):.1e}")
+    return float(f"{min(rate, MOST_LR):.1e}")

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pipeline.config.architectures import ArchConfig
+from pipeline.config.architectures import ArchConfig, Penalised
 from pipeline.errors import ConfigError
 from pipeline.sae.active_pairs import Latents, Values
 from pipeline.sae.dead import AuxK
@@ -175,6 +175,12 @@ def require_latents(wanted: int | float, told: str, option: str, *, d_in: int, d
             f"{told} is above the number of latents, {d_sae} (the site's width is {d_in}): lower "
             f"{option} or raise --expansion"
         )
+
+
+def require_l0(config: Penalised, *, d_in: int, d_sae: int) -> None:
+    """Raise ConfigError where more latents are to be active than there are."""
+    if config.l0 is not None:
+        require_latents(config.l0, f"l0 = {config.l0:g}", "--l0", d_in=d_in, d_sae=d_sae)
 
 
 def reconstruct(latents: Latents, z: Values, problem: Problem) -> Parts:

@@ -28,6 +28,7 @@ from pipeline.sae.architecture import (
     Problem,
     mean_square,
     reconstruct,
+    require_l0,
     residual_of,
 )
 from pipeline.sae.relu import penalty_of, shift_to
@@ -60,7 +61,8 @@ class GatedArchitecture(Architecture):
     starts: Mapping[str, float] = dict.fromkeys(("b_enc", "b_gate", "r_mag", "b_mag"), 0.0)
 
     def __init__(self, config: GatedConfig, *, d_in: int, d_sae: int, rms: float) -> None:
-        self.coefficient = penalty_of(config, d_in=d_in, d_sae=d_sae, rms=rms)
+        require_l0(config, d_in=d_in, d_sae=d_sae)
+        self.coefficient = penalty_of(config, d_in=d_in, rms=rms)
         self.fitted_l0 = config.l0
         self.begins_fitted = config.l0 is not None
         self._rms = rms

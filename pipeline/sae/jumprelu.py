@@ -1,7 +1,12 @@
 """JumpReLU (Rajamanoharan et al. 2024, arXiv 2407.14435) towards a number of active latents.
 
     z = pre where pre > theta, else 0          theta = exp(log_threshold)
-    L = mean ||x - x_hat||^2 + coefficient (L0 / l0 - 1)^2
+    L = mean ||x - x_hat||^2 + coefficient L0
+
+Thresholds start low, and where an L0 is asked for the coefficient rises until it is there: latents
+that are active on most rows learn, those that start behind a high threshold do not. A price that
+follows L0 slowly is better than a loss of its distance from the aim (their appendix F), whose price
+changes its sign from batch to batch.
 
 A threshold moves no output but by a jump. Its gradient is therefore estimated (their eq. 11 and
 12) from the latents within half a bandwidth `e` of it, with `K = 1` there and 0 elsewhere:
@@ -27,7 +32,7 @@ from pipeline.sae.architecture import (
     Parts,
     Problem,
     reconstruct,
-    require_latents,
+    require_l0,
 )
 from pipeline.sae.select import Picked, above
 
@@ -89,8 +94,10 @@ FINE = 12
 """Trailing bits of a float32 that do not tell bins apart: 11 bits of its mantissa do."""
 
 
-RESTART = 0.7
-"""Threshold of a latent that is resampled, in root mean squares of x."""
+FIRST_THRESHOLD = 0.1
+"""In root mean squares of x."""
+FIRST_PRICE = 1e-3
+"""Of an active latent, where it is adjusted, in mean squared norms of a row."""
 
 
 @final
@@ -100,14 +107,15 @@ class JumpReluArchitecture(Architecture):
     trained = ("E", "b_enc", "W_dec", "b_dec", "log_threshold")
 
     def __init__(self, config: JumpReluConfig, *, d_in: int, d_sae: int, rms: float) -> None:
-        require_latents(config.l0, f"l0 = {config.l0:g}", "--set arch.l0", d_in=d_in, d_sae=d_sae)
-        self.l0 = self.fitted_l0 = config.l0
+        require_l0(config, d_in=d_in, d_sae=d_sae)
+        self.fitted_l0 = config.l0
         self.d_sae = d_sae
         self.bandwidth = config.bandwidth * rms
-        self.threshold = RESTART * rms if config.threshold is None else config.threshold * rms
-        self.begins_fitted = config.threshold is None
+        first = FIRST_THRESHOLD if config.threshold is None else config.threshold
+        self.threshold = first * rms
         self._rms = rms
-        self.coefficient = config.coefficient * rms * rms * d_in
+        price = FIRST_PRICE if config.coefficient is None else config.coefficient
+        self.coefficient = price * rms * rms * d_in
         self.starts = {"b_enc": 0.0, "log_threshold": log(self.threshold)}
 
     def activation(self) -> Threshold:
@@ -143,18 +151,16 @@ class JumpReluArchitecture(Architecture):
         on = pre > theta
         z = pre * on
         parts = reconstruct(latents, z, problem)
-        excess = parts.counts.sum(-1) / n_rows / self.l0 - 1
 
         r = parts.residual * (2 / n_rows)
         latents.outer(z, r, grads["W_dec"])
         d_z = latents.pull(r, params["W_dec"])
         near = ((pre - theta).abs() < self.bandwidth / 2).to(pre.dtype)
-        per_active = 2 * problem.coefficient * excess / self.l0 / n_rows
-        jump = latents.by_latent(near) * per_active[:, None]
+        jump = latents.by_latent(near) * (problem.coefficient / n_rows)[:, None]
         jump += latents.by_latent(near * d_z) * threshold
         grads["log_threshold"].copy_(jump * (-threshold / self.bandwidth))
         d_pre = d_z * on
         latents.outer(d_pre, problem.centred, grads["E"])
         grads["b_enc"].copy_(latents.by_latent(d_pre))
         torch.sum(r, 1, out=grads["b_dec"])
-        return replace(parts, sparsity=problem.coefficient * excess.square())
+        return replace(parts, sparsity=problem.coefficient * parts.counts.sum(-1) / n_rows)

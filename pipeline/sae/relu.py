@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.config.architectures import Penalised
+from pipeline.config.architectures import PenalisedByL1
 from pipeline.sae.active_pairs import Latents
 from pipeline.sae.architecture import (
     Activation,
@@ -27,7 +27,7 @@ from pipeline.sae.architecture import (
     Problem,
     backward,
     reconstruct,
-    require_latents,
+    require_l0,
 )
 from pipeline.sae.jumprelu import Threshold
 from pipeline.sae.select import Picked, above
@@ -37,14 +37,8 @@ FIRST_L1 = 0.5
 """Where a penalty starts that finds its own size, in mean norms of a row."""
 
 
-def penalty_of(config: Penalised, *, d_in: int, d_sae: int, rms: float) -> float:
-    """The L1 coefficient to start with.
-
-    Raises:
-        ConfigError: more latents are to be active than there are.
-    """
-    if config.l0 is not None:
-        require_latents(config.l0, f"l0 = {config.l0:g}", "--l0", d_in=d_in, d_sae=d_sae)
+def penalty_of(config: PenalisedByL1, *, d_in: int, rms: float) -> float:
+    """The L1 coefficient to start with."""
     return FIRST_L1 * rms * d_in**0.5 if config.l1 is None else config.l1
 
 
@@ -70,8 +64,9 @@ class Relu(Activation):
 class ReluArchitecture(Architecture):
     """`relu`: rows of `W_dec` have unit norm."""
 
-    def __init__(self, config: Penalised, *, d_in: int, d_sae: int, rms: float) -> None:
-        self.coefficient = penalty_of(config, d_in=d_in, d_sae=d_sae, rms=rms)
+    def __init__(self, config: PenalisedByL1, *, d_in: int, d_sae: int, rms: float) -> None:
+        require_l0(config, d_in=d_in, d_sae=d_sae)
+        self.coefficient = penalty_of(config, d_in=d_in, rms=rms)
         self.fitted_l0 = config.l0
         self.begins_fitted = config.l0 is not None
         self._rms = rms

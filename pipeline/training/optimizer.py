@@ -1,4 +1,4 @@
-"""What moves a member: Adam, the schedule of its rates, and the controller of its l1."""
+"""What moves a member: Adam, the schedule of its rates, and the controller of its penalty."""
 
 import math
 from collections.abc import Mapping
@@ -176,6 +176,8 @@ REACH = math.log(1e6)
 
 class Controller:
     """Holds l1 for a while, and then keeps it where a target share of latents is active.
+
+    l1 is the coefficient of the penalty, whatever that counts.
 
     With the error `e = log(active / target)`, smoothed, `log l1 = level + e`, and each step adds
     `e / horizon` to the level, at most `1 / horizon`: a PI controller on logarithms, so that one

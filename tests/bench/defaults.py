@@ -1,7 +1,7 @@
 """Are the defaults good? Every architecture by `saepipe train` alone, and TopK against a search.
 
     python tests/bench/defaults.py [table] [search] [rate] [tell]
-        [--models builtin stories characters] [--sites mlp_out attn_out resid_post]
+        [--models builtin stories characters] [--sites mlp_out attn_out resid_post] [--archs ...]
         [--rows 250k 2M] [--tokens 50k] [--jsonl FILE]
 
 Models, texts and rows are those of `scenes.py`, at layer 2. Every figure is measured on held-out
@@ -70,7 +70,7 @@ def sweep(store: Path, out: Path, **settings: object) -> list[sp.SAERun]:
 
 def table(scene: Scene, store: Path, out: Path, rows: int, args: argparse.Namespace) -> None:
     sites = [scene.site(kind) for kind in args.sites]
-    runs = sweep(store, out, arch=[*ARCHS], site=sites, tokens=rows)
+    runs = sweep(store, out, arch=args.archs, site=sites, tokens=rows)
     lines = told(scene, runs, args, rows=rows, part="table")
     for line in sorted(lines, key=lambda line: (line["site"], list(ARCHS).index(line["arch"]))):
         print(
@@ -173,6 +173,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["table", "search"])
     parser.add_argument("--models", nargs="+", default=[*MAKERS])
     parser.add_argument("--sites", nargs="+", default=[*KINDS])
+    parser.add_argument("--archs", nargs="+", default=[*ARCHS], help="Of the table: only these.")
     parser.add_argument("--rows", nargs="+", type=parse_count, default=[250_000, 2_000_000])
     parser.add_argument("--tokens", default="50k", help="Of held-out text.")
     parser.add_argument("--jsonl", type=Path, help="Add every line to this file.")

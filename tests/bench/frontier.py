@@ -9,13 +9,14 @@ taken out and they are scaled to a mean square of 1 a dimension: what some do by
 for all. Everyone trains on the same rows, once, with the same batch, four latents a dimension, a
 learning rate that warms up over 5 % and decays over the last 20 %, and gradients clipped to norm 1.
 
-train   of each coder, each learning rate of LRS is tried with seed 0 at the middle L0 (or penalty)
-        and the one of least KL divergence is kept, which is less noisy than the loss added; that
-        trains every L0 and seed. Lines are added to FILE, one a coder, and what is there already
-        is not trained again
-tell    loss added, KL divergence and explained variance at L0 16, 32 and 64 of each coder: mean
-        and standard deviation over seeds; between two L0, the logarithms of the former are linear
-        in that of L0, and so is explained variance
+train   of each coder, each learning rate of LRS is tried with seed 0 at the middle L0 and the one
+        of least KL divergence is kept, which is less noisy than the loss added; that trains every
+        L0 and seed. Whoever is told a penalty and not an L0 is given those that lead to these L0,
+        found with seed 0 before. Lines are added to FILE, one a coder, and what is there already is
+        not trained again
+tell    loss added, KL divergence and explained variance at L0 16, 32 and 64 of each coder, and the
+        share of dead latents: mean and standard deviation over seeds; between two L0, the
+        logarithms of the first two are linear in that of L0, and so are the others
 
 Every coder, whoever trained it, is made an SAE of saepipe's, its mean and scale folded in, and
 spliced into the model over the same held-out text: L0, loss added, KL, dead latents and explained
@@ -31,6 +32,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -60,14 +62,16 @@ LRS = (4e-3, 8e-3, 16e-3, 32e-3)
 L0S = (16.0, 32.0, 64.0)
 DRIVERS = Path(__file__).parent
 PENALTIES = {
-    ("saelens", "relu-april"): (0.1, 0.3, 1.0, 3.0),
-    ("saelens", "gated"): (0.1, 0.3, 1.0, 3.0),
-    ("saelens", "jumprelu"): (0.1, 0.3, 1.0, 3.0),
+    ("saelens", "relu-april"): (0.03, 0.1, 0.3, 1.0),
+    ("saelens", "gated"): (0.03, 0.1, 0.3, 1.0),
+    ("saelens", "jumprelu"): (0.01, 0.03, 0.1, 0.3, 1.0),
     ("dictionary_learning", "relu-april"): (0.03, 0.1, 0.3, 1.0),
-    ("dictionary_learning", "gated"): (0.1, 0.3, 1.0, 3.0),
+    ("dictionary_learning", "gated"): (0.03, 0.1, 0.3, 1.0),
 }
-"""Where a peer is told a penalty, by which it comes to an L0 of its own."""
-NAMES = {"ce_added": "loss", "kl": "KL", "ev": "EV"}
+"""Where a peer is told a penalty, those to look for its L0 with, each with FIRST_LR."""
+FIRST_LR = LRS[2]
+NAMES = {"ce_added": "loss", "kl": "KL", "ev": "EV", "dead": "dead"}
+SHOWN = [*product(("ce_added", "kl", "ev"), L0S), ("dead", L0S[1])]
 PEERS = {
     "saelens": ("relu-april", "gated", "jumprelu", "topk", "batchtopk"),
     "dictionary_learning": ("relu-april", "gated", "jumprelu", "topk", "batchtopk"),
@@ -142,7 +146,7 @@ def make_ground(scene: Scene, kind: str, folder: Path, *, n_rows: int) -> Ground
 
 
 def ours(
-    args, ground: Ground, arch: str, values: Iterable[float], lrs: Iterable[float],
+    args, ground: Ground, *, arch: str, values: Iterable[float], lrs: Iterable[float],
     seeds: Iterable[int], folder: Path,
 ) -> Iterator[tuple[Coder, Weights]]:  # fmt: skip
     """One sweep of ours: what is not an option here is the default."""
@@ -165,7 +169,7 @@ def ours(
 
 
 def theirs(
-    args, ground: Ground, who: str, arch: str, values: Iterable[float], lrs: Iterable[float],
+    args, ground: Ground, *, who: str, arch: str, values: Iterable[float], lrs: Iterable[float],
     seeds: Iterable[int], folder: Path,
 ) -> Iterator[tuple[Coder, Weights]]:  # fmt: skip
     """One process for all."""
@@ -228,42 +232,59 @@ def judged(
             "dead": report.n_dead / report.d_sae, "ev": report.explained_variance,
         }  # fmt: skip
         lines.append(line)
-        with args.jsonl.open("a") as file:
-            file.write(json.dumps(line) + "\n")
     return lines
 
 
 def train(args, ground: Ground, who: str, arch: str) -> None:
-    """The learning rate, then everything with it."""
-    done = [
-        line for line in read(args.jsonl)
+    """The penalties, the learning rate, then everything with them."""
+    done = {
+        line["seed"] for line in read(args.jsonl)
         if (line["model"], line["site"], line["who"], line["arch"])
         == (ground.scene.name, ground.site, who, arch)
-    ]  # fmt: skip
-    values = PENALTIES.get((who, arch), L0S)
-    if len({(line["value"], line["seed"]) for line in done}) >= len(values) * len(args.seeds):
+    }  # fmt: skip
+    if done.issuperset(args.seeds):
         return
+    lines: list[Line] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
-        def make(values, lrs, seeds, part: str):
-            out = folder / part
-            if who == "saepipe":
-                found = ours(args, ground, arch, values, lrs, seeds, out / "runs")
-            else:
-                found = theirs(args, ground, who, arch, values, lrs, seeds, out / "runs")
-            return judged(args, ground, found, out)
+        def make(values: Iterable[float], lrs: Iterable[float], seeds: list[int]) -> list[Line]:
+            out = folder / str(len(lines))
+            by = ours if who == "saepipe" else partial(theirs, who=who)
+            found = by(args, ground, arch=arch, values=values, lrs=lrs, seeds=seeds, folder=out)
+            made = judged(args, ground, found, folder / f"{len(lines)}-judged")
+            lines.extend(made)
+            return made
 
-        middle = values[len(values) // 2]
-        tried = make([middle], LRS, args.seeds[:1], "search")
+        first, values = args.seeds[:1], [*L0S]
+        if (who, arch) in PENALTIES:
+            pilot = make(PENALTIES[who, arch], [FIRST_LR], first)
+            values = [penalty_for(l0, pilot) for l0 in L0S]
+        middle = len(L0S) // 2
+        tried = make([values[middle]], LRS, first)
         best = min(tried, key=lambda line: kl_at_equal_l0(line, tried))
-        found = make(values, [best["lr"]], args.seeds, "all")
-    told = [line for line in found if line["value"] == middle]
+        if (who, arch) in PENALTIES:  # L0 moves with lr
+            off = L0S[middle] / max(best["l0"], 1e-3)
+            values = [penalty_for(l0 * off, pilot) for l0 in L0S]
+        found = make(values, [best["lr"]], args.seeds)
+    with args.jsonl.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    told = [line for line in found if line["value"] == values[middle]]
     print(
         f"{ground.scene.name:11s}{ground.site:13s}{who:20s}{arch:11s} lr {best['lr']:g}  "
         f"L0 {told[0]['l0']:.1f}, added "
         + " ".join(f"{line['ce_added']:.4f}" for line in told), flush=True,
     )  # fmt: skip
+
+
+def penalty_for(l0: float, pilot: list[Line]) -> float:
+    """That would lead to this L0: of the two nearest, the logarithms are taken to be linear."""
+    pilot = sorted((line for line in pilot if line["l0"] > 0), key=lambda line: line["l0"])
+    x = [math.log(line["l0"]) for line in pilot]
+    y = [math.log(line["value"]) for line in pilot]
+    i = min(max(int(np.searchsorted(x, math.log(l0))), 1), len(x) - 1)
+    slope = (y[i] - y[i - 1]) / (x[i] - x[i - 1])
+    return float(f"{math.exp(y[i] + slope * (math.log(l0) - x[i])):.6g}")
 
 
 def kl_at_equal_l0(line: Line, tried: list[Line]) -> float:
@@ -284,7 +305,7 @@ def value_at(lines: list[Line], name: str, l0: float) -> float | None:
     x, at = [math.log(line["l0"]) for line in lines], math.log(l0)
     if not x or not x[0] - 0.25 <= at <= x[-1] + 0.25:
         return None
-    if name == "ev":
+    if name in {"ev", "dead"}:
         return float(np.interp(at, x, [line[name] for line in lines]))
     return math.exp(np.interp(at, x, [math.log(max(line[name], 1e-6)) for line in lines]))
 
@@ -302,7 +323,7 @@ def tell(args) -> None:
         seeds = coders.setdefault((line["who"], line["arch"]), defaultdict(list))
         seeds[line["seed"]].append(line)
     for (model, site), coders in sites.items():
-        columns = [f"{title} {l0:g}" for title in NAMES.values() for l0 in L0S]
+        columns = [f"{NAMES[name]} {l0:g}" for name, l0 in SHOWN]
         print(f"\n{model}, {site}\n\n| | lr | {' | '.join(columns)} |")
         print("|---" * (len(columns) + 2) + "|")
 
@@ -311,7 +332,7 @@ def tell(args) -> None:
 
         for (who, arch), seeds in sorted(coders.items(), key=lambda item: divergence(item[1])):
             cells = []
-            for name, l0 in product(NAMES, L0S):
+            for name, l0 in SHOWN:
                 found = over_seeds(seeds, name, l0)
                 spread = f" ± {statistics.stdev(found):.4f}" if len(found) > 1 else ""
                 cells.append(f"{statistics.mean(found):.4f}{spread}" if found else "")
@@ -320,10 +341,8 @@ def tell(args) -> None:
 
 
 def kept_of(lines: list[Line]) -> list[Line]:
-    """Those of the learning rate that was kept: it is the one most were trained with."""
-    rates = [line["lr"] for line in lines]
-    kept = max(set(rates), key=rates.count)
-    return [line for line in lines if line["lr"] == kept]
+    """Those of the learning rate that was kept: the last ones are."""
+    return [line for line in lines if line["lr"] == lines[-1]["lr"]]
 
 
 def main() -> None:

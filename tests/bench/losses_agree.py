@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from losses_given import D_IN, D_SAE, L0, SETTINGS, WIDTHS, Arrays, Setting, make, pre_of
+from losses_given import D_IN, D_SAE, SETTINGS, WIDTHS, Arrays, Setting, make, pre_of
 from losses_ours import Learned, arch_of, learn
 
 from pipeline.sae.architecture import architecture_of
@@ -91,15 +91,8 @@ def penalty_lined(peer: str, case: str, setting: Setting) -> Lined:
             return Lined(scales=same, gradients=left_out, note="but for W_dec: weighs by its norms")
         case "saelens", "gated":
             return Lined(scales=same, same=False, note="weighs by norms of W_dec")
-        case "saelens", "jumprelu":
-            one = setting.rows == 1
-            note = (
-                "one row at a time" if one else "mean of squares of L0_b - l0, not square of mean"
-            )
-            return Lined(scales={"sparsity": 1 / (2 * L0)}, same=one, note=note)
-        case "dictionary_learning", "jumprelu" if not setting.gap:
-            left_out = {"threshold": {}}
-            return Lined(scales=same, gradients=left_out, note="but for threshold: half its box")
+        case "dictionary_learning", "jumprelu":
+            return Lined(scales=same, same=False, note="square of L0's distance from an aim there")
         case _:
             return Lined(scales=same)
 
@@ -182,8 +175,6 @@ def compare(setting: Setting, given: Arrays, peer: str, answers: Arrays) -> Iter
     """Every part of every case that the peer has answered."""
     for full in sorted({name.partition("/")[0] for name in answers}):
         case, _, mask = full.partition(".")
-        if setting.cases and case not in setting.cases:
-            continue
         arch = arch_of(case, given)
         fits, residual = learn(arch, given)
         if mask:
@@ -256,10 +247,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for setting in SETTINGS:
             given = make(setting)
-            for peer in setting.peers:
-                if peer in pythons:
-                    answers = asked(pythons[peer], peer, given, Path(folder))
-                    findings += compare(setting, given, peer, answers)
+            for peer, python in pythons.items():
+                answers = asked(python, peer, given, Path(folder))
+                findings += compare(setting, given, peer, answers)
     show(findings)
     failed = [f for f in findings if f.verdict.startswith("DIFFERS")]
     print(f"{len(findings)} comparisons, {len(failed)} failed")

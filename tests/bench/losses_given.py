@@ -17,7 +17,6 @@ class Setting:
 
     name: str
     seed: int
-    rows: int = ROWS
     k: int = 8
     bandwidth: float = 0.5
     unit: bool = True
@@ -26,9 +25,6 @@ class Setting:
     """Nothing is active."""
     gap: bool = False
     """No pre-activation is a little below its threshold, some are a little above."""
-    peers: tuple[str, ...] = ("saelens", "dictionary_learning", "sparsify")
-    cases: tuple[str, ...] = ()
-    """Empty means all that the peer has."""
 
 
 SETTINGS = (
@@ -36,7 +32,6 @@ SETTINGS = (
     Setting(name="seed 1, gaps", seed=1, bandwidth=0.125, gap=True),
     Setting(name="all silent", seed=2, silent=True),
     Setting(name="free norms, large k", seed=3, unit=False, k=48),
-    Setting(name="one row", seed=4, rows=1, bandwidth=1.0, peers=("saelens",), cases=("jumprelu",)),
 )
 
 
@@ -50,7 +45,7 @@ def make(setting: Setting) -> dict[str, np.ndarray]:
     W_dec = normal(D_SAE, D_IN, scale=1)
     W_dec /= np.linalg.norm(W_dec, axis=1, keepdims=True)
     given = {
-        "x": normal(setting.rows, D_IN, scale=1), "b_dec": normal(D_IN, scale=0.3),
+        "x": normal(ROWS, D_IN, scale=1), "b_dec": normal(D_IN, scale=0.3),
         "W_enc": normal(D_IN, D_SAE, scale=0.25), "b_enc": normal(D_SAE, scale=0.1),
         "W_dec": W_dec, "threshold": rng.uniform(0.2, 1, D_SAE),
     }  # fmt: skip
@@ -69,7 +64,7 @@ def make(setting: Setting) -> dict[str, np.ndarray]:
     masks = {"few": quiet[:3], "quiet": quiet[:9], "below": quiet[7:11], "all": np.arange(D_SAE)}
     masks["most"] = rng.permutation(D_SAE)[:40]
     given |= {f"dead {name}": np.isin(np.arange(D_SAE), at) for name, at in masks.items()}
-    given |= {"l1": L1, "k": setting.k, "aux_coefficient": AUX, "l0": L0, "coefficient": 2.0}
+    given |= {"l1": L1, "k": setting.k, "aux_coefficient": AUX, "l0": L0, "coefficient": 0.25}
     given |= {"bandwidth": setting.bandwidth, "widths": np.array(WIDTHS)}
     return {name: np.asarray(value) for name, value in given.items()}
 

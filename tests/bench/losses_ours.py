@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from losses_given import AUX, D_IN, D_SAE, L0, L1, WIDTHS, Arrays
+from losses_given import AUX, D_IN, D_SAE, L1, WIDTHS, Arrays
 
 from pipeline.config.architectures import (
     ArchConfig,
@@ -47,7 +47,7 @@ def arch_of(case: str, given: Arrays) -> ArchConfig:
         "topk": TopKConfig(k=k, aux_coefficient=AUX),
         "batchtopk": BatchTopKConfig(k=k, aux_coefficient=AUX),
         "matryoshka": MatryoshkaConfig(k=k, prefixes=len(WIDTHS), aux_coefficient=AUX),
-        "jumprelu": JumpReluConfig(l0=L0, coefficient=coefficient, bandwidth=bandwidth),
+        "jumprelu": JumpReluConfig(coefficient=coefficient, bandwidth=bandwidth),
     }[case]
 
 

@@ -21,7 +21,7 @@ B rows, e = x - x_hat, mean over rows, sums over coordinates, c and s the scales
     topk, batchtopk       mean ||e||^2          c s mean ||e - e_aux||^2, s = min(2 n_dead / d, 1)
     matryoshka            mean ||e||^2          as topk, of the whole dictionary;
                                                 nested: sum of the other prefixes' mean ||e_g||^2
-    jumprelu              mean ||e||^2          c mean_b 2 / l0 (L0_b - l0)^2, L0_b of row b alone
+    jumprelu              mean ||e||^2          c mean L0
 
     dictionary_learning (dl)
     relu                  mean ||e||^2          l1 mean sum_i z_i
@@ -140,7 +140,7 @@ def saelens_cases(given: Given) -> dict[str, tuple[object, tuple[str, ...], bool
     relu = sae_lens.StandardTrainingSAEConfig(l1_coefficient=n["l1"], **base)
     gated = sae_lens.GatedTrainingSAEConfig(l1_coefficient=n["l1"], **base)
     jump = sae_lens.JumpReLUTrainingSAEConfig(
-        jumprelu_sparsity_loss_mode="quadratic", target_l0=n["l0"],
+        jumprelu_sparsity_loss_mode="step",
         jumprelu_bandwidth=n["bandwidth"], l0_coefficient=n["coefficient"], **base,
     )  # fmt: skip
     nested = sae_lens.MatryoshkaBatchTopKTrainingSAEConfig(matryoshka_widths=given.widths, **topk)

@@ -98,9 +98,10 @@ def settings_for(store: Path, *, steps: int, **changes: object) -> dict[str, Any
 
 def plain_arch(kind: str, **settings: object) -> dict[str, object]:
     """An architecture's table; a penalty is one that stays, unless it is told what to arrive at."""
-    penalised = issubclass(ARCHS[kind], Penalised)
-    free = penalised and not settings.keys() & {"l0", "l1", "target"}
-    return {"kind": kind} | ({"l1": 1e-3} if free else {}) | settings
+    arch = ARCHS[kind]
+    if issubclass(arch, Penalised) and not settings.keys() & {"l0", "target", arch.penalty_as}:
+        settings[arch.penalty_as] = 1e-3
+    return {"kind": kind} | settings
 
 
 def config_of(store: Path, out: Path, *, steps: int = 30, **changes: object) -> TrainConfig:

@@ -30,7 +30,7 @@ ARCHS = [
     TopKConfig(k=3),
     BatchTopKConfig(k=3),
     MatryoshkaConfig(k=3, prefixes=3),
-    JumpReluConfig(l0=4.0, coefficient=0.2, bandwidth=0.4, threshold=0.3),
+    JumpReluConfig(coefficient=0.2, bandwidth=0.4, threshold=0.3),
 ]
 every_arch = pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.kind)
 
@@ -116,8 +116,7 @@ def loss_by_the_formula(p, x, arch, *, frozen=None) -> float:
             nested = [z[:, :end] @ p["W_dec"][:end] + p["b_dec"] for end in ends]
             return sum(((x_hat - x) ** 2).sum() for x_hat in nested) / n / len(ends)
         case "jumprelu":
-            l0 = (z > 0).sum() / n
-            return error + arch.coefficient * D_IN * (l0 / arch.l0 - 1) ** 2
+            return error + arch.coefficient * D_IN * (z > 0).sum() / n
         case _:
             return error
 
@@ -202,8 +201,7 @@ def test_a_threshold_feels_its_neighbourhood_as_the_estimator_says():
     theta = np.exp(p["log_threshold"])
     z = latents_by_the_formula(p, x, arch)
     error = z @ p["W_dec"] + p["b_dec"] - x
-    l0 = (z > 0).sum() / len(x)
-    d_l0 = 2 * arch.coefficient * D_IN * (l0 / arch.l0 - 1) / arch.l0
+    d_l0 = arch.coefficient * D_IN
     expected = np.zeros(D_SAE)
     for b in range(len(x)):
         for i in range(D_SAE):

@@ -58,7 +58,7 @@ def test_the_seed_is_the_whole_randomness_of_the_start():
     [
         (TopKConfig(k=13), r"k = 13 is above the number of latents, 12 .*--k"),
         (BatchTopKConfig(k=13), r"k = 13 is above"),
-        (JumpReluConfig(l0=13.0), r"l0 = 13 is above the number of latents, 12 .*--set arch.l0"),
+        (JumpReluConfig(l0=13.0), r"l0 = 13 is above the number of latents, 12 .*--l0"),
         (
             MatryoshkaConfig(k=3, prefixes=5),
             r"2\^4 for the prefixes is above .*, 12 .*arch.prefixes",

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from actstore.reader import ActStore
-from pipeline.config.architectures import ARCHS, Penalised
+from pipeline.config.architectures import ARCHS, PenalisedByL1
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.architecture import Architecture, architecture_of
 from pipeline.sae.sae import SAE, fit
@@ -15,7 +16,7 @@ from pipeline.sae.stack import Stack, stacked
 from pipeline.training.assemble import point_at_rows
 from pipeline.training.train import train
 from tests.helpers.stores import column
-from tests.helpers.training import config_of, make_rows, write_rows
+from tests.helpers.training import config_of, lines_of, make_rows, write_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,14 +52,14 @@ def test_a_short_run_ends_with_as_many_active_latents_as_were_asked_for(wide, tm
     assert run.metrics["explained_variance"] > 0
 
 
-@pytest.mark.parametrize("said", [{"target": 0.1}, {"l1": 0.1}], ids=str)
+@pytest.mark.parametrize("said", ["target", "l1"])
 @pytest.mark.parametrize(
-    "kind", [kind for kind, arch in ARCHS.items() if issubclass(arch, Penalised)]
+    "kind", [kind for kind, arch in ARCHS.items() if issubclass(arch, PenalisedByL1)]
 )
 def test_only_a_number_of_latents_shifts_biases(wide, tmp_path, kind, said):
     """At the beginning and at the end; else one step moves them by one learning rate from zero."""
     settings = OPEN | {"lr": 0.01, "lr_warmup": "0", "lr_decay": "0", "revive": 0.0}
-    train(config_of(wide, tmp_path / "r", steps=1, arch={"kind": kind} | said, **settings))
+    train(config_of(wide, tmp_path / "r", steps=1, arch={"kind": kind, said: 0.1}, **settings))
     run = SAERun.open(tmp_path / "r")
     biases = [p for name, p in run.sae.state_dict().items() if "b_" in name and name != "b_dec"]
     assert all(float(p.abs().max()) <= 0.0101 for p in biases)
@@ -157,3 +158,25 @@ def test_directions_start_half_towards_rows_seen_from_their_mean():
     with torch.no_grad():
         point_at_rows(again, x, seed=4)
     assert not torch.equal(again.W_dec, sae.W_dec)
+
+
+def test_a_price_that_is_told_stays_and_thresholds_are_as_they_were_learned(wide, tmp_path):
+    arch = {"kind": "jumprelu", "coefficient": 0.02}
+    settings = OPEN | {"lr": 0.01, "normalize": "none"}
+    train(config_of(wide, tmp_path / "r", steps=64, arch=arch, log_every=1, **settings))
+    run, curves = SAERun.open(tmp_path / "r"), lines_of(tmp_path / "r")
+    rows = column(ActStore.open(wide), "mlp_out.0").astype(np.float64)
+    price = 0.02 * np.square(rows).sum(-1).mean()
+    assert [line["beta"] for line in curves] == pytest.approx([price] * len(curves), rel=1e-3)
+    newest = max((tmp_path / "r" / "checkpoints").iterdir())
+    learned = load_file(newest / "sae.safetensors")["activation.threshold"]
+    torch.testing.assert_close(run.sae.activation.threshold.detach(), learned, rtol=0, atol=0)
+
+
+def test_latents_begin_behind_low_thresholds_and_a_price_makes_them_few(wide, tmp_path):
+    arch = {"kind": "jumprelu", "l0": 4}
+    train(config_of(wide, tmp_path / "r", steps=512, **OPEN, arch=arch, log_every=1))
+    l0 = [line["l0"] for line in lines_of(tmp_path / "r")]
+    assert l0[0] > 0.3 * 4 * WIDTH
+    late = l0[384:-1]  # before thresholds are fitted
+    assert sum(late) / len(late) == pytest.approx(4, rel=0.1)

@@ -18,6 +18,7 @@ from pipeline.config.architectures import (
     ReluAprilConfig,
     ReluConfig,
     TiedConfig,
+    TopKConfig,
 )
 from pipeline.config.training import TrainConfig
 from pipeline.errors import ConfigError
@@ -205,7 +206,9 @@ def test_only_a_run_with_a_target_is_controlled():
         controller = of(kind(target=0.02), 0.3)
         assert [controller.update(0.02, lr=FAST) for _ in range(6)] == [0.3] * 6
         assert controller.update(0.03, lr=FAST) > 0.3
-    assert of(JumpReluConfig(), 0.1) is None
+    assert of(JumpReluConfig(coefficient=0.1), 0.1) is None
+    assert of(JumpReluConfig(l0=8), 0.1) is not None
+    assert of(TopKConfig(), 0.0) is None
 
 
 class SAEs:
