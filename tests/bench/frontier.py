@@ -14,9 +14,9 @@ train   of each coder, each learning rate of LRS is tried with seed 0 at the mid
         L0 and seed. Whoever is told a penalty and not an L0 is given those that lead to these L0,
         found with seed 0 before. Lines are added to FILE, one a coder, and what is there already is
         not trained again
-tell    loss added, KL divergence and explained variance at L0 16, 32 and 64 of each coder, and the
-        share of dead latents: mean and standard deviation over seeds; between two L0, the
-        logarithms of the first two are linear in that of L0, and so are the others
+tell    KL divergence of each coder at L0 16, 32 and 64, and at 32 the loss added, the explained
+        variance and the share of dead latents: mean and standard deviation over seeds; between two
+        L0, the logarithms of divergence and loss are linear in that of L0, and so are the others
 
 Every coder, whoever trained it, is made an SAE of saepipe's, its mean and scale folded in, and
 spliced into the model over the same held-out text: L0, loss added, KL, dead latents and explained
@@ -71,7 +71,7 @@ PENALTIES = {
 """Where a peer is told a penalty, those to look for its L0 with, each with FIRST_LR."""
 FIRST_LR = LRS[2]
 NAMES = {"ce_added": "loss", "kl": "KL", "ev": "EV", "dead": "dead"}
-SHOWN = [*product(("ce_added", "kl", "ev"), L0S), ("dead", L0S[1])]
+SHOWN = [*product(("kl",), L0S), *product(("ce_added", "ev", "dead"), L0S[1:2])]
 PEERS = {
     "saelens": ("relu-april", "gated", "jumprelu", "topk", "batchtopk"),
     "dictionary_learning": ("relu-april", "gated", "jumprelu", "topk", "batchtopk"),
