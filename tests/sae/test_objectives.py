@@ -193,7 +193,7 @@ def test_gradients_are_the_formulas_finite_differences(arch):
 def test_a_threshold_feels_its_neighbourhood_as_the_estimator_says():
     """Rajamanoharan et al. 2024, equations 11 and 12, pair by pair."""
     arch = ARCHS[-1]
-    assert isinstance(arch, JumpReluConfig)
+    assert isinstance(arch, JumpReluConfig) and arch.coefficient is not None
     stack, rows = make_stack(arch), make_rows(n=50)
     learn(stack, rows)
     p, x = numbers(stack.params), rows.numpy()
