@@ -81,8 +81,8 @@ class Penalised(ArchConfig):
             )
         if self.penalty == 0 and (self.l0 is not None or self.target is not None):
             raise ConfigError(
-                f"{self.penalty_as} is 0, and to arrive at so many latents multiplies it: give one "
-                "above 0, or none"
+                f"{self.penalty_as} is 0, and to arrive at so many latents multiplies it: type "
+                f"--set arch.{self.penalty_as}=X with X above 0, or leave it out"
             )
 
     @property

@@ -100,13 +100,27 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     )
 
 
+class _Tensors(dict[str, Tensor]):
+    """What a file holds; what it lacks is its reader's to be told, whoever asks for it."""
+
+    def __init__(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        super().__init__(tensors)
+        self._path = path
+
+    def __missing__(self, name: str) -> Tensor:
+        raise CheckpointError(
+            f"{self._path} has no {name}: another version of saepipe wrote it, which trained in "
+            "another way; train into another --out"
+        )
+
+
 def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     def read(data: bytes) -> dict[str, Tensor]:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise ValueError("its checksum does not match")
         return load(data)
 
-    return _attempt(path, read)
+    return _Tensors(path, _attempt(path, read))
 
 
 def _attempt(path: Path, read: Callable[[bytes], T]) -> T:

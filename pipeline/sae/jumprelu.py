@@ -5,7 +5,7 @@
 
 Thresholds start low, and where an L0 is asked for the coefficient rises until it is there: latents
 that are active on most rows learn, those that start behind a high threshold do not. A price that
-follows L0 slowly is better than a loss of its distance from the aim (their appendix F), whose price
+follows L0 slowly is better than a loss of its distance from the aim (their appendix), whose price
 changes its sign from batch to batch.
 
 A threshold moves no output but by a jump. Its gradient is therefore estimated (their eq. 11 and

@@ -141,9 +141,9 @@ class Feeder:
         return self._rules[feed].scale
 
     def rms(self, feed: Feed) -> float:
-        """Root mean square of the coordinates of rows as they are fed."""
+        """Root mean square of the coordinates of rows as they are fed; 1 where all are zero."""
         rule = self._rules[feed]
-        return rule.rms / rule.scale
+        return rule.rms / rule.scale or 1.0
 
     def sample(self, feed: Feed, *, n_rows: int, seed: int = 0) -> Float32[Tensor, "n d"]:
         """What is left of so many rows from all over the store, as they are fed.

@@ -98,9 +98,8 @@ class SAEMember(Member[SAERun]):
         self.n_resampled = int(state[RESAMPLED])
         self.adam.load(state)
         if self.controller is not None:
-            names = [name for name in state if name.startswith(CONTROLLER)]
             self.controller.restore(
-                {name.removeprefix(CONTROLLER): float(state[name]) for name in names}
+                {name: float(state[CONTROLLER + name]) for name in self.controller.state()}
             )
 
     def make_sae(self, params: Mapping[str, Tensor]) -> SAE:

@@ -4,9 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
+from pipeline.runs.sae_run import SAERun
+from pipeline.training.optimizer import Controller
 from tests.helpers.training import make_rows, write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +48,10 @@ BAD = {
     "lower --k or raise --expansion",
     "--arch topk,relu --k 2,40": "k = 40 is above the number of latents, 32",
     "--arch relu --target 0": "target must be above 0 and below 1, got 0.0",
-    "--arch relu --target 0.1 --l1 0": "l1 is 0, and to arrive at so many latents multiplies it",
+    "--arch relu --target 0.1 --l1 0": "l1 is 0, and to arrive at so many latents multiplies it: "
+    "type --set arch.l1=X with X above 0, or leave it out",
+    "--arch jumprelu --l0 2 --set arch.coefficient=0": "coefficient is 0, and to arrive at so many "
+    "latents multiplies it: type --set arch.coefficient=X",
     "--l1 ,": "--l1 must be a number, or several with commas between them, got ','",
     "--arch relu --l1 1,1": "the sweep has l1=1.0 twice: name each value once",
     "--site mlp_out.7": "choose --site from mlp_out.0, resid_post.0",
@@ -113,6 +120,30 @@ def test_a_member_that_diverges_is_told_and_the_others_are_shown(train, tmp_path
     ]  # fmt: skip
     (report,) = json.loads((tmp_path / "r.json").read_text())
     assert report["run"].endswith("lr=0.001")
+
+
+def test_a_checkpoint_of_a_version_that_trained_in_another_way_is_refused(
+    train, tmp_path, monkeypatch
+):
+    out, steps = tmp_path / "out", ("--arch", "jumprelu", "--l0", 2, "--set", "checkpoint_every=2")
+    with monkeypatch.context() as before:
+        before.setattr(Controller, "state", lambda _: {})
+        before.setattr(SAERun, "finish", Mock(side_effect=KeyboardInterrupt))
+        train(*steps)
+    kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    said = one_line(train(*steps, "--resume"))
+    assert "optimizer.safetensors has no controller.l1: another version of saepipe" in said
+    assert said.endswith("train into another --out")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept
+
+
+@pytest.mark.parametrize("arch", ["relu", "gated", "jumprelu", "topk"])
+def test_rows_that_are_all_zero_are_learned_from(train, tmp_path, arch):
+    """They have no unit of their own."""
+    zero = write_rows(tmp_path / "zero.actstore", np.zeros((512, 8), np.float32))
+    code, out, err = train("--arch", arch, "--l0", 2, "--set", "normalize=none", where=zero)
+    assert (code, err) == (0, "")
+    assert "EV -" in out
 
 
 def test_without_kernels_the_sparse_path_cannot_be_asked_for(train, tmp_path, monkeypatch):
