@@ -85,9 +85,9 @@ def cut(connector: Connector, threshold: float) -> Connector:
 
 STEPS, _ROWS, _LR = 600, 256, 1e-2
 """Of refitting one, by Adam."""
-TOGETHER_STEPS, _TOGETHER_LR = 3000, 3e-3
+TOGETHER_STEPS, _TOGETHER_LR = 1000, 3e-3
 """Of refitting all."""
-FEATURES = 0.03
+FEATURES = 0.003
 """Nats that a squared error of 1 in an image's features counts, where all are refitted together:
 without it the features of the middle are no longer those that they are named after."""
 
@@ -175,11 +175,11 @@ LARGE = 0.3
 """What S2 calls a large activation."""
 
 
-def fvu(wanted: Float[Tensor, "n d"], found: Float[Tensor, "n d"]) -> float:
-    """Fraction of variance unexplained: 0 is exact, 1 as good as the mean; 0 of constants."""
+def fvu(wanted: Float[Tensor, "n d"], found: Float[Tensor, "n d"]) -> float | None:
+    """Fraction of variance unexplained: 0 is exact, 1 as good as the mean; None of constants."""
     x = wanted.double()
     spread = float((x - x.mean(0)).square().sum())
-    return float((x - found.double()).square().sum()) / spread if spread else 0.0
+    return float((x - found.double()).square().sum()) / spread if spread else None
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ from pipeline.mnist.result import (
     MnistResult,
     NetworkFigures,
     compared,
+    fvu_words,
     network_name,
 )
 from pipeline.mnist.train import PAIRS, Trained, connector_folder, load_frames, steps_per_epoch
@@ -309,5 +310,5 @@ def _cells(one: NetworkFigures) -> tuple[str, ...]:
         *(f"{value:.3f}" for value in one.accuracy_replaced),
         " + ".join(f"{c.n_above:,}" for c in one.connectors),
         " + ".join(f"{c.n_nonzero:,}" for c in one.connectors),
-        " · ".join(f"{c.fvu:.3f}" for c in one.connectors),
+        fvu_words(one.connectors, between=" · ", digits=3),
     )

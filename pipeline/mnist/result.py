@@ -50,8 +50,8 @@ class SaeFigures:
     """`l1 / rms`."""
     mse_scaled: float
     """`mse / rms^2`."""
-    fvu: float
-    """Sum of squared errors over that around the mean."""
+    fvu: float | None
+    """Sum of squared errors over that around the mean; None of a layer that never changes."""
     l0: float
     """Features above zero, of an image."""
     n_alive: int
@@ -74,8 +74,8 @@ class ConnectorFigures:
     """Mean of `|W|` over all weights."""
     mse: float
     """Mean of `(z2 - z2_hat)^2` over images and features."""
-    fvu: float
-    """Sum of squared errors over that around each feature's mean."""
+    fvu: float | None
+    """Sum of squared errors over that around each feature's mean; None where none varies."""
     n_above: int
     """Weights whose size is above the threshold."""
     n_nonzero: int
@@ -237,6 +237,11 @@ def compared(result: MnistResult) -> dict[str, tuple[str, list[str]]]:
         "accuracy, simulated": ("0.978 → 0.94", [_fall(result, trained.accuracy)]),
         "accuracy, cut and refitted": ("", [_fall(result, refitted.accuracy)]),
     }
+
+
+def fvu_words(connectors: Iterable[ConnectorFigures], *, between: str, digits: int) -> str:
+    """What each leaves unexplained; a dash where nothing varies."""
+    return between.join("-" if c.fvu is None else f"{c.fvu:.{digits}f}" for c in connectors)
 
 
 def _counts(numbers: Iterable[int]) -> list[str]:

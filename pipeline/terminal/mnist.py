@@ -7,7 +7,7 @@ from rich.text import Text
 
 from pipeline.mnist.classifier import LAYERS
 from pipeline.mnist.config import MnistConfig
-from pipeline.mnist.result import MnistResult, compared
+from pipeline.mnist.result import MnistResult, compared, fvu_words
 from pipeline.mnist.train import PAIRS
 from pipeline.terminal.screen import Screen
 
@@ -45,7 +45,7 @@ def mnist_tables(result: MnistResult) -> Iterator[Table]:
             Text(one.name if one.form == "trained" else f"  {one.form}"),
             *(f"{value:.3f}" for value in (one.accuracy, *one.accuracy_replaced)),
             "+".join(f"{c.n_above:,}" for c in one.connectors),
-            " ".join(f"{c.fvu:.2f}" for c in one.connectors),
+            fvu_words(one.connectors, between=" ", digits=2),
         )
     yield table
 

@@ -27,6 +27,7 @@ from pipeline.mnist.network import (
     refit_together,
     sae_figures,
 )
+from pipeline.mnist.result import fvu_words
 from tests.helpers.images import SIDE, make_labelled, make_network
 from tests.helpers.stores import column
 
@@ -185,8 +186,13 @@ class TestFigures:
         logits = torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, 5.0]])
         assert accuracy(logits, torch.tensor([1, 0, 0])) == pytest.approx(2 / 3)
 
-    def test_what_is_constant_and_hit_has_no_variance_unexplained(self):
-        assert fvu(torch.ones(3, 2), torch.ones(3, 2)) == 0
+    def test_of_what_is_constant_no_share_is_defined(self):
+        constant = torch.ones(3, 2)
+        assert fvu(constant, constant) is None
+        silent = Connector(torch.zeros(2, 2), torch.zeros(2))
+        with torch.no_grad():
+            told = connector_figures([silent], [constant, constant], threshold=0.1)
+        assert fvu_words([*told, *told], between=" ", digits=2) == "- -"
 
 
 class TestRefit:
@@ -217,7 +223,10 @@ class TestRefit:
         z2_hat = first(z1)
         assert float(z2_hat[:, 3:].std(0).max()) == 0  # a constant: nothing is connected there
         alone = refit(connectors[1], z2, z3, threshold=0.1)
-        assert fvu(z3, second(z2_hat)) < 0.9 * fvu(z3, alone(z2_hat))
+        fitted, without = fvu(z3, second(z2_hat)), fvu(z3, alone(z2_hat))
+        assert fitted is not None
+        assert without is not None
+        assert fitted < 0.9 * without
         assert torch.equal(second.W, refit(connectors[1], z2_hat, z3, threshold=0.1).W)
 
     def test_the_same_seed_gives_the_same_bits(self):
@@ -238,7 +247,9 @@ class TestRefit:
             return float((clean.exp() * (clean - found)).sum(-1).mean())
 
         def unexplained(simulated: FeatureNetwork) -> float:
-            return fvu(latents[1], simulated.simulated_latents(x)[1].detach())
+            found = fvu(latents[1], simulated.simulated_latents(x)[1].detach())
+            assert found is not None
+            return found
 
         monkeypatch.setattr("pipeline.mnist.network.TOGETHER_STEPS", 500)
         faithful, twice = (refit_together(start, x) for _ in range(2))
