@@ -205,7 +205,8 @@ def _comparable(spec: StoreSpec) -> dict[str, Any]:
 
 def _from_nothing(config: HarvestConfig, spec: StoreSpec) -> HarvestPlan:
     """A complete store elsewhere that holds every row, value by value; a new one without."""
-    n_rows = _whole_contexts(config)
+    n_rows = rows_asked(config)
+    spec.require_sensible(n_rows)
     if not config.out.exists():
         for path, there in _stores_near(config.out):
             if _holds(there, spec, n_rows):
@@ -216,7 +217,7 @@ def _from_nothing(config: HarvestConfig, spec: StoreSpec) -> HarvestPlan:
 
 
 def _from_store(config: HarvestConfig, spec: StoreSpec, there: Manifest) -> HarvestPlan:
-    n_rows = _whole_contexts(config)
+    n_rows = rows_asked(config)
     plan = HarvestPlan(
         config=config, spec=there.spec, state="resume", n_rows=n_rows, rows_to_write=n_rows
     )
@@ -258,8 +259,8 @@ def _complete(config: HarvestConfig, there: Manifest) -> HarvestPlan:
     )
 
 
-def _whole_contexts(config: HarvestConfig) -> int:
-    """The rows asked for, rounded up."""
+def rows_asked(config: HarvestConfig) -> int:
+    """Rows a site, rounded up to whole contexts."""
     return -(-config.tokens // config.ctx_len) * config.ctx_len
 
 
