@@ -417,13 +417,14 @@ def store_remove(
 ) -> None:
     """Remove a store; never what is none."""
     from actstore.removal import remove_store
+    from pipeline.harvest.plan import known_folders
     from pipeline.terminal.store import announce_removal
 
     screen = _screen()
     announce_removal(path, ask=not yes, screen=screen)
     if not yes and not typer.confirm("remove it?"):
         raise typer.Exit(1)
-    remove_store(path)
+    remove_store(path, known_folders())
     screen.say(f"removed   {path}")
 
 

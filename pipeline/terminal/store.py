@@ -15,7 +15,7 @@ from rich.text import Text
 
 from actstore.errors import StoreError
 from actstore.manifest import Manifest
-from actstore.removal import find_stores, removable
+from actstore.removal import find_stores, removable, require_unlinked
 from actstore.verify import Finding, verify
 from pipeline.config.stages import Device
 from pipeline.errors import ConfigError
@@ -218,7 +218,9 @@ def require_whole(path: Path, findings: Sequence[Finding], *, screen: Screen) ->
 
 
 def announce_removal(path: Path, *, ask: bool, screen: Screen) -> None:
-    """Say what will go; raise ConfigError where nobody can be asked whether it shall."""
-    screen.say(removal_line(removable(path)))
+    """Say what will go; raise where links lead to it, or nobody can be asked whether it shall."""
+    what = removable(path)
+    require_unlinked(path, known_folders())
+    screen.say(removal_line(what))
     if ask and not sys.stdin.isatty():
         raise ConfigError(f"there is nobody to ask: saepipe store rm {path} --yes")
