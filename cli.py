@@ -417,7 +417,7 @@ def store_remove(
 ) -> None:
     """Remove a store; never what is none."""
     from actstore.removal import remove_store
-    from pipeline.harvest.plan import known_folders
+    from pipeline.stores import known_folders
     from pipeline.terminal.store import announce_removal
 
     screen = _screen()

@@ -28,6 +28,7 @@ from pipeline.lm.families import Shape, Site
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.progress import size
+from pipeline.stores import known_folders
 from pipeline.text.open import open_text
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -264,8 +265,6 @@ def rows_asked(config: HarvestConfig) -> int:
     return -(-config.tokens // config.ctx_len) * config.ctx_len
 
 
-STORES = "SAEPIPE_STORES"
-"""Environment variable: folders below which stores are looked for, as in PATH."""
 _SOURCE = ("model_fingerprint", "tokenizer_fingerprint", "text_fingerprint", "text_column", *UNSAID)
 """What of a source decides its rows; names of models and texts do not."""
 
@@ -282,11 +281,6 @@ def link(found: Path, out: Path) -> None:
         raise ConfigError(
             f"{out} cannot be made a link ({error.strerror}): use the store itself, --out {found}"
         ) from error
-
-
-def known_folders() -> list[Path]:
-    """Those that SAEPIPE_STORES names."""
-    return [Path(name) for name in os.environ.get(STORES, "").split(os.pathsep) if name]
 
 
 def _stores_near(out: Path) -> list[tuple[Path, Manifest]]:

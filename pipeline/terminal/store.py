@@ -19,8 +19,8 @@ from actstore.removal import find_stores, removable, require_unlinked
 from actstore.verify import Finding, verify
 from pipeline.config.stages import Device
 from pipeline.errors import ConfigError
-from pipeline.harvest.plan import known_folders
 from pipeline.progress import Progress, short, size
+from pipeline.stores import known_folders
 from pipeline.tables import cell, many
 from pipeline.terminal.lines import removal_line
 from pipeline.terminal.screen import Screen
