@@ -288,6 +288,9 @@ def report(
     n_features: Annotated[
         int, typer.Option("--features", help="To show of each run.")
     ] = ReportConfig.n_features,
+    store: Annotated[
+        Path | None, typer.Option(help="Default: the one each was trained from.")
+    ] = ReportConfig.store,
     json: JsonOut = None,
 ) -> None:
     """One HTML page about runs, that opens anywhere; what is missing for it is made first."""
@@ -295,7 +298,7 @@ def report(
     from pipeline.terminal.commands import run_report
 
     screen, out = _screen(json), out or beside(runs) / "report.html"
-    what = ReportConfig(runs=tuple(runs), out=out, n_features=n_features)
+    what = ReportConfig(runs=tuple(runs), out=out, n_features=n_features, store=store)
     screen.emit({"report": run_report(what, screen=screen)})
 
 

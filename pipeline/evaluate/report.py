@@ -221,7 +221,8 @@ def write_table(reports: Sequence[EvalReport], path: Path) -> None:
     """
     measured = [*METRICS, *(name for report in reports for name in report.metrics)]
     bounded = {interval.metric for report in reports for interval in report.intervals}
-    rows = [_row(report, dict.fromkeys(measured), bounded) for report in reports]
+    here = path.parent
+    rows = [_row(portable(report, here), dict.fromkeys(measured), bounded) for report in reports]
     write_csv(path, rows)
 
 

@@ -14,7 +14,7 @@ from pipeline.report.render import Exhibit, PageView, Tile, render
 from pipeline.report.saes import SAEExhibit
 from pipeline.runs.folder import Provenance
 from pipeline.runs.kinds import kind_of
-from pipeline.runs.names import names_of
+from pipeline.runs.names import names_of, public
 from pipeline.tables import many
 
 
@@ -54,9 +54,9 @@ def view(exhibits: Sequence[Exhibit]) -> PageView:
 def _lead(sources: Sequence[Provenance]) -> str:
     """What the runs have in common, and in how many ways they differ."""
     parts = {
-        "model": {source.model or "unknown" for source in sources},
+        "model": {public(source.model) or "unknown" for source in sources},
         "site": {source.site for source in sources},
-        "text": {source.text or "unknown" for source in sources},
+        "text": {public(source.text) or "unknown" for source in sources},
     }
     told = [
         f"{name} {values.pop()}" if len(values) == 1 else many(len(values), name)
@@ -112,7 +112,7 @@ def write_report(config: ReportConfig, *, on_progress: OnProgress | None = None)
     for run, kind in kinds.items():
         try:
             if not kind.has_features(run):
-                kind.features(FeaturesConfig(run=run), on_progress=on_progress)
+                kind.features(FeaturesConfig(run=run, store=config.store), on_progress=on_progress)
                 made.append(f"features of {run}")
         except (ConfigError, StoreError) as error:
             notes.append(str(error))

@@ -72,12 +72,13 @@ def test_a_number_that_is_not_finite_is_not_written_and_the_last_report_stays(tm
 
 
 def test_the_table_has_a_line_a_run_and_every_single_value(tmp_path):
-    reports = [with_everything(Path("a")), make_report(Path("b,c"), arch="relu", notes=("x", "y"))]
+    paths = [tmp_path / "a", tmp_path / "b,c"]
+    reports = [with_everything(paths[0]), make_report(paths[1], arch="relu", notes=("x", "y"))]
     write_table(reports, tmp_path / "eval.csv")
     rows = rows_of(tmp_path / "eval.csv")
     assert [row["run"] for row in rows] == ["a", "b,c"]
     assert [row["arch"] for row in rows] == ["topk", "relu"]
-    for name, value in to_json(reports[0]).items():
+    for name, value in to_json(portable(reports[0], tmp_path)).items():
         if isinstance(value, list):
             assert name in ("notes", "excluded") or name not in rows[0]
         elif isinstance(value, float):
