@@ -40,7 +40,6 @@ if TYPE_CHECKING:  # it brings rich, and --help must not wait for that
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -364,6 +363,18 @@ def demo(
 
     screen = _screen(json)
     screen.emit(run_demo(out, screen=screen))
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="With all its folders.")] = Path(),
+    json: JsonOut = None,
+) -> None:
+    """Which runs are in a folder: what, when, how far, how good; the newest last."""
+    from pipeline.terminal.runs import run_runs
+
+    screen = _screen(json)
+    screen.emit(run_runs(folder, screen=screen))
 
 
 @store_app.command("info")

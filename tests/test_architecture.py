@@ -57,7 +57,7 @@ TORCH_FREE = (
     "actstore.reader", "actstore.batches", "actstore.writer", "cli", "pipeline",
     "pipeline.config.stages", "pipeline.config.training", "pipeline.config.grid",
     "pipeline.text.open", "pipeline.lm.families", "pipeline.lm.hub", "pipeline.harvest.plan",
-    "pipeline.harvest.harvest", "pipeline.verbs", "pipeline.saepipe",
+    "pipeline.harvest.harvest", "pipeline.verbs", "pipeline.saepipe", "pipeline.terminal.runs",
 )  # fmt: skip
 
 

@@ -230,12 +230,12 @@ class RunFolder(ABC):
     def finish(self: RunT, trained: nn.Module) -> RunT:
         """Write what was trained, and only then call the run complete."""
         tensors = trained.state_dict()
-        weights = save_tensors(self.path / self.WEIGHTS, tensors, metadata=self.metadata(tensors))
+        weights = save_tensors(self.path / self.WEIGHTS, tensors, metadata=self._metadata(tensors))
         run = replace(self, sha256=weights)
         run.write()
         return run
 
-    def metadata(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    def _metadata(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         """What the file of what was trained says of itself."""
         return {}
 

@@ -82,7 +82,7 @@ class SAERun(RunFolder):
         n_rows = self.provenance.n_rows
         return advice_on(self.config, curves, d_sae=self.d_sae, n_rows=n_rows)
 
-    def metadata(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    def _metadata(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         """What opens sae.safetensors alone."""
         source = self.provenance
         shape = {"d_in": source.d_in, "d_sae": self.d_sae}

@@ -7,20 +7,21 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 from pipeline.config.stages import FinetuneConfig, ReportConfig
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, TextError
 from pipeline.evaluate.report import Overlap, save_report
 from pipeline.features.feature import BEFORE
 from pipeline.finetune.run import FinetunedRun, FinetuneReport
 from pipeline.plots.style import BLUE, INK, axes_in, make_figure
 from pipeline.report.feature_data import N_DEAD, choose_features, feature_data, rounded
 from pipeline.report.figures import inline_svg
-from pipeline.report.page import view, write_page
+from pipeline.report.page import view, write_page, write_report
 from pipeline.report.render import embedded_json, render
 from pipeline.report.saes import SAEExhibit
 from pipeline.runs.curves import METRICS
@@ -303,6 +304,19 @@ def test_a_page_is_written_about_what_lies_in_the_folders_of_runs(tmp_path):
     assert text.count("saepipe eval sae") == 1
     assert str(tmp_path) not in out.read_text()
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]
+
+
+def test_what_needs_a_text_that_cannot_be_reached_is_noted_and_the_page_is_made(
+    tmp_path, monkeypatch
+):
+    unreachable = Mock(side_effect=TextError("the hub could not be reached: give a local path"))
+    monkeypatch.setattr("pipeline.evaluate.evaluate.evaluate", unreachable)
+    run = make_run(tmp_path / "sae")
+    summary = write_report(ReportConfig(runs=(run,), out=tmp_path / "page.html"))
+    first, second = summary.notes
+    assert first.startswith("not evaluated: the hub could not be reached: give a local path, with")
+    assert "is gone" in second
+    assert "saepipe eval sae" in Reader(summary.path.read_bytes()).text
 
 
 @pytest.mark.parametrize(
