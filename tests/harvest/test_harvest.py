@@ -423,7 +423,7 @@ def test_a_store_in_use_is_refused(config):
         ({"text": "/nowhere/text.txt"}, TextError, "there is no text"),
         ({"model": "/nowhere"}, ModelError, "neither a folder with config.json nor a hub id"),
         (
-            {"tokens": 10**14},
+            {"tokens": 10**14, "shard_rows": None},
             ConfigError,
             "needs about .*B more than the .*B that its disk has free",
         ),
