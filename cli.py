@@ -40,7 +40,6 @@ if TYPE_CHECKING:  # it brings rich, and --help must not wait for that
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -288,6 +287,9 @@ def report(
     n_features: Annotated[
         int, typer.Option("--features", help="To show of each run.")
     ] = ReportConfig.n_features,
+    store: Annotated[
+        Path | None, typer.Option(help="Default: the one each was trained from.")
+    ] = ReportConfig.store,
     json: JsonOut = None,
 ) -> None:
     """One HTML page about runs, that opens anywhere; what is missing for it is made first."""
@@ -295,7 +297,7 @@ def report(
     from pipeline.terminal.commands import run_report
 
     screen, out = _screen(json), out or beside(runs) / "report.html"
-    what = ReportConfig(runs=tuple(runs), out=out, n_features=n_features)
+    what = ReportConfig(runs=tuple(runs), out=out, n_features=n_features, store=store)
     screen.emit({"report": run_report(what, screen=screen)})
 
 
@@ -363,6 +365,18 @@ def demo(
     screen.emit(run_demo(out, screen=screen))
 
 
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="With all its folders.")] = Path(),
+    json: JsonOut = None,
+) -> None:
+    """Which runs are in a folder: what, when, how far, how good; the newest last."""
+    from pipeline.terminal.runs import run_runs
+
+    screen = _screen(json)
+    screen.emit(run_runs(folder, screen=screen))
+
+
 @store_app.command("info")
 def store_info(path: Store, json: JsonOut = None) -> None:
     """What is in a store: where from, how much, how well kept."""
@@ -417,13 +431,14 @@ def store_remove(
 ) -> None:
     """Remove a store; never what is none."""
     from actstore.removal import remove_store
+    from pipeline.stores import known_folders
     from pipeline.terminal.store import announce_removal
 
     screen = _screen()
     announce_removal(path, ask=not yes, screen=screen)
     if not yes and not typer.confirm("remove it?"):
         raise typer.Exit(1)
-    remove_store(path)
+    remove_store(path, known_folders())
     screen.say(f"removed   {path}")
 
 

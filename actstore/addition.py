@@ -9,7 +9,7 @@ from pathlib import Path
 from actstore.errors import StoreError
 from actstore.files import remove, writing
 from actstore.ledger import STAGING, Twin, read_journal
-from actstore.manifest import Manifest, SiteSpec
+from actstore.manifest import Manifest, SiteSpec, require_sites
 from actstore.merge import ADDING, complete_addition, merge
 from actstore.settle import open_ledger, settle, sweep
 from actstore.summary import peek, require_root
@@ -37,13 +37,14 @@ def adding(
         StoreError: If the store is absent, unfinished or damaged, has a site already, is given
             others just now, or another writer is at it; or if the rows are of other tokens.
     """
+    new = tuple(SiteSpec(name=name, width=width) for name, width in sites.items())
     require_root(path)
     with ExitStack() as stack:
         stack.enter_context(writing(path))
         with disk_errors_told(path):
             there = _made_ready(path, set(sites))
         twin = Twin.load(path)
-        spec = replace(there.spec, sites=tuple(SiteSpec(name=n, width=w) for n, w in sites.items()))
+        spec = replace(there.spec, sites=new)
         with ActWriter.create_or_resume(
             path / ADDING, spec, n_rows=there.n_rows, threads=threads, queue=queue, beside=twin
         ) as writer:
@@ -84,6 +85,7 @@ def _made_ready(path: Path, sites: set[str]) -> Manifest:
     there = settle(path) or there
     for name in sites & set(there.spec.names):
         raise StoreError(f"{path} has the site {name} already: add only what it does not have")
+    require_sites([*there.spec.names, *sites])
     begun = under_way(path)
     if begun is not None and set(begun.spec.names) != sites:
         names = begun.spec.names

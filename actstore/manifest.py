@@ -9,7 +9,7 @@ import numpy as np
 
 from actstore.codec import STORAGE, check_codec, checksum, kept_bits
 from actstore.errors import StoreError
-from actstore.files import canonical_json
+from actstore.files import PARTIAL, canonical_json
 from actstore.layout import Layout, plan_layout
 
 FORMAT_VERSION = 2
@@ -25,8 +25,17 @@ ROW_ARRAYS = {
 CONTEXT_TOKENS = "context_tokens"
 TOKEN_ARRAYS = (*ROW_ARRAYS, CONTEXT_TOKENS)
 """What two stores of the same tokens have in common; the first columns of a summary."""
+RESERVED = (*TOKEN_ARRAYS, "zarr.json")
+"""Names in a store's group that are no site's."""
 
 State = Literal["writing", "complete"]
+
+METADATA_BYTES = 28
+"""Of a row, beside its activations."""
+MAX_SHARD_BYTES = 2**32
+MAX_SHARDS = 100_000
+MAX_NAME = 200
+"""Letters of a site's name: with what is put before it, a file's name on every system."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +47,17 @@ class SiteSpec:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
-            raise StoreError(f"{self.name!r} cannot name a site: use letters, digits and . _ -")
-        if self.name in TOKEN_ARRAYS or self.name.startswith("summary-"):
+            raise StoreError(
+                f"{self.name[:20]!r} cannot name a site: use letters, digits and . _ -, "
+                "and begin with neither . nor -"
+            )
+        if len(self.name) > MAX_NAME:
+            raise StoreError(
+                f"{self.name[:20]}... of {len(self.name)} letters cannot name a site: "
+                f"use at most {MAX_NAME}"
+            )
+        folded = self.name.lower()  # as systems do that take two cases for one name
+        if folded in RESERVED or folded.startswith("summary-") or folded.endswith(PARTIAL):
             raise StoreError(f"{self.name!r} cannot name a site: the store uses it itself")
         _positive(width=self.width)
 
@@ -60,8 +78,7 @@ class StoreSpec:
     """Where the rows come from, as JSON: identity to whoever harvests, opaque here."""
 
     def __post_init__(self) -> None:
-        if not self.sites or len(set(self.names)) < len(self.sites):
-            raise StoreError(f"a store needs sites, each once, got {[*self.names]}")
+        require_sites(self.names)
         _positive(ctx_len=self.ctx_len, chunk_rows=self.chunk_rows, shard_rows=self.shard_rows)
         _require_known(self.dtype)
         check_codec(self.codec, self.dtype)
@@ -86,8 +103,10 @@ class StoreSpec:
         source: Mapping[str, object] | None = None,
     ) -> "StoreSpec":
         """A spec for sites of these widths, with the layout that `plan_layout` gives."""
+        sites = tuple(SiteSpec(name=name, width=width) for name, width in widths.items())
+        require_sites([*widths])
         _require_known(dtype)
-        _positive(ctx_len=ctx_len, **widths)
+        _positive(ctx_len=ctx_len)
         chunk_rows, shard_rows = plan_layout(
             widths=tuple(widths.values()),
             itemsize=STORAGE[dtype].itemsize,
@@ -95,7 +114,7 @@ class StoreSpec:
             shard_rows=shard_rows,
         )
         return StoreSpec(
-            sites=tuple(SiteSpec(name=name, width=width) for name, width in widths.items()),
+            sites=sites,
             ctx_len=ctx_len,
             dtype=dtype,
             codec=codec,
@@ -136,6 +155,29 @@ class StoreSpec:
     def layout(self, n_rows: int) -> Layout:
         """How `n_rows` rows fall into shards and chunks."""
         return Layout(n_rows=n_rows, shard_rows=self.shard_rows, chunk_rows=self.chunk_rows)
+
+    def require_sensible(self, n_rows: int) -> None:
+        """Hold the shards of a new store of `n_rows` rows to what memory and folders bear.
+
+        Raises:
+            StoreError: If `shard_rows` was chosen, and they do not.
+        """
+        widths = [site.width for site in self.sites]
+        itemsize, shard = self.storage.itemsize, self.shard_rows
+        _, usual = plan_layout(widths=widths, itemsize=itemsize, ctx_len=self.ctx_len)
+        advice = f"leave it out, for {usual:,} a shard"
+        n_bytes = shard * (max(widths) * itemsize + METADATA_BYTES)
+        if shard > usual and n_bytes > MAX_SHARD_BYTES:
+            raise StoreError(
+                f"shard_rows {shard:,} makes shards of {n_bytes / 2**30:,.1f} GiB a site, which a "
+                f"writer holds in memory: {advice}"
+            )
+        n_shards = self.layout(n_rows).n_shards
+        if shard < usual and n_shards > MAX_SHARDS:
+            raise StoreError(
+                f"shard_rows {shard:,} makes {n_shards:,} shards, each a file of every array: "
+                f"{advice}"
+            )
 
     def as_json(self) -> dict[str, Any]:
         """The spec as plain JSON."""
@@ -210,6 +252,20 @@ def _brief(value: object) -> str:
     if isinstance(value, Mapping):
         return " ".join(map(str, value.values()))
     return str(value)
+
+
+def require_sites(names: Sequence[str]) -> None:
+    """Refuse no sites, one twice, and those that some systems take for one another."""
+    if not names or len(set(names)) < len(names):
+        raise StoreError(f"a store needs sites, each once, got {[*names]}")
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(name.lower(), name)
+        if other != name:
+            raise StoreError(
+                f"{other!r} and {name!r} differ in case alone, which is one folder on some "
+                "systems: rename a site"
+            )
 
 
 def _positive(**values: int) -> None:

@@ -4,7 +4,8 @@ All of it goes and nothing else, and never so that half of it reads as a whole.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,19 +65,50 @@ def removable(path: Path) -> Removable:
     )
 
 
-def remove_store(path: Path) -> None:
+def require_unlinked(path: Path, known: Iterable[Path] = ()) -> None:
+    """Refuse a store that links lead to, in its own folder or below those that are known.
+
+    Raises:
+        StoreError: If there are any; names them.
+    """
+    if path.is_symlink() or (path / GROUP).is_symlink():
+        return  # only that link will go
+    real = os.path.realpath
+    near = {*_folders_in(path.absolute().parent)}
+    for folder in known:
+        with suppress(StoreError):  # it is none, or none any more
+            near |= {found.absolute() for found, _ in find_stores(folder)}
+    links = sorted(
+        str(other)
+        for other in near
+        if real(other / GROUP) == real(path / GROUP)
+        and (other.is_symlink() or real(other) != real(path))
+    )
+    if links:
+        raise StoreError(
+            f"{path} is where {', '.join(links)} lead{'s' if len(links) == 1 else ''}: remove "
+            f"that first, as saepipe store rm {links[0]}; nothing was removed"
+        )
+
+
+def remove_store(path: Path, known: Iterable[Path] = ()) -> None:
     """Remove a store; or, where `path` is a link to one, the link alone.
 
     Whoever has the store open goes on reading it. Stopped half way, the next call goes on.
 
+    Args:
+        path: The store's folder.
+        known: Folders below which links to it may lie, beside its own.
+
     Raises:
-        StoreError: If it is no store, or a writer is at work on it.
+        StoreError: If it is no store, links lead to it, or a writer is at work on it.
         OSError: If the system refuses.
     """
     path = path.absolute()  # a folder cannot be removed as "."
     if removable(path).target is not None:
         path.unlink()
         return
+    require_unlinked(path, known)
     with writing(path):
         removable(path)
         _remove(path)

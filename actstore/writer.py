@@ -19,6 +19,7 @@ from actstore.metadata import shard_key
 from actstore.settle import open_ledger
 from actstore.shardfile import ShardReader
 from actstore.shardwriter import Shard, Written, write_files
+from actstore.summary import peek
 
 
 class Conveyor:
@@ -229,6 +230,8 @@ class ActWriter:
         """
         if n_rows <= 0:
             raise StoreError(f"n_rows must be positive, got {n_rows}")
+        if beside is None and peek(path) is None:
+            spec.require_sensible(n_rows)
         with ExitStack() as stack:
             with disk_errors_told(path):
                 make_folder(path)

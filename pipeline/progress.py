@@ -37,7 +37,7 @@ def counter(
 def short(value: int | float) -> str:
     """1234567 as 1.23M."""
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
+        if value >= 0.9995 * factor:  # 999,700 is 1M, not 1e+03k
             return f"{value / factor:.3g}{letter}"
     return f"{value:.3g}"
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         finetune as finetune,
         harvest as harvest,
         report as report,
+        runs as runs,
         sweep as sweep,
         train as train,
     )
@@ -49,6 +50,7 @@ NAMES = {
     "features": "pipeline.verbs",
     "finetune": "pipeline.verbs",
     "report": "pipeline.verbs",
+    "runs": "pipeline.verbs",
     "ActStore": "actstore.reader",
     "SAE": "pipeline.sae.sae",
     "SAERun": "pipeline.runs.sae_run",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pipeline.harvest.harvest import HarvestSummary
     from pipeline.report.page import ReportSummary
     from pipeline.runs.curves import StepReport
+    from pipeline.runs.listing import ListedRun
     from pipeline.runs.sae_run import SAERun
     from pipeline.training.loop import OnStep, Outcome
 
@@ -365,6 +366,17 @@ def finetune(
     return report
 
 
+def runs(folder: AnyPath = ".") -> "list[ListedRun]":
+    """Which runs are in a folder and below it: what, when, how far, how good; the newest last.
+
+    Raises:
+        ConfigError: it is no folder.
+    """
+    from pipeline.runs.listing import list_runs
+
+    return list_runs(Path(folder))
+
+
 @takes(ReportConfig)
 def report(
     runs: AnyPath | Sequence[AnyPath] | ReportConfig,
@@ -388,7 +400,6 @@ def report(
         ConfigError: a setting is unknown or impossible, or `out` is a folder.
         CheckpointError: a run cannot be used.
         ModelError: a language model that is needed cannot be used.
-        TextError: a text that is needed cannot be read.
     """
     from pipeline.report.page import write_report
     from pipeline.runs.names import beside

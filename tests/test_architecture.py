@@ -17,7 +17,7 @@ SOURCES = [ROOT / "cli.py", *ROOT.glob("actstore/**/*.py"), *ROOT.glob("pipeline
 ORDER = (
     ("actstore",),
     ("errors", "progress", "tables"),
-    ("config", "frame"),
+    ("config", "frame", "stores"),
     ("device",),
     ("lm", "sae"),
     ("text",),
@@ -57,7 +57,7 @@ TORCH_FREE = (
     "actstore.reader", "actstore.batches", "actstore.writer", "cli", "pipeline",
     "pipeline.config.stages", "pipeline.config.training", "pipeline.config.grid",
     "pipeline.text.open", "pipeline.lm.families", "pipeline.lm.hub", "pipeline.harvest.plan",
-    "pipeline.harvest.harvest", "pipeline.verbs", "pipeline.saepipe",
+    "pipeline.harvest.harvest", "pipeline.verbs", "pipeline.saepipe", "pipeline.terminal.runs",
 )  # fmt: skip
 
 

@@ -5,9 +5,10 @@ but a dataclass with a `FLAT` field has whatever keys it is given, as long as th
 """
 
 import math
+import os
 import tomllib
-from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass, replace
 from difflib import get_close_matches
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -63,6 +64,35 @@ def from_json(kind: type[T], value: object, *, where: str = "config") -> T:
             refuses the values.
     """
     return cast("T", _read(kind, value, where))
+
+
+def with_paths(value: T, change: Callable[[Path], Path]) -> T:
+    """The same value, each path in it changed."""
+    made: Any = value
+    if isinstance(value, Path):
+        made = change(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: getattr(value, f.name) for f in fields(value)}
+        changed = {name: with_paths(part, change) for name, part in parts.items()}
+        own = {name: part for name, part in changed.items() if part is not parts[name]}
+        made = replace(value, **own) if own else value
+    elif isinstance(value, tuple | list):
+        items = [with_paths(item, change) for item in value]
+        if any(new is not old for new, old in zip(items, value, strict=True)):
+            made = type(value)(items)
+    return made
+
+
+def portable(value: T, folder: Path) -> T:
+    """As a file in `folder` holds it: each path leads on from there, so that both may move."""
+    start = os.path.realpath(folder)
+    return with_paths(value, lambda path: Path(os.path.relpath(os.path.realpath(path), start)))
+
+
+def located(value: T, folder: Path) -> T:
+    """Inverse of `portable`, wherever the folder is now; paths that are absolute stay."""
+    start = os.path.realpath(folder)
+    return with_paths(value, lambda path: Path(os.path.normpath(os.path.join(start, path))))  # noqa: PTH118
 
 
 def load_toml(path: Path | Traversable) -> dict[str, object]:

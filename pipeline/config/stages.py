@@ -123,6 +123,8 @@ class ReportConfig:
 
     runs: tuple[Path, ...]
     out: Path
+    store: Path | None = None
+    """Where features are to be found; None means the one that each run was trained from."""
     n_features: int = 200
     """Features a run to show, evenly by frequency among those that are alive; of a connector,
     outputs."""

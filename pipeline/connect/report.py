@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from pipeline.config.serialization import portable
 from pipeline.errors import CheckpointError
 from pipeline.evaluate.report import QUANTILES, Interval, keep, kept
 from pipeline.tables import write_csv
@@ -209,7 +210,7 @@ def write_connector_table(reports: Sequence[ConnectorReport], path: Path) -> Non
     """
     rows = list[dict[str, object]]()
     seen = set[tuple[object, ...]]()
-    for report in reports:
+    for report in (portable(report, path.parent) for report in reports):
         rows.append(_row(report, report.connector))
         if report.shared not in seen:
             rows += (_row(report, baseline) | _OF_NONE for baseline in report.baselines)

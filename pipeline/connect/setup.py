@@ -105,14 +105,15 @@ def fit_baselines(
     The layer is that of the first connector that has one.
     """
     run = loaded.runs[0]
-    path = run.provenance.path
-    store = ActStore.open(path) if path.exists() else None
-    if store is None or store.fingerprint != run.provenance.fingerprint:
-        why = f"{path} is not the store that {run.path} was trained from"
+    source = run.provenance
+    path = source.find(run.path)
+    store = None if path is None else ActStore.open(path)
+    if store is None or store.fingerprint != source.fingerprint:
+        why = f"the store {source.path.name}, on which they are fitted, has changed since"
         if store is None:
-            why = f"the store {path}, on which they are fitted, is gone"
-        again = f"harvest it again, with the same options, to {path}, and evaluate again"
-        return {}, (f"no baselines: {why}; {again}",)
+            why = f"the store {source.path.name}, on which they are fitted, is gone"
+        again = f"put it, or harvest it again with the same options, beside {run.path.name}"
+        return {}, (f"no baselines: {why}; {again}, and evaluate again",)
     feeder = PairFeeder(store, loaded.runs, device=device)
     moments = feeder.moments(run.ends)
     given = next((run.config.layer for run in loaded.runs if run.config.layer), None)

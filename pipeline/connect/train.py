@@ -21,6 +21,7 @@ from pipeline.connect.run import ConnectorRun, load_pair
 from pipeline.connect.start import needs_moments, start_connector
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError
+from pipeline.progress import size
 from pipeline.runs.checkpoints import checkpoints_of, load_checkpoint
 from pipeline.runs.curves import METRICS, Curves
 from pipeline.runs.sae_run import SAERun
@@ -223,9 +224,9 @@ def require_memory(runs: Sequence[ConnectorRun], *, device: torch.device) -> Non
         largest = max(runs, key=lambda run: run.source.d_sae * run.target.d_sae)
         several = f"{len(runs)} connectors need" if len(runs) > 1 else "this connector needs"
         raise ConfigError(
-            f"{several} about {needed / 1e9:.1f} GB for weights, moments and gradient of up to "
-            f"{largest.source.d_sae:,} x {largest.target.d_sae:,}, and {device.type} has "
-            f"{free / 1e9:.1f} GB free: train fewer at once, or between smaller SAEs"
+            f"{several} about {size(needed)} for weights, moments and gradient of up to "
+            f"{largest.source.d_sae:,} x {largest.target.d_sae:,}, {size(needed - free)} more than "
+            f"the {size(free)} free on {device.type}: train fewer at once, or between smaller SAEs"
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from actstore.files import write_file
-from pipeline.config.serialization import FLAT, from_json, to_json
+from pipeline.config.serialization import FLAT, from_json, located, portable, to_json
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluate.metrics import METRICS, Number
 from pipeline.frame import make_frame
@@ -177,7 +177,7 @@ def load_report(run: Path) -> EvalReport | None:
 def keep(report: Any, path: Path) -> Path:  # noqa: ANN401 - any dataclass
     """Write a report, a key a line: a person can read it, lists of a value per latent included."""
     try:
-        document: Any = to_json(report)
+        document: Any = to_json(portable(report, path.parent))
         lines = [
             f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}"
             for name, value in document.items()
@@ -195,7 +195,7 @@ def kept(run: Path, name: str, kind: type[Report]) -> Report | None:
     """The report of a kind in a file of a run's folder, saying that it is of that run."""
     path = run / name
     try:
-        report: Any = from_json(kind, json.loads(path.read_bytes()))
+        report: Any = located(from_json(kind, json.loads(path.read_bytes())), run)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError, ConfigError) as error:
@@ -221,7 +221,8 @@ def write_table(reports: Sequence[EvalReport], path: Path) -> None:
     """
     measured = [*METRICS, *(name for report in reports for name in report.metrics)]
     bounded = {interval.metric for report in reports for interval in report.intervals}
-    rows = [_row(report, dict.fromkeys(measured), bounded) for report in reports]
+    here = path.parent
+    rows = [_row(portable(report, here), dict.fromkeys(measured), bounded) for report in reports]
     write_csv(path, rows)
 
 

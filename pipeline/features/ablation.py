@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Float64, Int, Int32
 from torch import Tensor
 
-from actstore.reader import ActStore
 from pipeline.config.stages import Device
 from pipeline.device import pick_device, pick_dtype
 from pipeline.evaluate.setup import load_sae
@@ -54,7 +53,7 @@ def ablation_effects(
     subject = load_sae(features.run, device=pick_device(device))
     coder, revision = subject.coder, subject.revision or "main"
     where = coder.W_dec.device
-    store = ActStore.open(features.facts.store)
+    store = features.open_store()
     lm = load_model(subject.model, revision=revision, device=where, dtype=pick_dtype("auto", where))
     lm.require_fits(subject.site, d_in=coder.d_in, ctx_len=store.spec.ctx_len, run=features.run)
     tokenizer = load_tokenizer(subject.model, revision=revision)

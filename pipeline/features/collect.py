@@ -31,6 +31,7 @@ from pipeline.progress import OnProgress, counter
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import Coder
+from pipeline.stores import looked_for
 from pipeline.text.contexts import ReadAhead
 from pipeline.text.token_text import TokenTexts
 from pipeline.training.batches import as_tensor
@@ -69,15 +70,26 @@ def collect_features(
     return save(run, facts, samples, subject.coder, attribution, texts=texts, of_logits=of_logits)
 
 
+def store_of(source: Provenance, run: Path, given: Path | None, *, holding: str) -> Path:
+    """Where the store to read is: as given, or that which the run was trained from.
+
+    Raises:
+        ConfigError: that one is not to be found.
+    """
+    path = source.find(run) if given is None else given
+    if path is None:
+        raise ConfigError(
+            f"the store that {run} was trained from is gone: "
+            f"{looked_for(source.path, source.fingerprint)}; name it, or another that holds "
+            f"{holding}, with --store"
+        )
+    return path
+
+
 def open_store(config: FeaturesConfig, subject: LoadedSAE) -> ActStore:
     """The store to read, sure to have activations that the coder can take."""
     site, d_in = str(subject.site), subject.coder.d_in
-    path = subject.provenance.path if config.store is None else config.store
-    if config.store is None and not path.exists():
-        raise ConfigError(
-            f"the store that {config.run} was trained from, {path}, is gone: name another that "
-            f"holds {site}, with --store"
-        )
+    path = store_of(subject.provenance, config.run, config.store, holding=site)
     store = ActStore.open(path)
     if site not in store.sites:
         raise ConfigError(
@@ -179,8 +191,9 @@ def _same(wanted: Facts) -> FeatureSet | None:
     except CheckpointError:
         return None
     facts = there.facts
-    config = replace(facts.config, run=wanted.config.run, device=wanted.config.device)
-    free = {name: getattr(wanted, name) for name in ("saepipe", "notes", "sha256")}
+    own = {name: getattr(wanted.config, name) for name in ("run", "store", "device")}
+    config = replace(facts.config, **own)
+    free = {name: getattr(wanted, name) for name in ("saepipe", "store", "notes", "sha256")}
     return replace(there, reused=True) if replace(facts, config=config, **free) == wanted else None
 
 

@@ -23,7 +23,9 @@ import pyarrow
 import pyarrow.parquet as parquet
 from jaxtyping import Float32, Float64, Int64
 
-from pipeline.config.serialization import from_json
+from actstore.manifest import Manifest
+from actstore.reader import ActStore
+from pipeline.config.serialization import from_json, located
 from pipeline.config.stages import FeatureOrder, FeaturesConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.features.feature import (
@@ -36,6 +38,7 @@ from pipeline.features.feature import (
 )
 from pipeline.frame import make_frame
 from pipeline.runs.folder import saepipe_version
+from pipeline.stores import locate, looked_for
 from pipeline.text.token_text import TokenTexts, visible
 
 FOLDER, FACTS = "features", "features.json"
@@ -98,7 +101,8 @@ class FeatureSet:
             document = json.loads((run / FOLDER / FACTS).read_bytes())
             if not isinstance(document, dict) or document.get("format") != FORMAT:
                 raise ValueError(f"it is not of format {FORMAT}")  # noqa: TRY301
-            return FeatureSet(run=run, facts=from_json(Facts, document, where=FACTS))
+            facts = located(from_json(Facts, document, where=FACTS), run)
+            return FeatureSet(run=run, facts=facts)
         except FileNotFoundError:
             raise CheckpointError(
                 f"{run} has no features yet: find them with saepipe features {run}"
@@ -207,6 +211,32 @@ class FeatureSet:
             CheckpointError: a file is missing or damaged.
         """
         return make_frame(self._table("features").to_pydict())
+
+    def open_store(self) -> ActStore:
+        """The store that was read.
+
+        Raises:
+            ConfigError: it is not to be found.
+            StoreError: it is damaged.
+        """
+        facts = self.facts
+        path = locate(facts.store, facts.store_fingerprint, run=self.run, grown=self._grew_to)
+        if path is None:
+            raise ConfigError(
+                f"the store that features of {self.run} were found in is gone: "
+                f"{looked_for(facts.store, facts.store_fingerprint)}; find the features again in "
+                f"another, with saepipe features {self.run} --store"
+            )
+        return ActStore.open(path)
+
+    def _grew_to(self, there: Manifest) -> bool:
+        """Whether a store is the one that was read, given rows or sites since."""
+        facts, spec = self.facts, there.spec
+        return (
+            facts.site in spec.names
+            and (spec.ctx_len, spec.source.get("text", "")) == (facts.ctx_len, facts.text)
+            and there.n_rows >= facts.n_tokens
+        )
 
     def check(self) -> None:
         """Read everything.

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int, Shaped
 
 from actstore.files import make_folder, partial_of, remove, sync_folder, write_file, write_json
-from pipeline.config.serialization import to_json
+from pipeline.config.serialization import portable, to_json
 from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine
 from pipeline.features.feature import Examples
 from pipeline.features.files import FACTS, FOLDER, TABLES, Facts, FeatureSet
@@ -50,7 +50,7 @@ def save(
     make_folder(partial)
     sha256 = [_write(partial / f"{name}.parquet", tables[name]) for name in TABLES]
     facts = replace(facts, sha256=tuple(sha256))
-    write_json(partial / FACTS, to_json(facts))
+    write_json(partial / FACTS, to_json(portable(facts, run)))
     _put(partial, folder)
     return FeatureSet(run=run, facts=facts)
 

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 
 from actstore.files import make_folder, partial_of, sync_folder, write_file, write_json
-from pipeline.config.serialization import from_json, to_json
+from pipeline.config.serialization import from_json, located, portable, to_json
 from pipeline.config.stages import FinetuneConfig
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
@@ -135,6 +135,7 @@ class FinetunedRun:
         path = Path(path)
         try:
             told = from_json(_Document, json.loads((path / RUN).read_bytes()), where=RUN)
+            told = located(told, path)
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"{path} is not a run: it has no {RUN}; saepipe finetune makes one"
@@ -209,6 +210,6 @@ def save_run(
     write_json(partial / FEATURES, to_json(shifts))
     frozen = _Frozen(config=run.config, store=run.provenance, sha256=run.sha256)
     document = _Document(config=config, coder=frozen, report=report, sha256=sha256)
-    write_json(partial / RUN, to_json(document))
+    write_json(partial / RUN, to_json(portable(document, config.out)))
     partial.rename(config.out)
     sync_folder(config.out.parent)

@@ -17,7 +17,7 @@ from actstore.reader import ActStore
 from actstore.removal import remove_rowless
 from actstore.writer import ActWriter
 from pipeline.config.stages import HarvestConfig
-from pipeline.harvest.plan import HarvestPlan, link, make_plan
+from pipeline.harvest.plan import HarvestPlan, link, make_plan, rows_asked
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.progress import OnProgress, Progress, size
 from pipeline.text.contexts import ContextStream, Cursor
@@ -41,6 +41,8 @@ class HarvestSummary:
     """The complete store elsewhere that `store` was made a link to."""
     n_rows: int
     """Rows per site in the store."""
+    n_rows_asked: int
+    """Rows per site that were asked for: a store that was there may hold more."""
     rows_written: int
     """Rows per site that went through the model now."""
     n_bytes: int
@@ -55,10 +57,16 @@ class HarvestSummary:
         """Rows per site and second."""
         return self.rows_written / self.seconds if self.seconds else 0.0
 
+    @property
+    def holds_more(self) -> bool:
+        """Whether the store holds more than was asked for: a training reads it all unless told."""
+        return self.n_rows > self.n_rows_asked
+
     def __repr__(self) -> str:
         linked = f", linked to {self.found}" if self.found else ""
+        more = f", more than the {self.n_rows_asked:,} asked for" if self.holds_more else ""
         did = "complete already" if self.reused else f"{self.rows_written:,} of them written now"
-        return f"HarvestSummary({self.store}: {self.n_rows:,} rows a site, {did}{linked})"
+        return f"HarvestSummary({self.store}: {self.n_rows:,} rows a site{more}, {did}{linked})"
 
 
 def harvest(
@@ -94,6 +102,7 @@ def harvest(
         reused=not ran,
         found=plan.found,
         n_rows=store.n_rows,
+        n_rows_asked=rows_asked(config),
         rows_written=rows,
         n_bytes=store.n_bytes,
         seconds=seconds,

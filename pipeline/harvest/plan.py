@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 from actstore.addition import under_way
@@ -26,6 +27,8 @@ from pipeline.errors import ConfigError
 from pipeline.lm.families import Shape, Site
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.tokenizer import load_tokenizer
+from pipeline.progress import size
+from pipeline.stores import known_folders
 from pipeline.text.open import open_text
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -76,18 +79,30 @@ class HarvestPlan:
         return round(self.rows_to_write * (width * per_value + _METADATA_BYTES))
 
     @cached_property
+    def _place(self) -> Path:
+        """The store's folder, or what there is above it."""
+        out = self.config.out.absolute()
+        return next(path for path in (out, *out.parents) if path.exists())
+
+    @cached_property
     def bytes_free(self) -> int:
         """On the disk where the store is, or would be."""
-        out = self.config.out.absolute()
-        return shutil.disk_usage(next(p for p in (out, *out.parents) if p.exists())).free
+        return shutil.disk_usage(self._place).free
 
     def fitting(self) -> "HarvestPlan":
-        """The plan, if the disk has room for it."""
-        needed = self.bytes_to_write * _HEADROOM
-        if needed > self.bytes_free:
+        """The plan, if the disk can be written to and has room for it."""
+        try:
+            with TemporaryFile(dir=self._place):  # rights, and mounts, say it no other way to root
+                pass
+        except OSError as error:
             raise ConfigError(
-                f"{self.config.out} needs about {needed / 1e9:.2f} GB and its disk has "
-                f"{self.bytes_free / 1e9:.2f} GB free: lower --tokens, or choose another --out"
+                f"{self.config.out} cannot be written ({error.strerror}): choose another --out"
+            ) from error
+        needed, free = self.bytes_to_write * _HEADROOM, self.bytes_free
+        if needed > free:
+            raise ConfigError(
+                f"{self.config.out} needs about {size(needed)}, {size(needed - free)} more than "
+                f"the {size(free)} that its disk has free: lower --tokens, or choose another --out"
             )
         return self
 
@@ -191,7 +206,8 @@ def _comparable(spec: StoreSpec) -> dict[str, Any]:
 
 def _from_nothing(config: HarvestConfig, spec: StoreSpec) -> HarvestPlan:
     """A complete store elsewhere that holds every row, value by value; a new one without."""
-    n_rows = _whole_contexts(config)
+    n_rows = rows_asked(config)
+    spec.require_sensible(n_rows)
     if not config.out.exists():
         for path, there in _stores_near(config.out):
             if _holds(there, spec, n_rows):
@@ -202,7 +218,7 @@ def _from_nothing(config: HarvestConfig, spec: StoreSpec) -> HarvestPlan:
 
 
 def _from_store(config: HarvestConfig, spec: StoreSpec, there: Manifest) -> HarvestPlan:
-    n_rows = _whole_contexts(config)
+    n_rows = rows_asked(config)
     plan = HarvestPlan(
         config=config, spec=there.spec, state="resume", n_rows=n_rows, rows_to_write=n_rows
     )
@@ -244,13 +260,11 @@ def _complete(config: HarvestConfig, there: Manifest) -> HarvestPlan:
     )
 
 
-def _whole_contexts(config: HarvestConfig) -> int:
-    """The rows asked for, rounded up."""
+def rows_asked(config: HarvestConfig) -> int:
+    """Rows a site, rounded up to whole contexts."""
     return -(-config.tokens // config.ctx_len) * config.ctx_len
 
 
-STORES = "SAEPIPE_STORES"
-"""Environment variable: folders below which stores are looked for, as in PATH."""
 _SOURCE = ("model_fingerprint", "tokenizer_fingerprint", "text_fingerprint", "text_column", *UNSAID)
 """What of a source decides its rows; names of models and texts do not."""
 
@@ -267,11 +281,6 @@ def link(found: Path, out: Path) -> None:
         raise ConfigError(
             f"{out} cannot be made a link ({error.strerror}): use the store itself, --out {found}"
         ) from error
-
-
-def known_folders() -> list[Path]:
-    """Those that SAEPIPE_STORES names."""
-    return [Path(name) for name in os.environ.get(STORES, "").split(os.pathsep) if name]
 
 
 def _stores_near(out: Path) -> list[tuple[Path, Manifest]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from actstore.files import make_folder, write_json
-from pipeline.config.serialization import from_json, to_json
+from pipeline.config.serialization import from_json, located, portable, to_json
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.mnist.classifier import LAYERS
 from pipeline.mnist.config import MnistConfig
@@ -165,7 +165,7 @@ def enter_experiment(config: MnistConfig, images: Images) -> None:
                 f"{config.out} exists and is no experiment of saepipe mnist: choose another --out"
             )
         make_folder(config.out)
-        write_json(file, to_json(now))
+        write_json(file, to_json(portable(now, config.out)))
         return
     there = _read(file)
     if changed := differences(there.config, config, free=_FREE):
@@ -200,7 +200,8 @@ def save_result(out: Path, result: MnistResult) -> None:
 
 def _read(file: Path) -> _Document:
     try:
-        return from_json(_Document, json.loads(file.read_bytes()), where=EXPERIMENT)
+        read = from_json(_Document, json.loads(file.read_bytes()), where=EXPERIMENT)
+        return located(read, file.parent)
     except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from actstore.errors import StoreError
 from actstore.files import make_folder, write_file
 from pipeline.config.stages import EvalConfig, FeaturesConfig, ReportConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TextError
 from pipeline.progress import OnProgress
 from pipeline.report.experiment import Chapter, experiment_view
 from pipeline.report.render import Exhibit, PageView, Tile, render
 from pipeline.report.saes import SAEExhibit
 from pipeline.runs.folder import Provenance
 from pipeline.runs.kinds import kind_of
-from pipeline.runs.names import names_of
+from pipeline.runs.names import names_of, public
 from pipeline.tables import many
 
 
@@ -54,9 +54,9 @@ def view(exhibits: Sequence[Exhibit]) -> PageView:
 def _lead(sources: Sequence[Provenance]) -> str:
     """What the runs have in common, and in how many ways they differ."""
     parts = {
-        "model": {source.model or "unknown" for source in sources},
+        "model": {public(source.model) or "unknown" for source in sources},
         "site": {source.site for source in sources},
-        "text": {source.text or "unknown" for source in sources},
+        "text": {public(source.text) or "unknown" for source in sources},
     }
     told = [
         f"{name} {values.pop()}" if len(values) == 1 else many(len(values), name)
@@ -89,14 +89,13 @@ class ReportSummary:
 def write_report(config: ReportConfig, *, on_progress: OnProgress | None = None) -> ReportSummary:
     """Write a page, having made what is missing for it: evaluations, and what features fire on.
 
-    Features that cannot be found, as of a run whose store is gone, are noted; the page tells how to
-    make them.
+    Features that cannot be found, as of a run whose store is gone, are noted, and evaluations on a
+    text that cannot be reached; the page tells how to make them.
 
     Raises:
         ConfigError: there is no run, `config.out` is a folder, or a run cannot be evaluated.
         CheckpointError: a folder holds no finished run, or a file of it is damaged.
         ModelError: a language model cannot be used.
-        TextError: a text cannot be used.
         StoreError: a store that is needed is damaged.
         DataError: a loss or an activation is not finite.
     """
@@ -107,12 +106,15 @@ def write_report(config: ReportConfig, *, on_progress: OnProgress | None = None)
         from pipeline.evaluate.evaluate import draw, evaluate  # it brings the language model
 
         wanted = EvalConfig(runs=missing)
-        draw(wanted, evaluate(wanted, on_progress=on_progress))
-        made += [f"the evaluation of {run}" for run in missing]
+        try:
+            draw(wanted, evaluate(wanted, on_progress=on_progress))
+            made += [f"the evaluation of {run}" for run in missing]
+        except TextError as error:  # as of one of the hub, where there is no network
+            notes.append(f"not evaluated: {error}, with saepipe eval --text")
     for run, kind in kinds.items():
         try:
             if not kind.has_features(run):
-                kind.features(FeaturesConfig(run=run), on_progress=on_progress)
+                kind.features(FeaturesConfig(run=run, store=config.store), on_progress=on_progress)
                 made.append(f"features of {run}")
         except (ConfigError, StoreError) as error:
             notes.append(str(error))

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from pipeline.features.feature import BEFORE
 from pipeline.report.tables import number
 from pipeline.runs.folder import Provenance, RunFolder
+from pipeline.runs.names import typed
 from pipeline.text.token_text import visible
 
 
@@ -73,7 +74,7 @@ class Exhibit(ABC):
     @property
     def command(self) -> str:
         """What finds its features."""
-        return f"saepipe features {self.path}"
+        return f"saepipe features {typed(self.path)}"
 
     @property
     @abstractmethod

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, cast, final
 
-from pipeline.config.serialization import to_json
+from pipeline.config.serialization import portable, to_json
 from pipeline.config.training import LoopConfig
 from pipeline.evaluate.report import EvalReport, load_report
 from pipeline.finetune.run import FinetunedRun, is_finetuned
@@ -16,6 +16,7 @@ from pipeline.report.figures import HIGH, WIDE, Drawings, curve_drawings, curves
 from pipeline.report.render import Exhibit, Part, Tile
 from pipeline.report.tables import Group, Row, main_heads, main_rows, metric_groups, number
 from pipeline.runs.folder import Provenance, flat
+from pipeline.runs.names import public, typed
 from pipeline.runs.sae_run import SAERun
 from pipeline.tables import percent
 
@@ -97,7 +98,7 @@ class SAEExhibit(Exhibit):
         found = {
             "language model": named(source.model, source.revision),
             "site": source.site,
-            "text": source.text or "unknown",
+            "text": public(source.text) or "unknown",
             "features": f"{run.d_sae:,}, {run.config.expansion} x the width {source.d_in:,}",
             **trained_on(run.config, source),
             "contexts": f"{source.ctx_len} tokens each",
@@ -105,9 +106,9 @@ class SAEExhibit(Exhibit):
         if self.tuned:
             report = self.tuned.report
             found |= {
-                "fine-tuned in": report.model,
+                "fine-tuned in": public(report.model),
                 "fine-tuned at": report.site,
-                "fine-tuned on": f"{report.text}, {report.n_steps:,} steps",
+                "fine-tuned on": f"{public(report.text)}, {report.n_steps:,} steps",
                 "held-out loss, model alone": number(report.ce_base),
                 "held-out loss, SAE spliced in": number(report.ce_spliced),
                 "held-out loss, fine-tuned": number(report.ce_finetuned),
@@ -122,7 +123,7 @@ class SAEExhibit(Exhibit):
         names = [exhibit.name for exhibit in exhibits]
         few = len(exhibits) <= MANY
         known = {exhibit.path.resolve(): exhibit.name for exhibit in exhibits}
-        notes = [note for m in exhibits if m.features for note in m.features.notes]
+        notes = [public(note) for m in exhibits if m.features for note in m.features.notes]
         return SAEsPart(
             groups=metric_groups(reports) if evaluated and few else (),
             heads=[(e.name, e.headline) for e in exhibits] if few else main_heads(),
@@ -182,14 +183,16 @@ def _view(exhibit: SAEExhibit, *, place: int, known: Mapping[Path, str]) -> dict
     tuned = {"finetune": exhibit.tuned.config} if exhibit.tuned else {}
     missing: dict[str, str] = {}
     if exhibit.evaluation is None:
-        missing["It has not been evaluated yet."] = f"saepipe eval {exhibit.path}"
+        missing["It has not been evaluated yet."] = f"saepipe eval {typed(exhibit.path)}"
     if exhibit.features is None:
         missing["Its features have not been collected yet."] = exhibit.command
     view: dict[str, object] = {
         "name": exhibit.name,
         "headline": exhibit.headline,
         "facts": exhibit.facts,
-        "settings": settings_of(exhibit.run.config, store=exhibit.provenance, **tuned),
+        "settings": settings_of(
+            exhibit.run.config, folder=exhibit.path, store=exhibit.provenance, **tuned
+        ),
         "curves": _curves(exhibit, prefix=f"r{place}-"),
         "missing": missing,
         "evaluated": "",
@@ -200,14 +203,15 @@ def _view(exhibit: SAEExhibit, *, place: int, known: Mapping[Path, str]) -> dict
     excluded = f"; left out: {', '.join(report.excluded)}" if report.excluded else ""
     none_dead = [f"None of the {report.d_sae:,} features is dead on these tokens."]
     return view | {
-        "evaluated": f"In {report.model} on {report.text}: {report.n_tokens:,} tokens in contexts "
+        "evaluated": f"In {public(report.model)} on {public(report.text)}: "
+        f"{report.n_tokens:,} tokens in contexts "
         f"of {report.ctx_len}, the model in {report.precision}{excluded}.",
         "figures": _drawings(report, prefix=f"r{place}-"),
         "worst": report.worst,
         "overlaps": {
-            known.get(o.run.resolve(), str(o.run)): number(o.mmcs) for o in report.overlaps
+            known.get(o.run.resolve(), o.run.name): number(o.mmcs) for o in report.overlaps
         },
-        "notes": [*report.notes, *(none_dead if report.dead_cosine is None else ())],
+        "notes": [*map(public, report.notes), *(none_dead if report.dead_cosine is None else ())],
     }
 
 
@@ -238,11 +242,14 @@ def _drawings(report: EvalReport, *, prefix: str) -> Drawings:
     return drawings(figures, prefix=prefix)
 
 
-def settings_of(config: object, **others: object) -> dict[str, str]:
-    """Every setting as `arch.k` -> its value; those of the others as `store.text`."""
-    found = flat(to_json(config))
+def settings_of(config: object, *, folder: Path, **others: object) -> dict[str, str]:
+    """Every setting as `arch.k` -> its value; those of the others as `store.text`.
+
+    Paths are those from the folder of the run.
+    """
+    found = flat(to_json(portable(config, folder)))
     for name, values in others.items():
-        found |= flat(to_json(values), f"{name}.")
+        found |= flat(to_json(portable(values, folder)), f"{name}.")
     return {name: _setting(value) for name, value in found.items()}
 
 
@@ -258,7 +265,7 @@ def trained_on(config: LoopConfig, store: Provenance) -> dict[str, str]:
 
 def named(model: str, revision: str) -> str:
     """A language model, and its revision if that is not the main one."""
-    name = model or "unknown"
+    name = public(model) or "unknown"
     return name if revision in ("", "main") else f"{name} at {revision}"
 
 
@@ -269,4 +276,4 @@ def _setting(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return ", ".join(map(str, cast("list[object]", value)))
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else public(str(value))

@@ -23,14 +23,16 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from actstore.files import make_folder, write_file, write_json
+from actstore.manifest import Manifest
 from actstore.reader import ActStore
-from pipeline.config.serialization import from_json, to_json
+from pipeline.config.serialization import from_json, located, portable, to_json
 from pipeline.config.stages import UNSAID, Documents, SpecialTokens
 from pipeline.config.training import LoopConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.frame import make_frame
 from pipeline.runs.checkpoints import FOLDER
 from pipeline.runs.curves import METRICS, read_curves
+from pipeline.stores import locate
 
 FORMAT = 1
 RUN = "run.json"
@@ -81,6 +83,21 @@ class Provenance:
             documents=source["documents"],
         )
 
+    def find(self, run: Path) -> Path | None:
+        """Where the store that `run` was trained from is now; None where it is nowhere."""
+        return locate(self.path, self.fingerprint, run=run, grown=self._grew_to)
+
+    def _grew_to(self, there: Manifest) -> bool:
+        """Whether a store is this one, given rows or sites since."""
+        spec, source = there.spec, UNSAID | dict(there.spec.source)
+        said = ("model", "revision", "model_fingerprint", "text", *UNSAID)
+        return (
+            (spec.ctx_len, spec.dtype) == (self.ctx_len, self.dtype)
+            and there.n_rows >= self.n_rows
+            and any((s.name, s.width) == (self.site, self.d_in) for s in spec.sites)
+            and all(source.get(name, "") == getattr(self, name) for name in said)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder(ABC):
@@ -95,7 +112,7 @@ class RunFolder(ABC):
 
     path: Path
     config: LoopConfig
-    """As it ran: the paths absolute."""
+    """As it ran: the paths absolute; in run.json they lead on from its folder."""
     provenance: Provenance
     """`store` in run.json."""
     sha256: str = ""
@@ -181,7 +198,7 @@ class RunFolder(ABC):
             kind = told.get("kind", cls.KIND) if isinstance(told, dict) else cls.KIND
             if kind != cls.KIND:
                 raise CheckpointError(f"{path} is a {kind} run, not one of {cls.MADE_BY}")
-            document = from_json(_document(cls), cls.as_now(told), where=RUN)
+            document = located(from_json(_document(cls), cls.as_now(told), where=RUN), path)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CheckpointError(
                 f"{path} is not a run: it has no {RUN}; {cls.MADE_BY} makes one"
@@ -201,7 +218,8 @@ class RunFolder(ABC):
 
     def write(self) -> None:
         """Write run.json."""
-        told = {key: to_json(getattr(self, name)) for name, key in _keys(type(self)).items()}
+        kept = portable(self, self.path)
+        told = {key: to_json(getattr(kept, name)) for name, key in _keys(type(self)).items()}
         head = {"format": FORMAT, "saepipe": saepipe_version(), "kind": self.KIND}
         write_json(self.path / RUN, head | told)
 
@@ -211,10 +229,15 @@ class RunFolder(ABC):
 
     def finish(self: RunT, trained: nn.Module) -> RunT:
         """Write what was trained, and only then call the run complete."""
-        weights = save_tensors(self.path / self.WEIGHTS, trained.state_dict())
+        tensors = trained.state_dict()
+        weights = save_tensors(self.path / self.WEIGHTS, tensors, metadata=self._metadata(tensors))
         run = replace(self, sha256=weights)
         run.write()
         return run
+
+    def _metadata(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """What the file of what was trained says of itself."""
+        return {}
 
     def trained(self) -> dict[str, Tensor]:
         """What was trained, every byte checked."""
@@ -316,9 +339,12 @@ def saepipe_version() -> str:
         return "unknown"
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
+) -> str:
     """Write them, whole or not at all; gives the file's SHA-256."""
-    data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+    kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    data = save(kept, dict(metadata) if metadata else None)
     write_file(path, [data])
     return hashlib.sha256(data).hexdigest()
 

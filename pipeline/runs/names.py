@@ -1,5 +1,6 @@
 """Names of runs, short enough for a table's head or a figure; the folder that runs share."""
 
+import re
 from collections.abc import Sequence
 from os.path import commonpath
 from pathlib import Path
@@ -12,6 +13,24 @@ def names_of(runs: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [str(run) for run in runs]
+
+
+def from_here(path: Path) -> Path:
+    """A path as one types it in this folder: nothing of what lies above that, if it is in it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+_FOLDERS = re.compile(r"(?<![\w./:~])~?/(?:[^\s/]+/)+")
+
+
+def public(words: str) -> str:
+    """Words for everybody: of each path of this machine its last part alone."""
+    return _FOLDERS.sub("", words)
+
+
+def typed(path: Path) -> str:
+    """A path in a command for everybody."""
+    return public(str(from_here(path)))
 
 
 def middle_out(name: str, n: int) -> str:

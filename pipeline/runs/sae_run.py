@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
+from torch import Tensor
 
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError
 from pipeline.runs.advice import advice_on
 from pipeline.runs.curves import METRICS, read_curves
 from pipeline.runs.folder import RunFolder
-from pipeline.sae.sae import SAE
+from pipeline.sae.sae import SAE, metadata_of
 
 CODER = "sae.safetensors"
 
@@ -80,6 +81,12 @@ class SAERun(RunFolder):
             raise CheckpointError(f"{self.path} is an unfinished run: train it to its end first")
         n_rows = self.provenance.n_rows
         return advice_on(self.config, curves, d_sae=self.d_sae, n_rows=n_rows)
+
+    def _metadata(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """What opens sae.safetensors alone."""
+        source = self.provenance
+        shape = {"d_in": source.d_in, "d_sae": self.d_sae}
+        return metadata_of(tensors, self.config.arch, **shape, site=source.site)
 
     def load_sae(self, device: torch.device) -> SAE:
         """The finished SAE in float32, every byte checked."""

@@ -16,7 +16,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,9 +31,13 @@ BLOCK_ROWS = 1024
 WEIGHTS, ABOUT, RUN = "sae.safetensors", "cfg.json", "run.json"
 
 
+METADATA = "saepipe"
+"""Under which key a file of weights says what they are."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _About:
-    """What cfg.json says of the weights beside it."""
+    """What cfg.json says of the weights beside it, and a file of weights of its own."""
 
     format: int = 1
     arch: ArchConfig
@@ -41,6 +45,17 @@ class _About:
     d_sae: int
     site: str = ""
     sha256: str
+    """Of the file; where it stands in the file itself, of the tensors."""
+
+    @staticmethod
+    def inside(file: Path) -> "_About | None":
+        """What a file of weights says of itself; None if it does not, or cannot be read."""
+        try:
+            with safe_open(file, "pt") as opened:
+                told = (opened.metadata() or {}).get(METADATA)
+            return None if told is None else from_json(_About, json.loads(told), where=METADATA)
+        except (OSError, ValueError, SafetensorError):
+            return None
 
     @staticmethod
     def read(folder: Path) -> "_About":
@@ -64,6 +79,22 @@ class _About:
             raise CheckpointError(f"{path} is not of the run of an SAE: {error}") from error
         except (OSError, ValueError, ConfigError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def metadata_of(
+    tensors: Mapping[str, Tensor], arch: ArchConfig, *, d_in: int, d_sae: int, site: str
+) -> dict[str, str]:
+    """What goes into a file of these weights, so that it can be opened alone."""
+    about = _About(arch=arch, d_in=d_in, d_sae=d_sae, site=site, sha256=_digest(tensors))
+    return {METADATA: json.dumps(to_json(about))}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class Coder(nn.Module, ABC):
@@ -173,43 +204,63 @@ class SAE(Coder):
         self.activation = architecture.activation()
 
     @classmethod
-    @torch.inference_mode(mode=False)
     def from_pretrained(
         cls, folder: str | PathLike[str], *, device: str | torch.device = "cpu"
     ) -> "SAE":
         """The SAE of a training's folder, or of one that `save_pretrained` wrote, in float32.
 
         Args:
-            folder: Of the run, or of what was saved.
+            folder: Of the run, or of what was saved; or the file of weights alone.
             device: `cpu`, `cuda`, `mps`, or `auto` for the best that is there.
 
         Raises:
             CheckpointError: there is none, or it is unfinished or damaged.
             ConfigError: the device is not there.
         """
-        folder, where = Path(folder), pick_device(device)
-        about, path = _About.read(folder), folder / WEIGHTS
-        if not about.sha256:
-            raise CheckpointError(f"{folder} is an unfinished run: train it to its end first")
+        return cls.load(folder, device=device)
+
+    @classmethod
+    @torch.inference_mode(mode=False)
+    def load(cls, path: str | PathLike[str], *, device: str | torch.device = "cpu") -> "SAE":
+        """An SAE in float32, from its file of weights alone or from the folder that holds it.
+
+            sae = SAE.load("sae.safetensors")
+
+        What it raises is `from_pretrained`'s.
+        """
+        path, where = Path(path), pick_device(device)
+        file = path if path.is_file() else path / WEIGHTS
+        folder = file.parent
+        described = any((folder / name).exists() for name in (RUN, ABOUT))
+        about = _About.inside(file) if path.is_file() or not described else None
+        alone = about is not None
+        if not alone and (described or not file.exists()):
+            about = _About.read(folder)
+            if not about.sha256:
+                raise CheckpointError(f"{folder} is an unfinished run: train it to its end first")
         try:
-            data = path.read_bytes()
-            if hashlib.sha256(data).hexdigest() != about.sha256:
+            data = file.read_bytes()
+            tensors = load(data)
+            if about is None:
+                raise ValueError(f"it has no {RUN} beside it and does not say what it is")  # noqa: TRY301
+            checksum = _digest(tensors) if alone else hashlib.sha256(data).hexdigest()
+            if checksum != about.sha256:
                 raise ValueError("its checksum is another")  # noqa: TRY301
             sae = cls(about.arch, d_in=about.d_in, d_sae=about.d_sae, site=about.site)
-            sae.load_state_dict(load(data))
+            sae.load_state_dict(tensors)
         except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is missing or damaged ({error})") from error
+            raise CheckpointError(f"{file} is missing or damaged ({error})") from error
         return sae.to(where, torch.float32)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `sae.safetensors`, and the `cfg.json` that describes it and has its checksum."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        data = save({name: p.detach().cpu().contiguous() for name, p in self.state_dict().items()})
-        about = _About(
-            arch=self.arch, d_in=self.d_in, d_sae=self.d_sae, site=self.site,
-            sha256=hashlib.sha256(data).hexdigest(),
-        )  # fmt: skip
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self.state_dict().items()}
+        shape = {"d_in": self.d_in, "d_sae": self.d_sae}
+        data = save(tensors, metadata_of(tensors, self.arch, **shape, site=self.site))
+        sha256 = hashlib.sha256(data).hexdigest()
+        about = _About(arch=self.arch, **shape, site=self.site, sha256=sha256)
         (folder / WEIGHTS).write_bytes(data)
         (folder / ABOUT).write_text(json.dumps(to_json(about), indent=2) + "\n")
 

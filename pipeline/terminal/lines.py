@@ -45,7 +45,12 @@ def harvest_lines(summary: "HarvestSummary") -> Iterator[str]:
     if summary.reused:
         linked = "" if summary.found is None else f"{summary.found}, linked as "
         rows = f"{summary.n_rows:,} rows a site"
-        yield f"harvest   complete, reused: {rows} in {linked}{summary.store}"
+        more = (
+            f"; {summary.n_rows_asked:,} were asked for: train with --tokens {summary.n_rows_asked}"
+            if summary.holds_more
+            else ""
+        )
+        yield f"harvest   complete, reused: {rows} in {linked}{summary.store}{more}"
         return
     ended = "; the text ended there" if summary.source_exhausted else ""
     yield (

@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from actstore.files import write_file
-from pipeline.config.serialization import to_json
+from pipeline.config.serialization import to_json, with_paths
 from pipeline.progress import OnProgress, Progress, short
+from pipeline.runs.names import from_here
 from pipeline.tables import Cell, Column, Table as PlainTable, cell
 
 
@@ -123,7 +124,7 @@ class Screen:
 
     def emit(self, result: object) -> None:
         """Write a result as JSON, whole or not at all, if that was asked for."""
-        text = jsonlib.dumps(to_json(result), indent=1) + "\n"
+        text = jsonlib.dumps(to_json(with_paths(result, from_here)), indent=1) + "\n"
         if self._json == "-":
             sys.stdout.write(text)
         elif self._json is not None:

@@ -15,12 +15,12 @@ from rich.text import Text
 
 from actstore.errors import StoreError
 from actstore.manifest import Manifest
-from actstore.removal import find_stores, removable
+from actstore.removal import find_stores, removable, require_unlinked
 from actstore.verify import Finding, verify
 from pipeline.config.stages import Device
 from pipeline.errors import ConfigError
-from pipeline.harvest.plan import known_folders
 from pipeline.progress import Progress, short, size
+from pipeline.stores import known_folders
 from pipeline.tables import cell, many
 from pipeline.terminal.lines import removal_line
 from pipeline.terminal.screen import Screen
@@ -218,7 +218,9 @@ def require_whole(path: Path, findings: Sequence[Finding], *, screen: Screen) ->
 
 
 def announce_removal(path: Path, *, ask: bool, screen: Screen) -> None:
-    """Say what will go; raise ConfigError where nobody can be asked whether it shall."""
-    screen.say(removal_line(removable(path)))
+    """Say what will go; raise where links lead to it, or nobody can be asked whether it shall."""
+    what = removable(path)
+    require_unlinked(path, known_folders())
+    screen.say(removal_line(what))
     if ask and not sys.stdin.isatty():
         raise ConfigError(f"there is nobody to ask: saepipe store rm {path} --yes")

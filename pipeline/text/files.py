@@ -6,6 +6,7 @@ A document is a record, or a text file; a text file beyond 1 MiB is several, cut
 import gzip
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -92,8 +93,11 @@ def files_fingerprint(paths: list[Path], *, root: Path) -> str:
     digest = hashlib.sha256()
     for path in paths:
         name = path.relative_to(root) if path != root else path.name
-        digest.update(f"{name}:{path.stat().st_size}\n".encode() + ends_of(path))
+        digest.update(os.fsencode(f"{name}:{path.stat().st_size}\n") + ends_of(path))
     return f"sha256:{digest.hexdigest()}"
+
+
+_CONVERT = "convert it, for example with iconv"
 
 
 @contextmanager
@@ -102,9 +106,7 @@ def _explained(path: Path) -> Generator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise TextError(
-            f"{path} is not UTF-8 text ({error.reason}): convert it, for example with iconv"
-        ) from error
+        raise TextError(f"{path} is not UTF-8 text ({error.reason}): {_CONVERT}") from error
     except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
         reason = str(error).partition("\n")[0]
         raise TextError(f"{path} cannot be read, it may be damaged: {reason}") from error
@@ -127,7 +129,7 @@ def text_columns(columns: Iterable[str], column: str, *, where: str) -> tuple[st
 def text_of(record: object, column: str, *, where: str) -> str:
     """The document of a record, or of a plain string; empty where the record says null."""
     if isinstance(record, str):
-        return record
+        return _encodable(record, where=where)
     if not isinstance(record, Mapping):
         kind = type(record).__name__
         raise TextError(f"{where} is neither a record nor a string but a {kind}")
@@ -136,7 +138,19 @@ def text_of(record: object, column: str, *, where: str) -> str:
     for value in values:
         if value is not None and not isinstance(value, str):
             raise TextError(f"{where} holds a {type(value).__name__} where text is expected")
-    return "".join(value for value in values if isinstance(value, str))
+    return _encodable("".join(value for value in values if isinstance(value, str)), where=where)
+
+
+def _encodable(text: str, *, where: str) -> str:
+    """A text, unless it holds half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TextError(
+            f"{where} holds {ascii(text[error.start])[1:-1]}, which is no character: mend or "
+            "remove it"
+        ) from error
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +201,9 @@ def _read_list(path: Path, column: str, start: int) -> Iterator[str]:
 def _parsed(content: bytes, *, where: str) -> object:
     try:
         return json.loads(content)
-    except json.JSONDecodeError as error:
+    except UnicodeDecodeError as error:
+        raise TextError(f"{where} is not UTF-8 text ({error.reason}): {_CONVERT}") from error
+    except (ValueError, RecursionError) as error:  # also a number too long, or lists too deep
         raise TextError(f"{where} is not valid JSON: {error}") from error
 
 
@@ -195,17 +211,17 @@ def _read_parquet(path: Path, column: str, start: int) -> Iterator[str]:
     """Row group by row group; those before `start` are not read."""
     with parquet.ParquetFile(path) as file:
         columns = text_columns(file.schema_arrow.names, column, where=str(path))
-        groups = list(range(file.num_row_groups))
-        while groups and start >= (n := int(file.metadata.row_group(groups[0]).num_rows)):
-            start -= n
+        groups, first = list(range(file.num_row_groups)), 0
+        while groups and start - first >= (n := int(file.metadata.row_group(groups[0]).num_rows)):
+            first += n
             del groups[0]
         rows = (
             row
             for batch in file.iter_batches(row_groups=groups, columns=list(columns))
             for row in batch.to_pylist()
         )
-        for row in islice(rows, start, None):
-            yield text_of(row, column, where=str(path))
+        for number, row in enumerate(islice(rows, start - first, None), start=start + 1):
+            yield text_of(row, column, where=f"{path} record {number}")
 
 
 def _count_parquet(path: Path) -> int:

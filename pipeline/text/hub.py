@@ -43,8 +43,8 @@ class HubText(TextSource):
             if dataset.column_names is not None:
                 columns = text_columns(dataset.column_names, self._column, where=self.name)
                 dataset = dataset.select_columns(list(columns))
-            for record in dataset.skip(start):
-                yield text_of(record, self._column, where=self.name)
+            for number, record in enumerate(dataset.skip(start), start=start + 1):
+                yield text_of(record, self._column, where=f"{self.name} record {number}")
 
     @cached_property
     def _commit(self) -> str:
@@ -127,8 +127,9 @@ class SavedText(TextSource):
         columns = text_columns(dataset.column_names, self._column, where=self.name)
         if start >= len(dataset):
             return
-        for record in dataset.select_columns(list(columns)).skip(start):
-            yield text_of(record, self._column, where=self.name)
+        records = dataset.select_columns(list(columns)).skip(start)
+        for number, record in enumerate(records, start=start + 1):
+            yield text_of(record, self._column, where=f"{self.name} record {number}")
 
     def _chosen(self) -> Any:  # noqa: ANN401 its class is imported late
         """The dataset, or the split of it that is asked for."""

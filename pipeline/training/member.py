@@ -1,5 +1,6 @@
 """Runs in training, and groups of them that take their steps together, whatever they train."""
 
+import errno
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
@@ -200,6 +201,9 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
 @contextmanager
 def writing(path: Path) -> Generator[None, None, None]:
     """Within the block, a disk that fails is one line that says how to go on."""
@@ -207,6 +211,7 @@ def writing(path: Path) -> Generator[None, None, None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"cannot write to {path} ({error.strerror or error}): make room, then train again "
+            f"cannot write to {path} ({error.strerror or error}): "
+            f"{'make room' if error.errno in _NO_ROOM else 'see to that'}, then train again "
             f"with --resume; what is in {path / FOLDER} is whole"
         ) from error

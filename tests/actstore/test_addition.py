@@ -238,9 +238,11 @@ def test_what_cannot_be_added_is_told(tmp_path, old_store):
         (nowhere, NEW, "there is no activation store at .*nowhere; make it: saepipe harvest"),
         (begun, NEW, "begun is not finished: go on with the saepipe harvest that began it"),
         (path, OLD, r"has the site mlp_out\.1 already"),
+        (path, OLD.upper(), "'mlp_out.1' and 'MLP_OUT.1' differ in case alone"),
+        (path, "zarr.json", "'zarr.json' cannot name a site"),
     ):
-        with pytest.raises(StoreError, match=told):
-            add_site(store, site, whole=BOTH)
+        with pytest.raises(StoreError, match=told), adding(store, {site: 16}):
+            pass
     assert not nowhere.exists()
     assert not (begun / "adding").exists() and not (path / "adding").exists()
 

@@ -13,6 +13,7 @@ from actstore.reader import ActStore, peek
 from actstore.removal import find_stores
 from actstore.verify import verify
 from actstore.writer import ActWriter
+from tests.helpers.refusals import refused
 from tests.helpers.stores import (
     TWO_SITES,
     column,
@@ -125,9 +126,14 @@ def test_stores_below_a_folder_are_found(tmp_path):
 
 
 def test_names_that_cannot_be_folders_are_refused():
-    for name in ("", "a/b", "..", "token_id", "context_tokens", "summary-1", "é"):
-        with pytest.raises(StoreError, match="cannot name a site"):
+    for name in (
+        "", "a/b", "..", "token_id", "context_tokens", "summary-1", "é", "a\nb", "x\x1b", "x" * 201,
+        "zarr.json", ".partial", "x.partial", "Zarr.JSON", "Token_id", "Summary-1", "x.Partial",
+    ):  # fmt: skip
+        with refused(StoreError, "cannot name a site"):
             SiteSpec(name=name, width=4)
+        with refused(StoreError, "cannot name a site"):
+            StoreSpec.of(widths={name: 4}, ctx_len=8, dtype="float32")
     with pytest.raises(StoreError, match="width must be positive, got 0"):
         SiteSpec(name="x", width=0)
 
@@ -139,6 +145,7 @@ def test_impossible_specs_are_refused():
     for change, told in [
         ({"sites": ()}, "a store needs sites"),
         ({"sites": (site, site)}, "each once"),
+        ({"sites": (site, SiteSpec(name="X", width=4))}, "'x' and 'X' differ in case alone"),
         ({"dtype": "int8"}, "unknown dtype 'int8'; known are bfloat16, float16, float32"),
         ({"codec": "gzip"}, "unknown codec 'gzip' of float32; known are lz4, zstd, raw and, lossy"),
         ({"ctx_len": 0}, "ctx_len must be positive"),
@@ -148,6 +155,9 @@ def test_impossible_specs_are_refused():
     ]:
         with pytest.raises(StoreError, match=told):
             StoreSpec(**{**good, **change})
+    with pytest.raises(StoreError, match="a store needs sites"):
+        StoreSpec.of(widths={}, ctx_len=8, dtype="float32")
+    assert StoreSpec.of(widths={"ctx_len": 4}, ctx_len=8, dtype="float32").names == ("ctx_len",)
 
 
 def test_a_file_of_a_store_is_one_look_when_the_store_is_opened(tmp_path):

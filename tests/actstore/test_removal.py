@@ -10,6 +10,7 @@ from actstore.files import remove, writing
 from actstore.ledger import JOURNAL
 from actstore.reader import ActStore, peek
 from actstore.removal import removable, remove_rowless, remove_store
+from tests.helpers.refusals import refused
 from tests.helpers.stores import edit_json
 
 ROOT_FILE = "data.zarr/zarr.json"
@@ -122,6 +123,26 @@ def test_of_a_link_the_link_goes_and_the_store_stays(make_store, tmp_path):
     remove_store(link)
     assert not link.is_symlink()
     ActStore.open(path)
+
+
+def test_a_store_that_links_lead_to_stays(make_store, tmp_path):
+    path, known = make_store(), tmp_path / "known"
+    known.mkdir()
+    (known / "whole.actstore").symlink_to("../acts.actstore", target_is_directory=True)
+    (known / "group.actstore").mkdir()
+    (known / "group.actstore/data.zarr").symlink_to(path / "data.zarr", target_is_directory=True)
+    (tmp_path / "same").symlink_to(tmp_path, target_is_directory=True)  # the store itself is there
+    folders = (known, tmp_path / "same", tmp_path / "gone")
+    with refused(StoreError, "is where .*group.actstore, .*whole.actstore lead: .* rm .*group.act"):
+        remove_store(path, folders)
+    ActStore.open(path)
+    for link in ("group", "whole"):
+        remove_store(known / f"{link}.actstore", folders)
+    (tmp_path / "beside").symlink_to(path, target_is_directory=True)
+    assert_refused(path, "is where .*beside leads: remove that first")
+    remove_store(tmp_path / "beside")
+    remove_store(path, folders)
+    assert not path.exists()
 
 
 def test_of_a_linked_group_the_link_goes_and_the_group_stays(make_store, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from actstore.errors import NonFiniteError, StoreError
+from actstore.manifest import StoreSpec
 from actstore.reader import ActStore, peek
 from actstore.shardwriter import write_files
 from actstore.writer import ActWriter
@@ -163,6 +164,20 @@ def test_finishing_too_early_is_refused(tmp_path):
         pytest.raises(StoreError, match="the source gave no whole context"),
     ):
         writer.finish(source_exhausted=True)
+
+
+@pytest.mark.parametrize(
+    ("shard_rows", "n_rows", "told"),
+    [
+        (10**12, 64, "makes shards of 37,252.9 GiB a site, which a writer holds in memory: leave"),
+        (8, 10**6, "makes 125,000 shards, each a file of every array: leave it out, for 262,144 a"),
+    ],
+)
+def test_shards_of_absurd_sizes_are_refused(tmp_path, shard_rows, n_rows, told):
+    spec = StoreSpec.of(widths={"x": 3}, ctx_len=8, dtype="float32", shard_rows=shard_rows)
+    with pytest.raises(StoreError, match=told):
+        ActWriter.create_or_resume(tmp_path / "s", spec, n_rows=n_rows)
+    assert not (tmp_path / "s").exists()
 
 
 def test_another_spec_is_refused_and_the_difference_named(tmp_path):

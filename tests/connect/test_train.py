@@ -336,7 +336,7 @@ def test_a_store_that_does_not_fit_is_refused_before_anything_is_written(
 
 def test_what_does_not_fit_into_memory_is_refused_with_the_figures(place, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "memory_free", lambda device: 1000)
-    with pytest.raises(ConfigError, match=r"this connector needs about .* and cpu has 0.0 GB free"):
+    with pytest.raises(ConfigError, match=r"needs about .*kB more than the 1kB free on cpu"):
         connect(make_config(place, tmp_path / "c"))
 
 

@@ -10,6 +10,7 @@ from pipeline.evaluate.ablations import ABLATED, SiteMean, Slot
 from tests.helpers.evaluations import N_CONTEXTS
 from tests.helpers.plain_eval import leave_out
 from tests.helpers.slow import slow
+from tests.helpers.stores import edit_json
 from tests.helpers.tiny import CTX_LEN, make_model, make_sae, make_text
 
 
@@ -71,9 +72,7 @@ def test_what_was_measured_otherwise_is_not_used(change, make_run, evals, passes
     evals.reports(run, batch_size=4)
     site = "mlp_out.2" if change == "site" else "mlp_out.1"
     other = make_run("other", stored=False, site=site)
-    (tmp_path / "other" / "run.json").write_text(
-        (other / "run.json").read_text().replace(str(other / "gone.actstore"), str(store))
-    )
+    edit_json(other / "run.json", lambda told: told["store"].update(path=str(store)))
     text = make_text(tmp_path / "b.txt", n_contexts=N_CONTEXTS, seed=1)
     changes = {
         "text": {"text": text}, "tokens": {"tokens": 8 * CTX_LEN}, "batch_size": {"batch_size": 5},

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.serialization import to_json
+from pipeline.config.serialization import located, portable, to_json
 from pipeline.errors import CheckpointError, DataError
 from pipeline.evaluate.report import EVAL_FILE, Interval, load_report, save_report, write_table
 from pipeline.runs.names import middle_out, names_of
@@ -21,9 +21,10 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def test_a_report_is_plain_json_with_a_field_a_line_and_is_loaded_equal(tmp_path):
     for report in (with_everything(tmp_path), make_report(tmp_path, dead_cosine=None, kl=0.0)):
         assert save_report(report) == tmp_path / EVAL_FILE
-        assert load_report(tmp_path) == report
+        assert load_report(tmp_path) == located(portable(report, tmp_path), tmp_path)
         text = (tmp_path / EVAL_FILE).read_text()
-        assert json.loads(text) == json.loads(json.dumps(to_json(report)))
+        assert json.loads(text) == json.loads(json.dumps(to_json(portable(report, tmp_path))))
+        assert str(tmp_path) not in text
         assert len(text.splitlines()) == len(to_json(report)) + 2
     assert [path.name for path in tmp_path.iterdir()] == [EVAL_FILE]
 
@@ -71,12 +72,13 @@ def test_a_number_that_is_not_finite_is_not_written_and_the_last_report_stays(tm
 
 
 def test_the_table_has_a_line_a_run_and_every_single_value(tmp_path):
-    reports = [with_everything(Path("a")), make_report(Path("b,c"), arch="relu", notes=("x", "y"))]
+    paths = [tmp_path / "a", tmp_path / "b,c"]
+    reports = [with_everything(paths[0]), make_report(paths[1], arch="relu", notes=("x", "y"))]
     write_table(reports, tmp_path / "eval.csv")
     rows = rows_of(tmp_path / "eval.csv")
     assert [row["run"] for row in rows] == ["a", "b,c"]
     assert [row["arch"] for row in rows] == ["topk", "relu"]
-    for name, value in to_json(reports[0]).items():
+    for name, value in to_json(portable(reports[0], tmp_path)).items():
         if isinstance(value, list):
             assert name in ("notes", "excluded") or name not in rows[0]
         elif isinstance(value, float):

@@ -184,7 +184,9 @@ def test_a_store_that_does_not_fit_is_told_in_one_line(own, tmp_path):
     document = json.loads((gone / "run.json").read_text())
     document["store"]["path"] = str(tmp_path / "moved.actstore")
     (gone / "run.json").write_text(json.dumps(document))
-    with pytest.raises(ConfigError, match=r"is gone: name .* holds mlp_out.1, with --store$"):
+    with pytest.raises(
+        ConfigError, match=r"is gone: moved.actstore, fingerprint \w{12}, was at .*--store$"
+    ):
         collect_features(config_of(gone))
     assert len(collect_features(config_of(gone, store=own.store.path))) == 64
     other = make_store_of(own.model, tmp_path / "other.actstore", sites=("resid_post.0",)).path

@@ -1,9 +1,11 @@
+import errno
 import json
 import os
 import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from actstore.verify import verify
 from pipeline.config.stages import UNSAID, HarvestConfig
 from pipeline.errors import ConfigError, ModelError, TextError
 from pipeline.harvest.harvest import _carry_out, _writer_of, harvest
-from pipeline.harvest.plan import make_plan
+from pipeline.harvest.plan import HarvestPlan, make_plan
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.progress import Progress
 from tests.helpers.harvests import harvest_config, states_until_complete
@@ -420,13 +422,32 @@ def test_a_store_in_use_is_refused(config):
         ({"ctx_len": 65}, ConfigError, "longer than the 64 positions"),
         ({"text": "/nowhere/text.txt"}, TextError, "there is no text"),
         ({"model": "/nowhere"}, ModelError, "neither a folder with config.json nor a hub id"),
-        ({"tokens": 10**14}, ConfigError, "needs about .* GB and its disk has .* GB free"),
+        (
+            {"tokens": 10**14, "shard_rows": None},
+            ConfigError,
+            "needs about .*B more than the .*B that its disk has free",
+        ),
     ],
 )
 def test_what_cannot_be_harvested_is_said_in_one_line(config, change, error, message):
     with refused(error, message):
         make_plan(replace(config, **change))
     assert not config.out.exists()
+
+
+def test_a_disk_with_nearly_enough_room_is_told_by_what_it_lacks(config, monkeypatch):
+    needed = make_plan(config).bytes_to_write * 1.02
+    monkeypatch.setattr(HarvestPlan, "bytes_free", int(needed) - 1000)
+    with refused(ConfigError, r"needs about \d+\w+, 1kB more than the .* lower --tokens"):
+        make_plan(config)
+
+
+def test_a_disk_that_can_only_be_read_is_not_told_to_be_full(config, monkeypatch):
+    monkeypatch.setattr(HarvestPlan, "bytes_free", 0)
+    no = Mock(side_effect=OSError(errno.EROFS, "Read-only file system"))
+    monkeypatch.setattr("pipeline.harvest.plan.TemporaryFile", no)
+    with refused(ConfigError, r"cannot be written \(Read-only file system\): choose another --out"):
+        make_plan(config)
 
 
 @pytest.mark.parametrize(

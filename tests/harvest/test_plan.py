@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from actstore.errors import StoreError
 from actstore.reader import ActStore
 from actstore.removal import find_stores
 from actstore.writer import ActWriter
@@ -13,6 +14,7 @@ from pipeline.config.stages import HarvestConfig
 from pipeline.errors import ConfigError
 from pipeline.harvest.harvest import harvest
 from pipeline.harvest.plan import link, make_plan
+from pipeline.terminal.lines import harvest_lines
 from tests.helpers.harvests import harvest_config
 from tests.helpers.stores import make_spec, write_store
 from tests.helpers.tiny import CTX_LEN, make_model
@@ -165,3 +167,18 @@ def test_a_harvest_links_the_store_that_holds_the_same(stage, tmp_path, monkeypa
     assert make_plan(wanted).found is None
     again = harvest(wanted)
     assert (again.reused, again.found, again.n_rows) == (True, None, 16 * CTX_LEN)
+    assert not again.holds_more and "asked" not in "".join([*harvest_lines(again), repr(again)])
+
+
+def test_a_store_larger_than_was_asked_for_is_told(stage, beside):
+    small = harvest(replace(beside, tokens=2 * CTX_LEN, out=beside.out.with_name("small.actstore")))
+    assert (small.n_rows, small.n_rows_asked) == (16 * CTX_LEN, 2 * CTX_LEN)
+    (line,) = harvest_lines(small)
+    assert f"{2 * CTX_LEN} were asked for: train with --tokens {2 * CTX_LEN}" in line
+    assert f"more than the {2 * CTX_LEN} asked for" in repr(small)
+    small.store.unlink()
+
+
+def test_shards_of_an_absurd_size_are_refused_before_anything_is_loaded(beside):
+    with pytest.raises(StoreError, match=r"shard_rows 999,997,440 makes shards of"):
+        make_plan(replace(beside, tokens=10**6, shard_rows=10**9))

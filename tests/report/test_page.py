@@ -7,20 +7,21 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 from pipeline.config.stages import FinetuneConfig, ReportConfig
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, TextError
 from pipeline.evaluate.report import Overlap, save_report
 from pipeline.features.feature import BEFORE
 from pipeline.finetune.run import FinetunedRun, FinetuneReport
 from pipeline.plots.style import BLUE, INK, axes_in, make_figure
 from pipeline.report.feature_data import N_DEAD, choose_features, feature_data, rounded
 from pipeline.report.figures import inline_svg
-from pipeline.report.page import view, write_page
+from pipeline.report.page import view, write_page, write_report
 from pipeline.report.render import embedded_json, render
 from pipeline.report.saes import SAEExhibit
 from pipeline.runs.curves import METRICS
@@ -244,7 +245,7 @@ def test_what_several_runs_have_in_common_is_said_once(tmp_path):
     ]
     made = SAEExhibit.part(exhibits)
     assert made.feature_notes == ["logits are direct"]
-    assert made.runs[0]["overlaps"] == {"b": "0.75", "/else/where": "0.25"}
+    assert made.runs[0]["overlaps"] == {"b": "0.75", "where": "0.25"}
     assert made.runs[0]["notes"][-1] == "None of the 64 features is dead on these tokens."
     assert [*made.runs[0]["figures"]] == ["r1-density", "r1-encoder_decoder"]
     assert view(exhibits).lead == "model EleutherAI/pythia-70m · site mlp_out.1 · text somewhere"
@@ -253,9 +254,9 @@ def test_what_several_runs_have_in_common_is_said_once(tmp_path):
 def test_what_is_not_there_is_said_with_the_command_that_makes_it(run):
     page = page_of(bare(run, features=None))
     text = Reader(page).text
-    assert f"saepipe eval {run}" in text
-    assert f"saepipe features {run}" in text
-    assert data_of(page)["runs"][0]["command"] == f"saepipe features {run}"
+    assert f"saepipe eval {run.name}" in text
+    assert f"saepipe features {run.name}" in text
+    assert data_of(page)["runs"][0]["command"] == f"saepipe features {run.name}"
     assert "Fidelity" not in text
 
 
@@ -300,9 +301,22 @@ def test_a_page_is_written_about_what_lies_in_the_folders_of_runs(tmp_path):
     data = data_of(out.read_bytes())
     assert [run["name"] for run in data["runs"]] == ["a/sae", "b/sae"]
     text = Reader(out.read_bytes()).text
-    assert f"saepipe eval {runs[1]}" in text
-    assert f"saepipe eval {runs[0]}" not in text
+    assert text.count("saepipe eval sae") == 1
+    assert str(tmp_path) not in out.read_text()
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]
+
+
+def test_what_needs_a_text_that_cannot_be_reached_is_noted_and_the_page_is_made(
+    tmp_path, monkeypatch
+):
+    unreachable = Mock(side_effect=TextError("the hub could not be reached: give a local path"))
+    monkeypatch.setattr("pipeline.evaluate.evaluate.evaluate", unreachable)
+    run = make_run(tmp_path / "sae")
+    summary = write_report(ReportConfig(runs=(run,), out=tmp_path / "page.html"))
+    first, second = summary.notes
+    assert first.startswith("not evaluated: the hub could not be reached: give a local path, with")
+    assert "is gone" in second
+    assert "saepipe eval sae" in Reader(summary.path.read_bytes()).text
 
 
 @pytest.mark.parametrize(

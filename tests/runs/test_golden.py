@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from actstore.reader import ActStore
 from pipeline.connect.run import ConnectorRun
+from pipeline.errors import CheckpointError
 from pipeline.runs.curves import read_curves
 from pipeline.runs.kinds import KINDS, says_kind
 from pipeline.runs.sae_run import SAERun
@@ -44,6 +46,10 @@ def test_an_sae_encodes_and_reconstructs_as_it_did(read):
     *_, line = read_curves(read / "metrics.jsonl")
     assert 1 - error.item() == pytest.approx(line["explained_variance"], abs=0.1)
     assert torch.equal(SAE.from_pretrained(read).encode(x), z)
+    assert torch.equal(SAE.load(read / "sae.safetensors").encode(x), z)
+    (read / "run.json").unlink()
+    with pytest.raises(CheckpointError, match="no run.json beside it and does not say what it is"):
+        SAE.load(read / "sae.safetensors")
 
 
 def test_a_checkpoint_is_gone_on_with_to_the_same_bytes(read):
@@ -55,7 +61,11 @@ def test_a_checkpoint_is_gone_on_with_to_the_same_bytes(read):
     run.write()
     report = train(replace(run.config, store=OLD, out=read), resume=True)
     assert report.step == 20
-    assert (read / "sae.safetensors").read_bytes() == weights
+    again = (read / "sae.safetensors").read_bytes()
+    assert again != weights, "it says since what it is"
+    assert {name: p.numpy().tobytes() for name, p in load(again).items()} == {
+        name: p.numpy().tobytes() for name, p in load(weights).items()
+    }
 
 
 def test_a_connector_opens(tmp_path):

@@ -1,6 +1,7 @@
 """The run of an SAE on disk: written, found again, refused where it is another."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,24 @@ def test_a_run_json_that_cannot_be_used_is_one_line(config, change, message):
         SAERun.open(config.out)
 
 
+def test_the_file_of_weights_alone_is_an_sae(config, tmp_path):
+    _, weights = finished(replace(config, arch=TopKConfig(k=3)))
+    alone = tmp_path / "carried away.safetensors"
+    shutil.copy(config.out / "sae.safetensors", alone)
+    SAE.load(alone).save_pretrained(tmp_path / "again")
+    (tmp_path / "again/cfg.json").unlink()
+    for path in (alone, tmp_path / "again", config.out):
+        sae = SAE.load(path)
+        assert (sae.arch, sae.site) == (TopKConfig(k=3), "mlp_out.1")
+        assert all(torch.equal(p, weights[name]) for name, p in sae.state_dict().items())
+    data = bytearray(alone.read_bytes())
+    data[-1] ^= 1
+    for damaged in (data, data[:100], b"", b"PK"):
+        alone.write_bytes(damaged)
+        with refused(CheckpointError, r"away\.safetensors is missing or damaged \(.+\)$"):
+            SAE.load(alone)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_weights_are_refused(config, tmp_path, damage):
     run, _ = finished(config)
@@ -131,7 +150,7 @@ def test_where_it_lies_and_who_computes_may_change(config):
     moved = config.out.rename(config.out.with_name("b"))
     other = replace(config, out=moved, store=Path("/mnt/a.actstore"), device="cpu", threads=3)
     found = enter_run(other, replace(PROVENANCE, path=Path("/mnt/a.actstore")), resume=True)
-    assert found.config == run.config and found.path == moved
+    assert found.config == replace(run.config, out=moved) and found.path == moved
 
 
 @pytest.mark.parametrize("name", ["a/thesis.txt", "a"])

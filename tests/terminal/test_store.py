@@ -254,6 +254,18 @@ def test_rm_says_that_of_a_link_only_the_link_goes(succeeds, make_store, tmp_pat
     ActStore.open(path)
 
 
+def test_rm_leaves_a_store_that_links_of_known_folders_lead_to(
+    saepipe, make_store, tmp_path, monkeypatch
+):
+    path, link = make_store(), tmp_path / "deep/er/link.actstore"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(path)
+    monkeypatch.setenv("SAEPIPE_STORES", str(tmp_path / "deep"))
+    code, out, err = saepipe("store", "rm", path, "--yes")
+    assert (code, out) == (1, "") and f"is where {link} leads: remove that first" in err
+    ActStore.open(path)
+
+
 def test_rm_of_what_is_no_store_is_one_line(fails, make_store, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.tex").write_text("")

@@ -24,6 +24,7 @@ from tests.helpers.eval_reports import changed, make_report, with_everything
     [
         (size(999), "999B"),
         (size(1_234_567), "1.23MB"),
+        (size(999_700), "1MB"),
         (size(74.8e9), "74.8GB"),
         (duration(89), "89 s"),
         (duration(600), "10 min"),

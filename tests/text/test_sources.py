@@ -128,7 +128,11 @@ def test_a_long_text_file_is_cut_at_line_ends(tmp_path, monkeypatch):
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a\.jsonl line 2 is not valid JSON"),
         ("a.jsonl", b'{"text": "a"}\n\n[1]\n', r"a\.jsonl line 3 is neither a record nor"),
         ("a.jsonl", b'{"text": 5}\n', r"a\.jsonl line 1 holds a int where text is expected"),
-        ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl.*UTF-8"),
+        ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl line 1 is not UTF-8 text"),
+        ("a.jsonl", b'"a"\n{"text": "b\\ud83d"}', r"a\.jsonl line 2 holds \\ud83d, which is no"),
+        ("a.json", b'["a\\udc00"]', r"a\.json record 1 holds \\udc00, which is no character"),
+        ("a.jsonl", b'{"n": 1%s}' % (b"0" * 5000), r"a\.jsonl line 1 is not valid JSON"),
+        ("a.jsonl", b"[" * 200_000, r"a\.jsonl line 1 is not valid JSON"),
         ("a.txt", b"caf\xe9\n", r"a\.txt is not UTF-8 text"),
         ("a.json", b'{"text": "a"}', r"a\.json is not a list of records or strings"),
         ("a.json", b"[{]", r"a\.json is not valid JSON"),
@@ -137,7 +141,8 @@ def test_a_long_text_file_is_cut_at_line_ends(tmp_path, monkeypatch):
         ("a.jsonl.gz", CUT_SHORT, r"a\.jsonl\.gz cannot be read"),
     ],
     ids=[
-        "jsonl, cut", "jsonl, a list", "jsonl, a number", "jsonl, not UTF-8", "txt, not UTF-8",
+        "jsonl, cut", "jsonl, a list", "jsonl, a number", "jsonl, not UTF-8", "half a pair",
+        "half a pair in a list", "a long number", "deep lists", "txt, not UTF-8",
         "json, no list", "json, cut", "parquet", "no gzip", "gzip, cut short",
     ],
 )  # fmt: skip
@@ -145,6 +150,25 @@ def test_a_damaged_file_is_a_one_line_error_that_names_it(tmp_path, name, conten
     written(tmp_path, {name: content})
     with refused(TextError, message):
         texts_of(tmp_path / name)
+
+
+def test_a_record_that_is_no_text_is_told_by_its_number(tmp_path):
+    body = pyarrow.table({"text": pyarrow.array([[1]] * 3)})
+    parquet.write_table(body, tmp_path / "a.parquet", row_group_size=2)
+    save(tmp_path / "saved", [{"text": [1]}] * 3)
+    for name in ("a.parquet", "saved"):
+        for start in range(3):
+            with refused(TextError, f"{name} record {start + 1} holds a list where text is"):
+                texts_of(tmp_path / name, start)
+
+
+def test_a_name_that_is_not_utf8_is_read(tmp_path):
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("a\n")
+    except OSError:
+        pytest.skip("this system takes no such name")
+    assert open_text(str(tmp_path)).fingerprint().startswith("sha256:")
+    assert texts_of(tmp_path) == ["a\n"]
 
 
 @pytest.mark.parametrize("name", ["table.csv", "folder"])

@@ -1,6 +1,8 @@
 """A training from a store to its run on disk: what it leaves, and how it ends."""
 
+import errno
 import json
+import os
 import shutil
 import signal
 from functools import partial
@@ -146,12 +148,16 @@ def test_a_damaged_checkpoint_says_what_to_delete(store, tmp_path, whole, name, 
     assert result(out) == result(whole)
 
 
-def test_a_full_disk_is_one_line(store, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("code", "advice"), [(errno.ENOSPC, "make room"), (errno.EROFS, "see to that")]
+)
+def test_a_disk_that_fails_is_one_line(store, tmp_path, monkeypatch, code, advice):
     def full(path, parts):
-        raise OSError(28, "No space left on device")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("pipeline.runs.checkpoints.write_file", full)
-    with pytest.raises(CheckpointError, match=r"No space left on device\): make room.*--resume"):
+    words = rf"{os.strerror(code)}\): {advice}, then .*--resume"
+    with pytest.raises(CheckpointError, match=words):
         train(config_for(store, tmp_path / "a"))
     monkeypatch.undo()
     assert train(config_for(store, tmp_path / "a"), resume=True).step == 30

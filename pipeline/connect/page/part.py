@@ -29,6 +29,7 @@ from pipeline.report.figures import WIDE, Drawings, curve_drawings, curves_of, d
 from pipeline.report.render import Exhibit, Part, Tile
 from pipeline.report.saes import named, settings_of, trained_on
 from pipeline.report.tables import Row, number
+from pipeline.runs.names import public, typed
 
 _STARTS = {
     "random": "random weights",
@@ -98,7 +99,7 @@ class ConnectorExhibit(Exhibit):
             "reads": _end(run.source),
             "predicts": _end(run.target),
             "language model": named(store.model, store.revision),
-            "text": store.text or "unknown",
+            "text": public(store.text) or "unknown",
             "map": f"z2 = {f'relu({line})' if config.activation == 'relu' else line}",
             "penalty": f"{config.l1:g} Σ|W|, {how}",
             "began with": _STARTS[config.start],
@@ -168,7 +169,11 @@ def _view(exhibit: ConnectorExhibit, *, place: int, single: bool) -> dict[str, o
         "headline": exhibit.route,
         "facts": exhibit.facts,
         "settings": settings_of(
-            run.config, source=run.source, target=run.target, store=run.provenance
+            run.config,
+            folder=exhibit.path,
+            source=run.source,
+            target=run.target,
+            store=run.provenance,
         ),
         "missing": _missing(exhibit),
         "evaluated": _evaluated(report) if report else (),
@@ -185,9 +190,9 @@ def _evaluated(report: ConnectorReport) -> list[str]:
     """On what, between which bounds, and what a reader must know."""
     excluded = f"; left out: {', '.join(report.excluded)}" if report.excluded else ""
     told = [
-        f"In {report.model} on {report.text}: {report.n_tokens:,} tokens in contexts of "
-        f"{report.ctx_len}, the model in {report.precision}{excluded}. {report.n_alive:,} of "
-        f"{report.n_out:,} outputs are active on any of them.",
+        f"In {public(report.model)} on {public(report.text)}: {report.n_tokens:,} tokens in "
+        f"contexts of {report.ctx_len}, the model in {report.precision}{excluded}. "
+        f"{report.n_alive:,} of {report.n_out:,} outputs are active on any of them.",
         f"Cross-entropy of the model alone {number(report.ce_clean)}, with the SAE of the second "
         f"site spliced in {number(report.ce_sae)} (loss recovered "
         f"{number(report.loss_recovered_sae)}), with the site zeroed {number(report.ce_zero)}.",
@@ -197,7 +202,7 @@ def _evaluated(report: ConnectorReport) -> list[str]:
             f"The model's own layer between the two sites has {report.layer.n:,} weights, "
             f"{report.layer.n_above:,} of them above {report.tau:g} in magnitude."
         )
-    return [*told, *report.notes]
+    return [*told, *map(public, report.notes)]
 
 
 def _read(exhibit: ConnectorExhibit) -> list[str]:
@@ -208,7 +213,7 @@ def _read(exhibit: ConnectorExhibit) -> list[str]:
     told = [f"Read from {reading.n_tokens:,} tokens of {reading.store.name}."]
     if reading.effects:
         told.append(_agreement(reading.effects))
-    return [*told, *reading.notes]
+    return [*told, *map(public, reading.notes)]
 
 
 def _agreement(effects: Effects) -> str:
@@ -228,13 +233,13 @@ def _missing(exhibit: ConnectorExhibit) -> dict[str, str]:
     """What is not there yet, and the command that makes it."""
     missing: dict[str, str] = {}
     if exhibit.evaluation is None:
-        missing["It has not been evaluated yet."] = f"saepipe eval {exhibit.path}"
+        missing["It has not been evaluated yet."] = f"saepipe eval {typed(exhibit.path)}"
     if exhibit.connections is None:
         missing["It has not been read yet."] = exhibit.command
     for end in exhibit.run.ends:
         if not has_features(end.run):
             what = f"Features of {end.run.name} have not been collected yet."
-            missing[what] = f"saepipe features {end.run}"
+            missing[what] = f"saepipe features {typed(end.run)}"
     return missing
 
 

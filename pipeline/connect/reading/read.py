@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from actstore.files import canonical_json, write_file
 from actstore.reader import ActStore
-from pipeline.config.serialization import from_json, to_json
+from pipeline.config.serialization import from_json, located, portable, to_json
 from pipeline.config.stages import Device, FeaturesConfig
 from pipeline.connect.connector import Connector, End, SAEPair
 from pipeline.connect.figures import effects_figure
@@ -24,7 +24,7 @@ from pipeline.connect.run import ConnectorRun
 from pipeline.connect.train import PairFeeder
 from pipeline.device import pick_device, pick_dtype
 from pipeline.errors import CheckpointError, ConfigError, ModelError
-from pipeline.features.collect import collect_features
+from pipeline.features.collect import collect_features, store_of
 from pipeline.features.files import FeatureSet
 from pipeline.lm.families import Site
 from pipeline.lm.model import load_for_sites
@@ -184,13 +184,8 @@ def effects_on(reading: Reading, output: int, *, device: Device = "auto") -> tup
 
 def open_store(run: ConnectorRun, path: Path | None) -> ActStore:
     """The store to read, sure to have both sites; None means that which it was trained from."""
-    where = run.provenance.path if path is None else path
     wanted = " and ".join(end.site for end in run.ends)
-    if path is None and not where.exists():
-        raise ConfigError(
-            f"the store that {run.path} was trained from, {where}, is gone: name another that "
-            f"holds {wanted}, with --store"
-        )
+    where = store_of(run.provenance, run.path, path, holding=wanted)
     store = ActStore.open(where)
     for end in run.ends:
         if end.site not in store.sites:
@@ -261,7 +256,7 @@ def open_context(
     source = run.provenance
     if not source.model:
         raise ModelError("the store does not say which model its activations are from")
-    store = ActStore.open(features.facts.store)
+    store = features.open_store()
     device = connector.W.device
     lm = load_for_sites(
         source.model,
@@ -293,7 +288,7 @@ READING = "connections.json"
 def save_reading(reading: Reading) -> Path:
     """Write it into the folder of its run, whole or not at all; gives the file."""
     path = reading.config.run / READING
-    content = canonical_json(to_json(reading))
+    content = canonical_json(to_json(portable(reading, reading.config.run)))
     head = json.dumps({"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest()})
     write_file(path, [head[:-1].encode(), b', "reading": ', content, b"}\n"])
     return path
@@ -313,7 +308,7 @@ def load_reading(run: Path) -> Reading | None:
         content = document.get("reading")
         if hashlib.sha256(canonical_json(content)).hexdigest() != document.get("sha256"):
             raise ValueError("its checksum does not match")  # noqa: TRY301
-        reading = from_json(Reading, content, where=READING)
+        reading = located(from_json(Reading, content, where=READING), run)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError, ConfigError) as error:

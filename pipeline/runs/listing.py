@@ -1,0 +1,128 @@
+"""The runs below a folder, a few facts each: read from their JSON alone, without torch.
+
+What is damaged is a run that says so.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+
+_RUN, _CURVES, _TAIL = "run.json", "metrics.jsonl", 2**16
+_REPORTS = ("eval.json", "connect_eval.json")
+_LISTS = ("density", "maps")
+"""In a report, where what has a value per latent begins; after what is told here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedRun:
+    """What a folder tells of a run at a glance. What is not known is None, or empty."""
+
+    path: Path
+    kind: str = ""
+    """`sae`, `finetune`, `connector`."""
+    arch: str = ""
+    site: str = ""
+    """Of a connector, both."""
+    when: str
+    """Its run.json was written: local time, with what that is ahead of UTC."""
+    state: str
+    """`finished`, `unfinished`, `diverged: ...`, or `damaged: ...` with the reason."""
+    l0: float | None = None
+    """Of its evaluation, as what follows; without one, of the last line of its curves."""
+    explained_variance: float | None = None
+    loss_added: float | None = None
+    loss_recovered: float | None = None
+    """Against the site zeroed."""
+
+
+def list_runs(folder: Path) -> list[ListedRun]:
+    """Every run in a folder and below it, the newest last.
+
+    Raises:
+        ConfigError: it is no folder.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder")
+    dated = sorted(((path / _RUN).stat().st_mtime, path) for path in _found(folder))
+    return [_listed(path, written) for written, path in dated]
+
+
+def _found(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        if _RUN in files:
+            yield Path(place)
+        folders[:] = [] if _RUN in files else [name for name in folders if not _passed_over(name)]
+
+
+def _passed_over(name: str) -> bool:
+    """A hidden folder, or the rows of a store."""
+    return name.startswith(".") or name.endswith(".zarr")
+
+
+def _listed(path: Path, written: float) -> ListedRun:
+    when = datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds")
+    try:
+        facts = _facts(json.loads((path / _RUN).read_bytes()))
+    except (OSError, ValueError, RecursionError) as error:
+        return ListedRun(path=path, when=when, state=f"damaged: {error}")
+    except (KeyError, TypeError, AttributeError):
+        return ListedRun(path=path, when=when, state=f"damaged: {_RUN} is not that of a run")
+    return ListedRun(path=path, when=when, **facts, **_numbers(path))
+
+
+def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
+    kind, failure = str(told.get("kind", "sae")), told.get("failure", "")
+    config = told["coder"]["config"] if "coder" in told else told["config"]
+    if "source" in told:
+        site = f"{told['source']['site']} to {told['target']['site']}"
+    else:
+        site = (told["report"] if "coder" in told else told["store"])["site"]
+    state = f"diverged: {failure}" if failure else "finished" if told["sha256"] else "unfinished"
+    arch = config.get("arch", {}).get("kind", config.get("activation", ""))
+    return {"kind": kind, "arch": str(arch), "site": str(site), "state": state}
+
+
+def _numbers(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for told in (_last_line(path / _CURVES), *(_head(path / name) for name in _REPORTS)):
+        found |= told
+    wanted = {
+        "l0": "l0", "explained_variance": "explained_variance",
+        "loss_added": "ce_added", "loss_recovered": "loss_recovered",
+    }  # fmt: skip
+    numbers = {name: found.get(key) for name, key in wanted.items()}
+    return {name: x if isinstance(x, int | float) else None for name, x in numbers.items()}
+
+
+def _last_line(curves: Path) -> dict[str, Any]:
+    """The last whole line; a writer may be at the next."""
+    try:
+        with curves.open("rb") as file:
+            file.seek(-min(_TAIL, curves.stat().st_size), os.SEEK_END)
+            *lines, _ = file.read().split(b"\n")
+        line = json.loads(lines[-1])
+    except (OSError, ValueError, IndexError):
+        return {}
+    return line if isinstance(line, dict) else {}
+
+
+def _head(report: Path) -> dict[str, Any]:
+    """What a report tells a key a line, up to its long lists; nothing where there is none."""
+    found: dict[str, Any] = {}
+    try:
+        with report.open(encoding="utf-8") as file:
+            for line in file:
+                name = line.partition(":")[0].strip().strip('"')
+                if name in _LISTS:
+                    break
+                if line.startswith('"'):
+                    found |= json.loads("{" + line.rstrip().rstrip(",") + "}")
+    except (OSError, ValueError):
+        return {}
+    return found

@@ -1,0 +1,79 @@
+"""The runs below a folder, told at a glance."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.runs.listing import list_runs
+from pipeline.verbs import runs
+from tests.golden.make_store import OLD
+
+GOLDEN = OLD.parent
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Runs of all states, in the order in which they were made."""
+    shutil.copytree(GOLDEN / "runs", tmp_path, dirs_exist_ok=True)
+    shutil.copy(GOLDEN / "eval.json", tmp_path / "read")
+    told = json.loads((tmp_path / "read/run.json").read_text())
+    made = {
+        "sweep/begun": json.dumps(told | {"sha256": ""}),
+        "sweep/lost": json.dumps(told | {"sha256": "", "failure": "the loss is NaN"}),
+        "cut": json.dumps(told)[:50],
+        "foreign": '{"config": {}}',
+        "list": "[]",
+        ".hidden": "{",
+        "acts.actstore/data.zarr/site": "{",
+        "read/checkpoints/inside": "{",
+    }
+    for name, content in made.items():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "run.json").write_text(content)
+    for second, name in enumerate(("read", "map", *made)):
+        os.utime(tmp_path / name / "run.json", (second, second))
+    return tmp_path
+
+
+def test_each_run_is_a_row_and_what_is_damaged_says_so(folder):
+    found = list_runs(folder)
+    names = [str(run.path.relative_to(folder)) for run in found]
+    assert names == ["read", "map", "sweep/begun", "sweep/lost", "cut", "foreign", "list"]
+    states = [run.state for run in found]
+    assert states[:4] == ["finished", "finished", "unfinished", "diverged: the loss is NaN"]
+    assert all(state.startswith("damaged: ") and "\n" not in state for state in states[4:])
+    read, between, begun = found[:3]
+    assert (read.kind, read.arch, read.site) == ("sae", "topk", "mlp_out.1")
+    assert (between.kind, between.site) == ("connector", "resid.0 to mlp_out.1")
+    assert read.l0 == 12.202380952380953, "of its evaluation"
+    assert (read.loss_recovered, read.loss_added) == (2.3902541479425805, None)
+    assert begun.l0 is None
+    (folder / "read/eval.json").unlink()
+    assert list_runs(folder)[0].l0 == 3.0, "of its curves"
+    assert runs(folder / "sweep") == found[2:4]
+    with pytest.raises(ConfigError, match="is not a folder"):
+        list_runs(folder / "read/run.json")
+
+
+def test_the_command_shows_them_and_gives_them_to_programs(folder, succeeds):
+    out, _ = succeeds("runs", folder)
+    assert max(map(len, out.splitlines())) <= 80
+    for words in ("sweep/begun", "unfinished", "resid.0 to", "12.2", "2.39"):
+        assert words in out
+    found = json.loads(succeeds("runs", folder, "--json", "-")[0])
+    assert [one["state"] for one in found[:3]] == ["finished", "finished", "unfinished"]
+    empty = folder / "empty"
+    empty.mkdir()
+    assert f"no run in {empty}" in succeeds("runs", empty)[0]
+
+
+def test_they_are_read_without_what_is_slow_to_import():
+    heavy = {"torch", "numpy", "numcodecs"}
+    code = f"import pipeline.terminal.runs, sys; sys.exit(bool({heavy!r} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
