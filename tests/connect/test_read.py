@@ -94,9 +94,11 @@ def test_a_reading_tells_every_active_output_and_where_it_is_from(connected, rea
 def test_progress_tells_every_stage_up_to_its_end(reading, progress):
     ends = {(p.stage, p.words): p for p in progress}
     assert list(ends) == [
-        ("rows", ""), ("features", "resid_pre.1"), ("features", "mlp_out.1"), ("effects", ""),
+        ("rows", ""), ("equations", ""), ("relations", ""),
+        ("features", "resid_pre.1"), ("features", "mlp_out.1"), ("effects", ""),
     ]  # fmt: skip
-    assert [p.unit for p in ends.values()] == ["rows", "tokens", "tokens", "inputs"]
+    units = ["rows", "outputs", "outputs", "tokens", "tokens", "inputs"]
+    assert [p.unit for p in ends.values()] == units
     assert all(p.done == p.total for p in ends.values())
 
 
