@@ -124,7 +124,7 @@ def test_other_settings_are_read_anew(own, changes):
     first = read_connector(config_of(own))
     stages = set()
     other = read_connector(config_of(own, **changes), on_progress=lambda p: stages.add(p.stage))
-    assert stages == {"rows", "effects"}
+    assert stages == {"rows", "equations", "relations", "effects"}
     assert other != first
     assert load_reading(own) == other
 
