@@ -283,6 +283,7 @@ def features(
 
 @app.command()
 def report(
+    ctx: typer.Context,
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     out: Annotated[
         Path | None, typer.Option(help="The page; default: report.html beside them.")
@@ -290,14 +291,25 @@ def report(
     n_features: Annotated[
         int, typer.Option("--features", help="To show of each run.")
     ] = ReportConfig.n_features,
+    text: Annotated[
+        str | None, typer.Option(help=f"Of evaluations that are missing, as of eval. {Source}")
+    ] = ReportConfig.text,
+    text_column: TextColumn = ReportConfig.text_column,
+    tokens: Annotated[str, typer.Option(help="Of the text.")] = "100k",
+    device: Annotated[Device, typer.Option()] = ReportConfig.device,
+    config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
     """One HTML page about runs, that opens anywhere; what is missing for it is made first."""
     from pipeline.runs.names import beside
     from pipeline.terminal.commands import run_report
 
-    screen, out = _screen(json), out or beside(runs) / "report.html"
-    what = ReportConfig(runs=tuple(runs), out=out, n_features=n_features)
+    settings = _settings(
+        ctx, config, runs=runs, out=out or beside(runs) / "report.html", n_features=n_features,
+        text=text, text_column=text_column, tokens=count(tokens), device=device,
+    )  # fmt: skip
+    screen = _screen(json)
+    what = from_json(ReportConfig, settings)
     screen.emit({"report": run_report(what, screen=screen)})
 
 

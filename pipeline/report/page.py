@@ -106,13 +106,18 @@ def write_report(config: ReportConfig, *, on_progress: OnProgress | None = None)
     if missing := tuple(run for run, kind in kinds.items() if kind.evaluation(run) is None):
         from pipeline.evaluate.evaluate import draw, evaluate  # it brings the language model
 
-        wanted = EvalConfig(runs=missing)
+        wanted = EvalConfig(
+            runs=missing, text=config.text, text_column=config.text_column, tokens=config.tokens,
+            device=config.device,
+        )  # fmt: skip
         draw(wanted, evaluate(wanted, on_progress=on_progress))
         made += [f"the evaluation of {run}" for run in missing]
     for run, kind in kinds.items():
         try:
             if not kind.has_features(run):
-                kind.features(FeaturesConfig(run=run), on_progress=on_progress)
+                kind.features(
+                    FeaturesConfig(run=run, device=config.device), on_progress=on_progress
+                )
                 made.append(f"features of {run}")
         except (ConfigError, StoreError) as error:
             notes.append(str(error))
