@@ -35,6 +35,7 @@ from pipeline.config.stages import (
 from pipeline.config.training import ConnectConfig, TrainConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.mnist.config import MnistConfig
+from pipeline.terminal.options import as_typed
 from pipeline.text.token_text import visible
 
 if TYPE_CHECKING:  # it brings rich, and --help must not wait for that
@@ -500,7 +501,7 @@ def main() -> None:
             _say_error(" ".join(message.split()))
         sys.exit(error.exit_code)
     except (PipelineError, StoreError) as error:
-        _say_error(str(error))
+        _say_error(as_typed(str(error)))
         sys.exit(1)
     except OSError as error:
         _say_error(f"{error.filename or ''}: {error.strerror or error}")

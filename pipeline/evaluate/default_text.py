@@ -87,5 +87,5 @@ def _rest_of(trained_on: Provenance, *, why: str) -> EvalText:
         column=column,
         start=Cursor.from_json(journal[-1].cursor),
         note=f"{why}: evaluated on what lies in {text} behind what the store holds; name another "
-        "text with --text",
+        "text with `text`",
     )

@@ -74,7 +74,7 @@ def notes_on(
         notes.append(f"evaluated on {setting.text}, the text it was trained on: not held out")
     if left_out and not config.as_trained:
         words = ", ".join(left_out)
-        notes.append(f"training left out {words}: add --as-trained to leave it out here too")
+        notes.append(f"training left out {words}: add `as_trained=True` to leave it out here too")
     if scene.contexts.numel() < config.tokens:
         notes.append(
             f"{setting.text} holds {scene.contexts.numel()} tokens in whole contexts; "
@@ -103,12 +103,12 @@ def caveats_on(
     if n_dead and n_tokens < FEW_TOKENS:
         yield (
             f"features that are active on fewer than one in {n_tokens // 3:,} tokens may count as "
-            f"dead on {n_tokens:,}: raise --tokens"
+            f"dead on {n_tokens:,}: raise `tokens`"
         )
     if n_dead and n_dead < FEW_DEAD:
         yield f"the dead-feature cosines are of {many(int(n_dead), 'dead feature')} alone"
     if n_contexts < FEW_CONTEXTS:
-        yield f"the intervals are of {many(n_contexts, 'context')} alone: raise --tokens"
+        yield f"the intervals are of {many(n_contexts, 'context')} alone: raise `tokens`"
 
 
 def worst_contexts(

@@ -22,6 +22,7 @@ from pipeline.config.serialization import to_json
 from pipeline.errors import ConfigError
 from pipeline.progress import OnProgress, Progress, short
 from pipeline.tables import Cell, Column, Table as PlainTable, cell
+from pipeline.terminal.options import as_typed
 from pipeline.terminal.plain_progress import PlainProgress
 from pipeline.text.token_text import visible
 
@@ -147,7 +148,7 @@ class Screen:
     def note(self, notes: Iterable[str]) -> None:
         """What a reader of the numbers must know, each thing once."""
         for note in dict.fromkeys(notes):
-            self._print(visible(f"note: {note}"))
+            self._print(visible(f"note: {as_typed(note)}"))
 
     def emit(self, result: object) -> None:
         """Write a result as JSON, whole or not at all, if that was asked for."""
