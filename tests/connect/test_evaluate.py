@@ -196,7 +196,7 @@ def test_rows_that_the_saes_were_not_trained_on_can_be_left_out_and_count_nowher
     assert left.excluded == (
         "positions 0, 7", "position 3", "rows whose norm is above 1.1 times the median",
     )  # fmt: skip
-    assert not any("--as-trained" in note for note in left.notes)
+    assert not any("`as_trained=True`" in note for note in left.notes)
     plain = Plain(bench.model, bench.text)
     x1, x2, _ = plain.both()
     kept = rows_left(plain.tokens, x1, positions=(0, 7)) & rows_left(
