@@ -1,5 +1,6 @@
 """The command line. Each command makes a config, calls one function, and shows what it returns."""
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,8 @@ from pipeline.config.stages import (
 from pipeline.config.training import ConnectConfig, TrainConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.mnist.config import MnistConfig
+from pipeline.terminal.options import as_typed
+from pipeline.text.token_text import visible
 
 if TYPE_CHECKING:  # it brings rich, and --help must not wait for that
     from pipeline.terminal.screen import Screen
@@ -280,6 +283,7 @@ def features(
 
 @app.command()
 def report(
+    ctx: typer.Context,
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     out: Annotated[
         Path | None, typer.Option(help="The page; default: report.html beside them.")
@@ -290,14 +294,25 @@ def report(
     store: Annotated[
         Path | None, typer.Option(help="Default: the one each was trained from.")
     ] = ReportConfig.store,
+    text: Annotated[
+        str | None, typer.Option(help=f"Of evaluations that are missing, as of eval. {Source}")
+    ] = ReportConfig.text,
+    text_column: TextColumn = ReportConfig.text_column,
+    tokens: Annotated[str, typer.Option(help="Of the text.")] = "100k",
+    device: Annotated[Device, typer.Option()] = ReportConfig.device,
+    config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
     """One HTML page about runs, that opens anywhere; what is missing for it is made first."""
     from pipeline.runs.names import beside
     from pipeline.terminal.commands import run_report
 
-    screen, out = _screen(json), out or beside(runs) / "report.html"
-    what = ReportConfig(runs=tuple(runs), out=out, n_features=n_features, store=store)
+    settings = _settings(
+        ctx, config, runs=runs, out=out or beside(runs) / "report.html", n_features=n_features,
+        store=store, text=text, text_column=text_column, tokens=count(tokens), device=device,
+    )  # fmt: skip
+    screen = _screen(json)
+    what = from_json(ReportConfig, settings)
     screen.emit({"report": run_report(what, screen=screen)})
 
 
@@ -478,19 +493,33 @@ def _screen(json: str | None = None) -> "Screen":
     return Screen(json=json)
 
 
+def _say_error(message: str) -> None:
+    """On stderr, in one line: names in it may hold what moves a terminal."""
+    typer.secho(f"error: {visible(message)}", fg="red", err=True)
+
+
+class _Harmless(logging.Formatter):
+    """Warnings, too, name files and texts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(visible, super().format(record).split("\n")))
+
+
 def main() -> None:
     """Run the command line; turn what the user can fix into one line on stderr."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Harmless())
     try:
         code = app(standalone_mode=False)  # it, too, answers 130 to Ctrl-C
     except USAGE_ERROR as error:
         if message := error.format_message():  # nothing was typed, and help was shown
-            typer.secho(f"error: {message}", fg="red", err=True)
+            _say_error(" ".join(message.split()))
         sys.exit(error.exit_code)
     except (PipelineError, StoreError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+        _say_error(as_typed(str(error)))
         sys.exit(1)
     except OSError as error:
-        typer.secho(f"error: {error.filename or ''}: {error.strerror or error}", fg="red", err=True)
+        _say_error(f"{error.filename or ''}: {error.strerror or error}")
         sys.exit(1)
     except (typer.Abort, KeyboardInterrupt):
         code = 130

@@ -1,4 +1,26 @@
-"""What the user can get wrong, or run into."""
+"""What the user can get wrong, or run into.
+
+Messages are written as for the command line, `raise --tokens`; who calls a verb of Python hears of
+its settings instead, and what both read, notes in reports, is written in those.
+"""
+
+import re
+
+FLAGS = ("resume", "as_trained")
+"""Settings whose options have no value."""
+_OPTION = re.compile(r"saepipe [^;:)]*|(?<![^\s(])--(set (?:\S*[\w%])|[a-z][a-z0-9-]*)")
+
+
+def in_settings(message: str) -> str:
+    """A message about options with the settings that they are of; commands to type stay."""
+
+    def setting(found: re.Match[str]) -> str:
+        if (option := found[1]) is None:
+            return found[0]
+        name = option.removeprefix("set ") if " " in option else option.replace("-", "_")
+        return f"`{name}=True`" if name in FLAGS else f"`{name}`"
+
+    return _OPTION.sub(setting, message)
 
 
 class PipelineError(Exception):

@@ -8,11 +8,12 @@
 
 Every public name is in the table below. None is imported before it is used, so that this import
 takes no time and brings no torch. Installed, this file is `saepipe.py` beside `pipeline`, a copy
-even where the rest is editable: it holds names alone.
+even where the rest is editable: it holds names alone, and what `saepipe` on the command line runs.
 """
 
+import os
+import sys
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ __all__ = list(NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("saepipe")
     if name not in NAMES:
         raise AttributeError(f"module 'saepipe' has no attribute {name!r}")
@@ -81,3 +84,18 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *NAMES, "__version__"])
+
+
+def main() -> None:
+    """Run the command line, whatever lies in the working folder.
+
+    PYTHONPATH, where a part of it is empty, and `python -m` have Python look there first: a
+    pipeline.py or json.py of the user's would be taken for ours, or for Python's own.
+    """
+    here = os.path.realpath(os.curdir)
+    sys.path.sort(key=lambda folder: os.path.realpath(folder) == here)  # to the end; others stay
+    import_module("cli").main()
+
+
+if __name__ == "__main__":
+    main()

@@ -58,8 +58,8 @@ class Shown:
 
     lines: Sequence[str] = ()
     """Before the tables."""
-    tables: Iterable[object]
-    """For people; what a terminal can draw."""
+    tables: Iterable[Table]
+    """For people."""
     documents: Sequence[Mapping[str, object]]
     """For programs."""
     notes: Sequence[str] = ()

@@ -165,7 +165,7 @@ def test_every_public_name_is_explained():
 
 
 def test_editors_see_the_names_that_python_finds():
-    (block,) = [
+    block, _ = [
         node for node in ast.parse((ROOT / "pipeline/saepipe.py").read_text()).body
         if isinstance(node, ast.If)
     ]  # fmt: skip

@@ -20,6 +20,7 @@ from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.evaluate.report import load_report
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
+from pipeline.terminal.options import as_typed
 from tests.helpers.refusals import refused
 
 SMALL = {"arch": "topk", "k": 4, "expansion": 2, "batch_size": 50, "log_every": 1, "device": "cpu"}
@@ -194,7 +195,11 @@ def test_what_cannot_be_is_one_line(store, tmp_path, ask, said):
 def test_errors_are_those_of_the_command_line(store, tmp_path, fails, keywords, options):
     with pytest.raises(PipelineError) as caught:
         verbs.train(store, out=tmp_path / "a", **keywords)
-    assert fails("train", store, "--out", tmp_path / "a", *options) == f"error: {caught.value}"
+    assert (
+        fails("train", store, "--out", tmp_path / "a", *options)
+        == f"error: {as_typed(str(caught.value))}"
+    )
+    assert " --" not in str(caught.value)
 
 
 def test_a_store_that_is_not_there_is_a_store_error(tmp_path):

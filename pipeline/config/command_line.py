@@ -83,6 +83,8 @@ def arch_table(
     """
     table = {str(k): v for k, v in arch.items()} if isinstance(arch, Mapping) else {"kind": arch}
     named = table.get("kind")
+    if named is None:
+        raise ConfigError(f"arch lacks its kind: add kind, one of {', '.join(ARCHS)}")
     kinds = [str(kind) for kind in named] if isinstance(named, list | tuple) else [str(named)]
     for kind in kinds:
         if kind not in ARCHS:

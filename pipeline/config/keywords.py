@@ -10,6 +10,7 @@
 import ast
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import wraps
 from inspect import Parameter, cleandoc, get_annotations, getsource, signature
 from itertools import pairwise
 from os import PathLike, fspath
@@ -18,9 +19,10 @@ from typing import Any, Final, TypeVar, cast, get_origin
 
 import numpy as np
 
+from actstore.errors import StoreError
 from pipeline.config.serialization import from_json, nearest, to_json
 from pipeline.config.settings import hints_of
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError, in_settings
 
 Config = TypeVar("Config")
 Verb = TypeVar("Verb", bound=Callable[..., Any])
@@ -76,7 +78,7 @@ def _plain(value: object) -> object:
 
 
 def takes(kind: type, *, others: str = "") -> Callable[[Verb], Verb]:
-    """Say in a verb's signature and docstring which settings its `**settings` are.
+    """Say in a verb's signature, docstring and errors which settings its `**settings` are.
 
     Args:
         kind: The config whose they are; those that the verb has as arguments stay where they are.
@@ -97,14 +99,29 @@ def takes(kind: type, *, others: str = "") -> Callable[[Verb], Verb]:
         ]
         rest = [Parameter(others, Parameter.VAR_KEYWORD)] if others else []
         parameters = sorted([*keywords, *own, *rest], key=lambda p: p.kind)
-        verb.__signature__ = signature(verb).replace(parameters=parameters)  # pyright: ignore[reportFunctionMemberAccess]
+        made = _told_in_settings(verb)
+        made.__signature__ = signature(verb).replace(parameters=parameters)  # pyright: ignore[reportFunctionMemberAccess]
         words = _words_of(kind)
         lines = [f"    {_shown(name, defaults[name])}{words.get(name, '')}" for name in defaults]
         heading = f"Settings, as keywords; those of `{kind.__name__}`:"
-        verb.__doc__ = "\n".join([cleandoc(verb.__doc__ or ""), "", heading, *lines, ""])
-        return verb
+        made.__doc__ = "\n".join([cleandoc(verb.__doc__ or ""), "", heading, *lines, ""])
+        return made
 
     return described
+
+
+def _told_in_settings(verb: Verb) -> Verb:
+    """The verb; what goes wrong in it is told in its own words, not in the command line's."""
+
+    @wraps(verb)
+    def told(*args: Any, **settings: Any) -> Any:  # noqa: ANN401
+        try:
+            return verb(*args, **settings)
+        except (PipelineError, StoreError) as error:
+            error.args = (in_settings(str(error)),)
+            raise
+
+    return cast("Verb", told)
 
 
 def _default(setting: Field[Any]) -> object:

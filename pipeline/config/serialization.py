@@ -7,9 +7,9 @@ but a dataclass with a `FLAT` field has whatever keys it is given, as long as th
 import math
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import NoneType, UnionType
@@ -154,7 +154,44 @@ def _read_by_kind(kinds: Mapping[str, type], value: object, where: str) -> objec
         raise ConfigError(
             f"{where}.kind must be one of {_listed(kinds)}, got {got!r}{meant(got, kinds)}"
         )
-    return _read_dataclass(kinds[got], value, where)
+    try:
+        return _read_dataclass(kinds[got], value, where)
+    except _UnknownSettingError as error:
+        able = [name for name, kind in kinds.items() if error.name in _settings_of(kind)]
+        if error.where != where or not able:
+            raise
+        raise ConfigError(
+            f"{where} has no setting {error.name!r} of kind {got!r}: it is of {', '.join(able)}"
+        ) from None
+
+
+class _UnknownSettingError(ConfigError):
+    """A setting that is not known where it stands, but perhaps around it."""
+
+    def __init__(self, name: str, where: str, hint: str) -> None:
+        super().__init__(f"{where} has no setting {name!r}{hint}")
+        self.name, self.where = name, where
+
+
+def _settings_of(kind: type) -> dict[str, Any]:
+    return {f.name: f for f in fields(kind) if "flat" not in f.metadata}
+
+
+def _inner_settings(hints: Mapping[str, Any], value: Mapping[Any, Any]) -> dict[str, list[str]]:
+    """The settings of all kinds of a part: the name of the part, and the first kind that has each.
+
+    The kind that was chosen comes before the others.
+    """
+    found: dict[str, list[str]] = {}
+    for part, hint in hints.items():
+        if isinstance(hint, type) and "kinds" in vars(hint):
+            kinds = cast("Mapping[str, type]", cast("Any", hint).kinds())
+            chosen = value.get(part)
+            named = [chosen.get("kind")] if isinstance(chosen, Mapping) else []
+            for kind in [*(kind for kind in kinds if kind in named), *kinds]:
+                for name in _settings_of(kinds[kind]):
+                    found.setdefault(name, [part, kind])
+    return found
 
 
 def _read_dataclass(hint: type, value: object, where: str) -> object:
@@ -162,30 +199,67 @@ def _read_dataclass(hint: type, value: object, where: str) -> object:
         raise ConfigError(f"{where} must be a table of settings, got {value!r}")
     hints = get_type_hints(hint, include_extras=True)
     flat = next((f.name for f in fields(hint) if "flat" in f.metadata), None)
-    settings = {f.name: f for f in fields(hint) if f.name != flat}
+    settings = _settings_of(hint)
     for key in value:
         if key not in settings and flat is None:
-            raise ConfigError(f"{where} has no setting {key!r}{nearest(key, settings)}")
+            inner = _inner_settings(hints, value)
+            if key in inner:
+                part, kind = inner[key]
+                wanted = f"{part} = {{kind = {kind!r}, {key} = {value[key]!r}}}"
+                raise ConfigError(f"{where} has no setting {key!r}, but {part} has: type {wanted}")
+            known = {name: f"{part}.{name}" for name, (part, _) in inner.items()}
+            known |= {name: name for name in settings}
+            raise _UnknownSettingError(key, where, nearest(key, known, called=known))
     for name, f in settings.items():
         if name not in value and f.default is MISSING and f.default_factory is MISSING:
             raise ConfigError(f"{where} lacks the setting {name!r}")
     kinds = {key: hints[key] if key in settings else get_args(hints[str(flat)])[1] for key in value}
-    read = {key: _read(kinds[key], item, f"{where}.{key}") for key, item in value.items()}
+    try:
+        read = {key: _read(kinds[key], item, f"{where}.{key}") for key, item in value.items()}
+    except _UnknownSettingError as error:
+        if error.name not in settings:
+            raise
+        raise ConfigError(
+            f"{error.where} has no setting {error.name!r}, but {where} has: "
+            "it stands beside it, not inside"
+        ) from None
     if flat is not None:
         others = {key: read.pop(key) for key in value if key not in settings}
         read[flat] = others
     return hint(**read)
 
 
-def nearest(got: object, known: Mapping[str, object]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or all of them."""
-    return meant(got, known) or f": it has {_listed(known)}"
+def nearest(got: object, known: Iterable[str], *, called: Mapping[str, str] | None = None) -> str:
+    """The end of a message about an unknown name: which known ones are near, or what there is.
+
+    Args:
+        got: The name.
+        known: Names.
+        called: What each is to be called; None means by itself.
+    """
+    names = list(known)
+    if hint := meant(got, names, called=called):
+        return hint
+    if len(names) <= _LISTED:
+        return f": it has {_listed(names)}"
+    some = get_close_matches(str(got), names, n=3, cutoff=0)
+    told = [called[name] if called else name for name in some]
+    return f": of the {len(names)} it has, the nearest are {_listed(told)}"
 
 
-def meant(got: object, known: Mapping[str, object]) -> str:
+def meant(got: object, known: Iterable[str], *, called: Mapping[str, str] | None = None) -> str:
     """The end of a message that lists what is known already: the nearest, if any is near."""
-    close = get_close_matches(str(got), known, n=1)
-    return f": did you mean {close[0]!r}?" if close else ""
+    close = get_close_matches(str(got), list(known), n=3)
+    alike = {name: SequenceMatcher(None, name, str(got)).ratio() for name in close}
+    near = [name for name in close if alike[name] > alike[close[0]] - _AS_NEAR]
+    told = [repr(called[name] if called else name) for name in near]
+    return f": did you mean {' or '.join(told)}?" if told else ""
+
+
+_LISTED = 10
+"""Names that are listed where none is near."""
+_AS_NEAR = 0.1
+"""What is less like the name than that, beside the nearest, is not meant."""
 
 
 def _listed(names: object) -> str:

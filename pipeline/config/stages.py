@@ -67,7 +67,8 @@ class EvalConfig:
     model: str | None = None
     """Another model than the one the store was harvested from; None means that one."""
     text: str | None = None
-    """None means held-out text: the embedded one for the embedded text, WikiText-103 otherwise."""
+    """None means held-out text: the embedded one for the embedded text, WikiText-103 otherwise;
+    where that cannot be had, what lies in the store's own text behind what the store holds."""
     text_column: str = "text"
     tokens: Count = 100_000
     as_trained: bool = False
@@ -128,9 +129,15 @@ class ReportConfig:
     n_features: int = 200
     """Features a run to show, evenly by frequency among those that are alive; of a connector,
     outputs."""
+    text: str | None = None
+    """Of evaluations that are missing, as `EvalConfig` has it."""
+    text_column: str = "text"
+    tokens: Count = 100_000
+    """Of that text."""
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
-        require_positive(self, "n_features")
+        require_positive(self, "n_features", "tokens")
 
 
 @settings

@@ -54,6 +54,7 @@ from pipeline.connect.setup import (
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.ablations import OnTokens
+from pipeline.evaluate.default_text import DefaultTexts
 from pipeline.evaluate.evaluate import notes_on
 from pipeline.evaluate.intervals import resampled
 from pipeline.evaluate.metrics import Totals
@@ -101,11 +102,11 @@ def evaluate_connectors(
                 "from one, name it with --model"
             )
         between.setdefault(run.ends, []).append(run)
-    scene, reports = None, dict[Path, ConnectorReport]()
+    texts, scene, reports = DefaultTexts(config.text_column), None, dict[Path, ConnectorReport]()
     for runs in between.values():
         loaded = load_connectors(runs, device=device)
         subjects = (loaded.source, loaded.target)
-        setting = EvalSetting.of(replace(loaded.target, path=runs[0].path), config)
+        setting = EvalSetting.of(replace(loaded.target, path=runs[0].path), config, texts)
         if scene is None or scene.setting != setting:
             scene = None  # one language model at a time
             scene = load_eval_context(setting, subjects, replace(config, layers=()), device=device)

@@ -23,6 +23,7 @@ from pipeline.config.stages import EvalConfig
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.ablations import OnTokens, find_site_means, slot_of
+from pipeline.evaluate.default_text import DefaultTexts
 from pipeline.evaluate.geometry import (
     dead_cosine,
     encoder_decoder_cosine,
@@ -63,7 +64,8 @@ def notes_on(
     scene: EvalContext, trained: Provenance, left_out: Sequence[str], config: EvalConfig
 ) -> tuple[str, ...]:
     """On the model, the text, and which rows count, one sentence each."""
-    notes, setting = list[str](), scene.setting
+    setting = scene.setting
+    notes = [setting.read.note] if setting.read.note else []
     if setting.model != trained.model:
         notes.append(f"trained on activations of {trained.model}, evaluated in {setting.model}")
     elif trained.model_fingerprint not in ("", scene.lm.fingerprint()):
@@ -72,7 +74,7 @@ def notes_on(
         notes.append(f"evaluated on {setting.text}, the text it was trained on: not held out")
     if left_out and not config.as_trained:
         words = ", ".join(left_out)
-        notes.append(f"training left out {words}: add --as-trained to leave it out here too")
+        notes.append(f"training left out {words}: add `as_trained=True` to leave it out here too")
     if scene.contexts.numel() < config.tokens:
         notes.append(
             f"{setting.text} holds {scene.contexts.numel()} tokens in whole contexts; "
@@ -101,12 +103,12 @@ def caveats_on(
     if n_dead and n_tokens < FEW_TOKENS:
         yield (
             f"features that are active on fewer than one in {n_tokens // 3:,} tokens may count as "
-            f"dead on {n_tokens:,}: raise --tokens"
+            f"dead on {n_tokens:,}: raise `tokens`"
         )
     if n_dead and n_dead < FEW_DEAD:
         yield f"the dead-feature cosines are of {many(int(n_dead), 'dead feature')} alone"
     if n_contexts < FEW_CONTEXTS:
-        yield f"the intervals are of {many(n_contexts, 'context')} alone: raise --tokens"
+        yield f"the intervals are of {many(n_contexts, 'context')} alone: raise `tokens`"
 
 
 def worst_contexts(
@@ -268,9 +270,9 @@ def evaluate_saes(
     """One report per SAE, in the order of `config.runs`, saved as `evaluate` says."""
     device = pick_device(config.device)
     subjects = [load_sae(path, device=device) for path in config.runs]
-    groups: dict[EvalSetting, list[LoadedSAE]] = {}
+    texts, groups = DefaultTexts(config.text_column), dict[EvalSetting, list[LoadedSAE]]()
     for subject in subjects:
-        groups.setdefault(EvalSetting.of(subject, config), []).append(subject)
+        groups.setdefault(EvalSetting.of(subject, config, texts), []).append(subject)
     reports: dict[Path, EvalReport] = {}
     for setting, together in groups.items():
         scene = load_eval_context(setting, together, config, device=device)

@@ -13,6 +13,7 @@ from pipeline.config.stages import Documents, EvalConfig, SpecialTokens
 from pipeline.config.training import TrainConfig
 from pipeline.device import pick_dtype, pick_precision
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.evaluate.default_text import DefaultTexts, EvalText
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel, load_model
@@ -21,7 +22,7 @@ from pipeline.runs.advice import wanted_l0
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import Coder
-from pipeline.text.heldout import heldout_text, load_contexts
+from pipeline.text.heldout import load_contexts
 
 _SHOWN = 8
 
@@ -111,13 +112,18 @@ class EvalSetting:
 
     model: str
     revision: str
-    text: str
+    read: EvalText
     ctx_len: int
     special_tokens: SpecialTokens
     documents: Documents
 
+    @property
+    def text(self) -> str:
+        """What reports call the text."""
+        return self.read.words
+
     @classmethod
-    def of(cls, subject: LoadedSAE, config: EvalConfig) -> "EvalSetting":
+    def of(cls, subject: LoadedSAE, config: EvalConfig, texts: DefaultTexts) -> "EvalSetting":
         """The model and the text for this subject."""
         model = subject.model if config.model is None else config.model
         if not model:
@@ -126,10 +132,11 @@ class EvalSetting:
                 "with --model"
             )
         own = model == subject.model
+        read = EvalText(source=config.text or "", column=config.text_column)
         return cls(
             model=model,
             revision=(subject.revision if own else "") or "main",
-            text=config.text or heldout_text(subject.provenance.text),
+            read=read if config.text is not None else texts.of(subject.provenance),
             ctx_len=subject.provenance.ctx_len,
             special_tokens=subject.provenance.special_tokens,
             documents=subject.provenance.documents,
@@ -195,12 +202,13 @@ def load_eval_context(
         setting.model, revision=setting.revision, special_tokens=setting.special_tokens
     )
     contexts = load_contexts(
-        setting.text,
+        setting.read.source,
         tokenizer,
         ctx_len=setting.ctx_len,
         n=-(-config.tokens // setting.ctx_len),
-        column=config.text_column,
+        column=setting.read.column,
         documents=setting.documents,
+        start=setting.read.start,
     )
     return EvalContext(
         setting=setting,

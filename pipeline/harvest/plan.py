@@ -131,8 +131,8 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
         shape.check(site, name=config.model)
     if config.ctx_len > shape.n_positions:
         raise ConfigError(
-            f"ctx-len {config.ctx_len} is longer than the {shape.n_positions} positions "
-            f"that {config.model} knows"
+            f"contexts of {config.ctx_len} tokens do not fit into {config.model}, which takes "
+            f"{shape.n_positions} at most: type --ctx-len {shape.n_positions} or less"
         )
     there, precision = _store_at(config.out), config.precision
     if precision == "auto" and there is not None:

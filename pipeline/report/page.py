@@ -105,16 +105,22 @@ def write_report(config: ReportConfig, *, on_progress: OnProgress | None = None)
     if missing := tuple(run for run, kind in kinds.items() if kind.evaluation(run) is None):
         from pipeline.evaluate.evaluate import draw, evaluate  # it brings the language model
 
-        wanted = EvalConfig(runs=missing)
+        wanted = EvalConfig(
+            runs=missing, text=config.text, text_column=config.text_column, tokens=config.tokens,
+            device=config.device,
+        )  # fmt: skip
         try:
             draw(wanted, evaluate(wanted, on_progress=on_progress))
             made += [f"the evaluation of {run}" for run in missing]
         except TextError as error:  # as of one of the hub, where there is no network
-            notes.append(f"not evaluated: {error}, with saepipe eval --text")
+            if config.text is not None:
+                raise
+            notes.append(f"not evaluated: {error}")
     for run, kind in kinds.items():
         try:
             if not kind.has_features(run):
-                kind.features(FeaturesConfig(run=run, store=config.store), on_progress=on_progress)
+                of = FeaturesConfig(run=run, store=config.store, device=config.device)
+                kind.features(of, on_progress=on_progress)
                 made.append(f"features of {run}")
         except (ConfigError, StoreError) as error:
             notes.append(str(error))

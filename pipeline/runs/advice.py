@@ -38,7 +38,7 @@ def advice_on(
     lines = (line for look in found for line in look(config, curves, d_sae, n_steps))
     passes = int(last["rows"]) / n_rows
     if passes > MOST_PASSES:
-        return (*lines, f"each row of the store was seen {passes:.0f} times: harvest more --tokens")
+        return (*lines, f"each row of the store was seen {passes:.0f} times: harvest more `tokens`")
     return tuple(lines)
 
 
@@ -50,16 +50,16 @@ def _on_sparsity(config: TrainConfig, curves: Curves, d_sae: int, n_steps: int) 
     last, wanted = curves[-1], wanted_l0(config.arch, d_sae=d_sae)
     l0 = float(last["l0"])
     if wanted is not None and abs(l0 / wanted - 1) > L0_OFF:
-        why = "train on more --tokens"
+        why = "train on more `tokens`"
         if isinstance(config.arch, Penalised) and config.arch.l0 is None:
-            why = "train on more --tokens, or type --l0, which begins near it and ends on it"
+            why = "train on more `tokens`, or type `l0`, which begins near it and ends on it"
         yield f"L0 is {l0:.1f} where {wanted:g} was asked for: {why}"
     constant = int(last.get("n_constant", 0))
     if constant > MOST_CONSTANT * l0:
         yield (
             f"{constant} of the {l0:.0f} active latents of a row are active on nearly all rows: "
             "what rows share is still in them; look at these latents before you trust them, and "
-            "if the first position is far from the others, type --set exclude_positions=0"
+            "if the first position is far from the others, type `exclude_positions=0`"
         )
 
 
@@ -77,12 +77,12 @@ def _on_dead(config: TrainConfig, curves: Curves, d_sae: int, n_steps: int) -> L
     if dead > MOST_DEAD * d_sae:
         yield (
             f"{dead:,} of {d_sae:,} latents ({dead / d_sae:.0%}) were silent on the last "
-            f"{int(last['dead_over']):,} rows: lower --lr or --expansion, or train on more --tokens"
+            f"{int(last['dead_over']):,} rows: lower `lr` or `expansion`, or train on more `tokens`"
         )
     if config.resample != "none" and _steps(config, config.resample_every, n_steps) >= n_steps:
         yield (
             f"no latent was resampled, as the run is shorter than resample_every = "
-            f"{config.resample_every}: type --set resample_every=20%"
+            f"{config.resample_every}: type `resample_every=20%`"
         )
 
 
@@ -90,15 +90,15 @@ def _on_error(config: TrainConfig, curves: Curves, d_sae: int, n_steps: int) -> 
     explained = curves[-1].get("explained_variance")
     if explained is not None and explained < LEAST_EXPLAINED:
         yield (
-            f"explained variance is {explained:.2f}: raise --l0 or --expansion, or train on more "
-            "--tokens"
+            f"explained variance is {explained:.2f}: raise `l0` or `expansion`, or train on more "
+            "`tokens`"
         )
     middle = _mean_recon(curves, 0.4 * n_steps, 0.5 * n_steps)
     end = _mean_recon(curves, 0.9 * n_steps, n_steps)
     if middle is not None and end is not None and end < (1 - STILL_FALLING) * middle:
         yield (
             f"the error fell by {1 - end / middle:.0%} in the second half of the run, and would "
-            "fall further: train on more --tokens"
+            "fall further: train on more `tokens`"
         )
 
 
@@ -113,7 +113,7 @@ def _on_schedule(config: TrainConfig, curves: Curves, d_sae: int, n_steps: int) 
     if _steps(config, config.hold, n_steps) >= n_steps:
         yield (
             f"the penalty was never adjusted, as the run is shorter than hold = {config.hold}: "
-            "type --set hold=20%"
+            "type `hold=20%`"
         )
 
 

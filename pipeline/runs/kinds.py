@@ -132,7 +132,7 @@ class RunKind(ABC):
     eval_table: ClassVar[str]
     """The name of that table."""
     eval_tables: ClassVar[Lazy]
-    """`(reports)`: tables that a terminal can draw."""
+    """`(reports)`: each a `pipeline.tables.Table`."""
     eval_figures: ClassVar[Lazy]
     """`(reports, folder)`: draws each into its run's folder, and of several a comparison into
     `folder`; gives the files of the latter."""

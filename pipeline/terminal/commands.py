@@ -3,7 +3,7 @@
 What brings torch is imported inside of functions: a harvest that is complete needs none.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from pipeline.config.stages import (
     HarvestConfig,
     ReportConfig,
 )
-from pipeline.runs.names import beside
+from pipeline.runs.names import beside, names_of
 from pipeline.terminal.lines import (
     advice_lines,
     curve_words,
@@ -86,8 +86,15 @@ def run_eval(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:
     for kind, runs in runs_of.items():
         for table in kind.eval_tables([report for report in reports if report.run in runs]):
             screen.draw(table)
-    screen.note(note for report in reports for note in report.notes)
+    screen.note(notes_by_run(reports))
     return reports
+
+
+def notes_by_run(reports: Sequence[Any]) -> Iterator[str]:
+    """Notes on all runs as they are; those on some, of several, each with the run's name."""
+    shared = set.intersection(*(set(report.notes) for report in reports))
+    for name, report in zip(names_of([report.run for report in reports]), reports, strict=True):
+        yield from (note if note in shared else f"{name}: {note}" for note in report.notes)
 
 
 def run_features(

@@ -1,6 +1,7 @@
 """Tables of evaluations."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from pipeline.evaluate.metrics import METRICS, SHARE, Metric, sections
 from pipeline.evaluate.report import QUANTILES, EvalReport, Interval
@@ -53,29 +54,36 @@ def columns_table(reports: Sequence[EvalReport]) -> Table:
             parts[-1].append([metric.words, *told])
             if metric.name == "l0":
                 parts[-1].append(["L0, median [5 .. 95 %]", *map(_quantiles, reports)])
-    heads = (f"{head}\n{r.arch} {r.site}" for head, r in zip(_heads(reports), reports, strict=True))
+    names = _names(reports)
+    heads = (
+        f"{name}\n{below}".strip() for name, below in zip(names.short, names.below, strict=True)
+    )
     return Table(
-        title=_title(reports),
+        title=_title(reports, names),
         columns=[Column(), *(Column(head=head, align="right", folds=True) for head in heads)],
         sections=parts,
     )
 
 
 def lines_table(reports: Sequence[EvalReport]) -> Table:
-    """One line a run."""
+    """One line a run, narrow enough for a pipe."""
+    names, rows = _names(reports), list[list[str]]()
     shown = [metric for metric in METRICS.values() if metric.heading]
-    names = names_of([report.run for report in reports])
-    rows = [
-        [f"{name}\n{report.arch} {report.site}"]
-        + [_told(report, metric, alone=False) for metric in shown]
-        for report, name in zip(reports, names, strict=True)
-    ]
-    columns = [Column(head=metric.heading, align="right", folds=True) for metric in shown]
+    bounded = {one.metric for report in reports for one in report.intervals} & {_BOUNDED}
+    for report, name, below in zip(reports, names.whole, names.below, strict=True):
+        rows.append([f"{name}\n{below}".strip()])
+        for metric in shown:
+            rows[-1].append(_brief(report.metrics.get(metric.name), metric.unit))
+            if metric.name in bounded:
+                interval = _interval(report, metric)
+                rows[-1].append(_span(interval, metric.unit) if interval else "-")
+    heads = [[metric.heading, *(["95 %\ninterval"] * (metric.name in bounded))] for metric in shown]
+    numbers = [Column(head=head, align="right") for some in heads for head in some]
     return Table(
-        title=_title(reports),
-        columns=[Column(head="run", folds=True), *columns],
+        title=_title(reports, names),
+        columns=[Column(head="run", folds=True), *numbers],
         sections=[rows],
-        edged=True,
+        ruled=False,
     )
 
 
@@ -83,7 +91,7 @@ def inserted_table(reports: Sequence[EvalReport]) -> Table:
     """What splicing each coder in at each layer adds to the loss."""
     sites = dict.fromkeys(one.site for report in reports for one in report.inserted)
     added = [{one.site: f"{one.added:+.4f}" for one in report.inserted} for report in reports]
-    columns = [Column(head=head, align="right", folds=True) for head in _heads(reports)]
+    columns = [Column(head=name, align="right", folds=True) for name in _names(reports).short]
     return Table(
         title="loss added, nats a token",
         columns=[Column(head="spliced in at"), *columns],
@@ -112,7 +120,7 @@ def worst_table(report: EvalReport) -> Table:
 def overlaps_table(reports: Sequence[EvalReport]) -> Table:
     """The mean max cosine similarity of each dictionary, a line, to each other, a column."""
     rows: list[list[str]] = []
-    for number, (report, name) in enumerate(zip(reports, _heads(reports), strict=True), 1):
+    for number, (report, name) in enumerate(zip(reports, _names(reports).short, strict=True), 1):
         found = {overlap.run: f"{overlap.mmcs:.3f}" for overlap in report.overlaps}
         rows.append([f"{number} {name}", *(found.get(other.run, "-") for other in reports)])
     numbers = [Column(head=str(number + 1), align="right") for number in range(len(reports))]
@@ -124,28 +132,76 @@ def overlaps_table(reports: Sequence[EvalReport]) -> Table:
     )
 
 
-def _heads(reports: Sequence[EvalReport]) -> list[str]:
-    return [middle_out(name, _NAME) for name in names_of([report.run for report in reports])]
+@dataclass(frozen=True, kw_only=True)
+class _Names:
+    """What tells runs apart, and what they have in common, each thing said once."""
+
+    whole: Sequence[str]
+    short: Sequence[str]
+    """The same for heads."""
+    below: Sequence[str]
+    """The architecture and the site of each, where they differ and its name does not say them."""
+    common: Sequence[str]
 
 
-def _title(reports: Sequence[EvalReport]) -> str:
-    """On what the runs were evaluated."""
+def _names(reports: Sequence[EvalReport]) -> _Names:
+    runs = [report.run for report in reports]
+    words = [name.split(",") for name in names_of(runs)]
+    common = [word for word in words[0] if all(word in its for its in words)]
+    own = [tuple(word for word in its if word not in common) for its in words]
+    if not all(own) or len({*own}) < len(own):  # a lone run, for one
+        own, common = list(map(tuple, words)), []
+    below: list[list[str]] = [[] for _ in reports]
+    for name in ("site", "arch"):
+        values = [str(getattr(report, name)) for report in reports]
+        if len({*values}) == 1 and len(reports) > 1:
+            common = [values[0], *(word for word in common if word != values[0])]
+            continue
+        for run, value, its in zip(runs, values, below, strict=True):
+            if value not in run.name.split(","):
+                its.insert(0, value)
+    whole = [", ".join(its) for its in own]  # a long one is broken where there are spaces
+    return _Names(
+        whole=whole,
+        short=[middle_out(name, _NAME) for name in whole],
+        below=[" ".join(its) for its in below],
+        common=common,
+    )
+
+
+def _title(reports: Sequence[EvalReport], names: _Names) -> str:
+    """On what the runs were evaluated, and what is the same of all."""
     models, texts = {report.model for report in reports}, {report.text for report in reports}
     tokens = sorted({report.n_tokens for report in reports})
     model = models.pop() if len(models) == 1 else f"{len(models)} models"
     text = texts.pop() if len(texts) == 1 else f"{len(texts)} texts"
     n = " to ".join(f"{n:,}" for n in dict.fromkeys((tokens[0], tokens[-1])))
-    return f"{model} on {text}, {n} tokens; losses in nats a token"
+    common = f"\nall runs: {', '.join(names.common)}" if names.common else ""
+    return f"{model} on {text}, {n} tokens; losses in nats a token{common}"
+
+
+_BOUNDED = "ce_added"
+"""The metric whose interval is told of several runs."""
 
 
 def _told(report: EvalReport, metric: Metric, *, alone: bool) -> str:
     """A metric, with its interval where there is room for it."""
-    told = _number(report.metrics.get(metric.name), metric.unit)
-    interval = next((one for one in report.intervals if one.metric == metric.name), None)
-    if interval is None or not (alone or metric.name == "ce_added"):
-        return told
+    told, interval = _number(report.metrics.get(metric.name), metric.unit), None
+    if alone or metric.name == _BOUNDED:
+        interval = _interval(report, metric)
     between = " " if alone else "\n"
-    return f"{told}{between}{_span(interval, metric.unit)}"
+    return told if interval is None else f"{told}{between}{_span(interval, metric.unit)}"
+
+
+def _interval(report: EvalReport, metric: Metric) -> Interval | None:
+    return next((one for one in report.intervals if one.metric == metric.name), None)
+
+
+def _brief(value: float | int | None, unit: str) -> str:
+    """A number in a narrow column."""
+    if isinstance(value, float) and 10 <= abs(value) < 1e3 and unit != SHARE:
+        return f"{value:.1f}"
+    return _number(value, unit)
 
 
 def _quantiles(report: EvalReport) -> str:

@@ -1,6 +1,11 @@
-"""Where results go: to people as lines, tables and a progress bar, to programs as JSON."""
+"""Where results go: to people as lines, tables and a progress bar, to programs as JSON.
+
+Names and texts come from disks and data sets, and may hold what moves a terminal: whatever people
+are shown goes through `visible` here, on its way out.
+"""
 
 import json as jsonlib
+import os
 import sys
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -12,11 +17,20 @@ from rich.progress import BarColumn, Progress as Bars, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from actstore.files import write_file
+from actstore.files import make_folder, write_file
 from pipeline.config.serialization import to_json, with_paths
+from pipeline.errors import ConfigError
 from pipeline.progress import OnProgress, Progress, short
 from pipeline.runs.names import from_here
 from pipeline.tables import Cell, Column, Table as PlainTable, cell
+from pipeline.terminal.options import as_typed
+from pipeline.terminal.plain_progress import PlainProgress
+from pipeline.text.token_text import visible
+
+
+def lines_visible(text: str) -> str:
+    """A text whose lines are meant, each of which does nothing to a terminal."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def drawn(table: PlainTable) -> Table:
@@ -26,13 +40,16 @@ def drawn(table: PlainTable) -> Table:
     else:
         made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     made.expand = any(column.fills for column in table.columns)
-    made.title = Text(table.title, style="" if table.ruled else "bold") if table.title else None
-    made.caption = Text(table.caption) if table.caption else None
+    made.title = made.caption = None
+    if table.title:
+        made.title = Text(lines_visible(table.title), style="" if table.ruled else "bold")
+    if table.caption:
+        made.caption = Text(lines_visible(table.caption))
     made.title_justify = made.caption_justify = "left"
     made.show_header = any(column.head for column in table.columns)
     for column in table.columns:
         made.add_column(
-            Text(column.head), justify=column.align, no_wrap=not column.folds,
+            Text(lines_visible(column.head)), justify=column.align, no_wrap=not column.folds,
             overflow="fold" if column.folds else "ellipsis", ratio=1 if column.fills else None,
         )  # fmt: skip
     for rows in table.sections:
@@ -48,33 +65,45 @@ _BEFORE_PIVOT = 30
 
 def _cell(cell: Cell) -> Text:
     if isinstance(cell, str):
-        return Text(cell)
+        return Text(lines_visible(cell))
+    pieces = [(lines_visible(text), style) for text, style in cell.pieces]
     first, width = 0, 0
     if cell.pivot is not None:
         first = cell.pivot
-        while first > 0 and width + cell_len(cell.pieces[first - 1][0]) <= _BEFORE_PIVOT:
+        while first > 0 and width + cell_len(pieces[first - 1][0]) <= _BEFORE_PIVOT:
             first -= 1
-            width += cell_len(cell.pieces[first][0])
+            width += cell_len(pieces[first][0])
         width = _BEFORE_PIVOT - width
-    return Text.assemble(" " * width, *cell.pieces[first:])
+    return Text.assemble(" " * width, *pieces[first:])
 
 
 class Screen:
-    """Lines and tables on stdout, or on stderr where stdout, as `-`, is for JSON."""
+    """Lines and tables on stdout, or on stderr where stdout, as `-`, is for JSON.
+
+    Raises:
+        ConfigError: JSON cannot be written where it is to go; told before any work begins.
+    """
 
     def __init__(self, *, json: str | None = None) -> None:
+        if json is not None and json != "-":
+            _require_writable(Path(json))
         self._json = json
         self._console = Console(stderr=json == "-", highlight=False, markup=False)
         self._bars: Bars | None = None
 
     @contextmanager
     def progress(self, title: str) -> Generator[OnProgress, None, None]:
-        """A bar on stderr with rate and time left; yields who is to be told how far it has come."""
+        """A bar on stderr with rate and time left, or in a file a plain line now and then.
+
+        Yields who is to be told how far it has come.
+        """
         watched = Console(stderr=True, highlight=False, markup=False)
         if not watched.is_terminal:  # a disabled bar of rich ends with an empty line before 14.3
-            yield lambda progress: None
+            yield PlainProgress(title)
             return
-        rate, words = TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[words]}")
+        rate, words = (
+            TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("rate", "words")
+        )
         name, bar = TextColumn(f"{title:<9}"), BarColumn(bar_width=24)
         columns = (name, bar, rate, TimeRemainingColumn(), words)
         bars = Bars(*columns, console=watched, transient=True)
@@ -84,7 +113,7 @@ class Screen:
             speed = bars.tasks[0].speed
             rate = f"{short(speed)} {now.unit}/s" if speed else ""
             words = " ".join(filter(None, (now.stage if now.stage != title else "", now.words)))
-            bars.update(task, completed=now.done, total=now.total, rate=rate, words=words)
+            bars.update(task, completed=now.done, total=now.total, rate=rate, words=visible(words))
 
         with bars:
             self._bars = bars
@@ -100,16 +129,16 @@ class Screen:
 
     def say(self, line: str) -> None:
         """A line, however long: paths in it can be copied."""
-        self._print(line, soft_wrap=True)
+        self._print(visible(line), soft_wrap=True)
 
     def tell(self, lines: Iterable[str]) -> None:
         """Some lines."""
         for line in lines:
             self.say(line)
 
-    def draw(self, table: object) -> None:
+    def draw(self, table: PlainTable) -> None:
         """A table, in the width there is: 80 columns in a pipe."""
-        self._print(drawn(table) if isinstance(table, PlainTable) else table)
+        self._print(drawn(table))
 
     def show(self, title: str, rows: Mapping[str, object]) -> None:
         """Names and values in two columns."""
@@ -120,7 +149,7 @@ class Screen:
     def note(self, notes: Iterable[str]) -> None:
         """What a reader of the numbers must know, each thing once."""
         for note in dict.fromkeys(notes):
-            self._print(f"note: {note}")
+            self._print(visible(f"note: {as_typed(note)}"))
 
     def emit(self, result: object) -> None:
         """Write a result as JSON, whole or not at all, if that was asked for."""
@@ -128,4 +157,21 @@ class Screen:
         if self._json == "-":
             sys.stdout.write(text)
         elif self._json is not None:
+            make_folder(Path(self._json).parent)
             write_file(Path(self._json), [text.encode()])
+
+
+def _require_writable(path: Path) -> None:
+    """Refuse a path at which no file can be put; folders that are missing above it are made."""
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir():
+        found, wanted = f"{path} is a folder", f"--json {path}/result.json"
+    elif path.exists() and not path.is_file():
+        found, wanted = f"{path} is no regular file", "--json - for stdout"
+    elif not there.is_dir():
+        found, wanted = f"{there} is no folder", "a path in a folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        found, wanted = f"{there} may not be written to", "a path in another folder"
+    else:
+        return
+    raise ConfigError(f"no JSON can be written to {path}: {found}; type {wanted}")

@@ -10,9 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
-
 from actstore.errors import StoreError
 from actstore.manifest import Manifest
 from actstore.removal import find_stores, removable, require_unlinked
@@ -21,7 +18,7 @@ from pipeline.config.stages import Device
 from pipeline.errors import ConfigError
 from pipeline.progress import Progress, short, size
 from pipeline.stores import known_folders
-from pipeline.tables import cell, many
+from pipeline.tables import Column, Table, cell, many
 from pipeline.terminal.lines import removal_line
 from pipeline.terminal.screen import Screen
 from pipeline.terminal.store_facts import listed
@@ -60,10 +57,8 @@ Found = Sequence[tuple[Path, Manifest | str]]
 
 def stores_table(folder: Path, found: Found) -> Table:
     """The stores below a folder, a line each."""
-    title = Text(f"stores in {folder}")
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for name in ("store\nmodel", "state", "rows\na site", "sites", "kept as"):
-        table.add_column(name, overflow="fold")
+    names = ("store\nmodel", "state", "rows\na site", "sites", "kept as")
+    rows: list[list[str]] = []
     for path, told in found:
         if isinstance(told, str):
             continue
@@ -72,9 +67,13 @@ def stores_table(folder: Path, found: Found) -> Table:
         model = spec.source.get("model", "")
         sites = "\n".join(site.name for site in spec.sites)
         kept = f"{spec.dtype}\n{spec.codec}"
-        row = (f"{place}\n{model}".strip(), told.state, cell(told.n_rows), sites, kept)
-        table.add_row(*map(Text, row))
-    return table
+        rows.append([f"{place}\n{model}".strip(), told.state, cell(told.n_rows), sites, kept])
+    return Table(
+        title=f"stores in {folder}",
+        columns=[Column(head=name, folds=True) for name in names],
+        sections=[rows],
+        ruled=False,
+    )
 
 
 def store_tables(facts: Mapping[str, Any]) -> list[Table]:
@@ -83,13 +82,12 @@ def store_tables(facts: Mapping[str, Any]) -> list[Table]:
 
 
 def _whole(facts: Mapping[str, Any]) -> Table:
-    title = Text(facts["path"])
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, words in _lines(facts).items():
-        table.add_row(name, Text(words))
-    return table
+    return Table(
+        title=facts["path"],
+        columns=[Column(), Column(folds=True)],
+        sections=[[[name, words] for name, words in _lines(facts).items()]],
+        ruled=False,
+    )
 
 
 def _lines(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -137,21 +135,21 @@ def _brief(value: object) -> str:
 
 def _sites(facts: Mapping[str, Any]) -> Table:
     """Statistics, a line a site."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("site", overflow="fold")
-    for name in ("on disk", "of raw", "norm of\nmean", "total\nvariance"):
-        table.add_column(name, justify="right")
-    fidelity = facts["fidelity"] or {}
+    names, fidelity = (
+        ["on disk", "of raw", "norm of\nmean", "total\nvariance"],
+        facts["fidelity"] or {},
+    )
     if fidelity:
-        table.add_column("rounding, of\nvariance", justify="right")
-        table.add_column("of worst\ncoordinate", justify="right")
+        names += ["rounding, of\nvariance", "of worst\ncoordinate"]
+    rows: list[list[str]] = []
     for site, told in facts["statistics"].items():
         lost = fidelity.get(site, {}).values()
-        table.add_row(
+        rows.append([
             site, size(told["bytes"]), f"{told['bytes'] / told['raw']:.3f}",
             short(told["mean_norm"]), short(told["variance"]), *(f"{x:.2e}" for x in lost),
-        )  # fmt: skip
-    return table
+        ])  # fmt: skip
+    numbers = [Column(head=name, align="right") for name in names]
+    return Table(columns=[Column(head="site", folds=True), *numbers], sections=[rows], ruled=False)
 
 
 if TYPE_CHECKING:

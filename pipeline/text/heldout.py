@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.config.stages import Documents
 from pipeline.errors import TextError
 from pipeline.lm.tokenizer import Tokenizer
-from pipeline.text.contexts import ContextStream
+from pipeline.text.contexts import ContextStream, Cursor
 from pipeline.text.open import heldout_of, open_text
 
 WIKITEXT = "Salesforce/wikitext:wikitext-103-raw-v1@test"
@@ -40,11 +40,14 @@ def load_contexts(
     n: int,
     column: str = "text",
     documents: Documents = "joined",
+    start: Cursor | None = None,
     seed: int = 0,
 ) -> Int32[Tensor, "contexts ctx_len"]:
-    """The first `n` contexts of a text, fewer where it ends before."""
+    """The first `n` contexts of a text, from `start` on; fewer where it ends before."""
     text = open_text(source, column=column, seed=seed)
-    with ContextStream(text, tokenizer, ctx_len=ctx_len, documents=documents) as stream:
+    with ContextStream(
+        text, tokenizer, ctx_len=ctx_len, documents=documents, start=start
+    ) as stream:
         tokens = torch.from_numpy(stream.take(n).tokens)
     if not len(tokens) and documents == "separate":
         raise TextError(

@@ -1,5 +1,6 @@
 import inspect
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -243,6 +244,15 @@ def test_ctrl_c_says_how_to_go_on(saepipe, monkeypatch, command, told):
     monkeypatch.setattr(cli, "app", stopped)
     code, _, err = saepipe(*command)
     assert (code, err) == (130, f"{told}\n")
+
+
+def test_names_in_errors_and_warnings_move_no_terminal(saepipe, fails, capsys):
+    hostile = "\x1b[31m\u202e\udcff\n  x"
+    assert r"\x1b[31m\u202e\udcff↵  x is not a run" in fails("eval", hostile)
+    code, _, err = saepipe("eval", "--\x1b[31m")
+    assert (code, "\x1b" in err) == (2, False)
+    logging.lastResort.handle(logging.makeLogRecord({"msg": "a \x1b", "levelno": 30}))
+    assert capsys.readouterr().err == "a \\x1b\n"
 
 
 def test_wrong_usage_exits_with_2(saepipe):

@@ -40,7 +40,25 @@ def test_what_is_written_reads_back_equal(settings: dict[str, Any]):
     ("change", "message"),
     [
         ({"batchsize": 1}, "config has no setting 'batchsize': did you mean 'batch_size'?"),
-        ({"zzz": 1}, "config has no setting 'zzz': it has store, out, tokens"),
+        ({"zzz": 1}, "config has no setting 'zzz': of the 50 it has, the nearest are normalize, "),
+        ({"decay": 1}, "config has no setting 'decay': did you mean 'lr_decay'"),
+        ({"k_aus": 1}, "config has no setting 'k_aus': did you mean 'arch.k_aux'"),
+        (
+            {"k_aux": 9},
+            "config has no setting 'k_aux', but arch has: type arch = {kind = 'topk', k_aux = 9}",
+        ),
+        (
+            {"k": 9, "arch": {"kind": "batchtopk"}},
+            "config has no setting 'k', but arch has: type arch = {kind = 'batchtopk', k = 9}",
+        ),
+        (
+            {"arch": {"kind": "topk", "lr": 1.0}},
+            "config.arch has no setting 'lr', but config has: it stands beside it, not inside",
+        ),
+        (
+            {"arch": {"kind": "relu", "k": 9}},
+            "config.arch has no setting 'k' of kind 'relu': it is of topk, batchtopk",
+        ),
         ({"arch": {"kind": "topk", "kk": 3}}, "config.arch has no setting 'kk': did you mean 'k'?"),
         ({"arch": {"kind": "relux"}}, "jumprelu, got 'relux': did you mean 'relu'?"),
         (

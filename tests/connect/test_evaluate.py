@@ -193,11 +193,11 @@ def test_rows_that_the_saes_were_not_trained_on_can_be_left_out_and_count_nowher
     leave_out(bench.ends[1], exclude_positions=[3], exclude_norms=1.1)
     counted, left = (bench.evaluate(run, as_trained=value)[0] for value in (False, True))
     assert counted.excluded == ()
-    assert any("--as-trained" in note and "positions 0, 7" in note for note in counted.notes)
+    assert any("`as_trained=True`" in note and "positions 0, 7" in note for note in counted.notes)
     assert left.excluded == (
         "positions 0, 7", "position 3", "rows whose norm is above 1.1 times the median",
     )  # fmt: skip
-    assert not any("--as-trained" in note for note in left.notes)
+    assert not any("`as_trained=True`" in note for note in left.notes)
     plain = Plain(bench.model, bench.text)
     x1, x2, _ = plain.both()
     kept = rows_left(plain.tokens, x1, positions=(0, 7)) & rows_left(

@@ -94,9 +94,11 @@ def test_a_reading_tells_every_active_output_and_where_it_is_from(connected, rea
 def test_progress_tells_every_stage_up_to_its_end(reading, progress):
     ends = {(p.stage, p.words): p for p in progress}
     assert list(ends) == [
-        ("rows", ""), ("features", "resid_pre.1"), ("features", "mlp_out.1"), ("effects", ""),
+        ("rows", ""), ("equations", ""), ("relations", ""),
+        ("features", "resid_pre.1"), ("features", "mlp_out.1"), ("effects", ""),
     ]  # fmt: skip
-    assert [p.unit for p in ends.values()] == ["rows", "tokens", "tokens", "inputs"]
+    units = ["rows", "outputs", "outputs", "tokens", "tokens", "inputs"]
+    assert [p.unit for p in ends.values()] == units
     assert all(p.done == p.total for p in ends.values())
 
 
@@ -122,7 +124,7 @@ def test_other_settings_are_read_anew(own, changes):
     first = read_connector(config_of(own))
     stages = set()
     other = read_connector(config_of(own, **changes), on_progress=lambda p: stages.add(p.stage))
-    assert stages == {"rows", "effects"}
+    assert stages == {"rows", "equations", "relations", "effects"}
     assert other != first
     assert load_reading(own) == other
 

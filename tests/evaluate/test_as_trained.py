@@ -95,7 +95,10 @@ def test_what_was_left_out_is_said_in_words(make_run, eval_runs):
 def test_without_the_flag_all_rows_count_and_a_note_names_it(make_run, eval_runs):
     plain, left = make_run("plain"), make_run("left", positions=[0])
     whole, report = eval_runs(plain, left, as_trained=False)
-    assert "training left out position 0: add --as-trained to leave it out here too" in report.notes
+    assert (
+        "training left out position 0: add `as_trained=True` to leave it out here too"
+        in report.notes
+    )
     assert report.excluded == ()
     assert report.n_tokens == N_CONTEXTS * CTX_LEN
     unlike = {"run": plain, "notes": (), "overlaps": whole.overlaps}

@@ -31,10 +31,10 @@ def test_what_rests_on_enough_needs_no_word():
         (
             {"n_dead": 40, "n_tokens": 30_000},
             "features that are active on fewer than one in 10,000 tokens may count as dead on "
-            "30,000: raise --tokens",
+            "30,000: raise `tokens`",
         ),
         ({"n_dead": 1}, "the dead-feature cosines are of 1 dead feature alone"),
-        ({"n_contexts": 29}, "the intervals are of 29 contexts alone: raise --tokens"),
+        ({"n_contexts": 29}, "the intervals are of 29 contexts alone: raise `tokens`"),
     ],
 )
 def test_each_caveat_is_said_where_it_is_true(told, line):

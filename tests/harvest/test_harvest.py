@@ -419,7 +419,12 @@ def test_a_store_in_use_is_refused(config):
     [
         ({"sites": ("mlp_out.7",)}, ConfigError, r"mlp_out\.7 does not exist: .* layers 0 to 2"),
         ({"sites": ()}, ConfigError, "no site to harvest"),
-        ({"ctx_len": 65}, ConfigError, "longer than the 64 positions"),
+        # Told before the text is looked at.
+        (
+            {"ctx_len": 65, "text": "/no.txt"},
+            ConfigError,
+            "which takes 64 at most: type --ctx-len 64 or less",
+        ),
         ({"text": "/nowhere/text.txt"}, TextError, "there is no text"),
         ({"model": "/nowhere"}, ModelError, "neither a folder with config.json nor a hub id"),
         (

@@ -20,6 +20,7 @@ from pipeline.mnist.result import MnistResult, compared
 from pipeline.mnist.train import PAIRS, connector_folder, load_frames
 from pipeline.runs.sae_run import SAERun
 from pipeline.terminal.mnist import mnist_tables
+from pipeline.terminal.screen import drawn
 from tests.cli.test_real_data import data
 from tests.helpers.images import make_config, write_images
 from tests.helpers.refusals import refused
@@ -214,7 +215,7 @@ def test_the_tables_fit_a_terminal(made):
     _, result, _ = made
     console = Console(width=80, record=True, file=io.StringIO())
     for table in mnist_tables(result):
-        console.print(table)
+        console.print(drawn(table))
     text = console.export_text()
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80

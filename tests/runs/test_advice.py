@@ -34,19 +34,19 @@ def test_of_a_good_run_there_is_nothing_to_say():
 @pytest.mark.parametrize(
     ("told", "line"),
     [
-        ({"l0": 35.3}, "L0 is 35.3 where 32 was asked for: train on more --tokens"),
+        ({"l0": 35.3}, "L0 is 35.3 where 32 was asked for: train on more `tokens`"),
         ({"l0": 28.7}, "L0 is 28.7 where 32 was asked for"),
         ({"config": {"arch": JumpReluConfig(l0=8)}}, "L0 is 32.0 where 8 was asked for"),
         ({"config": {"arch": ReluConfig(l0=16)}}, "L0 is 32.0 where 16 was asked for"),
         (
             {"config": {"arch": ReluConfig(target=0.01)}},
-            "L0 is 32.0 where 6.4 was asked for: train on more --tokens, or type --l0",
+            "L0 is 32.0 where 6.4 was asked for: train on more `tokens`, or type `l0`",
         ),
         ({"n_dead": 65}, r"65 of 640 latents \(10%\) were silent on the last 10,000 rows: lower"),
-        ({"explained_variance": 0.49}, r"explained variance is 0.49: raise --l0 or --expansion"),
+        ({"explained_variance": 0.49}, r"explained variance is 0.49: raise `l0` or `expansion`"),
         ({"recon": (5.0, 3.7)}, "the error fell by 26% in the second half of the run"),
         ({"n_constant": 8}, "8 of the 32 active latents of a row are active on nearly all rows"),
-        ({"n_rows": 9_000}, "each row of the store was seen 11 times: harvest more --tokens"),
+        ({"n_rows": 9_000}, "each row of the store was seen 11 times: harvest more `tokens`"),
         (
             {"config": {"resample": "random", "resample_every": "1k steps"}},
             "no latent was resampled, as the run is shorter than resample_every = 1k steps",

@@ -8,10 +8,11 @@ import pytest
 
 from actstore.verify import Finding
 from pipeline.evaluate.metrics import METRICS
-from pipeline.evaluate.report import Interval, Overlap
+from pipeline.evaluate.report import EvalReport, Interval, Overlap
 from pipeline.progress import duration, size
 from pipeline.runs.kinds import kind_named
 from pipeline.tables import many
+from pipeline.terminal.commands import notes_by_run
 from pipeline.terminal.evaluations import eval_tables, metric_facts
 from pipeline.terminal.lines import together_line
 from pipeline.terminal.screen import Screen
@@ -156,9 +157,44 @@ def test_runs_side_by_side_show_the_interval_of_the_loss_added_alone(capsys):
 def test_many_runs_have_a_line_each(capsys):
     runs = [make_report(Path(f"sweep/k={k}"), l0=float(k)) for k in (8, 16, 32, 64)]
     text = shown(capsys, *runs, changed(runs[0], run=Path("x/k=8"), loss_recovered=None))
-    assert "16.0000" in line_of(text, "sweep/k=16")
+    assert "16.0" in line_of(text, "sweep/k=16").split()
     assert "-" in line_of(text, "x/k=8").split()
     assert max(map(len, text.splitlines())) <= 80
+
+
+def of_sweep(name: str, **fields: object) -> EvalReport:
+    interval = Interval(metric="ce_added", low=0.0333, high=0.0492)
+    return make_report(Path("sweep", name), intervals=(interval,), **fields)
+
+
+def test_a_sweep_says_once_what_its_runs_share_and_breaks_no_line(capsys):
+    kinds = ("batchtopk", "jumprelu")
+    runs = [of_sweep(f"{arch},l0={k},lr=1", arch=arch) for arch in kinds for k in (8, 16)]
+    text = shown(capsys, *runs)
+    assert text.count("mlp_out.2") == text.count("lr=1") == 1
+    assert "all runs: mlp_out.2, lr=1" in text
+    numbers = "0.0411 [0.033..0.049] 0.9346 0.0391 0.8117 32.2 8"
+    assert " ".join(line_of(text, "jumprelu, l0=16").split()) == f"jumprelu, l0=16 {numbers}"
+    assert len(text.splitlines()) == 2 + 2 + 4  # title, heads, runs
+
+
+def test_what_a_name_does_not_say_stands_below_it_and_nothing_twice(capsys):
+    runs = [of_sweep(f"{site},l0=8", site=site) for site in ("mlp_out.1", "mlp_out.2")]
+    text = shown(capsys, *runs)
+    assert "all runs: topk, l0=8" in text
+    assert text.count("mlp_out.1") == text.count("mlp_out.2") == 1
+    text = shown(capsys, *runs, make_report(Path("third"), arch="relu", site="x.3"))
+    assert text.count("relu x.3") == text.count("third") == 1
+    assert text.count("topk") == 2
+
+
+def test_a_note_on_some_runs_names_them(capsys):
+    reports = [of_sweep("a", notes=("both", "own")), of_sweep("b", notes=("both",))]
+    Screen().note(notes_by_run(reports))
+    Screen().note(notes_by_run(reports[:1]))
+    assert capsys.readouterr().out.splitlines() == [
+        "note: both", "note: a: own", "note: both", "note: own",
+    ]  # fmt: skip
 
 
 def test_runs_of_several_models_and_texts_do_not_seem_to_be_of_one(capsys):

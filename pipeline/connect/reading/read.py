@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -59,13 +60,21 @@ def read_connector(config: ReadingConfig, *, on_progress: OnProgress | None = No
     check_widths(run, pair, store)
     n_rows = min(config.tokens, store.n_rows)
     feeder = PairFeeder(store, [run], device=device)
-    tell = counter(on_progress, stage="rows", total=n_rows, unit="rows")
+
+    def told(stage: str, total: int, unit: str) -> Callable[[int], None]:
+        return counter(on_progress, stage=stage, total=total, unit=unit)
+
     with closing(feeder.sample(run.ends, n_rows=n_rows, seed=config.seed)) as feed:
-        seen = observe(feed, connector, on_rows=tell)
-    found = equations(seen, connector, n_terms=config.n_terms)
-    blank = replace(
-        blank, n_tokens=seen.n_rows, equations=found, relations=relations(seen, connector, found)
+        seen = observe(feed, connector, on_rows=told("rows", n_rows, "rows"))
+    n_active = int((seen.target.n_active > 0).sum())
+    found = equations(
+        seen,
+        connector,
+        n_terms=config.n_terms,
+        on_outputs=told("equations", n_active, "outputs"),
     )
+    related = relations(seen, connector, found, on_outputs=told("relations", len(found), "outputs"))
+    blank = replace(blank, n_tokens=seen.n_rows, equations=found, relations=related)
     reading = _with_effects(blank, run, pair, connector, on_progress)
     save_reading(reading)
     return reading

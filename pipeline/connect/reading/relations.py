@@ -31,6 +31,7 @@ Looked at are pairs of the terms of an output's equation; of an output the clear
 told.
 """
 
+from collections.abc import Callable
 from itertools import combinations, product
 from operator import itemgetter
 from typing import final
@@ -47,14 +48,27 @@ MAX_SILENT = 2048
 MIN_SHARE = 0.01
 
 
-def equations(observed: Observed, connector: Connector, *, n_terms: int) -> tuple[Equation, ...]:
+def _ignored(n_done: int) -> None:
+    pass
+
+
+def equations(
+    observed: Observed,
+    connector: Connector,
+    *,
+    n_terms: int,
+    on_outputs: Callable[[int], None] = _ignored,
+) -> tuple[Equation, ...]:
     """The equation of every output that was active, with at most `n_terms` positive terms."""
+    found: list[Equation] = []
     W, b = (p.detach().cpu().numpy() for p in (connector.W, connector.b))
     rectified = connector.activation == "relu"
-    return tuple(
-        _equation(observed, o, W[:, o], float(b[o]), n_terms=n_terms, rectified=rectified)
-        for o in np.flatnonzero(observed.target.n_active).tolist()
-    )
+    for o in np.flatnonzero(observed.target.n_active).tolist():
+        found.append(
+            _equation(observed, o, W[:, o], float(b[o]), n_terms=n_terms, rectified=rectified)
+        )
+        on_outputs(len(found))
+    return tuple(found)
 
 
 def _equation(
@@ -150,15 +164,18 @@ _MAX_ROWS = 2048
 
 
 def relations(
-    observed: Observed, connector: Connector, equations: tuple[Equation, ...]
+    observed: Observed,
+    connector: Connector,
+    equations: tuple[Equation, ...],
+    *,
+    on_outputs: Callable[[int], None] = _ignored,
 ) -> tuple[Relation, ...]:
     """Every clear relation, the clearest first."""
     W = connector.W.detach().cpu().numpy()
-    found = [
-        relation
-        for equation in equations
-        for relation in _relations(observed, equation, W[:, equation.output])
-    ]
+    found: list[Relation] = []
+    for done, equation in enumerate(equations, 1):
+        found += _relations(observed, equation, W[:, equation.output])
+        on_outputs(done)
     return tuple(sorted(found, key=lambda r: (-r.score, r.output)))
 
 

@@ -1,0 +1,91 @@
+"""The text of an evaluation that names none: held out, wherever the run's own text comes from.
+
+It is the held-out part that belongs to an embedded text, and WikiText-103 otherwise. Where that
+cannot be had, as without a network, it is what lies behind the contexts that the store was made
+from, in the text that it was made from: no training on the store has seen it.
+"""
+
+from dataclasses import dataclass, field
+
+from actstore.errors import StoreError
+from actstore.ledger import read_journal
+from actstore.reader import ActStore
+from pipeline.errors import TextError
+from pipeline.runs.folder import Provenance
+from pipeline.text.contexts import Cursor
+from pipeline.text.heldout import heldout_text
+from pipeline.text.open import open_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalText:
+    """Where a text is read from, and what a reader of its numbers must know of that."""
+
+    source: str
+    column: str = "text"
+    start: Cursor | None = None
+    note: str = ""
+    """Why another was to be expected; empty where none was."""
+
+    @property
+    def words(self) -> str:
+        """What reports call it."""
+        return self.source if self.start is None else f"the rest of {self.source}"
+
+
+@dataclass
+class DefaultTexts:
+    """The texts of runs of one evaluation; whether a text can be had is asked once."""
+
+    column: str
+    """The one with the text, of WikiText and of texts that are named."""
+    _lacking: dict[str, str] = field(default_factory=dict[str, str])
+    """Of each text asked for, why it cannot be had; empty where it can."""
+
+    def of(self, trained_on: Provenance) -> EvalText:
+        """The text for a run.
+
+        Raises:
+            TextError: neither the default nor the rest of the run's own text can be had.
+        """
+        wanted = heldout_text(trained_on.text)
+        if wanted not in self._lacking:
+            self._lacking[wanted] = _why_not(wanted, self.column)
+        if not (why := self._lacking[wanted]):
+            return EvalText(source=wanted, column=self.column)
+        try:
+            return _rest_of(trained_on, why=why)
+        except (TextError, StoreError) as error:
+            raise TextError(
+                f"{why}; nor can the rest of the text that {trained_on.path} was made from be "
+                f"used ({error}): name a text with --text"
+            ) from error
+
+
+def _why_not(text: str, column: str) -> str:
+    try:
+        open_text(text, column=column).fingerprint()
+    except TextError as error:
+        return str(error)
+    return ""
+
+
+def _rest_of(trained_on: Provenance, *, why: str) -> EvalText:
+    """What lies behind everything that is in the store now."""
+    store = ActStore.open(trained_on.path)
+    said = store.spec.source
+    text, column = said.get("text"), said.get("text_column", "text")
+    journal = read_journal(store.path)
+    if not isinstance(text, str) or not isinstance(column, str) or not journal:
+        raise TextError("the store does not say which")
+    if open_text(text, column=column).fingerprint() != said.get("text_fingerprint"):
+        raise TextError(f"{text} has changed since")
+    if store.manifest.source_exhausted:
+        raise TextError(f"the store holds all of {text}")
+    return EvalText(
+        source=text,
+        column=column,
+        start=Cursor.from_json(journal[-1].cursor),
+        note=f"{why}: evaluated on what lies in {text} behind what the store holds; name another "
+        "text with `text`",
+    )

@@ -1,0 +1,42 @@
+"""Settings in messages, `out`, as people type them on the command line, --out."""
+
+import re
+from dataclasses import fields
+
+from pipeline.config.architectures import ARCHS
+from pipeline.config.stages import (
+    EvalConfig,
+    FeaturesConfig,
+    FinetuneConfig,
+    HarvestConfig,
+    ReportConfig,
+)
+from pipeline.config.training import ConnectConfig, TrainConfig
+from pipeline.errors import FLAGS
+from pipeline.mnist.config import MnistConfig
+
+_CONFIGS = (
+    HarvestConfig, TrainConfig, ConnectConfig, EvalConfig, FeaturesConfig, FinetuneConfig,
+    ReportConfig, MnistConfig, *ARCHS.values(),
+)  # fmt: skip
+_SETTING = re.compile(r"`([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)?)(=[^`]*)?`")
+
+
+def as_typed(message: str) -> str:
+    """A message with each setting as its option; other words in backquotes stay."""
+    known = {f.name for config in _CONFIGS for f in fields(config)} | {
+        *FLAGS,
+        "site",
+        "log",
+        "config",
+    }
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found[1], found[2] or ""
+        if name.removeprefix("arch.") not in known:
+            return found[0]
+        if "." in name or (value and name not in FLAGS):
+            return f"--set {name}{value}"
+        return f"--{name.replace('_', '-')}"
+
+    return _SETTING.sub(option, message)
