@@ -311,12 +311,14 @@ def test_what_needs_a_text_that_cannot_be_reached_is_noted_and_the_page_is_made(
 ):
     unreachable = Mock(side_effect=TextError("the hub could not be reached: give a local path"))
     monkeypatch.setattr("pipeline.evaluate.evaluate.evaluate", unreachable)
-    run = make_run(tmp_path / "sae")
-    summary = write_report(ReportConfig(runs=(run,), out=tmp_path / "page.html"))
+    config = ReportConfig(runs=(make_run(tmp_path / "sae"),), out=tmp_path / "page.html")
+    summary = write_report(config)
     first, second = summary.notes
-    assert first.startswith("not evaluated: the hub could not be reached: give a local path, with")
+    assert first == "not evaluated: the hub could not be reached: give a local path"
     assert "is gone" in second
     assert "saepipe eval sae" in Reader(summary.path.read_bytes()).text
+    with pytest.raises(TextError, match="could not be reached"):  # where it was asked for
+        write_report(replace(config, text="hub:somewhere"))
 
 
 @pytest.mark.parametrize(
