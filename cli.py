@@ -1,5 +1,6 @@
 """The command line. Each command makes a config, calls one function, and shows what it returns."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ from pipeline.config.stages import (
     StoreDtype,
 )
 from pipeline.config.training import ConnectConfig, TrainConfig
+from pipeline.disk import disk_words
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.mnist.config import MnistConfig
 
@@ -166,7 +168,9 @@ def train(
         list[str] | None, typer.Option("--set", help="NAME=VALUE, any setting; repeatable.")
     ] = None,
     log: Annotated[str, typer.Option(help="Live: tensorboard, wandb, trackio.")] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with a run that was stopped.")
+    ] = True,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -463,8 +467,18 @@ def _screen(json: str | None = None) -> "Screen":
     return Screen(json=json)
 
 
+GOES_ON = ("harvest", "train", "finetune", "mnist", "demo")
+"""Commands that keep what is done when they are stopped."""
+
+
 def main() -> None:
-    """Run the command line; turn what the user can fix into one line on stderr."""
+    """Run the command line; turn what the user can fix into one line on stderr.
+
+    What schedulers and closing terminals send stops it as Ctrl-C does; `nohup` keeps its meaning.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)  # it, too, answers 130 to Ctrl-C
     except USAGE_ERROR as error:
@@ -475,11 +489,11 @@ def main() -> None:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
     except OSError as error:
-        typer.secho(f"error: {error.filename or ''}: {error.strerror or error}", fg="red", err=True)
+        typer.secho(f"error: {disk_words(error)}", fg="red", err=True)
         sys.exit(1)
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     if code == 130:
-        how = " with --resume" if sys.argv[1:2] == ["train"] and "--resume" not in sys.argv else ""
-        typer.secho(f"stopped; the same command goes on{how}", err=True)
+        does = "goes on" if sys.argv[1:2] and sys.argv[1] in GOES_ON else "begins again"
+        typer.secho(f"stopped; the same command {does}", err=True)
     sys.exit(code)

@@ -17,7 +17,7 @@ SOURCES = [ROOT / "cli.py", *ROOT.glob("actstore/**/*.py"), *ROOT.glob("pipeline
 ORDER = (
     ("actstore",),
     ("errors", "progress", "tables"),
-    ("config", "frame"),
+    ("config", "disk", "frame"),
     ("device",),
     ("lm", "sae"),
     ("text",),

@@ -1,6 +1,8 @@
 """The run of an SAE on disk: written, found again, refused where it is another."""
 
 import json
+import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,13 +30,17 @@ def config(tmp_path: Path) -> TrainConfig:
     )  # fmt: skip
 
 
-def enter_run(config, provenance=PROVENANCE, *, resume=False):
-    return enter(SAERun(path=config.out, config=config, provenance=provenance), resume=resume)
+def enter_run(config, provenance=PROVENANCE, *, resume=True):
+    run = SAERun(path=config.out, config=config, provenance=provenance)
+    with ExitStack() as locks:
+        return enter(run, resume=resume, locks=locks)
 
 
-def finished(config: TrainConfig) -> tuple[SAERun, dict[str, torch.Tensor]]:
+def finished(
+    config: TrainConfig, run: SAERun | None = None
+) -> tuple[SAERun, dict[str, torch.Tensor]]:
     sae = SAE(config.arch, d_in=6, d_sae=24, seed=5)
-    run = enter_run(config).finish(sae)
+    run = (run or enter_run(config)).finish(sae)
     return run, sae.state_dict()
 
 
@@ -58,7 +64,7 @@ def test_a_run_reads_back_what_made_it(config):
         ({"kind": "finetune"}, "is a finetune run, not one of saepipe train"),
         ({"config": {"store": "s"}}, "damaged: run.json.config lacks the setting 'out'"),
         ({"stroe": 1}, "damaged: run.json has no setting 'stroe': did you mean 'store'\\?"),
-        ({"sha256": ""}, r"unfinished run: .*a\.actstore --out .*--resume"),
+        ({"sha256": ""}, r"unfinished run: finish it with .*a\.actstore --out .*options it began"),
         ("", "run.json is damaged"),
         ("{", "run.json is damaged"),
         ("[]", "run.json is damaged"),
@@ -95,11 +101,23 @@ def begun(config) -> SAERun:
     return run
 
 
-def test_an_unfinished_run_is_only_entered_on_purpose(config):
+def test_an_unfinished_run_is_gone_on_with_unless_it_shall_not_be(config):
     run = begun(config)
-    with pytest.raises(ConfigError, match="add --resume"):
-        enter_run(config)
-    assert enter_run(config, resume=True) == run
+    with refused(ConfigError, "unfinished run .* not to be gone on with: choose another --out"):
+        enter_run(config, resume=False)
+    assert enter_run(config) == run
+
+
+def test_of_two_trainings_into_one_folder_the_second_is_told_who_is_there(config):
+    run = SAERun(path=config.out, config=config, provenance=PROVENANCE)
+    with ExitStack() as locks:
+        enter(run, locks=locks)
+        with refused(ConfigError, f"trained into by process {os.getpid()} on .*wait for it, or"):
+            enter_run(config)
+        _, weights = finished(config, run)
+        assert enter_run(config).finished, "what is finished can be had meanwhile"
+    assert enter_run(config).trained().keys() == weights.keys()
+    assert not (config.out / ".lock").exists()
 
 
 def test_a_run_that_never_made_a_step_gives_way(config):
@@ -121,16 +139,16 @@ def test_another_configuration_or_store_is_named(config):
         "arch.k: None there, 8 now",
     ):
         with refused(ConfigError, f"{named}.*choose another --out$"):
-            enter_run(other, resume=True)
+            enter_run(other)
     with refused(ConfigError, r"another store.*ffffffffffff there, eeeeeeeeeeee now"):
-        enter_run(config, replace(PROVENANCE, fingerprint="e" * 64), resume=True)
+        enter_run(config, replace(PROVENANCE, fingerprint="e" * 64))
 
 
 def test_where_it_lies_and_who_computes_may_change(config):
     run = begun(config)
     moved = config.out.rename(config.out.with_name("b"))
     other = replace(config, out=moved, store=Path("/mnt/a.actstore"), device="cpu", threads=3)
-    found = enter_run(other, replace(PROVENANCE, path=Path("/mnt/a.actstore")), resume=True)
+    found = enter_run(other, replace(PROVENANCE, path=Path("/mnt/a.actstore")))
     assert found.config == run.config and found.path == moved
 
 

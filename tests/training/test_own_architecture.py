@@ -32,7 +32,7 @@ def test_it_is_trained_resumed_loaded_and_saved(store, tmp_path, sparse):
     (whole,) = train_settings(settings, tmp_path / "whole")
     assert whole.explained_variance > 0
     assert train_until(settings, out, step=6)
-    train_settings(settings, out, resume=True)
+    train_settings(settings, out)
     assert result(out) == result(tmp_path / "whole")
 
     sae = SAE.from_pretrained(out)
