@@ -16,7 +16,7 @@ SOURCES = [ROOT / "cli.py", *ROOT.glob("actstore/**/*.py"), *ROOT.glob("pipeline
 # other.
 ORDER = (
     ("actstore",),
-    ("errors", "progress", "tables"),
+    ("errors", "foreign", "progress", "tables"),
     ("config", "disk", "frame"),
     ("device",),
     ("lm", "sae"),

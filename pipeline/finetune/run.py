@@ -23,8 +23,9 @@ from actstore.files import make_folder, partial_of, sync_folder, write_file, wri
 from pipeline.config.serialization import from_json, to_json
 from pipeline.config.stages import FinetuneConfig
 from pipeline.config.training import TrainConfig
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, NoSuchArchitectureError
 from pipeline.finetune.shifts import Shift
+from pipeline.foreign import not_a_run
 from pipeline.runs.curves import METRICS, read_curves
 from pipeline.runs.folder import (
     FORMAT,
@@ -135,10 +136,10 @@ class FinetunedRun:
         path = Path(path)
         try:
             told = from_json(_Document, json.loads((path / RUN).read_bytes()), where=RUN)
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{path} is not a run: it has no {RUN}; saepipe finetune makes one"
-            ) from error
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise CheckpointError(not_a_run(path, made_by="saepipe finetune")) from error
+        except NoSuchArchitectureError as error:
+            raise error.of(path) from error
         except (OSError, ValueError, ConfigError) as error:
             raise CheckpointError(f"{path / RUN} is damaged: {error}") from error
         sae = told.coder

@@ -28,7 +28,8 @@ from actstore.reader import ActStore
 from pipeline.config.serialization import from_json, to_json
 from pipeline.config.stages import UNSAID, Documents, SpecialTokens
 from pipeline.config.training import LoopConfig
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, NoSuchArchitectureError
+from pipeline.foreign import not_a_run
 from pipeline.frame import make_frame
 from pipeline.runs.checkpoints import checkpoints_of
 from pipeline.runs.curves import METRICS, read_curves
@@ -190,9 +191,9 @@ class RunFolder(ABC):
                 raise CheckpointError(f"{path} is a {kind} run, not one of {cls.MADE_BY}")
             document = from_json(_document(cls), cls.as_now(told), where=RUN)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise CheckpointError(
-                f"{path} is not a run: it has no {RUN}; {cls.MADE_BY} makes one"
-            ) from error
+            raise CheckpointError(not_a_run(path, made_by=cls.MADE_BY)) from error
+        except NoSuchArchitectureError as error:
+            raise error.of(path) from error
         except (OSError, ValueError, ConfigError) as error:
             raise CheckpointError(
                 f"{path / RUN} is damaged: {error}; put a copy back, or train into another --out"

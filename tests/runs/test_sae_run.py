@@ -152,6 +152,34 @@ def test_where_it_lies_and_who_computes_may_change(config):
     assert found.config == run.config and found.path == moved
 
 
+@pytest.mark.parametrize(
+    ("files", "which", "seems"),
+    [
+        (["ae.pt"], "ae.pt", "a file of PyTorch"),
+        (["x.NPZ"], "x.NPZ", "a file of numpy"),
+        (["notes"], "notes", "a file"),
+        (["run.json", "sae.safetensors"], "sae.safetensors", "a file of the run "),
+        (["ae.pt", "config.json"], ".", "an SAE of dictionary_learning"),
+        (["cfg.json", "sae_weights.safetensors"], ".", "an SAE of SAELens"),
+        (["sweep.json", "k=8/run.json"], ".", "a sweep, whose runs are the folders in it"),
+        (["data.zarr/zarr.json"], ".", "an activation store"),
+    ],
+)
+def test_what_is_no_run_is_called_what_it_seems_to_be(tmp_path, files, which, seems):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"PK")
+    path = tmp_path / which
+    with refused(
+        CheckpointError, f"^{path} is not a run: it has no run.json, and seems to be {seems}"
+    ):
+        SAERun.open(path)
+    with refused(
+        CheckpointError, "it has no run.json; a run is a folder that saepipe train makes$"
+    ):
+        SAERun.open(tmp_path / "absent")
+
+
 @pytest.mark.parametrize("name", ["a/thesis.txt", "a"])
 def test_what_is_no_run_is_left_alone(config, name):
     work = config.out.parent / name
