@@ -13,7 +13,7 @@ import shutil
 import socket
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from actstore.errors import StoreError
@@ -168,8 +168,10 @@ def locked(file: Path, held: Callable[[str], Exception]) -> Generator[None]:
     """
     fd = _locked_fd(file, held)
     try:
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        who = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+        with suppress(OSError):  # on a full disk nobody learns who holds it: it is held
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, who.encode(), 0)
         yield
     finally:
         os.close(fd)
