@@ -1,6 +1,7 @@
 """The command line. Each command makes a config, calls one function, and shows what it returns."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from pipeline.config.stages import (
     StoreDtype,
 )
 from pipeline.config.training import ConnectConfig, TrainConfig
+from pipeline.disk import disk_words
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.mnist.config import MnistConfig
 from pipeline.terminal.options import as_typed
@@ -168,7 +170,9 @@ def train(
         list[str] | None, typer.Option("--set", help="NAME=VALUE, any setting; repeatable.")
     ] = None,
     log: Annotated[str, typer.Option(help="Live: tensorboard, wandb, trackio.")] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with a run that was stopped.")
+    ] = True,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -505,10 +509,20 @@ class _Harmless(logging.Formatter):
         return "\n".join(map(visible, super().format(record).split("\n")))
 
 
+GOES_ON = ("harvest", "train", "finetune", "mnist", "demo")
+"""Commands that keep what is done when they are stopped."""
+
+
 def main() -> None:
-    """Run the command line; turn what the user can fix into one line on stderr."""
+    """Run the command line; turn what the user can fix into one line on stderr.
+
+    What schedulers and closing terminals send stops it as Ctrl-C does; `nohup` keeps its meaning.
+    """
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Harmless())
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)  # it, too, answers 130 to Ctrl-C
     except USAGE_ERROR as error:
@@ -519,11 +533,11 @@ def main() -> None:
         _say_error(as_typed(str(error)))
         sys.exit(1)
     except OSError as error:
-        _say_error(f"{error.filename or ''}: {error.strerror or error}")
+        _say_error(disk_words(error))
         sys.exit(1)
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     if code == 130:
-        how = " with --resume" if sys.argv[1:2] == ["train"] and "--resume" not in sys.argv else ""
-        typer.secho(f"stopped; the same command goes on{how}", err=True)
+        does = "goes on" if sys.argv[1:2] and sys.argv[1] in GOES_ON else "begins again"
+        typer.secho(f"stopped; the same command {does}", err=True)
     sys.exit(code)

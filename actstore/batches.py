@@ -20,6 +20,7 @@ from itertools import chain, count, islice, pairwise
 from math import gcd
 from os import cpu_count
 from typing import NamedTuple
+from weakref import finalize
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -170,6 +171,8 @@ class Windows:
         self._memory = [[batches.empty(n_rows) for _ in range(n_lanes)] for _ in range(2)]
         self._threads = batches.threads or min(8, max(1, (cpu_count() or 1) - 1))
         self._pool = ThreadPoolExecutor(self._threads, "actstore-decode")
+        # If a stream is left open, while there is still an interpreter to stop threads with.
+        self._end = finalize(self, self._pool.shutdown, wait=True, cancel_futures=True)
         self._stopped = False
 
     def __enter__(self) -> "Windows":
@@ -177,7 +180,7 @@ class Windows:
 
     def __exit__(self, *_: object) -> None:
         self._stopped = True
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._end()
 
     def of(self, plans: Iterable[Sequence[LaneWindow]]) -> Iterator[list[Window]]:
         """Each planned window but the last, by lane; valid until the next is asked for."""

@@ -4,17 +4,21 @@ A file is written under a temporary name, synced and renamed, and its folder syn
 advisory one that dies with its process. What a full or failing disk says, OSError, passes through.
 """
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import socket
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from actstore.errors import StoreError
+
+log = logging.getLogger(__name__)
 
 PARTIAL = ".partial"
 MAX_PARTS = 16  # of one call: every system allows as many
@@ -58,9 +62,10 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Put `parts`, one after another, into `path`; whatever it held before stays until the end.
 
     Raises:
-        OSError: If the disk is full or fails; `path` is as it was and the temporary file is gone.
+        OSError: If the disk is full or fails, with the file's name, and if there is no room for it,
+            with its size; `path` is as it was and the temporary file is gone.
     """
-    temporary = partial_of(path)
+    temporary, parts = partial_of(path), list(parts)
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
@@ -69,8 +74,12 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
         finally:
             os.close(fd)
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        if error.filename is None:  # what was open already: it could not be filled
+            n_bytes = sum(memoryview(part).nbytes for part in parts)
+            said = error.strerror or str(error)
+            error.filename, error.strerror = str(path), f"{said}, {n_bytes:,} bytes of it"
         raise
     sync_folder(path.parent)
 
@@ -127,6 +136,8 @@ def size_of(path: Path) -> int | None:
 
 
 LOCK = "LOCK"
+UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that has no locks."""
 
 
 @contextmanager
@@ -136,19 +147,60 @@ def writing(path: Path) -> Generator[None]:
     Raises:
         StoreError: If another writer holds it; names its process and host.
     """
-    fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+
+    def held(holder: str) -> StoreError:
+        return StoreError(f"{path} is being written by {holder}; wait for it, or stop it")
+
+    with locked(path / LOCK, held):
+        yield
+
+
+@contextmanager
+def locked(file: Path, held: Callable[[str], Exception]) -> Generator[None]:
+    """Hold the lock that `file` is, which says who holds it; the folder must be there.
+
+    The lock dies with its process, whatever ends that. Where the file system has none, a warning
+    says so, and nothing is held.
+
+    Args:
+        file: Created if it is absent. While its lock is held, it may be moved or removed.
+        held: What to raise if another has it, from words for that process and its host.
+    """
+    fd = _locked_fd(file, held)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
-                f"{path} is being written by {_holder(fd)}; wait for it, or stop it"
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        who = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+        with suppress(OSError):  # on a full disk nobody learns who holds it: it is held
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, who.encode(), 0)
         yield
     finally:
         os.close(fd)
+
+
+def _locked_fd(file: Path, held: Callable[[str], Exception]) -> int:
+    while True:
+        fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            error = held(_holder(fd))
+            os.close(fd)
+            raise error from None
+        except OSError as error:
+            if error.errno not in UNLOCKABLE:
+                os.close(fd)
+                raise
+            log.warning("%s: no locks here, so see to it that nobody else writes", file.parent)
+        if _is_at(file, fd):  # or whoever held it removed it meanwhile
+            return fd
+        os.close(fd)
+
+
+def _is_at(file: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(file), os.fstat(fd))  # noqa: PTH116 - of a pair
+    except FileNotFoundError:
+        return False
 
 
 def _holder(fd: int) -> str:

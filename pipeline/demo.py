@@ -55,7 +55,7 @@ def run_demo(
     stages: dict[str, Callable[[], Any]] = {
         "harvest": lambda: verbs.harvest(harvest, on_progress=on_progress),
         "train": lambda: verbs.train_points(
-            [Point(name="", config=train, varies={})], resume=True, on_progress=on_progress
+            [Point(name="", config=train, varies={})], on_progress=on_progress
         )[0],
         "evaluate": lambda: verbs.evaluate(evaluate, on_progress=on_progress)[0],
         "features": lambda: verbs.features(FeaturesConfig(run=sae), on_progress=on_progress),

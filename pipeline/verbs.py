@@ -26,6 +26,7 @@ from pipeline.config.stages import (
     ReportConfig,
 )
 from pipeline.config.training import ConnectConfig, LoopConfig, TrainConfig
+from pipeline.disk import full_disk_told
 from pipeline.errors import ConfigError
 from pipeline.progress import OnProgress, Progress
 
@@ -71,10 +72,11 @@ def harvest(
 
 
 @takes(TrainConfig, others="of_arch")
+@full_disk_told()
 def train(
     store: AnyPath | TrainConfig,
     *,
-    resume: bool = False,
+    resume: bool = True,
     on_progress: OnProgress | None = None,
     on_step: "OnStep | None" = None,
     recipe: str | None = None,
@@ -86,7 +88,8 @@ def train(
 
     Args:
         store: From `harvest`.
-        resume: Go on with an unfinished run from its newest checkpoint.
+        resume: Whether to go on with an unfinished run, from its newest checkpoint; it is refused
+            otherwise.
         on_progress: Told the rows done.
         on_step: Told each line of the curves.
         recipe: Published settings by their name; `saepipe train --recipe list` has all. Other
@@ -95,7 +98,8 @@ def train(
             beside it, as `k=32`; or it is a config of `pipeline.config.architectures`.
 
     Raises:
-        ConfigError: a setting is unknown or impossible here, or `out` holds something else.
+        ConfigError: a setting is unknown or impossible here, or `out` holds something else, or is
+            trained into by another process.
         CheckpointError: the run in `out` is damaged.
         DataError: the loss stopped being finite.
         StoreError: the store is missing, unfinished or damaged.
@@ -108,10 +112,11 @@ def train(
 
 
 @takes(TrainConfig, others="of_arch")
+@full_disk_told()
 def sweep(
     store: AnyPath | TrainConfig,
     *,
-    resume: bool = False,
+    resume: bool = True,
     on_progress: OnProgress | None = None,
     on_step: "OnStep | None" = None,
     recipe: str | None = None,
@@ -125,7 +130,7 @@ def sweep(
 
     Args:
         store: From `harvest`.
-        resume: Go on with what is unfinished.
+        resume: Whether to go on with what is unfinished.
         on_progress: Told the rows done.
         on_step: Told each line of each run's curves.
         recipe: As `train` takes it.
@@ -135,23 +140,26 @@ def sweep(
         The runs, the last setting changing fastest. One that diverged says so.
 
     Raises:
-        ConfigError: a setting is unknown or impossible here, or `out` holds something else.
+        ConfigError: a setting is unknown or impossible here, or `out` holds something else, or is
+            trained into by another process.
         CheckpointError: a run in `out` is damaged.
         DataError: all of them diverged.
         StoreError: the store is missing, unfinished or damaged.
     """
     from pipeline.runs.sae_run import SAERun
+    from pipeline.training.sweep import named_as_there
 
-    points = _points(TrainConfig, store, settings, verb="sweep", named=recipe)
+    points = named_as_there(_points(TrainConfig, store, settings, verb="sweep", named=recipe))
     train_points(points, resume=resume, on_progress=on_progress, on_step=on_step)
     return [SAERun.read(point.config.out) for point in points]
 
 
 @takes(ConnectConfig)
+@full_disk_told()
 def connect(
     store: AnyPath | ConnectConfig,
     *,
-    resume: bool = False,
+    resume: bool = True,
     on_progress: OnProgress | None = None,
     on_step: "OnStep | None" = None,
     **settings: object,
@@ -162,13 +170,15 @@ def connect(
 
     Args:
         store: It holds the sites of both SAEs.
-        resume: Go on with an unfinished run from its newest checkpoint.
+        resume: Whether to go on with an unfinished run, from its newest checkpoint; it is refused
+            otherwise.
         on_progress: Told the rows done.
         on_step: Told each line of the curves.
         settings: Those below.
 
     Raises:
-        ConfigError: a setting is unknown or impossible here, or `out` holds something else.
+        ConfigError: a setting is unknown or impossible here, or `out` holds something else, or is
+            trained into by another process.
         CheckpointError: a run is damaged or missing.
         DataError: the loss stopped being finite.
         StoreError: the store is missing, unfinished or damaged.
@@ -217,7 +227,7 @@ def _points(
 def train_points(
     points: Sequence[Point],
     *,
-    resume: bool,
+    resume: bool = True,
     on_progress: OnProgress | None = None,
     on_step: "OnStep | None" = None,
     words: "Callable[[StepReport], str]" = lambda report: f"loss {report.loss:.4g}",
@@ -265,6 +275,7 @@ def evaluate(
 
 
 @takes(EvalConfig)
+@full_disk_told()
 def evaluate(
     runs: AnyPath | list[AnyPath] | tuple[AnyPath, ...] | EvalConfig,
     *,
@@ -305,6 +316,7 @@ def evaluate(
 
 
 @takes(FeaturesConfig)
+@full_disk_told()
 def features(
     run: AnyPath | FeaturesConfig,
     *,
@@ -337,6 +349,7 @@ def features(
 
 
 @takes(FinetuneConfig)
+@full_disk_told()
 def finetune(
     run: AnyPath | FinetuneConfig, *, on_progress: OnProgress | None = None, **settings: object
 ) -> "FinetuneReport":
@@ -350,7 +363,8 @@ def finetune(
         settings: Those below.
 
     Raises:
-        ConfigError: a setting is unknown or impossible here, or `out` holds something else.
+        ConfigError: a setting is unknown or impossible here, or `out` holds something else, or is
+            trained into by another process.
         CheckpointError: the run cannot be used.
         ModelError: the language model cannot be used.
         TextError: the text cannot be read, or is too short.
@@ -378,6 +392,7 @@ def runs(folder: AnyPath = ".") -> "list[ListedRun]":
 
 
 @takes(ReportConfig)
+@full_disk_told()
 def report(
     runs: AnyPath | Sequence[AnyPath] | ReportConfig,
     *,

@@ -16,8 +16,8 @@ SOURCES = [ROOT / "cli.py", *ROOT.glob("actstore/**/*.py"), *ROOT.glob("pipeline
 # other.
 ORDER = (
     ("actstore",),
-    ("errors", "progress", "tables"),
-    ("config", "frame", "stores"),
+    ("errors", "foreign", "progress", "tables"),
+    ("config", "disk", "frame", "stores"),
     ("device",),
     ("lm", "sae"),
     ("text",),

@@ -21,6 +21,7 @@ from pipeline.evaluate.report import load_report
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
 from pipeline.terminal.options import as_typed
+from tests.helpers.crashing import files_up_to
 from tests.helpers.refusals import refused
 
 SMALL = {"arch": "topk", "k": 4, "expansion": 2, "batch_size": 50, "log_every": 1, "device": "cpu"}
@@ -215,3 +216,13 @@ def test_signatures_and_help_name_every_setting():
         verbs.harvest.__doc__
     )
     assert list(signature(verbs.train).parameters)[:4] == ["store", "out", "site", "arch"]
+
+
+def test_a_full_disk_is_told_where_nothing_else_knows_of_it(store, tmp_path):
+    """The very first file of a run, of which nobody takes care but the verb."""
+    with (
+        files_up_to(100),
+        refused(CheckpointError, r"run.json: File too large, [\d,]+ bytes of it: make room there"),
+    ):
+        verbs.train(store, out=tmp_path / "a", **SMALL)
+    assert verbs.train(store, out=tmp_path / "a", **SMALL).finished

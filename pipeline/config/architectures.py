@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, Literal, TypeVar
 
 from pipeline.config.checks import require_fraction, require_not_negative, require_positive
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, NoSuchArchitectureError
 
 L0 = 32
 """Active latents of a row, where no one asks for another number."""
@@ -263,8 +263,9 @@ class Architectures(Mapping[str, type[ArchConfig]]):
             try:
                 self._here[kind] = entry.load()
             except (ImportError, AttributeError) as error:
-                raise ConfigError(
-                    f"the architecture {kind} cannot be imported from {entry.value}: {error}"
+                raise NoSuchArchitectureError(
+                    f"the architecture {kind} cannot be imported from {entry.value}: {error}",
+                    kind=kind,
                 ) from error
         return self._here[kind]
 

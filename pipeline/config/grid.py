@@ -24,6 +24,7 @@ Settings = dict[str, object]
 ONE_PASS = ("store", "batch_size", "order_seed", "device", "stack", "window_rows", "threads")
 """What members share, since each batch is read once, onto one device, for all of them."""
 
+_PLAIN = str.maketrans({",": "+", "+": "_", "~": "_", "%": "pct"})
 _UNSAFE = re.compile(r"[^A-Za-z0-9._%+-]")
 _LONGEST = 200  # bytes of a name; a file system takes 255
 
@@ -33,7 +34,7 @@ class Point:
     """One member of a grid."""
 
     name: str
-    """Of its folder: what varies, as `mlp_out.1,l1=0.001`; empty where it is the only one."""
+    """Of its folder: what varies, as `mlp_out.1+l1=0.001`; empty where it is the only one."""
     config: LoopConfig
     varies: Mapping[str, object]
     """The settings that the grid sweeps over, as this member has them."""
@@ -168,19 +169,24 @@ def _free_name(varies: Settings, *, taken: Mapping[str, object]) -> str:
     lower = {other.lower() for other in taken}
     if len(name) > _LONGEST:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-        name = plain = f"{name[:_LONGEST]}~{digest}"
+        name = plain = f"{name[:_LONGEST]}_{digest}"
     number = 1
     while name.lower() in lower:
         number += 1
-        name = f"{plain}~{number}"
+        name = f"{plain}_{number}"
     return name
 
 
 def _plain_name(varies: Settings) -> str:
-    """`mlp_out.1,topk,k=32`: values that speak for themselves go without their setting's name."""
-    words = [_told(name, value) for name, value in varies.items()]
-    name = ",".join(words)
-    return f"_{name}" if name.startswith(".") else name  # neither hidden nor the folder above
+    """`mlp_out.1+topk+k=32`: values that speak for themselves go without their setting's name."""
+    name = plain_name(",".join(_told(name, value) for name, value in varies.items()))
+    return f"_{name}" if name.startswith((".", "-")) else name  # not hidden, above, or an option
+
+
+def plain_name(name: str) -> str:
+    """A name with commas between its words, as sweeps once had them, in what no shell minds."""
+    name = re.sub(r"(?<=[0-9]e)\+", "", name)  # 1e+22
+    return name.translate(_PLAIN)
 
 
 def _told(name: str, value: object) -> str:

@@ -26,7 +26,7 @@ from typing import (
 )
 
 from pipeline.config.settings import Count, parse_count
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, NoSuchArchitectureError
 
 T = TypeVar("T")
 
@@ -151,9 +151,8 @@ def _read_by_kind(kinds: Mapping[str, type], value: object, where: str) -> objec
         )
     got = value.get("kind")
     if not isinstance(got, str) or got not in kinds:
-        raise ConfigError(
-            f"{where}.kind must be one of {_listed(kinds)}, got {got!r}{meant(got, kinds)}"
-        )
+        told = f"{where}.kind must be one of {_listed(kinds)}, got {got!r}{meant(got, kinds)}"
+        raise NoSuchArchitectureError(told, kind=got) if isinstance(got, str) else ConfigError(told)
     try:
         return _read_dataclass(kinds[got], value, where)
     except _UnknownSettingError as error:

@@ -21,13 +21,14 @@ from pipeline.config.training import Rectify
 from pipeline.connect.connector import Connector, Ends, PairLatents
 from pipeline.connect.run import ConnectorRun
 from pipeline.device import DTYPES, pick_precision
+from pipeline.disk import writing
 from pipeline.errors import ConfigError
 from pipeline.runs.checkpoints import Checkpoint
 from pipeline.runs.curves import WEIGHTY, ConnectStep, defined
 from pipeline.sae.active_pairs import Scratch
 from pipeline.sae.kernels import Kernels, kernels_for
 from pipeline.sae.stack import BREAK_EVEN
-from pipeline.training.member import Member, MemberGroup, writing
+from pipeline.training.member import Member, MemberGroup
 from pipeline.training.optimizer import SECOND, Adam
 
 ConnectorMember = Member[ConnectorRun]

@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,9 +22,11 @@ from torch import Tensor
 
 from pipeline.config.stages import FinetuneConfig
 from pipeline.device import pick_device, pick_dtype
+from pipeline.disk import writing
 from pipeline.errors import ConfigError, DataError
 from pipeline.finetune.run import FinetuneReport, finished_report, save_run
 from pipeline.finetune.shifts import find_shifts
+from pipeline.finetune.unfinished import keep, restore, unfinished
 from pipeline.lm.cross_entropy import backward_cross_entropy, cross_entropy_sum
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import Edit, in_float, splice
@@ -32,7 +36,10 @@ from pipeline.progress import OnProgress, Progress
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
 from pipeline.text.heldout import Split, split_contexts
+from pipeline.training.loop import deferred_interrupt
 
+KEEP_EVERY = 100
+"""Steps between checkpoints, which are small: four vectors of a number per feature."""
 ENDS_SHARE = 20
 """The first and the last training loss of a report are means over one in so many steps."""
 
@@ -42,11 +49,13 @@ ENDS_SHARE = 20
 def finetune(config: FinetuneConfig, *, on_progress: OnProgress | None = None) -> FinetuneReport:
     """Learn `c` and `d`, and write them with their analysis into `config.out`.
 
-    A run that is there already, complete and of the same config, is reused.
+    A run that is there already, complete and of the same config, is reused; one that was stopped is
+    gone on with, to the same bits on a CPU. Ctrl-C leaves a checkpoint behind.
 
     Raises:
-        ConfigError: `out` holds something else, or the site, width or context does not fit.
-        CheckpointError: the SAE's run cannot be used.
+        ConfigError: `out` holds something else, or is worked on by another process, or the site,
+            width or context does not fit.
+        CheckpointError: the SAE's run cannot be used, or the disk fails.
         ModelError: the language model cannot be used.
         TextError: the text cannot be read or is too short to learn from and to measure on.
         DataError: the loss is not finite.
@@ -56,13 +65,20 @@ def finetune(config: FinetuneConfig, *, on_progress: OnProgress | None = None) -
     done = finished_report(config, run)
     if done is not None:
         return done
+    with unfinished(config, run) as folder:
+        return _finetune(config, run, folder, on_progress)
+
+
+def _finetune(
+    config: FinetuneConfig, run: SAERun, folder: Path, on_progress: OnProgress | None
+) -> FinetuneReport:
     device, source = pick_device(config.device), run.provenance
     tuned, site = TunedSAE(run.load_sae(device)), Site.parse(config.site or source.site)
     lm, tokenizer, split = _load(config, run, tuned, site)
     through = {site: in_float(tuned)}
     heldout_loss = partial(mean_cross_entropy, lm, split.heldout, batch_size=config.batch_size)
     ce_base, ce_spliced = heldout_loss({}), heldout_loss(through)
-    losses = _learn(config, lm, tuned, through, split.train, on_progress)
+    losses = _learn(config, folder, lm, tuned, through, split.train, on_progress)
     ce_finetuned = heldout_loss(through)
     n_ends = max(1, len(losses) // ENDS_SHARE)
     moved = (
@@ -90,7 +106,8 @@ def finetune(config: FinetuneConfig, *, on_progress: OnProgress | None = None) -
         notes=(*notes, *split.notes),
     )
     shifts = find_shifts(lm, site, tuned, split.train, tokenizer, batch_size=config.batch_size)
-    save_run(config, run, tuned, report, losses=losses, shifts=shifts)
+    with writing(config.out):
+        save_run(folder, config, run, tuned, report, losses=losses, shifts=shifts)
     return report
 
 
@@ -140,32 +157,45 @@ def mean_cross_entropy(
 
 def _learn(
     config: FinetuneConfig,
+    folder: Path,
     lm: LanguageModel,
     tuned: TunedSAE,
     through: dict[Site, Edit],
     contexts: Int32[Tensor, "contexts ctx_len"],
     on_progress: OnProgress | None,
 ) -> list[float]:
-    """Train `c` and `d` in place; gives the loss of each step's batch before its update (nats)."""
+    """Train `c` and `d` in place; gives the loss of each step's batch before its update (nats).
+
+    What was kept in the folder is gone on from. Ctrl-C takes effect between steps.
+    """
     optimizer = torch.optim.AdamW(
         [tuned.c, tuned.d], lr=config.lr, weight_decay=config.weight_decay
     )
     n_steps = config.epochs * -(-len(contexts) // config.batch_size)
-    losses: list[float] = []
-    with splice(lm, through):
-        for chosen in _batches(len(contexts), config):
-            tokens = contexts[chosen].to(lm.device)
-            optimizer.zero_grad()
-            loss = backward_cross_entropy(lm, lm.hidden(tokens), tokens)
-            optimizer.step()
-            losses.append(_finite(loss.item(), lm))
-            if on_progress is not None:
-                on_progress(
-                    Progress(
-                        stage="finetune", done=len(losses), total=n_steps, unit="steps",
-                        words=f"loss {losses[-1]:.4f}",
-                    )
-                )  # fmt: skip
+    losses = restore(folder, tuned, optimizer)
+    with splice(lm, through), deferred_interrupt() as presses:
+        try:
+            for chosen in islice(_batches(len(contexts), config), len(losses), None):
+                tokens = contexts[chosen].to(lm.device)
+                optimizer.zero_grad()
+                loss = backward_cross_entropy(lm, lm.hidden(tokens), tokens)
+                optimizer.step()
+                losses.append(_finite(loss.item(), lm))
+                if len(losses) % KEEP_EVERY == 0 or len(losses) == n_steps:
+                    keep(folder, tuned, optimizer, losses)
+                if on_progress is not None:
+                    on_progress(
+                        Progress(
+                            stage="finetune", done=len(losses), total=n_steps, unit="steps",
+                            words=f"loss {losses[-1]:.4f}",
+                        )
+                    )  # fmt: skip
+                if presses:
+                    raise KeyboardInterrupt  # noqa: TRY301 - the place where it is safe
+        except KeyboardInterrupt:
+            if len(presses) < 2 and losses:
+                keep(folder, tuned, optimizer, losses)
+            raise
     return losses
 
 

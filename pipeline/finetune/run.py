@@ -6,12 +6,11 @@
     metrics.jsonl       one line per step
     features.json       the features moved most, with their top tokens before and after
 
-The directory is written under a temporary name and renamed: it is whole or absent. Figures are
-drawn into it afterwards, by `pipeline.plots.finetune`.
+The directory is written under a temporary name (`pipeline.finetune.unfinished`) and renamed: it is
+whole or absent. Figures are drawn into it afterwards, by `pipeline.plots.finetune`.
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,12 +18,14 @@ from typing import Literal
 
 import torch
 
-from actstore.files import make_folder, partial_of, sync_folder, write_file, write_json
+from actstore.files import sync_folder, write_file, write_json
 from pipeline.config.serialization import from_json, located, portable, to_json
 from pipeline.config.stages import FinetuneConfig
 from pipeline.config.training import TrainConfig
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, NoSuchArchitectureError
 from pipeline.finetune.shifts import Shift
+from pipeline.finetune.unfinished import FREE, leave_whole
+from pipeline.foreign import not_a_run
 from pipeline.runs.curves import METRICS, read_curves
 from pipeline.runs.folder import (
     FORMAT,
@@ -40,8 +41,6 @@ from pipeline.runs.sae_run import CODER, SAERun
 from pipeline.sae.sae import TunedSAE
 
 TUNED, FEATURES = "tuned.safetensors", "features.json"
-FREE = {"out", "device"}
-"""What may differ between a fine-tuning and the run that is reused for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +135,10 @@ class FinetunedRun:
         try:
             told = from_json(_Document, json.loads((path / RUN).read_bytes()), where=RUN)
             told = located(told, path)
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{path} is not a run: it has no {RUN}; saepipe finetune makes one"
-            ) from error
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise CheckpointError(not_a_run(path, made_by="saepipe finetune")) from error
+        except NoSuchArchitectureError as error:
+            raise error.of(path) from error
         except (OSError, ValueError, ConfigError) as error:
             raise CheckpointError(f"{path / RUN} is damaged: {error}") from error
         sae = told.coder
@@ -191,6 +190,7 @@ def finished_report(config: FinetuneConfig, run: SAERun) -> FinetuneReport | Non
 
 
 def save_run(
+    partial: Path,
     config: FinetuneConfig,
     run: SAERun,
     tuned: TunedSAE,
@@ -199,10 +199,7 @@ def save_run(
     losses: Sequence[float],
     shifts: Mapping[str, Sequence[Shift]],
 ) -> None:
-    """Write the whole directory under a temporary name, then rename it to `config.out`."""
-    partial = partial_of(config.out)
-    shutil.rmtree(partial, ignore_errors=True)
-    make_folder(partial)
+    """Write the whole directory as `partial`, then rename it to `config.out`."""
     sha256 = save_tensors(partial / TUNED, {"c": tuned.c.detach(), "d": tuned.d.detach()})
     write_file(partial / CODER, [(run.path / CODER).read_bytes()])
     lines = ({"step": i, "loss": loss} for i, loss in enumerate(losses, start=1))
@@ -213,3 +210,4 @@ def save_run(
     write_json(partial / RUN, to_json(portable(document, config.out)))
     partial.rename(config.out)
     sync_folder(config.out.parent)
+    leave_whole(config.out)

@@ -33,6 +33,7 @@ from pipeline.mnist.result import (
 )
 from pipeline.mnist.train import Trained, baselines, train_everything
 from pipeline.progress import OnProgress, Progress
+from pipeline.runs.folder import training_in
 
 Networks = dict[tuple[str, Form], FeatureNetwork]
 
@@ -43,7 +44,8 @@ def run_experiment(config: MnistConfig, *, on_progress: OnProgress | None = None
     Ctrl-C leaves what is done; the same call goes on.
 
     Raises:
-        ConfigError: the images cannot be read, or `out` holds something else.
+        ConfigError: the images cannot be read, or `out` holds something else, or is worked on by
+            another process.
         CheckpointError: something in `out` is damaged, or the disk fails.
         DataError: a training diverged.
         StoreError: a store in `out` is damaged, or the disk fails.
@@ -55,14 +57,21 @@ def run_experiment(config: MnistConfig, *, on_progress: OnProgress | None = None
     done = finished_result(config.out)
     if done is not None:
         return replace(done, config=config, reused=True)
-    tell: OnProgress = on_progress or (lambda _: None)
+    with training_in(config.out):
+        result = _made(config, images, device=device, tell=on_progress or (lambda _: None))
+        result = replace(result, seconds=time.perf_counter() - began)
+        save_result(config.out, result)
+    return result
+
+
+def _made(
+    config: MnistConfig, images: Images, *, device: torch.device, tell: OnProgress
+) -> MnistResult:
     trained = train_everything(config, images, device=device, tell=tell)
     tell(Progress(stage="figures", done=0, total=1, unit="pages"))
     networks = _networks(config, images, trained, device=device)
     result = _measured(config, images, trained, networks, device=device)
-    result = replace(result, seconds=time.perf_counter() - began)
     show(Exhibit(images=images, trained=trained, networks=networks, result=result))
-    save_result(config.out, result)
     return result
 
 

@@ -248,7 +248,7 @@ def _train(
         done, total, words = report.step, report.n_steps, f"loss {report.loss:.4f}"
         tell(Progress(stage=stage, done=done, total=total, unit="steps", words=words))
 
-    for outcome in train_all(configs, resume=True, on_step=told):
+    for outcome in train_all(configs, on_step=told):
         if isinstance(outcome, DataError):
             raise outcome
 

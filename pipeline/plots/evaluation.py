@@ -37,7 +37,7 @@ from pipeline.plots.style import (
     say,
 )
 from pipeline.plots.training import frontier
-from pipeline.runs.names import middle_out, names_of
+from pipeline.runs.names import middle_out, names_of, words_of
 
 _NAME = 26
 """Characters of a run's name."""
@@ -102,7 +102,7 @@ def _kinds(reports: Sequence[EvalReport]) -> list[str]:
 
 def _names(runs: Sequence[Path], kinds: Sequence[str]) -> list[str]:
     """Settings such as `k=32` of a sweep's folders where these suffice, or else the folders."""
-    settings = [", ".join(word for word in run.name.split(",") if "=" in word) for run in runs]
+    settings = [", ".join(word for word in words_of(run.name) if "=" in word) for run in runs]
     alone = Counter(zip(kinds, settings, strict=True))
     return [
         middle_out(its if its and alone[kind, its] == 1 else name, _NAME)

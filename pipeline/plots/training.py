@@ -24,6 +24,7 @@ from pipeline.plots.style import (
     smoothed,
 )
 from pipeline.runs.curves import METRICS, read_curves
+from pipeline.runs.names import words_of
 
 CURVES = (
     ("l0", "L0", "features active per token"),
@@ -100,7 +101,7 @@ def curve_figures(metrics: Path) -> dict[str, Figure]:
 def sweep_figure(members: Mapping[str, Path], out: Path) -> None:
     """Where each member ended, L0 against explained variance, and the frontier of each kind.
 
-    Members have names as `mlp_out.1,topk,k=32`: words without `=`, site and architecture, tell
+    Members have names as `mlp_out.1+topk+k=32`: words without `=`, site and architecture, tell
     kinds apart by colour. Those that have no curves yet are left out.
     """
     ends = [_end_of(name, path) for name, path in members.items() if path.exists()]
@@ -181,7 +182,7 @@ def _end_of(name: str, metrics: Path) -> _End | None:
     if not lines:
         return None
     last = lines[-max(1, round(_END * len(lines))) :]
-    words = name.split(",")
+    words = words_of(name)
     explained = [line["explained_variance"] if of == "l0" else 1 - line["fvu"] for line in last]
     return _End(
         of=of,

@@ -11,6 +11,7 @@ the step, and nothing else in training is random.
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,13 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from actstore.files import PARTIAL, make_folder, partial_of, sync_folder, write_file, write_json
+from actstore.files import make_folder, partial_of, sync_folder, write_file, write_json
 from pipeline.config.serialization import from_json, to_json
 from pipeline.errors import CheckpointError, ConfigError
 
 FOLDER = "checkpoints"
 TRAINED, OPTIMIZER, STATE = "sae.safetensors", "optimizer.safetensors", "state.json"
 FORMAT = 1
+NAME = re.compile(r"step-(\d{9,})")
 T = TypeVar("T")
 
 
@@ -54,7 +56,7 @@ class _State:
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint, gives its folder; one of the same step stays, it holds the same."""
     folder = run / FOLDER / f"step-{checkpoint.step:09d}"
-    if folder.exists():
+    if (folder / STATE).exists():
         return folder
     partial = partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)
@@ -76,9 +78,12 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
 
 
 def checkpoints_of(run: Path) -> dict[int, Path]:
-    """The folders of whole checkpoints by step; what a kill left half written is not one."""
-    folders = (run / FOLDER).glob("step-*")
-    return {int(f.name.removeprefix("step-")): f for f in folders if f.suffix != PARTIAL}
+    """The folders of checkpoints by step.
+
+    What a kill left half written is not one, nor is what somebody else put there.
+    """
+    found = {folder: NAME.fullmatch(folder.name) for folder in (run / FOLDER).glob("step-*")}
+    return {int(name[1]): f for f, name in found.items() if name is not None and f.is_dir()}
 
 
 def drop_checkpoint(folder: Path) -> None:
@@ -91,13 +96,20 @@ def drop_checkpoint(folder: Path) -> None:
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint, every byte checked."""
-    state = _attempt(folder / STATE, lambda data: from_json(_State, json.loads(data)))
+    state = _attempt(folder / STATE, lambda data: _state(data, folder))
     return Checkpoint(
         step=state.step,
         metrics_bytes=state.metrics_bytes,
         trained=_tensors(folder / TRAINED, state.sha256_coder),
         optimizer=_tensors(folder / OPTIMIZER, state.sha256_optimizer),
     )
+
+
+def _state(data: bytes, folder: Path) -> _State:
+    state = from_json(_State, json.loads(data))
+    if f"step-{state.step:09d}" != folder.name or state.metrics_bytes < 0:
+        raise ValueError(f"it says step {state.step}, and {state.metrics_bytes} bytes of curves")
+    return state
 
 
 class _Tensors(dict[str, Tensor]):
@@ -130,5 +142,5 @@ def _attempt(path: Path, read: Callable[[bytes], T]) -> T:
     except (OSError, ValueError, SafetensorError, ConfigError) as error:
         raise CheckpointError(
             f"{path} is missing or damaged ({error}): delete the folder {path.parent} to go back "
-            "to the checkpoint before it, or to the start, then train again with --resume"
+            "to the checkpoint before it, or to the start, then train again"
         ) from error

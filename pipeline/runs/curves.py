@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from actstore.files import sync_folder
 from pipeline.errors import CheckpointError
+from pipeline.runs.checkpoints import FOLDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +85,15 @@ NOT_IN_LINES = {"run", "n_steps", "reused"}
 
 
 class Curves(AbstractContextManager["Curves"]):
-    """Appends reports to a run's metrics.jsonl, after its first `keep` bytes; closed at exit."""
+    """Appends reports to a run's metrics.jsonl, after its first `keep` bytes; closed at exit.
+
+    Raises:
+        CheckpointError: these are not all there, or not lines of curves. What follows them is what
+            a crash left, and goes.
+    """
 
     def __init__(self, path: Path, *, keep: int) -> None:
+        _require_whole(path, keep)
         self._file = path.open("ab")
         self._file.truncate(min(keep, path.stat().st_size))
         self._file.seek(0, os.SEEK_END)
@@ -109,6 +116,29 @@ class Curves(AbstractContextManager["Curves"]):
         return self._file.tell()
 
 
+def _require_whole(path: Path, n_bytes: int) -> None:
+    try:
+        kept = path.read_bytes()[:n_bytes] if n_bytes else b""
+        if len(kept) < n_bytes:
+            raise ValueError(f"{len(kept)} of its first {n_bytes} bytes are left")  # noqa: TRY301
+        if len(kept) > sum(len(line) + 1 for line, _ in _lines(kept)):
+            raise ValueError("a line has no end")  # noqa: TRY301
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}): put a copy back, or delete {path.parent / FOLDER} to "
+            "train from the start, or choose another --out"
+        ) from error
+
+
+def _lines(data: bytes) -> Iterator[tuple[bytes, dict[str, float | None]]]:
+    """Each whole line, and what it says; a last one without an end is none."""
+    for line in data.split(b"\n")[:-1]:
+        told = json.loads(line)
+        if not isinstance(told, dict):
+            raise ValueError(f"{told!r} is no line of curves")  # noqa: TRY004 - of a file
+        yield line, cast("dict[str, float | None]", told)
+
+
 def defined(value: float) -> float | None:
     """What JSON and a reader can take: not a number is None."""
     return value if math.isfinite(value) else None
@@ -120,8 +150,8 @@ def read_curves(path: Path) -> Iterator[dict[str, float]]:
     An unfinished last line is left out.
     """
     try:
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            yield {key: value for key, value in json.loads(line).items() if value is not None}
+        for _, told in _lines(path.read_bytes()):
+            yield {key: value for key, value in told.items() if value is not None}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read the curves in {path}: {error}") from error
 

@@ -11,7 +11,8 @@ A run is complete when run.json names the checksum of what was trained.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Set
+from collections.abc import Generator, Mapping, Set
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
@@ -22,20 +23,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from actstore.files import make_folder, write_file, write_json
+from actstore.files import locked, make_folder, write_file, write_json
 from actstore.manifest import Manifest
 from actstore.reader import ActStore
 from pipeline.config.serialization import from_json, located, portable, to_json
 from pipeline.config.stages import UNSAID, Documents, SpecialTokens
 from pipeline.config.training import LoopConfig
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, NoSuchArchitectureError
+from pipeline.foreign import not_a_run
 from pipeline.frame import make_frame
-from pipeline.runs.checkpoints import FOLDER
+from pipeline.runs.checkpoints import checkpoints_of
 from pipeline.runs.curves import METRICS, read_curves
 from pipeline.stores import locate
 
 FORMAT = 1
 RUN = "run.json"
+LOCK = ".lock"
 
 # What may differ between a run and its continuation: where things lie and who computes, not what.
 FREE = {"store", "out", "device", "threads", "stack", "checkpoint_every"}
@@ -169,6 +172,11 @@ class RunFolder(ABC):
         """Whether training reached its end."""
         return bool(self.sha256)
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to train: it is finished, or it diverged."""
+        return self.finished or bool(self.failure)
+
     @classmethod
     def open(cls: type[RunT], path: str | PathLike[str]) -> RunT:
         """A complete run.
@@ -181,8 +189,8 @@ class RunFolder(ABC):
             raise CheckpointError(f"{path} was never finished: {run.failure}")
         if not run.finished:
             raise CheckpointError(
-                f"{path} is an unfinished run: finish it with {run.command} --out {path} --resume "
-                "and the options it began with"
+                f"{path} is an unfinished run: finish it with {run.command} --out {path} and the "
+                "options it began with"
             )
         return run
 
@@ -200,11 +208,13 @@ class RunFolder(ABC):
                 raise CheckpointError(f"{path} is a {kind} run, not one of {cls.MADE_BY}")
             document = located(from_json(_document(cls), cls.as_now(told), where=RUN), path)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise CheckpointError(
-                f"{path} is not a run: it has no {RUN}; {cls.MADE_BY} makes one"
-            ) from error
+            raise CheckpointError(not_a_run(path, made_by=cls.MADE_BY)) from error
+        except NoSuchArchitectureError as error:
+            raise error.of(path) from error
         except (OSError, ValueError, ConfigError) as error:
-            raise CheckpointError(f"{path / RUN} is damaged: {error}") from error
+            raise CheckpointError(
+                f"{path / RUN} is damaged: {error}; put a copy back, or train into another --out"
+            ) from error
         if document.format != FORMAT:
             raise CheckpointError(
                 f"{path} is a run of format {document.format}, this saepipe reads format {FORMAT}"
@@ -262,40 +272,74 @@ def _document(kind: type[RunFolder]) -> Any:  # noqa: ANN401 - a class that is m
     return make_dataclass(RUN, [*head, *own], frozen=True, kw_only=True)
 
 
-def enter(run: RunT, *, resume: bool) -> RunT:
-    """The run in `run.path`: created, gone on with, or found complete.
+@contextmanager
+def training_in(path: Path) -> Generator[None, None, None]:
+    """Hold the lock of a folder that is trained into, made if it is absent.
 
     Raises:
-        ConfigError: the folder holds another run, something else, or an unfinished run while
-            `resume` was not asked for.
+        ConfigError: another training holds it; names its process and host.
+    """
+
+    def held(holder: str) -> ConfigError:
+        return ConfigError(
+            f"{path} is being trained into by {holder}: wait for it, or stop it, or choose "
+            "another --out"
+        )
+
+    make_folder(path)
+    file = path / LOCK
+    with locked(file, held):
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def enter(run: RunT, *, resume: bool = True, locks: ExitStack) -> RunT:
+    """The run in `run.path`: created, gone on with, or found complete.
+
+    Args:
+        run: As it shall be.
+        resume: Go on with an unfinished run of the same configuration.
+        locks: Holds the folder for as long as it is trained into; not one that has its end.
+
+    Raises:
+        ConfigError: the folder holds another run, something else, or an unfinished run that
+            shall not be gone on with; or another training writes into it.
         CheckpointError: its run.json is damaged.
     """
     out = run.path
-    if not (out / RUN).exists():
-        others = {p.name for p in out.glob("[!.]*")} - {f"{RUN}.partial"}
-        if others or (out.exists() and not out.is_dir()):
-            raise ConfigError(f"{out} exists and is not a run: choose another --out")
-        make_folder(out)
-        run.write()
-        return run
-    found = type(run).read(out)
-    if not found.finished and not found.failure and not _began(out):
-        run.write()  # what was asked for before never made a step
+    found = _found(run)
+    if found is None or not found.ended:
+        locks.enter_context(training_in(out))
+        found = _found(run)  # by now, another training may have ended
+    if found is None or not (found.ended or _began(out)):
+        run.write()  # what was asked for before, if anything, never made a step
         return run
     _require_same(found, run)
-    if not found.finished and not found.failure and not resume:
+    if not found.ended and not resume:
         raise ConfigError(
-            f"{out} holds an unfinished run of this configuration: add --resume to go on "
-            "with it, or choose another --out"
+            f"{out} holds an unfinished run of this configuration, which is not to be gone on "
+            "with: choose another --out"
         )
     return found
+
+
+def _found(run: RunT) -> RunT | None:
+    """The run that is there; None where nothing is."""
+    out = run.path
+    if (out / RUN).exists():
+        return type(run).read(out)
+    others = {p.name for p in out.glob("[!.]*")} - {f"{RUN}.partial"}
+    if others or (out.exists() and not out.is_dir()):
+        raise ConfigError(f"{out} exists and is not a run: choose another --out")
+    return None
 
 
 def _began(path: Path) -> bool:
     """Whether training left anything behind."""
     metrics = path / METRICS
-    lines = metrics.exists() and metrics.stat().st_size > 0
-    return lines or any((path / FOLDER).glob("step-*"))
+    return (metrics.exists() and metrics.stat().st_size > 0) or bool(checkpoints_of(path))
 
 
 def _require_same(found: RunFolder, now: RunFolder) -> None:

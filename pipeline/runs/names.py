@@ -33,6 +33,11 @@ def typed(path: Path) -> str:
     return public(str(from_here(path)))
 
 
+def words_of(member: str) -> list[str]:
+    """The words of the name of a sweep's member, which once had commas between them."""
+    return member.split("," if "," in member else "+")
+
+
 def middle_out(name: str, n: int) -> str:
     """At most `n` characters: a longer name loses its middle, as its ends tell it from others."""
     return name if len(name) <= n else f"{name[: (n - 1) // 2]}…{name[-(n // 2) :]}"

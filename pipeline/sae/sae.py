@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from pipeline.config.architectures import ArchConfig
 from pipeline.config.serialization import from_json, to_json
 from pipeline.device import pick_device
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, NoSuchArchitectureError
 from pipeline.sae.architecture import Activation, Architecture, architecture_of
 
 BLOCK_ROWS = 1024
@@ -70,11 +70,13 @@ class _About:
                     "d_sae": config["expansion"] * store["d_in"], "sha256": raw["sha256"],
                 }  # fmt: skip
             return from_json(_About, raw, where=path.name)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise CheckpointError(
                 f"{folder} holds no SAE: it has neither the {RUN} of a training nor the {ABOUT} "
                 "that save_pretrained writes"
             ) from error
+        except NoSuchArchitectureError as error:
+            raise error.of(folder) from error
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is not of the run of an SAE: {error}") from error
         except (OSError, ValueError, ConfigError) as error:

@@ -56,9 +56,10 @@ def run_train(
     points: "Sequence[Point]", *, resume: bool, screen: Screen, log: Sequence[str] = ()
 ) -> "list[StepReport]":
     """Train what is not complete already."""
-    from pipeline.training.sweep import complete
+    from pipeline.training.sweep import complete, named_as_there
     from pipeline.training.trackers import Loggers
 
+    points = named_as_there(points)
     folders = [point.config.out for point in points]
     with screen.progress("train") as show, closing(Loggers(log, folders)) as loggers:
         outcomes = verbs.train_points(

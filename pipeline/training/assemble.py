@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from pipeline.config.training import BDecStart, TrainConfig
 from pipeline.device import pick_device, pick_dtype
+from pipeline.disk import writing
 from pipeline.runs.checkpoints import Checkpoint, checkpoints_of, drop_checkpoint, load_checkpoint
 from pipeline.runs.curves import METRICS, Curves
 from pipeline.runs.sae_run import SAERun
@@ -24,7 +25,6 @@ from pipeline.sae.sae import SAE, fit
 from pipeline.sae.stack import Stack, stacked
 from pipeline.training.feed import Feed, Feeder
 from pipeline.training.group import STACKED, Group, SAEMember
-from pipeline.training.member import writing
 
 log = logging.getLogger(__name__)
 

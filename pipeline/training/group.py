@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline.config.checks import steps_of
+from pipeline.disk import writing
 from pipeline.runs.checkpoints import Checkpoint
 from pipeline.runs.curves import Curves, TrainReport, defined
 from pipeline.runs.sae_run import SAERun
@@ -17,7 +18,7 @@ from pipeline.sae.dead import Resampling, SilentRows, generator_of, resample_ran
 from pipeline.sae.sae import SAE, fit, fold
 from pipeline.sae.stack import LOG, Stack, member_of, to_params, to_state, to_unit_norm_
 from pipeline.training.feed import Feed, Feeder
-from pipeline.training.member import ROWS, Member, MemberGroup, writing
+from pipeline.training.member import ROWS, Member, MemberGroup
 from pipeline.training.optimizer import Adam, Controller, Schedule
 
 SAMPLE_ROWS = 2**15

@@ -26,8 +26,9 @@ from pipeline.training.batches import device_batches
 def deferred_interrupt() -> Generator[list[int], None, None]:
     """Within the block, the first Ctrl-C is only noted; the second raises where it strikes.
 
-    Outside the main thread, or where SIGINT is not handled in Python's own way, nothing changes:
-    then Ctrl-C does not arrive here, or is someone else's to handle.
+    So is every signal that is handled in Python's own way of handling Ctrl-C. Outside the main
+    thread, or where there is none, nothing changes: then Ctrl-C does not arrive here, or is someone
+    else's to handle.
 
     Yields:
         A signal for each time it was pressed.
@@ -40,14 +41,18 @@ def deferred_interrupt() -> Generator[list[int], None, None]:
             raise KeyboardInterrupt
 
     in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield presses
-        return
-    before = signal.signal(signal.SIGINT, note)
+    noted = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if in_main and signal.getsignal(number) is signal.default_int_handler
+    ]
+    for number in noted:
+        signal.signal(number, note)
     try:
         yield presses
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in noted:
+            signal.signal(number, signal.default_int_handler)
 
 
 Outcome = StepReport | DataError

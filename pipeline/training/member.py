@@ -1,18 +1,17 @@
 """Runs in training, and groups of them that take their steps together, whatever they train."""
 
-import errno
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import CheckpointError, DataError
-from pipeline.runs.checkpoints import FOLDER, Checkpoint, save_checkpoint
+from pipeline.disk import writing
+from pipeline.errors import DataError
+from pipeline.runs.checkpoints import Checkpoint, save_checkpoint
 from pipeline.runs.curves import Curves, StepReport
 from pipeline.runs.folder import RunFolder
 from pipeline.training.optimizer import Adam, Schedule
@@ -199,19 +198,3 @@ class MemberGroup(ABC, Generic[MemberT]):
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-@contextmanager
-def writing(path: Path) -> Generator[None, None, None]:
-    """Within the block, a disk that fails is one line that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write to {path} ({error.strerror or error}): "
-            f"{'make room' if error.errno in _NO_ROOM else 'see to that'}, then train again "
-            f"with --resume; what is in {path / FOLDER} is whole"
-        ) from error

@@ -3,24 +3,25 @@
 sweep.json          which runs are its members, and what varies between them
 sweep.csv           a line a member: its folder, how it stands, what varies, its last curves
 sweep.png           the members' frontier
-l1=0.001,seed=0/    a run, as one that was trained alone
+l1=0.001+seed=0/    a run, as one that was trained alone
 """
 
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from actstore.files import make_folder, partial_of, write_json
-from pipeline.config.grid import Point
+from actstore.files import partial_of, write_json
+from pipeline.config.grid import Point, plain_name
 from pipeline.config.serialization import from_json, to_json
+from pipeline.disk import writing
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.runs.curves import METRICS, StepReport
-from pipeline.runs.folder import RUN
+from pipeline.runs.folder import RUN, training_in
 from pipeline.tables import write_csv
-from pipeline.training.member import writing
 from pipeline.training.train import OnStep, Outcome, require_trainable, train_all
 
 FORMAT = 1
@@ -43,22 +44,24 @@ class _Document:
     """Settings that differ between members; those of `arch` by their own name."""
 
 
-def enter_sweep(path: Path, points: Sequence[Point]) -> None:
-    """Make `path` the folder of a sweep of `points`, unless it is.
+def enter_sweep(path: Path, points: Sequence[Point], *, locks: ExitStack) -> None:
+    """Make `path` the folder of a sweep of `points`, unless it is; `locks` hold it.
 
     Raises:
-        ConfigError: the folder holds another sweep, or something else.
+        ConfigError: the folder holds another sweep, or something else, or is trained into by
+            another process.
         CheckpointError: its sweep.json is damaged.
     """
     members = tuple(point.name for point in points)
+    if not (path / SWEEP).exists():
+        if (path / RUN).exists():
+            raise ConfigError(f"{path} is a single run, not a sweep: choose another --out")
+        if path.exists() and (not path.is_dir() or _holds_something(path)):
+            raise ConfigError(f"{path} exists and is not a sweep: choose another --out")
+    locks.enter_context(training_in(path))
     if (path / SWEEP).exists():
         _require_same(path, there={*_members_of(path)}, now={*members})
         return
-    if (path / RUN).exists():
-        raise ConfigError(f"{path} is a single run, not a sweep: choose another --out")
-    if path.exists() and (not path.is_dir() or _holds_something(path)):
-        raise ConfigError(f"{path} exists and is not a sweep: choose another --out")
-    make_folder(path)
     document = _Document(members=members, varies=_varying(points))
     write_json(path / SWEEP, to_json(document))
 
@@ -73,6 +76,24 @@ def _members_of(path: Path) -> tuple[str, ...]:
             f"{path} is a sweep of format {document.format}, this saepipe reads {FORMAT}"
         )
     return document.members
+
+
+def named_as_there(points: Sequence[Point]) -> tuple[Point, ...]:
+    """The points under the names that their folders have: sweeps of before had commas in them.
+
+    Raises:
+        CheckpointError: the sweep that is there has a damaged sweep.json.
+    """
+    out = points[0].config.out.parent
+    if len(points) == 1 or not (out / SWEEP).exists():
+        return tuple(points)
+    members = _members_of(out)
+    there = {plain_name(name): name for name in members} | {name: name for name in members}
+    names = [there.get(point.name, point.name) for point in points]
+    return tuple(
+        replace(point, name=name, config=replace(point.config, out=out / name))
+        for name, point in zip(names, points, strict=True)
+    )
 
 
 def _varying(points: Sequence[Point]) -> tuple[str, ...]:
@@ -148,7 +169,7 @@ def _cell(value: object) -> object:
 
 
 def train_sweep(
-    points: Sequence[Point], *, out: Path, resume: bool = False, on_step: OnStep | None = None
+    points: Sequence[Point], *, out: Path, resume: bool = True, on_step: OnStep | None = None
 ) -> list[Outcome]:
     """Train every point; `out/sweep.csv` says at any time how each of them stands.
 
@@ -158,14 +179,15 @@ def train_sweep(
     Args:
         points: What `pipeline.config.grid.expand` made of the settings.
         out: Folder of the sweep.
-        resume: Go on with what is unfinished.
+        resume: Whether to go on with what is unfinished.
         on_step: Called with each line of each run's curves.
 
     Returns:
         How each ended, in their order.
 
     Raises:
-        ConfigError: `out` holds another sweep or something else, or a setting is impossible.
+        ConfigError: `out` holds another sweep or something else, or is trained into by another
+            process, or a setting is impossible.
         CheckpointError: a run in it is damaged, or the disk fails.
         StoreError: the store is missing, unfinished or damaged.
     """
@@ -173,7 +195,14 @@ def train_sweep(
     if len(points) == 1:
         return train_all(configs, resume=resume, on_step=on_step)
     require_trainable(configs)  # before there is a folder that other points could not have
-    enter_sweep(out, points)
+    with ExitStack() as locks:
+        enter_sweep(out, points, locks=locks)
+        return _train_points(points, out=out, resume=resume, on_step=on_step)
+
+
+def _train_points(
+    points: Sequence[Point], *, out: Path, resume: bool, on_step: OnStep | None
+) -> list[Outcome]:
     names = {point.config.out.resolve(): point.name for point in points}
     states = {point.name: "running" for point in points}
 
@@ -187,6 +216,7 @@ def train_sweep(
             write_table(out, points, states=states)
 
     tell()
+    configs = [point.config for point in points]
     return train_all(configs, resume=resume, on_step=on_step, on_end=end)
 
 

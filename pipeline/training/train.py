@@ -20,21 +20,22 @@ from pipeline.runs.kinds import RunKind, kind_named
 from pipeline.training.loop import OnEnd, OnStep, Outcome, advance_all, end, stream_of
 
 
-def train(config: LoopConfig, *, resume: bool = False, on_step: OnStep | None = None) -> StepReport:
+def train(config: LoopConfig, *, resume: bool = True, on_step: OnStep | None = None) -> StepReport:
     """Train one run to the end, into `config.out`.
 
     A complete run of the same configuration is not trained again: its last report comes back with
-    `reused` set. Ctrl-C leaves a checkpoint behind before it is raised on.
+    `reused` set. An unfinished one is gone on with. Ctrl-C leaves a checkpoint behind before it is
+    raised on.
 
     Args:
         config: What to train on what.
-        resume: Go on with an unfinished run in `config.out` from its newest checkpoint.
+        resume: Whether to go on with an unfinished run in `config.out`; it is refused otherwise.
         on_step: Called with each line of the curves: at the first step, every `log_every` steps
             and at the last.
 
     Raises:
         ConfigError: the site is not in the store, a setting is impossible, or `out` holds something
-            else.
+            else, or is trained into by another process.
         CheckpointError: the run in `out` is damaged, or the disk fails.
         DataError: the loss stopped being finite.
         StoreError: the store is missing, unfinished or damaged.
@@ -48,7 +49,7 @@ def train(config: LoopConfig, *, resume: bool = False, on_step: OnStep | None = 
 def train_all(
     configs: Sequence[LoopConfig],
     *,
-    resume: bool = False,
+    resume: bool = True,
     on_step: OnStep | None = None,
     on_end: OnEnd | None = None,
 ) -> list[Outcome]:
@@ -58,7 +59,7 @@ def train_all(
 
     Args:
         configs: Equal in what `pipeline.config.grid.ONE_PASS` names.
-        resume: Go on with what is unfinished.
+        resume: Whether to go on with what is unfinished.
         on_step: Called with each line of each run's curves.
         on_end: Called as each run ends, with its folder.
 
@@ -71,7 +72,19 @@ def train_all(
     """
     store, kind = ActStore.open(configs[0].store), kind_named(configs[0].KIND)
     blank = _blank(kind, store, configs)  # nothing is written before all are
-    runs = [_entered(run, resume=resume) for run in blank]
+    with ExitStack() as locks:
+        runs = [_entered(run, resume=resume, locks=locks) for run in blank]
+        return _train_entered(kind, store, runs, on_step=on_step, on_end=on_end)
+
+
+def _train_entered(
+    kind: RunKind,
+    store: ActStore,
+    runs: Sequence[RunFolder],
+    *,
+    on_step: OnStep | None,
+    on_end: OnEnd | None,
+) -> list[Outcome]:
     outcomes: dict[Path, Outcome] = {}
 
     def told(path: Path, outcome: Outcome) -> None:
@@ -136,7 +149,7 @@ def _blank(kind: RunKind, store: ActStore, configs: Sequence[LoopConfig]) -> lis
     return runs
 
 
-def _entered(run: RunFolder, *, resume: bool) -> RunFolder:
+def _entered(run: RunFolder, *, resume: bool, locks: ExitStack) -> RunFolder:
     """A run as it stands; one that is gone on with, by what may be changed now."""
-    found = enter(run, resume=resume)
+    found = enter(run, resume=resume, locks=locks)
     return found if found.finished else replace(found, config=run.config)

@@ -1,4 +1,7 @@
+import subprocess
+import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,8 @@ from tests.helpers.stores import (
     shard_file,
     write_store,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +265,25 @@ def test_batches_of_what_a_store_does_not_have_are_refused_at_once(make_store):
         store.batches("mlp_out.9", 64)
     with pytest.raises(StoreError, match="batch_size must be positive, got 0"):
         store.batches("mlp_out.1", 0)
+
+
+LEFT_OPEN = """
+import sys
+import numpy as np
+from actstore.batches import Batches
+from actstore.reader import ActStore
+
+store = ActStore.open(sys.argv[1])
+np.left_open = Batches(store=store, sites=("mlp_out.1",), batch_size=20, seed=0).start_at(0)
+next(np.left_open)
+"""
+
+
+def test_a_stream_that_is_left_open_makes_no_noise_at_exit(make_store):
+    """A module of others lets go of it when what stops threads is gone already."""
+    path = make_store()
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", LEFT_OPEN, path],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")

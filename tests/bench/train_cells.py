@@ -74,7 +74,7 @@ def make_group(store: ActStore, out: Path, files: ExitStack, **changes: Any) -> 
         store=store.path, out=out, site=SITE, device="cpu", tokens=10**12, **settings
     )
     run = SAERun(path=config.out, config=config, provenance=Provenance.of(store, site=SITE))
-    enter(run, resume=False)
+    enter(run, locks=files)
     entry = Entry(run=run, n_steps=10**6)
     feeder = Feeder(store, [entry.feed], device=torch.device("cpu"))
     (group,) = assemble(feeder, [entry], files=files)

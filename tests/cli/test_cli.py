@@ -231,11 +231,10 @@ def test_a_file_for_saes_says_what_connectors_do_not_know(fails, tmp_path):
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        (["train", "s", "--out", "r"], "stopped; the same command goes on with --resume"),
-        (["train", "s", "--out", "r", "--resume"], "stopped; the same command goes on"),
-        (["eval", "r"], "stopped; the same command goes on"),
+        (["train", "s", "--out", "r"], "stopped; the same command goes on"),
+        (["eval", "r"], "stopped; the same command begins again"),
     ],
-    ids=["train", "resumed", "eval"],
+    ids=["train", "eval"],
 )
 def test_ctrl_c_says_how_to_go_on(saepipe, monkeypatch, command, told):
     def stopped(**_: object) -> None:
@@ -273,7 +272,8 @@ def test_a_path_that_cannot_be_written_is_one_line(fails, harvested, tmp_path):
     fails(*harvested[:-1], tmp_path / "file" / "acts.actstore")
 
 
-def test_ctrl_c_is_clean_and_the_same_command_goes_on(succeeds, harvested, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_is_clean_and_the_same_command_goes_on(succeeds, harvested, tmp_path, number):
     out, n_rows = tmp_path / "stopped.actstore", 600 * CTX_LEN
     text = make_text(tmp_path / "long.txt", n_contexts=600)
     file = settings(tmp_path, shard_rows=20 * CTX_LEN, text=text, tokens=n_rows)
@@ -289,7 +289,7 @@ def test_ctrl_c_is_clean_and_the_same_command_goes_on(succeeds, harvested, tmp_p
     ) as process:  # fmt: skip
         assert process.stdout is not None
         process.stdout.readline()  # the plan: the work begins
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.splitlines() == ["stopped; the same command goes on"]

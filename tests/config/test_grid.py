@@ -47,11 +47,11 @@ def test_members_come_in_the_order_of_the_settings_and_are_named_by_what_varies(
         seed=[0, 1], site=["mlp_out.1", "mlp_out.2"], arch={"l1": [1e-3, 1], "kind": "relu"}, lr=0.1
     )
     assert [point.name for point in points] == [
-        f"{site},l1={l1},seed={seed}"
+        f"{site}+l1={l1}+seed={seed}"
         for site, l1, seed in product(("mlp_out.1", "mlp_out.2"), ("0.001", "1"), (0, 1))
     ]
     assert points[1].varies == {"site": "mlp_out.1", "l1": 1e-3, "seed": 1}
-    assert points[1].config.out == OUT / "mlp_out.1,l1=0.001,seed=1"
+    assert points[1].config.out == OUT / "mlp_out.1+l1=0.001+seed=1"
     assert points[6].config.arch == ReluConfig(l1=1.0)
     assert {point.config.lr for point in points} == {0.1}
 
@@ -59,7 +59,7 @@ def test_members_come_in_the_order_of_the_settings_and_are_named_by_what_varies(
 def test_each_kind_takes_the_knobs_it_knows_and_no_member_comes_twice():
     points = expand_(arch={"kind": ["relu", "topk"], "l1": [0.1, 0.2, 0.3], "k": [8, 16]})
     assert [p.name for p in points] == [
-        "relu,l1=0.1", "relu,l1=0.2", "relu,l1=0.3", "topk,k=8", "topk,k=16",
+        "relu+l1=0.1", "relu+l1=0.2", "relu+l1=0.3", "topk+k=8", "topk+k=16",
     ]  # fmt: skip
     assert [p.config.arch for p in points[2:4]] == [ReluConfig(l1=0.3), TopKConfig(k=8)]
     assert points[3].varies == {"arch": "topk", "k": 8}
@@ -69,7 +69,7 @@ def test_each_kind_takes_the_knobs_it_knows_and_no_member_comes_twice():
 
 def test_a_number_of_latents_is_asked_of_every_kind_in_its_own_words():
     points = expand_(arch={"kind": ["relu", "topk", "jumprelu"], "l0": [8, 1]})
-    assert [p.name for p in points[1:4]] == ["relu,l0=1", "topk,l0=8", "topk,l0=1"]
+    assert [p.name for p in points[1:4]] == ["relu+l0=1", "topk+l0=8", "topk+l0=1"]
     assert [p.config.arch for p in points] == [
         ReluConfig(l0=8), ReluConfig(l0=1), TopKConfig(k=8), TopKConfig(k=1), JumpReluConfig(l0=8),
         JumpReluConfig(l0=1),
@@ -91,18 +91,23 @@ def test_settings_that_are_lists_are_swept_by_lists_of_lists():
     points = expand_(exclude_positions=[[], [0], [0, 1]], exclude_tokens=[[7, 8]])
     assert [p.config.exclude_positions for p in points] == [(), (0,), (0, 1)]
     assert {p.config.exclude_tokens for p in points} == {(7, 8)}
-    assert [p.name for p in points] == [f"exclude_positions={x}" for x in ("none", "0", "0+1")]
+    assert [p.name for p in points] == [f"exclude_positions={x}" for x in ("none", "0", "0_1")]
+
+
+def test_lengths_and_large_numbers_are_told_in_what_no_shell_minds():
+    names = names_of(lr_warmup=["5%", "1k steps"], lr=[1e22, 1e-5])
+    assert names[0] == "lr=1e22+lr_warmup=5pct" and names[-1] == "lr=1e-05+lr_warmup=1k-steps"
 
 
 def test_names_stay_apart_and_inside_of_the_folder():
-    sites = ["a/b", "a:b", "A-B", "..", ".", "", "é", "x" * 300, "x" * 301]
+    sites = ["a/b", "a:b", "A-B", "..", ".", "", "é", "x" * 300, "x" * 301, "-rf", "a b$`~,%+"]
     names = names_of(site=sites)
-    assert names[:3] == ["a-b", "a-b~2", "A-B~3"]
+    assert names[:3] == ["a-b", "a-b_2", "A-B_3"]
     assert len({name.lower() for name in names}) == len(sites)
     for name in names:
         assert (OUT / name).resolve().parent == OUT.resolve()
         assert 0 < len(name.encode()) < 240
-        assert not name.startswith(".")
+        assert re.fullmatch(r"[A-Za-z0-9._=+-]+", name) and name[0] not in ".-"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +118,7 @@ def test_names_stay_apart_and_inside_of_the_folder():
         ({"arch": {"kind": []}}, "arch is an empty list"),
         ({"exclude_positions": [[0], [0]]}, "exclude_positions=0 twice: name each value once"),
         ({"lr": [1, 2, 1.0]}, "the sweep has lr=1.0 twice"),
-        ({"seed": [0, 1], "arch": {"kind": "topk", "k": [8, 8]}}, "the sweep has k=8,seed=0 twice"),
+        ({"seed": [0, 1], "arch": {"kind": "topk", "k": [8, 8]}}, "the sweep has k=8+seed=0 twice"),
         ({"arch": {"kind": ["relu", "relu"]}}, "the sweep has relu twice"),
         ({"lr": [1e-3, "fast"]}, "config.lr must be a number, got 'fast'"),
         ({"lr": [1e-3, -1]}, "lr must be positive, got -1"),

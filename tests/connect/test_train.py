@@ -64,9 +64,9 @@ def make_config(place: Path, out: Path, **changes) -> ConnectConfig:
     return ConnectConfig(**(common | changes))
 
 
-def connect(config: ConnectConfig, *, resume: bool = False) -> ConnectStep:
+def connect(config: ConnectConfig) -> ConnectStep:
     torch.set_num_threads(1)
-    (outcome,) = train_all([config], resume=resume)
+    (outcome,) = train_all([config])
     assert isinstance(outcome, ConnectStep), outcome
     return outcome
 
@@ -179,9 +179,9 @@ def test_a_connector_stopped_anywhere_goes_on_to_the_same_bits(place, tmp_path, 
     for step in (15, 5):
         run = ConnectorRun.open(tmp_path / "cut")
         unfinish(tmp_path / "cut", up_to=step)
-        with pytest.raises(CheckpointError, match="--connect .* --resume"):
+        with pytest.raises(CheckpointError, match="unfinished run: finish it with .*--connect "):
             ConnectorRun.open(run.path)
-        connect(make_config(place, tmp_path / "cut", **changes), resume=True)
+        connect(make_config(place, tmp_path / "cut", **changes))
         assert result(tmp_path / "cut") == result(tmp_path / "whole")
 
 

@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from functools import partial
 from unittest.mock import Mock
@@ -10,7 +12,7 @@ import transformers
 from safetensors.torch import load_file
 
 from pipeline.config.stages import EvalConfig, FinetuneConfig
-from pipeline.errors import CheckpointError, ConfigError, TextError
+from pipeline.errors import CheckpointError, ConfigError, DataError, TextError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.finetune import finetune as finetune_module
 from pipeline.finetune.finetune import finetune, mean_cross_entropy
@@ -22,9 +24,12 @@ from pipeline.lm.hooks import capture, in_float, splice
 from pipeline.lm.model import load_model
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.plots.finetune import save_finetune_figures
+from pipeline.runs.checkpoints import checkpoints_of
+from pipeline.runs.folder import training_in
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
 from pipeline.text.heldout import load_contexts, split_contexts
+from tests.helpers.refusals import refused
 from tests.helpers.tiny import CTX_LEN, WIDTH, make_model, make_sae, make_text, save_sae
 
 CPU, FP32, SITE = torch.device("cpu"), torch.float32, Site.parse("mlp_out.1")
@@ -259,18 +264,65 @@ def test_a_folder_of_something_else_is_refused_and_kept(config, tmp_path):
     assert (tmp_path / "tuned" / "precious.txt").read_text() == "mine"
 
 
-def test_an_interrupted_fine_tuning_leaves_nothing_and_can_start_again(config, tmp_path):
-    def interrupt(progress):
-        if progress.done == 3:
-            raise KeyboardInterrupt
+def pressing_ctrl_c(progress):
+    if progress.done == 3:
+        signal.raise_signal(signal.SIGINT)
 
+
+def test_an_interrupted_fine_tuning_is_gone_on_with_to_the_same_bits(config, tmp_path, done):
     with pytest.raises(KeyboardInterrupt):
-        finetune(config(), on_progress=interrupt)
+        finetune(config(), on_progress=pressing_ctrl_c)
     assert not (tmp_path / "tuned").exists()
+    with refused(ConfigError, r"tuned.partial is an unfinished .* \(lr: 0.05 there, 0.01 now\)"):
+        finetune(config(lr=0.01))
+    seen = []
+    assert not finetune(config(), on_progress=seen.append).reused
+    assert [progress.done for progress in seen] == list(range(4, 16))
+    for name in ("tuned.safetensors", "features.json"):
+        assert (tmp_path / "tuned" / name).read_bytes() == (done.path / name).read_bytes()
+    assert FinetunedRun.open(tmp_path / "tuned").losses() == done.losses()
+    assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
+    assert {p.name for p in (tmp_path / "tuned").iterdir()} == {p.name for p in done.path.iterdir()}
+
+
+def test_of_two_fine_tunings_into_one_folder_the_second_is_told_who_is_there(config, tmp_path):
+    with (
+        training_in(tmp_path / "tuned.partial"),
+        refused(ConfigError, f"trained into by process {os.getpid()}"),
+    ):
+        finetune(config())
+
+
+def test_what_never_made_a_step_leaves_nothing(config, tmp_path, monkeypatch):
     (tmp_path / "tuned.partial").mkdir()
     (tmp_path / "tuned.partial" / "half").write_text("")  # as a kill while writing leaves it
-    assert not finetune(config()).reused
-    assert not (tmp_path / "tuned" / "half").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune_module, "_load", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config())
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_loss_that_is_not_finite_leaves_nothing_to_go_on_with(config, tmp_path, monkeypatch):
+    losses = iter([1.0, 1.0, float("nan")])
+    monkeypatch.setattr(finetune_module, "KEEP_EVERY", 1)
+    monkeypatch.setattr(
+        finetune_module, "backward_cross_entropy", lambda *_: torch.tensor(next(losses))
+    )
+    with refused(DataError, "is nan: lower --lr"):
+        finetune(config())
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_checkpoint_is_kept_every_so_many_steps(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune_module, "KEEP_EVERY", 2)
+    steps = []
+
+    def look(progress):
+        steps.append([*checkpoints_of(tmp_path / "tuned.partial")])
+
+    finetune(config(epochs=1), on_progress=look)
+    assert steps == [[], [2], [2], [4], [5]]
 
 
 @pytest.mark.parametrize("name", ["tuned.safetensors", "sae.safetensors", "run.json"])

@@ -135,7 +135,7 @@ def test_with_deterministic_kernels_a_resumed_run_has_the_same_bits(
     train_settings(settings, tmp_path / "whole")
     out = shutil.copytree(tmp_path / "whole", tmp_path / "copy")
     unfinish(out, up_to=5)
-    train_settings(settings, out, resume=True)
+    train_settings(settings, out)
     assert result(out) == result(tmp_path / "whole")
 
 

@@ -126,7 +126,7 @@ def train_until(settings: dict[str, Any], out: Path, *, step: int) -> bool:
             raise KeyboardInterrupt
 
     try:
-        train_settings(settings, out, resume=True, on_step=interrupt)
+        train_settings(settings, out, on_step=interrupt)
     except KeyboardInterrupt:
         return True
     return False
@@ -219,17 +219,17 @@ def syncs_of(monkeypatch: Any, settings: dict[str, Any], out: Path) -> int:
     return count[0]
 
 
-def killed(settings: dict[str, Any], out: Path, *, at_sync: int, resume: bool = False) -> None:
+def killed(settings: dict[str, Any], out: Path, *, at_sync: int) -> None:
     """Train, and kill -9 it where it writes to the disk for this time."""
     process = server.Process(
-        target=_train_and_die, args=(settings, out), kwargs={"at_sync": at_sync, "resume": resume}
+        target=_train_and_die, args=(settings, out), kwargs={"at_sync": at_sync}
     )
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL, process.exitcode
 
 
-def _train_and_die(settings: dict[str, Any], out: Path, *, at_sync: int, resume: bool) -> None:
+def _train_and_die(settings: dict[str, Any], out: Path, *, at_sync: int) -> None:
     count = [0]
 
     def sync(fd: int) -> None:
@@ -238,4 +238,4 @@ def _train_and_die(settings: dict[str, Any], out: Path, *, at_sync: int, resume:
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.fsync = sync
-    train_settings(settings, out, resume=resume)
+    train_settings(settings, out)

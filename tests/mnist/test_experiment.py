@@ -18,6 +18,7 @@ from pipeline.mnist.config import MnistConfig
 from pipeline.mnist.experiment import run_experiment
 from pipeline.mnist.result import MnistResult, compared
 from pipeline.mnist.train import PAIRS, connector_folder, load_frames
+from pipeline.runs.folder import training_in
 from pipeline.runs.sae_run import SAERun
 from pipeline.terminal.mnist import mnist_tables
 from pipeline.terminal.screen import drawn
@@ -71,6 +72,12 @@ def test_the_same_again_is_read_and_changes_nothing(made):
     assert replace(again, reused=False, config=result.config) == result
     assert stages == []
     assert files_of(config.out) == before
+
+
+def test_of_two_experiments_into_one_folder_the_second_is_told_who_is_there(made, tmp_path):
+    config, _, _ = made
+    with training_in(tmp_path), refused(ConfigError, "trained into by process"):
+        run_experiment(replace(config, out=tmp_path))
 
 
 @pytest.mark.slow

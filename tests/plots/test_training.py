@@ -144,14 +144,14 @@ def test_the_frontier_is_what_no_other_point_beats(points):
 
 def test_a_sweep_shows_each_member_where_it_ended_and_each_kinds_frontier(tmp_path, drawn):
     ends = {
-        "relu,l1=1": (10, 0.5), "relu,l1=2": (20, 0.7), "relu,l1=3": (30, 0.6),
-        "topk,k=8": (8, 0.8),
+        "relu+l1=1": (10, 0.5), "relu+l1=2": (20, 0.7), "relu+l1=3": (30, 0.6),
+        "topk+k=8": (8, 0.8),
     }  # fmt: skip
     members = {
         name: write_end(tmp_path / f"{name}.jsonl", l0=l0, explained_variance=ev, n=9)
         for name, (l0, ev) in ends.items()
     }
-    sweep_figure(members | {"topk,k=16": tmp_path / "absent.jsonl"}, tmp_path / "sweep.png")
+    sweep_figure(members | {"topk+k=16": tmp_path / "absent.jsonl"}, tmp_path / "sweep.png")
     (axes,) = drawn[0].axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["relu", "topk"]
     assert [text.get_text() for text in axes.texts] == ["l1=1", "l1=2", "l1=3", "k=8"]

@@ -59,7 +59,7 @@ def test_a_checkpoint_is_gone_on_with_to_the_same_bytes(read):
     then = run.config.w_dec_start, run.config.revive, run.config.revive_after
     assert then == ("random", 0.0, run.config.dead_window), "it says nothing of what there was not"
     run.write()
-    report = train(replace(run.config, store=OLD, out=read), resume=True)
+    report = train(replace(run.config, store=OLD, out=read))
     assert report.step == 20
     again = (read / "sae.safetensors").read_bytes()
     assert again != weights, "it says since what it is"

@@ -53,7 +53,7 @@ def test_it_is_trained_alone_in_a_sweep_and_after_a_stop(store, tmp_path, monkey
     stopped = replace(swift.config, out=tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
         train(stopped, on_step=stop)
-    train(stopped, resume=True)
+    train(stopped)
     assert result(stopped.out) == result(tmp_path / "whole")
 
     outcomes = train_all([swift.config, slow.config])

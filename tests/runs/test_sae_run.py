@@ -1,7 +1,9 @@
 """The run of an SAE on disk: written, found again, refused where it is another."""
 
 import json
+import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,13 +31,17 @@ def config(tmp_path: Path) -> TrainConfig:
     )  # fmt: skip
 
 
-def enter_run(config, provenance=PROVENANCE, *, resume=False):
-    return enter(SAERun(path=config.out, config=config, provenance=provenance), resume=resume)
+def enter_run(config, provenance=PROVENANCE, *, resume=True):
+    run = SAERun(path=config.out, config=config, provenance=provenance)
+    with ExitStack() as locks:
+        return enter(run, resume=resume, locks=locks)
 
 
-def finished(config: TrainConfig) -> tuple[SAERun, dict[str, torch.Tensor]]:
+def finished(
+    config: TrainConfig, run: SAERun | None = None
+) -> tuple[SAERun, dict[str, torch.Tensor]]:
     sae = SAE(config.arch, d_in=6, d_sae=24, seed=5)
-    run = enter_run(config).finish(sae)
+    run = (run or enter_run(config)).finish(sae)
     return run, sae.state_dict()
 
 
@@ -59,7 +65,7 @@ def test_a_run_reads_back_what_made_it(config):
         ({"kind": "finetune"}, "is a finetune run, not one of saepipe train"),
         ({"config": {"store": "s"}}, "damaged: run.json.config lacks the setting 'out'"),
         ({"stroe": 1}, "damaged: run.json has no setting 'stroe': did you mean 'store'\\?"),
-        ({"sha256": ""}, r"unfinished run: .*a\.actstore --out .*--resume"),
+        ({"sha256": ""}, r"unfinished run: finish it with .*a\.actstore --out .*options it began"),
         ("", "run.json is damaged"),
         ("{", "run.json is damaged"),
         ("[]", "run.json is damaged"),
@@ -114,11 +120,23 @@ def begun(config) -> SAERun:
     return run
 
 
-def test_an_unfinished_run_is_only_entered_on_purpose(config):
+def test_an_unfinished_run_is_gone_on_with_unless_it_shall_not_be(config):
     run = begun(config)
-    with pytest.raises(ConfigError, match="add --resume"):
-        enter_run(config)
-    assert enter_run(config, resume=True) == run
+    with refused(ConfigError, "unfinished run .* not to be gone on with: choose another --out"):
+        enter_run(config, resume=False)
+    assert enter_run(config) == run
+
+
+def test_of_two_trainings_into_one_folder_the_second_is_told_who_is_there(config):
+    run = SAERun(path=config.out, config=config, provenance=PROVENANCE)
+    with ExitStack() as locks:
+        enter(run, locks=locks)
+        with refused(ConfigError, f"trained into by process {os.getpid()} on .*wait for it, or"):
+            enter_run(config)
+        _, weights = finished(config, run)
+        assert enter_run(config).finished, "what is finished can be had meanwhile"
+    assert enter_run(config).trained().keys() == weights.keys()
+    assert not (config.out / ".lock").exists()
 
 
 def test_a_run_that_never_made_a_step_gives_way(config):
@@ -140,17 +158,45 @@ def test_another_configuration_or_store_is_named(config):
         "arch.k: None there, 8 now",
     ):
         with refused(ConfigError, f"{named}.*choose another --out$"):
-            enter_run(other, resume=True)
+            enter_run(other)
     with refused(ConfigError, r"another store.*ffffffffffff there, eeeeeeeeeeee now"):
-        enter_run(config, replace(PROVENANCE, fingerprint="e" * 64), resume=True)
+        enter_run(config, replace(PROVENANCE, fingerprint="e" * 64))
 
 
 def test_where_it_lies_and_who_computes_may_change(config):
     run = begun(config)
     moved = config.out.rename(config.out.with_name("b"))
     other = replace(config, out=moved, store=Path("/mnt/a.actstore"), device="cpu", threads=3)
-    found = enter_run(other, replace(PROVENANCE, path=Path("/mnt/a.actstore")), resume=True)
+    found = enter_run(other, replace(PROVENANCE, path=Path("/mnt/a.actstore")))
     assert found.config == replace(run.config, out=moved) and found.path == moved
+
+
+@pytest.mark.parametrize(
+    ("files", "which", "seems"),
+    [
+        (["ae.pt"], "ae.pt", "a file of PyTorch"),
+        (["x.NPZ"], "x.NPZ", "a file of numpy"),
+        (["notes"], "notes", "a file"),
+        (["run.json", "sae.safetensors"], "sae.safetensors", "a file of the run "),
+        (["ae.pt", "config.json"], ".", "an SAE of dictionary_learning"),
+        (["cfg.json", "sae_weights.safetensors"], ".", "an SAE of SAELens"),
+        (["sweep.json", "k=8/run.json"], ".", "a sweep, whose runs are the folders in it"),
+        (["data.zarr/zarr.json"], ".", "an activation store"),
+    ],
+)
+def test_what_is_no_run_is_called_what_it_seems_to_be(tmp_path, files, which, seems):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"PK")
+    path = tmp_path / which
+    with refused(
+        CheckpointError, f"^{path} is not a run: it has no run.json, and seems to be {seems}"
+    ):
+        SAERun.open(path)
+    with refused(
+        CheckpointError, "it has no run.json; a run is a folder that saepipe train makes$"
+    ):
+        SAERun.open(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("name", ["a/thesis.txt", "a"])

@@ -89,10 +89,10 @@ def test_a_setting_of_the_file_that_cannot_be_is_one_line(saepipe, store, tmp_pa
 
 def test_a_sweep_is_not_gone_on_with_as_another(train):
     assert train("--arch", "relu", "--l1", "0.5,1")[0] == 0
-    said = one_line(train("--arch", "relu", "--l1", "0.5,2", "--resume"))
+    said = one_line(train("--arch", "relu", "--l1", "0.5,2"))
     assert "(only there: l1=1.0; only now: l1=2.0): choose another --out" in said
     assert "is not a run: choose another --out" in one_line(train("--arch", "relu", "--l1", "0.5"))
-    said = one_line(train("--arch", "relu", "--l1", "0.5,1", "--lr", 0.1, "--resume"))
+    said = one_line(train("--arch", "relu", "--l1", "0.5,1", "--lr", 0.1))
     assert "lr: 0.01 there, 0.1 now" in said
 
 
@@ -101,14 +101,14 @@ def test_a_store_that_changed_since_is_noticed(train, tmp_path):
     assert train(where=path)[0] == 0
     path.rename(tmp_path / "old.actstore")
     write_rows(path, make_rows(512, width=8, seed=9))
-    said = one_line(train("--resume", where=path))
+    said = one_line(train(where=path))
     assert "was trained on another store, or" in said and f"{path} changed since" in said
 
 
 def test_a_run_that_diverges_says_where_and_stays_as_it_is(train, tmp_path):
     said = one_line(train("--lr", 1e25))
     assert f"training diverged: the loss is nan at step 2 of {tmp_path / 'out'} with lr" in said
-    assert one_line(train("--lr", 1e25, "--resume")) == said
+    assert one_line(train("--lr", 1e25)) == said
     assert json.loads((tmp_path / "out" / "run.json").read_text())["failure"] in said
 
 
@@ -131,7 +131,7 @@ def test_a_checkpoint_of_a_version_that_trained_in_another_way_is_refused(
         before.setattr(SAERun, "finish", Mock(side_effect=KeyboardInterrupt))
         train(*steps)
     kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    said = one_line(train(*steps, "--resume"))
+    said = one_line(train(*steps))
     assert "optimizer.safetensors has no controller.l1: another version of saepipe" in said
     assert said.endswith("train into another --out")
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept

@@ -11,8 +11,10 @@ from actstore.reader import ActStore
 from pipeline.config.architectures import ARCHS, Architectures, ReluConfig, register
 from pipeline.config.serialization import from_json, to_json
 from pipeline.config.training import TrainConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
+from tests.helpers.refusals import refused
 from tests.helpers.stores import column
 from tests.helpers.toy_architecture import ToyConfig
 from tests.helpers.training import result, settings_for, train_settings, train_until
@@ -32,7 +34,7 @@ def test_it_is_trained_resumed_loaded_and_saved(store, tmp_path, sparse):
     (whole,) = train_settings(settings, tmp_path / "whole")
     assert whole.explained_variance > 0
     assert train_until(settings, out, step=6)
-    train_settings(settings, out, resume=True)
+    train_settings(settings, out)
     assert result(out) == result(tmp_path / "whole")
 
     sae = SAE.from_pretrained(out)
@@ -43,6 +45,21 @@ def test_it_is_trained_resumed_loaded_and_saved(store, tmp_path, sparse):
     again = SAE.from_pretrained(str(tmp_path / "shared"))
     assert repr(again) == repr(sae) == "SAE(toy price=0.2, d_in=8, d_sae=32, site=mlp_out.0)"
     assert torch.equal(again(x), sae(x))
+
+
+def test_a_run_of_it_without_its_package_says_what_is_missing(store, tmp_path):
+    out, shared = tmp_path / "run", tmp_path / "shared"
+    train_settings(settings_for(store, steps=1, arch={"kind": "toy"}), out)
+    SAE.from_pretrained(out).save_pretrained(shared)
+    del ARCHS._here["toy"]
+    try:
+        for read, path in ((SAERun.open, out), (SAE.from_pretrained, out)):
+            with refused(CheckpointError, f"^{path} has the architecture 'toy'.*install the pack"):
+                read(path)
+        with refused(CheckpointError, f"^{shared} has the architecture 'toy'"):
+            SAE.from_pretrained(shared)
+    finally:
+        register(ToyConfig)
 
 
 def test_it_is_one_of_those_that_can_be_asked_for():

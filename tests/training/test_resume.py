@@ -102,8 +102,8 @@ def test_a_run_killed_twice_anywhere_is_the_same_to_the_bit(whole, tmp_path, cas
     out = tmp_path / "run"
     first = rng.randrange(1, n_syncs)
     killed(settings, out, at_sync=first)
-    killed(settings, out, at_sync=rng.randrange(1, (n_syncs - first) // 2 + 2), resume=True)
-    train_settings(settings, out, resume=True)
+    killed(settings, out, at_sync=rng.randrange(1, (n_syncs - first) // 2 + 2))
+    train_settings(settings, out)
     assert result(out) == result(uninterrupted)
     assert steps_kept(out) == steps_kept(uninterrupted)
 

@@ -16,7 +16,7 @@ from actstore.reader import ActStore
 from pipeline.config.grid import expand
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs.curves import TrainReport
-from pipeline.training.sweep import complete
+from pipeline.training.sweep import complete, named_as_there, train_sweep
 from pipeline.training.train import train, train_all
 from tests.helpers.slow import cases, slow
 from tests.helpers.training import (
@@ -171,7 +171,7 @@ def test_a_member_that_diverges_stops_alone_and_for_good(store, tmp_path, kind, 
         ema=0.9, dead_window="2 steps", clip=0.0,
     )  # fmt: skip
     out = tmp_path / "sweep"
-    bad = out / f"lr={DIVERGES}"
+    bad = out / "lr=1e25"
     outcomes = train_settings(settings, out)
     assert [type(outcome) for outcome in outcomes] == [TrainReport, DataError, TrainReport]
     said = str(outcomes[1])
@@ -190,7 +190,7 @@ def test_a_member_that_diverges_stops_alone_and_for_good(store, tmp_path, kind, 
         assert stack == "on" or result(out / name) == result(run)
 
     files = {path: path.stat().st_mtime_ns for path in bad.rglob("*")}
-    again = train_settings(settings, out, resume=True)
+    again = train_settings(settings, out)
     assert str(again[1]) == said
     assert [outcome.reused for outcome in complete(again)] == [True, True]
     assert {path: path.stat().st_mtime_ns for path in bad.rglob("*")} == files
@@ -223,6 +223,26 @@ def test_a_member_that_diverges_last_leaves_the_others_their_end(store, tmp_path
     assert (tmp_path / "a" / "lr=0.001" / "sae.safetensors").exists()
 
 
+def test_a_sweep_of_before_whose_names_had_commas_is_gone_on_with(store, tmp_path):
+    settings = settings_for(
+        store, steps=STEPS, seed=[0, 1], lr_warmup=["0", "50%"], exclude_positions=[[], [0, 5]]
+    )
+    out, whole = tmp_path / "a", tmp_path / "whole"
+    train_settings(settings, whole)
+    assert train_until(settings, out, step=8)
+    document = json.loads((out / "sweep.json").read_text())
+    names = [point.name for point in expand(settings, out=out)]
+    once = [name.replace("+", ",").replace("0_5", "0+5").replace("50pct", "50%") for name in names]
+    for name, before in zip(names, once, strict=True):
+        (out / name).rename(out / before)
+    (out / "sweep.json").write_text(json.dumps(document | {"members": once}))
+    points = named_as_there(expand(settings, out=out))
+    assert [point.name for point in points] == once
+    train_sweep(points, out=out)
+    for name, before in zip(names, once, strict=True):
+        assert result(out / before) == result(whole / name)
+
+
 KILLED: dict[str, dict[str, object]] = {
     "stacked": {"arch": {"kind": "topk", "k": 2}, "seed": [0, 1, 2], "stack": "on"},
     "in turn": {"arch": {"kind": ["relu", "gated"], "l1": [0.1, 1.0]}, "stack": "off"},
@@ -245,8 +265,8 @@ def test_a_sweep_killed_anywhere_again_and_again_is_the_same_to_the_bit(
         rng = random.Random(seed)
         out = tmp_path / str(seed)
         killed(settings, out, at_sync=rng.randrange(1, n_syncs))
-        killed(settings, out, at_sync=rng.randrange(1, 9), resume=True)
-        train_settings(settings, out, resume=True)
+        killed(settings, out, at_sync=rng.randrange(1, 9))
+        train_settings(settings, out)
         for line, other in zip(without_speed(out), without_speed(whole), strict=True):
             one, wanted = out / line["folder"], whole / other["folder"]
             if line["state"] == "complete":
@@ -264,7 +284,7 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(
     monkeypatch.setattr("pipeline.training.assemble.stack_is_faster", lambda *_, **__: faster)
     assert train_until(settings, tmp_path / "auto", step=8)
     monkeypatch.setattr("pipeline.training.assemble.stack_is_faster", lambda *_, **__: not faster)
-    train_settings(settings, tmp_path / "auto", resume=True)
+    train_settings(settings, tmp_path / "auto")
     train_settings(settings | {"stack": "on" if faster else "off"}, tmp_path / "told")
     for name in ("seed=0", "seed=1"):
         assert result(tmp_path / "auto" / name)[0] == result(tmp_path / "told" / name)[0]
@@ -318,7 +338,7 @@ def test_ctrl_c_saves_every_member_and_the_sweep_goes_on_to_the_same_bits(store,
     assert set(at) <= {7, 8} and at[0] == 8
     table = read_table(tmp_path / "a")
     assert [line["state"] for line in table] == ["running"] * 4
-    train_settings(settings, tmp_path / "a", resume=True)
+    train_settings(settings, tmp_path / "a")
     train_settings(settings, tmp_path / "b")
     for name in names:
         assert result(tmp_path / "a" / name) == result(tmp_path / "b" / name)

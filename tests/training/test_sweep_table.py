@@ -1,4 +1,5 @@
 import json
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from unittest.mock import Mock
@@ -8,7 +9,9 @@ import pytest
 from pipeline.config.grid import Point, expand
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runs.curves import NOT_IN_LINES, Curves, TrainReport
-from pipeline.training.sweep import enter_sweep, write_table
+from pipeline.runs.folder import training_in
+from pipeline.training import sweep
+from pipeline.training.sweep import write_table
 from tests.helpers.training import make_report, read_table
 
 
@@ -17,9 +20,15 @@ def make_points(out: Path, **settings: object) -> tuple[Point, ...]:
     return expand({"store": "s.actstore"} | swept, out=out)
 
 
+def enter_sweep(path: Path, points: tuple[Point, ...]) -> None:
+    with ExitStack() as locks:
+        sweep.enter_sweep(path, points, locks=locks)
+
+
 def append_line(folder: Path, *, step: int, **changes: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with Curves(folder / "metrics.jsonl", keep=2**30) as curves:
+    path = folder / "metrics.jsonl"
+    with Curves(path, keep=path.stat().st_size if path.exists() else 0) as curves:
         curves.append(make_report(folder, step, **changes))
 
 
@@ -33,7 +42,7 @@ def test_a_sweep_is_entered_again_and_what_a_kill_left_of_its_file_is_no_obstacl
         enter_sweep(tmp_path, make_points(tmp_path))
         assert json.loads((tmp_path / "sweep.json").read_text()) == {
             "format": 1, "kind": "sweep", "varies": ["arch", "l1"],
-            "members": ["relu,l1=0.1", "relu,l1=0.2", "topk"],
+            "members": ["relu+l1=0.1", "relu+l1=0.2", "topk"],
         }  # fmt: skip
 
 
@@ -52,6 +61,12 @@ def test_another_sweep_in_the_folder_is_refused_in_one_line(tmp_path, other, sai
     with pytest.raises(ConfigError, match=rf"sweep of other members \({said}\): choose [^\n]*$"):
         enter_sweep(out, make_points(out, **other))
     assert (out / "sweep.json").read_bytes() == before
+
+
+def test_a_sweep_that_is_being_trained_is_left_alone(tmp_path):
+    with training_in(tmp_path), pytest.raises(ConfigError, match="trained into by process"):
+        enter_sweep(tmp_path, make_points(tmp_path))
+    assert not (tmp_path / "sweep.json").exists()
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
@@ -97,7 +112,7 @@ def test_the_table_has_a_line_a_member_with_what_varies_and_its_last_curves(tmp_
     complete, running, diverged = read_table(tmp_path)
     measured = ["last_" + f.name for f in fields(TrainReport) if f.name not in NOT_IN_LINES]
     assert list(complete) == ["folder", "state", "arch", "l1", *measured]
-    assert (complete["folder"], complete["state"]) == ("relu,l1=0.1", "complete")
+    assert (complete["folder"], complete["state"]) == ("relu+l1=0.1", "complete")
     assert (complete["arch"], complete["l1"]) == ("relu", "0.1")
     line = json.loads((points[0].config.out / "metrics.jsonl").read_text().splitlines()[-1])
     assert {k[5:]: v for k, v in complete.items() if k in measured} == {

@@ -33,7 +33,8 @@ def session(tool: str, runs: list[Path], steps: list[int], *, end: bool = True) 
     loggers = Loggers([tool], runs)
     for step in steps:
         for run in runs:
-            with Curves(run / METRICS, keep=2**30) as curves:
+            path = run / METRICS
+            with Curves(path, keep=path.stat().st_size if path.exists() else 0) as curves:
                 curves.append(make_report(run, step))
             loggers.log(make_report(run, step))
     if end:

@@ -19,10 +19,12 @@ from pipeline.runs.curves import METRICS, TrainReport
 from pipeline.runs.sae_run import SAERun
 from pipeline.terminal.lines import curve_words
 from pipeline.training.train import train
+from tests.helpers.refusals import refused
 from tests.helpers.training import (
     DAMAGES,
     config_of,
     flip_a_bit,
+    lines_of,
     result,
     steps_kept,
     truncate,
@@ -82,27 +84,37 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(store, tmp_path,
     assert result(tmp_path / "other")[0] != result(whole)[0]
 
 
-def pressing_ctrl_c(*, times: int):
+def pressing_ctrl_c(*, times: int, number: int = signal.SIGINT):
     """In step 12."""
 
     def press(report: TrainReport) -> None:
         for nth in range(times if report.step == 12 else 0):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
             assert nth == 0, "the second stops at once"
 
     return press
 
 
-def test_ctrl_c_leaves_a_checkpoint_of_its_very_step(store, tmp_path, whole):
-    before = signal.getsignal(signal.SIGINT)
-    out = tmp_path / "stopped"
-    with pytest.raises(KeyboardInterrupt):
-        train(config_for(store, out), on_step=pressing_ctrl_c(times=1))
-    assert signal.getsignal(signal.SIGINT) is before
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_leaves_a_checkpoint_of_its_very_step(store, tmp_path, whole, number):
+    before = signal.signal(number, signal.default_int_handler)  # as the command line has it
+    out, press, seen = tmp_path / "stopped", pressing_ctrl_c(times=1, number=number), list[int]()
+
+    def on_step(report: TrainReport) -> None:
+        press(report)
+        seen.append(report.step)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(config_for(store, out), on_step=on_step)
+        assert seen[-1] == 12, "it is noted, and strikes later"
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
     assert steps_kept(out) == [10, 12]
     with pytest.raises(ConfigError, match="unfinished run"):
-        train(config_for(store, out))
-    train(config_for(store, out), resume=True)
+        train(config_for(store, out), resume=False)
+    train(config_for(store, out))
     assert result(out) == result(whole)
 
 
@@ -112,7 +124,7 @@ def test_a_second_ctrl_c_stops_at_once(store, tmp_path):
     assert steps_kept(tmp_path / "a") == [10]
 
 
-@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("resume", [True, False])
 def test_a_complete_run_is_reused(store, whole, resume):
     files = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
     seen: list[TrainReport] = []
@@ -124,7 +136,7 @@ def test_a_complete_run_is_reused(store, whole, resume):
 def test_the_end_is_reached_from_the_last_checkpoint_too(store, tmp_path, whole):
     out = shutil.copytree(whole, tmp_path / "copy")
     unfinish(out, up_to=30)
-    report = train(config_for(store, out), resume=True)
+    report = train(config_for(store, out))
     assert report.step == 30 and not report.reused
     assert result(out) == result(whole)
 
@@ -139,13 +151,59 @@ def test_a_damaged_checkpoint_says_what_to_delete(store, tmp_path, whole, name, 
         damage = truncate  # a flipped bit in its text need not be noticed: it has no checksum
     damage(folder / name)
     with pytest.raises(CheckpointError) as caught:
-        train(config_for(store, out), resume=True)
+        train(config_for(store, out))
     text = str(caught.value)
     assert f"{folder / name} is missing or damaged" in text and "\n" not in text
     assert f"delete the folder {folder} to go back" in text
     shutil.rmtree(folder)
-    train(config_for(store, out), resume=True)
+    train(config_for(store, out))
     assert result(out) == result(whole)
+
+
+def without_end(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:600])
+
+
+def without_lines(path: Path) -> None:
+    path.write_bytes(path.read_bytes().split(b"\n")[0] + b"\n")
+
+
+def with_a_hole(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"step": 4', b"\0\0\0\0\0\0\0\0\0"))
+
+
+def with_a_list(path: Path) -> None:
+    first, rest = path.read_bytes().split(b"\n", 1)
+    path.write_bytes(b"[".ljust(len(first) - 1) + b"]\n" + rest)
+
+
+@pytest.mark.parametrize(
+    "damage", [without_end, without_lines, with_a_hole, with_a_list, Path.unlink]
+)
+def test_damaged_curves_are_noticed_before_the_first_step(store, tmp_path, whole, damage):
+    out = shutil.copytree(whole, tmp_path / "copy")
+    unfinish(out, up_to=20)
+    damage(out / METRICS)
+    seen: list[TrainReport] = []
+    with refused(CheckpointError, rf"metrics.jsonl is damaged .*or delete {out / 'checkpoints'}"):
+        train(config_for(store, out), on_step=seen.append)
+    assert not seen
+    shutil.rmtree(out / "checkpoints")
+    train(config_for(store, out))
+    assert result(out) == result(whole)
+
+
+def test_what_is_no_checkpoint_is_left_alone(store, tmp_path, whole):
+    out = shutil.copytree(whole, tmp_path / "copy")
+    unfinish(out, up_to=20)
+    for name in ("step-final", "step-25", "step-000000025.old", "mine"):
+        (out / "checkpoints" / name).mkdir()
+    for name in ("step-000000029", "notes.txt"):
+        (out / "checkpoints" / name).write_text("mine")
+    train(config_for(store, out))
+    assert (out / "checkpoints" / "step-000000029").read_text() == "mine"
+    assert lines_of(out) == lines_of(whole)
+    assert (out / "sae.safetensors").read_bytes() == (whole / "sae.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -156,11 +214,11 @@ def test_a_disk_that_fails_is_one_line(store, tmp_path, monkeypatch, code, advic
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("pipeline.runs.checkpoints.write_file", full)
-    words = rf"{os.strerror(code)}\): {advice}, then .*--resume"
+    words = rf"{os.strerror(code)}\): {advice}, then the same command goes on"
     with pytest.raises(CheckpointError, match=words):
         train(config_for(store, tmp_path / "a"))
     monkeypatch.undo()
-    assert train(config_for(store, tmp_path / "a"), resume=True).step == 30
+    assert train(config_for(store, tmp_path / "a")).step == 30
     assert steps_kept(tmp_path / "a") == [10, 20, 30]
 
 

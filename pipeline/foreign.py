@@ -1,0 +1,42 @@
+"""What a path that is not a run seems to be, by the names of files alone: nothing is read."""
+
+from pathlib import Path
+
+FILES = {
+    ".pt": "a file of PyTorch",
+    ".pth": "a file of PyTorch",
+    ".bin": "a file of PyTorch",
+    ".safetensors": "a file of weights",
+    ".npz": "a file of numpy",
+    ".npy": "a file of numpy",
+}
+"""By their endings."""
+FOLDERS = {
+    ("data.zarr",): "an activation store",
+    ("sweep.json",): "a sweep, whose runs are the folders in it",
+    ("experiment.json",): "an experiment of saepipe mnist",
+    ("ae.pt",): "an SAE of dictionary_learning",
+    ("cfg.json", "sae_weights.safetensors"): "an SAE of SAELens",
+    ("cfg.json", "sae.safetensors"): "an SAE that save_pretrained, or sparsify, wrote",
+    ("params.npz",): "an SAE of Gemma Scope",
+    ("config.json", "model.safetensors"): "a language model",
+}
+"""By what is in them; the first that fits."""
+
+
+def not_a_run(path: Path, *, made_by: str) -> str:
+    """One line about a path where a run was looked for, and what makes one."""
+    seems = _seems(path)
+    guess = f", and seems to be {seems}" if seems else ""
+    return f"{path} is not a run: it has no run.json{guess}; a run is a folder that {made_by} makes"
+
+
+def _seems(path: Path) -> str:
+    if path.is_dir():
+        found = (what for names, what in FOLDERS.items() if all((path / n).exists() for n in names))
+        return next(found, "")
+    if not path.exists():
+        return ""
+    if (path.parent / "run.json").exists():
+        return f"a file of the run {path.parent}"
+    return FILES.get(path.suffix.lower(), "a file")
