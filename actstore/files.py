@@ -79,7 +79,7 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
         if error.filename is None:  # what was open already: it could not be filled
             n_bytes = sum(memoryview(part).nbytes for part in parts)
             said = error.strerror or str(error)
-            error.filename, error.strerror = str(path), f"{said}, {n_bytes:,} bytes of it"
+            error.filename, error.strerror = str(path), f"{said} ({n_bytes:,} bytes)"
         raise
     sync_folder(path.parent)
 
