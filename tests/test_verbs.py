@@ -222,7 +222,7 @@ def test_a_full_disk_is_told_where_nothing_else_knows_of_it(store, tmp_path):
     """The very first file of a run, of which nobody takes care but the verb."""
     with (
         files_up_to(100),
-        refused(CheckpointError, r"run.json: File too large, [\d,]+ bytes of it: make room there"),
+        refused(CheckpointError, r"run.json: File too large \([\d,]+ bytes\): make room there"),
     ):
         verbs.train(store, out=tmp_path / "a", **SMALL)
     assert verbs.train(store, out=tmp_path / "a", **SMALL).finished

@@ -93,17 +93,17 @@ def filmed(folder: Path) -> Generator[list[Tree]]:
     with pytest.MonkeyPatch.context() as patch:
         for name in CHANGES:
             patch.setattr(os, name, watched(getattr(os, name), lambda *args, **options: True))
-        patch.setattr(os, "open", watched(os.open, _opens_to_write))
-        patch.setattr(io, "open", watched(io.open, _opened_to_write))
+        patch.setattr(os, "open", watched(os.open, opens_to_write))
+        patch.setattr(io, "open", watched(io.open, opened_to_write))
         yield film
     look()
 
 
-def _opens_to_write(path: object, flags: int, *args: object, **options: object) -> bool:
+def opens_to_write(path: object, flags: int, *args: object, **options: object) -> bool:
     return bool(flags & (os.O_CREAT | os.O_TRUNC))
 
 
-def _opened_to_write(path: object, mode: str = "r", *args: object, **options: object) -> bool:
+def opened_to_write(path: object, mode: str = "r", *args: object, **options: object) -> bool:
     return bool(set(mode) & set("wax+"))
 
 
