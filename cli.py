@@ -259,7 +259,7 @@ def features(
     ctx: typer.Context,
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     feature: Annotated[
-        list[int] | None, typer.Option(help="Look at this one closely; repeatable.")
+        list[int] | None, typer.Option(min=0, help="Look at this one closely; repeatable.")
     ] = None,
     sort: Annotated[FeatureOrder, typer.Option(help="Of the table.")] = "frequency",
     rows: Annotated[int, typer.Option(min=1, help="Of the table.")] = 20,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from actstore.files import make_folder, write_json
+from actstore.files import make_folder, partial_of, write_json
 from pipeline.config.serialization import from_json, located, portable, to_json
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.mnist.classifier import LAYERS
@@ -160,7 +160,9 @@ def enter_experiment(config: MnistConfig, images: Images) -> None:
     file = config.out / EXPERIMENT
     now = _Document(config=config, images_fingerprint=images.fingerprint)
     if not file.exists():
-        if config.out.exists() and (not config.out.is_dir() or any(config.out.glob("[!.]*"))):
+        begun = {partial_of(file)}  # a kill may leave it
+        others = config.out.is_dir() and {*config.out.glob("[!.]*")} - begun
+        if others or (config.out.exists() and not config.out.is_dir()):
             raise ConfigError(
                 f"{config.out} exists and is no experiment of saepipe mnist: choose another --out"
             )

@@ -14,6 +14,7 @@ where anything was.
 """
 
 import argparse
+import math
 import random
 import sys
 import tempfile
@@ -42,17 +43,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         world = World(make_world(Path(name).resolve() / "world"))
         for hunt in args.hunts:
-            tried = Counter[str]()
-            for trial in HUNTS[hunt](world):
-                if args.only not in str(trial) or rng.random() >= args.share:
-                    continue
+            tried, trials = Counter[str](), [*HUNTS[hunt](world)]
+            chosen = [trial for trial in trials if args.only in str(trial)]
+            for trial in rng.sample(chosen, math.ceil(args.share * len(chosen))):
                 wrong = wrong_of(trial, world)
                 tried[trial.name] += wrong != ""
                 if wrong:
                     found += 1
                     print(f"{trial}\n    {' '.join(trial.argv)!r}\n    {wrong}", flush=True)
             told = ", ".join(f"{name} {n}" for name, n in tried.items())
-            print(f"{hunt}: {tried.total()} tried in {time.monotonic() - began:.0f} s ({told})")
+            seconds = time.monotonic() - began
+            print(f"{hunt}: {tried.total()} of {len(trials)} tried, {seconds:.0f} s ({told})")
     print(f"{found} found")
     sys.exit(found > 0)
 

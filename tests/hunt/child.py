@@ -53,9 +53,14 @@ class Ended:
 
 
 def warm() -> None:
-    """Import what commands need, once for all of them; no tensor is computed here."""
+    """Import what commands need, once for all of them; no tensor is computed here.
+
+    No figure is drawn, which takes long, but each is written.
+    """
     for name in WARM:
         import_module(name)
+    style = import_module("pipeline.plots.style")
+    style._FORMATS = dict.fromkeys(style._FORMATS, lambda figure: b"drawn")
 
 
 def run(argv: tuple[str, ...], folder: Path, *, fault: Fault | None = None) -> Ended:

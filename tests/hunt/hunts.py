@@ -33,6 +33,8 @@ DAMAGES = (
     "absent", "empty", "folder", "forbidden", "truncated", "noise", "list", "dict", "version",
     "loop",
 )  # fmt: skip
+KEEPS = ("features", "report")
+"""Commands that find much, keep it, and then show of it what was asked for."""
 OWN = re.compile(r"[a-z]+ {2,}\S|stopped; ")
 """How lines of the program itself begin, which may stand above the one that says what is wrong."""
 
@@ -119,7 +121,7 @@ def files(world: "World") -> Iterator[Trial]:
     """Each file that each command reads, damaged in each way."""
     for name, words in COMMANDS.items():
         argv = tuple(words.split())
-        for file in world.reference(name, argv).ended.read:
+        for file in world.whole(name)[0].read:
             if (world.folder / file).is_file():
                 for damage in DAMAGES:
                     yield Trial(
@@ -131,7 +133,7 @@ def faults(world: "World") -> Iterator[Trial]:
     """Each call that changes a file, by each fault."""
     for name, words in COMMANDS.items():
         argv = tuple(words.split())
-        for at in range(world.reference(name, argv).ended.n_changes):
+        for at in range(world.whole(name)[0].n_changes):
             for kind in ("kill", "interrupt", "full"):
                 fault = Fault(kind=kind, at=at)
                 yield Trial(name=name, argv=argv, what=str(fault), fault=fault)
@@ -154,41 +156,32 @@ def tree_of(folder: Path) -> Tree:
     return tree
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """A command as it ends where nothing is wrong."""
-
-    ended: Ended
-    tree: Tree
-    same: frozenset[str]
-    """Paths whose content is the same each time."""
-
-
 class World:
-    """The world, whose copies trials happen in."""
+    """The world, whose copies trials happen in, and its commands as they end with nothing wrong."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         plant_wrong(folder)
-        self.reference = cache(self._reference)
+        self.whole = cache(self._whole)
+        self.same = cache(self._same)
 
     def copy(self) -> Path:
         place = self.folder.with_name("trial")
         shutil.rmtree(place, ignore_errors=True)
         return Path(shutil.copytree(self.folder, place, symlinks=True))
 
-    def _reference(self, name: str, argv: tuple[str, ...]) -> Reference:
-        trees, ended = list[Tree](), None
-        for _ in range(2):
-            place = self.copy()
-            ended = run(argv, place)
-            if ended.code:
-                raise SystemExit(f"{name} should end well, but: {ended.err}")
-            trees.append(tree_of(place))
-        assert ended is not None
-        first, second = trees
-        same = frozenset(path for path in first if first[path] == second.get(path, b""))
-        return Reference(ended=ended, tree=second, same=same)
+    def _whole(self, name: str) -> tuple[Ended, Tree]:
+        """How a command ends, and what it leaves."""
+        place = self.copy()
+        ended = run(tuple(COMMANDS[name].split()), place)
+        if ended.code:
+            raise SystemExit(f"{name} should end well, but: {ended.err}")
+        return ended, tree_of(place)
+
+    def _same(self, name: str) -> frozenset[str]:
+        """The paths whose content is the same each time."""
+        (_, first), (_, second) = self.whole(name), self._whole(name)
+        return frozenset(path for path in first if first[path] == second.get(path, b""))
 
 
 def plant_wrong(folder: Path) -> None:
@@ -242,7 +235,10 @@ def wrong_of(trial: Trial, world: World) -> str | None:
     if ended.code == 0:
         told = "note: " in ended.out + ended.err
         return _end_wrong(trial, world, place) if trial.damage and not told else None
-    return _refusal_wrong(ended) or _changes(before, tree_of(place))
+    after = tree_of(place)
+    if trial.name.startswith(KEEPS):
+        after = {path: after[path] for path in before if path in after}
+    return _refusal_wrong(ended) or _changes(before, after)
 
 
 def _refusal_wrong(ended: Ended) -> str | None:
@@ -264,14 +260,12 @@ def _changes(before: Tree, after: Tree) -> str | None:
 
 def _end_wrong(trial: Trial, world: World, place: Path) -> str | None:
     """It ended well: then as if nothing had been wrong."""
-    whole, after = world.reference(trial.name, tuple(COMMANDS[trial.name].split())), tree_of(place)
-    touched = trial.file if trial.damage else None
-    differs = {
-        path for path in whole.same if path != touched and after.get(path) != whole.tree[path]
-    }
-    missing = {path for path in whole.tree if path not in after and path != touched}
+    after = tree_of(place)  # before the world is copied to the same place
+    whole = world.whole(trial.name)[1]
+    differs = {path for path in world.same(trial.name) if after.get(path) != whole[path]}
+    missing = {path for path in whole if path not in after}
     left = {path for path in after if path.endswith(".partial")}
-    differs |= missing | left
+    differs = (differs | missing | left) - {trial.file}
     return f"another end: {sorted(differs)[:5]}" if differs else None
 
 

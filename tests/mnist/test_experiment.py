@@ -16,7 +16,8 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.mnist import page
 from pipeline.mnist.config import MnistConfig
 from pipeline.mnist.experiment import run_experiment
-from pipeline.mnist.result import MnistResult, compared
+from pipeline.mnist.images import open_images
+from pipeline.mnist.result import MnistResult, compared, enter_experiment
 from pipeline.mnist.train import PAIRS, connector_folder, load_frames
 from pipeline.runs.folder import training_in
 from pipeline.runs.sae_run import SAERun
@@ -170,6 +171,14 @@ def test_what_is_no_experiment_is_left_alone(tmp_path):
     with pytest.raises(ConfigError, match="is no experiment of saepipe mnist"):
         run_experiment(config)
     assert [path.name for path in config.out.iterdir()] == ["diary.txt"]
+
+
+def test_what_a_kill_left_of_its_first_file_is_no_hindrance(tmp_path):
+    config = make_config(tmp_path / "run")
+    config.out.mkdir()
+    (config.out / "experiment.json.partial").write_text("{")
+    enter_experiment(config, open_images(config.images))
+    assert [path.name for path in config.out.iterdir()] == ["experiment.json"]
 
 
 @pytest.mark.parametrize(
