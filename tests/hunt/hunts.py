@@ -233,12 +233,19 @@ def wrong_of(trial: Trial, world: World) -> str | None:
     if trial.fault is not None:
         return _fault_wrong(trial, world, place, ended)
     if ended.code == 0:
-        told = "note: " in ended.out + ended.err
-        return _end_wrong(trial, world, place) if trial.damage and not told else None
+        told = not trial.damage or _told(trial, place, ended)
+        return None if told else _end_wrong(trial, world, place)
     after = tree_of(place)
     if trial.name.startswith(KEEPS):
         after = {path: after[path] for path in before if path in after}
     return _refusal_wrong(ended) or _changes(before, after)
+
+
+def _told(trial: Trial, place: Path, ended: Ended) -> bool:
+    """Whether a note, or the page that was made, says that something could not be had."""
+    page = place / "page.html"
+    on_page = page.exists() and Path(trial.file).name in page.read_text()
+    return "note: " in ended.out + ended.err or on_page
 
 
 def _refusal_wrong(ended: Ended) -> str | None:
