@@ -23,6 +23,7 @@ COMMAND_LINE = PIPELINE / "config" / "command_line.py"
         ("a--out and 'runs/--out' are names", "a--out and 'runs/--out' are names"),
         ("type saepipe eval r --text x; or --text", "type saepipe eval r --text x; or `text`"),
     ],
+    ids=["option", "with a dash", "of a value", "of a part", "no option", "in a command"],
 )
 def test_options_are_settings_to_python_and_back(typed, called):
     assert (in_settings(typed), as_typed(called)) == (called, typed)
