@@ -6,12 +6,14 @@ from, in the text that it was made from: no training on the store has seen it.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from actstore.errors import StoreError
 from actstore.ledger import read_journal
 from actstore.reader import ActStore
 from pipeline.errors import TextError
 from pipeline.runs.folder import Provenance
+from pipeline.stores import looked_for
 from pipeline.text.contexts import Cursor
 from pipeline.text.heldout import heldout_text
 from pipeline.text.open import open_text
@@ -42,8 +44,8 @@ class DefaultTexts:
     _lacking: dict[str, str] = field(default_factory=dict[str, str])
     """Of each text asked for, why it cannot be had; empty where it can."""
 
-    def of(self, trained_on: Provenance) -> EvalText:
-        """The text for a run.
+    def of(self, trained_on: Provenance, run: Path) -> EvalText:
+        """The text for the run of this folder.
 
         Raises:
             TextError: neither the default nor the rest of the run's own text can be had.
@@ -54,11 +56,11 @@ class DefaultTexts:
         if not (why := self._lacking[wanted]):
             return EvalText(source=wanted, column=self.column)
         try:
-            return _rest_of(trained_on, why=why)
+            return _rest_of(trained_on, run, why=why)
         except (TextError, StoreError) as error:
             raise TextError(
-                f"{why}; nor can the rest of the text that {trained_on.path} was made from be "
-                f"used ({error}): name a text with --text"
+                f"{why}; nor can the rest of the text that {trained_on.path.name} was made from "
+                f"be used ({error}): name a text with --text"
             ) from error
 
 
@@ -70,9 +72,12 @@ def _why_not(text: str, column: str) -> str:
     return ""
 
 
-def _rest_of(trained_on: Provenance, *, why: str) -> EvalText:
-    """What lies behind everything that is in the store now."""
-    store = ActStore.open(trained_on.path)
+def _rest_of(trained_on: Provenance, run: Path, *, why: str) -> EvalText:
+    """What lies behind everything that is in the store now, wherever that is."""
+    path = trained_on.find(run)
+    if path is None:
+        raise TextError(looked_for(trained_on.path, trained_on.fingerprint))
+    store = ActStore.open(path)
     said = store.spec.source
     text, column = said.get("text"), said.get("text_column", "text")
     journal = read_journal(store.path)

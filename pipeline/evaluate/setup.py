@@ -136,7 +136,7 @@ class EvalSetting:
         return cls(
             model=model,
             revision=(subject.revision if own else "") or "main",
-            read=read if config.text is not None else texts.of(subject.provenance),
+            read=read if config.text is not None else texts.of(subject.provenance, subject.path),
             ctx_len=subject.provenance.ctx_len,
             special_tokens=subject.provenance.special_tokens,
             documents=subject.provenance.documents,

@@ -21,6 +21,21 @@ _SAMPLE = 1 << 16  # bytes hashed at each end of a file: a whole hash would read
 BUILTIN = "builtin"
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file of a model holds.
+
+    Raises:
+        ModelError: it holds none.
+    """
+    try:
+        told: object = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(told, dict):
+        raise ModelError(f"{path} must hold settings by name, and holds a {type(told).__name__}")
+    return told
+
+
 @dataclass(frozen=True)
 class ModelFiles:
     """Files by name, downloaded one by one and only when asked for."""
@@ -62,11 +77,7 @@ class ModelFiles:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The content of config.json."""
-        path = self.need("config.json")
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelError(f"{path} is not valid JSON: {error}") from error
+        return read_object(self.need("config.json"))
 
     def fingerprint(self) -> str:
         """What identifies the weights: the commit on the hub, a digest of a local folder.

@@ -1,7 +1,6 @@
 """From text to token ids, by the fast tokenizer that a model ships as tokenizer.json."""
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,7 +12,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from pipeline.config.stages import SpecialTokens
 from pipeline.errors import ModelError
-from pipeline.lm.hub import ModelFiles
+from pipeline.lm.hub import ModelFiles, read_object
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
@@ -130,11 +129,8 @@ def load_tokenizer(
             "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     content = path.read_bytes()
-    try:
-        if "model" not in json.loads(content):
-            raise ModelError(f"{path} is not a tokenizer: it has no 'model' entry")
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from error
+    if "model" not in read_object(path):
+        raise ModelError(f"{path} is not a tokenizer: it has no 'model' entry")
     fast = FastTokenizer.from_str(content.decode("utf-8"))
     fast.no_truncation()
     fast.no_padding()
@@ -168,7 +164,7 @@ def _eos_id(files: ModelFiles, fast: FastTokenizer) -> int | None:
     """The end-of-text token: what tokenizer_config.json names, else what config.json numbers."""
     path = files.find("tokenizer_config.json")
     if path is not None:
-        named: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+        named: Any = read_object(path).get("eos_token")
         text = named.get("content") if isinstance(named, dict) else named
         if text is not None:
             return fast.token_to_id(text)

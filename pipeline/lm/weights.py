@@ -1,6 +1,5 @@
 """The tensors of a checkpoint, read one by one from lazily opened safetensors files."""
 
-import json
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.lm.hub import ModelFiles
+from pipeline.lm.hub import ModelFiles, read_object
 
 _SINGLE = "model.safetensors"
 HEADS = ("lm_head.weight", "embed_out.weight")
@@ -31,7 +30,10 @@ class Weights:
         """Read the index of a sharded checkpoint, or the header of a single file."""
         index = files.find("model.safetensors.index.json")
         if index is not None:
-            return cls(files=files, file_of=json.loads(index.read_text())["weight_map"])
+            file_of = read_object(index).get("weight_map")
+            if not isinstance(file_of, dict):
+                raise ModelError(f"{index} does not say which file holds what: save it again")
+            return cls(files=files, file_of=file_of)
         path = files.find(_SINGLE)
         if path is None:
             raise ModelError(

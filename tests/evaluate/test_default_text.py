@@ -95,8 +95,18 @@ def test_a_rest_that_is_none_is_one_line_with_the_way_out(world, tmp_path, what)
     if what == "changed":
         make_text(tmp_path / "text.txt", n_contexts=2, seed=3)
     if what == "gone":
-        trained_on = replace(trained_on, path=tmp_path / "gone.actstore")
-    said = {"changed": "has changed", "exhausted": "holds all of", "gone": "no activation store"}
+        (tmp_path / "a.actstore").rename(tmp_path / "elsewhere")
+        gone = tmp_path / "far/gone.actstore"
+        trained_on = replace(trained_on, path=gone, fingerprint="f" * 64)
+    said = {"changed": "has changed", "exhausted": "holds all of", "gone": "gone; it is neither"}
     with pytest.raises(TextError, match=f"away.txt.*{said[what]}.*name a text with") as told:
-        DefaultTexts("text").of(trained_on)
+        DefaultTexts("text").of(trained_on, tmp_path / "run")
     assert "\n" not in str(told.value)
+
+
+def test_the_store_is_found_where_it_was_moved(world, tmp_path):
+    trained_on = replace(
+        Provenance.of(world.store, site=SITES[0]), path=tmp_path / "before/acts.actstore"
+    )
+    found = DefaultTexts("text").of(trained_on, world.folder / "runs")
+    assert found.source == str(world.folder / "text.txt")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from actstore.reader import ActStore
 from pipeline.errors import ModelError
 from pipeline.lm.hub import ModelFiles, builtin_model_path
 from pipeline.lm.model import load_model
+from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.lm.weights import Weights
 from tests.helpers.models import CPU, FP32
 from tests.helpers.refusals import refused
@@ -178,3 +180,24 @@ def test_the_embedded_model_is_found_beside_the_package_then_in_the_checkout(mon
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         assert builtin_model_path() == folder
+
+
+SETTINGS = ("config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "content", ["", "[1]", "[" * 100_000], ids=["empty", "a list", "too deep a list"]
+)
+def test_files_that_hold_no_settings_are_one_line(tiny_model, tmp_path, name, content):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / name).write_text(content)
+    with refused(ModelError, rf"{name} (is not valid JSON|must hold settings by name)"):
+        load_tokenizer(str(model)) if name in SETTINGS else Weights.locate(ModelFiles(str(model)))
+
+
+def test_an_index_of_nothing_is_one_line(tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "model.safetensors.index.json").write_text("{}")
+    with refused(ModelError, "index.json does not say which file holds what"):
+        Weights.locate(ModelFiles(str(model)))
