@@ -415,6 +415,7 @@ def report(
         ConfigError: a setting is unknown or impossible, or `out` is a folder.
         CheckpointError: a run cannot be used.
         ModelError: a language model that is needed cannot be used.
+        TextError: the text that was asked for cannot be used.
     """
     from pipeline.report.page import write_report
     from pipeline.runs.names import beside

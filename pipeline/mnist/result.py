@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from actstore.files import make_folder, partial_of, write_json
+from actstore.files import make_folder, write_json
 from pipeline.config.serialization import from_json, located, portable, to_json
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.mnist.classifier import LAYERS
 from pipeline.mnist.config import MnistConfig
 from pipeline.mnist.images import Images
-from pipeline.runs.folder import differences
+from pipeline.runs.folder import differences, is_free
 
 Form = Literal["trained", "cut", "refitted"]
 """A connector as it was trained, without its weights up to the threshold, and with those that are
@@ -160,9 +160,7 @@ def enter_experiment(config: MnistConfig, images: Images) -> None:
     file = config.out / EXPERIMENT
     now = _Document(config=config, images_fingerprint=images.fingerprint)
     if not file.exists():
-        begun = {partial_of(file)}  # a kill may leave it
-        others = config.out.is_dir() and {*config.out.glob("[!.]*")} - begun
-        if others or (config.out.exists() and not config.out.is_dir()):
+        if not is_free(config.out, but=EXPERIMENT):
             raise ConfigError(
                 f"{config.out} exists and is no experiment of saepipe mnist: choose another --out"
             )

@@ -96,6 +96,7 @@ def write_report(config: ReportConfig, *, on_progress: OnProgress | None = None)
         ConfigError: there is no run, `config.out` is a folder, or a run cannot be evaluated.
         CheckpointError: a folder holds no finished run, or a file of it is damaged.
         ModelError: a language model cannot be used.
+        TextError: the text that was asked for cannot be used.
         StoreError: a store that is needed is damaged.
         DataError: a loss or an activation is not finite.
     """

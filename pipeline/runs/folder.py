@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from actstore.files import locked, make_folder, write_file, write_json
+from actstore.files import locked, make_folder, partial_of, write_file, write_json
 from actstore.manifest import Manifest
 from actstore.reader import ActStore
 from pipeline.config.serialization import from_json, located, portable, to_json
@@ -330,10 +330,18 @@ def _found(run: RunT) -> RunT | None:
     out = run.path
     if (out / RUN).exists():
         return type(run).read(out)
-    others = {p.name for p in out.glob("[!.]*")} - {f"{RUN}.partial"}
-    if others or (out.exists() and not out.is_dir()):
+    if not is_free(out, but=RUN):
         raise ConfigError(f"{out} exists and is not a run: choose another --out")
     return None
+
+
+def is_free(path: Path, *, but: str) -> bool:
+    """Whether nothing is there, or a folder with nothing in it.
+
+    Hidden files are nothing, and what a kill left of the file `but`.
+    """
+    left = {partial_of(path / but)}
+    return not path.exists() or (path.is_dir() and {*path.glob("[!.]*")} <= left)
 
 
 def _began(path: Path) -> bool:

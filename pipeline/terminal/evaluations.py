@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.evaluate.metrics import METRICS, SHARE, Metric, sections
 from pipeline.evaluate.report import QUANTILES, EvalReport, Interval
-from pipeline.runs.names import middle_out, names_of
+from pipeline.runs.names import middle_out, names_of, words_of
 from pipeline.tables import Column, Table, cell, percent
 from pipeline.text.token_text import visible
 
@@ -146,7 +146,7 @@ class _Names:
 
 def _names(reports: Sequence[EvalReport]) -> _Names:
     runs = [report.run for report in reports]
-    words = [name.split(",") for name in names_of(runs)]
+    words = [words_of(name) for name in names_of(runs)]
     common = [word for word in words[0] if all(word in its for its in words)]
     own = [tuple(word for word in its if word not in common) for its in words]
     if not all(own) or len({*own}) < len(own):  # a lone run, for one
@@ -158,7 +158,7 @@ def _names(reports: Sequence[EvalReport]) -> _Names:
             common = [values[0], *(word for word in common if word != values[0])]
             continue
         for run, value, its in zip(runs, values, below, strict=True):
-            if value not in run.name.split(","):
+            if value not in words_of(run.name):
                 its.insert(0, value)
     whole = [", ".join(its) for its in own]  # a long one is broken where there are spaces
     return _Names(

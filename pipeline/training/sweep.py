@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from actstore.files import partial_of, write_json
+from actstore.files import write_json
 from pipeline.config.grid import Point, plain_name
 from pipeline.config.serialization import from_json, to_json
 from pipeline.disk import writing
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.runs.curves import METRICS, StepReport
-from pipeline.runs.folder import RUN, training_in
+from pipeline.runs.folder import RUN, is_free, training_in
 from pipeline.tables import write_csv
 from pipeline.training.train import OnStep, Outcome, require_trainable, train_all
 
@@ -56,7 +56,7 @@ def enter_sweep(path: Path, points: Sequence[Point], *, locks: ExitStack) -> Non
     if not (path / SWEEP).exists():
         if (path / RUN).exists():
             raise ConfigError(f"{path} is a single run, not a sweep: choose another --out")
-        if path.exists() and (not path.is_dir() or _holds_something(path)):
+        if not is_free(path, but=SWEEP):
             raise ConfigError(f"{path} exists and is not a sweep: choose another --out")
     locks.enter_context(training_in(path))
     if (path / SWEEP).exists():
@@ -125,11 +125,6 @@ def write_table(path: Path, points: Sequence[Point], *, states: Mapping[str, str
     ]
     columns = ["folder", "state", *_varying(points), *measured]
     write_csv(path / TABLE, rows, columns=columns, line_end="\r\n")
-
-
-def _holds_something(folder: Path) -> bool:
-    """Hidden files, and what a kill left of a sweep.json, are nothing."""
-    return any(path.name != partial_of(folder / SWEEP).name for path in folder.glob("[!.]*"))
 
 
 def _require_same(path: Path, *, there: set[str], now: set[str]) -> None:

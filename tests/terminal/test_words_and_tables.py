@@ -169,7 +169,7 @@ def of_sweep(name: str, **fields: object) -> EvalReport:
 
 def test_a_sweep_says_once_what_its_runs_share_and_breaks_no_line(capsys):
     kinds = ("batchtopk", "jumprelu")
-    runs = [of_sweep(f"{arch},l0={k},lr=1", arch=arch) for arch in kinds for k in (8, 16)]
+    runs = [of_sweep(f"{arch}+l0={k}+lr=1", arch=arch) for arch in kinds for k in (8, 16)]
     text = shown(capsys, *runs)
     assert text.count("mlp_out.2") == text.count("lr=1") == 1
     assert "all runs: mlp_out.2, lr=1" in text
