@@ -217,7 +217,7 @@ def train(
 @app.command("eval")
 def evaluate(
     ctx: typer.Context,
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of a sweep.")],
     text: Annotated[
         str | None, typer.Option(help=f"Default: held-out text. Else {Source}")
     ] = EvalConfig.text,
@@ -288,7 +288,7 @@ def features(
 @app.command()
 def report(
     ctx: typer.Context,
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of a sweep.")],
     out: Annotated[
         Path | None, typer.Option(help="The page; default: report.html beside them.")
     ] = None,

@@ -33,7 +33,7 @@ from actstore.files import (
     write_many,
 )
 from actstore.layout import Layout
-from actstore.manifest import FORMAT_VERSION, TOKEN_ARRAYS, Manifest, StoreSpec
+from actstore.manifest import CONTEXT_TOKENS, FORMAT_VERSION, TOKEN_ARRAYS, Manifest, StoreSpec
 from actstore.metadata import array_document, shard_key
 from actstore.moments import Moments, unpacked
 from actstore.reader import load_summary
@@ -96,6 +96,13 @@ def read_journal(folder: Path) -> list[Entry]:
             break
         entries[entry.shard :] = [entry]
     return entries
+
+
+def journal_is_whole(folder: Path) -> bool:
+    """Whether each line of the journal is as it was written; of the last, a beginning will do."""
+    path = folder / JOURNAL
+    *lines, rest = path.read_bytes().split(b"\n") if path.exists() else (b"",)
+    return None not in map(Entry.from_line, lines) and rest[:1] in (b"", b"{")
 
 
 def holds_rows(folder: Path) -> bool:
@@ -253,6 +260,12 @@ class Ledger:
             size_of(folder / shard_key(name, entry.shard)) == size
             for name, (size, _) in entry.files.items()
         )
+
+    def contexts(self, shard: int) -> Shaped[np.ndarray, "n ctx_len"]:
+        """The tokens of a shard of the complete generation, every byte checked."""
+        name, rows = CONTEXT_TOKENS, self.manifest.n_rows
+        sizes = [size_of(self.root / shard_key(name, k)) or 0 for k in range(self.n_kept)]
+        return ShardReader(self.root, self.spec, name, n_rows=rows, sizes=sizes).read(shard)
 
     def moments(self) -> dict[str, Moments]:
         """The running moments of every site after the committed shards."""

@@ -22,11 +22,13 @@ from actstore.ledger import (
     Ledger,
     Twin,
     cut_torn_line,
+    journal_is_whole,
     read_journal,
     rewrite_journal,
 )
 from actstore.manifest import Manifest, StoreSpec, differences
 from actstore.merge import ADDING, complete_addition, merge
+from actstore.metadata import shard_key
 from actstore.removal import OWN, SUMMARIES, clear, half_removed
 from actstore.summary import GROUP, being_extended, peek, read_summary, summary_name, write_root
 
@@ -136,8 +138,9 @@ def _is_told(path: Path, there: Manifest) -> bool:
     """Whether the journal tells of all that is complete: if not, it may yet come from a backup."""
     if there.state == "writing":
         return True
-    full = there.n_rows // there.spec.shard_rows
-    return (path / JOURNAL).exists() and len(read_journal(path)) >= full
+    if not ((path / JOURNAL).exists() and journal_is_whole(path)):
+        return False
+    return len(read_journal(path)) >= there.n_rows // there.spec.shard_rows
 
 
 def open_ledger(path: Path, spec: StoreSpec, *, n_rows: int, beside: Twin | None = None) -> Ledger:
@@ -185,6 +188,7 @@ def _replay(ledger: Ledger) -> None:
                 f"{ledger.path} cannot be extended: shard {len(entries)} or its line in "
                 "the journal is damaged; choose another path, or remove it"
             )
+        _require_replaceable(ledger)
     committed = sum(entry.rows for entry in entries)
     ledger.layout = replace(ledger.layout, n_rows=max(ledger.layout.n_rows, committed))
     last = len(entries) - 1
@@ -193,6 +197,21 @@ def _replay(ledger: Ledger) -> None:
     rewrite_journal(ledger.path, ledger.entries)
     if short:
         sweep(ledger.path, ledger.manifest)
+
+
+def _require_replaceable(ledger: Ledger) -> None:
+    """Refuse an extension that would fail only where it takes the place of what is complete."""
+    group, last = ledger.root, ledger.n_kept - 1
+    files = [group / name / "zarr.json" for name in ledger.spec.arrays]
+    if ledger.manifest.n_rows % ledger.spec.shard_rows:
+        files += [group / shard_key(name, last) for name in ledger.spec.arrays]
+        ledger.contexts(last)
+    for file in files:
+        if os.path.lexists(file) and not file.is_file():
+            raise StoreError(
+                f"{file} is no file, so the store cannot be extended; get it back: "
+                f"saepipe store verify {ledger.path} --repair"
+            )
 
 
 def _announce(ledger: Ledger) -> None:

@@ -139,6 +139,8 @@ def _check_lines(path: Path, manifest: Manifest, summary: Summary) -> Iterator[s
 def _check_moments(path: Path, shard_rows: int) -> Iterator[tuple[Path, str]]:
     """Those there are, and those without which nothing can follow the last full shard."""
     latest = told_shards(path, generation=2**63)
+    if not latest:  # an extension took back the line of the only shard
+        return
     last = max(latest)
     needed = {last, last - 1} if latest[last].rows < shard_rows else {last}
     for shard, entry in latest.items():

@@ -11,13 +11,11 @@ import numpy as np
 from jaxtyping import Int32, Int64, Shaped
 
 from actstore.errors import StoreError
-from actstore.files import make_folder, size_of, writing
+from actstore.files import make_folder, writing
 from actstore.layout import row_permutation
 from actstore.ledger import Ledger, Twin
-from actstore.manifest import CONTEXT_TOKENS, Manifest, StoreSpec
-from actstore.metadata import shard_key
+from actstore.manifest import Manifest, StoreSpec
 from actstore.settle import open_ledger
-from actstore.shardfile import ShardReader
 from actstore.shardwriter import Shard, Written, write_files
 from actstore.summary import peek
 
@@ -98,10 +96,7 @@ class Conveyor:
 
 def _require_same_start(shard: Shard, ledger: Ledger) -> None:
     """Hold a last shard that is written again, longer, to the contexts it began with."""
-    spec = ledger.spec
-    name, rows = CONTEXT_TOKENS, ledger.manifest.n_rows
-    sizes = [size_of(ledger.root / shard_key(name, k)) or 0 for k in range(ledger.n_kept)]
-    old = ShardReader(ledger.root, spec, name, n_rows=rows, sizes=sizes).read(shard.index)
+    old = ledger.contexts(shard.index)
     if not np.array_equal(shard.tokens[: len(old)], old):
         raise StoreError(
             f"{ledger.path} cannot be extended: its source no longer gives the tokens it gave "

@@ -8,7 +8,7 @@ Torch is imported by what needs it, when it is called.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -291,12 +291,12 @@ def evaluate(
     are evaluated, too, and have reports of their own.
 
     Args:
-        runs: A run or several, which share passes over the text; or a config.
+        runs: A run or several, which share passes over the text, or a sweep; or a config.
         on_progress: Told the tokens done.
         settings: Those below.
 
     Returns:
-        The report of a run, or a tuple of those of several, in their order.
+        The report of a run, or a tuple of those of several, or of a sweep's, in their order.
 
     Raises:
         ConfigError: a setting is unknown or impossible here.
@@ -307,12 +307,15 @@ def evaluate(
         DataError: a loss is not finite.
     """
     from pipeline.evaluate.evaluate import draw, evaluate as run
+    from pipeline.runs.sweep import SWEEP, runs_at
 
     given = runs if isinstance(runs, EvalConfig) else {"runs": runs}
     made = config_of(EvalConfig, given, settings, verb="evaluate")
+    made = replace(made, runs=runs_at(made.runs))
     reports = run(made, on_progress=on_progress)
     draw(made, reports)
-    return reports[0] if isinstance(runs, str | PathLike) else reports
+    alone = isinstance(runs, str | PathLike) and not (Path(runs) / SWEEP).exists()
+    return reports[0] if alone else reports
 
 
 @takes(FeaturesConfig)
@@ -403,7 +406,7 @@ def report(
     """Write one HTML page about runs, that opens anywhere; what is missing for it is made first.
 
     Args:
-        runs: Of SAEs, fine-tuned ones and connectors.
+        runs: Of SAEs, fine-tuned ones and connectors; or sweeps.
         out: The page; None means report.html beside the runs.
         on_progress: Told how far what is missing has come.
         settings: Those below.
@@ -419,6 +422,7 @@ def report(
     """
     from pipeline.report.page import write_report
     from pipeline.runs.names import beside
+    from pipeline.runs.sweep import runs_at
 
     given: Any = runs
     if not isinstance(runs, ReportConfig):
@@ -427,4 +431,4 @@ def report(
             raise ConfigError("there is no run to show: give at least one")
         given = {"runs": paths, "out": out or beside(paths) / "report.html"}
     made = config_of(ReportConfig, given, settings, verb="report")
-    return write_report(made, on_progress=on_progress)
+    return write_report(replace(made, runs=runs_at(made.runs)), on_progress=on_progress)

@@ -51,6 +51,8 @@ class HarvestSummary:
     """From the first token to the last byte; without imports and loading the model."""
     source_exhausted: bool
     fingerprint: str
+    notes: tuple[str, ...]
+    """What people should know of the rows."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -108,6 +110,7 @@ def harvest(
         seconds=seconds,
         source_exhausted=store.manifest.source_exhausted,
         fingerprint=store.fingerprint,
+        notes=plan.notes,
     )
 
 

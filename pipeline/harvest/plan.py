@@ -42,6 +42,12 @@ _METADATA_BYTES = 8  # a row's token, context, position and document, compressed
 _HEADROOM = 1.02
 
 
+_NO_END = (
+    "the model names no end-of-text token: where the text has several documents, each follows the "
+    "one before with nothing between, unless --documents separate"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class HarvestPlan:
     """What is there already, what is to come, and whether it fits.
@@ -61,6 +67,8 @@ class HarvestPlan:
     """Rows per site still to come, at most: an interrupted harvest has some of them."""
     found: Path | None = None
     """A complete store elsewhere that holds what is asked for, where `config.out` holds nothing."""
+    notes: tuple[str, ...] = ()
+    """What people should know of its rows."""
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -134,6 +142,7 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
             f"contexts of {config.ctx_len} tokens do not fit into {config.model}, which takes "
             f"{shape.n_positions} at most: type --ctx-len {shape.n_positions} or less"
         )
+    tokenizer = load_tokenizer(config.model, revision=config.revision)
     there, precision = _store_at(config.out), config.precision
     if precision == "auto" and there is not None:
         precision = there.spec.source.get("model_precision", precision)
@@ -142,7 +151,7 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
         "revision": config.revision,
         "model_fingerprint": files.fingerprint(),
         "model_precision": precision,
-        "tokenizer_fingerprint": load_tokenizer(config.model, revision=config.revision).fingerprint,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
         "text": config.text,
         "text_column": config.text_column,
         "text_fingerprint": open_text(config.text, column=config.text_column).fingerprint(),
@@ -158,10 +167,11 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
         seed=config.seed,
         source=source,
     )
+    notes = () if tokenizer.eos_id is not None or config.documents == "separate" else (_NO_END,)
     if there is None:
-        return _from_nothing(config, spec)
+        return replace(_from_nothing(config, spec), notes=notes)
     _refuse_another(config, spec, there)
-    return _from_store(config, spec, there)
+    return replace(_from_store(config, spec, there), notes=notes)
 
 
 def _store_at(path: Path) -> Manifest | None:

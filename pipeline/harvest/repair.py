@@ -18,6 +18,7 @@ from pipeline.harvest.plan import DTYPES, HarvestPlan
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, Progress
+from pipeline.tables import many
 from pipeline.text.contexts import Cursor
 from pipeline.text.open import open_text
 from pipeline.text.source import TextSource
@@ -79,7 +80,8 @@ def repair(
                     done += job.rows_in(shard.index)
     beyond = beyond_repair(path, findings)
     if beyond is not None:
-        raise StoreError(beyond)
+        rest = f"; {many(len(files), 'other file')} put back" if files else ""
+        raise StoreError(beyond + rest)
     return RepairReport(shards=tuple(job.lost), rows=total, files=tuple(files))
 
 

@@ -5,6 +5,7 @@ And what goes wrong between here and the hub, in one line each.
 
 import hashlib
 import json
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,9 +62,15 @@ class ModelFiles:
         return None
 
     def find(self, filename: str) -> Path | None:
-        """The local path of a file, downloaded if it must be; None when the model has no such."""
+        """The local path of a file, downloaded if it must be; None when the model has no such.
+
+        Raises:
+            ModelError: it cannot be reached, or is no file.
+        """
         if self.folder is not None:
             path = self.folder / filename
+            if os.path.lexists(path) and not path.is_file():
+                raise ModelError(f"{path} is no file, or a link to none: put it back")
             return path if path.is_file() else None
         return self._download(filename)
 

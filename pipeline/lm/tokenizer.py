@@ -131,7 +131,10 @@ def load_tokenizer(
     content = path.read_bytes()
     if "model" not in read_object(path):
         raise ModelError(f"{path} is not a tokenizer: it has no 'model' entry")
-    fast = FastTokenizer.from_str(content.decode("utf-8"))
+    try:
+        fast = FastTokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # it raises no other
+        raise ModelError(f"{path} is not a tokenizer that tokenizers can read: {error}") from error
     fast.no_truncation()
     fast.no_padding()
     _require_known_ids(fast, files, path)

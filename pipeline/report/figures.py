@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from pipeline.plots.style import BLUE, GRAY, GRID, INK, RED, as_svg
 from pipeline.plots.training import curve_figures
 from pipeline.runs.curves import METRICS
+from pipeline.runs.folder import RunFolder
 
 COLORS = {
     "#ffffff": "card", INK: "ink", GRAY: "muted", GRID: "line", BLUE: "blue", RED: "red",
@@ -120,6 +121,15 @@ def curves_of(run: Path) -> Path | None:
     """Its curves, if there are any."""
     curves = run / METRICS
     return curves if curves.exists() and curves.stat().st_size else None
+
+
+def curves_lost(run: RunFolder) -> str:
+    """What a page says where a complete run no longer has all of its curves; else nothing."""
+    if (curves := curves_of(run.path)) is None:
+        return f"{METRICS} is lost, and with it the curves of this training."
+    lines, n_steps = run.curves, run.config.n_steps(run.provenance.n_rows)
+    last = int(lines[-1]["step"]) if lines else 0
+    return f"{curves.name} ends at step {last:,} of {n_steps:,}." if last < n_steps else ""
 
 
 def curve_drawings(curves: Path | None, *, prefix: str) -> Drawings:

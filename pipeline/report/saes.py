@@ -12,7 +12,15 @@ from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.plots.evaluation import evaluation_figures, frontier_figure
 from pipeline.plots.finetune import loss_figure
 from pipeline.report.feature_data import ShownFeatures, feature_data, shown_features
-from pipeline.report.figures import HIGH, WIDE, Drawings, curve_drawings, curves_of, drawings
+from pipeline.report.figures import (
+    HIGH,
+    WIDE,
+    Drawings,
+    curve_drawings,
+    curves_lost,
+    curves_of,
+    drawings,
+)
 from pipeline.report.render import Exhibit, Part, Tile
 from pipeline.report.tables import Group, Row, main_heads, main_rows, metric_groups, number
 from pipeline.runs.folder import Provenance, flat
@@ -194,6 +202,7 @@ def _view(exhibit: SAEExhibit, *, place: int, known: Mapping[Path, str]) -> dict
             exhibit.run.config, folder=exhibit.path, store=exhibit.provenance, **tuned
         ),
         "curves": _curves(exhibit, prefix=f"r{place}-"),
+        "curves_lost": "" if exhibit.tuned else curves_lost(exhibit.run),
         "missing": missing,
         "evaluated": "",
         "worst": (),

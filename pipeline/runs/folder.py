@@ -11,8 +11,8 @@ A run is complete when run.json names the checksum of what was trained.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Set
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Mapping, Set
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
@@ -274,7 +274,7 @@ def _document(kind: type[RunFolder]) -> Any:  # noqa: ANN401 - a class that is m
 
 @contextmanager
 def training_in(path: Path) -> Generator[None, None, None]:
-    """Hold the lock of a folder that is trained into, made if it is absent.
+    """Hold the lock of a folder that is trained into; it is made, and goes if it stays empty.
 
     Raises:
         ConfigError: another training holds it; names its process and host.
@@ -286,6 +286,7 @@ def training_in(path: Path) -> Generator[None, None, None]:
             "another --out"
         )
 
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     make_folder(path)
     file = path / LOCK
     with locked(file, held):
@@ -293,6 +294,21 @@ def training_in(path: Path) -> Generator[None, None, None]:
             yield
         finally:
             file.unlink(missing_ok=True)
+            with suppress(OSError):  # they are not empty
+                for folder in made:
+                    folder.rmdir()
+
+
+@contextmanager
+def taken_back(*files: Path, began: Callable[[], bool]) -> Generator[None, None, None]:
+    """Remove these files where what follows is refused before anything began."""
+    try:
+        yield
+    except Exception:
+        if not began():
+            for file in files:
+                file.unlink(missing_ok=True)
+        raise
 
 
 def enter(run: RunT, *, resume: bool = True, locks: ExitStack) -> RunT:
@@ -314,6 +330,7 @@ def enter(run: RunT, *, resume: bool = True, locks: ExitStack) -> RunT:
         locks.enter_context(training_in(out))
         found = _found(run)  # by now, another training may have ended
     if found is None or not (found.ended or _began(out)):
+        locks.enter_context(taken_back(out / RUN, out / METRICS, began=lambda: _began(out)))
         run.write()  # what was asked for before, if anything, never made a step
         return run
     _require_same(found, run)

@@ -53,6 +53,11 @@ def list_runs(folder: Path) -> list[ListedRun]:
     return [_listed(path, written) for written, path in dated]
 
 
+def state_of(path: Path) -> str:
+    """How the run in a folder stands, as `ListedRun` says it; `not there` without a run.json."""
+    return _listed(path, 0.0).state if (path / _RUN).exists() else "not there"
+
+
 def _found(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
         if _RUN in files:

@@ -5,6 +5,7 @@ What brings torch is imported inside of functions: a harvest that is complete ne
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from pipeline.config.stages import (
     ReportConfig,
 )
 from pipeline.runs.names import beside, names_of
+from pipeline.runs.sweep import runs_at
 from pipeline.terminal.lines import (
     advice_lines,
     curve_words,
@@ -49,6 +51,7 @@ def run_harvest(config: HarvestConfig, *, screen: Screen) -> "HarvestSummary":
             on_progress=show,
         )
     screen.tell(harvest_lines(summary))
+    screen.note(summary.notes)
     return summary
 
 
@@ -77,6 +80,7 @@ def run_eval(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:
     from pipeline.evaluate.evaluate import draw, evaluate
     from pipeline.runs.kinds import by_kind
 
+    config = replace(config, runs=runs_at(config.runs, note=lambda what: screen.note([what])))
     with screen.progress("eval") as show:
         reports = evaluate(config, on_progress=show)
     drawn, runs_of = draw(config, reports), by_kind(config.runs)
@@ -121,6 +125,7 @@ def run_features(
 
 def run_report(config: ReportConfig, *, screen: Screen) -> Path:
     """Write the page, having made what is missing for it."""
+    config = replace(config, runs=runs_at(config.runs, note=lambda what: screen.note([what])))
     with screen.progress("report") as show:
         summary = verbs.report(config, on_progress=show)
     screen.tell(report_lines(summary))

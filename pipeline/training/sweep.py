@@ -10,38 +10,24 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
-from actstore.files import write_json
 from pipeline.config.grid import Point, plain_name
-from pipeline.config.serialization import from_json, to_json
 from pipeline.disk import writing
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.runs.curves import METRICS, StepReport
-from pipeline.runs.folder import RUN, is_free, training_in
+from pipeline.runs.folder import RUN, is_free, taken_back, training_in
+from pipeline.runs.sweep import SWEEP, SweepDocument, members_of
 from pipeline.tables import write_csv
 from pipeline.training.train import OnStep, Outcome, require_trainable, train_all
 
-FORMAT = 1
-SWEEP, TABLE = "sweep.json", "sweep.csv"
+TABLE = "sweep.csv"
 LAST = "last_"
 """Begins the names of columns that are measured: `l1` is also a setting, as are `l0` and `lr`."""
 
 _TAIL = 2**16  # bytes that surely hold a line of curves
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Document:
-    """sweep.json."""
-
-    format: int = FORMAT
-    kind: Literal["sweep"] = "sweep"
-    members: tuple[str, ...] = ()
-    """Names of the folders of its runs."""
-    varies: tuple[str, ...] = ()
-    """Settings that differ between members; those of `arch` by their own name."""
 
 
 def enter_sweep(path: Path, points: Sequence[Point], *, locks: ExitStack) -> None:
@@ -60,22 +46,14 @@ def enter_sweep(path: Path, points: Sequence[Point], *, locks: ExitStack) -> Non
             raise ConfigError(f"{path} exists and is not a sweep: choose another --out")
     locks.enter_context(training_in(path))
     if (path / SWEEP).exists():
-        _require_same(path, there={*_members_of(path)}, now={*members})
+        _require_same(path, there={*members_of(path)}, now={*members})
         return
-    document = _Document(members=members, varies=_varying(points))
-    write_json(path / SWEEP, to_json(document))
-
-
-def _members_of(path: Path) -> tuple[str, ...]:
-    try:
-        document = from_json(_Document, json.loads((path / SWEEP).read_bytes()), where=SWEEP)
-    except (OSError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path / SWEEP} is damaged: {error}") from error
-    if document.format != FORMAT:
-        raise CheckpointError(
-            f"{path} is a sweep of format {document.format}, this saepipe reads {FORMAT}"
+    locks.enter_context(
+        taken_back(
+            path / SWEEP, path / TABLE, began=lambda: any((path / m).exists() for m in members)
         )
-    return document.members
+    )
+    SweepDocument(members=members, varies=_varying(points)).write(path)
 
 
 def named_as_there(points: Sequence[Point]) -> tuple[Point, ...]:
@@ -87,7 +65,7 @@ def named_as_there(points: Sequence[Point]) -> tuple[Point, ...]:
     out = points[0].config.out.parent
     if len(points) == 1 or not (out / SWEEP).exists():
         return tuple(points)
-    members = _members_of(out)
+    members = members_of(out)
     there = {plain_name(name): name for name in members} | {name: name for name in members}
     names = [there.get(point.name, point.name) for point in points]
     return tuple(

@@ -13,7 +13,7 @@ import pytest
 from actstore.batches import Batches
 from actstore.errors import StoreError
 from actstore.reader import ActStore, peek
-from actstore.summary import being_extended
+from actstore.summary import GROUP, being_extended
 from actstore.verify import verify
 from actstore.writer import ActWriter
 from tests.helpers.crashing import files_up_to, nursery
@@ -244,6 +244,34 @@ def test_a_damaged_store_is_not_extended(tmp_path):
     shard_file(path, "token_id", 1).unlink()
     with pytest.raises(StoreError, match="cannot be extended: shard 1 or"):
         ActWriter.create_or_resume(path, spec, n_rows=400)
+
+
+def flipped(file: Path) -> None:
+    flip(file, 9)
+
+
+def made_a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("file", "damaged", "told"),
+    [
+        ("token_id/zarr.json", made_a_folder, "zarr.json is no file"),
+        ("token_id/c/3", made_a_folder, "c/3 is no file"),
+        ("context_tokens/c/3/0", made_a_folder, "c/3/0 cannot be read"),
+        ("context_tokens/c/3/0", flipped, "c/3/0 is damaged"),
+        ("context_tokens/c/3/0", Path.unlink, "c/3/0 cannot be read"),
+    ],
+)
+def test_an_extension_that_could_not_be_completed_changes_nothing(tmp_path, file, damaged, told):
+    path = write_store(tmp_path / "s", make_spec(), n_rows=200)
+    damaged(path / GROUP / file)
+    before, journal = files_of(path), (path / "journal.jsonl").read_bytes()
+    with pytest.raises(StoreError, match=told):
+        ActWriter.create_or_resume(path, make_spec(), n_rows=400)
+    assert (files_of(path), (path / "journal.jsonl").read_bytes()) == (before, journal)
 
 
 def test_every_commit_is_synced_before_its_line(tmp_path, monkeypatch):

@@ -266,3 +266,16 @@ def test_whoever_comes_next_leaves_what_a_store_has_and_nothing_else(
                 require_no_damage_found(path, operation)
             comes_next(Killed(path=path, operation=operation, done=film[-1]))
     assert len(film) > 30
+
+
+@pytest.mark.parametrize("content", [b"\x93\x17 noise", b"[1, 2]\n", b'{"shard":0}\n'])
+def test_a_journal_that_was_altered_is_no_leftover_nor_are_the_moments_it_tells_of(
+    tmp_path, content
+):
+    """It may come back from a backup, even where the store is one short shard."""
+    path = tmp_path / "s"
+    one_short_shard(path)
+    (path / "journal.jsonl").write_bytes(content)
+    before = tree_of(path)
+    assert settled(path).state == "complete"
+    assert tree_of(path) == before

@@ -123,6 +123,12 @@ def test_chunks_of_any_size_are_read_whole(tmp_path, monkeypatch):
     assert [f.chunk for f in verify(path)] == [0, 3, 7]
 
 
+def test_an_extension_that_took_back_its_only_line_and_died_is_no_damage(make_store):
+    path = make_store(n_rows=40)
+    (path / "journal.jsonl").write_bytes(b"")
+    assert verify(path) == []
+
+
 def test_a_bit_flipped_in_the_journal_is_found(make_store):
     path = make_store()
     journal = path / "journal.jsonl"

@@ -3,6 +3,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import saepipe as sp
 import torch
 
 from pipeline.config.architectures import TopKConfig
@@ -14,6 +15,7 @@ from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.metrics import METRICS
 from pipeline.lm import cross_entropy
 from pipeline.lm.model import LanguageModel
+from pipeline.runs.sweep import SweepDocument
 from pipeline.sae.sae import SAE
 from tests.helpers.evaluations import N_CONTEXTS
 from tests.helpers.tiny import CTX_LEN, EOS, WIDTH, identity_sae, make_model, make_sae
@@ -218,6 +220,16 @@ def test_no_run_a_run_twice_and_no_such_run_are_refused(tmp_path):
         evaluate(EvalConfig(runs=(tmp_path, tmp_path)))
     with pytest.raises(CheckpointError, match="is not a run"):
         evaluate(EvalConfig(runs=(tmp_path,)))
+
+
+def test_a_sweep_is_evaluated_as_its_runs_are(evals):
+    runs = [evals.save(f"sweep/seed={i}", make_sae(seed=i)) for i in (1, 0)]
+    SweepDocument(members=tuple(run.name for run in runs)).write(evals.folder / "sweep")
+    told = {"text": evals.text, "tokens": 120, "device": "cpu", "n_bootstrap": 0}
+    found = sp.evaluate(evals.folder / "sweep", **told)
+    assert [report.run for report in found] == runs
+    assert (evals.folder / "sweep" / "eval.csv").exists()
+    assert sp.evaluate(runs[0], **told).run == runs[0]
 
 
 def test_weights_that_are_not_numbers_are_refused(run_eval):

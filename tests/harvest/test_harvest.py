@@ -471,3 +471,20 @@ def test_a_plan_counts_whole_contexts_and_knows_what_their_bytes_come_to(
     assert plan.n_rows == 3 * CTX_LEN
     expected = plan.n_rows * ((16 + 16 + 48) * bytes_per_value + 8)
     assert plan.bytes_to_write == pytest.approx(expected, rel=0 if codec == "raw" else 0.01)
+
+
+@pytest.mark.parametrize(("documents", "noted"), [("joined", 1), ("separate", 0)])
+def test_documents_with_nothing_between_them_are_told(
+    tiny_model, tiny_text, tmp_path, documents, noted
+):
+    """No end-of-text token is a model's right, and changes what every context holds."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = harvest_config(
+        tmp_path, model=str(model), text=tiny_text, documents=documents, tokens=40
+    )
+    assert make_plan(config).notes == ()
+    (model / "tokenizer_config.json").unlink()
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(settings | {"eos_token_id": None}))
+    notes = harvest(config).notes
+    assert len(notes) == noted and all("names no end-of-text token" in note for note in notes)

@@ -20,7 +20,8 @@ WARM = (
     "pipeline.terminal.store", "pipeline.harvest.harvest", "pipeline.harvest.repair",
     "pipeline.training.train", "pipeline.connect.kind", "pipeline.evaluate.evaluate",
     "pipeline.features.collect", "pipeline.finetune.run", "pipeline.report.page",
-    "pipeline.mnist.experiment", "actstore.verify", "transformers.models.gpt_neox",
+    "pipeline.mnist.experiment", "actstore.verify",
+    "transformers.models.gpt_neox.modeling_gpt_neox", "torch._dynamo", "pandas",
 )  # fmt: skip
 LONGEST = 120.0
 """Seconds that a command may take here."""
@@ -55,12 +56,22 @@ class Ended:
 def warm() -> None:
     """Import what commands need, once for all of them; no tensor is computed here.
 
-    No figure is drawn, which takes long, but each is written.
+    What only takes long does not: figures are written, not drawn, and refits make few steps.
     """
     for name in WARM:
         import_module(name)
-    style = import_module("pipeline.plots.style")
-    style._FORMATS = dict.fromkeys(style._FORMATS, lambda figure: b"drawn")
+    for canvas, method, drawn in (
+        ("matplotlib.backends.backend_agg.FigureCanvasAgg", "print_png", b"\x89PNG"),
+        ("matplotlib.backends.backend_svg.FigureCanvasSVG", "print_svg", b"<svg/>"),
+    ):
+        module, _, name = canvas.rpartition(".")
+        setattr(
+            getattr(import_module(module), name),
+            method,
+            lambda self, file, drawn=drawn, **_: file.write(drawn),
+        )
+    network = import_module("pipeline.mnist.network")
+    network.STEPS = network.TOGETHER_STEPS = 5
 
 
 def run(argv: tuple[str, ...], folder: Path, *, fault: Fault | None = None) -> Ended:

@@ -196,6 +196,23 @@ def test_files_that_hold_no_settings_are_one_line(tiny_model, tmp_path, name, co
         load_tokenizer(str(model)) if name in SETTINGS else Weights.locate(ModelFiles(str(model)))
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_is_no_file_is_not_taken_for_absent(tiny_model, tmp_path, name):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / name).unlink()
+    (model / name).symlink_to("nowhere")
+    with refused(ModelError, rf"{name} is no file, or a link to none"):
+        load_tokenizer(str(model))
+
+
+def test_a_tokenizer_of_another_version_is_one_line(tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    told = json.loads((model / "tokenizer.json").read_text())
+    (model / "tokenizer.json").write_text(json.dumps(told | {"version": 999}))
+    with refused(ModelError, "tokenizer.json is not a tokenizer that tokenizers can read: "):
+        load_tokenizer(str(model))
+
+
 def test_an_index_of_nothing_is_one_line(tiny_model, tmp_path):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     (model / "model.safetensors.index.json").write_text("{}")

@@ -349,3 +349,24 @@ def test_a_damaged_file_of_a_run_is_one_line_that_names_it(tmp_path, name):
     (path / name).write_text("{nonsense\n")
     with refused(CheckpointError, re.escape(name)):
         write_page(ReportConfig(runs=(path,), out=tmp_path / "page.html"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "metrics.jsonl is lost, and with it the curves"),
+        (b"", "metrics.jsonl is lost, and with it the curves"),
+        (b'{"step": 0, "rows": 9, "recon": 4}\n{"st', "metrics.jsonl ends at step 0 of"),
+    ],
+    ids=["absent", "empty", "torn"],
+)
+def test_a_page_says_that_curves_are_lost(tmp_path, content, said):
+    path = make_run(tmp_path / "run")
+    config = ReportConfig(runs=(path,), out=tmp_path / "page.html")
+    write_page(config)
+    assert "metrics.jsonl" not in config.out.read_text()
+    (path / "metrics.jsonl").unlink()
+    if content is not None:
+        (path / "metrics.jsonl").write_bytes(content)
+    write_page(config)
+    assert said in config.out.read_text()

@@ -12,18 +12,22 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from actstore.errors import StoreError
 from actstore.reader import ActStore
 from pipeline.config.grid import expand
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs.curves import TrainReport
 from pipeline.training.sweep import complete, named_as_there, train_sweep
 from pipeline.training.train import train, train_all
+from tests.helpers.refusals import refused
 from tests.helpers.slow import cases, slow
+from tests.helpers.stores import flip
 from tests.helpers.training import (
     assert_alike,
     config_of,
     killed,
     make_rows,
+    make_training_store,
     plain_arch,
     read_table,
     result,
@@ -356,6 +360,16 @@ def test_one_impossible_run_leaves_nothing_of_any_behind(store, tmp_path):
     with pytest.raises(ConfigError, match="no site"):
         train_all(configs)
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("swept", [{}, {"seed": [0, 1]}], ids=["a run", "a sweep"])
+def test_rows_that_cannot_be_read_leave_nothing_behind(tmp_path, swept):
+    damaged = make_training_store(tmp_path / "a.actstore", n_rows=512)
+    flip(damaged / "data.zarr" / "mlp_out.0" / "c" / "0" / "0", 9)
+    settings = settings_for(damaged, steps=4, **swept)
+    with refused(StoreError, "is damaged"):
+        train_settings(settings, tmp_path / "deep" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.actstore"]
 
 
 def test_members_of_unequal_length_each_end_at_their_own(store, tmp_path):

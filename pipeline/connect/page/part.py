@@ -25,7 +25,7 @@ from pipeline.connect.reading.values import Effects
 from pipeline.connect.report import ConnectorReport, load_connector_report
 from pipeline.connect.run import ConnectorRun
 from pipeline.features.files import has_features
-from pipeline.report.figures import WIDE, Drawings, curve_drawings, curves_of, drawings
+from pipeline.report.figures import WIDE, Drawings, curve_drawings, curves_lost, curves_of, drawings
 from pipeline.report.render import Exhibit, Part, Tile
 from pipeline.report.saes import named, settings_of, trained_on
 from pipeline.report.tables import Row, number
@@ -181,6 +181,7 @@ def _view(exhibit: ConnectorExhibit, *, place: int, single: bool) -> dict[str, o
         "groups": map_groups(report) if report else (),
         "figures": _drawings(exhibit, place=place),
         "curves": curve_drawings(exhibit.curves, prefix=f"w{place}-"),
+        "curves_lost": curves_lost(run),
         "relations": relation_tables(connections, link=link) if connections else (),
         "read": _read(exhibit),
     }
