@@ -19,7 +19,7 @@ from actstore.errors import StoreError
 from actstore.layout import plan_layout
 from actstore.ledger import holds_rows
 from actstore.manifest import Manifest, SiteSpec, StoreSpec, differences
-from actstore.reader import peek
+from actstore.reader import ActStore, peek
 from actstore.removal import find_stores, remove_rowless
 from actstore.settle import settled
 from pipeline.config.stages import UNSAID, HarvestConfig
@@ -221,7 +221,10 @@ def _from_nothing(config: HarvestConfig, spec: StoreSpec) -> HarvestPlan:
     if not config.out.exists():
         for path, there in _stores_near(config.out):
             if _holds(there, spec, n_rows):
-                return replace(_complete(config, settled(path) or there), found=path)
+                with suppress(StoreError):  # one that is damaged serves nobody
+                    now = settled(path) or there
+                    ActStore.open(path)
+                    return replace(_complete(config, now), found=path)
     return HarvestPlan(
         config=config, spec=spec, state="new", n_rows=n_rows, rows_to_write=n_rows
     ).fitting()

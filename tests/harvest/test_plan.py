@@ -1,6 +1,7 @@
 """A harvest that was made already is found and used, wherever it lies."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,8 @@ def test_what_is_not_whole_or_not_ours_is_passed_over(stage, tmp_path, monkeypat
         root = place / name / "data.zarr" / "zarr.json"
         root.parent.mkdir(parents=True)
         root.write_text(text)
+    damaged = shutil.copytree(stage.out, place / "cut.actstore", symlinks=True)
+    next((damaged / "data.zarr").rglob("c/0/0")).unlink()
     (place / "a file").write_text("")
     (place / "loop").symlink_to("loop")
     shut = place / "shut"
@@ -127,7 +130,7 @@ def test_what_is_not_whole_or_not_ours_is_passed_over(stage, tmp_path, monkeypat
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert make_plan(replace(stage, out=place / "wanted.actstore")).found == stage.out
-    assert len(find_stores(place)) == 6
+    assert len(find_stores(place)) == 7
 
 
 def test_a_link_stands_for_the_store(stage, tmp_path):
