@@ -61,21 +61,25 @@ def write_all(fd: int, parts: Iterable[bytes | memoryview]) -> None:
 def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Put `parts`, one after another, into `path`; whatever it held before stays until the end.
 
+    Of several processes that write the same file at once, one waits for the other.
+
     Raises:
         OSError: If the disk is full or fails, with the file's name, and if there is no room for it,
             with its size; `path` is as it was and the temporary file is gone.
     """
     temporary, parts = partial_of(path), list(parts)
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        try:
-            write_all(fd, parts)
-            sync_file(fd)
-        finally:
-            os.close(fd)
-        temporary.replace(path)
+        with _in_turn(temporary) as fd:
+            try:
+                if os.fstat(fd).st_size:
+                    os.ftruncate(fd, 0)  # what a kill left
+                write_all(fd, parts)
+                sync_file(fd)
+                temporary.replace(path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         if error.filename is None:  # what was open already: it could not be filled
             n_bytes = sum(memoryview(part).nbytes for part in parts)
             said = error.strerror or str(error)
@@ -177,23 +181,50 @@ def locked(file: Path, held: Callable[[str], Exception]) -> Generator[None]:
         os.close(fd)
 
 
-def _locked_fd(file: Path, held: Callable[[str], Exception]) -> int:
+@contextmanager
+def in_turn(file: Path) -> Generator[None]:
+    """Wait for the lock that `file` is, and hold it; it is gone afterwards."""
+    with _in_turn(file):
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _in_turn(file: Path) -> Generator[int]:
+    fd = _locked_fd(file, None)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _locked_fd(file: Path, held: Callable[[str], Exception] | None) -> int:
+    """The file, open and locked; None waits for whoever has the lock."""
     while True:
         fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            error = held(_holder(fd))
+            _lock(file, fd, held)
+        except BaseException:
             os.close(fd)
-            raise error from None
-        except OSError as error:
-            if error.errno not in UNLOCKABLE:
-                os.close(fd)
-                raise
-            log.warning("%s: no locks here, so see to it that nobody else writes", file.parent)
+            raise
         if _is_at(file, fd):  # or whoever held it removed it meanwhile
             return fd
         os.close(fd)
+
+
+def _lock(file: Path, fd: int, held: Callable[[str], Exception] | None) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if held is None else fcntl.LOCK_NB))
+    except BlockingIOError:
+        assert held is not None, "or it waits"
+        raise held(_holder(fd)) from None
+    except OSError as error:
+        if error.errno not in UNLOCKABLE:
+            raise
+        if held is not None:
+            log.warning("%s: no locks here, so see to it that nobody else writes", file.parent)
 
 
 def _is_at(file: Path, fd: int) -> bool:

@@ -12,7 +12,15 @@ import pyarrow.parquet as parquet
 import torch
 from jaxtyping import Int, Shaped
 
-from actstore.files import make_folder, partial_of, remove, sync_folder, write_file, write_json
+from actstore.files import (
+    in_turn,
+    make_folder,
+    partial_of,
+    remove,
+    sync_folder,
+    write_file,
+    write_json,
+)
 from pipeline.config.serialization import portable, to_json
 from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine
 from pipeline.features.feature import Examples
@@ -46,12 +54,13 @@ def save(
     }
     folder = run / FOLDER
     partial = partial_of(folder)
-    remove(partial)
-    make_folder(partial)
-    sha256 = [_write(partial / f"{name}.parquet", tables[name]) for name in TABLES]
-    facts = replace(facts, sha256=tuple(sha256))
-    write_json(partial / FACTS, to_json(portable(facts, run)))
-    _put(partial, folder)
+    with in_turn(run / f".{FOLDER}"):
+        remove(partial)
+        make_folder(partial)
+        sha256 = [_write(partial / f"{name}.parquet", tables[name]) for name in TABLES]
+        facts = replace(facts, sha256=tuple(sha256))
+        write_json(partial / FACTS, to_json(portable(facts, run)))
+        _put(partial, folder)
     return FeatureSet(run=run, facts=facts)
 
 

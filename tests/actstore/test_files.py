@@ -1,12 +1,13 @@
-"""The lock that a file is."""
+"""The lock that a file is, and files that several write at once."""
 
 import errno
 import fcntl
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from actstore.files import locked
+from actstore.files import in_turn, locked, partial_of, write_file
 
 
 def held(holder: str) -> Exception:
@@ -46,3 +47,41 @@ def test_without_locks_a_warning_is_all_there_is(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(fcntl, "flock", none)
     with locked(tmp_path / "lock", held):
         assert f"{tmp_path}: no locks here" in caplog.text
+
+
+def test_of_several_that_write_one_file_each_leaves_it_whole(tmp_path):
+    """Threads are to `flock` what processes are: each has opened the file for itself."""
+    file = tmp_path / "eval.json"
+    contents = [bytes([65 + i]) * (3 + i * 7919) for i in range(4)]
+    write_file(file, [contents[0]])
+
+    def write(content: bytes) -> None:
+        for _ in range(60):
+            write_file(file, [content])
+            assert file.read_bytes() in contents
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, contents))
+    assert [path.name for path in tmp_path.iterdir()] == ["eval.json"]
+
+
+def test_what_a_kill_left_of_a_longer_file_is_not_written_after(tmp_path):
+    file = tmp_path / "a"
+    partial_of(file).write_bytes(b"longer than that")
+    write_file(file, [b"short"])
+    assert file.read_bytes() == b"short"
+
+
+def test_turns_are_taken_and_leave_nothing(tmp_path):
+    busy, seen = [], []
+
+    def work(i: int) -> None:
+        with in_turn(tmp_path / ".lock"):
+            busy.append(i)
+            seen.append(len(busy))
+            busy.remove(i)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(100)))
+    assert seen == [1] * 100
+    assert [*tmp_path.iterdir()] == []

@@ -4,8 +4,8 @@
 
 arguments  every option and argument of every command, given what it was not made for
 files      every file that a command reads, absent, empty, a folder, truncated, of another version
-faults     a kill, Ctrl-C or a full disk at every call that changes a file: the same command then
-           comes to the same end
+faults     a kill, Ctrl-C, a full disk at every call that changes a file: the same command then
+           comes to the same end; or a stop there, the same command meanwhile, and going on
 
 Each trial is a process of its own in a folder of its own, forked from one that has imported what
 commands need. A command may do what it was asked for; or it says why not, in one line, with exit

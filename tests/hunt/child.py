@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +26,7 @@ WARM = (
 )  # fmt: skip
 LONGEST = 120.0
 """Seconds that a command may take here."""
-FaultKind = Literal["kill", "interrupt", "full"]
+FaultKind = Literal["kill", "interrupt", "stop", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +75,29 @@ def warm() -> None:
     network.STEPS = network.TOGETHER_STEPS = 5
 
 
-def run(argv: tuple[str, ...], folder: Path, *, fault: Fault | None = None) -> Ended:
-    """Run `saepipe argv` in a folder."""
-    logs = {name: folder.with_name(f"{folder.name}.{name}") for name in ("out", "err", "told")}
+def run(
+    argv: tuple[str, ...],
+    folder: Path,
+    *,
+    fault: Fault | None = None,
+    meanwhile: Callable[[], None] | None = None,
+    log: str = "",
+) -> Ended:
+    """Run `saepipe argv` in a folder.
+
+    `meanwhile` is called where a fault has stopped it, before it goes on. Of several that run at
+    once, each has a `log` of its own.
+    """
+    logs = {name: folder.with_name(f"{folder.name}.{log}{name}") for name in ("out", "err", "told")}
     pid = os.fork()
     if not pid:
         _run(argv, folder, logs, fault)
     end = time.monotonic() + LONGEST
-    while not (done := os.waitpid(pid, os.WNOHANG))[0]:
+    while not (done := os.waitpid(pid, os.WNOHANG | os.WUNTRACED))[0] or os.WIFSTOPPED(done[1]):
+        if done[0]:
+            if meanwhile is not None:
+                meanwhile()
+            os.kill(pid, signal.SIGCONT)
         if time.monotonic() > end:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -172,3 +188,5 @@ def _strike(fault: Fault, now: int, *, grows: bool) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if fault.kind == "interrupt":
         signal.raise_signal(signal.SIGINT)
+    if fault.kind == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)

@@ -141,7 +141,7 @@ def faults(world: "World") -> Iterator[Trial]:
     for name, words in COMMANDS.items():
         argv = tuple(words.split())
         for at in range(world.whole(name)[0].n_changes):
-            for kind in ("kill", "interrupt", "full"):
+            for kind in ("kill", "interrupt", "stop", "full"):
                 fault = Fault(kind=kind, at=at)
                 yield Trial(name=name, argv=argv, what=str(fault), fault=fault)
 
@@ -236,6 +236,8 @@ def wrong_of(trial: Trial, world: World) -> str | None:
     if trial.damage and not damage(place / trial.file, trial.damage):
         return ""
     before = tree_of(place)
+    if trial.fault is not None and trial.fault.kind == "stop":
+        return _stop_wrong(trial, world, place)
     ended = run(trial.argv, place, fault=trial.fault)
     if trial.fault is not None:
         return _fault_wrong(trial, world, place, ended)
@@ -284,6 +286,26 @@ def _end_wrong(trial: Trial, world: World, place: Path) -> str | None:
     left = {path for path in after if path.endswith(".partial")}
     differs = (differs | missing | left) - {trial.file}
     return f"another end: {sorted(differs)[:5]}" if differs else None
+
+
+def _stop_wrong(trial: Trial, world: World, place: Path) -> str | None:
+    """One that was stopped goes on to its end, though the same command was typed meanwhile.
+
+    That one ends well, too, or it is told who is there.
+    """
+    others = list[Ended]()
+    ended = run(
+        trial.argv,
+        place,
+        fault=trial.fault,
+        meanwhile=lambda: others.append(run(trial.argv, place, log="other.")),
+    )
+    told = [wrong for other in others if other.code and (wrong := _refusal_wrong(other))]
+    if told:
+        return f"the same command meanwhile: {told[0]}"
+    if ended.code:
+        return f"exit {ended.code}: {ended.err[-400:]}"
+    return _end_wrong(trial, world, place)
 
 
 def _fault_wrong(trial: Trial, world: World, place: Path, ended: Ended) -> str | None:
