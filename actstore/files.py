@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -140,6 +141,8 @@ def size_of(path: Path) -> int | None:
 
 
 LOCK = "LOCK"
+PATIENCE = 60.0
+"""Seconds that one waits for a turn: who has it may have been stopped."""
 UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system says that has no locks."""
 
@@ -215,16 +218,25 @@ def _locked_fd(file: Path, held: Callable[[str], Exception] | None) -> int:
 
 
 def _lock(file: Path, fd: int, held: Callable[[str], Exception] | None) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if held is None else fcntl.LOCK_NB))
-    except BlockingIOError:
-        assert held is not None, "or it waits"
-        raise held(_holder(fd)) from None
-    except OSError as error:
-        if error.errno not in UNLOCKABLE:
-            raise
-        if held is not None:
-            log.warning("%s: no locks here, so see to it that nobody else writes", file.parent)
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if held is not None:
+                raise held(_holder(fd)) from None
+            if time.monotonic() > end:
+                said = f"another process has been writing it for {PATIENCE:.0f} s"
+                raise OSError(errno.EBUSY, said, str(file)) from None
+            time.sleep(0.005)
+        except OSError as error:
+            if error.errno not in UNLOCKABLE:
+                raise
+            if held is not None:
+                log.warning("%s: no locks here, so see to it that nobody else writes", file.parent)
+            return
+        else:
+            return
 
 
 def _is_at(file: Path, fd: int) -> bool:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
+from time import sleep
 
 import pytest
 
@@ -78,6 +79,7 @@ def test_turns_are_taken_and_leave_nothing(tmp_path):
     def work(i: int) -> None:
         with in_turn(tmp_path / ".lock"):
             busy.append(i)
+            sleep(0.001)
             seen.append(len(busy))
             busy.remove(i)
 
@@ -85,3 +87,11 @@ def test_turns_are_taken_and_leave_nothing(tmp_path):
         list(pool.map(work, range(100)))
     assert seen == [1] * 100
     assert [*tmp_path.iterdir()] == []
+
+
+def test_nobody_waits_for_ever_for_who_was_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr("actstore.files.PATIENCE", 0.02)
+    file = tmp_path / "a"
+    with locked(partial_of(file), held), pytest.raises(OSError, match="another process has been"):
+        write_file(file, [b"mine"])
+    assert not file.exists()

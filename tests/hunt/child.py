@@ -57,7 +57,8 @@ class Ended:
 def warm() -> None:
     """Import what commands need, once for all of them; no tensor is computed here.
 
-    What only takes long does not: figures are written, not drawn, and refits make few steps.
+    What only takes long does not: figures are written, not drawn, refits make few steps,
+    and nobody waits long for who was stopped.
     """
     for name in WARM:
         import_module(name)
@@ -71,6 +72,7 @@ def warm() -> None:
             method,
             lambda self, file, drawn=drawn, **_: file.write(drawn),
         )
+    import_module("actstore.files").PATIENCE = 1.0
     network = import_module("pipeline.mnist.network")
     network.STEPS = network.TOGETHER_STEPS = 5
 
@@ -101,6 +103,7 @@ def run(
         if time.monotonic() > end:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+            done = (0, 0)
             break
         time.sleep(0.002)
     code = os.waitstatus_to_exitcode(done[1]) if done[0] else -1
