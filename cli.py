@@ -36,6 +36,7 @@ from pipeline.config.stages import (
 from pipeline.config.training import ConnectConfig, TrainConfig
 from pipeline.disk import disk_words
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.limits import full_memory_told
 from pipeline.mnist.config import MnistConfig
 from pipeline.terminal.options import as_typed
 from pipeline.text.token_text import visible
@@ -524,7 +525,8 @@ def main() -> None:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
     try:
-        code = app(standalone_mode=False)  # it, too, answers 130 to Ctrl-C
+        with full_memory_told():
+            code = app(standalone_mode=False)  # it, too, answers 130 to Ctrl-C
     except USAGE_ERROR as error:
         if message := error.format_message():  # nothing was typed, and help was shown
             _say_error(" ".join(message.split()))

@@ -26,8 +26,8 @@ from pipeline.config.stages import (
     ReportConfig,
 )
 from pipeline.config.training import ConnectConfig, LoopConfig, TrainConfig
-from pipeline.disk import full_disk_told
 from pipeline.errors import ConfigError
+from pipeline.limits import limits_told
 from pipeline.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ AnyPath = str | PathLike[str]
 
 
 @takes(HarvestConfig)
+@limits_told()
 def harvest(
     config: HarvestConfig | None = None,
     *,
@@ -72,7 +73,7 @@ def harvest(
 
 
 @takes(TrainConfig, others="of_arch")
-@full_disk_told()
+@limits_told()
 def train(
     store: AnyPath | TrainConfig,
     *,
@@ -112,7 +113,7 @@ def train(
 
 
 @takes(TrainConfig, others="of_arch")
-@full_disk_told()
+@limits_told()
 def sweep(
     store: AnyPath | TrainConfig,
     *,
@@ -155,7 +156,7 @@ def sweep(
 
 
 @takes(ConnectConfig)
-@full_disk_told()
+@limits_told()
 def connect(
     store: AnyPath | ConnectConfig,
     *,
@@ -275,7 +276,7 @@ def evaluate(
 
 
 @takes(EvalConfig)
-@full_disk_told()
+@limits_told()
 def evaluate(
     runs: AnyPath | list[AnyPath] | tuple[AnyPath, ...] | EvalConfig,
     *,
@@ -319,7 +320,7 @@ def evaluate(
 
 
 @takes(FeaturesConfig)
-@full_disk_told()
+@limits_told()
 def features(
     run: AnyPath | FeaturesConfig,
     *,
@@ -352,7 +353,7 @@ def features(
 
 
 @takes(FinetuneConfig)
-@full_disk_told()
+@limits_told()
 def finetune(
     run: AnyPath | FinetuneConfig, *, on_progress: OnProgress | None = None, **settings: object
 ) -> "FinetuneReport":
@@ -395,7 +396,7 @@ def runs(folder: AnyPath = ".") -> "list[ListedRun]":
 
 
 @takes(ReportConfig)
-@full_disk_told()
+@limits_told()
 def report(
     runs: AnyPath | Sequence[AnyPath] | ReportConfig,
     *,

@@ -18,7 +18,7 @@ ORDER = (
     ("actstore",),
     ("errors", "foreign", "progress", "tables"),
     ("config", "disk", "frame", "stores"),
-    ("device",),
+    ("device", "limits"),
     ("lm", "sae"),
     ("text",),
     ("harvest", "runs"),

@@ -32,6 +32,9 @@ class ArchConfig:
     l0_as: ClassVar[str] = "l0"
     """The setting that says how many latents of a row are to be active, which `--l0` sets."""
 
+    def __post_init__(self) -> None:
+        """Check what was set; those that inherit call each other."""
+
     @classmethod
     def kinds(cls) -> Mapping[str, "type[ArchConfig]"]:
         """What a config of any architecture may be, by `kind`."""
@@ -49,7 +52,7 @@ class ArchConfig:
 
     def __str__(self) -> str:
         knobs = {f: getattr(self, f.name) for f in fields(self) if f.name != "kind"}
-        said = [(f.name, x) for i, (f, x) in enumerate(knobs.items()) if not i or x != f.default]
+        said = [(f.name, x) for f, x in knobs.items() if f.name == self.l0_as or x != f.default]
         return " ".join([self.kind, *(f"{name}={x}" for name, x in said if x is not None)])
 
     def _whole(self, name: str) -> None:
@@ -84,6 +87,7 @@ class Penalised(ArchConfig):
                 f"{self.penalty_as} is 0, and to arrive at so many latents multiplies it: type "
                 f"--set arch.{self.penalty_as}=X with X above 0, or leave it out"
             )
+        super().__post_init__()
 
     @property
     def penalty(self) -> float | None:
@@ -116,22 +120,38 @@ class PenalisedByL1(Penalised):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Competing(ArchConfig):
-    """What kinds share whose latents compete."""
+class Revived(ArchConfig):
+    """What kinds share whose dead latents AuxK revives."""
 
-    l0_as: ClassVar[str] = "k"
-    k: float | int = L0
-    """Active latents of a row; on average over the rows, and maybe 1.5, for all kinds but topk."""
     k_aux: int | None = None
-    """Dead latents that AuxK revives per row; None means `k`, 0 none.
+    """Dead latents that it revives per row; None means `k`, or 32 where there is none; 0 none.
 
     Many at once learn to share what is left over, and are active on nothing alone.
     """
     aux_coefficient: float = 1 / 8
 
     def __post_init__(self) -> None:
-        require_positive(self, "k")
         require_not_negative(self, "k_aux", "aux_coefficient")
+
+    @property
+    def revived(self) -> int:
+        """Dead latents that are revived per row."""
+        if not self.aux_coefficient:
+            return 0
+        return max(1, round(getattr(self, "k", L0))) if self.k_aux is None else self.k_aux
+
+
+@dataclass(frozen=True, kw_only=True)
+class Competing(Revived):
+    """What kinds share whose latents compete."""
+
+    l0_as: ClassVar[str] = "k"
+    k: float | int = L0
+    """Active latents of a row; on average over the rows, and maybe 1.5, for all kinds but topk."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "k")
+        super().__post_init__()
         self._whole("k")
 
 
@@ -166,7 +186,7 @@ class TiedConfig(PenalisedByL1):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatedConfig(PenalisedByL1):
+class GatedConfig(PenalisedByL1, Revived):
     """One path decides which latents are active, another how much; l1 is that of the first.
 
     Rajamanoharan et al. 2024, arXiv 2404.16014.
@@ -219,7 +239,7 @@ class MatryoshkaConfig(Competing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JumpReluConfig(Penalised):
+class JumpReluConfig(Penalised, Revived):
     """`z = pre * (pre > threshold)`, a threshold per latent, `||x - x_hat||^2 + coefficient * L0`.
 
     Rajamanoharan et al. 2024, arXiv 2407.14435. Towards an `l0`, all thresholds are scaled by one

@@ -26,6 +26,11 @@ def require_fraction(config: object, *names: str) -> None:
     _require("must be above 0 and below 1", lambda value: 0 < value < 1, config, *names)
 
 
+def require_seed(config: object, *names: str) -> None:
+    """Raise ConfigError for the first setting that is no seed of every generator."""
+    _require("must be from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, config, *names)
+
+
 def _require(what: str, holds: Callable[[float], bool], config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)

@@ -6,7 +6,7 @@ Paths and counts may be given as text: `HarvestConfig(out="a.actstore", tokens="
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config.checks import require_not_negative, require_positive
+from pipeline.config.checks import require_not_negative, require_positive, require_seed
 from pipeline.config.settings import Count, settings
 from pipeline.errors import ConfigError
 
@@ -53,6 +53,7 @@ class HarvestConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "tokens", "ctx_len", "batch_size", "shard_rows")
+        require_seed(self, "seed")
         if len(set(self.sites)) < len(self.sites):
             raise ConfigError(f"a site is named twice in {', '.join(self.sites)}")
 
@@ -87,6 +88,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "tokens", "batch_size")
+        require_seed(self, "seed")
         require_not_negative(self, "n_worst", "n_bootstrap")
         if any(layer < 0 for layer in self.layers):
             raise ConfigError(f"layers start at 0, got {min(self.layers)}")
@@ -116,6 +118,7 @@ class FeaturesConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "tokens", "n_top", "n_spread", "n_values")
+        require_seed(self, "seed")
 
 
 @settings
@@ -169,3 +172,4 @@ class FinetuneConfig:
         require_positive(
             self, "lr", "batch_size", "epochs", "steps_per_epoch", "ctx_len", "heldout_contexts"
         )
+        require_seed(self, "seed")

@@ -10,6 +10,7 @@ from pipeline.config.checks import (
     require_fraction,
     require_not_negative,
     require_positive,
+    require_seed,
 )
 from pipeline.config.settings import Count, settings
 from pipeline.config.stages import Device, Precision
@@ -84,6 +85,7 @@ class LoopConfig:
             self, "lr", "tokens", "batch_size", "window_rows", "threads", "checkpoint_every",
             "log_every",
         )  # fmt: skip
+        require_seed(self, "seed", "order_seed")
         require_not_negative(self, "clip")
         require_fraction(self, "ema", "beta2")
         if not 0 <= self.beta1 < 1:

@@ -29,7 +29,7 @@ from torch import Tensor
 from pipeline.connect.connector import Connector, PairLatents
 from pipeline.connect.report import BOUNDED, LayerWeights
 from pipeline.evaluate.intervals import percentiles
-from pipeline.evaluate.metrics import Totals, ratio
+from pipeline.evaluate.metrics import Totals, ratio, recovered
 from pipeline.evaluate.report import QUANTILES
 from pipeline.evaluate.sums import exact, zeros
 from pipeline.lm.families import Site
@@ -166,7 +166,7 @@ def losses_of(s: Totals) -> dict[str, np.ndarray]:
     ce = {name: ratio(s[f"nll_{name}"], s["n_predictions"]) for name in ("clean", "zero", "sae")}
     return {
         **{f"ce_{name}": value for name, value in ce.items()},
-        "loss_recovered_sae": ratio(ce["zero"] - ce["sae"], ce["zero"] - ce["clean"]),
+        "loss_recovered_sae": recovered(ce["zero"], ce["sae"], ce["clean"]),
     }
 
 
@@ -174,13 +174,12 @@ def metrics_of(s: Totals, i: int) -> dict[str, np.ndarray]:
     """Of map number `i`, one formula a line; NaN where a ratio would divide by nothing."""
     ce = ratio(s[f"nll_{i}"], s["n_predictions"])
     own = losses_of(s)
-    gained = own["ce_zero"] - ce
     return {
         "ce": ce,
         "kl": ratio(s[f"kl_{i}"], s["n_predictions"]),
         "fvu": ratio(s[f"error_{i}"], s["spread"]),
-        "loss_recovered": ratio(gained, own["ce_zero"] - own["ce_clean"]),
-        "recovered_of_sae": ratio(gained, own["ce_zero"] - own["ce_sae"]),
+        "loss_recovered": recovered(own["ce_zero"], ce, own["ce_clean"]),
+        "recovered_of_sae": recovered(own["ce_zero"], ce, own["ce_sae"]),
     }
 
 

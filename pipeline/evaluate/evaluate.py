@@ -97,8 +97,13 @@ def caveats_on(
         moved = l0 / l0_trained - 1
         more = "more" if moved > 0 else "fewer"
         yield (
-            f"L0 is {l0:.1f} on this text: {abs(moved):.0%} {more} than the {l0_trained:.1f} of "
-            "training"
+            f"L0 is {l0:.1f} on this text, {abs(moved):.0%} {more} than the {l0_trained:.1f} that "
+            "it was fitted to"
+        )
+    if metrics["loss_recovered_mean"] is None:
+        yield (
+            "putting the site at its mean does not raise the loss of this text, so there is "
+            "nothing to recover: look at the loss added"
         )
     if n_dead and n_tokens < FEW_TOKENS:
         yield (

@@ -25,7 +25,7 @@ def dead_cosine(
     if not dead.any():
         return None
     rows = W_dec.detach().cpu().double()
-    return F.cosine_similarity(rows, rows[dead.cpu()].mean(0, keepdim=True), dim=-1)
+    return _cosine(rows, rows[dead.cpu()].mean(0, keepdim=True))
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def others_cosine(
 
 
 def _with_others(rows: Float64[Tensor, "n d_in"]) -> float:
-    return F.cosine_similarity(rows, rows.sum(0) - rows, dim=-1).mean().item()
+    return _cosine(rows, rows.sum(0) - rows).mean().item()
 
 
 @torch.no_grad()
@@ -65,11 +65,12 @@ def encoder_decoder_cosine(coder: Coder) -> Float64[Tensor, " d_sae"]:
     """
     n = _block(coder.d_in)
     pairs = zip(coder.encoder_directions().split(n), coder.W_dec.split(n), strict=True)
-    parts = [
-        F.cosine_similarity(column.cpu().double(), row.cpu().double(), dim=-1)
-        for column, row in pairs
-    ]
-    return torch.cat(parts)
+    return torch.cat([_cosine(column.cpu().double(), row.cpu().double()) for column, row in pairs])
+
+
+def _cosine(a: Float64[Tensor, "n d"], b: Float64[Tensor, "#n d"]) -> Float64[Tensor, " n"]:
+    """Of any length: by default, torch counts what is shorter than 1e-8 as that long."""
+    return F.cosine_similarity(a, b, dim=-1, eps=torch.finfo(torch.float64).tiny)
 
 
 @torch.no_grad()

@@ -125,6 +125,16 @@ def ratio(
     return np.divide(above, below, out=np.full_like(below, np.nan), where=below != 0)
 
 
+def recovered(
+    floor: Float64[np.ndarray, " n"],
+    found: Float64[np.ndarray, " n"],
+    ceiling: Float64[np.ndarray, " n"],
+) -> Float64[np.ndarray, " n"]:
+    """How much of the way down from one loss to another: NaN where that is no way down."""
+    down = floor - ceiling
+    return ratio(floor - found, np.where(down > 0, down, 0.0))
+
+
 def perplexity_of(ce: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
     """`exp(ce)`, or the largest number there is."""
     return np.exp(np.minimum(ce, _LARGEST))
@@ -147,7 +157,7 @@ def _perplexity(s: Totals, name: str) -> np.ndarray:
 
 def _recovered(s: Totals, ablated: str) -> np.ndarray:
     clean, spliced, floor = (_a_prediction(s, f"nll_{p}") for p in ("clean", "spliced", ablated))
-    return ratio(floor - spliced, floor - clean)
+    return recovered(floor, spliced, clean)
 
 
 def _mean(cosine: Float64[Tensor, " d_sae"] | None, of: Bool[Tensor, " d_sae"]) -> float | None:

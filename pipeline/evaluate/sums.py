@@ -84,7 +84,7 @@ def reconstruction(
     per_row = (
         (x - x_hat).square().sum(-1),
         (exact(x) - mean).square().sum(-1),
-        F.cosine_similarity(x, x_hat, dim=-1),
+        F.cosine_similarity(x, x_hat, dim=-1, eps=torch.finfo(x.dtype).tiny),
         x_hat.square().sum(-1),
         (x * x_hat).sum(-1),
         torch.where(norm > 0, norm_hat / norm, 0.0),

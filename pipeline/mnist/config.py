@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config.checks import require_not_negative, require_positive
+from pipeline.config.checks import require_not_negative, require_positive, require_seed
 from pipeline.config.settings import settings
 from pipeline.config.stages import Device
 from pipeline.errors import ConfigError
@@ -60,7 +60,8 @@ class MnistConfig:
             self, "hidden", "epochs", "lr", "batch_size", "expansion", "sae_steps", "sae_lr",
             "connect_epochs", "connect_lr", "threshold",
         )  # fmt: skip
-        require_not_negative(self, "weight_decay", "sae_l1", "seed")
+        require_not_negative(self, "weight_decay", "sae_l1")
+        require_seed(self, "seed")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if len(set(self.connect_l1)) < len(self.connect_l1) or min(self.connect_l1, default=-1) < 0:

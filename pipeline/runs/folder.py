@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from actstore.files import locked, make_folder, partial_of, write_file, write_json
 from actstore.manifest import Manifest
-from actstore.reader import ActStore
+from actstore.reader import ActStore, peek
 from pipeline.config.serialization import from_json, located, portable, to_json
 from pipeline.config.stages import UNSAID, Documents, SpecialTokens
 from pipeline.config.training import LoopConfig
@@ -88,9 +88,9 @@ class Provenance:
 
     def find(self, run: Path) -> Path | None:
         """Where the store that `run` was trained from is now; None where it is nowhere."""
-        return locate(self.path, self.fingerprint, run=run, grown=self._grew_to)
+        return locate(self.path, self.fingerprint, run=run, grown=self.was_before)
 
-    def _grew_to(self, there: Manifest) -> bool:
+    def was_before(self, there: Manifest) -> bool:
         """Whether a store is this one, given rows or sites since."""
         spec, source = there.spec, UNSAID | dict(there.spec.source)
         said = ("model", "revision", "model_fingerprint", "text", *UNSAID)
@@ -375,11 +375,19 @@ def _require_same(found: RunFolder, now: RunFolder) -> None:
         )
     for name, (path, checksum) in now.origins.items():
         _, was = found.origins[name]
-        if was != checksum:
+        if was != checksum and not (name == "store" and _only_grew(found, path)):
             raise ConfigError(
                 f"{now.path} was trained on another {name}, or {path} changed since "
                 f"(fingerprint {was[:12]} there, {checksum[:12]} now): choose another --out"
             )
+
+
+def _only_grew(found: RunFolder, store: Path) -> bool:
+    """Whether a run that has ended, and was to see so many rows, would see the same ones."""
+    if not found.ended or found.config.tokens is None or not found.provenance.model_fingerprint:
+        return False
+    there = peek(store)
+    return there is not None and found.provenance.was_before(there)
 
 
 def differences(found: object, now: object, *, free: Set[str]) -> str:

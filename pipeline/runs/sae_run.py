@@ -37,11 +37,15 @@ class SAERun(RunFolder):
 
     @classmethod
     def as_now(cls, told: Any) -> Any:  # noqa: ANN401 - a parsed run.json
-        """Runs of before dictionaries started at rows, and dead latents were helped by bias."""
+        """Runs of before dictionaries started at rows, and dead latents were helped as today."""
         match told:
             case {"config": {"dead_window": str(window), **others}}:
                 before = {"w_dec_start": "random", "revive": 0.0, "revive_after": window}
-                return {**told, "config": before | others | {"dead_window": window}}
+                told = {**told, "config": before | others | {"dead_window": window}}
+        match told:
+            case {"config": {"arch": {"kind": "gated" | "jumprelu", **knobs} as arch, **others}}:
+                arch = arch if "k_aux" in knobs else arch | {"k_aux": 0}
+                return {**told, "config": others | {"arch": arch}}
             case _:
                 return told
 

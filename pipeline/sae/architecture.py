@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pipeline.config.architectures import ArchConfig, Penalised
+from pipeline.config.architectures import ArchConfig, Penalised, Revived
 from pipeline.errors import ConfigError
 from pipeline.sae.active_pairs import Latents, Values
 from pipeline.sae.dead import AuxK
@@ -102,9 +102,7 @@ class Architecture(ABC):
     begins_fitted: bool = False
     """Whether it is brought there before training, too, and not only after."""
     aux: AuxK | None = None
-    """How dead latents are revived, where an architecture has a way of its own."""
-    revival: float = 1.0
-    """How fast their biases move: less with AuxK, by which most of them come back better."""
+    """How dead latents are revived, beside their biases."""
 
     @abstractmethod
     def __init__(self, config: ArchConfig, *, d_in: int, d_sae: int, rms: float) -> None:
@@ -128,6 +126,11 @@ class Architecture(ABC):
     ) -> None:
         """Let `l0` latents of a row be active, on average over these pre-activations."""
         raise NotImplementedError  # of those that have a `fitted_l0`
+
+    @property
+    def revival(self) -> float:
+        """How fast biases of dead latents move: less beside AuxK, which brings most back better."""
+        return 1.0 if self.aux is None else 0.3
 
     def revive(
         self, params: Params, dead: Bool[Tensor, "M F"], *, step: Float[Tensor, "M F"]
@@ -166,6 +169,12 @@ def architecture_of(config: ArchConfig, *, d_in: int, d_sae: int, rms: float = 1
     """
     module, _, name = config.made_by.partition(":")
     return getattr(import_module(module), name)(config, d_in=d_in, d_sae=d_sae, rms=rms)
+
+
+def aux_of(config: Revived) -> AuxK | None:
+    """How dead latents of this config are revived; None without."""
+    n = config.revived
+    return AuxK(k=n, coefficient=config.aux_coefficient) if n else None
 
 
 def require_latents(wanted: int | float, told: str, option: str, *, d_in: int, d_sae: int) -> None:
@@ -232,15 +241,20 @@ def masked(d_z: Values, z: Values) -> Values:
     return torch.ops.aten.threshold_backward.grad_input(d_z, z, 0, grad_input=d_z)
 
 
+ROUNDING = 1e-12
+"""What subtracting a mean in float32 leaves of equal rows, as a share of their squares, at most."""
+
+
 @torch.no_grad()
 def measure(x: Float[Tensor, "B d"], parts: Parts) -> dict[str, Float[Tensor, " M"]]:
     """Losses, sparsity and explained variance of each member.
 
     `explained_variance` is `1 - sum ||x - x_hat||^2 / sum ||x - mean||^2` with the mean of *this*
-    batch; evaluation uses one mean over its whole set. Rows that are all equal have none: it is
-    not finite then.
+    batch; evaluation uses one mean over its whole set. Rows that are all equal, or differ by no
+    more than rounding, have none: it is not finite then.
     """
     spread = (x - x.mean(0)).square().sum()
+    spread = torch.where(spread > ROUNDING * x.square().sum(), spread, 0.0)
     unexplained = parts.recon * len(x) / spread
     return {
         "loss": parts.total,

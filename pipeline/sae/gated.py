@@ -26,6 +26,7 @@ from pipeline.sae.architecture import (
     Params,
     Parts,
     Problem,
+    aux_of,
     mean_square,
     reconstruct,
     require_l0,
@@ -63,6 +64,7 @@ class GatedArchitecture(Architecture):
     def __init__(self, config: GatedConfig, *, d_in: int, d_sae: int, rms: float) -> None:
         require_l0(config, d_in=d_in, d_sae=d_sae)
         self.coefficient = penalty_of(config, d_in=d_in, rms=rms)
+        self.aux = aux_of(config)
         self.fitted_l0 = config.l0
         self.begins_fitted = config.l0 is not None
         self._rms = rms

@@ -31,6 +31,7 @@ from pipeline.sae.architecture import (
     Params,
     Parts,
     Problem,
+    aux_of,
     reconstruct,
     require_l0,
 )
@@ -109,6 +110,7 @@ class JumpReluArchitecture(Architecture):
     def __init__(self, config: JumpReluConfig, *, d_in: int, d_sae: int, rms: float) -> None:
         require_l0(config, d_in=d_in, d_sae=d_sae)
         self.fitted_l0 = config.l0
+        self.aux = aux_of(config)
         self.d_sae = d_sae
         self.bandwidth = config.bandwidth * rms
         first = FIRST_THRESHOLD if config.threshold is None else config.threshold
@@ -136,8 +138,16 @@ class JumpReluArchitecture(Architecture):
     def revive(
         self, params: Params, dead: Bool[Tensor, "M F"], *, step: Float[Tensor, "M F"]
     ) -> None:
-        """Lower their thresholds: raised pre-activations would be large at once, where active."""
-        params["log_threshold"].addcmul_(dead.to(step), step, value=-1 / self._rms)
+        """Lower their thresholds to where those start, then raise their biases.
+
+        A bias raised against a high threshold makes a latent large at once, where it is active. A
+        threshold that went on falling would take as long to rise again, its latent active on every
+        row meanwhile, and the price of all others with it.
+        """
+        at, start = params["log_threshold"], log(self.threshold)
+        push, high = dead.to(step) * step, at > start
+        at.copy_(torch.where(high & dead, (at - push / self._rms).clamp_min(start), at))
+        params["b_enc"].add_(push.masked_fill_(high, 0.0))
 
     def pick(self, pre: Float[Tensor, "M B F"], params: Params) -> Picked:
         """The active ones, and those a little below their threshold."""

@@ -19,11 +19,11 @@ from pipeline.sae.architecture import (
     Params,
     Parts,
     Problem,
+    aux_of,
     backward,
     reconstruct,
     require_latents,
 )
-from pipeline.sae.dead import AuxK
 from pipeline.sae.jumprelu import Threshold, fit_threshold
 from pipeline.sae.select import Picked, batch_top_k, top_k
 
@@ -55,15 +55,12 @@ class Competing(Architecture):
     """
 
     encoder_norm = 0.2
-    revival = 0.3
 
     def __init__(self, config: CompetingConfig, *, d_in: int, d_sae: int, rms: float) -> None:
         require_latents(config.k, f"k = {config.k}", "--k", d_in=d_in, d_sae=d_sae)
         self.k = config.k
         self.share = config.k / d_sae
-        k_aux = max(1, round(config.k)) if config.k_aux is None else config.k_aux
-        if k_aux and config.aux_coefficient:
-            self.aux = AuxK(k=k_aux, coefficient=config.aux_coefficient)
+        self.aux = aux_of(config)
 
     def learn(self, latents: Latents, problem: Problem) -> Parts:
         """The squared error of what was kept, and its gradient; `latents.pre` becomes `z`."""

@@ -25,6 +25,8 @@ from pipeline.training.batches import as_tensor
 POSITION, TOKEN = "position", "token_id"
 SAMPLE_ROWS = 2**16
 BLOCK_ROWS = 2**12
+LEAST_SQUARE = 1e-60
+"""Mean square of coordinates by whose root float32 can still divide, and multiply back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,9 +190,10 @@ class Feeder:
             left = norm[_kept(sample, excluded, norm, limit)]
             _require_rows(feed, left, n_rows=len(norm))
             square = float(left.double().square().mean()) / self.store.width(feed.site)
-        if square == 0 and feed.normalize == "rms":
+        if square < LEAST_SQUARE and feed.normalize == "rms":
+            rows = "zero in every row" if square == 0 else f"as small as {square**0.5:.1g}"
             raise ConfigError(
-                f"{feed.site} is zero in every row and cannot be scaled: type --set normalize=none"
+                f"{feed.site} is {rows} and cannot be scaled: type --set normalize=none"
             )
         return _Rule(feed=feed, rms=square**0.5, limit=limit, excluded=excluded)
 

@@ -45,7 +45,7 @@ def test_what_is_written_reads_back_equal(settings: dict[str, Any]):
         ({"k_aus": 1}, "config has no setting 'k_aus': did you mean 'arch.k_aux'"),
         (
             {"k_aux": 9},
-            "config has no setting 'k_aux', but arch has: type arch = {kind = 'topk', k_aux = 9}",
+            "config has no setting 'k_aux', but arch has: type arch = {kind = 'gated', k_aux = 9}",
         ),
         (
             {"k": 9, "arch": {"kind": "batchtopk"}},

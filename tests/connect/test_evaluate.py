@@ -290,9 +290,10 @@ def test_intervals_hold_the_numbers_they_bound_and_are_the_same_again(bench):
     (report,), (again,) = bench.evaluate(run), bench.evaluate(run)
     assert report == again
     for scored in report.maps:
-        assert [one.metric for one in scored.intervals] == [
-            "fvu", "loss_recovered", "recovered_of_sae",
-        ]  # fmt: skip
+        names = [one.metric for one in scored.intervals]
+        assert names[:2] == ["fvu", "loss_recovered"]
+        # In some of the draws the SAE recovers nothing, and then there is no share of it.
+        assert names[2:] in ([], ["recovered_of_sae"])
         for one in scored.intervals:
             assert one.low < getattr(scored, one.metric) < one.high, one
     (none,) = bench.evaluate(run, n_bootstrap=0)

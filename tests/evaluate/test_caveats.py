@@ -12,28 +12,37 @@ from tests.helpers.tiny import make_provenance
 from tests.helpers.training import make_report
 
 
-def said(*, l0=32.0, n_dead=0, n_tokens=100_000, n_contexts=781, l0_trained=32.0) -> list[str]:
-    metrics = {"l0": l0, "n_dead": n_dead}
+def said(
+    *, l0=32.0, n_dead=0, n_tokens=100_000, n_contexts=781, l0_trained=32.0, recovered=0.9
+) -> list[str]:
+    metrics = {"l0": l0, "n_dead": n_dead, "loss_recovered_mean": recovered}
     return [*caveats_on(metrics, n_tokens=n_tokens, n_contexts=n_contexts, l0_trained=l0_trained)]
 
 
 def test_what_rests_on_enough_needs_no_word():
     assert said() == said(l0_trained=None) == said(l0=32.3) == said(n_tokens=1_000) == []
     assert said(n_dead=10) == []
-    assert said(l0=0.0) == ["L0 is 0.0 on this text: 100% fewer than the 32.0 of training"]
+    assert said(l0=0.0) == [
+        "L0 is 0.0 on this text, 100% fewer than the 32.0 that it was fitted to"
+    ]
 
 
 @pytest.mark.parametrize(
     ("told", "line"),
     [
-        ({"l0": 36.6}, "L0 is 36.6 on this text: 14% more than the 32.0 of training"),
-        ({"l0": 16.0}, "L0 is 16.0 on this text: 50% fewer than the 32.0 of training"),
+        ({"l0": 36.6}, "L0 is 36.6 on this text, 14% more than the 32.0 that it was fitted to"),
+        ({"l0": 16.0}, "L0 is 16.0 on this text, 50% fewer than the 32.0 that it was fitted to"),
         (
             {"n_dead": 40, "n_tokens": 30_000},
             "features that are active on fewer than one in 10,000 tokens may count as dead on "
             "30,000: raise `tokens`",
         ),
         ({"n_dead": 1}, "the dead-feature cosines are of 1 dead feature alone"),
+        (
+            {"recovered": None},
+            "putting the site at its mean does not raise the loss of this text, so there is "
+            "nothing to recover: look at the loss added",
+        ),
         ({"n_contexts": 29}, "the intervals are of 29 contexts alone: raise `tokens`"),
     ],
 )

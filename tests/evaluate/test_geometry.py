@@ -141,3 +141,11 @@ def test_chance_knows_that_the_living_are_alike_too():
     assert found.living == pytest.approx(found.dead, abs=0.05) and found.dead > 0.5
     assert found == others_cosine(W_dec, dead, seed=0) != others_cosine(W_dec, dead, seed=1)
     assert others_cosine(W_dec, torch.arange(500) < 251, seed=0).living is None
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_directions_have_no_length(scale):
+    coder = make_sae(arch=TopKConfig(k=3))
+    with torch.no_grad():
+        coder.W_enc.copy_(coder.W_dec.T * scale)
+    assert encoder_decoder_cosine(coder).tolist() == pytest.approx([1.0] * 64, abs=1e-6)

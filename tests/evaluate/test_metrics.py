@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.evaluate.metrics import METRICS, Latents, of_sums, perplexity_of
+from pipeline.evaluate.metrics import METRICS, Latents, of_sums, perplexity_of, recovered
 from pipeline.evaluate.report import QUANTILES
 from pipeline.evaluate.sums import (
     CLEAN,
@@ -60,6 +60,17 @@ def test_ratios_over_nothing_are_not_numbers():
         "explained_variance", "relative_bias", "loss_recovered", "loss_recovered_mean",
         "kl_recovered",
     }  # fmt: skip
+
+
+def test_nothing_is_recovered_where_ablating_does_not_hurt():
+    """Or a better SAE would read as a worse one."""
+    hurts, helps = (
+        recovered(np.array([floor]), np.array([2.0]), np.array([1.5])) for floor in (3.0, 1.0)
+    )
+    assert hurts == pytest.approx(2 / 3) and np.isnan(helps)
+    x = torch.tensor([[3e-10, 4e-10]])
+    found = dict(zip(RECONSTRUCTION, reconstruction(x, x, torch.zeros(2)), strict=True))
+    assert found["cosine"].item() == pytest.approx(1)
 
 
 def test_a_perplexity_beyond_all_numbers_is_the_largest():

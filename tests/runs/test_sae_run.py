@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config.architectures import ReluConfig, TopKConfig
+from pipeline.config.architectures import ARCHS, ReluConfig, TopKConfig
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runs.folder import enter
@@ -56,6 +56,16 @@ def test_a_run_reads_back_what_made_it(config):
     assert (document["format"], document["kind"]) == (1, "sae")
     assert document["config"]["arch"]["k"] == 3
     assert document["store"]["model"] == "builtin"
+
+
+@pytest.mark.parametrize("kind", ["gated", "jumprelu"])
+def test_a_run_of_before_auxk_helped_its_kind_had_none(config, kind):
+    run, _ = finished(replace(config, arch=ARCHS[kind](l0=3)))
+    assert SAERun.open(config.out).config.arch.k_aux is None
+    document = json.loads((config.out / "run.json").read_text())
+    del document["config"]["arch"]["k_aux"]
+    (config.out / "run.json").write_text(json.dumps(document))
+    assert SAERun.open(config.out).config.arch == replace(run.config.arch, k_aux=0)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ def test_dead_latents_come_nearer_and_the_others_stay(kind):
     arch = architecture_of(config, d_in=8, d_sae=32, rms=2.0)
     saes = [SAE(config, d_in=8, d_sae=32, seed=seed, rms=2.0) for seed in (0, 1)]
     stack = Stack(stacked(saes, arch), arch)
+    if kind == "jumprelu":
+        stack.params["log_threshold"].add_(1.0)  # it has risen since the start
     before = {name: p.clone() for name, p in stack.params.items()}
     dead = torch.zeros(2, 32, dtype=torch.bool)
     dead[0, 3] = dead[1, 5] = True
@@ -87,6 +89,21 @@ def test_dead_latents_come_nearer_and_the_others_stay(kind):
     expected = dead * torch.tensor([[0.1], [0.4]]) * (-0.5 if kind == "jumprelu" else 1)
     for move in moved.values():
         torch.testing.assert_close(move, expected)
+
+
+def test_a_dead_latents_threshold_falls_to_its_start_and_then_its_bias_rises():
+    config = ARCHS["jumprelu"](l0=4)
+    arch = architecture_of(config, d_in=8, d_sae=32, rms=2.0)
+    stack = Stack(stacked([SAE(config, d_in=8, d_sae=32, rms=2.0)], arch), arch)
+    at, b_enc = stack.params["log_threshold"], stack.params["b_enc"]
+    start = at[0, 0].item()
+    at[0, :2] += 0.07
+    dead = torch.zeros(1, 32, dtype=torch.bool)
+    dead[0, 0] = dead[0, 2] = True
+    for _ in range(3):
+        arch.revive(stack.params, dead, step=torch.full((1, 32), 0.1))
+    assert at[0, :3].tolist() == pytest.approx([start, start + 0.07, start])
+    assert b_enc[0, :3].tolist() == pytest.approx([0.1, 0.0, 0.3])  # first: 2 of 3 lowered it
 
 
 def test_gates_are_shifted_until_as_many_latents_as_asked_for_have_a_magnitude_too():

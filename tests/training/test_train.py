@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +15,15 @@ import torch
 
 from actstore.reader import ActStore
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.harvest.harvest import harvest
 from pipeline.plots.training import save_curves
 from pipeline.runs.curves import METRICS, TrainReport
 from pipeline.runs.sae_run import SAERun
 from pipeline.terminal.lines import curve_words
 from pipeline.training.train import train
+from tests.helpers.harvests import harvest_config
 from tests.helpers.refusals import refused
+from tests.helpers.tiny import CTX_LEN
 from tests.helpers.training import (
     DAMAGES,
     config_of,
@@ -122,6 +126,21 @@ def test_a_second_ctrl_c_stops_at_once(store, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(config_for(store, tmp_path / "a"), on_step=pressing_ctrl_c(times=2))
     assert steps_kept(tmp_path / "a") == [10]
+
+
+def test_a_complete_run_is_reused_though_its_store_grew(tmp_path):
+    acts = harvest_config(tmp_path, sites=("mlp_out.1",), tokens=20 * CTX_LEN)
+    harvest(acts)
+    counted, all_there_is = (
+        config_for(acts.out, tmp_path / name, steps=4, site="mlp_out.1", **tokens)
+        for name, tokens in (("counted", {}), ("all", {"tokens": None}))
+    )
+    for config in (counted, all_there_is):
+        train(config)
+    harvest(replace(acts, tokens=33 * CTX_LEN))
+    assert train(counted).reused
+    with refused(ConfigError, "all was trained on another store, or .* changed since"):
+        train(all_there_is)  # it would see more rows now
 
 
 @pytest.mark.parametrize("resume", [True, False])
