@@ -31,8 +31,8 @@ def runs_table(folder: Path, found: Sequence[ListedRun]) -> Table:
     rows = [
         [
             str(run.path if run.path == folder else run.path.relative_to(folder)),
-            f"{run.kind} {run.arch}\n{run.site}".strip(),
-            run.when[:16].replace("T", "\n"),
+            f"{run.kind} {run.arch} {run.site}".strip(),
+            run.when[:16].replace("T", " "),
             run.state,
             *map(_short, (run.l0, run.explained_variance, run.loss_added, run.loss_recovered)),
         ]

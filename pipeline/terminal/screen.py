@@ -59,6 +59,8 @@ def drawn(table: PlainTable) -> Table:
     return made
 
 
+IN_A_FILE = 200
+"""Columns of a table that is no longer on a screen: nothing in it should be cut or broken."""
 _BEFORE_PIVOT = 30
 """Cells of the screen."""
 
@@ -89,6 +91,8 @@ class Screen:
             _require_writable(Path(json))
         self._json = json
         self._console = Console(stderr=json == "-", highlight=False, markup=False)
+        if not self._console.is_terminal and "COLUMNS" not in os.environ:
+            self._console.width = IN_A_FILE
         self._bars: Bars | None = None
 
     @contextmanager
@@ -137,7 +141,7 @@ class Screen:
             self.say(line)
 
     def draw(self, table: PlainTable) -> None:
-        """A table, in the width there is: 80 columns in a pipe."""
+        """A table, in the width there is."""
         self._print(drawn(table))
 
     def show(self, title: str, rows: Mapping[str, object]) -> None:
@@ -149,7 +153,8 @@ class Screen:
     def note(self, notes: Iterable[str]) -> None:
         """What a reader of the numbers must know, each thing once."""
         for note in dict.fromkeys(notes):
-            self._print(visible(f"note: {as_typed(note)}"))
+            line, wraps = visible(f"note: {as_typed(note)}"), self._console.is_terminal
+            self._print(line, soft_wrap=not wraps)
 
     def emit(self, result: object) -> None:
         """Write a result as JSON, whole or not at all, if that was asked for."""

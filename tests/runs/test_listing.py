@@ -61,10 +61,14 @@ def test_each_run_is_a_row_and_what_is_damaged_says_so(folder):
         list_runs(folder / "read/run.json")
 
 
-def test_the_command_shows_them_and_gives_them_to_programs(folder, succeeds):
+def test_the_command_shows_them_and_gives_them_to_programs(folder, succeeds, monkeypatch):
+    out, _ = succeeds("runs", folder)
+    (line,) = (line for line in out.splitlines() if line.startswith("map "))
+    assert "connector relu resid.0 to mlp_out.1 1970-01-01" in line, "in a file, a line is a run"
+    monkeypatch.setenv("COLUMNS", "80")
     out, _ = succeeds("runs", folder)
     assert max(map(len, out.splitlines())) <= 80
-    for words in ("sweep/begun", "unfinished", "resid.0 to", "12.2", "2.39"):
+    for words in ("sweep/begun", "unfinished", "resid.0", "12.2", "2.39"):
         assert words in out
     found = json.loads(succeeds("runs", folder, "--json", "-")[0])
     assert [one["state"] for one in found[:3]] == ["finished", "finished", "unfinished"]

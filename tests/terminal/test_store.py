@@ -100,7 +100,8 @@ def test_info_tells_of_a_site_that_is_being_added(succeeds, make_store):
     assert "new.1: not finished, go on" in words(succeeds("store", "info", path)[0])
 
 
-def test_80_columns_are_enough(succeeds, make_store):
+def test_80_columns_are_enough(succeeds, make_store, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     path = make_store(name="a" * 30, codec="bitround:3", widths=WIDTHS, source=SOURCE)
     for command in (("info", path), ("list", path.parent)):
         out, _ = succeeds("store", *command)

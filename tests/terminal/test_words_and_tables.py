@@ -215,7 +215,8 @@ def test_layers_and_the_worst_contexts_have_tables_whose_texts_do_nothing(capsys
         assert harmful not in text
 
 
-def test_long_contexts_are_cut_to_the_width(capsys):
+def test_long_contexts_are_cut_to_the_width(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     report = with_everything()
     long = replace(report.worst[0], text="word " * 300)
     text = shown(capsys, replace(report, worst=(long,)))
