@@ -71,13 +71,21 @@ def wanted_l0(arch: ArchConfig, *, d_sae: int) -> float | None:
     return getattr(arch, arch.l0_as, None)
 
 
+def _penalty(arch: ArchConfig) -> str:
+    """The setting that is the penalty, where it was told in place of an L0; else nothing."""
+    told = isinstance(arch, Penalised) and arch.wanted(d_sae=1) is None
+    return arch.penalty_as if told else ""
+
+
 def _on_dead(config: TrainConfig, curves: Curves, d_sae: int, n_steps: int) -> Lines:
     last = curves[-1]
     dead = int(last["n_dead"])
     if dead > MOST_DEAD * d_sae:
+        knobs = f"`{told}`, `lr`" if (told := _penalty(config.arch)) else "`lr`"
         yield (
             f"{dead:,} of {d_sae:,} latents ({dead / d_sae:.0%}) were silent on the last "
-            f"{int(last['dead_over']):,} rows: lower `lr` or `expansion`, or train on more `tokens`"
+            f"{int(last['dead_over']):,} rows: lower {knobs} or `expansion`, or train on more "
+            "`tokens`"
         )
     if config.resample != "none" and _steps(config, config.resample_every, n_steps) >= n_steps:
         yield (
@@ -89,8 +97,9 @@ def _on_dead(config: TrainConfig, curves: Curves, d_sae: int, n_steps: int) -> L
 def _on_error(config: TrainConfig, curves: Curves, d_sae: int, n_steps: int) -> Lines:
     explained = curves[-1].get("explained_variance")
     if explained is not None and explained < LEAST_EXPLAINED:
+        more = f"lower `{told}`" if (told := _penalty(config.arch)) else "raise `l0`"
         yield (
-            f"explained variance is {explained:.2f}: raise `l0` or `expansion`, or train on more "
+            f"explained variance is {explained:.2f}: {more} or raise `expansion`, or train on more "
             "`tokens`"
         )
     middle = _mean_recon(curves, 0.4 * n_steps, 0.5 * n_steps)

@@ -43,7 +43,15 @@ def test_of_a_good_run_there_is_nothing_to_say():
             "L0 is 32.0 where 6.4 was asked for: train on more `tokens`, or type `l0`",
         ),
         ({"n_dead": 65}, r"65 of 640 latents \(10%\) were silent on the last 10,000 rows: lower"),
-        ({"explained_variance": 0.49}, r"explained variance is 0.49: raise `l0` or `expansion`"),
+        ({"explained_variance": 0.49}, r"explained variance is 0.49: raise `l0` or raise `expa"),
+        (
+            {"explained_variance": 0.49, "config": {"arch": ReluConfig(l1=9.0)}},
+            r"explained variance is 0.49: lower `l1` or raise `expansion`, or train on more",
+        ),
+        (
+            {"n_dead": 65, "config": {"arch": JumpReluConfig(coefficient=9.0)}},
+            r"65 of 640 .* rows: lower `coefficient`, `lr` or `expansion`, or train on more",
+        ),
         ({"recon": (5.0, 3.7)}, "the error fell by 26% in the second half of the run"),
         ({"n_constant": 8}, "8 of the 32 active latents of a row are active on nearly all rows"),
         ({"n_rows": 9_000}, "each row of the store was seen 11 times: harvest more `tokens`"),

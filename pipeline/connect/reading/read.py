@@ -111,7 +111,7 @@ def _blank(config: ReadingConfig, run: ConnectorRun, store: ActStore) -> Reading
             f"{store.path} is not the store that the connector was trained from, or has changed "
             "since"
         )
-    if config.tokens > store.n_rows:
+    if config.tokens > store.n_rows and config.tokens != ReadingConfig.tokens:  # it was told
         notes.append(f"the store holds {store.n_rows:,} tokens; {config.tokens:,} were asked for")
     return Reading(
         config=config,
