@@ -78,6 +78,6 @@ def _offsets(header: bytes, size: int) -> list[tuple[int, int]]:
         told = json.loads(header)
         told.pop("__metadata__", None)
         found = [(int(a), int(b)) for a, b in (tensor["data_offsets"] for tensor in told.values())]
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+    except (ValueError, OverflowError, RecursionError, AttributeError, KeyError, TypeError):
         return []
     return found if all(0 <= a <= b <= size for a, b in found) else []

@@ -65,14 +65,18 @@ def test_a_copy_of_a_model_has_its_fingerprint_and_one_of_before_is_compared_as_
     assert now == copy.fingerprint() == files.fingerprint_like(now) == files.fingerprint_like("")
 
 
+def headed(header: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header
+
+
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"version https://git-lfs", bytes(20), b"\2\0\0\0\0\0\0\0[]",
-        b"\x24\0\0\0\0\0\0\0" + b'{"a": {"data_offsets": [-9, 9000000]}}'[:36],
-        b"\x21\0\0\0\0\0\0\0" + b'{"a": {"data_offsets": [-9, 900]}}'[:33],
+        b"", b"version https://git-lfs", bytes(20), headed(b"[]"), headed(b'{"a": {"data_of'),
+        headed(b'{"a": {"data_offsets": [-9, 9]}}'), headed(b'{"a": {"data_offsets": [0, 9]}}'),
+        headed(b'{"a": {"data_offsets": [0, Infinity]}}'),
     ],
-    ids=["empty", "pointer", "zeros", "a list", "cut", "offsets"],
+    ids=["empty", "pointer", "zeros", "list", "cut", "before", "beyond", "infinity"],
 )  # fmt: skip
 def test_a_file_without_tensors_is_one_by_its_content(tmp_path, data):
     """Whoever loads it is told; its layers may be above all that runs."""
