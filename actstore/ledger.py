@@ -33,7 +33,7 @@ from actstore.files import (
     write_many,
 )
 from actstore.layout import Layout
-from actstore.manifest import CONTEXT_TOKENS, FORMAT_VERSION, TOKEN_ARRAYS, Manifest, StoreSpec
+from actstore.manifest import FORMAT_VERSION, TOKEN_ARRAYS, Manifest, StoreSpec
 from actstore.metadata import array_document, shard_key
 from actstore.moments import Moments, unpacked
 from actstore.reader import load_summary
@@ -261,9 +261,9 @@ class Ledger:
             for name, (size, _) in entry.files.items()
         )
 
-    def contexts(self, shard: int) -> Shaped[np.ndarray, "n ctx_len"]:
-        """The tokens of a shard of the complete generation, every byte checked."""
-        name, rows = CONTEXT_TOKENS, self.manifest.n_rows
+    def kept(self, name: str, shard: int) -> Shaped[np.ndarray, "n width"]:
+        """An array of a shard of the complete generation, every byte checked."""
+        rows = self.manifest.n_rows
         sizes = [size_of(self.root / shard_key(name, k)) or 0 for k in range(self.n_kept)]
         return ShardReader(self.root, self.spec, name, n_rows=rows, sizes=sizes).read(shard)
 

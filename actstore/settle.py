@@ -26,7 +26,7 @@ from actstore.ledger import (
     read_journal,
     rewrite_journal,
 )
-from actstore.manifest import Manifest, StoreSpec, differences
+from actstore.manifest import CONTEXT_TOKENS, Manifest, StoreSpec, differences
 from actstore.merge import ADDING, complete_addition, merge
 from actstore.metadata import shard_key
 from actstore.removal import OWN, SUMMARIES, clear, half_removed
@@ -205,7 +205,8 @@ def _require_replaceable(ledger: Ledger) -> None:
     files = [group / name / "zarr.json" for name in ledger.spec.arrays]
     if ledger.manifest.n_rows % ledger.spec.shard_rows:
         files += [group / shard_key(name, last) for name in ledger.spec.arrays]
-        ledger.contexts(last)
+        for name in (CONTEXT_TOKENS, *ledger.spec.names):  # what comes is held to these
+            ledger.kept(name, last)
     for file in files:
         if os.path.lexists(file) and not file.is_file():
             raise StoreError(

@@ -10,14 +10,20 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped
 
+from actstore.codec import kept_bits
 from actstore.errors import StoreError
 from actstore.files import make_folder, writing
 from actstore.layout import row_permutation
 from actstore.ledger import Ledger, Twin
-from actstore.manifest import Manifest, StoreSpec
+from actstore.manifest import CONTEXT_TOKENS, Manifest, StoreSpec
+from actstore.moments import as_float
 from actstore.settle import open_ledger
 from actstore.shardwriter import Shard, Written, write_files
 from actstore.summary import peek
+
+MAX_MOVED = 0.05
+"""How far a row may be from what it was, of its norm, where it is written again."""
+BLOCK_ROWS = 4096  # that are compared at a time: as floats they take more memory
 
 
 class Conveyor:
@@ -95,13 +101,51 @@ class Conveyor:
 
 
 def _require_same_start(shard: Shard, ledger: Ledger) -> None:
-    """Hold a last shard that is written again, longer, to the contexts it began with."""
-    old = ledger.contexts(shard.index)
+    """Hold a last shard that is written again, longer, to the contexts and rows it began with."""
+    old = ledger.kept(CONTEXT_TOKENS, shard.index)
     if not np.array_equal(shard.tokens[: len(old)], old):
-        raise StoreError(
-            f"{ledger.path} cannot be extended: its source no longer gives the tokens it gave "
-            f"for shard {shard.index}; write another store"
-        )
+        raise _gives_others(shard, ledger, "tokens")
+    spec, n_rows = ledger.spec, shard.n_rows
+    place = np.empty(n_rows, np.int64)  # of each row, counted in context order
+    place[row_permutation(n_rows, seed=spec.seed, shard=shard.index)] = np.arange(n_rows)
+    again = place[row_permutation(old.size, seed=spec.seed, shard=shard.index)]
+    keep = kept_bits(spec.codec)
+    limit = MAX_MOVED + (0 if keep is None else 0.5 ** (keep + 1))  # of which old rows are rounded
+    for name in spec.names:
+        share = _share_moved(shard.acts[name], again, ledger.kept(name, shard.index), limit=limit)
+        if share > 0.5:
+            raise _gives_others(shard, ledger, f"rows of {name}")
+
+
+def _share_moved(
+    new: Shaped[np.ndarray, "rows width"],
+    again: Int64[np.ndarray, " n"],
+    old: Shaped[np.ndarray, "n width"],
+    *,
+    limit: float,
+) -> float:
+    """The share of `new[again]` that are farther than `limit`, of their norm, from what they were.
+
+    They need not be the same to the bit: another batch size, device or kind of processor may go on
+    with a store, and rounds otherwise, by a percent or so in 16 bits. And rows are told one by one,
+    as those of huge norm, of which many models have a few, hardly differ between a model and its
+    fine-tuning and would outweigh all others in one sum. NaN counts as near: it is told elsewhere.
+    """
+    n_moved = 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(old), BLOCK_ROWS):
+            was = as_float(old[start : start + BLOCK_ROWS]).astype(np.float32)
+            now = as_float(new[again[start : start + BLOCK_ROWS]]).astype(np.float32)
+            moved = np.linalg.norm(now - was, axis=1) > limit * np.linalg.norm(was, axis=1)
+            n_moved += int(np.count_nonzero(moved))
+    return n_moved / len(old)
+
+
+def _gives_others(shard: Shard, ledger: Ledger, what: str) -> StoreError:
+    return StoreError(
+        f"{ledger.path} cannot be extended: its source no longer gives the {what} it gave "
+        f"for shard {shard.index}; write another store"
+    )
 
 
 def failed(path: Path, error: OSError) -> StoreError:

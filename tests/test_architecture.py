@@ -16,7 +16,7 @@ SOURCES = [ROOT / "cli.py", *ROOT.glob("actstore/**/*.py"), *ROOT.glob("pipeline
 # other.
 ORDER = (
     ("actstore",),
-    ("errors", "foreign", "progress", "tables"),
+    ("errors", "fingerprints", "foreign", "progress", "tables"),
     ("config", "disk", "frame", "stores"),
     ("device", "limits"),
     ("lm", "sae"),

@@ -68,7 +68,9 @@ def notes_on(
     notes = [setting.read.note] if setting.read.note else []
     if setting.model != trained.model:
         notes.append(f"trained on activations of {trained.model}, evaluated in {setting.model}")
-    elif trained.model_fingerprint not in ("", scene.lm.fingerprint()):
+    elif trained.model_fingerprint not in (
+        "", scene.lm.files.fingerprint_like(trained.model_fingerprint)
+    ):  # fmt: skip
         notes.append(f"the weights of {setting.model} have changed since its store was harvested")
     if setting.text == trained.text:
         notes.append(f"evaluated on {setting.text}, the text it was trained on: not held out")

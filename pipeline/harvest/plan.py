@@ -6,6 +6,7 @@ small file is read. Torch-free.
 
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,12 +25,14 @@ from actstore.removal import find_stores, remove_rowless
 from actstore.settle import settled
 from pipeline.config.stages import UNSAID, HarvestConfig
 from pipeline.errors import ConfigError
+from pipeline.fingerprints import NOW, scheme_of
 from pipeline.lm.families import Shape, Site
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.progress import size
 from pipeline.stores import known_folders
 from pipeline.text.open import open_text
+from pipeline.text.source import TextSource
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -143,6 +146,7 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
             f"{shape.n_positions} at most: type --ctx-len {shape.n_positions} or less"
         )
     tokenizer = load_tokenizer(config.model, revision=config.revision)
+    text = open_text(config.text, column=config.text_column)
     there, precision = _store_at(config.out), config.precision
     if precision == "auto" and there is not None:
         precision = there.spec.source.get("model_precision", precision)
@@ -154,7 +158,7 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "text": config.text,
         "text_column": config.text_column,
-        "text_fingerprint": open_text(config.text, column=config.text_column).fingerprint(),
+        "text_fingerprint": text.fingerprint(),
         "special_tokens": config.special_tokens,
         "documents": config.documents,
     }
@@ -168,9 +172,10 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
         source=source,
     )
     notes = () if tokenizer.eos_id is not None or config.documents == "separate" else (_NO_END,)
+    named = {"model_fingerprint": files, "text_fingerprint": text}
     if there is None:
-        return replace(_from_nothing(config, spec), notes=notes)
-    _refuse_another(config, spec, there)
+        return replace(_from_nothing(config, spec, named), notes=notes)
+    _refuse_another(config, _as_told(spec, there, named), there)
     return replace(_from_store(config, spec, there), notes=notes)
 
 
@@ -185,6 +190,22 @@ def _store_at(path: Path) -> Manifest | None:
     if begun and not holds_rows(path):
         return None if remove_rowless(path) else settled(path)
     return there
+
+
+def _as_told(
+    spec: StoreSpec, there: Manifest, named: Mapping[str, ModelFiles | TextSource]
+) -> StoreSpec:
+    """The spec, its fingerprints made the way that those of a store that is there were.
+
+    A store of before is reused and extended by those it has: of what is new, they may tell less.
+    """
+    stored = {key: str(there.spec.source.get(key, "")) for key in named}
+    again = {
+        key: one.fingerprint_like(stored[key])
+        for key, one in named.items()
+        if scheme_of(stored[key]) != NOW
+    }
+    return replace(spec, source={**spec.source, **again})
 
 
 def _refuse_another(config: HarvestConfig, spec: StoreSpec, there: Manifest) -> None:
@@ -214,13 +235,15 @@ def _comparable(spec: StoreSpec) -> dict[str, Any]:
     return told | {"source": UNSAID | told["source"]}
 
 
-def _from_nothing(config: HarvestConfig, spec: StoreSpec) -> HarvestPlan:
+def _from_nothing(
+    config: HarvestConfig, spec: StoreSpec, named: Mapping[str, ModelFiles | TextSource]
+) -> HarvestPlan:
     """A complete store elsewhere that holds every row, value by value; a new one without."""
     n_rows = rows_asked(config)
     spec.require_sensible(n_rows)
     if not config.out.exists():
         for path, there in _stores_near(config.out):
-            if _holds(there, spec, n_rows):
+            if _holds(there, _as_told(spec, there, named), n_rows):
                 with suppress(StoreError):  # one that is damaged serves nobody
                     now = settled(path) or there
                     ActStore.open(path)

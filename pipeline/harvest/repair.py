@@ -152,10 +152,14 @@ def _require_same(job: Repair, *, tokenizer: Tokenizer, text: TextSource) -> Non
     source = job.spec.source
     files = ModelFiles(str(source["model"]), str(source["revision"]))
     now = {
-        "model_fingerprint": (f"model {files.name}", files.fingerprint()),
+        "model_fingerprint": (
+            f"model {files.name}", files.fingerprint_like(str(source["model_fingerprint"]))
+        ),
         "tokenizer_fingerprint": (f"tokenizer of {files.name}", tokenizer.fingerprint),
-        "text_fingerprint": (f"text {text.name}", text.fingerprint()),
-    }
+        "text_fingerprint": (
+            f"text {text.name}", text.fingerprint_like(str(source["text_fingerprint"]))
+        ),
+    }  # fmt: skip
     for key, (name, fingerprint) in now.items():
         if source[key] != fingerprint:
             raise ConfigError(

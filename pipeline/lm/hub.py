@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelError, PipelineError
+from pipeline.fingerprints import FIRST, NOW, ends_of, parts_of_weights, scheme_of
 
 # The few names on the hub without an owner.
 _SINGLE_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 _TIMEOUT = 10.0  # seconds until the hub counts as unreachable
-_SAMPLE = 1 << 16  # bytes hashed at each end of a file: a whole hash would read gigabytes
 BUILTIN = "builtin"
 
 
@@ -89,14 +89,24 @@ class ModelFiles:
     def fingerprint(self) -> str:
         """What identifies the weights: the commit on the hub, a digest of a local folder.
 
-        The digest covers config.json whole, and name, size and both ends of each weight file.
+        The digest covers config.json whole, and what `pipeline.fingerprints` says of each weight
+        file: it changes when a tensor was retrained.
         """
+        return self._fingerprint(NOW)
+
+    def fingerprint_like(self, stored: str) -> str:
+        """The fingerprint, made the way that a stored one was."""
+        return self._fingerprint(scheme_of(stored))
+
+    def _fingerprint(self, scheme: str) -> str:
         if self.folder is None:  # …/snapshots/<commit>/config.json
             return f"commit:{self.need('config.json').parent.name}"
         digest = hashlib.sha256(self.need("config.json").read_bytes())
         for path in sorted(self.folder.glob("*.safetensors")):
-            digest.update(f"{path.name}:{path.stat().st_size}".encode() + ends_of(path))
-        return f"sha256:{digest.hexdigest()}"
+            digest.update(f"{path.name}:{path.stat().st_size}".encode())
+            for part in [ends_of(path)] if scheme == FIRST else parts_of_weights(path):
+                digest.update(part)
+        return f"{scheme}{digest.hexdigest()}"
 
     def _download(self, filename: str) -> Path | None:
         from huggingface_hub import errors, hf_hub_download
@@ -141,14 +151,6 @@ class ModelFiles:
             except network_error():
                 return True
         return False
-
-
-def ends_of(path: Path) -> bytes:
-    """The first and the last 64 KiB of a file."""
-    with path.open("rb") as file:
-        start = file.read(_SAMPLE)
-        file.seek(max(0, path.stat().st_size - _SAMPLE))
-        return start + file.read(_SAMPLE)
 
 
 def builtin_model_path() -> Path:

@@ -130,7 +130,7 @@ def _lines(facts: Mapping[str, Any]) -> dict[str, str]:
 def _brief(value: object) -> str:
     """A value of the source; of a fingerprint as much as tells two apart."""
     words = cell(value)
-    return f"{words[:24]}…" if re.fullmatch("(sha256:)?[0-9a-f]{40,}", words) else words
+    return f"{words[:24]}…" if re.fullmatch("(sha256(-2)?:)?[0-9a-f]{40,}", words) else words
 
 
 def _sites(facts: Mapping[str, Any]) -> Table:

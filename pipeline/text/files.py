@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from pipeline.errors import TextError
-from pipeline.lm.hub import ends_of
+from pipeline.fingerprints import FIRST, NOW, ends_of, parts_of_text, scheme_of
 from pipeline.text.source import TextSource
 
 PIECE_CHARACTERS = 1 << 20
@@ -41,8 +41,12 @@ class FileText(TextSource):
         self._paths = _usable_files(path)
 
     def fingerprint(self) -> str:
-        """SHA-256 over name, size and both ends (64 KiB) of every file."""
+        """SHA-256 over name, size and content of every file, as `pipeline.fingerprints` says."""
         return files_fingerprint(self._paths, root=self._root)
+
+    def fingerprint_like(self, stored: str) -> str:
+        """The fingerprint, made the way that a stored one was."""
+        return files_fingerprint(self._paths, root=self._root, scheme=scheme_of(stored))
 
     def documents(self, start: int = 0) -> Iterator[str]:
         """The documents from number `start` on; what comes before is counted, not parsed."""
@@ -88,13 +92,15 @@ def looks_like_a_file(path: Path) -> bool:
     return path.suffix.lower() in {Path(f"x{suffix}").suffix for suffix in FORMATS}
 
 
-def files_fingerprint(paths: list[Path], *, root: Path) -> str:
-    """SHA-256 over name below `root`, size and both ends of every file."""
-    digest = hashlib.sha256()
+def files_fingerprint(paths: list[Path], *, root: Path, scheme: str = NOW) -> str:
+    """SHA-256 over name below `root`, size, and what the scheme covers of every file."""
+    digest, total = hashlib.sha256(), sum(path.stat().st_size for path in paths)
     for path in paths:
         name = path.relative_to(root) if path != root else path.name
-        digest.update(os.fsencode(f"{name}:{path.stat().st_size}\n") + ends_of(path))
-    return f"sha256:{digest.hexdigest()}"
+        digest.update(os.fsencode(f"{name}:{path.stat().st_size}\n"))
+        for part in [ends_of(path)] if scheme == FIRST else parts_of_text(path, total=total):
+            digest.update(part)
+    return f"{scheme}{digest.hexdigest()}"
 
 
 _CONVERT = "convert it, for example with iconv"

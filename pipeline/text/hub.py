@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, final
 
 from pipeline.errors import PipelineError, TextError
+from pipeline.fingerprints import NOW, scheme_of
 from pipeline.lm.hub import explained
 from pipeline.text.files import files_fingerprint, text_columns, text_of
 from pipeline.text.source import TextSource
@@ -117,9 +118,16 @@ class SavedText(TextSource):
         self._column = column
 
     def fingerprint(self) -> str:
-        """SHA-256 over name, size and both ends (64 KiB) of every file."""
+        """SHA-256 over name, size and content of every file, as `pipeline.fingerprints` says."""
+        return self._fingerprint(NOW)
+
+    def fingerprint_like(self, stored: str) -> str:
+        """The fingerprint, made the way that a stored one was."""
+        return self._fingerprint(scheme_of(stored))
+
+    def _fingerprint(self, scheme: str) -> str:
         files = sorted(path for path in self._path.rglob("*") if path.is_file())
-        return files_fingerprint(files, root=self._path)
+        return files_fingerprint(files, root=self._path, scheme=scheme)
 
     def documents(self, start: int = 0) -> Iterator[str]:
         """The documents from number `start` on; those before are not read."""

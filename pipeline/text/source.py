@@ -17,6 +17,10 @@ class TextSource(ABC):
     def fingerprint(self) -> str:
         """Tells one content from another; equal for equal documents in equal order."""
 
+    def fingerprint_like(self, stored: str) -> str:
+        """The fingerprint, made the way that a stored one was."""
+        return self.fingerprint()
+
     @abstractmethod
     def documents(self, start: int = 0) -> Iterator[str]:
         """The documents from number `start` on.

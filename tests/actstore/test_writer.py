@@ -5,22 +5,29 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from actstore.errors import NonFiniteError, StoreError
+from actstore.ledger import JOURNAL
 from actstore.manifest import StoreSpec
+from actstore.moments import as_float
 from actstore.reader import ActStore, peek
 from actstore.shardwriter import write_files
+from actstore.verify import verify
 from actstore.writer import ActWriter
+from tests.helpers.refusals import refused
 from tests.helpers.stores import (
     TWO_SITES,
     contexts,
     files_of,
+    flip,
     make_spec,
     require_right_rows,
     require_same_store,
+    shard_file,
     shard_of,
     write_store,
 )
@@ -151,6 +158,44 @@ def test_an_extension_from_another_text_is_refused(tmp_path):
         writer.write_shard(replace(shard, tokens=shard.tokens + 1))
         writer.finish()
     assert ActStore.open(path).n_rows == 200
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("codec", ["lz4", "bitround:2"])
+def test_an_extension_from_another_model_is_refused_and_one_that_rounds_otherwise_is_not(
+    tmp_path, dtype, codec
+):
+    """The rows of a shard that is written again, longer, are held to those that are there."""
+    spec = make_spec(widths=TWO_SITES, dtype=dtype, codec=codec)
+
+    def extended(name: str, change: float) -> Path:
+        path = write_store(tmp_path / name, spec, n_rows=200)
+        shard, rng = shard_of(spec, 3, 64), np.random.default_rng(0)
+        rows = as_float(shard.acts["resid.0"]).astype(np.float32)
+        rows *= 1 + change * rng.standard_normal(rows.shape)
+        rows[:2] *= 1e3  # be they huge, a few rows decide nothing
+        acts = rows.view(np.uint32) >> 16 if dtype == "bfloat16" else rows
+        with ActWriter.create_or_resume(path, spec, n_rows=256) as writer:
+            acts = {**shard.acts, "resid.0": acts.astype(spec.storage)}
+            writer.write_shard(replace(shard, acts=acts))
+            writer.finish()
+        return path
+
+    assert ActStore.open(extended("same", 0.01)).n_rows == 256
+    with refused(StoreError, r"no longer gives the rows of resid\.0 it gave for shard 3; write"):
+        extended("other", 0.6)
+    assert ActStore.open(tmp_path / "other").n_rows == 200
+    assert not verify(tmp_path / "other")
+
+
+def test_an_extension_of_a_shard_that_is_damaged_changes_nothing(tmp_path):
+    spec = make_spec()
+    path = write_store(tmp_path / "s", spec, n_rows=200)
+    flip(shard_file(path, "mlp_out.1", 3), 40)
+    before = files_of(path), (path / JOURNAL).read_bytes()
+    with refused(StoreError, "damaged.*saepipe store verify .* --repair"):
+        write_store(path, spec, n_rows=256)
+    assert (files_of(path), (path / JOURNAL).read_bytes()) == before
 
 
 def test_finishing_too_early_is_refused(tmp_path):

@@ -14,6 +14,7 @@ from pipeline.evaluate import evaluate as evaluation
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.metrics import METRICS
 from pipeline.lm import cross_entropy
+from pipeline.lm.hub import ModelFiles
 from pipeline.lm.model import LanguageModel
 from pipeline.runs.sweep import SweepDocument
 from pipeline.sae.sae import SAE
@@ -163,6 +164,12 @@ def test_what_makes_numbers_less_comparable_is_noted(run_eval, tiny_text, saved,
     (report,) = run_eval(make_sae(), saved=saved | trained_on, **options)
     assert any(note in told for told in report.notes)
     assert report.n_tokens == N_CONTEXTS * CTX_LEN
+
+
+def test_weights_that_an_earlier_version_told_of_have_not_changed(run_eval, tiny_model):
+    stored = ModelFiles(str(tiny_model)).fingerprint_like("sha256:")
+    (report,) = run_eval(make_sae(), saved={"model_fingerprint": stored})
+    assert not any("have changed" in told for told in report.notes)
 
 
 def test_the_embedded_text_is_evaluated_on_its_held_out_part(run_eval):

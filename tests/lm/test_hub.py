@@ -27,6 +27,67 @@ from tests.helpers.slow import slow
 from tests.helpers.standin import StandIn, serving
 from tests.helpers.tiny import make_model, make_text
 
+BIG = {"first": 40_000, "middle": 40_000, "small": 3, "last": 40_000}
+"""Values of the tensors of a file whose ends do not show what is between them."""
+
+
+def local(folder: Path, **retrained: torch.Tensor) -> ModelFiles:
+    """A local folder that holds these tensors; those that are not given are zeros."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    tensors = {name: torch.zeros(n) for name, n in BIG.items()}
+    save_file(tensors | retrained, folder / "model.safetensors")
+    return ModelFiles(str(folder))
+
+
+@pytest.mark.parametrize("at", ["start", "middle", "end", "all"])
+@pytest.mark.parametrize("name", BIG)
+def test_a_tensor_that_was_retrained_makes_another_fingerprint(tmp_path, name, at):
+    n = BIG[name]
+    tensor = torch.zeros(n)
+    tensor[{"start": 0, "middle": n // 2, "end": n - 1, "all": slice(None)}[at]] = 1
+    before, after = local(tmp_path / "a"), local(tmp_path / "b", **{name: tensor})
+    assert before.fingerprint() != after.fingerprint()
+    assert before.fingerprint().startswith("sha256-2:")
+
+
+def test_a_copy_of_a_model_has_its_fingerprint_and_one_of_before_is_compared_as_it_was_made(
+    tmp_path,
+):
+    files = local(tmp_path / "a")
+    copy = ModelFiles(shutil.copytree(tmp_path / "a", tmp_path / "b").as_posix())
+    os.utime(tmp_path / "b" / "model.safetensors", (1, 1))
+    data = (tmp_path / "a" / "model.safetensors").read_bytes()
+    told = f"{{}}model.safetensors:{len(data)}".encode() + data[: 1 << 16] + data[-(1 << 16) :]
+    stored = f"sha256:{hashlib.sha256(told).hexdigest()}"
+    assert stored == files.fingerprint_like(stored) == copy.fingerprint_like(stored)
+    now = files.fingerprint()
+    assert now == copy.fingerprint() == files.fingerprint_like(now) == files.fingerprint_like("")
+
+
+def headed(header: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"version https://git-lfs", bytes(20), headed(b"[]"), headed(b'{"a": {"data_of'),
+        headed(b'{"a": {"data_offsets": [-9, 9]}}'), headed(b'{"a": {"data_offsets": [0, 9]}}'),
+        headed(b'{"a": {"data_offsets": [0, Infinity]}}'),
+    ],
+    ids=["empty", "pointer", "zeros", "list", "cut", "before", "beyond", "infinity"],
+)  # fmt: skip
+def test_a_file_without_tensors_is_one_by_its_content(tmp_path, data):
+    """Whoever loads it is told; its layers may be above all that runs."""
+    files = local(tmp_path / "a")
+    path = tmp_path / "a" / "model.safetensors"
+    path.write_bytes(data)
+    before = files.fingerprint()
+    path.write_bytes(data[:-1] + b"?")
+    assert files.fingerprint() != before
+
+
 NO_NETWORK = {"endpoint": "http://127.0.0.1:9"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

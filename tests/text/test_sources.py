@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -167,7 +168,7 @@ def test_a_name_that_is_not_utf8_is_read(tmp_path):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("a\n")
     except OSError:
         pytest.skip("this system takes no such name")
-    assert open_text(str(tmp_path)).fingerprint().startswith("sha256:")
+    assert open_text(str(tmp_path)).fingerprint().startswith("sha256-2:")
     assert texts_of(tmp_path) == ["a\n"]
 
 
@@ -245,6 +246,7 @@ def test_equal_files_have_equal_fingerprints_wherever_they_lie(tmp_path):
         "the same": {"a.txt": content, "b.txt": b"z"},
         "start": {"a.txt": b"b" + content[1:], "b.txt": b"z"},
         "end": {"a.txt": content[:-1] + b"b", "b.txt": b"z"},
+        "middle": {"a.txt": content[:99_999] + b"b" + content[100_000:], "b.txt": b"z"},
         "size": {"a.txt": content + b"a\n", "b.txt": b"z"},
         "name": {"c.txt": content, "b.txt": b"z"},
         "other": {"a.txt": content, "b.txt": b"y"},
@@ -255,6 +257,41 @@ def test_equal_files_have_equal_fingerprints_wherever_they_lie(tmp_path):
     }
     assert prints["as it was"] == prints["the same"]
     assert len(set(prints.values())) == len(variants) - 1
+
+
+def test_of_much_text_evenly_spaced_blocks_are_covered(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.fingerprints._OF_TEXT", (10, 100))
+    sizes = {"long.txt": 3_000, "short.txt": 40, "within.txt": 1_000}
+    folder = written(tmp_path / "texts", {name: bytes(n) for name, n in sizes.items()})
+    text = open_text(str(folder))
+    before, covered = text.fingerprint(), dict[str, list[int]]()
+    for name, n in sizes.items():
+        covered[name] = []
+        for i in range(0, n, 10):
+            with (folder / name).open("r+b") as file:
+                file.seek(i)
+                file.write(b"?")
+                file.flush()
+                changed = text.fingerprint() != before
+                file.seek(i)
+                file.write(b"\0")
+            covered[name] += [i] * changed
+    assert text.fingerprint() == before
+    blocks = [start for start in covered["long.txt"] if start - 10 not in covered["long.txt"]]
+    assert (blocks[0], blocks[-1], len(blocks)) == (0, 2_900, 8)
+    assert len(covered["short.txt"]) == 4
+    assert {0, 990} < set(covered["within.txt"]) and len(covered["within.txt"]) == 30
+
+
+def test_a_fingerprint_of_before_is_compared_as_it_was_made(tmp_path):
+    content = b"a\n" * 100_000
+    edited = content[:99_999] + b"b" + content[100_000:]
+    told = f"a.txt:{len(content)}\n".encode() + content[: 1 << 16] + content[-(1 << 16) :]
+    stored = f"sha256:{hashlib.sha256(told).hexdigest()}"
+    for name, data in (("as it was", content), ("edited", edited)):  # it tells no more
+        text = open_text(str(written(tmp_path / name, {"a.txt": data})))
+        assert text.fingerprint_like(stored) == stored
+        assert text.fingerprint_like(text.fingerprint()) == text.fingerprint()
 
 
 def test_a_saved_folder_has_a_fingerprint(tmp_path):
