@@ -68,9 +68,9 @@ def _opened(path: Path) -> Generator[Any]:
     try:
         with path.open("rb"):  # safetensors says of what may not be read that it is not there
             pass
-    except OSError as error:
+    except PermissionError as error:
         raise ModelError(
-            f"{path} cannot be read ({error.strerror}): whose it is types chmod a+r {path}"
+            f"{path} may not be read ({error.strerror}): have its owner type chmod a+r {path}"
         ) from error
     try:
         with safe_open(path, "pt") as file:

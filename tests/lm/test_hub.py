@@ -166,7 +166,7 @@ def test_weights_that_may_not_be_read_are_not_told_to_be_absent(tiny_model, monk
         return opened(path, *mode, **options)
 
     monkeypatch.setattr(Path, "open", denied)
-    with refused(ModelError, r"model\.safetensors cannot be read \(Permission denied\): .* chmod"):
+    with refused(ModelError, r"model\.safetensors may not be read \(Permission denied\): .* chmod"):
         Weights.locate(ModelFiles(str(tiny_model)))
 
 
