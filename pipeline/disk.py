@@ -1,11 +1,15 @@
-"""What a full or failing disk says, as one line that tells how to go on."""
+"""What a full or failing disk says, as one line that tells how to go on.
+
+And whether a folder can be written to, for who would otherwise learn it after the work.
+"""
 
 import errno
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a system says that has no room for a file."""
@@ -49,3 +53,32 @@ def writing(path: Path) -> Generator[None, None, None]:
             f"{'make room' if error.errno in FULL else 'see to that'}, "
             "then the same command goes on; what was written before is whole and kept"
         ) from error
+
+
+def nearest_there(path: Path) -> Path:
+    """The path, or what there is above it."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def why_unwritable(folder: Path) -> str:
+    """Why no file can be put into a folder, there or still to be made; empty where one can."""
+    try:
+        with TemporaryFile(dir=nearest_there(folder)):  # rights and mounts say it no other way
+            pass
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def require_run_writable(run: Path, *, what: str) -> None:
+    """Refuse, before any work, a run that cannot keep `what` is to be found; none is not refused.
+
+    Raises:
+        ConfigError: its folder may only be read.
+    """
+    if run.is_dir() and (why := why_unwritable(run)):
+        raise ConfigError(
+            f"{run} cannot be written to ({why}), where its {what} would be kept: type cp -r "
+            f"{run} COPY, and name COPY in its place"
+        )

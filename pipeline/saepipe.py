@@ -92,7 +92,10 @@ def main() -> None:
     PYTHONPATH, where a part of it is empty, and `python -m` have Python look there first: a
     pipeline.py or json.py of the user's would be taken for ours, or for Python's own.
     """
-    here = os.path.realpath(os.curdir)
+    try:
+        here = os.path.realpath(os.curdir)
+    except FileNotFoundError:
+        sys.exit("error: the working directory is gone: cd to one that is there")
     sys.path.sort(key=lambda folder: os.path.realpath(folder) == here)  # to the end; others stay
     import_module("cli").main()
 

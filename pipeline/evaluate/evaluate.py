@@ -21,6 +21,7 @@ from torch import Tensor
 from actstore.files import make_folder
 from pipeline.config.stages import EvalConfig
 from pipeline.device import pick_device
+from pipeline.disk import require_run_writable, why_unwritable
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.ablations import OnTokens, find_site_means, slot_of
 from pipeline.evaluate.default_text import DefaultTexts
@@ -57,6 +58,7 @@ from pipeline.progress import OnProgress, counter
 from pipeline.runs.folder import Provenance
 from pipeline.runs.kinds import RunKind, by_kind
 from pipeline.runs.names import beside
+from pipeline.runs.replaced import replaced_note
 from pipeline.tables import many
 
 
@@ -68,10 +70,7 @@ def notes_on(
     notes = [setting.read.note] if setting.read.note else []
     if setting.model != trained.model:
         notes.append(f"trained on activations of {trained.model}, evaluated in {setting.model}")
-    elif trained.model_fingerprint not in (
-        "", scene.lm.files.fingerprint_like(trained.model_fingerprint)
-    ):  # fmt: skip
-        notes.append(f"the weights of {setting.model} have changed since its store was harvested")
+    notes += replaced_note(trained, scene.lm.files)
     if setting.text == trained.text:
         notes.append(f"evaluated on {setting.text}, the text it was trained on: not held out")
     if left_out and not config.as_trained:
@@ -235,7 +234,8 @@ def evaluate(config: EvalConfig, *, on_progress: OnProgress | None = None) -> tu
 
     Raises:
         ConfigError: no run, a run named twice, a model without a run's site, width or context or
-            without a layer asked for, or a text of which nothing counts.
+            without a layer asked for, a text of which nothing counts, or a folder that may only
+            be read.
         CheckpointError: a run cannot be used, or is of a kind that is not known.
         ModelError: a language model cannot be used.
         TextError: the text cannot be used.
@@ -247,6 +247,7 @@ def evaluate(config: EvalConfig, *, on_progress: OnProgress | None = None) -> tu
     if len(set(config.runs)) < len(config.runs):
         raise ConfigError(f"a run is named twice in {', '.join(map(str, config.runs))}")
     config = replace(config, out=_together(config))
+    _require_writable(config)  # before minutes of work
     reports: dict[Path, Any] = {}
     for kind, runs in by_kind(config.runs).items():
         for report in kind.evaluate(replace(config, runs=tuple(runs)), on_progress=on_progress):
@@ -264,6 +265,17 @@ def draw(config: EvalConfig, reports: Sequence[Any]) -> dict[RunKind, tuple[Path
         kind: kind.eval_figures([one for one in reports if one.run in runs], _together(config))
         for kind, runs in by_kind(config.runs).items()
     }
+
+
+def _require_writable(config: EvalConfig) -> None:
+    for run in config.runs:
+        require_run_writable(run, what="evaluation")
+    folder = _together(config)
+    if len(config.runs) > 1 and (why := why_unwritable(folder)):
+        raise ConfigError(
+            f"{folder} cannot be written to ({why}), where the table of these runs goes: choose "
+            "another --out"
+        )
 
 
 def _together(config: EvalConfig) -> Path:

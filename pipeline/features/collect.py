@@ -19,6 +19,7 @@ from actstore.manifest import CONTEXT_TOKENS
 from actstore.reader import ActStore
 from pipeline.config.stages import FeaturesConfig
 from pipeline.device import pick_device
+from pipeline.disk import require_run_writable
 from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.evaluate.setup import LoadedSAE, load_sae
 from pipeline.features.files import Facts, FeatureSet
@@ -26,9 +27,11 @@ from pipeline.features.logits import IGNORED, Ranked, attribute, load_path
 from pipeline.features.samples import Sampler, Samples
 from pipeline.features.save import save
 from pipeline.finetune.run import FinetunedRun, is_finetuned
+from pipeline.lm.hub import ModelFiles
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, counter
 from pipeline.runs.folder import Provenance
+from pipeline.runs.replaced import fingerprint_at_hand, is_another, replaced_note
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import Coder
 from pipeline.stores import looked_for
@@ -43,7 +46,7 @@ def collect_features(
     """Everything in `RUN/features`: found and written, or reused where it is there already.
 
     Raises:
-        ConfigError: the store does not fit the run, or is gone.
+        ConfigError: the store does not fit the run, or is gone, or the run may only be read.
         CheckpointError: the run cannot be used.
         StoreError: the store cannot be read.
         DataError: an activation of a feature is not finite.
@@ -55,9 +58,10 @@ def collect_features(
     store = open_store(config, subject)
     words = Words.of(subject, store)
     facts = _facts(config, subject, store, words)
-    there = _same(facts)
+    there = _same(facts, harvested=subject.provenance)
     if there is not None:
         return there
+    require_run_writable(run, what="features")
     samples = sample_store(config, store, facts.site, subject.coder, on_progress=on_progress)
     attribution, lack = _attribution(subject, words)
     notes = [*facts.notes, *lack]
@@ -145,6 +149,8 @@ def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: W
     """All that can be told before the store is read."""
     source, notes = Provenance.of(store, site=str(subject.site)), list(subject.notes)
     n_tokens = _n_contexts(config, store) * source.ctx_len
+    fingerprint = fingerprint_at_hand(subject.model, subject.revision)
+    notes += replaced_note(source, ModelFiles(subject.model, subject.revision or "main"))
     if source.model != subject.model:
         notes.append(
             f"activations are those of {source.model or 'an unknown model'}, and the SAE is one "
@@ -166,6 +172,7 @@ def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: W
         store=source.path,
         store_fingerprint=store.fingerprint,
         model=subject.model,
+        model_fingerprint=fingerprint,
         text=source.text,
         n_tokens=n_tokens,
         ctx_len=source.ctx_len,
@@ -183,7 +190,16 @@ def _identity(run: Path) -> str:
     return f"{tuned.run.sha256}+{tuned.sha256}"
 
 
-def _same(wanted: Facts) -> FeatureSet | None:
+def of_replaced_model(facts: Facts, now: str, *, harvested: Provenance) -> bool:
+    """Whether features are of other weights than those that the model at hand has by `now`.
+
+    What an earlier version found, which does not say, is of those that the store was harvested of.
+    """
+    own = harvested.model_fingerprint if facts.model == harvested.model else ""
+    return is_another(facts.model_fingerprint or own, now)
+
+
+def _same(wanted: Facts, *, harvested: Provenance) -> FeatureSet | None:
     """What is there, if it is whole and is what would be found again."""
     try:
         there = FeatureSet.open(wanted.config.run)
@@ -191,9 +207,12 @@ def _same(wanted: Facts) -> FeatureSet | None:
     except CheckpointError:
         return None
     facts = there.facts
+    if of_replaced_model(facts, wanted.model_fingerprint, harvested=harvested):
+        return None
     own = {name: getattr(wanted.config, name) for name in ("run", "store", "device")}
     config = replace(facts.config, **own)
-    free = {name: getattr(wanted, name) for name in ("saepipe", "store", "notes", "sha256")}
+    found = ("saepipe", "store", "model_fingerprint", "notes", "sha256")
+    free = {name: getattr(wanted, name) for name in found}
     return replace(there, reused=True) if replace(facts, config=config, **free) == wanted else None
 
 

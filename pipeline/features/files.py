@@ -67,6 +67,8 @@ class Facts:
     store_fingerprint: str
     model: str
     """Whose logits are attributed; empty where the run does not say."""
+    model_fingerprint: str = ""
+    """Of its weights; empty where they were not found, and where an earlier version wrote this."""
     text: str
     n_tokens: int
     ctx_len: int

@@ -26,6 +26,7 @@ from pipeline.disk import writing
 from pipeline.errors import ConfigError, DataError
 from pipeline.finetune.run import FinetuneReport, finished_report, save_run
 from pipeline.finetune.shifts import find_shifts
+from pipeline.finetune.sources import Sources, model_of
 from pipeline.finetune.unfinished import keep, restore, unfinished
 from pipeline.lm.cross_entropy import backward_cross_entropy, cross_entropy_sum
 from pipeline.lm.families import Site
@@ -33,6 +34,7 @@ from pipeline.lm.hooks import Edit, in_float, splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, Progress
+from pipeline.runs.replaced import replaced_note
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
 from pipeline.text.heldout import Split, split_contexts
@@ -49,12 +51,12 @@ ENDS_SHARE = 20
 def finetune(config: FinetuneConfig, *, on_progress: OnProgress | None = None) -> FinetuneReport:
     """Learn `c` and `d`, and write them with their analysis into `config.out`.
 
-    A run that is there already, complete and of the same config, is reused; one that was stopped is
-    gone on with, to the same bits on a CPU. Ctrl-C leaves a checkpoint behind.
+    A run that is there already, complete and of the same config, model and text, is reused; one
+    that was stopped is gone on with, to the same bits on a CPU. Ctrl-C leaves a checkpoint behind.
 
     Raises:
-        ConfigError: `out` holds something else, or is worked on by another process, or the site,
-            width or context does not fit.
+        ConfigError: `out` holds something else, or is worked on by another process, or began with
+            another model or text, or the site, width or context does not fit.
         CheckpointError: the SAE's run cannot be used, or the disk fails.
         ModelError: the language model cannot be used.
         TextError: the text cannot be read or is too short to learn from and to measure on.
@@ -62,15 +64,20 @@ def finetune(config: FinetuneConfig, *, on_progress: OnProgress | None = None) -
     """
     config = replace(config, run=config.run.resolve(), out=config.out.resolve())
     run = SAERun.open(config.run)
-    done = finished_report(config, run)
+    sources = Sources.of(config, run)
+    done = finished_report(config, run, sources)
     if done is not None:
         return done
-    with unfinished(config, run) as folder:
-        return _finetune(config, run, folder, on_progress)
+    with unfinished(config, run, sources) as folder:
+        return _finetune(config, run, sources, folder, on_progress)
 
 
 def _finetune(
-    config: FinetuneConfig, run: SAERun, folder: Path, on_progress: OnProgress | None
+    config: FinetuneConfig,
+    run: SAERun,
+    sources: Sources,
+    folder: Path,
+    on_progress: OnProgress | None,
 ) -> FinetuneReport:
     device, source = pick_device(config.device), run.provenance
     tuned, site = TunedSAE(run.load_sae(device)), Site.parse(config.site or source.site)
@@ -86,6 +93,7 @@ def _finetune(
         f"of {lm.name}"
     )
     notes = [moved] if (lm.name, str(site)) != (source.model, source.site) else []
+    notes += replaced_note(source, lm.files)
     report = FinetuneReport(
         run=config.run,
         out=config.out,
@@ -107,21 +115,20 @@ def _finetune(
     )
     shifts = find_shifts(lm, site, tuned, split.train, tokenizer, batch_size=config.batch_size)
     with writing(config.out):
-        save_run(folder, config, run, tuned, report, losses=losses, shifts=shifts)
+        save_run(folder, config, run, sources, tuned, report, losses=losses, shifts=shifts)
     return report
 
 
 def _load(
     config: FinetuneConfig, run: SAERun, tuned: TunedSAE, site: Site
 ) -> tuple[LanguageModel, Tokenizer, Split]:
-    """The model the SAE goes into, its own unless told otherwise, and the texts."""
+    """The model the SAE goes into, and the texts."""
     source, device = run.provenance, tuned.W_dec.device
-    name = source.model if config.model is None else config.model
+    name, revision = model_of(config, run)
     if not name:
         raise ConfigError(
             f"{config.run} does not say which model its activations are from: name it with --model"
         )
-    revision = (source.revision if name == source.model else "") or "main"
     dtype = pick_dtype(config.precision, device)
     lm = load_model(name, revision=revision, device=device, dtype=dtype)
     lm.require_fits(site, d_in=tuned.d_in, ctx_len=config.ctx_len, run=config.run)

@@ -1,6 +1,6 @@
 """What a fine-tuning leaves on disk: a run directory of kind `finetune`.
 
-    run.json            config, the SAE's own config and provenance, report
+    run.json            config, the SAE's own config and provenance, report, which model and text
     sae.safetensors     the frozen SAE, byte for byte, so that the run stands alone
     tuned.safetensors   c and d
     metrics.jsonl       one line per step
@@ -24,6 +24,7 @@ from pipeline.config.stages import FinetuneConfig
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError, NoSuchArchitectureError
 from pipeline.finetune.shifts import Shift
+from pipeline.finetune.sources import Sources
 from pipeline.finetune.unfinished import FREE, leave_whole
 from pipeline.foreign import not_a_run
 from pipeline.runs.curves import METRICS, read_curves
@@ -110,6 +111,7 @@ class _Document:
     report: FinetuneReport
     sha256: str
     """Of tuned.safetensors."""
+    sources: Sources = field(default_factory=Sources)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,7 @@ class FinetunedRun:
     """The frozen SAE's run, as kept in this directory."""
     report: FinetuneReport
     sha256: str
+    sources: Sources = field(default_factory=Sources)
 
     @staticmethod
     def open(path: str | Path) -> "FinetunedRun":
@@ -144,8 +147,9 @@ class FinetunedRun:
         sae = told.coder
         run = SAERun(path=path, config=sae.config, provenance=sae.store, sha256=sae.sha256)
         return FinetunedRun(
-            path=path, config=told.config, run=run, report=told.report, sha256=told.sha256
-        )
+            path=path, config=told.config, run=run, report=told.report, sha256=told.sha256,
+            sources=told.sources,
+        )  # fmt: skip
 
     def load_sae(self, device: torch.device) -> TunedSAE:
         """The SAE with its `c` and `d`, in float32, every byte checked.
@@ -169,7 +173,7 @@ def is_finetuned(path: Path) -> bool:
     return says_kind(path) == "finetune"
 
 
-def finished_report(config: FinetuneConfig, run: SAERun) -> FinetuneReport | None:
+def finished_report(config: FinetuneConfig, run: SAERun, sources: Sources) -> FinetuneReport | None:
     """The report of the same fine-tuning if `config.out` holds it; None if nothing is there."""
     out = config.out
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -185,6 +189,8 @@ def finished_report(config: FinetuneConfig, run: SAERun) -> FinetuneReport | Non
         raise ConfigError(
             f"{out} was fine-tuned before {run.path} was trained again: choose another --out"
         )
+    if replaced := there.sources.changed(sources, config, run):
+        raise ConfigError(f"{out} was fine-tuned before {replaced} changed: choose another --out")
     there.load_sae(torch.device("cpu"))  # damage shows here, not later
     return replace(there.report, out=out, reused=True)
 
@@ -193,6 +199,7 @@ def save_run(
     partial: Path,
     config: FinetuneConfig,
     run: SAERun,
+    sources: Sources,
     tuned: TunedSAE,
     report: FinetuneReport,
     *,
@@ -206,7 +213,7 @@ def save_run(
     write_file(partial / METRICS, [json.dumps(line).encode() + b"\n" for line in lines])
     write_json(partial / FEATURES, to_json(shifts))
     frozen = _Frozen(config=run.config, store=run.provenance, sha256=run.sha256)
-    document = _Document(config=config, coder=frozen, report=report, sha256=sha256)
+    document = _Document(config=config, coder=frozen, report=report, sha256=sha256, sources=sources)
     write_json(partial / RUN, to_json(portable(document, config.out)))
     partial.rename(config.out)
     sync_folder(config.out.parent)

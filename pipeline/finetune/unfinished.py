@@ -1,6 +1,6 @@
 """What an interrupted fine-tuning goes on from: the folder that it is made in, `OUT.partial`.
 
-    begun.json      config, and which SAE
+    begun.json      config, and which SAE, model and text
     checkpoints/    c, d, their moments and the losses so far: the newest alone
 
 It becomes `OUT` when it is whole. What never made a step leaves nothing.
@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from pipeline.config.serialization import from_json, to_json
 from pipeline.config.stages import FinetuneConfig
 from pipeline.disk import writing
 from pipeline.errors import CheckpointError, ConfigError, DataError
+from pipeline.finetune.sources import Sources
 from pipeline.runs.checkpoints import (
     FOLDER,
     Checkpoint,
@@ -45,20 +46,23 @@ class _Begun:
     config: FinetuneConfig
     sha256: str
     """Of the SAE."""
+    sources: Sources = field(default_factory=Sources)
 
 
 @contextmanager
-def unfinished(config: FinetuneConfig, run: SAERun) -> Generator[Path, None, None]:
+def unfinished(
+    config: FinetuneConfig, run: SAERun, sources: Sources
+) -> Generator[Path, None, None]:
     """The folder to make a fine-tuning in, which nobody else writes into meanwhile.
 
     Raises:
-        ConfigError: another process is at it, or it is of another config or SAE.
+        ConfigError: another process is at it, or it is of another config, SAE, model or text.
         CheckpointError: its begun.json is damaged.
     """
     folder = partial_of(config.out)
     with training_in(folder):
         try:
-            _enter(folder, config, run)
+            _enter(folder, config, run, sources)
             yield folder
         except DataError:  # going on would only lead there again
             shutil.rmtree(folder)
@@ -69,14 +73,15 @@ def unfinished(config: FinetuneConfig, run: SAERun) -> Generator[Path, None, Non
             raise
 
 
-def _enter(folder: Path, config: FinetuneConfig, run: SAERun) -> None:
+def _enter(folder: Path, config: FinetuneConfig, run: SAERun, sources: Sources) -> None:
     if checkpoints_of(folder):
-        _require_same(_read(folder / BEGUN), config, run)
+        _require_same(_read(folder / BEGUN), config, run, sources)
         return
     for leftover in folder.iterdir():
         if leftover.name != LOCK:
             remove(leftover)
-    write_json(folder / BEGUN, to_json(_Begun(config=config, sha256=run.sha256)))
+    begun = _Begun(config=config, sha256=run.sha256, sources=sources)
+    write_json(folder / BEGUN, to_json(begun))
 
 
 def _read(file: Path) -> _Begun:
@@ -88,10 +93,12 @@ def _read(file: Path) -> _Begun:
         ) from error
 
 
-def _require_same(there: _Begun, config: FinetuneConfig, run: SAERun) -> None:
+def _require_same(there: _Begun, config: FinetuneConfig, run: SAERun, sources: Sources) -> None:
     changed = differences(there.config, config, free=FREE)
     if there.sha256 != run.sha256:
         changed = f"{run.path} was trained again since"
+    elif not changed and (replaced := there.sources.changed(sources, config, run)):
+        changed = f"{replaced} changed since"
     if changed:
         folder = partial_of(config.out)
         raise ConfigError(

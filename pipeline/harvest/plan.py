@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, Literal
 
 from actstore.addition import under_way
@@ -24,6 +23,7 @@ from actstore.reader import ActStore, peek
 from actstore.removal import find_stores, remove_rowless
 from actstore.settle import settled
 from pipeline.config.stages import UNSAID, HarvestConfig
+from pipeline.disk import nearest_there, why_unwritable
 from pipeline.errors import ConfigError
 from pipeline.fingerprints import NOW, scheme_of
 from pipeline.lm.families import Shape, Site
@@ -92,8 +92,7 @@ class HarvestPlan:
     @cached_property
     def _place(self) -> Path:
         """The store's folder, or what there is above it."""
-        out = self.config.out.absolute()
-        return next(path for path in (out, *out.parents) if path.exists())
+        return nearest_there(self.config.out)
 
     @cached_property
     def bytes_free(self) -> int:
@@ -102,13 +101,8 @@ class HarvestPlan:
 
     def fitting(self) -> "HarvestPlan":
         """The plan, if the disk can be written to and has room for it."""
-        try:
-            with TemporaryFile(dir=self._place):  # rights, and mounts, say it no other way to root
-                pass
-        except OSError as error:
-            raise ConfigError(
-                f"{self.config.out} cannot be written ({error.strerror}): choose another --out"
-            ) from error
+        if why := why_unwritable(self._place):
+            raise ConfigError(f"{self.config.out} cannot be written ({why}): choose another --out")
         needed, free = self.bytes_to_write * _HEADROOM, self.bytes_free
         if needed > free:
             raise ConfigError(

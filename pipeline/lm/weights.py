@@ -66,6 +66,13 @@ class Weights:
 @contextmanager
 def _opened(path: Path) -> Generator[Any]:
     try:
+        with path.open("rb"):  # safetensors says of what may not be read that it is not there
+            pass
+    except PermissionError as error:
+        raise ModelError(
+            f"{path} may not be read ({error.strerror}): have its owner type chmod a+r {path}"
+        ) from error
+    try:
         with safe_open(path, "pt") as file:
             yield file
     except SafetensorError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from actstore.errors import StoreError
 from actstore.files import make_folder, write_file
 from pipeline.config.stages import EvalConfig, FeaturesConfig, ReportConfig
+from pipeline.disk import why_unwritable
 from pipeline.errors import ConfigError, TextError
 from pipeline.progress import OnProgress
 from pipeline.report.experiment import Chapter, experiment_view
@@ -66,9 +67,11 @@ def _lead(sources: Sequence[Provenance]) -> str:
 
 
 def require_file(out: Path) -> None:
-    """Raise ConfigError where a page cannot be written because a folder is there."""
+    """Raise ConfigError where no page can be written: a folder is there, or may only be read."""
     if out.is_dir():
         raise ConfigError(f"{out} is a folder, a report is one file: type --out {out}/report.html")
+    if why := why_unwritable(out.parent):
+        raise ConfigError(f"{out} cannot be written ({why}): choose another --out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,8 @@ from pipeline.connect.reading.read import (
     is_read,
     load_reading,
     read_connector,
+    read_features,
+    save_reading,
 )
 from pipeline.connect.reading.values import Effect, Effects, Reading, ReadingConfig
 from pipeline.connect.run import ConnectorRun
@@ -31,8 +33,9 @@ from pipeline.progress import Progress
 from pipeline.terminal.commands import run_features
 from pipeline.terminal.screen import Screen, drawn
 from tests.helpers.readings import Connected, connect, make_connected, say_of_store
-from tests.helpers.refusals import refused
+from tests.helpers.refusals import may_only_be_read, refused
 from tests.helpers.slow import slow
+from tests.helpers.tiny import make_model
 
 HOSTILE = "<script>alert(1)</script> [red]x[/red] \x1b[31m \u202eabc & \t\n"
 
@@ -136,6 +139,40 @@ def test_another_connector_in_the_folder_is_read_anew(own):
     connector.W *= 2
     run.finish(connector)
     assert read_connector(config_of(own)).connector != first.connector
+
+
+def test_a_reading_in_a_replaced_model_is_made_again_and_noted(tmp_path):
+    made = make_connected(tmp_path, n_contexts=10)
+    run, model = made.run.path, made.world.model
+    first = read_connector(config_of(run))
+    save_reading(replace(first, model_fingerprint=""))  # as earlier versions did
+    assert is_read(run)
+    make_model(model, seed=1)
+    assert not is_read(run)
+    again = read_connector(config_of(run))
+    assert is_read(run)
+    assert f"the weights of {model} have changed since its store was harvested" in again.notes
+    assert again.effects != first.effects
+    features, _ = features_of_both(again)
+    assert features.facts.model_fingerprint == again.model_fingerprint != first.model_fingerprint
+
+
+@pytest.mark.parametrize(("which", "what"), [("own", "reading"), ("end", "features")])
+def test_a_run_that_may_only_be_read_is_refused_before_the_pass(tmp_path, monkeypatch, which, what):
+    run = make_connected(tmp_path, n_contexts=10).run
+    folder = run.path if which == "own" else run.target.run
+    may_only_be_read(folder, monkeypatch)
+    with refused(ConfigError, f"{folder} cannot be .* where its {what} would be kept: .* cp -r"):
+        read_connector(config_of(run.path), on_progress=pytest.fail)
+
+
+def test_a_reading_that_is_there_is_shown_where_nothing_may_be_written(own, monkeypatch):
+    config = FeaturesConfig(run=own, device="cpu")
+    made = read_features(config)
+    (own / "effects.png").unlink()
+    may_only_be_read(own, monkeypatch)
+    assert read_features(config) == made
+    assert not (own / "effects.png").exists()
 
 
 def test_a_damaged_reading_is_refused_and_made_again(own):

@@ -19,6 +19,7 @@ from pipeline.lm.model import LanguageModel
 from pipeline.runs.sweep import SweepDocument
 from pipeline.sae.sae import SAE
 from tests.helpers.evaluations import N_CONTEXTS
+from tests.helpers.refusals import may_only_be_read, refused
 from tests.helpers.tiny import CTX_LEN, EOS, WIDTH, identity_sae, make_model, make_sae
 
 
@@ -245,6 +246,20 @@ def test_weights_that_are_not_numbers_are_refused(run_eval):
     torch.nn.init.constant_(coder.b_dec[3:4], math.nan)
     with pytest.raises(DataError, match="run0 are not finite"):
         run_eval(coder)
+
+
+def test_a_run_that_may_only_be_read_is_refused_before_the_pass(evals, monkeypatch):
+    runs = [evals.save(name) for name in ("a", "b")]
+    may_only_be_read(runs[1], monkeypatch)
+    with refused(ConfigError, rf"denied\), where its evaluation .* type cp -r {runs[1]} COPY"):
+        evals.reports(*runs, model="nowhere")
+
+
+def test_a_table_that_cannot_be_written_is_told_before_the_pass(evals, monkeypatch):
+    runs = [evals.save(name) for name in ("a", "b")]
+    may_only_be_read(evals.folder, monkeypatch)
+    with refused(ConfigError, rf"{evals.folder} cannot be .*table .*: choose another --out"):
+        evals.reports(*runs, model="nowhere")
 
 
 def test_progress_is_told_up_to_the_end(evals, tiny_text):

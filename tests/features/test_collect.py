@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -21,7 +22,8 @@ from pipeline.features.logits import attribute, load_path, nearest
 from pipeline.finetune.finetune import finetune
 from pipeline.lm.families import Site
 from pipeline.runs.sae_run import SAERun
-from tests.helpers.featured import SITES, World, config_of, make_store_of
+from tests.helpers.featured import SITES, World, config_of, make_store_of, make_world
+from tests.helpers.refusals import may_only_be_read, refused
 from tests.helpers.stores import make_spec, write_store
 from tests.helpers.tiny import CTX_LEN, make_model, make_sae, make_text
 
@@ -239,6 +241,71 @@ def test_a_store_of_another_model_is_noted(own, tmp_path):
     found = collect_features(config_of(run, store=store.path))
     (note,) = [n for n in found.facts.notes if "activations" in n]
     assert str(other) in note and str(own.model) in note
+
+
+@pytest.fixture
+def replaceable(tmp_path) -> World:
+    """A model and a store of its own."""
+    return make_world(tmp_path)
+
+
+CHANGED = "have changed since its store was harvested"
+
+
+def test_features_of_a_replaced_model_are_found_anew_and_noted(replaceable):
+    run = replaceable.run()
+    before = collect_features(config_of(run))
+    promoted = before.feature(1).promoted
+    assert not any(CHANGED in note for note in before.facts.notes)
+    make_model(replaceable.model, seed=1)
+    after = collect_features(config_of(run))
+    assert not after.reused
+    assert f"the weights of {replaceable.model} {CHANGED}" in after.facts.notes
+    assert after.feature(1).promoted != promoted
+    assert collect_features(config_of(run)).reused
+    make_model(replaceable.model)
+    back = collect_features(config_of(run))
+    assert not back.reused
+    assert back.facts.model_fingerprint == before.facts.model_fingerprint
+    assert back.facts.notes == before.facts.notes
+
+
+def test_features_of_earlier_versions_are_of_the_model_of_their_store(replaceable):
+    run = replaceable.run()
+    collect_features(config_of(run))
+    file = run / "features" / "features.json"
+    facts = json.loads(file.read_text())
+    del facts["model_fingerprint"]
+    file.write_text(json.dumps(facts))
+    assert collect_features(config_of(run)).reused
+    make_model(replaceable.model, seed=1)
+    assert not collect_features(config_of(run)).reused
+
+
+def test_another_model_of_its_name_in_another_folder_is_noted(tmp_path, monkeypatch):
+    """A store keeps the name of its model as it was typed."""
+    for seed, name in enumerate(("here", "there")):
+        make_model(tmp_path / name / "m", seed=seed)
+    monkeypatch.chdir(tmp_path / "here")
+    store = make_store_of(Path("m"), tmp_path / "acts.actstore")
+    run = World(folder=tmp_path, model=Path("m"), store=store).run()
+    assert not any(CHANGED in note for note in collect_features(config_of(run)).facts.notes)
+    monkeypatch.chdir(tmp_path / "there")
+    assert f"the weights of m {CHANGED}" in collect_features(config_of(run)).facts.notes
+
+
+def test_a_run_that_may_only_be_read_is_refused_before_the_pass(own, monkeypatch):
+    run = own.run()
+    may_only_be_read(run, monkeypatch)
+    with refused(ConfigError, rf"denied\), where its features .* type cp -r {run} COPY"):
+        collect_features(config_of(run), on_progress=pytest.fail)
+
+
+def test_features_that_are_there_are_read_where_nothing_may_be_written(own, monkeypatch):
+    run = own.run()
+    collect_features(config_of(run))
+    may_only_be_read(run, monkeypatch)
+    assert collect_features(config_of(run)).reused
 
 
 def test_runs_whose_features_are_all_dead_or_all_alive(own):

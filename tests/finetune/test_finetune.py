@@ -21,6 +21,7 @@ from pipeline.finetune.shifts import _extremes
 from pipeline.lm import cross_entropy
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import capture, in_float, splice
+from pipeline.lm.hub import ModelFiles
 from pipeline.lm.model import load_model
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.plots.finetune import save_finetune_figures
@@ -342,6 +343,71 @@ def test_a_coder_trained_again_does_not_pass_for_the_one_fine_tuned(config, tmp_
     SAERun.open(tmp_path / "sae").finish(make_sae(seed=9))
     with pytest.raises(ConfigError, match="trained again"):
         finetune(config(run=tmp_path / "sae"))
+
+
+@pytest.fixture
+def own(config, tmp_path):
+    """A config whose model and text lie in the test's own folder, to be replaced."""
+    model = make_model(tmp_path / "model")
+    run = save_sae(
+        tmp_path / "sae", make_sae(), model=model,
+        model_fingerprint=ModelFiles(str(model)).fingerprint(),
+    )  # fmt: skip
+    return config(run=run, text=make_text(tmp_path / "a.txt", n_contexts=40))
+
+
+def replaced(what: str, folder) -> str:
+    """The words for the model, or the text, in a test's folder, when it is another."""
+    if what == "model":
+        return f"the weights of {make_model(folder / 'model', seed=1)}"
+    return f"the text {make_text(folder / 'a.txt', n_contexts=40, seed=1)}"
+
+
+@pytest.mark.parametrize("what", ["model", "text"])
+def test_another_model_or_text_under_its_name_is_not_reused(own, tmp_path, what):
+    assert finetune(own).notes == ()
+    words = replaced(what, tmp_path)
+    with refused(ConfigError, f"before {words} changed: choose another --out"):
+        finetune(own)
+
+
+@pytest.mark.parametrize("what", ["model", "text"])
+def test_with_another_model_or_text_under_its_name_it_is_not_gone_on(own, tmp_path, what):
+    with pytest.raises(KeyboardInterrupt):
+        finetune(own, on_progress=pressing_ctrl_c)
+    words = replaced(what, tmp_path)
+    with refused(ConfigError, rf"\({words} changed since\): delete it, or choose another --out"):
+        finetune(own)
+    assert checkpoints_of(tmp_path / "tuned.partial")
+
+
+def test_what_earlier_versions_wrote_says_no_model_and_no_text_and_is_as_before(own, tmp_path):
+    def forget(file):
+        document = json.loads(file.read_text())
+        del document["sources"]
+        file.write_text(json.dumps(document))
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(own, on_progress=pressing_ctrl_c)
+    forget(tmp_path / "tuned.partial" / "begun.json")
+    replaced("text", tmp_path)
+    assert not finetune(own).reused
+    forget(tmp_path / "tuned" / "run.json")
+    replaced("model", tmp_path)
+    assert finetune(own).reused
+
+
+def test_a_model_and_a_text_that_are_gone_keep_nobody_from_what_is_there(own, tmp_path):
+    finetune(own)
+    shutil.rmtree(tmp_path / "model")
+    (tmp_path / "a.txt").unlink()
+    assert finetune(own).reused
+
+
+def test_a_model_replaced_since_the_harvest_is_noted(own, tmp_path):
+    replaced("model", tmp_path)
+    (note,) = finetune(own).notes
+    assert note == f"the weights of {tmp_path / 'model'} have changed since its store was harvested"
 
 
 def test_a_fine_tuning_of_a_fine_tuning_is_refused(config, done):

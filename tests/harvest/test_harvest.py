@@ -450,7 +450,7 @@ def test_a_disk_with_nearly_enough_room_is_told_by_what_it_lacks(config, monkeyp
 def test_a_disk_that_can_only_be_read_is_not_told_to_be_full(config, monkeypatch):
     monkeypatch.setattr(HarvestPlan, "bytes_free", 0)
     no = Mock(side_effect=OSError(errno.EROFS, "Read-only file system"))
-    monkeypatch.setattr("pipeline.harvest.plan.TemporaryFile", no)
+    monkeypatch.setattr("pipeline.disk.TemporaryFile", no)
     with refused(ConfigError, r"cannot be written \(Read-only file system\): choose another --out"):
         make_plan(config)
 

@@ -1,5 +1,6 @@
 """A local server stands in for the hub, and notes what it is asked for."""
 
+import errno
 import hashlib
 import json
 import os
@@ -213,6 +214,28 @@ def test_damaged_or_pickled_weights_are_refused(tmp_path):
         Weights.locate(ModelFiles(str(model)))
     weights.rename(model / "pytorch_model.bin")
     with refused(ModelError, r"has no model\.safetensors, and pickled"):
+        Weights.locate(ModelFiles(str(model)))
+
+
+def test_weights_that_may_not_be_read_are_not_told_to_be_absent(tiny_model, monkeypatch):
+    """As they are another's, who keeps them private; root may read all, so it is made up."""
+    opened = Path.open
+
+    def denied(path: Path, *mode, **options):
+        if path.name == "model.safetensors":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *mode, **options)
+
+    monkeypatch.setattr(Path, "open", denied)
+    with refused(ModelError, r"model\.safetensors may not be read \(Permission denied\): .* chmod"):
+        Weights.locate(ModelFiles(str(tiny_model)))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_private_weights_are_told_to_be_private(tmp_path):
+    model = make_model(tmp_path / "model")
+    (model / "model.safetensors").chmod(0)
+    with refused(ModelError, "Permission denied"):
         Weights.locate(ModelFiles(str(model)))
 
 

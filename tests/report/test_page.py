@@ -37,7 +37,7 @@ from tests.helpers.pages import (
     shown,
 )
 from tests.helpers.reading_pages import Reader, data_of
-from tests.helpers.refusals import refused
+from tests.helpers.refusals import may_only_be_read, refused
 
 
 def page_of(*exhibits) -> bytes:
@@ -319,6 +319,18 @@ def test_what_needs_a_text_that_cannot_be_reached_is_noted_and_the_page_is_made(
     assert "saepipe eval sae" in Reader(summary.path.read_bytes()).text
     with pytest.raises(TextError, match="could not be reached"):  # where it was asked for
         write_report(replace(config, text="hub:somewhere"))
+
+
+def test_of_a_run_that_may_only_be_read_a_page_is_made_elsewhere(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "sae")
+    save_report(plain(run))
+    may_only_be_read(run, monkeypatch)
+    config = ReportConfig(runs=(run,), out=tmp_path / "page.html")
+    summary = write_report(config)
+    assert summary.path.exists()
+    assert summary.made == ()
+    with refused(ConfigError, r"report\.html cannot be written .* choose another --out"):
+        write_report(replace(config, out=run / "report.html"))
 
 
 @pytest.mark.parametrize(

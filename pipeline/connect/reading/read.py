@@ -24,13 +24,17 @@ from pipeline.connect.reading.values import Effect, Effects, Reading, ReadingCon
 from pipeline.connect.run import ConnectorRun
 from pipeline.connect.train import PairFeeder
 from pipeline.device import pick_device, pick_dtype
+from pipeline.disk import require_run_writable, why_unwritable
 from pipeline.errors import CheckpointError, ConfigError, ModelError
-from pipeline.features.collect import collect_features, store_of
+from pipeline.features.collect import collect_features, of_replaced_model, store_of
 from pipeline.features.files import FeatureSet
 from pipeline.lm.families import Site
+from pipeline.lm.hub import ModelFiles
 from pipeline.lm.model import load_for_sites
 from pipeline.plots.style import save_all
 from pipeline.progress import OnProgress, Progress, counter
+from pipeline.runs.replaced import fingerprint_at_hand, is_another, replaced_note
+from pipeline.runs.sae_run import SAERun
 
 _TERMS_MEASURED = 4
 """Of each output drawn for the effects."""
@@ -42,7 +46,7 @@ def read_connector(config: ReadingConfig, *, on_progress: OnProgress | None = No
     What is there already, of the same connector, store and settings, is reused.
 
     Raises:
-        ConfigError: the store does not fit the run, or is gone.
+        ConfigError: the store does not fit the run, or is gone, or a run may only be read.
         CheckpointError: the connector or one of its SAEs cannot be used.
         StoreError: a store cannot be read.
         DataError: a latent is not finite.
@@ -52,9 +56,10 @@ def read_connector(config: ReadingConfig, *, on_progress: OnProgress | None = No
     run = ConnectorRun.open(config.run)
     store = open_store(run, config.store)
     blank = _blank(config, run, store)
-    there = _same(blank)
+    there = _same(blank, run)
     if there is not None:
         return there
+    _require_writable(run, blank)
     device = pick_device(config.device)
     pair, connector = run.load_pair(device), run.load_connector(device)
     check_widths(run, pair, store)
@@ -89,8 +94,9 @@ def read_features(config: FeaturesConfig, *, on_progress: OnProgress | None = No
     if config.tokens is not None:
         asked = replace(asked, tokens=config.tokens)
     reading = read_connector(asked, on_progress=on_progress)
-    if reading.effects is not None:
-        save_all({"effects": effects_figure(reading.effects)}, reading.config.run)
+    run = reading.config.run
+    if reading.effects is not None and not why_unwritable(run):  # what may only be read has it
+        save_all({"effects": effects_figure(reading.effects)}, run)
     return reading
 
 
@@ -100,7 +106,7 @@ def is_read(path: Path) -> bool:
     if there is None:
         return False
     run = ConnectorRun.open(path)
-    return _same(_blank(there.config, run, open_store(run, there.config.store))) is not None
+    return _same(_blank(there.config, run, open_store(run, there.config.store)), run) is not None
 
 
 def _blank(config: ReadingConfig, run: ConnectorRun, store: ActStore) -> Reading:
@@ -113,6 +119,9 @@ def _blank(config: ReadingConfig, run: ConnectorRun, store: ActStore) -> Reading
         )
     if config.tokens > store.n_rows and config.tokens != ReadingConfig.tokens:  # it was told
         notes.append(f"the store holds {store.n_rows:,} tokens; {config.tokens:,} were asked for")
+    source = run.provenance
+    fingerprint = fingerprint_at_hand(source.model, source.revision)
+    notes += replaced_note(source, ModelFiles(source.model, source.revision or "main"))
     return Reading(
         config=config,
         connector=run.sha256,
@@ -120,8 +129,9 @@ def _blank(config: ReadingConfig, run: ConnectorRun, store: ActStore) -> Reading
         target=run.target,
         store=store.path.resolve(),
         store_fingerprint=store.fingerprint,
-        model=run.provenance.model,
-        revision=run.provenance.revision,
+        model=source.model,
+        revision=source.revision,
+        model_fingerprint=fingerprint,
         n_tokens=0,
         equations=(),
         relations=(),
@@ -130,7 +140,7 @@ def _blank(config: ReadingConfig, run: ConnectorRun, store: ActStore) -> Reading
     )
 
 
-def _same(wanted: Reading) -> Reading | None:
+def _same(wanted: Reading, run: ConnectorRun) -> Reading | None:
     """What is there, if it is whole and what would be found again."""
     try:
         there = load_reading(wanted.config.run)
@@ -138,10 +148,23 @@ def _same(wanted: Reading) -> Reading | None:
         return None
     if there is None or (there.effects is None and wanted.model):  # the model may be there now
         return None
+    # What an earlier version wrote does not say, and is of the model that the store is of.
+    was = there.model_fingerprint or run.provenance.model_fingerprint
+    if is_another(was, wanted.model_fingerprint):
+        return None
     config = replace(there.config, device=wanted.config.device, store=wanted.config.store)
-    found = ("n_tokens", "equations", "relations", "effects", "notes", "store")
+    found = (
+        "model_fingerprint", "n_tokens", "equations", "relations", "effects", "notes", "store",
+    )  # fmt: skip
     free = {name: getattr(wanted, name) for name in found}
     return there if replace(there, config=config, **free) == wanted else None
+
+
+def _require_writable(run: ConnectorRun, blank: Reading) -> None:
+    require_run_writable(run.path, what="reading")
+    for end in run.ends if blank.model else ():
+        if _features_there(end) is None:
+            require_run_writable(end.run, what="features")
 
 
 def _with_effects(
@@ -222,13 +245,8 @@ def features_of(
 
     That is in `store`, None meaning the one that the SAE was trained from.
     """
-    try:
-        there = FeatureSet.open(end.run)
-        there.check()
-        if there.facts.coder == end.sha256:
-            return there
-    except CheckpointError:
-        pass
+    if (there := _features_there(end)) is not None:
+        return there
 
     def tell(progress: Progress) -> None:
         if on_progress is not None:
@@ -236,6 +254,18 @@ def features_of(
 
     config = FeaturesConfig(run=end.run, store=store, device=device)
     return collect_features(config, on_progress=tell)
+
+
+def _features_there(end: End) -> FeatureSet | None:
+    """Those found before, with whatever settings, if they are of its weights and its model."""
+    try:
+        there, source = FeatureSet.open(end.run), SAERun.open(end.run).provenance
+        there.check()
+    except CheckpointError:
+        return None
+    now = fingerprint_at_hand(source.model, source.revision)
+    other = of_replaced_model(there.facts, now, harvested=source)
+    return None if other or there.facts.coder != end.sha256 else there
 
 
 def features_of_both(reading: Reading) -> FeaturesOfEnds:

@@ -203,6 +203,8 @@ class Reading:
     model: str
     """Empty where the store does not say."""
     revision: str
+    model_fingerprint: str = ""
+    """Of its weights; empty where they were not found, and where an earlier version wrote this."""
     n_tokens: int
     equations: tuple[Equation, ...]
     """Of every output that was active, in order."""

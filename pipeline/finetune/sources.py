@@ -1,0 +1,43 @@
+"""The model and the text of a fine-tuning, which may be others later, under the same names."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pipeline.config.stages import FinetuneConfig
+from pipeline.errors import TextError
+from pipeline.runs.replaced import fingerprint_at_hand, is_another
+from pipeline.runs.sae_run import SAERun
+from pipeline.text.open import open_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Fingerprints; empty where it is not known, as in what earlier versions wrote."""
+
+    model_fingerprint: str = ""
+    text_fingerprint: str = ""
+
+    @staticmethod
+    def of(config: FinetuneConfig, run: SAERun) -> "Sources":
+        """Those at hand; whoever cannot do without one that is not there tells when it is used."""
+        text = ""
+        with suppress(TextError, OSError):
+            text = open_text(config.text, column=config.text_column).fingerprint()
+        model = fingerprint_at_hand(*model_of(config, run))
+        return Sources(model_fingerprint=model, text_fingerprint=text)
+
+    def changed(self, now: "Sources", config: FinetuneConfig, run: SAERun) -> str:
+        """Which of them is another now, in words; empty where none is known to be."""
+        model, _ = model_of(config, run)
+        pairs = {
+            f"the weights of {model}": (self.model_fingerprint, now.model_fingerprint),
+            f"the text {config.text}": (self.text_fingerprint, now.text_fingerprint),
+        }
+        return " and ".join(what for what, both in pairs.items() if is_another(*both))
+
+
+def model_of(config: FinetuneConfig, run: SAERun) -> tuple[str, str]:
+    """The model that the SAE goes into, its own unless told otherwise, and its revision."""
+    source = run.provenance
+    name = source.model if config.model is None else config.model
+    return name, (source.revision if name == source.model else "") or "main"

@@ -1,0 +1,36 @@
+"""A model that was replaced since, under the name that a store or a run knows it by."""
+
+from contextlib import suppress
+
+from pipeline.errors import ModelError
+from pipeline.fingerprints import scheme_of
+from pipeline.lm.hub import ModelFiles
+from pipeline.runs.folder import Provenance
+
+
+def fingerprint_at_hand(model: str, revision: str) -> str:
+    """Of the model that this name leads to from here; empty where none is, or none is read."""
+    if not model:
+        return ""
+    with suppress(ModelError, OSError):
+        return ModelFiles(model, revision or "main").fingerprint()
+    return ""
+
+
+def is_another(was: str, now: str) -> bool:
+    """Whether two fingerprints are known, and of different weights or texts.
+
+    Those of two schemes are not compared.
+    """
+    return "" not in (was, now) and scheme_of(was) == scheme_of(now) and was != now
+
+
+def replaced_note(harvested: Provenance, files: ModelFiles) -> tuple[str, ...]:
+    """That a model of its name is not the one a store is of; or nothing."""
+    was = harvested.model_fingerprint
+    if not was or files.name != harvested.model:
+        return ()
+    with suppress(ModelError, OSError):
+        if files.fingerprint_like(was) != was:
+            return (f"the weights of {files.name} have changed since its store was harvested",)
+    return ()
