@@ -42,6 +42,8 @@ class SAERun(RunFolder):
             case {"config": {"dead_window": str(window), **others}}:
                 before = {"w_dec_start": "random", "revive": 0.0, "revive_after": window}
                 told = {**told, "config": before | others | {"dead_window": window}}
+            case _:
+                pass
         match told:
             case {"config": {"arch": {"kind": "gated" | "jumprelu", **knobs} as arch, **others}}:
                 arch = arch if "k_aux" in knobs else arch | {"k_aux": 0}
