@@ -17,7 +17,7 @@ from typing import cast
 from pipeline.config.grid import Point, plain_name
 from pipeline.disk import writing
 from pipeline.errors import CheckpointError, ConfigError, DataError
-from pipeline.runs.belongs import RUN, is_file_of, told_by
+from pipeline.runs.belongs import RUN
 from pipeline.runs.curves import METRICS, StepReport
 from pipeline.runs.folder import is_free, taken_back, training_in
 from pipeline.runs.sweep import SWEEP, SweepDocument, members_of
@@ -92,7 +92,7 @@ def write_table(path: Path, points: Sequence[Point], *, states: Mapping[str, str
         OSError: the disk is full or fails; the table is as it was.
     """
     ends = [
-        {LAST + key: value for key, value in _last_line(point.config.out).items()}
+        {LAST + key: value for key, value in _last_line(point.config.out / METRICS).items()}
         for point in points
     ]
     measured = dict.fromkeys(key for end in ends for key in end)
@@ -122,11 +122,8 @@ def _some(names: set[str]) -> str:
     return ", ".join(first) + (f" and {more} more" if more else "")
 
 
-def _last_line(run: Path) -> dict[str, object]:
-    """The last whole line of a run's curves; nothing where there is none yet, or no own one."""
-    metrics = run / METRICS
-    if not is_file_of(metrics, told_by(run).get("curves_sha256", "")):
-        return {}
+def _last_line(metrics: Path) -> dict[str, object]:
+    """The last whole line of a run's curves; nothing where there is none yet."""
     try:
         with metrics.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
