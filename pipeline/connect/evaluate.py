@@ -312,6 +312,7 @@ def reports_of(
     return [
         ConnectorReport(
             run=run.path,
+            sha256=run.sha256,
             activation=run.config.activation,
             start=run.config.start,
             l1=run.config.l1,

@@ -86,6 +86,8 @@ class ConnectorReport:
     """One connector, and the baselines of its ends, on one text. Losses are nats per prediction."""
 
     run: Path
+    sha256: str = ""
+    """Of the weights of the run; empty in reports of versions that did not say."""
     source: Path
     """Run of the SAE whose latents are read."""
     target: Path
@@ -198,7 +200,7 @@ def load_connector_report(run: Path) -> ConnectorReport | None:
 
 _LEFT_OUT = frozenset({"layer", "maps", "explained", "above", "intervals"})
 """What has a value per output, or is made of several."""
-_OF_NONE = {"run": "", "activation": "", "start": "", "l1": ""}
+_OF_NONE = {"run": "", "sha256": "", "activation": "", "start": "", "l1": ""}
 """What baselines do not have."""
 
 

@@ -51,6 +51,7 @@ def load_connectors(runs: Sequence[ConnectorRun], *, device: torch.device) -> Lo
         site = replace(run.provenance, site=end.site, d_in=coder.d_in)
         return LoadedSAE(
             path=end.run,
+            sha256=end.sha256,
             coder=coder,
             arch=config.arch.kind,
             model=site.model,

@@ -135,7 +135,7 @@ def assemble_connectors(
     groups = list[ConnectorGroup]()
     for run, n in zip(runs, n_steps, strict=True):
         folders = checkpoints_of(run.path)
-        checkpoint = load_checkpoint(folders[max(folders)]) if folders else None
+        checkpoint = load_checkpoint(folders[max(folders)], digest=run.digest) if folders else None
         keep = checkpoint.metrics_bytes if checkpoint else 0
         curves = files.enter_context(Curves(run.path / METRICS, keep=keep))
         member = ConnectorMember(run, curves=curves, schedule=Schedule.of(run.config, n_steps=n))

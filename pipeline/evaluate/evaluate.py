@@ -186,6 +186,7 @@ def report_of(
     )  # fmt: skip
     return EvalReport(
         run=subject.path,
+        sha256=subject.sha256,
         site=str(subject.site),
         arch=subject.arch,
         d_in=coder.d_in,

@@ -16,6 +16,7 @@ from pipeline.config.serialization import FLAT, from_json, located, portable, to
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluate.metrics import METRICS, Number
 from pipeline.frame import make_frame
+from pipeline.runs.belongs import is_of
 from pipeline.tables import write_csv
 
 EVAL_FILE = "eval.json"
@@ -77,6 +78,8 @@ class EvalReport:
     """
 
     run: Path
+    sha256: str = ""
+    """Of the weights of the run; empty in reports of versions that did not say."""
     site: str
     arch: str
     d_in: int
@@ -166,7 +169,9 @@ def save_report(report: EvalReport) -> Path:
 
 
 def load_report(run: Path) -> EvalReport | None:
-    """The report in the folder of a run, wherever that was when it was made; None without one.
+    """The report in the folder of a run, wherever that was when it was made.
+
+    None without one, or where it is on the weights of another run.
 
     Raises:
         CheckpointError: it is damaged, or another version wrote it.
@@ -192,7 +197,10 @@ def keep(report: Any, path: Path) -> Path:  # noqa: ANN401 - any dataclass
 
 
 def kept(run: Path, name: str, kind: type[Report]) -> Report | None:
-    """The report of a kind in a file of a run's folder, saying that it is of that run."""
+    """The report of a kind in a file of a run's folder, saying that it is of that run.
+
+    None where there is none, or one on the weights of another.
+    """
     path = run / name
     try:
         report: Any = located(from_json(kind, json.loads(path.read_bytes())), run)
@@ -203,7 +211,7 @@ def kept(run: Path, name: str, kind: type[Report]) -> Report | None:
             f"{path} is not a report that this version can read: {error}; make it again: "
             f"saepipe eval {run}"
         ) from error
-    return replace(report, run=run)
+    return replace(report, run=run) if is_of(run, report.sha256) else None
 
 
 _LEFT_OUT = frozenset({

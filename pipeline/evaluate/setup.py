@@ -88,6 +88,8 @@ class LoadedSAE:
     """A coder, its place, and where it is from."""
 
     path: Path
+    sha256: str
+    """Of the run's own weights."""
     coder: Coder
     arch: str
     model: str
@@ -150,6 +152,7 @@ def load_sae(path: Path, *, device: torch.device) -> LoadedSAE:
     where = tuned.report if tuned else run.provenance
     return LoadedSAE(
         path=path,
+        sha256=(tuned or run).sha256,
         coder=(tuned or run).load_sae(device),
         arch=run.config.arch.kind,
         model=where.model,

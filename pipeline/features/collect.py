@@ -22,17 +22,15 @@ from pipeline.device import pick_device
 from pipeline.disk import require_run_writable
 from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.evaluate.setup import LoadedSAE, load_sae
-from pipeline.features.files import Facts, FeatureSet
+from pipeline.features.files import Facts, FeatureSet, identity_of
 from pipeline.features.logits import IGNORED, Ranked, attribute, load_path
 from pipeline.features.samples import Sampler, Samples
 from pipeline.features.save import save
-from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, counter
 from pipeline.runs.folder import Provenance
 from pipeline.runs.replaced import fingerprint_at_hand, is_another, replaced_note
-from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import Coder
 from pipeline.stores import looked_for
 from pipeline.text.contexts import ReadAhead
@@ -166,7 +164,7 @@ def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: W
         notes.append(f"tokens stand as numbers: {words.missing}")
     return Facts(
         config=config,
-        coder=_identity(config.run),
+        coder=identity_of(config.run),
         arch=subject.arch,
         site=str(subject.site),
         store=source.path,
@@ -180,14 +178,6 @@ def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: W
         attributed=words.head is not None and not subject.site.kind.nonlinear,
         notes=tuple(notes),
     )
-
-
-def _identity(run: Path) -> str:
-    """What identifies the weights of a run: checksums of its files."""
-    if not is_finetuned(run):
-        return SAERun.open(run).sha256
-    tuned = FinetunedRun.open(run)
-    return f"{tuned.run.sha256}+{tuned.sha256}"
 
 
 def of_replaced_model(facts: Facts, now: str, *, harvested: Provenance) -> bool:

@@ -37,6 +37,7 @@ from pipeline.features.feature import (
     TopContexts,
 )
 from pipeline.frame import make_frame
+from pipeline.runs.belongs import told_by
 from pipeline.runs.folder import saepipe_version
 from pipeline.stores import locate, looked_for
 from pipeline.text.token_text import TokenTexts, visible
@@ -47,8 +48,25 @@ FORMAT = 1
 
 
 def has_features(run: Path) -> bool:
-    """Whether features were found for a run; what is damaged there is told when it is read."""
-    return (run / FOLDER / FACTS).exists()
+    """Whether features were found for the weights of a run.
+
+    What is damaged there is told when it is read.
+    """
+    try:
+        return _is_of(run, _read_facts(run))
+    except CheckpointError:
+        return (run / FOLDER / FACTS).exists()
+
+
+def identity_of(run: Path) -> str:
+    """What identifies the weights of a run: checksums of its files, as its run.json has them.
+
+    Empty where there is none.
+    """
+    told = told_by(run)
+    frozen = told.get("coder")
+    known = [frozen] if isinstance(frozen, dict) else []
+    return "+".join(str(its.get("sha256", "")) for its in (*known, told))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,21 +114,16 @@ class FeatureSet:
         """The features that were found for a run.
 
         Raises:
-            CheckpointError: there are none, or they are damaged.
+            CheckpointError: there are none, or they are damaged, or of the weights of another run.
         """
         run = Path(run)
-        try:
-            document = json.loads((run / FOLDER / FACTS).read_bytes())
-            if not isinstance(document, dict) or document.get("format") != FORMAT:
-                raise ValueError(f"it is not of format {FORMAT}")  # noqa: TRY301
-            facts = located(from_json(Facts, document, where=FACTS), run)
-            return FeatureSet(run=run, facts=facts)
-        except FileNotFoundError:
+        facts = _read_facts(run)
+        if not _is_of(run, facts):
             raise CheckpointError(
-                f"{run} has no features yet: find them with saepipe features {run}"
-            ) from None
-        except (OSError, ValueError, ConfigError) as error:
-            raise _damaged(run, FACTS, error) from error
+                f"{run / FOLDER} is of the weights of another run: find the features again with "
+                f"saepipe features {run}"
+            )
+        return FeatureSet(run=run, facts=facts)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -283,6 +296,25 @@ class FeatureSet:
 
     def _column(self, name: str) -> Any:  # noqa: ANN401 - of any dtype
         return self._table("features")[name].to_numpy()
+
+
+def _read_facts(run: Path) -> Facts:
+    try:
+        document = json.loads((run / FOLDER / FACTS).read_bytes())
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ValueError(f"it is not of format {FORMAT}")  # noqa: TRY301
+        return located(from_json(Facts, document, where=FACTS), run)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{run} has no features yet: find them with saepipe features {run}"
+        ) from None
+    except (OSError, ValueError, ConfigError) as error:
+        raise _damaged(run, FACTS, error) from error
+
+
+def _is_of(run: Path, facts: Facts) -> bool:
+    """Whether they are of the weights that a run has, if a run is still there."""
+    return identity_of(run) in ("", facts.coder)
 
 
 def ordered(features: FeatureSet, by: FeatureOrder, *, seed: int = 0) -> Int64[np.ndarray, " n"]:

@@ -27,13 +27,14 @@ from pipeline.finetune.shifts import Shift
 from pipeline.finetune.sources import Sources
 from pipeline.finetune.unfinished import FREE, leave_whole
 from pipeline.foreign import not_a_run
+from pipeline.runs.belongs import RUN, checksum_of
 from pipeline.runs.curves import METRICS, read_curves
 from pipeline.runs.folder import (
     FORMAT,
-    RUN,
     Provenance,
     differences,
     load_tensors,
+    require_own,
     saepipe_version,
     save_tensors,
 )
@@ -112,6 +113,8 @@ class _Document:
     sha256: str
     """Of tuned.safetensors."""
     sources: Sources = field(default_factory=Sources)
+    curves_sha256: str = ""
+    """Of metrics.jsonl; empty in runs of versions that did not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +129,8 @@ class FinetunedRun:
     report: FinetuneReport
     sha256: str
     sources: Sources = field(default_factory=Sources)
+    curves_sha256: str = ""
+    """Of its losses; empty in runs of versions that did not say."""
 
     @staticmethod
     def open(path: str | Path) -> "FinetunedRun":
@@ -147,9 +152,14 @@ class FinetunedRun:
         sae = told.coder
         run = SAERun(path=path, config=sae.config, provenance=sae.store, sha256=sae.sha256)
         return FinetunedRun(
-            path=path, config=told.config, run=run, report=told.report, sha256=told.sha256,
+            path=path,
+            config=told.config,
+            run=run,
+            report=told.report,
+            sha256=told.sha256,
             sources=told.sources,
-        )  # fmt: skip
+            curves_sha256=told.curves_sha256,
+        )
 
     def load_sae(self, device: torch.device) -> TunedSAE:
         """The SAE with its `c` and `d`, in float32, every byte checked.
@@ -164,8 +174,14 @@ class FinetunedRun:
         return tuned.requires_grad_(False)
 
     def losses(self) -> list[float]:
-        """Of each step's batch before its update (nats)."""
-        return [line["loss"] for line in read_curves(self.path / METRICS)]
+        """Of each step's batch before its update (nats).
+
+        Raises:
+            CheckpointError: they are gone or damaged, or another run's.
+        """
+        lines = list(read_curves(self.path / METRICS))
+        require_own(self.path / METRICS, self.curves_sha256)
+        return [line["loss"] for line in lines]
 
 
 def is_finetuned(path: Path) -> bool:
@@ -213,7 +229,14 @@ def save_run(
     write_file(partial / METRICS, [json.dumps(line).encode() + b"\n" for line in lines])
     write_json(partial / FEATURES, to_json(shifts))
     frozen = _Frozen(config=run.config, store=run.provenance, sha256=run.sha256)
-    document = _Document(config=config, coder=frozen, report=report, sha256=sha256, sources=sources)
+    document = _Document(
+        config=config,
+        coder=frozen,
+        report=report,
+        sha256=sha256,
+        sources=sources,
+        curves_sha256=checksum_of(partial / METRICS),
+    )
     write_json(partial / RUN, to_json(portable(document, config.out)))
     partial.rename(config.out)
     sync_folder(config.out.parent)

@@ -21,6 +21,7 @@ from pipeline.config.stages import FinetuneConfig
 from pipeline.disk import writing
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.finetune.sources import Sources
+from pipeline.runs.belongs import digest_of
 from pipeline.runs.checkpoints import (
     FOLDER,
     Checkpoint,
@@ -107,6 +108,12 @@ def _require_same(there: _Begun, config: FinetuneConfig, run: SAERun, sources: S
         )
 
 
+def _digest(folder: Path) -> str:
+    """What its checkpoints are held to."""
+    begun = json.loads((folder / BEGUN).read_bytes())
+    return digest_of(begun["config"], free=FREE, origins=[begun["sha256"]])
+
+
 def keep(
     folder: Path, tuned: TunedSAE, optimizer: torch.optim.Optimizer, losses: Sequence[float]
 ) -> None:
@@ -128,7 +135,7 @@ def keep(
     )
     before = checkpoints_of(folder)
     with writing(folder):
-        save_checkpoint(folder, checkpoint)
+        save_checkpoint(folder, checkpoint, digest=_digest(folder))
         for step, old in before.items():
             if step != checkpoint.step:
                 drop_checkpoint(old)
@@ -138,12 +145,12 @@ def restore(folder: Path, tuned: TunedSAE, optimizer: torch.optim.Optimizer) -> 
     """Become what was kept, to the bit; the losses of the steps that were made.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: it is damaged, or another fine-tuning's.
     """
     found = checkpoints_of(folder)
     if not found:
         return []
-    checkpoint = load_checkpoint(found[max(found)])
+    checkpoint = load_checkpoint(found[max(found)], digest=_digest(folder))
     with torch.no_grad():
         tuned.c.copy_(checkpoint.trained["c"])
         tuned.d.copy_(checkpoint.trained["d"])

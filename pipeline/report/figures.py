@@ -13,9 +13,11 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from pipeline.finetune.run import FinetunedRun
 from pipeline.plots.style import BLUE, GRAY, GRID, INK, RED, as_svg
 from pipeline.plots.training import curve_figures
-from pipeline.runs.curves import METRICS
+from pipeline.runs.belongs import is_file_of
+from pipeline.runs.curves import METRICS, read_curves
 from pipeline.runs.folder import RunFolder
 
 COLORS = {
@@ -117,19 +119,28 @@ def drawings(
     return found
 
 
-def curves_of(run: Path) -> Path | None:
-    """Its curves, if there are any."""
-    curves = run / METRICS
-    return curves if curves.exists() and curves.stat().st_size else None
+def curves_of(run: RunFolder | FinetunedRun) -> Path | None:
+    """Its curves, if there are any, and they are its own."""
+    curves = run.path / METRICS
+    return curves if _there(curves) and is_file_of(curves, run.curves_sha256) else None
 
 
-def curves_lost(run: RunFolder) -> str:
+def curves_lost(run: RunFolder | FinetunedRun) -> str:
     """What a page says where a complete run no longer has all of its curves; else nothing."""
-    if (curves := curves_of(run.path)) is None:
+    curves = run.path / METRICS
+    if not _there(curves):
         return f"{METRICS} is lost, and with it the curves of this training."
-    lines, n_steps = run.curves, run.config.n_steps(run.provenance.n_rows)
+    if not is_file_of(curves, run.curves_sha256):
+        return f"{METRICS} is not that of this run."
+    tuned = isinstance(run, FinetunedRun)
+    n_steps = run.report.n_steps if tuned else run.config.n_steps(run.provenance.n_rows)
+    lines = [*read_curves(curves)]
     last = int(lines[-1]["step"]) if lines else 0
     return f"{curves.name} ends at step {last:,} of {n_steps:,}." if last < n_steps else ""
+
+
+def _there(curves: Path) -> bool:
+    return curves.exists() and curves.stat().st_size > 0
 
 
 def curve_drawings(curves: Path | None, *, prefix: str) -> Drawings:

@@ -44,7 +44,7 @@ class SAEExhibit(Exhibit):
     """The SAE's; of a fine-tuned one, that of the SAE it froze."""
     tuned: FinetunedRun | None
     curves: Path | None
-    """Its metrics.jsonl, if it has any lines."""
+    """Its metrics.jsonl, if it has any lines, and they are its own."""
     evaluation: EvalReport | None
     features: ShownFeatures | None
 
@@ -52,12 +52,13 @@ class SAEExhibit(Exhibit):
     def gather(cls, path: Path, name: str, *, n_features: int) -> "SAEExhibit":
         """What is known of the SAE in a folder."""
         tuned = FinetunedRun.open(path) if is_finetuned(path) else None
+        run = tuned.run if tuned else SAERun.open(path)
         return cls(
             name=name,
             path=path,
-            run=tuned.run if tuned else SAERun.open(path),
+            run=run,
             tuned=tuned,
-            curves=curves_of(path),
+            curves=curves_of(tuned or run),
             evaluation=load_report(path),
             features=shown_features(path, n=n_features),
         )
@@ -202,7 +203,7 @@ def _view(exhibit: SAEExhibit, *, place: int, known: Mapping[Path, str]) -> dict
             exhibit.run.config, folder=exhibit.path, store=exhibit.provenance, **tuned
         ),
         "curves": _curves(exhibit, prefix=f"r{place}-"),
-        "curves_lost": "" if exhibit.tuned else curves_lost(exhibit.run),
+        "curves_lost": curves_lost(exhibit.tuned or exhibit.run),
         "missing": missing,
         "evaluated": "",
         "worst": (),

@@ -2,7 +2,8 @@
 
     sae.safetensors        the parameters of what is trained
     optimizer.safetensors  moments of each parameter, rows of silence of each latent
-    state.json             step, length of metrics.jsonl, SHA-256 of the two files above
+    state.json             step, length of metrics.jsonl, SHA-256 of the two files above, and a
+                           digest of what a run must share that goes on from it
 
 A checkpoint is written under a temporary name, fsynced and renamed. What is in it, with the config
 and the store, determines every later bit of the run on a CPU; the order of rows needs no state but
@@ -51,10 +52,18 @@ class _State:
     metrics_bytes: int
     sha256_coder: str
     sha256_optimizer: str
+    digest: str = ""
+    """Of the run; empty in checkpoints of versions that did not say."""
 
 
-def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint, gives its folder; one of the same step stays, it holds the same."""
+def save_checkpoint(run: Path, checkpoint: Checkpoint, *, digest: str) -> Path:
+    """Write a checkpoint, gives its folder; one of the same step stays, it holds the same.
+
+    Args:
+        run: The folder of the run.
+        checkpoint: What it holds.
+        digest: Of what a run must share that goes on from it.
+    """
     folder = run / FOLDER / f"step-{checkpoint.step:09d}"
     if (folder / STATE).exists():
         return folder
@@ -70,6 +79,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
         metrics_bytes=checkpoint.metrics_bytes,
         sha256_coder=hashlib.sha256(trained).hexdigest(),
         sha256_optimizer=hashlib.sha256(optimizer).hexdigest(),
+        digest=digest,
     )
     write_json(partial / STATE, to_json(state))
     partial.rename(folder)
@@ -94,9 +104,17 @@ def drop_checkpoint(folder: Path) -> None:
     shutil.rmtree(partial)
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint, every byte checked."""
+def load_checkpoint(folder: Path, *, digest: str) -> Checkpoint:
+    """Read a checkpoint, every byte checked.
+
+    Raises:
+        CheckpointError: it is damaged, or of a run of another digest.
+    """
     state = _attempt(folder / STATE, lambda data: _state(data, folder))
+    if state.digest not in ("", digest):
+        raise CheckpointError(
+            f"{folder / STATE} is of a run of another configuration, store or SAE: {_back(folder)}"
+        )
     return Checkpoint(
         step=state.step,
         metrics_bytes=state.metrics_bytes,
@@ -135,12 +153,19 @@ def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     return _Tensors(path, _attempt(path, read))
 
 
+def _back(folder: Path) -> str:
+    """What to do without a checkpoint."""
+    return (
+        f"delete the folder {folder} to go back to the checkpoint before it, or to the start, "
+        "then train again"
+    )
+
+
 def _attempt(path: Path, read: Callable[[bytes], T]) -> T:
     """`read` of the file's bytes, with one line for whatever is wrong with it."""
     try:
         return read(path.read_bytes())
     except (OSError, ValueError, SafetensorError, ConfigError) as error:
         raise CheckpointError(
-            f"{path} is missing or damaged ({error}): delete the folder {path.parent} to go back "
-            "to the checkpoint before it, or to the start, then train again"
+            f"{path} is missing or damaged ({error}): {_back(path.parent)}"
         ) from error

@@ -32,12 +32,12 @@ from pipeline.config.training import LoopConfig
 from pipeline.errors import CheckpointError, ConfigError, NoSuchArchitectureError
 from pipeline.foreign import not_a_run
 from pipeline.frame import make_frame
+from pipeline.runs.belongs import RUN, checksum_of, digest_of, is_file_of, told_by
 from pipeline.runs.checkpoints import checkpoints_of
 from pipeline.runs.curves import METRICS, read_curves
 from pipeline.stores import locate
 
 FORMAT = 1
-RUN = "run.json"
 LOCK = ".lock"
 
 # What may differ between a run and its continuation: where things lie and who computes, not what.
@@ -120,6 +120,8 @@ class RunFolder(ABC):
     """`store` in run.json."""
     sha256: str = ""
     """Of what was trained; empty until the run is complete."""
+    curves_sha256: str = ""
+    """Of its curves, once it is complete; empty in runs of versions that did not say."""
     failure: str = ""
     """Why it will never be complete."""
 
@@ -138,16 +140,18 @@ class RunFolder(ABC):
         """Every line of its curves, as metrics.jsonl has them.
 
         Raises:
-            CheckpointError: there are none, or they are damaged.
+            CheckpointError: there are none, or they are damaged, or another run's.
         """
-        return list(read_curves(self.path / METRICS))
+        lines = list(read_curves(self.path / METRICS))
+        require_own(self.path / METRICS, self.curves_sha256)
+        return lines
 
     @property
     def metrics(self) -> dict[str, Any]:
         """The last line of its curves: where training ended.
 
         Raises:
-            CheckpointError: there is none, or it is damaged.
+            CheckpointError: there is none, or it is damaged, or another run's.
         """
         lines = self.curves
         if not lines:
@@ -158,11 +162,23 @@ class RunFolder(ABC):
         """Its curves as a pandas DataFrame, one row a line.
 
         Raises:
-            CheckpointError: there are none, or they are damaged.
+            CheckpointError: there are none, or they are damaged, or another run's.
             ConfigError: pandas is not installed.
         """
         lines = self.curves
         return make_frame({name: [line[name] for line in lines] for name in next(iter(lines), {})})
+
+    @property
+    def digest(self) -> str:
+        """Of all that its weights depend on, as run.json has it; empty where that is not there.
+
+        Its checkpoints hold it, and no run of another goes on from them.
+        """
+        config = told_by(self.path).get("config")
+        if not isinstance(config, dict):
+            return ""
+        origins = (checksum for _, checksum in self.origins.values())
+        return digest_of(cast("dict[str, Any]", config), free=FREE, origins=origins)
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -241,7 +257,7 @@ class RunFolder(ABC):
         """Write what was trained, and only then call the run complete."""
         tensors = trained.state_dict()
         weights = save_tensors(self.path / self.WEIGHTS, tensors, metadata=self._metadata(tensors))
-        run = replace(self, sha256=weights)
+        run = replace(self, sha256=weights, curves_sha256=checksum_of(self.path / METRICS))
         run.write()
         return run
 
@@ -270,6 +286,18 @@ def _document(kind: type[RunFolder]) -> Any:  # noqa: ANN401 - a class that is m
         for name, key in _keys(kind).items()
     ]
     return make_dataclass(RUN, [*head, *own], frozen=True, kw_only=True)
+
+
+def require_own(curves: Path, sha256: str) -> None:
+    """Hold the curves of a run to the checksum that it had of them when it was complete.
+
+    Raises:
+        CheckpointError: they are not its own.
+    """
+    if not is_file_of(curves, sha256):
+        raise CheckpointError(
+            f"{curves} is not that of this run: put a copy back, or train into another --out"
+        )
 
 
 @contextmanager

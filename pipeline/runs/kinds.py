@@ -3,7 +3,6 @@
 A new kind is a folder of its own with a subclass of `RunKind`, and one line in `KINDS`.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from actstore.reader import ActStore
 from pipeline.errors import CheckpointError, DataError
+from pipeline.runs.belongs import told_by
 from pipeline.runs.curves import StepReport
-from pipeline.runs.folder import RUN, RunFolder
+from pipeline.runs.folder import RunFolder
 
 KINDS = {
     "sae": "pipeline.saes:SAES",
@@ -128,7 +128,7 @@ class RunKind(ABC):
     """`(EvalConfig, *, on_progress)`: a report on each run, saved in its folder; of several also a
     table."""
     evaluation: ClassVar[Lazy]
-    """`(run)`: the report that is saved there, or None."""
+    """`(run)`: the report on its weights that is saved there, or None."""
     eval_table: ClassVar[str]
     """The name of that table."""
     eval_tables: ClassVar[Lazy]
@@ -140,7 +140,7 @@ class RunKind(ABC):
     features: ClassVar[Lazy]
     """`(FeaturesConfig, *, on_progress)`: what `saepipe features` finds, and keeps in the run."""
     has_features: ClassVar[Lazy]
-    """`(run)`: whether that is there already."""
+    """`(run)`: whether that is there already, of its weights."""
     shown: ClassVar[Lazy]
     """`(found, chosen, *, order, rows)`: a `Shown` of what was found, or of some of it closely."""
 
@@ -177,11 +177,8 @@ def kind_named(name: str) -> RunKind:
 
 def says_kind(path: Path) -> str:
     """What the run at `path` says that it is; empty where there is none that can be read."""
-    try:
-        document = json.loads((path / RUN).read_bytes())
-    except (OSError, ValueError):
-        return ""
-    return str(document.get("kind", "sae")) if isinstance(document, dict) else ""
+    told = told_by(path)
+    return str(told.get("kind", "sae")) if told else ""
 
 
 def kind_of(path: Path) -> RunKind:

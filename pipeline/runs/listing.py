@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.runs.belongs import RUN, is_file_of
 
-_RUN, _CURVES, _TAIL = "run.json", "metrics.jsonl", 2**16
+_CURVES, _TAIL = "metrics.jsonl", 2**16
 _REPORTS = ("eval.json", "connect_eval.json")
 _LISTS = ("density", "maps")
 """In a report, where what has a value per latent begins; after what is told here."""
@@ -49,20 +50,20 @@ def list_runs(folder: Path) -> list[ListedRun]:
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
-    dated = sorted(((path / _RUN).stat().st_mtime, path) for path in _found(folder))
+    dated = sorted(((path / RUN).stat().st_mtime, path) for path in _found(folder))
     return [_listed(path, written) for written, path in dated]
 
 
 def state_of(path: Path) -> str:
     """How the run in a folder stands, as `ListedRun` says it; `not there` without a run.json."""
-    return _listed(path, 0.0).state if (path / _RUN).exists() else "not there"
+    return _listed(path, 0.0).state if (path / RUN).exists() else "not there"
 
 
 def _found(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
-        if _RUN in files:
+        if RUN in files:
             yield Path(place)
-        folders[:] = [] if _RUN in files else [name for name in folders if not _passed_over(name)]
+        folders[:] = [] if RUN in files else [name for name in folders if not _passed_over(name)]
 
 
 def _passed_over(name: str) -> bool:
@@ -73,12 +74,13 @@ def _passed_over(name: str) -> bool:
 def _listed(path: Path, written: float) -> ListedRun:
     when = datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds")
     try:
-        facts = _facts(json.loads((path / _RUN).read_bytes()))
+        told = json.loads((path / RUN).read_bytes())
+        facts = _facts(told)
     except (OSError, ValueError, RecursionError) as error:
         return ListedRun(path=path, when=when, state=f"damaged: {error}")
     except (KeyError, TypeError, AttributeError):
-        return ListedRun(path=path, when=when, state=f"damaged: {_RUN} is not that of a run")
-    return ListedRun(path=path, when=when, **facts, **_numbers(path))
+        return ListedRun(path=path, when=when, state=f"damaged: {RUN} is not that of a run")
+    return ListedRun(path=path, when=when, **facts, **_numbers(path, told))
 
 
 def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,10 +95,14 @@ def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": kind, "arch": str(arch), "site": str(site), "state": state}
 
 
-def _numbers(path: Path) -> dict[str, Any]:
+def _numbers(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """From what lies in the folder and is of the run."""
     found: dict[str, Any] = {}
-    for told in (_last_line(path / _CURVES), *(_head(path / name) for name in _REPORTS)):
-        found |= told
+    if is_file_of(path / _CURVES, run.get("curves_sha256", "")):
+        found |= _last_line(path / _CURVES)
+    for told in (_head(path / name) for name in _REPORTS):
+        if told.get("sha256", "") in ("", run["sha256"]):
+            found |= told
     wanted = {
         "l0": "l0", "explained_variance": "explained_variance",
         "loss_added": "ce_added", "loss_recovered": "loss_recovered",

@@ -12,9 +12,9 @@ from torch import Tensor
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError
 from pipeline.runs.advice import advice_on
-from pipeline.runs.curves import METRICS, read_curves
+from pipeline.runs.belongs import RUN
 from pipeline.runs.folder import RunFolder
-from pipeline.sae.sae import SAE, metadata_of
+from pipeline.sae.sae import SAE, filled, metadata_of
 
 CODER = "sae.safetensors"
 
@@ -80,9 +80,9 @@ class SAERun(RunFolder):
         """What to look at and try before the SAE is trusted; empty where all is as it should be.
 
         Raises:
-            CheckpointError: it is unfinished, or its curves are damaged.
+            CheckpointError: it is unfinished, or its curves are damaged, or another run's.
         """
-        curves = [*read_curves(self.path / METRICS)]
+        curves = self.curves
         if not self.finished or not curves:
             raise CheckpointError(f"{self.path} is an unfinished run: train it to its end first")
         n_rows = self.provenance.n_rows
@@ -95,10 +95,13 @@ class SAERun(RunFolder):
         return metadata_of(tensors, self.config.arch, **shape, site=source.site)
 
     def load_sae(self, device: torch.device) -> SAE:
-        """The finished SAE in float32, every byte checked."""
-        coder = self.blank_sae()
-        coder.load_state_dict(self.trained())
-        return coder.to(device)
+        """The finished SAE in float32, every byte checked.
+
+        Raises:
+            CheckpointError: sae.safetensors is missing or damaged, or does not fit run.json.
+        """
+        file, told = self.path / self.WEIGHTS, self.path / RUN
+        return filled(self.blank_sae(), self.trained(), file=file, told=told).to(device)
 
     def __repr__(self) -> str:
         what = f"{self.config.arch} at {self.provenance.site}, {self.d_sae:,} features"

@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 import torch
@@ -58,9 +58,14 @@ class _About:
             return None
 
     @staticmethod
+    def beside(folder: Path) -> Path:
+        """The file that says what the weights in a folder are."""
+        return folder / (RUN if (folder / RUN).exists() else ABOUT)
+
+    @staticmethod
     def read(folder: Path) -> "_About":
         """By `save_pretrained`, or from the run.json of a training."""
-        path = folder / (RUN if (folder / RUN).exists() else ABOUT)
+        path = _About.beside(folder)
         try:
             raw = json.loads(path.read_bytes())
             if path.name == RUN:
@@ -97,6 +102,48 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def filled(sae: "SAE", tensors: Mapping[str, Tensor], *, file: Path, told: Path) -> "SAE":
+    """An SAE with these tensors, sure to be what their file says that they are.
+
+    Args:
+        sae: Made as `told`, a run.json or cfg.json, says.
+        tensors: Those of `file`, their bytes checked.
+        file: The weights.
+        told: What lies beside them.
+
+    Raises:
+        CheckpointError: the file says something else of itself, or holds other shapes.
+    """
+    own = _About.inside(file)
+    shapes, wanted = (
+        {name: list(tensor.shape) for name, tensor in its.items()}
+        for its in (tensors, sae.state_dict())
+    )
+    unlike = _unlike(_facts(sae), _facts(own)) if own is not None else ""
+    if unlike := unlike or _unlike(wanted, shapes):
+        raise CheckpointError(
+            f"{told} does not fit {file.name} ({unlike}): put a copy back, or train again into "
+            "another --out"
+        )
+    sae.load_state_dict(dict(tensors))
+    return sae
+
+
+def _facts(it: "SAE | _About") -> dict[str, object]:
+    """What an SAE is, by name: settings of its architecture first."""
+    settings = cast("dict[str, object]", to_json(it.arch))
+    return {**settings, "d_in": it.d_in, "d_sae": it.d_sae, "site": it.site}
+
+
+def _unlike(now: Mapping[str, object], there: Mapping[str, object]) -> str:
+    """What differs: `k: 9, 4 there`."""
+    return "; ".join(
+        f"{name}: {now.get(name)}, {there.get(name)} there"
+        for name in (*now, *(there.keys() - now.keys()))
+        if now.get(name) != there.get(name)
+    )
 
 
 class Coder(nn.Module, ABC):
@@ -248,11 +295,11 @@ class SAE(Coder):
             checksum = _digest(tensors) if alone else hashlib.sha256(data).hexdigest()
             if checksum != about.sha256:
                 raise ValueError("its checksum is another")  # noqa: TRY301
-            sae = cls(about.arch, d_in=about.d_in, d_sae=about.d_sae, site=about.site)
-            sae.load_state_dict(tensors)
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{file} is missing or damaged ({error})") from error
-        return sae.to(where, torch.float32)
+        sae = cls(about.arch, d_in=about.d_in, d_sae=about.d_sae, site=about.site)
+        told = file if alone else _About.beside(folder)
+        return filled(sae, tensors, file=file, told=told).to(where, torch.float32)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `sae.safetensors`, and the `cfg.json` that describes it and has its checksum."""

@@ -94,7 +94,10 @@ def _common(entries: Sequence[Entry]) -> list[Checkpoint | None]:
             for step in folders:
                 if step > newest:
                     drop_checkpoint(folders[step])
-    return [load_checkpoint(folders[newest]) if newest else None for folders in found]
+    return [
+        load_checkpoint(folders[newest], digest=entry.run.digest) if newest else None
+        for entry, folders in zip(entries, found, strict=True)
+    ]
 
 
 def _at_once(

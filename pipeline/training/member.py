@@ -40,6 +40,7 @@ class Member(Generic[RunT]):
         self._curves = curves
         self._unchecked: list[Tensor] = []
         self._saved = 0
+        self._digest = run.digest
         self._logged = (0, time.perf_counter())
 
     @property
@@ -93,7 +94,7 @@ class Member(Generic[RunT]):
                 trained=_on_cpu(trained),
                 optimizer=_on_cpu(state),
             )
-            save_checkpoint(self.path, checkpoint)
+            save_checkpoint(self.path, checkpoint, digest=self._digest)
         self._saved = self.step
 
     def go_on_from(self, step: int) -> None:

@@ -17,8 +17,9 @@ from typing import cast
 from pipeline.config.grid import Point, plain_name
 from pipeline.disk import writing
 from pipeline.errors import CheckpointError, ConfigError, DataError
+from pipeline.runs.belongs import RUN
 from pipeline.runs.curves import METRICS, StepReport
-from pipeline.runs.folder import RUN, is_free, taken_back, training_in
+from pipeline.runs.folder import is_free, taken_back, training_in
 from pipeline.runs.sweep import SWEEP, SweepDocument, members_of
 from pipeline.tables import write_csv
 from pipeline.training.train import OnStep, Outcome, require_trainable, train_all

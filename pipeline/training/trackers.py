@@ -26,8 +26,8 @@ from urllib.parse import urlsplit
 
 from actstore.files import write_json
 from pipeline.errors import ConfigError
+from pipeline.runs.belongs import RUN
 from pipeline.runs.curves import METRICS, NOT_IN_LINES, StepReport, read_curves
-from pipeline.runs.folder import RUN
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from actstore.reader import ActStore
 from pipeline.config.defaults import with_batch_size
 from pipeline.config.training import LoopConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.runs.curves import StepReport, last_report
-from pipeline.runs.folder import RunFolder, enter
+from pipeline.runs.curves import METRICS, StepReport, last_report
+from pipeline.runs.folder import RunFolder, enter, require_own
 from pipeline.runs.kinds import RunKind, kind_named
 from pipeline.training.loop import OnEnd, OnStep, Outcome, advance_all, end, stream_of
 
@@ -96,6 +96,7 @@ def _train_entered(
     for run in runs:
         if run.finished:
             n_steps = run.config.n_steps(store.n_rows)
+            require_own(run.path / METRICS, run.curves_sha256)
             told(run.path, last_report(run.path, kind.curves, n_steps=n_steps))
         elif run.failure:
             told(run.path, DataError(run.failure))

@@ -323,6 +323,7 @@ def test_a_report_is_read_back_as_it_was_written(bench):
     run = bench.connect()
     assert load_connector_report(run) is None
     (report,) = bench.evaluate(run)
+    assert report.sha256 == ConnectorRun.open(run).sha256
     path = save_connector_report(report)
     assert path == run / CONNECT_EVAL_FILE
     assert load_connector_report(run) == report

@@ -12,7 +12,7 @@ from pipeline.connect.page.part import ConnectorExhibit, frontier_drawings
 from pipeline.connect.page.tables import main_heads, main_rows, map_groups, relation_tables
 from pipeline.connect.reading.read import read_connector, save_reading
 from pipeline.connect.reading.values import Cell, Equation, ReadingConfig
-from pipeline.connect.report import save_connector_report
+from pipeline.connect.report import load_connector_report, save_connector_report
 from pipeline.evaluate.report import Interval
 from pipeline.features.feature import BEFORE
 from pipeline.report.page import gather, view, write_page
@@ -348,3 +348,14 @@ def test_a_connector_that_was_read_stands_with_the_examples_of_its_autoencoders(
     (exhibit,) = gather([path], n_features=5)
     assert exhibit.connections.source.features
     assert not exhibit.connections.target.features, "those are of other weights"
+
+
+def test_what_was_found_of_another_connector_is_not_shown(tmp_path):
+    run = make_connector_run(tmp_path / "map")
+    for sha256, there in ((run.sha256, True), ("", True), ("0" * 64, False)):
+        save_connector_report(make_report(run.path, sha256=sha256))
+        assert (load_connector_report(run.path) is not None) == there
+    for sha256 in (run.sha256, "0" * 64):
+        save_reading(make_reading(run, connector=sha256))
+        (exhibit,) = gather([run.path], n_features=5)
+        assert (exhibit.connections is not None) == (sha256 == run.sha256)

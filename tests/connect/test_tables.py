@@ -56,7 +56,8 @@ def test_of_several_each_has_a_line_and_the_baselines_come_once(capsys):
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_long_names_and_such_as_look_like_markup_stand_as_they_are(capsys):
+def test_long_names_and_such_as_look_like_markup_stand_as_they_are(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     reports = [make_report(Path(f"[bold]{name}[/bold]{'x' * 60}")) for name in "ab"]
     text = shown(capsys, *reports)
     assert "[bold]a[/bold]" in text and text.count("0.4100") == 2

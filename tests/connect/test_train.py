@@ -28,6 +28,7 @@ from pipeline.sae.kernels import kernels_for
 from pipeline.training.loop import stream_of
 from pipeline.training.train import train_all
 from tests.helpers.plain_eval import leave_out
+from tests.helpers.refusals import refused
 from tests.helpers.training import (
     lines_of,
     make_rows,
@@ -387,3 +388,14 @@ def test_what_cannot_be_connected_is_one_line(place, tmp_path, saepipe, options,
     code, _, err = saepipe("train", place / "s.actstore", "--out", tmp_path / "c", *options)
     assert code == 1 and err.count("\n") == 1
     assert words in err
+
+
+def test_a_connector_does_not_go_on_from_a_checkpoint_of_another(place, tmp_path):
+    for name, l1 in (("own", 0.01), ("other", 0.02)):
+        connect(make_config(place, tmp_path / name, l1=l1))
+        unfinish(tmp_path / name, up_to=15)
+    kept = tmp_path / "own/checkpoints/step-000000015"
+    shutil.rmtree(kept)
+    shutil.copytree(tmp_path / "other/checkpoints" / kept.name, kept)
+    with refused(CheckpointError, "state.json is of a run of another configuration"):
+        connect(make_config(place, tmp_path / "own", l1=0.01))

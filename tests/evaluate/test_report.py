@@ -10,7 +10,9 @@ from pipeline.config.serialization import located, portable, to_json
 from pipeline.errors import CheckpointError, DataError
 from pipeline.evaluate.report import EVAL_FILE, Interval, load_report, save_report, write_table
 from pipeline.runs.names import middle_out, names_of
+from pipeline.runs.sae_run import SAERun
 from tests.helpers.eval_reports import make_report, with_everything
+from tests.helpers.tiny import make_sae, save_sae
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -128,3 +130,13 @@ def test_long_names_keep_both_ends(n):
     assert short[0] == "a"
     assert short[-1] == "0"
     assert middle_out(name, len(name)) == name
+
+
+def test_a_report_on_other_weights_is_none(tmp_path):
+    run = save_sae(tmp_path / "run", make_sae(), model="builtin")
+    own = SAERun.open(run).sha256
+    for sha256, there in ((own, True), ("", True), ("0" * 64, False)):
+        save_report(make_report(run, sha256=sha256))
+        assert (load_report(run) is not None) == there
+    (run / "run.json").unlink()
+    assert load_report(run) is not None, "there is no run to hold it to"

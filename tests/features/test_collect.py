@@ -17,10 +17,11 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine
 from pipeline.features.collect import collect_features, sample_store
 from pipeline.features.feature import AFTER, BEFORE, feature_document
-from pipeline.features.files import FeatureSet, ordered
+from pipeline.features.files import FeatureSet, has_features, ordered
 from pipeline.features.logits import attribute, load_path, nearest
 from pipeline.finetune.finetune import finetune
 from pipeline.lm.families import Site
+from pipeline.report.feature_data import shown_features
 from pipeline.runs.sae_run import SAERun
 from tests.helpers.featured import SITES, World, config_of, make_store_of, make_world
 from tests.helpers.refusals import may_only_be_read, refused
@@ -129,6 +130,10 @@ def test_features_of_another_coder_or_store_are_not_reused(own, tmp_path):
     collect_features(config_of(run))
     other = own.run("other", coder=make_sae(seed=1))
     shutil.copytree(run / "features", other / "features")
+    assert has_features(run) and not has_features(other)
+    assert shown_features(run, n=3) and shown_features(other, n=3) is None
+    with refused(CheckpointError, "features is of the weights of another run: find the features"):
+        FeatureSet.open(other)
     assert not collect_features(config_of(other)).reused
     shutil.move(run, own.folder / "moved")
     run = own.folder / "moved"

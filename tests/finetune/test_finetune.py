@@ -25,6 +25,7 @@ from pipeline.lm.hub import ModelFiles
 from pipeline.lm.model import load_model
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.plots.finetune import save_finetune_figures
+from pipeline.report.figures import curves_lost, curves_of
 from pipeline.runs.checkpoints import checkpoints_of
 from pipeline.runs.folder import training_in
 from pipeline.runs.sae_run import SAERun
@@ -470,3 +471,27 @@ def test_a_fine_tuned_run_is_evaluated_with_its_scales_and_biases(done, text, co
     assert tuned.l0 != plain.l0
     assert (tuned.arch, tuned.model) == ("relu", done.report.model)
     assert any("fine-tuned on" in note for note in tuned.notes)
+    assert (plain.sha256, tuned.sha256) == (SAERun.open(run).sha256, done.sha256)
+
+
+def test_losses_of_another_are_not_its_own(copied):
+    run = FinetunedRun.open(copied)
+    assert run.losses() and curves_of(run) and not curves_lost(run)
+    metrics = copied / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"loss": ', '"loss": 1'))
+    with refused(CheckpointError, "metrics.jsonl is not that of this run"):
+        run.losses()
+    assert curves_of(run) is None
+    assert curves_lost(run) == "metrics.jsonl is not that of this run."
+    assert replace(run, curves_sha256="").losses()
+
+
+def test_a_checkpoint_of_another_fine_tuning_is_refused(config, tmp_path):
+    for name, lr in (("tuned", 0.05), ("other", 0.01)):
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config(out=tmp_path / name, lr=lr), on_progress=pressing_ctrl_c)
+    (kept,) = (tmp_path / "tuned.partial/checkpoints").iterdir()
+    shutil.rmtree(kept)
+    shutil.copytree(tmp_path / "other.partial/checkpoints" / kept.name, kept)
+    with refused(CheckpointError, "state.json is of a run of another configuration"):
+        finetune(config())

@@ -232,7 +232,7 @@ class Means(RunKind):
         groups = []
         for run, n in zip(runs, n_steps, strict=True):
             folders = checkpoints_of(run.path)
-            saved = load_checkpoint(folders[max(folders)]) if folders else None
+            saved = load_checkpoint(folders[max(folders)], digest=run.digest) if folders else None
             keep = saved.metrics_bytes if saved else 0
             curves = files.enter_context(Curves(run.path / METRICS, keep=keep))
             schedule = Schedule.of(run.config, n_steps=n)

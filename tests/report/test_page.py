@@ -5,6 +5,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -24,6 +25,7 @@ from pipeline.report.figures import inline_svg
 from pipeline.report.page import view, write_page, write_report
 from pipeline.report.render import embedded_json, render
 from pipeline.report.saes import SAEExhibit
+from pipeline.runs.belongs import checksum_of
 from pipeline.runs.curves import METRICS
 from pipeline.runs.sae_run import SAERun
 from tests.helpers.browser import Visit, chromium
@@ -382,3 +384,30 @@ def test_a_page_says_that_curves_are_lost(tmp_path, content, said):
         (path / "metrics.jsonl").write_bytes(content)
     write_page(config)
     assert said in config.out.read_text()
+
+
+def test_curves_of_another_run_are_not_drawn(tmp_path):
+    path, other = (make_run(tmp_path / name) for name in ("run", "other"))
+    run = SAERun.open(path)
+    replace(run, curves_sha256=checksum_of(path / METRICS)).write()
+    config = ReportConfig(runs=(path,), out=tmp_path / "page.html")
+    write_page(config)
+    assert "r1-recon" in config.out.read_text() and "metrics.jsonl" not in config.out.read_text()
+    lines = (other / METRICS).read_text().replace('"n_dead": 3', '"n_dead": 4')
+    (path / METRICS).write_text(lines)
+    write_page(config)
+    text = config.out.read_text()
+    assert "metrics.jsonl is not that of this run." in text and "r1-recon" not in text
+
+
+def test_what_was_copied_from_another_run_is_made_anew(tmp_path, monkeypatch):
+    a, b = (make_run(tmp_path / name, seed=i) for i, name in enumerate("ab"))
+    save_report(plain(a, sha256=SAERun.open(a).sha256))
+    shutil.copy(a / "eval.json", b)
+    asked = Mock(side_effect=TextError("no text"))
+    monkeypatch.setattr("pipeline.evaluate.evaluate.evaluate", asked)
+    config = ReportConfig(runs=(a, b), out=tmp_path / "page.html")
+    assert "not evaluated: no text" in write_report(config).notes
+    assert asked.call_args.args[0].runs == (b,)
+    text = Reader(config.out.read_bytes()).text
+    assert "saepipe eval b" in text and "saepipe eval a" not in text

@@ -1,5 +1,6 @@
 """The runs below a folder, told at a glance."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -81,3 +82,20 @@ def test_they_are_read_without_what_is_slow_to_import():
     heavy = {"torch", "numpy", "numcodecs"}
     code = f"import pipeline.terminal.runs, sys; sys.exit(bool({heavy!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_numbers_of_another_run_are_not_its_own(folder):
+    read, told = folder / "read", json.loads((folder / "read/run.json").read_text())
+    report = (read / "eval.json").read_text()
+
+    def shown(*, of: str, curves: str) -> float | None:
+        (read / "eval.json").write_text(report.replace("{\n", f'{{\n"sha256": "{of}",\n', 1))
+        (read / "run.json").write_text(json.dumps(told | {"curves_sha256": curves}))
+        (run,) = list_runs(read)
+        return run.l0
+
+    own = hashlib.sha256((read / "metrics.jsonl").read_bytes()).hexdigest()
+    assert shown(of=told["sha256"], curves=own) == 12.202380952380953
+    assert shown(of="0" * 64, curves=own) == 3.0, "of its curves"
+    assert shown(of="0" * 64, curves="") == 3.0, "it does not say whether they are"
+    assert shown(of="0" * 64, curves="0" * 64) is None

@@ -13,7 +13,8 @@ import torch
 from pipeline.config.architectures import ARCHS, ReluConfig, TopKConfig
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.runs.folder import enter
+from pipeline.evaluate.setup import l0_of
+from pipeline.runs.folder import enter, save_tensors
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
 from tests.helpers.refusals import refused
@@ -257,3 +258,72 @@ def test_what_holds_no_whole_sae_is_one_line(config, tmp_path, change, said):
         SAE.from_pretrained(config.out)
     with refused(CheckpointError, "holds no SAE: it has neither the run.json of a"):
         SAE.from_pretrained(tmp_path / "nowhere")
+
+
+def edit(run: Path, change) -> None:
+    """Let its run.json say something else."""
+    document = json.loads((run / "run.json").read_text())
+    change(document)
+    (run / "run.json").write_text(json.dumps(document))
+
+
+EDITS = {
+    "k": (lambda told: told["config"]["arch"].update(k=9), "k: 9, 3 there"),
+    "kind": (
+        lambda told: told["config"]["arch"].update(kind="batchtopk"),
+        "kind: batchtopk, topk there",
+    ),
+    "site": (lambda told: told["store"].update(site="mlp_out.2"), r"site: mlp_out.2, mlp_out.1 th"),
+    "expansion": (lambda told: told["config"].update(expansion=8), "d_sae: 48, 24 there"),
+}
+
+
+@pytest.mark.parametrize("edited", EDITS)
+def test_a_run_json_that_says_what_its_weights_do_not_is_refused(config, edited):
+    change, said = EDITS[edited]
+    finished(replace(config, arch=TopKConfig(k=3)))
+    edit(config.out, change)
+    said = rf"run.json does not fit sae.safetensors \({said}.*\): put a copy back, or train again"
+    with refused(CheckpointError, said):
+        SAERun.open(config.out).load_sae(torch.device("cpu"))
+    with refused(CheckpointError, said):
+        SAE.from_pretrained(config.out)
+
+
+SHAPES = {
+    "kind": r"activation.threshold: \[\], None there",
+    "expansion": r"W_enc: \[6, 48\], \[6, 24\] there",
+}
+
+
+@pytest.mark.parametrize("edited", SHAPES)
+def test_weights_that_say_nothing_of_themselves_are_held_to_their_shapes(config, edited):
+    run, weights = finished(replace(config, arch=TopKConfig(k=3)))
+    replace(run, sha256=save_tensors(config.out / "sae.safetensors", weights)).write()
+    opened = SAERun.open(config.out).load_sae(torch.device("cpu"))
+    assert torch.equal(opened.W_dec, weights["W_dec"])
+    edit(config.out, EDITS[edited][0])
+    with refused(CheckpointError, rf"run.json does not fit sae.safetensors \(.*{SHAPES[edited]}"):
+        SAERun.open(config.out).load_sae(torch.device("cpu"))
+
+
+LINE = {
+    "step": 9, "rows": 9, "recon": 1.0, "l0": 3.0, "n_dead": 0, "explained_variance": 0.9,
+}  # fmt: skip
+
+
+def test_curves_of_another_run_are_not_taken_for_its_own(config):
+    run = enter_run(replace(config, arch=ReluConfig(l1=1e-3)))
+    metrics = config.out / "metrics.jsonl"
+    metrics.write_text(json.dumps(LINE) + "\n")
+    run, _ = finished(config, run)
+    assert SAERun.open(config.out).metrics == LINE
+    assert l0_of(run) == 3.0
+    assert run.advice is not None
+    metrics.write_text(json.dumps(LINE | {"l0": 500.0}) + "\n")
+    for look in (lambda: run.metrics, lambda: run.advice, run.to_frame):
+        with refused(CheckpointError, "metrics.jsonl is not that of this run: put a copy back"):
+            look()
+    assert l0_of(run) is None
+    before = replace(run, curves_sha256="")
+    assert before.metrics["l0"] == 500.0, "it does not say"

@@ -13,8 +13,8 @@ import pytest
 from pipeline.config.serialization import to_json
 from pipeline.config.training import TrainConfig
 from pipeline.errors import ConfigError
+from pipeline.runs.belongs import RUN
 from pipeline.runs.curves import METRICS, Curves
-from pipeline.runs.folder import RUN
 from pipeline.runs.sae_run import SAERun
 from pipeline.training.trackers import TOOLS, Loggers
 from pipeline.training.train import train

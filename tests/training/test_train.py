@@ -292,3 +292,52 @@ def test_of_rows_that_are_all_equal_no_variance_is_explained_and_none_is_claimed
     assert train(config).explained_variance is None
     save_curves({"run": config.out}, tmp_path)
     assert not any("explained variance" in line for line in SAERun.open(config.out).advice)
+
+
+@pytest.fixture
+def another(store, tmp_path) -> Path:
+    """A complete run of the same shape, on the same store, of another configuration."""
+    train(config_for(store, tmp_path / "another", lr=1e-2))
+    return tmp_path / "another"
+
+
+def test_a_checkpoint_of_another_run_is_refused_before_the_first_step(
+    store, tmp_path, whole, another
+):
+    out = shutil.copytree(whole, tmp_path / "copy")
+    unfinish(out, up_to=10)
+    folder = out / "checkpoints" / "step-000000020"
+    shutil.copytree(another / "checkpoints" / folder.name, folder)
+    shutil.copy(another / METRICS, out)
+    seen: list[TrainReport] = []
+    said = rf"{folder}/state.json is of a run of another .*: delete the folder {folder} to go back"
+    with refused(CheckpointError, said):
+        train(config_for(store, out), on_step=seen.append)
+    assert not seen
+    shutil.rmtree(folder)
+    shutil.copy(whole / METRICS, out)
+    train(config_for(store, out))
+    assert result(out) == result(whole)
+
+
+def test_a_checkpoint_goes_on_elsewhere_and_one_that_says_no_run_as_before(store, tmp_path, whole):
+    out = shutil.copytree(whole, tmp_path / "moved/deeper")
+    unfinish(out, up_to=20)
+    train(config_for(store, out))
+    assert result(out) == result(whole)
+    unfinish(out, up_to=20)
+    state = out / "checkpoints" / "step-000000020" / "state.json"
+    told = json.loads(state.read_text())
+    assert told.pop("digest")
+    state.write_text(json.dumps(told))
+    train(config_for(store, out))
+    assert result(out) == result(whole)
+
+
+def test_a_complete_run_with_curves_of_another_is_not_reported_on(store, tmp_path, whole, another):
+    out = shutil.copytree(whole, tmp_path / "copy")
+    shutil.copy(another / METRICS, out)
+    with refused(CheckpointError, "metrics.jsonl is not that of this run"):
+        train(config_for(store, out))
+    shutil.copy(whole / METRICS, out)
+    assert train(config_for(store, out)).reused

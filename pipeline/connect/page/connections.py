@@ -13,6 +13,7 @@ from pipeline.connect.reading.values import KINDS, Effect, Equation, Reading, Re
 from pipeline.features.feature import BEFORE, Examples, Feature
 from pipeline.features.files import FeatureSet, has_features
 from pipeline.report.feature_data import Places, evenly, examples_data, rounded
+from pipeline.runs.belongs import is_of
 from pipeline.text.token_text import TokenTexts, label
 
 N_RELATIONS = 8
@@ -48,9 +49,12 @@ class Connections:
 
 
 def load_connections(run: Path, *, n: int) -> Connections | None:
-    """What was read of a connector, with so many of its outputs; None if it was not."""
+    """What was read of a connector, with so many of its outputs; None if it was not.
+
+    Nor is what was read of another connector.
+    """
     reading = load_reading(run)
-    if reading is None:
+    if reading is None or not is_of(run, reading.connector):
         return None
     outputs = choose_outputs(reading, n=n, n_relations=N_RELATIONS)
     inputs = {term.feature for o in outputs for term in reading.equation(o).terms}

@@ -48,18 +48,19 @@ class ConnectorExhibit(Exhibit):
 
     run: ConnectorRun
     curves: Path | None
-    """Its metrics.jsonl, if it has any lines."""
+    """Its metrics.jsonl, if it has any lines, and they are its own."""
     evaluation: ConnectorReport | None
     connections: Connections | None
 
     @classmethod
     def gather(cls, path: Path, name: str, *, n_features: int) -> "ConnectorExhibit":
         """What is known of the connector in a folder."""
+        run = ConnectorRun.open(path)
         return cls(
             name=name,
             path=path,
-            run=ConnectorRun.open(path),
-            curves=curves_of(path),
+            run=run,
+            curves=curves_of(run),
             evaluation=load_connector_report(path),
             connections=load_connections(path, n=n_features),
         )
