@@ -73,8 +73,9 @@ def wanted_l0(arch: ArchConfig, *, d_sae: int) -> float | None:
 
 def _penalty(arch: ArchConfig) -> str:
     """The setting that is the penalty, where it was told in place of an L0; else nothing."""
-    told = isinstance(arch, Penalised) and arch.wanted(d_sae=1) is None
-    return arch.penalty_as if told else ""
+    if isinstance(arch, Penalised) and arch.wanted(d_sae=1) is None:
+        return arch.penalty_as
+    return ""
 
 
 def _on_dead(config: TrainConfig, curves: Curves, d_sae: int, n_steps: int) -> Lines:

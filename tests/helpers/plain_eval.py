@@ -143,7 +143,7 @@ def plain_eval(
     }
 
 
-def ratios_of(n: Mapping[str, float]) -> dict[str, float]:
+def ratios_of(n: Mapping[str, float]) -> dict[str, float | None]:
     """What is computed from mean losses and divergences."""
     return {
         "loss_recovered": _recovered(n["ce_zero"], n["ce_patched"], n["ce_clean"]),

@@ -63,6 +63,7 @@ def test_each_run_is_a_row_and_what_is_damaged_says_so(folder):
 
 
 def test_the_command_shows_them_and_gives_them_to_programs(folder, succeeds, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     out, _ = succeeds("runs", folder)
     (line,) = (line for line in out.splitlines() if line.startswith("map "))
     assert "connector relu resid.0 to mlp_out.1 1970-01-01" in line, "in a file, a line is a run"
