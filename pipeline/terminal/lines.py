@@ -42,20 +42,21 @@ def plan_line(plan: "HarvestPlan", seconds: float) -> str:
 
 def harvest_lines(summary: "HarvestSummary") -> Iterator[str]:
     """What a harvest did, and what a lossy codec cost each site; or which store made it idle."""
+    more = (
+        f"; {summary.n_rows_asked:,} were asked for: train with --tokens {summary.n_rows_asked}"
+        if summary.holds_more
+        else ""
+    )
     if summary.reused:
         linked = "" if summary.found is None else f"{summary.found}, linked as "
         rows = f"{summary.n_rows:,} rows a site"
-        more = (
-            f"; {summary.n_rows_asked:,} were asked for: train with --tokens {summary.n_rows_asked}"
-            if summary.holds_more
-            else ""
-        )
         yield f"harvest   complete, reused: {rows} in {linked}{summary.store}{more}"
         return
     ended = "; the text ended there" if summary.source_exhausted else ""
+    speed = f", {summary.tokens_per_s:,.0f} tokens/s" if summary.rows_written else ""
     yield (
-        f"harvest   {summary.n_rows:,} rows a site, {size(summary.n_bytes)} in {summary.store}, "
-        f"{summary.tokens_per_s:,.0f} tokens/s{ended}"
+        f"harvest   {summary.n_rows:,} rows a site, {size(summary.n_bytes)} in {summary.store}"
+        f"{speed}{ended}{more}"
     )
     store = ActStore.open(summary.store)
     for site, told in fidelity_of(store).items():

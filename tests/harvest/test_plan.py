@@ -179,6 +179,8 @@ def test_a_store_larger_than_was_asked_for_is_told(stage, beside):
     (line,) = harvest_lines(small)
     assert f"{2 * CTX_LEN} were asked for: train with --tokens {2 * CTX_LEN}" in line
     assert f"more than the {2 * CTX_LEN} asked for" in repr(small)
+    (line,) = harvest_lines(replace(small, reused=False))  # one that went on had them already
+    assert line.endswith(f"train with --tokens {2 * CTX_LEN}") and "tokens/s" not in line
     small.store.unlink()
 
 
