@@ -32,6 +32,7 @@ class SAEs(RunKind):
     eval_figures = Lazy("pipeline.plots.evaluation:save_figures")
     features = Lazy("pipeline.features.collect:collect_features")
     has_features = Lazy("pipeline.features.files:has_features")
+    n_features = Lazy("pipeline.features.collect:n_features")
     shown = Lazy("pipeline.terminal.features:shown")
     exhibit = Lazy("pipeline.report.saes:SAEExhibit")
 

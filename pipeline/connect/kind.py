@@ -26,6 +26,7 @@ class Connectors(RunKind):
     eval_figures = Lazy("pipeline.connect.figures:save_figures")
     features = Lazy("pipeline.connect.reading.read:read_features")
     has_features = Lazy("pipeline.connect.reading.read:is_read")
+    n_features = Lazy("pipeline.connect.run:n_outputs")
     shown = Lazy("pipeline.connect.tables:shown")
     exhibit = Lazy("pipeline.connect.page.part:ConnectorExhibit")
 

@@ -124,3 +124,12 @@ def _opened(path: Path, end: End) -> SAERun:
             "another --out"
         )
     return run
+
+
+def n_outputs(run: Path) -> int:
+    """How many features a connector predicts.
+
+    Raises:
+        CheckpointError: there is no complete run.
+    """
+    return ConnectorRun.open(run).target.d_sae

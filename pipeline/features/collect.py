@@ -26,16 +26,27 @@ from pipeline.features.files import Facts, FeatureSet, identity_of
 from pipeline.features.logits import IGNORED, Ranked, attribute, load_path
 from pipeline.features.samples import Sampler, Samples
 from pipeline.features.save import save
+from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, counter
 from pipeline.runs.folder import Provenance
 from pipeline.runs.replaced import fingerprint_at_hand, is_another, replaced_note
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import Coder
 from pipeline.stores import looked_for
 from pipeline.text.contexts import ReadAhead
 from pipeline.text.token_text import TokenTexts
 from pipeline.training.batches import as_tensor
+
+
+def n_features(run: Path) -> int:
+    """How many the SAE in a folder has, fine-tuned or not.
+
+    Raises:
+        CheckpointError: there is no complete run.
+    """
+    return (FinetunedRun.open(run).run if is_finetuned(run) else SAERun.open(run)).d_sae
 
 
 def collect_features(

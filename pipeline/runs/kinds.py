@@ -141,6 +141,8 @@ class RunKind(ABC):
     """`(FeaturesConfig, *, on_progress)`: what `saepipe features` finds, and keeps in the run."""
     has_features: ClassVar[Lazy]
     """`(run)`: whether that is there already, of its weights."""
+    n_features: ClassVar[Lazy]
+    """`(run)`: how many there are to be looked at closely."""
     shown: ClassVar[Lazy]
     """`(found, chosen, *, order, rows)`: a `Shown` of what was found, or of some of it closely."""
 

@@ -18,6 +18,7 @@ from pipeline.config.stages import (
     HarvestConfig,
     ReportConfig,
 )
+from pipeline.errors import ConfigError
 from pipeline.runs.names import beside, names_of
 from pipeline.runs.sweep import runs_at
 from pipeline.terminal.lines import (
@@ -113,9 +114,12 @@ def run_features(
     """Find what fires and show it, or some of it closely; gives what JSON is to hold."""
     from pipeline.runs.kinds import kind_of
 
+    kind = kind_of(config.run)
+    if chosen and (wrong := max(chosen)) >= (n := kind.n_features(config.run)):
+        raise ConfigError(f"{config.run} has features 0 to {n - 1}, got {wrong}")
     with screen.progress("features") as show:
         found = verbs.features(config, on_progress=show)
-    shown = kind_of(config.run).shown(found, chosen, order=order, rows=rows)
+    shown = kind.shown(found, chosen, order=order, rows=rows)
     screen.tell(shown.lines)
     for table in shown.tables:
         screen.draw(table)

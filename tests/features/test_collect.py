@@ -23,6 +23,8 @@ from pipeline.finetune.finetune import finetune
 from pipeline.lm.families import Site
 from pipeline.report.feature_data import shown_features
 from pipeline.runs.sae_run import SAERun
+from pipeline.terminal.commands import run_features
+from pipeline.terminal.screen import Screen
 from tests.helpers.featured import SITES, World, config_of, make_store_of, make_world
 from tests.helpers.refusals import may_only_be_read, refused
 from tests.helpers.stores import make_spec, write_store
@@ -184,6 +186,13 @@ def test_a_number_beyond_the_last_feature(features):
     for index in (-1, 64):
         with pytest.raises(ConfigError, match=f"has features 0 to 63, got {index}"):
             features.feature(index)
+
+
+def test_the_command_refuses_such_a_number_before_it_reads_the_store(own):
+    run = own.run()
+    with refused(ConfigError, "has features 0 to 63, got 64"):
+        run_features(config_of(run), [3, 64], order="frequency", rows=1, screen=Screen())
+    assert not (run / "features").exists()
 
 
 def test_a_store_that_does_not_fit_is_told_in_one_line(own, tmp_path):

@@ -147,6 +147,10 @@ def evaluation(run: Path) -> MeanReport | None:
     return MeanReport(run=run, norm=float(kept.read_text())) if kept.exists() else None
 
 
+def n_features(run: Path) -> int:
+    return 8
+
+
 def _norm(path: Path) -> float:
     return float(load_file(path / MeanRun.WEIGHTS)["mean"].norm())
 
@@ -219,6 +223,7 @@ class Means(RunKind):
     eval_figures = Lazy("tests.helpers.toy_kind:eval_figures")
     features = Lazy("tests.helpers.toy_kind:features")
     has_features = Lazy("tests.helpers.toy_kind:has_features")
+    n_features = Lazy("tests.helpers.toy_kind:n_features")
     shown = Lazy("tests.helpers.toy_kind:shown")
     exhibit = Lazy("tests.helpers.toy_kind:MeanExhibit")
 
