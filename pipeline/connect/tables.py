@@ -34,7 +34,8 @@ def shown(reading: Reading, chosen: Sequence[int], *, order: FeatureOrder, rows:
         effects = {i: effects_on(reading, i, device=reading.config.device) for i in chosen}
         tables = [t for i in chosen for t in output_tables(reading, i, effects[i], ends)]
         documents = [output_document(reading, i, effects[i], ends) for i in chosen]
-    return Shown(tables=tables, documents=documents, notes=reading.notes)
+    notes = [note for end in ends if end is not None for note in end.facts.notes]
+    return Shown(tables=tables, documents=documents, notes=[*reading.notes, *notes])
 
 
 # --- evaluated -------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ def ablation_effects(
     None for a feature that is active nowhere.
     """
     chosen = {index: features.feature(index).top for index in indices}
+    if not chosen:
+        return {}  # and no model is needed
     subject = load_sae(features.run, device=pick_device(device))
     coder, revision = subject.coder, subject.revision or "main"
     where = coder.W_dec.device

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -193,6 +194,14 @@ def test_the_command_refuses_such_a_number_before_it_reads_the_store(own):
     with refused(ConfigError, "has features 0 to 63, got 64"):
         run_features(config_of(run), [3, 64], order="frequency", rows=1, screen=Screen())
     assert not (run / "features").exists()
+
+
+def test_the_table_alone_needs_no_model(own, monkeypatch):
+    run = own.run()
+    collect_features(config_of(run))
+    monkeypatch.setattr("pipeline.features.ablation.load_model", Mock(side_effect=AssertionError))
+    told = run_features(config_of(run), [], order="frequency", rows=2, screen=Screen())
+    assert len(told) == 2
 
 
 def test_a_store_that_does_not_fit_is_told_in_one_line(own, tmp_path):
