@@ -39,6 +39,7 @@ LEGITIMATE = (
     r"model/tokenizer_config.json (absent|dict)",  # another model, as good as the one before
     r"model/config.json version",  # of transformers
     r"text.jsonl truncated",  # behind what is read of it
+    r".*\.toml empty",  # other settings
     r".*/journal.jsonl (empty|truncated)",  # as a kill leaves it
 )
 """Damages that are none, as regular expressions."""
