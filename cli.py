@@ -529,7 +529,7 @@ def main() -> None:
             code = app(standalone_mode=False)  # it, too, answers 130 to Ctrl-C
     except USAGE_ERROR as error:
         if message := error.format_message():  # nothing was typed, and help was shown
-            _say_error(" ".join(message.split()))
+            _say_error(" ".join(message.replace("Value error, ", "").split()))
         sys.exit(error.exit_code)
     except (PipelineError, StoreError) as error:
         _say_error(as_typed(str(error)))

@@ -36,10 +36,10 @@ def locate(
 
 def looked_for(path: Path, fingerprint: str) -> str:
     """What was looked for by `locate`, and where, in words."""
-    what = "what is there is another" if path.exists() else "it is gone"
+    what = "another is at" if path.exists() else "nothing is at"
     return (
-        f"{path.name}, fingerprint {fingerprint[:12]}, was at {path}, and {what}; it is neither "
-        f"beside the run nor in a folder of ${STORES}"
+        f"{what} {path} now, and the one of fingerprint {fingerprint[:12]} is neither beside the "
+        f"run nor in a folder of ${STORES}"
     )
 
 

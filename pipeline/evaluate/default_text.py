@@ -92,6 +92,6 @@ def _rest_of(trained_on: Provenance, run: Path, *, why: str) -> EvalText:
         source=text,
         column=column,
         start=Cursor.from_json(journal[-1].cursor),
-        note=f"{why}: evaluated on what lies in {text} behind what the store holds; name another "
-        "text with `text`",
+        note=f"evaluated on what lies in {text} behind what the store holds (name another text "
+        f"with `text`): {why}",
     )

@@ -92,7 +92,7 @@ def store_of(source: Provenance, run: Path, given: Path | None, *, holding: str)
     path = source.find(run) if given is None else given
     if path is None:
         raise ConfigError(
-            f"the store that {run} was trained from is gone: "
+            f"the store that {run} was trained from is not found: "
             f"{looked_for(source.path, source.fingerprint)}; name it, or another that holds "
             f"{holding}, with --store"
         )

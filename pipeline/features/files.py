@@ -238,7 +238,7 @@ class FeatureSet:
         path = locate(facts.store, facts.store_fingerprint, run=self.run, grown=self._grew_to)
         if path is None:
             raise ConfigError(
-                f"the store that features of {self.run} were found in is gone: "
+                f"the store that features of {self.run} were found in is not found: "
                 f"{looked_for(facts.store, facts.store_fingerprint)}; find the features again in "
                 f"another, with saepipe features {self.run} --store"
             )

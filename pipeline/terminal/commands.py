@@ -4,7 +4,7 @@ What brings torch is imported inside of functions: a harvest that is complete ne
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from pipeline.config.stages import (
     HarvestConfig,
     ReportConfig,
 )
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.runs.names import beside, names_of
 from pipeline.runs.sweep import runs_at
 from pipeline.terminal.lines import (
@@ -82,6 +82,7 @@ def run_eval(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:
     from pipeline.runs.kinds import by_kind
 
     config = replace(config, runs=runs_at(config.runs, note=lambda what: screen.note([what])))
+    before = dict(zip(config.runs, map(_tokens_evaluated, config.runs), strict=True))
     with screen.progress("eval") as show:
         reports = evaluate(config, on_progress=show)
     drawn, runs_of = draw(config, reports), by_kind(config.runs)
@@ -93,7 +94,22 @@ def run_eval(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:
         for table in kind.eval_tables([report for report in reports if report.run in runs]):
             screen.draw(table)
     screen.note(notes_by_run(reports))
+    screen.note(
+        f"an evaluation of {report.run} on {before[report.run]:,} tokens was replaced by this one "
+        f"on {report.n_tokens:,}"
+        for report in reports
+        if getattr(report, "n_tokens", 0) < before.get(report.run, 0)
+    )
     return reports
+
+
+def _tokens_evaluated(run: Path) -> int:
+    """Those of the evaluation that a run has; 0 without one."""
+    from pipeline.runs.kinds import kind_of
+
+    with suppress(PipelineError):
+        return getattr(kind_of(run).evaluation(run), "n_tokens", 0)
+    return 0
 
 
 def notes_by_run(reports: Sequence[Any]) -> Iterator[str]:

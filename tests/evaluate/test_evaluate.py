@@ -18,6 +18,8 @@ from pipeline.lm.hub import ModelFiles
 from pipeline.lm.model import LanguageModel
 from pipeline.runs.sweep import SweepDocument
 from pipeline.sae.sae import SAE
+from pipeline.terminal import commands
+from pipeline.terminal.screen import Screen
 from tests.helpers.evaluations import N_CONTEXTS
 from tests.helpers.refusals import may_only_be_read, refused
 from tests.helpers.tiny import CTX_LEN, EOS, WIDTH, identity_sae, make_model, make_sae
@@ -229,6 +231,16 @@ def test_no_run_a_run_twice_and_no_such_run_are_refused(tmp_path):
         evaluate(EvalConfig(runs=(tmp_path, tmp_path)))
     with pytest.raises(CheckpointError, match="is not a run"):
         evaluate(EvalConfig(runs=(tmp_path,)))
+
+
+def test_the_command_tells_where_a_smaller_evaluation_took_the_place_of_a_larger(evals, capsys):
+    run, told = evals.save(), "run on 120 tokens was replaced by this one on 60"
+    for tokens, n in ((60, 0), (120, 0), (60, 1)):
+        config = EvalConfig(
+            runs=(run,), text=evals.text, tokens=tokens, device="cpu", n_bootstrap=0
+        )
+        commands.run_eval(config, screen=Screen())
+        assert capsys.readouterr().out.count(told) == n
 
 
 def test_a_sweep_is_evaluated_as_its_runs_are(evals):

@@ -210,7 +210,7 @@ def test_a_store_that_does_not_fit_is_told_in_one_line(own, tmp_path):
     document["store"]["path"] = str(tmp_path / "moved.actstore")
     (gone / "run.json").write_text(json.dumps(document))
     with pytest.raises(
-        ConfigError, match=r"is gone: moved.actstore, fingerprint \w{12}, was at .*--store$"
+        ConfigError, match=r"is not found: nothing is at .*/moved.actstore now, .*--store$"
     ):
         collect_features(config_of(gone))
     assert len(collect_features(config_of(gone, store=own.store.path))) == 64

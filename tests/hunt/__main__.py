@@ -1,6 +1,7 @@
 """What no one thought of: every command, with whatever can be wrong with what it is given.
 
-    python -m tests.hunt [arguments] [files] [faults] [--share 0.05] [--seed 0] [--only TEXT]
+    python -m tests.hunt [arguments] [files] [faults]
+        [--share 0.05] [--seed 0] [--part 1/4] [--only TEXT]
 
 arguments  every option and argument of every command, given what it was not made for
 files      every file that a command reads, absent, empty, a folder, truncated, of another version
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("hunts", nargs="*", default=[*HUNTS])
     parser.add_argument("--share", type=float, default=1.0, help="Of all trials, at random.")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--part", default="1/1", help="Of so many that together are all trials.")
     parser.add_argument("--only", default="", help="Trials whose line holds this.")
     args = parser.parse_args()
     began, rng, found = time.monotonic(), random.Random(args.seed), 0
@@ -44,7 +46,8 @@ def main() -> None:
         world = World(make_world(Path(name).resolve() / "world"))
         for hunt in args.hunts:
             tried, trials = Counter[str](), [*HUNTS[hunt](world)]
-            chosen = [trial for trial in trials if args.only in str(trial)]
+            part, n_parts = map(int, args.part.split("/"))
+            chosen = [trial for trial in trials if args.only in str(trial)][part - 1 :: n_parts]
             for trial in rng.sample(chosen, math.ceil(args.share * len(chosen))):
                 wrong = wrong_of(trial, world)
                 tried[trial.name] += wrong != ""

@@ -256,7 +256,8 @@ def wrong_of(trial: Trial, world: World) -> str | None:
 def _told(trial: Trial, place: Path, ended: Ended) -> bool:
     """Whether a note, or the page that was made, says that something could not be had."""
     page = place / "page.html"
-    on_page = page.exists() and Path(trial.file).name in page.read_text()
+    lacks = (Path(trial.file).name, "no tokens are promoted or suppressed")
+    on_page = page.exists() and any(words in page.read_text() for words in lacks)
     made = "made the evaluation" in ended.out + ended.err
     return "note: " in ended.out + ended.err or on_page or made
 
