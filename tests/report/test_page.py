@@ -317,7 +317,7 @@ def test_what_needs_a_text_that_cannot_be_reached_is_noted_and_the_page_is_made(
     summary = write_report(config)
     first, second = summary.notes
     assert first == "not evaluated: the hub could not be reached: give a local path"
-    assert "is gone" in second
+    assert "is not found" in second
     assert "saepipe eval sae" in Reader(summary.path.read_bytes()).text
     with pytest.raises(TextError, match="could not be reached"):  # where it was asked for
         write_report(replace(config, text="hub:somewhere"))
