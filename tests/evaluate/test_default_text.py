@@ -98,7 +98,11 @@ def test_a_rest_that_is_none_is_one_line_with_the_way_out(world, tmp_path, what)
         (tmp_path / "a.actstore").rename(tmp_path / "elsewhere")
         gone = tmp_path / "far/gone.actstore"
         trained_on = replace(trained_on, path=gone, fingerprint="f" * 64)
-    said = {"changed": "has changed", "exhausted": "holds all of", "gone": "is neither beside the run"}
+    said = {
+        "changed": "has changed",
+        "exhausted": "holds all of",
+        "gone": "is neither beside the run",
+    }
     with pytest.raises(TextError, match=f"away.txt.*{said[what]}.*name a text with") as told:
         DefaultTexts("text").of(trained_on, tmp_path / "run")
     assert "\n" not in str(told.value)

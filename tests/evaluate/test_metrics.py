@@ -69,7 +69,7 @@ def test_nothing_is_recovered_where_ablating_does_not_hurt():
     )
     assert hurts == pytest.approx(2 / 3) and np.isnan(helps)
     x = torch.tensor([[3e-10, 4e-10]])
-    found = dict(zip(RECONSTRUCTION, reconstruction(x, x, torch.zeros(2)), strict=True))
+    found = dict(zip(RECONSTRUCTION, reconstruction(x, x, torch.zeros(2).double()), strict=True))
     assert found["cosine"].item() == pytest.approx(1)
 
 
