@@ -98,10 +98,16 @@ def read_journal(folder: Path) -> list[Entry]:
     return entries
 
 
-def journal_is_whole(folder: Path) -> bool:
-    """Whether each line of the journal is as it was written; of the last, a beginning will do."""
+def journal_lines(folder: Path) -> tuple[list[bytes], bytes]:
+    """The lines of the journal that have an end, and what follows the last of them."""
     path = folder / JOURNAL
     *lines, rest = path.read_bytes().split(b"\n") if path.exists() else (b"",)
+    return lines, rest
+
+
+def journal_is_whole(folder: Path) -> bool:
+    """Whether each line of the journal is as it was written; of the last, a beginning will do."""
+    lines, rest = journal_lines(folder)
     return None not in map(Entry.from_line, lines) and rest[:1] in (b"", b"{")
 
 

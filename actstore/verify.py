@@ -16,7 +16,7 @@ from jaxtyping import Float64
 
 from actstore.codec import checksum
 from actstore.errors import StoreError
-from actstore.ledger import JOURNAL, MOMENTS, STAGING, Entry, Ledger
+from actstore.ledger import JOURNAL, MOMENTS, STAGING, Entry, Ledger, journal_lines
 from actstore.manifest import TOKEN_ARRAYS, Manifest
 from actstore.merge import ADDING
 from actstore.metadata import array_document, root_document
@@ -43,7 +43,7 @@ CONSEQUENCE = "the store reads on, but cannot be extended"
 def told_shards(path: Path, *, generation: int) -> dict[int, Entry]:
     """The last whole line of each shard that was committed up to a generation."""
     told: dict[int, Entry] = {}
-    for entry in map(Entry.from_line, _lines(path)[0]):
+    for entry in map(Entry.from_line, journal_lines(path)[0]):
         if entry is not None and entry.generation <= generation:
             while told and next(reversed(told)) >= entry.shard:  # it replaces all from there on
                 told.popitem()
@@ -107,15 +107,8 @@ def _being_merged(path: Path, manifest: Manifest) -> bool:
     return added is not None and manifest.spec.holds(added.spec)
 
 
-def _lines(path: Path) -> tuple[list[bytes], bytes]:
-    """The lines of the journal that have an end, and what follows the last of them."""
-    journal = path / JOURNAL
-    *lines, rest = journal.read_bytes().split(b"\n") if journal.exists() else (b"",)
-    return lines, rest
-
-
 def _check_lines(path: Path, manifest: Manifest, summary: Summary) -> Iterator[str]:
-    lines, rest = _lines(path)
+    lines, rest = journal_lines(path)
     torn = [i + 1 for i, line in enumerate(lines) if Entry.from_line(line) is None]
     for number in torn:
         yield f"its line {number} was altered"
