@@ -98,7 +98,7 @@ def harvest(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="The store to make, NAME.actstore.")],
     site: Annotated[
-        list[str] | None, typer.Option(help="KIND.LAYER, as mlp_out.1; repeatable.")
+        list[str] | None, typer.Option(help="KIND.LAYER, as mlp_out.1; several with commas.")
     ] = None,
     model: Annotated[str, typer.Option(help="Hub id, local folder, or builtin.")] = "builtin",
     revision: Annotated[str, typer.Option(help="Of the model.")] = HarvestConfig.revision,
@@ -124,7 +124,7 @@ def harvest(
 ) -> None:
     """Run a language model over a text, once, and store its activations."""
     settings = _settings(
-        ctx, config, out=out, sites=site or [], model=model, revision=revision, text=text,
+        ctx, config, out=out, sites=_names(site), model=model, revision=revision, text=text,
         text_column=text_column, special_tokens=special_tokens, documents=documents,
         tokens=count(tokens), ctx_len=ctx_len, batch_size=batch_size, device=device,
         precision=precision, dtype=dtype, codec=codec,
@@ -141,7 +141,7 @@ def train(
     store: Annotated[Path, typer.Argument(help="Activation store, from `saepipe harvest`.")],
     out: Annotated[Path, typer.Option(help="Folder of the run, or of the sweep.")],
     site: Annotated[
-        list[str] | None, typer.Option(help="Default: the store's only site; repeatable.")
+        list[str] | None, typer.Option(help="Default: the store's only one; several with commas.")
     ] = None,
     arch: Annotated[str, typer.Option(help=f"{', '.join(ARCHS)}.")] = TopKConfig.kind,
     expansion: Annotated[str, typer.Option(help="Latents per input.")] = str(TrainConfig.expansion),
@@ -188,8 +188,9 @@ def train(
     Every combination is trained in one pass over the store; no language model is loaded.
     """
     options: dict[str, Any] = {
-        "store": store, "site": _single(site), "expansion": _values("expansion", expansion, int),
-        "lr": _values("lr", lr, float), "tokens": None if tokens is None else count(tokens),
+        "store": store, "site": _single(_names(site)),
+        "expansion": _values("expansion", expansion, int), "lr": _values("lr", lr, float),
+        "tokens": None if tokens is None else count(tokens),
         "batch_size": batch_size, "seed": _values("seed", seed, int), "device": device,
         "precision": precision, "arch": _values("arch", arch, str),
     }  # fmt: skip
@@ -481,6 +482,11 @@ def _values(option: str, text: str | None, kind: Callable[[str], Any]) -> object
     from pipeline.config.grid import comma_list
 
     return None if text is None else _single(comma_list(text, kind, option=f"--{option}"))
+
+
+def _names(given: list[str] | None) -> list[str]:
+    """What an option was given, several times or with commas."""
+    return [name.strip() for text in given or () for name in text.split(",")]
 
 
 def _single(values: list[Any] | None) -> object:

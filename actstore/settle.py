@@ -148,7 +148,7 @@ def open_ledger(path: Path, spec: StoreSpec, *, n_rows: int, beside: Twin | None
     n_rows = -(-n_rows // spec.ctx_len) * spec.ctx_len
     there = settle(path)
     if there is None:
-        _refuse_foreign(path)
+        refuse_foreign(path)
         remove(path / GROUP)
         there = Manifest(spec=spec, n_rows=n_rows, state="writing")
     _require_same(path, there.spec, spec)
@@ -161,8 +161,14 @@ def open_ledger(path: Path, spec: StoreSpec, *, n_rows: int, beside: Twin | None
     return ledger
 
 
-def _refuse_foreign(path: Path) -> None:
-    """A folder that holds something else is not begun as a store, nor anything in it removed."""
+def refuse_foreign(path: Path) -> None:
+    """A folder that holds something else is not begun as a store, nor anything in it removed.
+
+    Raises:
+        StoreError: If `path` is one.
+    """
+    if not path.is_dir() or half_removed(path):
+        return
     names = {file.name.removesuffix(PARTIAL) for file in path.iterdir()}
     foreign = sorted(names - {GROUP, JOURNAL, LOCK})
     if foreign:

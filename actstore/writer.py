@@ -17,7 +17,7 @@ from actstore.layout import row_permutation
 from actstore.ledger import Ledger, Twin
 from actstore.manifest import CONTEXT_TOKENS, Manifest, StoreSpec
 from actstore.moments import as_float
-from actstore.settle import open_ledger
+from actstore.settle import open_ledger, refuse_foreign
 from actstore.shardwriter import Shard, Written, write_files
 from actstore.summary import peek
 
@@ -271,6 +271,7 @@ class ActWriter:
             raise StoreError(f"n_rows must be positive, got {n_rows}")
         if beside is None and peek(path) is None:
             spec.require_sensible(n_rows)
+            refuse_foreign(path)  # before a lock is left in it
         with ExitStack() as stack:
             with disk_errors_told(path):
                 make_folder(path)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from actstore.files import partial_of
+
 FILES = {
     ".pt": "a file of PyTorch",
     ".pth": "a file of PyTorch",
@@ -26,6 +28,8 @@ FOLDERS = {
 
 def not_a_run(path: Path, *, made_by: str) -> str:
     """One line about a path where a run was looked for, and what makes one."""
+    if (partial_of(path) / "begun.json").exists() and not path.exists():
+        return f"{path} is unfinished: the command that began it, given again, goes on with it"
     seems = _seems(path)
     guess = f", and seems to be {seems}" if seems else ""
     return f"{path} is not a run: it has no run.json{guess}; a run is a folder that {made_by} makes"

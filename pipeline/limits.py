@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from pipeline.disk import full_disk_told
 from pipeline.errors import ConfigError
 
-_SAID = ("allocate memory", "out of memory")
-"""Parts of what torch says, which has no exception of its own for a CPU."""
+_SAID = (
+    "allocate memory", "out of memory", "allowed dimension", "array is too big", "overflow",
+)  # fmt: skip
+"""Parts of what torch and numpy say, which have no exceptions of their own for it."""
 
 
 @contextmanager
@@ -19,9 +21,9 @@ def full_memory_told() -> Generator[None, None, None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        if not (isinstance(error, MemoryError) or any(part in said for part in _SAID)):
+    except (MemoryError, RuntimeError, TypeError, ValueError) as error:
+        said = (str(error).splitlines() or [""])[0].strip()  # torch goes on with its frames
+        if not (isinstance(error, MemoryError) or any(part in said.lower() for part in _SAID)):
             raise
         raise ConfigError(
             f"the machine has too little memory ({said[:200] or 'it does not say for what'}): "

@@ -4,6 +4,7 @@ What `to_json` writes, `from_json` reads back equal. A key nobody knows is an er
 but a dataclass with a `FLAT` field has whatever keys it is given, as long as their values fit.
 """
 
+import errno
 import math
 import os
 import tomllib
@@ -132,8 +133,18 @@ def _read(hint: Any, value: object, where: str) -> object:  # noqa: ANN401 - a t
             return _read_by_kind(cast("Any", hint).kinds(), value, where)
         return _read_dataclass(hint, value, where)
     if hint is Path:
-        return Path(cast("str", _read(str, value, where)))
+        return _read_path(value, where)
     return _read_scalar(hint, value, where)
+
+
+def _read_path(value: object, where: str) -> Path:
+    path = Path(cast("str", _read(str, value, where)))
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:  # whoever needs it to be there tells of all others
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            raise ConfigError(f"{where}: {path} is a loop of symbolic links") from None
+    return path
 
 
 def _read_scalar(hint: type, value: object, where: str) -> object:
@@ -141,6 +152,8 @@ def _read_scalar(hint: type, value: object, where: str) -> object:
         value = float(value)
     if type(value) is not hint or (isinstance(value, float) and not math.isfinite(value)):
         raise ConfigError(f"{where} must be {SCALARS[hint]}, got {value!r}")
+    if hint is int and not -(2**63) <= cast("int", value) < 2**63:
+        raise ConfigError(f"{where} must be below 2**63, got {value!r}")
     return value
 
 

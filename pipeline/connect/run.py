@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import ClassVar, final
 
 import torch
+from torch import Tensor
 
 from actstore.reader import ActStore
 from pipeline.config.training import ConnectConfig
 from pipeline.connect.connector import Connector, End, Ends, SAEPair
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.runs.belongs import RUN
 from pipeline.runs.folder import Provenance, RunFolder
 from pipeline.runs.sae_run import SAERun
+from pipeline.sae.sae import metadata_inside
 
 
 @final
@@ -53,14 +56,24 @@ class ConnectorRun(RunFolder):
         ends = "" if self.finished else ", unfinished"
         return f"ConnectorRun({self.path}: {what}, l1={self.config.l1:g}{ends})"
 
+    def _metadata(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """What the weights do not tell."""
+        return {"activation": self.config.activation}
+
     def load_connector(self, device: torch.device) -> Connector:
         """The finished connector in float32, every byte checked.
 
         Raises:
-            CheckpointError: connector.safetensors is missing or damaged.
+            CheckpointError: connector.safetensors is missing or damaged, or does not fit run.json.
         """
-        tensors = self.trained()
-        connector = Connector(tensors["W"], tensors["b"], activation=self.config.activation)
+        tensors, activation = self.trained(), self.config.activation
+        own = metadata_inside(self.path / self.WEIGHTS).get("activation", activation)
+        if own != activation:
+            raise CheckpointError(
+                f"{self.path / RUN} does not fit {self.WEIGHTS} (activation {activation}, it says "
+                f"{own}): put a copy back, or train again into another --out"
+            )
+        connector = Connector(tensors["W"], tensors["b"], activation=activation)
         return connector.to(device).requires_grad_(False)
 
     def load_pair(self, device: torch.device) -> SAEPair:

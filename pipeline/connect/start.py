@@ -13,7 +13,7 @@ from typing import assert_never
 import torch
 from jaxtyping import Float64
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from pipeline.config.training import ConnectConfig, Rectify
@@ -189,9 +189,10 @@ RIDGE = 1e-7
 def read_layer(path: Path, *, d_1: int, d_2: int) -> Layer:
     """The layer of a file as `nn.Linear` saves it: `weight` `[d_2, d_1]`, with a `bias` or not."""
     try:
-        tensors = load_file(path)
+        tensors = load(path.read_bytes())  # by name, it would have to be UTF-8
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"layer {path} cannot be read as safetensors: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"layer {path} cannot be read as safetensors: {why}") from error
     if "weight" not in tensors:
         held = ", ".join(sorted(tensors)) or "nothing"
         raise ConfigError(f"layer {path} needs a tensor named weight, and holds {held}")

@@ -21,7 +21,7 @@ from pipeline.config.stages import FinetuneConfig
 from pipeline.disk import writing
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.finetune.sources import Sources
-from pipeline.runs.belongs import digest_of
+from pipeline.runs.belongs import BEGUN, digest_of
 from pipeline.runs.checkpoints import (
     FOLDER,
     Checkpoint,
@@ -34,7 +34,6 @@ from pipeline.runs.folder import LOCK, differences, training_in
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
 
-BEGUN = "begun.json"
 FREE = {"out", "device"}
 """What may differ between a fine-tuning and the one that is gone on with or reused for it."""
 LOSSES = "losses"

@@ -12,6 +12,8 @@ from typing import Any
 from actstore.files import canonical_json
 
 RUN = "run.json"
+BEGUN = "begun.json"
+"""In the place of run.json, in the folder `OUT.partial` of what is begun there."""
 
 
 def told_by(run: Path) -> dict[str, Any]:

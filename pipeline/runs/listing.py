@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.runs.belongs import RUN, is_file_of
+from pipeline.runs.belongs import BEGUN, RUN, is_file_of
 
 _CURVES, _TAIL = "metrics.jsonl", 2**16
 _REPORTS = ("eval.json", "connect_eval.json")
@@ -34,36 +34,40 @@ class ListedRun:
     """Its run.json was written: local time, with what that is ahead of UTC."""
     state: str
     """`finished`, `unfinished`, `diverged: ...`, or `damaged: ...` with the reason."""
+    steps: int | None = None
+    """Made so far, by the last line of its curves."""
     l0: float | None = None
     """Of its evaluation, as what follows; without one, of the last line of its curves."""
     explained_variance: float | None = None
     loss_added: float | None = None
+    """Of a fine-tuning that was not evaluated, on its own held-out text."""
     loss_recovered: float | None = None
     """Against the site zeroed."""
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
-    """Every run in a folder and below it, the newest last.
+    """Every run in a folder and below it, and what an interrupted fine-tuning left; newest last.
 
     Raises:
         ConfigError: it is no folder.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
-    dated = sorted(((path / RUN).stat().st_mtime, path) for path in _found(folder))
-    return [_listed(path, written) for written, path in dated]
+    dated = sorted((file.stat().st_mtime, file) for file in _found(folder))
+    return [_listed(file, written) for written, file in dated]
 
 
 def state_of(path: Path) -> str:
     """How the run in a folder stands, as `ListedRun` says it; `not there` without a run.json."""
-    return _listed(path, 0.0).state if (path / RUN).exists() else "not there"
+    return _listed(path / RUN, 0.0).state if (path / RUN).exists() else "not there"
 
 
 def _found(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
-        if RUN in files:
-            yield Path(place)
-        folders[:] = [] if RUN in files else [name for name in folders if not _passed_over(name)]
+        told = next((name for name in (RUN, BEGUN) if name in files), None)
+        if told is not None:
+            yield Path(place, told)
+        folders[:] = [] if told is not None else [n for n in folders if not _passed_over(n)]
 
 
 def _passed_over(name: str) -> bool:
@@ -71,15 +75,16 @@ def _passed_over(name: str) -> bool:
     return name.startswith(".") or name.endswith(".zarr")
 
 
-def _listed(path: Path, written: float) -> ListedRun:
+def _listed(file: Path, written: float) -> ListedRun:
+    path = file.parent
     when = datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds")
     try:
-        told = json.loads((path / RUN).read_bytes())
-        facts = _facts(told)
+        told = json.loads(file.read_bytes())
+        facts = _facts(told) if file.name == RUN else _facts_begun(path)
     except (OSError, ValueError, RecursionError) as error:
         return ListedRun(path=path, when=when, state=f"damaged: {error}")
     except (KeyError, TypeError, AttributeError):
-        return ListedRun(path=path, when=when, state=f"damaged: {RUN} is not that of a run")
+        return ListedRun(path=path, when=when, state=f"damaged: {file.name} is not that of a run")
     return ListedRun(path=path, when=when, **facts, **_numbers(path, told))
 
 
@@ -95,20 +100,29 @@ def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": kind, "arch": str(arch), "site": str(site), "state": state}
 
 
+def _facts_begun(path: Path) -> dict[str, Any]:
+    """Of a fine-tuning that was interrupted, by the checkpoint that it goes on from."""
+    steps = [int(kept.name.partition("-")[2]) for kept in path.glob("checkpoints/step-*")]
+    return {"kind": "finetune", "state": "unfinished", "steps": max(steps, default=None)}
+
+
 def _numbers(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     """From what lies in the folder and is of the run."""
     found: dict[str, Any] = {}
+    if "coder" in run:
+        found["ce_added"] = run["report"]["ce_finetuned"] - run["report"]["ce_base"]
     if is_file_of(path / _CURVES, run.get("curves_sha256", "")):
         found |= _last_line(path / _CURVES)
     for told in (_head(path / name) for name in _REPORTS):
-        if told.get("sha256", "") in ("", run["sha256"]):
+        if told.get("sha256", "") in ("", run.get("sha256")):
             found |= told
     wanted = {
         "l0": "l0", "explained_variance": "explained_variance",
         "loss_added": "ce_added", "loss_recovered": "loss_recovered",
     }  # fmt: skip
     numbers = {name: found.get(key) for name, key in wanted.items()}
-    return {name: x if isinstance(x, int | float) else None for name, x in numbers.items()}
+    told = {name: x if isinstance(x, int | float) else None for name, x in numbers.items()}
+    return told | ({"steps": found["step"]} if isinstance(found.get("step"), int) else {})
 
 
 def _last_line(curves: Path) -> dict[str, Any]:

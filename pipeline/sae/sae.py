@@ -16,7 +16,7 @@ from typing import Any, cast, final
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,10 +51,9 @@ class _About:
     def inside(file: Path) -> "_About | None":
         """What a file of weights says of itself; None if it does not, or cannot be read."""
         try:
-            with safe_open(file, "pt") as opened:
-                told = (opened.metadata() or {}).get(METADATA)
+            told = metadata_inside(file).get(METADATA)
             return None if told is None else from_json(_About, json.loads(told), where=METADATA)
-        except (OSError, ValueError, SafetensorError):
+        except (OSError, ValueError):
             return None
 
     @staticmethod
@@ -86,6 +85,24 @@ class _About:
             raise CheckpointError(f"{path} is not of the run of an SAE: {error}") from error
         except (OSError, ValueError, ConfigError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def metadata_inside(file: Path) -> dict[str, str]:
+    """What a file of weights says beside them.
+
+    Its head is read here, since safetensors opens no file whose name is not UTF-8.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file.
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError(f"{file} is not of safetensors")
+        head = json.loads(opened.read(length))
+    told = head.get("__metadata__", {}) if isinstance(head, dict) else {}
+    return told if isinstance(told, dict) else {}
 
 
 def metadata_of(

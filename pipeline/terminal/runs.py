@@ -33,12 +33,16 @@ def runs_table(folder: Path, found: Sequence[ListedRun]) -> Table:
             str(run.path if run.path == folder else run.path.relative_to(folder)),
             f"{run.kind} {run.arch} {run.site}".strip(),
             run.when[:16].replace("T", " "),
-            run.state,
+            f"{run.state}, {run.steps:,} steps made" if _shows_steps(run) else run.state,
             *map(_short, (run.l0, run.explained_variance, run.loss_added, run.loss_recovered)),
         ]
         for run in found
     ]
     return Table(title=f"runs in {folder}", columns=columns, sections=[rows], ruled=False)
+
+
+def _shows_steps(run: ListedRun) -> bool:
+    return run.state == "unfinished" and run.steps is not None
 
 
 def _short(value: float | None) -> str:

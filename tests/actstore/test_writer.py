@@ -242,6 +242,14 @@ def test_another_spec_is_refused_and_the_difference_named(tmp_path):
             ActWriter.create_or_resume(path, make_spec(**{"source": source, **change}), n_rows=64)
 
 
+def test_a_folder_of_something_else_is_refused_and_left_as_it_was(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    with refused(StoreError, "is a folder with config.json in it, and no store: choose another"):
+        ActWriter.create_or_resume(tmp_path / "model", make_spec(), n_rows=40)
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
+
+
 def test_sources_that_are_equal_as_json_are_equal(tmp_path):
     path = write_store(tmp_path / "s", make_spec(source={"sites": ("a", "b")}), n_rows=64)
     write_store(path, make_spec(source={"sites": ["a", "b"]}), n_rows=128)

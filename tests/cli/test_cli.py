@@ -313,7 +313,8 @@ def test_what_is_no_layers_is_refused(text):
 
 def test_more_sites_and_more_rows_are_two_harvests_of_one_command(succeeds, harvested, tmp_path):
     more = [708 if value == "600" else value for value in harvested]
-    out, _ = succeeds(*more, "--site", "resid_post.0", "--json", tmp_path / "summary.json")
+    more[more.index("mlp_out.1")] = "mlp_out.1,resid_post.0"
+    out, _ = succeeds(*more, "--json", tmp_path / "summary.json")
     assert "resid_post.0 of" in out and "600 rows a site (add)" in out
     assert "708 rows a site (extend)" in out
     store = ActStore.open(tmp_path / "acts.actstore")

@@ -81,6 +81,7 @@ def test_what_is_written_reads_back_equal(settings: dict[str, Any]):
         ({"lr": -1.0}, "lr must be positive, got -1.0"),
         ({"seed": False}, "config.seed must be a whole number, got False"),
         ({"device": "gpu"}, "config.device must be one of auto, cpu, cuda, mps, got 'gpu'"),
+        ({"seed": 2**63}, "config.seed must be below 2**63, got 9223372036854775808"),
         ({"out": 3}, "config.out must be text, got 3"),
         ({"site": 3}, "config.site must be text, got 3"),
         ({"exclude_tokens": [7, "8"]}, "config.exclude_tokens[1] must be a whole number, got '8'"),
@@ -96,6 +97,13 @@ def test_what_is_written_reads_back_equal(settings: dict[str, Any]):
 def test_a_bad_setting_is_one_line_that_names_it(change, message):
     with refused(ConfigError, re.escape(message)):
         from_json(TrainConfig, TRAIN | change)
+
+
+def test_a_loop_of_links_is_told_wherever_a_path_is_given(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with refused(ConfigError, "config.store: .*loop/below is a loop of symbolic links"):
+        from_json(TrainConfig, TRAIN | {"store": str(tmp_path / "loop" / "below")})
+    assert from_json(TrainConfig, TRAIN | {"store": "x" * 300}).store == Path("x" * 300)
 
 
 def test_what_is_no_table_or_not_all_of_one_is_refused():

@@ -1,6 +1,8 @@
 """Where connectors start, and baselines: against float64 formulas, and the coders themselves."""
 
+import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,6 +210,14 @@ def test_a_layer_is_read_as_torch_saves_it(tmp_path, bias):
     layer = read_layer(path, d_1=6, d_2=4)
     x = torch.randn(10, 6)
     torch.testing.assert_close((x.double() @ layer.A + layer.a).float(), linear(x).detach())
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its names are UTF-8")
+def test_a_layer_is_read_by_a_name_that_is_no_utf8(tmp_path):
+    whole, odd = tmp_path / "layer.safetensors", tmp_path / os.fsdecode(b"\xff.safetensors")
+    save_file(dict(make_linear().state_dict()), whole)
+    whole.rename(odd)
+    assert read_layer(odd, d_1=6, d_2=4).A.shape == (6, 4)
 
 
 def test_a_file_that_is_no_layer_between_the_sites_is_refused(tmp_path):

@@ -399,3 +399,12 @@ def test_a_connector_does_not_go_on_from_a_checkpoint_of_another(place, tmp_path
     shutil.copytree(tmp_path / "other/checkpoints" / kept.name, kept)
     with refused(CheckpointError, "state.json is of a run of another configuration"):
         connect(make_config(place, tmp_path / "own", l1=0.01))
+
+
+def test_a_connector_is_not_used_as_one_of_another_activation(place, tmp_path):
+    connect(make_config(place, tmp_path / "c", tokens=128))
+    told = json.loads((tmp_path / "c/run.json").read_text())
+    told["config"]["activation"] = "linear"
+    (tmp_path / "c/run.json").write_text(json.dumps(told))
+    with refused(CheckpointError, r"does not fit connector.safetensors \(activation linear"):
+        ConnectorRun.open(tmp_path / "c").load_connector(CPU)

@@ -28,6 +28,7 @@ from pipeline.plots.finetune import save_finetune_figures
 from pipeline.report.figures import curves_lost, curves_of
 from pipeline.runs.checkpoints import checkpoints_of
 from pipeline.runs.folder import training_in
+from pipeline.runs.listing import list_runs
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
 from pipeline.text.heldout import load_contexts, split_contexts
@@ -277,12 +278,19 @@ def test_an_interrupted_fine_tuning_is_gone_on_with_to_the_same_bits(config, tmp
     assert not (tmp_path / "tuned").exists()
     with refused(ConfigError, r"tuned.partial is an unfinished .* \(lr: 0.05 there, 0.01 now\)"):
         finetune(config(lr=0.01))
+    listed = {run.path.name: run for run in list_runs(tmp_path)}["tuned.partial"]
+    assert (listed.kind, listed.state, listed.steps) == ("finetune", "unfinished", 3)
+    with refused(CheckpointError, r"tuned is unfinished: the command that began it, given again"):
+        FinetunedRun.open(tmp_path / "tuned")
     seen = []
     assert not finetune(config(), on_progress=seen.append).reused
     assert [progress.done for progress in seen] == list(range(4, 16))
     for name in ("tuned.safetensors", "features.json"):
         assert (tmp_path / "tuned" / name).read_bytes() == (done.path / name).read_bytes()
+    report = FinetunedRun.open(tmp_path / "tuned").report
     assert FinetunedRun.open(tmp_path / "tuned").losses() == done.losses()
+    listed = {run.path.name: run for run in list_runs(tmp_path)}["tuned"]
+    assert listed.loss_added == report.ce_finetuned - report.ce_base
     assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
     assert {p.name for p in (tmp_path / "tuned").iterdir()} == {p.name for p in done.path.iterdir()}
 

@@ -41,8 +41,9 @@ LEGITIMATE = (
     r"text.jsonl truncated",  # behind what is read of it
     r".*\.toml empty",  # other settings
     r".*/journal.jsonl (empty|truncated)",  # as a kill leaves it
+    r"--lr is '9+'",  # diverges, and the run stays to say so
 )
-"""Damages that are none, as regular expressions."""
+"""What is nothing wrong, as regular expressions."""
 OWN = re.compile(r"[a-z]+ {2,}\S|stopped; ")
 """How lines of the program itself begin, which may stand above the one that says what is wrong."""
 
@@ -76,10 +77,9 @@ def arguments() -> Iterator[Trial]:
             wrong = WRONG if _is_path(parameter) else VALUES
             for value in wrong:
                 changed = _given(argv, rest, parameter, value)
-                if changed is not None:
-                    yield Trial(
-                        name=name, argv=changed, what=f"{parameter.opts[0]} is {value[:40]!r}"
-                    )
+                what = f"{parameter.opts[0]} is {value[:40]!r}"
+                if changed is not None and not _is_legitimate(what):
+                    yield Trial(name=name, argv=changed, what=what)
 
 
 PATHS = {
@@ -95,6 +95,10 @@ PATHS = {
     "model",
     "images",
 }
+
+
+def _is_legitimate(what: str) -> bool:
+    return any(re.fullmatch(one, what) for one in LEGITIMATE)
 
 
 def _is_path(parameter: click.Parameter) -> bool:
@@ -133,7 +137,7 @@ def files(world: "World") -> Iterator[Trial]:
             if (world.folder / file).is_file():
                 for damage in DAMAGES:
                     what = f"{file} {damage}"
-                    if not any(re.fullmatch(one, what) for one in LEGITIMATE):
+                    if not _is_legitimate(what):
                         yield Trial(name=name, argv=argv, what=what, file=file, damage=damage)
 
 

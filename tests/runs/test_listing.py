@@ -37,6 +37,7 @@ def folder(tmp_path) -> Path:
     for name, content in made.items():
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "run.json").write_text(content)
+    (tmp_path / "sweep/begun/metrics.jsonl").write_text('{"step": 12}\n')
     for second, name in enumerate(("read", "map", *made)):
         os.utime(tmp_path / name / "run.json", (second, second))
     return tmp_path
@@ -54,7 +55,7 @@ def test_each_run_is_a_row_and_what_is_damaged_says_so(folder):
     assert (between.kind, between.site) == ("connector", "resid.0 to mlp_out.1")
     assert read.l0 == 12.202380952380953, "of its evaluation"
     assert (read.loss_recovered, read.loss_added) == (2.3902541479425805, None)
-    assert begun.l0 is None
+    assert (begun.l0, begun.steps) == (None, 12)
     (folder / "read/eval.json").unlink()
     assert list_runs(folder)[0].l0 == 3.0, "of its curves"
     assert runs(folder / "sweep") == found[2:4]
@@ -67,6 +68,7 @@ def test_the_command_shows_them_and_gives_them_to_programs(folder, succeeds, mon
     out, _ = succeeds("runs", folder)
     (line,) = (line for line in out.splitlines() if line.startswith("map "))
     assert "connector relu resid.0 to mlp_out.1 1970-01-01" in line, "in a file, a line is a run"
+    assert "unfinished, 12 steps made" in out
     monkeypatch.setenv("COLUMNS", "80")
     out, _ = succeeds("runs", folder)
     assert max(map(len, out.splitlines())) <= 80

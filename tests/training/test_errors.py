@@ -56,9 +56,11 @@ BAD = {
     "--arch relu --l1 1,1": "the sweep has l1=1.0 twice: name each value once",
     "--site mlp_out.7": "choose --site from mlp_out.0, resid_post.0",
     "--site mlp_out.0": "the sweep has mlp_out.0 twice",
-    "--seed 9223372036854775808": "seed must be from 0 to 2**63 - 1, got 9223372036854775808",
+    "--seed 9223372036854775808": "config.seed must be below 2**63, got 9223372036854775808",
     "--seed -1": "seed must be from 0 to 2**63 - 1, got -1",
     "--set expansion=1000000000000": "the machine has too little memory",
+    "--batch-size 9223372036854775807": "the machine has too little memory",
+    "--set expansion=9223372036854775807": "the machine has too little memory",
     "--log tensorbord": "--log knows tensorboard, wandb, trackio, got 'tensorbord'",
 }
 
