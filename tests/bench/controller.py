@@ -1,6 +1,6 @@
 """Does `--target` find its l1 from anywhere? A grid of learning rates and starts, and its figure.
 
-    python tests/bench/controller.py [--figure data/figures/controller.png]        # about 5 minutes
+    python tests/bench/controller.py [--figure docs/img/controller.png]        # about 5 minutes
 
 One sweep of relu on rows of the embedded model (mlp_out.2, F = 2 d, batch 512, seed 0): every
 learning rate with l1 from a thousandth of the right one to a thousand times it, target 2 % after

@@ -1,0 +1,171 @@
+"""Draw the pictures of README and these pages again, from the program as it is.
+
+    python docs/pictures.py [curves report house beta connectors mnist superposition]
+
+`house` takes seconds, `curves` and `report` a demo, the others some minutes each on two cores. Runs
+go into `runs/pictures`, and are reused. `report` needs chromium and playwright; `mnist` takes the
+digits of `saepipe[mnist]`.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pipeline.plots.style import BLUE, GRAY, INK, make_figure, save  # noqa: E402
+from tests.test_architecture import (  # noqa: E402
+    MODULES,
+    ORDER,
+    SOURCE_OF,
+    imports_of,
+    room_of,
+)
+
+IMG, RUNS = ROOT / "docs" / "img", ROOT / "runs" / "pictures"
+DEMO = RUNS / "demo"
+
+
+def saepipe(line: str) -> None:
+    """A command of saepipe, in the folder of these runs."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    subprocess.run([shutil.which("saepipe") or "saepipe", *line.split()], cwd=RUNS, check=True)
+
+
+def curves() -> None:
+    """The training curves of the demo."""
+    saepipe("demo --out demo")
+    shutil.copy(DEMO / "sae" / "curves.png", IMG / "curves.png")
+
+
+def report() -> None:
+    """A feature on the demo's page."""
+    from playwright.sync_api import sync_playwright
+
+    saepipe("demo --out demo")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1200, "height": 940})
+        page.goto((DEMO / "report.html").as_uri())
+        page.locator("#features").scroll_into_view_if_needed()
+        page.evaluate("document.querySelector('#features').scrollIntoView()")
+        page.screenshot(path=IMG / "report.png")
+        browser.close()
+
+
+def house() -> None:
+    """The rooms of the code, each importing only what stands below it; files alone are left out."""
+    lines, needs = Counter[str](), dict[str, set[str]]()
+    for module in MODULES:
+        room = room_of(module)
+        lines[room] += len(SOURCE_OF[module].read_text().splitlines())
+        found = {room_of(name) for name in imports_of(module) & MODULES}
+        needs[room] = needs.get(room, set()) | found - {room}
+    shown = {room for room in needs if (ROOT / "pipeline" / room).is_dir()}
+    shown |= {"actstore", "verbs", "cli"}
+    floors = [[r for r in names if r in shown] for names in ORDER if shown & set(names)]
+    place = {
+        room: (10 * (i + 1) / (len(names) + 1), level)
+        for level, names in enumerate(floors)
+        for i, room in enumerate(names)
+    }
+    figure = make_figure(width=7, height=7.6)
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    axes.set(xlim=(1.5, 8.5), ylim=(-0.4, len(floors) - 0.6))
+    for room, (x, y) in place.items():
+        direct = reached_by(needs, [room], by_way_of=needs.keys() - shown) & shown - {room}
+        for other in direct - reached_by(needs, direct, by_way_of=needs):
+            (x1, y1) = place[other]
+            axes.add_patch(
+                FancyArrowPatch(
+                    (x, y - 0.28), (x1, y1 + 0.28), color=GRAY, arrowstyle="-|>",
+                    mutation_scale=9, linewidth=0.9, shrinkA=0, shrinkB=0,
+                )
+            )  # fmt: skip
+        box = FancyBboxPatch(
+            (x - 0.8, y - 0.28), 1.6, 0.56, boxstyle="round,pad=0,rounding_size=0.12",
+            facecolor="white", edgecolor=BLUE, zorder=3,
+        )  # fmt: skip
+        axes.add_patch(box)
+        words = f"{lines[room]:,} lines"
+        axes.text(x, y + 0.08, room, ha="center", va="center", color=INK, fontsize=9, zorder=4)
+        axes.text(x, y - 0.16, words, ha="center", va="center", color=GRAY, fontsize=6.5, zorder=4)
+    save(figure, IMG / "house.png")
+
+
+def reached_by(
+    needs: dict[str, set[str]], rooms: Iterable[str], *, by_way_of: Collection[str]
+) -> set[str]:
+    """What these rooms need, in turn through those that may be passed."""
+    found: set[str] = set()
+    todo = [need for room in rooms for need in needs[room]]
+    while todo:
+        if (room := todo.pop()) not in found:
+            found.add(room)
+            todo += needs[room] if room in by_way_of else ()
+    return found
+
+
+def beta() -> None:
+    """A run whose l1 is steered to a share of active latents."""
+    saepipe("demo --out demo")
+    saepipe(
+        "train demo/acts.actstore --arch relu --target 0.01 --set hold=300k --set clip=none "
+        "--lr 1e-3 --tokens 2M --out beta"
+    )
+    shutil.copy(RUNS / "beta" / "curves.png", IMG / "beta.png")
+
+
+def connectors() -> None:
+    """Connectors between two sites of the embedded model, and baselines."""
+    sites = ("resid_pre.1", "mlp_out.1")
+    saepipe(f"harvest --site {','.join(sites)} --tokens 400k --out mlp1.actstore")
+    saepipe(f"train mlp1.actstore --site {','.join(sites)} --l0 16 --out saes")
+    saepipe(
+        f"train mlp1.actstore --connect saes/{sites[0]}:saes/{sites[1]} --l1 1e-3,3e-3,1e-2 "
+        "--set start=random,regression,weights --tokens 1.2M --out mlp1"
+    )
+    saepipe("eval mlp1 --tokens 50k")
+    shutil.copy(RUNS / "mlp1" / "frontier.png", IMG / "connectors.png")
+
+
+def mnist() -> None:
+    """The weights between neurons, and between features."""
+    saepipe("mnist --out digits")
+    shutil.copy(RUNS / "digits" / "weights.png", IMG / "mnist.png")
+
+
+def superposition() -> None:
+    """Known features that are found."""
+    script = ROOT / "tests" / "bench" / "superposition.py"
+    told = ["--archs", "topk", "relu", "--seeds", "0", "--figure", str(IMG / "superposition.png")]
+    subprocess.run([sys.executable, script, *told], check=True, cwd=ROOT)
+
+
+PICTURES: tuple[Callable[[], None], ...] = (
+    curves, report, house, beta, connectors, mnist, superposition,
+)  # fmt: skip
+
+
+def main() -> None:
+    """Draw those that are named, or all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = {picture.__name__: picture for picture in PICTURES}
+    parser.add_argument("pictures", nargs="*", choices=known, default=[*known])
+    for name in parser.parse_args().pictures:
+        known[name]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Output as a page shows it, and as it is printed.
+
+A page shows some lines of what is printed, in their order; a line of `...` says that there are
+others. Numbers may be 10 % off, for CPUs and libraries round differently. How long something took,
+how much of a disk is free, and dates are of a machine and an hour: any will do.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import zip_longest
+
+TOLERANCE = 0.1
+GAP = "..."
+_NUMBER = r"(?<!\w)(?<!\w\.)[-−+]?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][-+]?\d+)?"  # noqa: RUF001
+_HERE_AND_NOW = re.compile(
+    rf"{_NUMBER}[kMG]?(?= ?(?:s|min|h|tokens/s|rows/s)\b)|{_NUMBER}[kMG]?(?=B free\b)"
+    r"|\d{4}-\d\d-\d\d \d\d:\d\d"
+)
+_RULE = re.compile(r"([─━═-])\1+")
+
+
+def not_printed(shown: str, printed: str) -> str | None:
+    """The first line that is shown and was not printed after those before it; None where all were.
+
+    Widths do not count: columns are as wide as their numbers.
+    """
+    rest = iter(printed.splitlines())
+    for line in lines_of(shown):
+        if not any(alike(line, other) for other in rest):
+            return line
+    return None
+
+
+def lines_of(shown: str) -> Iterator[str]:
+    """Lines that must be found."""
+    return (line for line in shown.splitlines() if line.strip() not in ("", GAP))
+
+
+def alike(shown: str, printed: str) -> bool:
+    """Whether two lines say the same: equal words, and numbers that are near."""
+    a, b = (_HERE_AND_NOW.sub("~", line) for line in (shown, printed))
+    words = zip_longest(re.split(_NUMBER, a), re.split(_NUMBER, b))
+    numbers = zip_longest(re.findall(_NUMBER, a), re.findall(_NUMBER, b))
+    return all(_plain(x) == _plain(y) for x, y in words) and all(_near(x, y) for x, y in numbers)
+
+
+def _plain(words: str | None) -> str | None:
+    return words and _RULE.sub(r"\1", " ".join(words.split()))
+
+
+def _near(shown: str, printed: str) -> bool:
+    a, b = (float(number.replace(",", "").replace("−", "-")) for number in (shown, printed))  # noqa: RUF001
+    return abs(a - b) <= TOLERANCE * abs(a)
