@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from html import escape
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -236,6 +237,24 @@ class ActStore(ChunkStore):
 
     def __fspath__(self) -> str:
         return str(self.path)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        source = self.spec.source
+        told = {
+            "rows": f"{self.n_rows:,}, in contexts of {self.spec.ctx_len} tokens",
+            "sites": ", ".join(f"{site.name} ({site.width} wide)" for site in self.spec.sites),
+            "model": source.get("model", "-"),
+            "text": source.get("text", "-"),
+            "kept as": f"{self.spec.dtype}, {self.spec.codec}, {self.n_bytes / 1e6:,.3g} MB",
+            "fingerprint": f"{self.fingerprint[:16]}…",
+        }
+        rows = "".join(
+            f'<tr><th style="text-align: left">{name}</th>'
+            f'<td style="text-align: left">{escape(str(value))}</td></tr>'
+            for name, value in told.items()
+        )
+        return f"<table><caption>{escape(str(self.path))}</caption>{rows}</table>"
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{site.name} [{site.width}]" for site in self.spec.sites)

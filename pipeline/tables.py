@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from io import StringIO
 from pathlib import Path
 from typing import Literal
@@ -64,6 +65,27 @@ class Shown:
     """For programs."""
     notes: Sequence[str] = ()
     """What a reader of the numbers must know."""
+
+
+def as_html(table: Table) -> str:
+    """A table for notebooks, every text in it escaped."""
+
+    def line(tag: str, cells: Iterable[Cell]) -> str:
+        told = zip(cells, table.columns, strict=True)
+        return "".join(
+            f'<{tag} style="text-align: {column.align}">{escape(_plain(one))}</{tag}>'
+            for one, column in told
+        )
+
+    lines = [line("td", row) for section in table.sections for row in section]
+    if any(column.head for column in table.columns):
+        lines.insert(0, line("th", [column.head for column in table.columns]))
+    rows = "".join(f"<tr>{cells}</tr>" for cells in lines)
+    return f"<table><caption>{escape(table.title)}</caption>{rows}</table>"
+
+
+def _plain(one: Cell) -> str:
+    return one if isinstance(one, str) else "".join(piece for piece, _ in one.pieces)
 
 
 def cell(value: object) -> str:

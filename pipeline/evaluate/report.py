@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from actstore.files import write_file
 from pipeline.config.serialization import FLAT, from_json, located, portable, to_json
 from pipeline.errors import CheckpointError, ConfigError, DataError
-from pipeline.evaluate.metrics import METRICS, Number
+from pipeline.evaluate.metrics import METRICS, Number, sections
 from pipeline.frame import make_frame
 from pipeline.runs.belongs import is_of
-from pipeline.tables import write_csv
+from pipeline.tables import Column, Table, as_html, cell, write_csv
 
 EVAL_FILE = "eval.json"
 """In the folder of a run, its latest report."""
@@ -132,6 +132,20 @@ class EvalReport:
         bounded = {interval.metric for interval in self.intervals}
         row = _row(self, dict.fromkeys([*METRICS, *self.metrics]), bounded)
         return make_frame({key: [str(x) if isinstance(x, Path) else x] for key, x in row.items()})
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        ends = {one.metric: f"{one.low:.4g} to {one.high:.4g}" for one in self.intervals}
+        told = [
+            [
+                [metric.words, cell(self.metrics.get(metric.name)), ends.get(metric.name, "")]
+                for metric in metrics
+            ]
+            for metrics in sections().values()
+        ]
+        title = f"{self.run.name} on {self.n_tokens:,} tokens of {self.text}"
+        columns = [Column(), Column(align="right"), Column(head="95 % interval")]
+        return as_html(Table(title=title, columns=columns, sections=told))
 
     def __repr__(self) -> str:
         shown = {

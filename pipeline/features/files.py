@@ -29,6 +29,7 @@ from pipeline.config.serialization import from_json, located
 from pipeline.config.stages import FeatureOrder, FeaturesConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.features.feature import (
+    BEFORE,
     Examples,
     Feature,
     Neighbour,
@@ -40,11 +41,13 @@ from pipeline.frame import make_frame
 from pipeline.runs.belongs import told_by
 from pipeline.runs.folder import saepipe_version
 from pipeline.stores import locate, looked_for
-from pipeline.text.token_text import TokenTexts, visible
+from pipeline.tables import Column, Table, as_html, percent
+from pipeline.text.token_text import TokenTexts, label, visible
 
 FOLDER, FACTS = "features", "features.json"
 TABLES = ("features", "examples", "samples", "tokens")
 FORMAT = 1
+_SHOWN = 15
 
 
 def has_features(run: Path) -> bool:
@@ -127,6 +130,22 @@ class FeatureSet:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: those that are active most often."""
+        rows: list[list[str]] = []
+        for index in ordered(self, "frequency")[:_SHOWN].tolist():
+            one = self.feature(index)
+            peaks = dict.fromkeys(one.top.tokens[:, BEFORE].tolist())  # each token once
+            tokens = "  ".join(label(self.texts.alone(token)) for token in peaks)
+            numbers = (percent(one.frequency), f"{one.max:.3g}", f"{one.mean:.3g}")
+            rows.append([str(index), *numbers, tokens])
+        columns = [
+            *(Column(head=head, align="right") for head in ("feature", "active on", "max", "mean")),
+            Column(head="fires on"),
+        ]
+        title = f"{len(self):,} features of {self.run.name}, the most frequent"
+        return as_html(Table(title=title, columns=columns, sections=[rows]))
 
     def __repr__(self) -> str:
         n_alive = int((self.n_active > 0).sum())

@@ -24,6 +24,7 @@ from pipeline.plots.style import (
     smoothed,
 )
 from pipeline.runs.curves import METRICS, read_curves
+from pipeline.runs.folder import DRAWN
 from pipeline.runs.names import words_of
 
 CURVES = (
@@ -83,7 +84,7 @@ def save_curves(runs: Mapping[str, Path], out: Path) -> None:
     curves = {name: folder / METRICS for name, folder in runs.items()}
     for path in curves.values():
         if path.stat().st_size:
-            training_curves(path, path.with_name("curves.png"))
+            training_curves(path, path.with_name(DRAWN))
     if len(runs) > 1:
         sweep_figure(curves, out / "sweep.png")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from actstore.errors import StoreError
@@ -83,6 +84,11 @@ class ReportSummary:
     """What was missing: `the evaluation of RUN`, `features of RUN`."""
     notes: tuple[str, ...]
     """Why the rest could not be made."""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: where to open it."""
+        where = escape(self.path.resolve().as_uri(), quote=True)
+        return f'<a href="{where}" target="_blank">{escape(repr(self))}</a>'
 
     def __repr__(self) -> str:
         made = f", made {', '.join(self.made)}" if self.made else ""

@@ -11,6 +11,7 @@ A run is complete when run.json names the checksum of what was trained.
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from base64 import b64encode
 from collections.abc import Callable, Generator, Mapping, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, make_dataclass, replace
@@ -36,9 +37,11 @@ from pipeline.runs.belongs import RUN, checksum_of, digest_of, is_file_of, told_
 from pipeline.runs.checkpoints import checkpoints_of
 from pipeline.runs.curves import METRICS, read_curves
 from pipeline.stores import locate
+from pipeline.tables import Column, Table, as_html, cell
 
 FORMAT = 1
 LOCK = ".lock"
+DRAWN = "curves.png"
 
 # What may differ between a run and its continuation: where things lie and who computes, not what.
 FREE = {"store", "out", "device", "threads", "stack", "checkpoint_every"}
@@ -192,6 +195,21 @@ class RunFolder(ABC):
     def ended(self) -> bool:
         """Whether nothing is left to train: it is finished, or it diverged."""
         return self.finished or bool(self.failure)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: where it ended, and its curves where they were drawn."""
+        try:
+            last = self.metrics
+        except CheckpointError:
+            last = {}
+        rows = [[name, cell(value)] for name, value in last.items()]
+        columns = [Column(), Column(align="right")]
+        told = as_html(Table(title=repr(self), columns=columns, sections=[rows]))
+        try:
+            drawn = b64encode((self.path / DRAWN).read_bytes()).decode()
+        except OSError:
+            return told
+        return f'{told}<img alt="training curves" src="data:image/png;base64,{drawn}">'
 
     @classmethod
     def open(cls: type[RunT], path: str | PathLike[str]) -> RunT:

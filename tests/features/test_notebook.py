@@ -55,6 +55,15 @@ def test_hostile_texts_are_shown_and_do_nothing():
     assert len(repr(top).splitlines()) == 4
 
 
+def test_a_notebook_shows_the_most_frequent_features_and_what_they_are_active_on(features):
+    reader = Reader(features._repr_html_().encode())
+    first, second = ordered(features, "frequency")[:2].tolist()
+    assert f"64 features of {features.run.name}, the most frequent" in reader.text
+    assert [tag for tag, _ in reader.tags].count("tr") == 1 + 15
+    place = reader.text.index(f"{features.frequency[first]:.1%}"[:3])
+    assert place < reader.text.index(str(second), place)
+
+
 def test_long_texts_are_cut_at_the_ends_that_are_far_from_the_token():
     top = TopContexts(title="", activations=(1.0,), passages=(Passage("a" * 99, "b", "c" * 99),))
     assert repr(top).splitlines()[2] == f"{1:>10}  …{'a' * 39}«b»{'c' * 29}…"
