@@ -90,7 +90,7 @@ Store = Annotated[Path, typer.Argument(help="NAME.actstore.")]
 # Whatever is wrong with a command line: a class of click, or of typer itself since 0.26.
 USAGE_ERROR: Any = typer.BadParameter.__base__
 TextColumn = Annotated[str, typer.Option(help="Where the text is of several columns.")]
-Source = "builtin, a hub dataset (name[:config][@split]), or a local file or folder."
+Source = "builtin, NAME:CONFIG@SPLIT of the hub (both optional), or a file or folder."
 
 
 @app.command()

@@ -121,7 +121,7 @@ def commands() -> Iterator[str]:
         yield from one_command(name)
 
 
-def each_command(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+def each_command(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
     """Commands by what is typed for them, those of a group in its place."""
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
@@ -168,13 +168,13 @@ def one_command(name: str) -> Iterator[str]:
         yield f"All that may be set: [configuration](configuration.md#{name})."
 
 
-def option_words(command: str, option: Any) -> str:  # noqa: ANN401
+def option_words(command: str, option: Any) -> str:
     """Its help, or what stands below the setting of its name."""
     below = [words_of(kind).get(option.name, "") for kind in CONFIGS.get(command, ())]
     return option.help or next(filter(None, below), "")
 
 
-def option_type(command: str, name: str, hint: Any) -> str:  # noqa: ANN401
+def option_type(command: str, name: str, hint: Any) -> str:
     """What it takes; where that is text on the command line, what the setting is that it sets."""
     kinds = CONFIGS.get(command, ())
     shaping = ARCHS.values() if command == "train" else ()
@@ -297,7 +297,7 @@ def words_of(kind: type) -> dict[str, str]:
     return found
 
 
-def type_words(hint: Any) -> str:  # noqa: ANN401 - a type hint is anything
+def type_words(hint: Any) -> str:
     """What may be given, in words."""
     hint = without_none(hint)
     origin, args = get_origin(hint), get_args(hint)
@@ -320,13 +320,13 @@ def type_words(hint: Any) -> str:  # noqa: ANN401 - a type hint is anything
 NAMED = {Path: "path", str: "text", int: "whole number", float: "number", bool: "`true`, `false`"}
 
 
-def without_none(hint: Any) -> Any:  # noqa: ANN401
+def without_none(hint: Any) -> Any:
     """A type but for None."""
     kept = [arg for arg in get_args(hint) if arg is not NoneType]
     return kept[0] if NoneType in get_args(hint) and len(kept) == 1 else hint
 
 
-def without_list(hint: Any) -> Any:  # noqa: ANN401
+def without_list(hint: Any) -> Any:
     """Of a list what is in it."""
     hint = without_none(hint)
     return get_args(hint)[0] if get_origin(hint) is list else hint
@@ -428,8 +428,8 @@ def python() -> Iterator[str]:
     yield prose(
         "A function a stage, as the commands of the command line. Each takes its main argument, "
         "and its settings as keywords, or a config; paths as text, `Path`, or a run or store that "
-        "is open; counts as `500k`. They return values and print nothing: `on_progress` is told how "
-        "far they have come. `help(sp.train)` lists the settings in a session."
+        "is open; counts as `500k`. They return values and print nothing: `on_progress` is told "
+        "how far they have come. `help(sp.train)` lists the settings in a session."
     )
     for name in verbs:
         yield directive(name)

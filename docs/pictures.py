@@ -1,10 +1,10 @@
 """Draw the pictures of README and these pages again, from the program as it is.
 
-    python docs/pictures.py [curves report house beta connectors mnist superposition]
+    python docs/pictures.py [curves report house notebook beta connectors mnist superposition]
 
-`house` takes seconds, `curves` and `report` a demo, the others some minutes each on two cores. Runs
-go into `runs/pictures`, and are reused. `report` needs chromium and playwright; `mnist` takes the
-digits of `saepipe[mnist]`.
+`house` takes seconds, `notebook` (its outputs) a minute, `curves` and `report` a demo, the others
+some minutes each on two cores. Runs go into `runs/pictures`, and are reused. `report` needs
+chromium and playwright; `mnist` takes the digits of `saepipe[mnist]`.
 """
 
 import argparse
@@ -115,11 +115,30 @@ def reached_by(
     return found
 
 
+def notebook() -> None:
+    """What the cells of the tutorial end in."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    place = RUNS / "notebook"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    book = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
+    NotebookClient(book, timeout=600, resources={"metadata": {"path": place}}).execute()
+    for cell in book.cells:
+        cell.get("metadata", {}).pop("execution", None)
+        shown = [out for out in cell.get("outputs", []) if out.get("name") != "stderr"]
+        if cell.cell_type == "code":
+            cell["outputs"] = shown
+    told = nbformat.writes(book).replace(f"file://{place}/", "").replace(f"{place}/", "")
+    (ROOT / "docs" / "tutorial.ipynb").write_text(told + "\n")
+
+
 def beta() -> None:
     """A run whose l1 is steered to a share of active latents."""
     saepipe("demo --out demo")
     saepipe(
-        "train demo/acts.actstore --arch relu --target 0.01 --set hold=300k --set clip=none "
+        "train demo/acts.actstore --arch relu --target 0.01 --set hold=300k --set clip=0 "
         "--lr 1e-3 --tokens 2M --out beta"
     )
     shutil.copy(RUNS / "beta" / "curves.png", IMG / "beta.png")
@@ -135,13 +154,13 @@ def connectors() -> None:
         "--set start=random,regression,weights --tokens 1.2M --out mlp1"
     )
     saepipe("eval mlp1 --tokens 50k")
-    shutil.copy(RUNS / "mlp1" / "frontier.png", IMG / "connectors.png")
+    shutil.copy(RUNS / "mlp1" / "connectors.png", IMG / "connectors.png")
 
 
 def mnist() -> None:
     """The weights between neurons, and between features."""
     saepipe("mnist --out digits")
-    shutil.copy(RUNS / "digits" / "weights.png", IMG / "mnist.png")
+    shutil.copy(RUNS / "digits" / "weights-h1-h2.png", IMG / "mnist.png")
 
 
 def superposition() -> None:
@@ -152,7 +171,7 @@ def superposition() -> None:
 
 
 PICTURES: tuple[Callable[[], None], ...] = (
-    curves, report, house, beta, connectors, mnist, superposition,
+    curves, report, house, notebook, beta, connectors, mnist, superposition,
 )  # fmt: skip
 
 

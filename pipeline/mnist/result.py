@@ -186,7 +186,7 @@ def finished_result(out: Path) -> MnistResult | None:
     if not file.exists():
         return None
     try:
-        return from_json(MnistResult, json.loads(file.read_bytes()), where=RESULT)
+        return located(from_json(MnistResult, json.loads(file.read_bytes()), where=RESULT), out)
     except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(
             f"{file} is damaged ({error}): delete it, and the same command makes it again"
@@ -195,7 +195,7 @@ def finished_result(out: Path) -> MnistResult | None:
 
 def save_result(out: Path, result: MnistResult) -> None:
     """Write it: from here on the experiment is complete."""
-    write_json(out / RESULT, to_json(result))
+    write_json(out / RESULT, to_json(portable(result, out)))
 
 
 def _read(file: Path) -> _Document:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from rich.text import Text
 
 import cli
 from actstore.reader import ActStore
@@ -75,6 +77,15 @@ def test_options_have_the_defaults_of_the_config(command):
             default = type(defaults[name])(default)  # text, since it may be several with commas
         assert default == defaults[name], name
     assert TrainConfig(store=Path(), out=Path()).arch.kind == "topk"
+
+
+def test_no_help_is_taken_for_markup():
+    commands = [typer.main.get_command(cli.app)]
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        for told in (command.help, *(getattr(one, "help", "") for one in command.params)):
+            assert Text.from_markup(told or "").plain == (told or "")
 
 
 def test_help_waits_for_nothing_heavy():

@@ -14,7 +14,7 @@ from tests.docs.shown import not_printed
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("**/*.md"))]
+MARKDOWN = [ROOT / "README.md", *sorted(DOCS.glob("**/*.md"))]
 RUN = ("sh", "python")
 """Languages of blocks that are run."""
 

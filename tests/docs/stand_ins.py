@@ -31,7 +31,8 @@ IMAGES = "ylecun/mnist"
 COMMIT = "c0ffee" + "0" * 34
 SMALLER = 1000
 """A harvest from such a model asks for so many times fewer tokens than its page says."""
-_CHARACTERS = 1_500_000
+_PAGE = 4_000
+"""The most characters of a document."""
 _ANSWER = "\nAnswer: "
 
 Records = list[dict[str, str]]
@@ -55,24 +56,18 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def _texts(source: str) -> Records:
-    """As many documents of an embedded text as are needed."""
-    kept: Records = []
-    left = _CHARACTERS
-    for text in open_text(source).documents():
-        kept.append({"text": text})
-        left -= len(text)
-        if left < 0:
-            break
-    return kept
+def _texts(source: str, *, characters: int) -> Records:
+    """The beginnings of documents of an embedded text, of so many characters in all."""
+    pages = (text[:_PAGE] for text in open_text(source).documents())
+    return [{"text": text} for text in islice(pages, characters // _PAGE)]
 
 
-def _questions() -> Records:
-    asked = islice(open_text("builtin:arithmetic").documents(), 2000)
-    parts = (text.partition(_ANSWER) for text in asked)
+def _questions(n: int) -> Records:
+    """As the embedded ones, in two columns."""
+    asked = (text.partition(_ANSWER) for text in open_text("builtin:arithmetic").documents())
     return [
-        {"context": before + _ANSWER.rstrip(), "completion": " " + after}
-        for before, _, after in parts
+        {"context": before + _ANSWER.rstrip(), "completion": f" {after}"}
+        for before, _, after in islice(asked, n)
     ]
 
 
@@ -91,11 +86,13 @@ def _images() -> Mapping[str, datasets.Dataset]:
 
 
 TEXTS: Mapping[tuple[str, str | None, str], Callable[[], Records]] = {
-    ("Skylion007/openwebtext", None, "train"): lambda: _texts("builtin"),
-    ("Salesforce/wikitext", "wikitext-103-raw-v1", "test"): lambda: _texts("builtin@heldout"),
-    ("EleutherAI/arithmetic", "arithmetic_1dc", "validation"): _questions,
+    ("Skylion007/openwebtext", None, "train"): (lambda: _texts("builtin", characters=2_000_000)),
+    ("Salesforce/wikitext", "wikitext-103-raw-v1", "test"): (
+        lambda: _texts("builtin@heldout", characters=80_000)
+    ),
+    ("EleutherAI/arithmetic", "arithmetic_1dc", "validation"): lambda: _questions(400),
 }
-"""By dataset, configuration and split."""
+"""By dataset, configuration and split; what is evaluated or learned to the end is short."""
 
 
 @cache

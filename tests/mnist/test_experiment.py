@@ -61,6 +61,7 @@ def test_all_of_it_is_made_and_told_of(made):
         "weights-h1-h2.png", "weights-h2-h3.png", "features-h1.png", "features-h2.png",
         "features-h3.png", "reconstruction.png", "accuracies.png", "frontier.png",
     }  # fmt: skip
+    assert str(config.out) not in (config.out / "result.json").read_text()
     assert "<script" not in (config.out / "report.html").read_text().partition("</head>")[0]
 
 
