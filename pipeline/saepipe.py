@@ -83,7 +83,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *NAMES, "__version__"])
+    return sorted([*NAMES, "__version__", *(name for name in globals() if name[:2] == "__")])
 
 
 def main() -> None:

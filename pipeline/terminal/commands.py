@@ -23,9 +23,11 @@ from pipeline.runs.names import beside, names_of
 from pipeline.runs.sweep import runs_at
 from pipeline.terminal.lines import (
     advice_lines,
+    alone_line,
     curve_words,
     features_line,
     finetune_line,
+    going_on_lines,
     harvest_lines,
     outcome_line,
     plan_line,
@@ -65,6 +67,7 @@ def run_train(
 
     points = named_as_there(points)
     folders = [point.config.out for point in points]
+    screen.tell(going_on_lines(folders))
     with screen.progress("train") as show, closing(Loggers(log, folders)) as loggers:
         outcomes = verbs.train_points(
             points, resume=resume, on_progress=show, on_step=loggers.log, words=curve_words
@@ -90,6 +93,8 @@ def run_eval(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:
     for kind, runs in runs_of.items():
         if len(runs) > 1:
             screen.say(together_line(kind, len(runs), drawn[kind], folder))
+        else:
+            screen.say(alone_line(runs[0]))
     for kind, runs in runs_of.items():
         for table in kind.eval_tables([report for report in reports if report.run in runs]):
             screen.draw(table)

@@ -1,6 +1,6 @@
 """What a stage says in one line, before it and after."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,7 @@ from actstore.reader import ActStore
 from actstore.removal import Removable
 from pipeline.errors import PipelineError
 from pipeline.progress import duration, size
+from pipeline.runs.listing import state_of
 from pipeline.runs.names import names_of
 from pipeline.tables import many
 from pipeline.terminal.store_facts import fidelity_of
@@ -91,6 +92,15 @@ def features_line(found: "FeatureSet") -> str:
     )
 
 
+def going_on_lines(folders: Iterable[Path]) -> Iterator[str]:
+    """Of each training that was interrupted, the step that it goes on from."""
+    from pipeline.runs.checkpoints import checkpoints_of
+
+    for folder in folders:
+        if state_of(folder) == "unfinished" and (steps := checkpoints_of(folder)):
+            yield f"train     {folder} goes on from step {max(steps):,}"
+
+
 def outcome_line(outcome: "Outcome", path: Path) -> str:
     """How a training ended."""
     if isinstance(outcome, PipelineError):
@@ -114,6 +124,11 @@ def together_line(kind: "RunKind", n_runs: int, figures: Sequence[Path], folder:
     """Where the table and the figures of several evaluations of a kind are."""
     files = ", ".join([kind.eval_table, *(path.name for path in figures)])
     return f"eval      {many(n_runs, kind.noun)}: {folder}/{files}"
+
+
+def alone_line(run: Path) -> str:
+    """Where the report and the figures of one evaluation are."""
+    return f"eval      report and figures: {run}"
 
 
 def finetune_line(report: "FinetuneReport") -> str:

@@ -106,7 +106,7 @@ def test_all_commands_in_a_row(succeeds, fails, harvested, tmp_path, looked):
     (report,) = json.loads(out)  # stdout is JSON and nothing else
     assert report["l0"] == 4
     assert report["n_tokens"] == 240
-    assert "loss recovered" in err
+    assert "loss recovered" in err and f"eval      report and figures: {sae}" in err
     out, _ = succeeds(
         "finetune", sae, "--text", text, "--epochs", 1, "--steps-per-epoch", 2, "--batch-size", 2,
         "--out", tuned, "--config", settings(tmp_path, ctx_len=CTX_LEN, heldout_contexts=4),

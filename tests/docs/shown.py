@@ -1,13 +1,12 @@
 """Output as a page shows it, and as it is printed.
 
-A page shows some lines of what is printed, in their order; a line of `...` says that there are
-others. Numbers may be 10 % off, for CPUs and libraries round differently. How long something took,
-how much of a disk is free, and dates are of a machine and an hour: any will do.
+A page shows some lines of what is printed, or what they begin with, in their order; a line of `...`
+says that there are others. Numbers may be 10 % off, for CPUs and libraries round differently. How
+long something took, how much of a disk is free, and dates are of a machine and an hour: any do.
 """
 
 import re
 from collections.abc import Iterator
-from itertools import zip_longest
 
 TOLERANCE = 0.1
 GAP = "..."
@@ -37,15 +36,20 @@ def lines_of(shown: str) -> Iterator[str]:
 
 
 def alike(shown: str, printed: str) -> bool:
-    """Whether two lines say the same: equal words, and numbers that are near."""
+    """Whether a line begins with what is shown: with equal words, and numbers that are near."""
     a, b = (_HERE_AND_NOW.sub("~", line) for line in (shown, printed))
-    words = zip_longest(re.split(_NUMBER, a), re.split(_NUMBER, b))
-    numbers = zip_longest(re.findall(_NUMBER, a), re.findall(_NUMBER, b))
-    return all(_plain(x) == _plain(y) for x, y in words) and all(_near(x, y) for x, y in numbers)
+    (*words, last), others = (_plain(re.split(_NUMBER, line)) for line in (a, b))
+    numbers = zip(re.findall(_NUMBER, a), re.findall(_NUMBER, b), strict=False)
+    return (
+        len(words) < len(others)
+        and others[: len(words)] == words
+        and re.match(rf"{re.escape(last)}(?!(?<=\w)\w)", others[len(words)]) is not None
+        and all(_near(x, y) for x, y in numbers)
+    )
 
 
-def _plain(words: str | None) -> str | None:
-    return words and _RULE.sub(r"\1", " ".join(words.split()))
+def _plain(words: list[str]) -> list[str]:
+    return [_RULE.sub(r"\1", " ".join(part.split())) for part in words]
 
 
 def _near(shown: str, printed: str) -> bool:

@@ -21,9 +21,10 @@ train     20,096 rows: runs/topk (loss 25.25  L0 32.0  EV 0.832)
         "",
         " loss added │ 0.0267 [0.017..0.036]\n",
         "train     20,096 rows: runs/topk (loss 25.25  L0 32.0  EV 0.832)\n...\n dead features │ 1",
+        "train 20,096 rows: runs/topk (loss 25.25\n loss added │ 0.0267\n loss recovered",
         "...\n ┃ topk\n━━╇━━\n loss added    │ 0.0250 [0.018..0.034]\n\n...\n",
     ],
-    ids=["all", "nothing", "a line", "two lines", "near numbers, other widths"],
+    ids=["all", "nothing", "a line", "two lines", "beginnings", "near numbers, other widths"],
 )
 def test_lines_in_their_order_with_numbers_that_are_near_are_what_was_printed(shown):
     assert not_printed(shown, PRINTED) is None
@@ -39,13 +40,14 @@ def test_lines_in_their_order_with_numbers_that_are_near_are_what_was_printed(sh
         (" dead features │ 1\n loss added │ 0.0267 [0.017..0.036]", "loss added"),
         (" dead features │ 1\n dead features │ 1", "dead features"),
         (" dead latents │ 1", "dead latents"),
-        (" dead features │ ", "dead features"),
+        (" dead feat", "dead feat"),
+        (" recovered │ 0.8603", "recovered"),
         (" dead features │ 1 │ 1", "dead features"),
         ("train 20,096 rows: runs/relu (loss 25.25  L0 32.0  EV 0.832)", "runs/relu"),
     ],
     ids=[
         "number", "number in a range", "small number", "line that is missing", "order", "twice",
-        "word", "no number", "further number", "path",
+        "word", "part of a word", "end of a line", "further number", "path",
     ],
 )  # fmt: skip
 def test_what_is_shown_otherwise_is_told(shown, missing):

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.runs.sae_run import SAERun
 from pipeline.training.optimizer import Controller
-from tests.helpers.training import make_rows, write_rows
+from tests.helpers.training import make_rows, unfinish, write_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +70,16 @@ def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(train, tmp_path, 
     assert BAD[options] in one_line(train(*options.split()))
     if "multiplies" not in BAD[options]:
         assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_training_says_where_it_goes_on(train, tmp_path):
+    every = ("--set", "checkpoint_every=2")
+    _, said, _ = train(*every)
+    assert "goes on" not in said
+    unfinish(tmp_path / "out", up_to=2)
+    code, said, _ = train(*every)
+    assert (code, said.splitlines()[0]) == (0, f"train     {tmp_path}/out goes on from step 2")
+    assert "goes on" not in train(*every)[1]
 
 
 def test_of_several_sites_one_must_be_chosen(train):
