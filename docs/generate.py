@@ -483,12 +483,18 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def cell(text: str) -> str:
     """Words for a table: on one line, options as code, nothing in them taken for Markdown."""
     text = " ".join(text.split())
-    pieces = re.split(r"(`[^`]*`|\[[^][]*\]\([^()]*\))", text)  # code and links stay as they are
-    return "".join(
-        re.sub(r"([\[\]|*<])", r"\\\1", _OPTION.sub(r"`\g<0>`", piece)) if i % 2 == 0
-        else f"<code>{piece[1:-1].replace('|', '&#124;')}</code>" if "|" in piece else piece
-        for i, piece in enumerate(pieces)
-    )  # fmt: skip
+    pieces = re.split(r"(`[^`]*`|\[[^][]*\]\([^()]*\))", text)  # code and links stand between words
+    return "".join(_kept(piece) if i % 2 else _words(piece) for i, piece in enumerate(pieces))
+
+
+def _words(text: str) -> str:
+    told = _OPTION.sub(r"`\g<0>`", text).replace("<", "&lt;")
+    return re.sub(r"([\[\]|*])", r"\\\1", told)
+
+
+def _kept(code: str) -> str:
+    """A bar would end its cell, even in code."""
+    return f"<code>{code[1:-1].replace('|', '&#124;')}</code>" if "|" in code else code
 
 
 def linked(text: str) -> str:

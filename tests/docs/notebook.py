@@ -9,13 +9,14 @@ import nbformat
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # their own
     from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError as CellExecutionError
 
 
 def run_notebook(path: Path, *, folder: Path) -> None:
     """Run all cells, in this working folder.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: one failed; it has the cell and the traceback.
+        CellExecutionError: one failed; it has the cell and the traceback.
     """
     notebook = nbformat.read(path, as_version=4)
     with warnings.catch_warnings():
