@@ -429,7 +429,8 @@ def python() -> Iterator[str]:
         "A function a stage, as the commands of the command line. Each takes its main argument, "
         "and its settings as keywords, or a config; paths as text, `Path`, or a run or store that "
         "is open; counts as `500k`. They return values and print nothing: `on_progress` is told "
-        "how far they have come. `help(sp.train)` lists the settings in a session."
+        "how far they have come. `help(sp.train)` says all of it in a session; so does this page "
+        "where it is built (`mkdocs serve`)."
     )
     for name in verbs:
         yield directive(name)

@@ -1,15 +1,11 @@
 """The examples that people copy run as they stand, and without torch."""
 
-import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
-import pytest
-
 import actstore
-from tests.helpers.stores import make_spec, write_store
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_TORCH = "\nimport sys\nassert 'torch' not in sys.modules\n"
@@ -67,19 +63,3 @@ def test_the_ten_lines_of_the_store_write_and_read_labelled_vectors(tmp_path):
     program = f"EXAMPLE = {example!r}\n{LABELLED_VECTORS}{WITHOUT_TORCH}"
     run(program, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["images.actstore"]
-
-
-ZARR = "assert bits.shape == (4096, 16) and bits.dtype == 'uint16' and len(tokens) == 4096"
-STORE = "assert batch.shape == (4096, 16) and rows.shape == (10, 16) and rows.dtype == 'float32'"
-
-
-@pytest.mark.parametrize(
-    ("imported", "check"), [("zarr", ZARR), ("ActStore", STORE)], ids=["zarr", "ActStore"]
-)
-def test_the_readme_reads_the_store_of_the_demo(tmp_path, imported, check):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (example,) = [block for block in blocks if re.search(rf"import {imported}\n", block)]
-    (tmp_path / "runs/demo").mkdir(parents=True)
-    spec = make_spec(widths={"mlp_out.2": 16}, shard_rows=1024)
-    write_store(tmp_path / "runs/demo/acts.actstore", spec, n_rows=5000)
-    run(f"{example}\n{check}{WITHOUT_TORCH}", tmp_path)

@@ -6,6 +6,7 @@ long something took, how much of a disk is free, and dates are of a machine and 
 """
 
 import re
+import sys
 from collections.abc import Iterator
 
 TOLERANCE = 0.1
@@ -18,14 +19,14 @@ _HERE_AND_NOW = re.compile(
 _RULE = re.compile(r"([─━═-])\1+")
 
 
-def not_printed(shown: str, printed: str) -> str | None:
+def not_printed(shown: str, printed: str, *, tolerance: float = TOLERANCE) -> str | None:
     """The first line that is shown and was not printed after those before it; None where all were.
 
     Widths do not count: columns are as wide as their numbers.
     """
     rest = iter(printed.splitlines())
     for line in lines_of(shown):
-        if not any(alike(line, other) for other in rest):
+        if not any(alike(line, other, tolerance=tolerance) for other in rest):
             return line
     return None
 
@@ -35,7 +36,7 @@ def lines_of(shown: str) -> Iterator[str]:
     return (line for line in shown.splitlines() if line.strip() not in ("", GAP))
 
 
-def alike(shown: str, printed: str) -> bool:
+def alike(shown: str, printed: str, *, tolerance: float = TOLERANCE) -> bool:
     """Whether a line begins with what is shown: with equal words, and numbers that are near."""
     a, b = (_HERE_AND_NOW.sub("~", line) for line in (shown, printed))
     (*words, last), others = (_plain(re.split(_NUMBER, line)) for line in (a, b))
@@ -44,7 +45,7 @@ def alike(shown: str, printed: str) -> bool:
         len(words) < len(others)
         and others[: len(words)] == words
         and re.match(rf"{re.escape(last)}(?!(?<=\w)\w)", others[len(words)]) is not None
-        and all(_near(x, y) for x, y in numbers)
+        and all(_near(x, y, tolerance) for x, y in numbers)
     )
 
 
@@ -52,6 +53,6 @@ def _plain(words: list[str]) -> list[str]:
     return [_RULE.sub(r"\1", " ".join(part.split())) for part in words]
 
 
-def _near(shown: str, printed: str) -> bool:
+def _near(shown: str, printed: str, tolerance: float) -> bool:
     a, b = (float(number.replace(",", "").replace("−", "-")) for number in (shown, printed))  # noqa: RUF001
-    return abs(a - b) <= TOLERANCE * abs(a)
+    return abs(a - b) <= tolerance * max(abs(a), sys.float_info.min)
