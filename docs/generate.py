@@ -35,7 +35,7 @@ import pipeline.errors
 from pipeline import saepipe
 from pipeline.config.architectures import ARCHS, ArchConfig
 from pipeline.config.recipes import PUBLISHED, recipes
-from pipeline.config.settings import Count, hints_of
+from pipeline.config.settings import Count, Length, hints_of
 from pipeline.config.stages import (
     EvalConfig,
     FeaturesConfig,
@@ -198,9 +198,10 @@ def configuration() -> Iterator[str]:
         "was made with, in `run.json`."
     )
     yield prose(
-        "A count is a whole number, or text such as `500k`, `20M`, `1.5B`. Defaults are written as "
-        "in TOML, which has no `None`: there such a setting is left out. What `None` then means "
-        "stands beside it."
+        "A count is a whole number, or text such as `500k`, `20M`, `1.5B`. A length is "
+        "`10k steps`, `5M` rows or `20%` of the run; a plain number, too, is rows. A list of one "
+        "may be given as that one. Defaults are written as in TOML, which has no `None`: there "
+        "such a setting is left out. What `None` then means stands beside it."
     )
     for command, kinds in CONFIGS.items():
         yield f"## {command}"
@@ -303,6 +304,8 @@ def type_words(hint: Any) -> str:
     origin, args = get_origin(hint), get_args(hint)
     if hint == Count:
         return "count"
+    if hint == Length:
+        return "length"
     if origin is Annotated:
         return type_words(args[0])
     if origin is Literal:

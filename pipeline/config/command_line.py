@@ -56,7 +56,8 @@ def assigned(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
             raise ConfigError(
                 f"{name.strip()} is a setting of an architecture: type --set arch.{assignment}"
             )
-        values = [_value(word) for word in text.split(",")]
+        listed = text.strip().startswith("[")  # as a file has it
+        values = [_value(word) for word in ([text] if listed else text.split(","))]
         table, _, knob = name.strip().rpartition(".")
         target = arch if table == "arch" else changed
         target[knob if table == "arch" else name.strip()] = values if len(values) > 1 else values[0]

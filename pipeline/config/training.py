@@ -12,7 +12,7 @@ from pipeline.config.checks import (
     require_positive,
     require_seed,
 )
-from pipeline.config.settings import Count, settings
+from pipeline.config.settings import Count, Length, settings
 from pipeline.config.stages import Device, Precision
 from pipeline.errors import ConfigError
 
@@ -48,9 +48,9 @@ class LoopConfig:
     """Of the order of rows."""
 
     lr: float | None = None
-    lr_warmup: str = "0"
+    lr_warmup: Length = "0"
     """The learning rate rises linearly for so long."""
-    lr_decay: str = "0"
+    lr_decay: Length = "0"
     """And falls linearly to zero over so long at the end."""
     beta1: float = 0.9
     beta2: float = 0.999
@@ -62,7 +62,7 @@ class LoopConfig:
     """
     ema: float | None = None
     """Decay of the moving average of the weights that is saved in their place; None saves them."""
-    l1_warmup: str = "0"
+    l1_warmup: Length = "0"
     """The sparsity penalty rises linearly for so long."""
 
     device: Device = "auto"
@@ -130,16 +130,16 @@ class TrainConfig(LoopConfig):
     """Rows per step; None means 1024, and in short runs fewer, for the sake of steps."""
     lr: float | None = None
     """Of Adam; None goes by both widths, the number of rows, and that of rows a step."""
-    lr_warmup: str = "5%"
-    lr_decay: str = "60%"
+    lr_warmup: Length = "5%"
+    lr_decay: Length = "60%"
 
     project: bool = False
     """Also take out of the gradient what is parallel to each row of a unit-norm dictionary."""
-    hold: str = "0"
+    hold: Length = "0"
     """Where l1 is adjusted, it first stays as it is for so long."""
-    dead_window: str | None = None
+    dead_window: Length | None = None
     """A latent silent for so long counts as dead; None means 1M rows, or in short runs less."""
-    revive_after: str | None = None
+    revive_after: Length | None = None
     """A latent silent for so long is helped, by AuxK and `revive`; None means `dead_window`, or
     where that is open, too, 0.3 % of the run."""
     revive: float = 1.0
@@ -148,8 +148,8 @@ class TrainConfig(LoopConfig):
     ten times `revive_after`, of the peak rate, however far learning has slowed down."""
     resample: Resample = "none"
     """Give dead latents new weights: random ones, or towards the worst reconstructed rows."""
-    resample_every: str = "10k steps"
-    resample_window: str = "5k steps"
+    resample_every: Length = "10k steps"
+    resample_window: Length = "5k steps"
     """Those silent for so long are resampled."""
 
     normalize: Normalize = "rms"

@@ -415,25 +415,38 @@ def _began(path: Path) -> bool:
 
 def _require_same(found: RunFolder, now: RunFolder) -> None:
     """Raise ConfigError naming what differs between the run that is there and the one asked for."""
+    for name, (path, checksum) in now.origins.items():
+        _, was = found.origins[name]
+        there = _grown(found, path) if name == "store" else None
+        if was == checksum or (there is not None and _sees_the_same(found, there)):
+            continue
+        if there is not None:
+            before = found.provenance.n_rows
+            now_has = f"{there.n_rows:,} now" if there.n_rows > before else "more sites now"
+            raise ConfigError(
+                f"{now.path} was begun when {path} had {before:,} rows, and it has {now_has}: "
+                "choose another --out"
+            )
+        raise ConfigError(
+            f"{now.path} was trained on another {name}, or {path} changed since "
+            f"(fingerprint {was[:12]} there, {checksum[:12]} now): choose another --out"
+        )
     if changed := differences(found.config, now.config, free=FREE):
         raise ConfigError(
             f"{now.path} holds a run of another configuration ({changed}): choose another --out"
         )
-    for name, (path, checksum) in now.origins.items():
-        _, was = found.origins[name]
-        if was != checksum and not (name == "store" and _only_grew(found, path)):
-            raise ConfigError(
-                f"{now.path} was trained on another {name}, or {path} changed since "
-                f"(fingerprint {was[:12]} there, {checksum[:12]} now): choose another --out"
-            )
 
 
-def _only_grew(found: RunFolder, store: Path) -> bool:
-    """Whether a run that has ended, and was to see so many rows, would see the same ones."""
-    if not found.ended or found.config.tokens is None or not found.provenance.model_fingerprint:
-        return False
-    there = peek(store)
-    return there is not None and found.provenance.was_before(there)
+def _grown(found: RunFolder, store: Path) -> Manifest | None:
+    """A store that rows or sites were added to since it was trained from; None for any other."""
+    there = peek(store) if found.provenance.model_fingerprint else None
+    return there if there is not None and found.provenance.was_before(there) else None
+
+
+def _sees_the_same(found: RunFolder, there: Manifest) -> bool:
+    """Whether a run that has ended would see the rows that it saw."""
+    longer = there.n_rows > found.provenance.n_rows
+    return found.ended and not (longer and found.config.tokens is None)
 
 
 def differences(found: object, now: object, *, free: Set[str]) -> str:

@@ -17,7 +17,7 @@ from rich.text import Text
 import cli
 from actstore.reader import ActStore
 from pipeline.config.architectures import ReluConfig
-from pipeline.config.command_line import layers_of
+from pipeline.config.command_line import assigned, layers_of
 from pipeline.config.settings import parse_count as count
 from pipeline.config.stages import (
     EvalConfig,
@@ -193,6 +193,8 @@ def test_any_setting_can_be_set_on_the_command_line(config_of):
     config = config_of("--arch", "jumprelu", *(word for one in told for word in ("--set", one)))
     assert config["arch"]["l0"] == 5
     assert (config["hold"], config["ema"], config["normalize"]) == ("10 steps", 0.9, "rms")
+    for told in ("[0, 187]", "0,187"):
+        assert assigned({}, [f"exclude_tokens={told}"]) == {"exclude_tokens": [0, 187]}
 
 
 @pytest.mark.parametrize(

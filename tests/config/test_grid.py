@@ -128,7 +128,7 @@ def test_names_stay_apart_and_inside_of_the_folder():
         ({"arch": {"l1": [1]}}, "config.arch.kind must be one of"),
         ({"arch": ["relu", "topk"]}, "config.arch must be a table with a kind"),
         ({"lrr": [1, 2]}, "config has no setting 'lrr': did you mean 'lr'?"),
-        ({"exclude_positions": [0, [1]]}, "config.exclude_positions must be a list, got 0"),
+        ({"exclude_positions": ["a", [1]]}, "config.exclude_positions must be a list, got 'a'"),
     ],
 )
 def test_a_grid_that_cannot_be_is_one_line(settings, message):

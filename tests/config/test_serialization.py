@@ -99,6 +99,12 @@ def test_a_bad_setting_is_one_line_that_names_it(change, message):
         from_json(TrainConfig, TRAIN | change)
 
 
+def test_a_number_is_a_list_of_one_and_a_length_of_so_many_rows_where_these_are_meant():
+    config = from_json(TrainConfig, TRAIN | {"exclude_positions": 0, "lr_warmup": 5000})
+    assert (config.exclude_positions, config.lr_warmup) == ((0,), "5000")
+    assert TrainConfig(**TRAIN, exclude_positions=0, lr_warmup=5000) == config
+
+
 def test_a_loop_of_links_is_told_wherever_a_path_is_given(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     with refused(ConfigError, "config.store: .*loop/below is a loop of symbolic links"):

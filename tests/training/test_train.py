@@ -137,10 +137,16 @@ def test_a_complete_run_is_reused_though_its_store_grew(tmp_path):
     )
     for config in (counted, all_there_is):
         train(config)
+    harvest(replace(acts, sites=("mlp_out.1", "mlp_out.0")))
+    assert train(counted).reused
+    assert train(all_there_is).reused, "it would see the same rows"
+    unfinish(tmp_path / "all", up_to=2)
+    with refused(ConfigError, r"all was begun when .* had 240 rows, and it has more sites now"):
+        train(all_there_is)
     harvest(replace(acts, tokens=33 * CTX_LEN))
     assert train(counted).reused
-    with refused(ConfigError, "all was trained on another store, or .* changed since"):
-        train(all_there_is)  # it would see more rows now
+    with refused(ConfigError, r"all was begun when .* had 240 rows, and it has 396 now: choose"):
+        train(all_there_is)
 
 
 @pytest.mark.parametrize("resume", [True, False])
