@@ -271,7 +271,8 @@ class ActWriter:
             raise StoreError(f"n_rows must be positive, got {n_rows}")
         if beside is None and peek(path) is None:
             spec.require_sensible(n_rows)
-            refuse_foreign(path)  # before a lock is left in it
+            with disk_errors_told(path):
+                refuse_foreign(path)  # before a lock is left in it
         with ExitStack() as stack:
             with disk_errors_told(path):
                 make_folder(path)

@@ -79,7 +79,7 @@ def _but_none(hint: object) -> object:
 def _settled(value: Any, hint: object) -> Any:  # noqa: ANN401
     """A value as its type asks for it; what cannot be is left for the config to refuse."""
     if get_origin(hint) is tuple:
-        several = (value,) if isinstance(value, str | Path | int) else value
+        several = (value,) if isinstance(value, str | Path) or type(value) is int else value
         is_list = isinstance(several, tuple | list)
         return tuple(_settled(item, get_args(hint)[0]) for item in several) if is_list else value
     if hint == Count and isinstance(value, str):

@@ -131,13 +131,16 @@ class FeatureSet:
     def __len__(self) -> int:
         return len(self.index)
 
+    def fires_on(self, feature: Feature) -> list[str]:
+        """The tokens that it is most active on in its top contexts, each once."""
+        return [*map(self.texts.alone, dict.fromkeys(feature.top.tokens[:, BEFORE].tolist()))]
+
     def _repr_html_(self) -> str:
         """What a notebook shows: those that are active most often."""
         rows: list[list[str]] = []
         for index in ordered(self, "frequency")[:_SHOWN].tolist():
             one = self.feature(index)
-            peaks = dict.fromkeys(one.top.tokens[:, BEFORE].tolist())  # each token once
-            tokens = "  ".join(label(self.texts.alone(token)) for token in peaks)
+            tokens = "  ".join(map(label, self.fires_on(one)))
             numbers = (percent(one.frequency), f"{one.max:.3g}", f"{one.mean:.3g}")
             rows.append([str(index), *numbers, tokens])
         columns = [

@@ -35,7 +35,7 @@ class ListedRun:
     state: str
     """`finished`, `unfinished`, `diverged: ...`, or `damaged: ...` with the reason."""
     steps: int | None = None
-    """Made so far, by the last line of its curves."""
+    """Made so far: by its curves, or by the checkpoint of a fine-tuning that is under way."""
     l0: float | None = None
     """Of its evaluation, as what follows; without one, of the last line of its curves."""
     explained_variance: float | None = None
@@ -81,11 +81,12 @@ def _listed(file: Path, written: float) -> ListedRun:
     try:
         told = json.loads(file.read_bytes())
         facts = _facts(told) if file.name == RUN else _facts_begun(path)
+        numbers = _numbers(path, told)
     except (OSError, ValueError, RecursionError) as error:
         return ListedRun(path=path, when=when, state=f"damaged: {error}")
     except (KeyError, TypeError, AttributeError):
         return ListedRun(path=path, when=when, state=f"damaged: {file.name} is not that of a run")
-    return ListedRun(path=path, when=when, **facts, **_numbers(path, told))
+    return ListedRun(path=path, when=when, **(numbers | facts))
 
 
 def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,8 +103,9 @@ def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def _facts_begun(path: Path) -> dict[str, Any]:
     """Of a fine-tuning that was interrupted, by the checkpoint that it goes on from."""
-    steps = [int(kept.name.partition("-")[2]) for kept in path.glob("checkpoints/step-*")]
-    return {"kind": "finetune", "state": "unfinished", "steps": max(steps, default=None)}
+    names = [kept.name.removeprefix("step-") for kept in path.glob("checkpoints/step-*")]
+    steps = max((int(name) for name in names if name.isdecimal()), default=None)
+    return {"kind": "finetune", "state": "unfinished", "steps": steps}
 
 
 def _numbers(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class _About:
         try:
             told = metadata_inside(file).get(METADATA)
             return None if told is None else from_json(_About, json.loads(told), where=METADATA)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
     @staticmethod

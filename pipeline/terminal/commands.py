@@ -24,10 +24,11 @@ from pipeline.runs.sweep import runs_at
 from pipeline.terminal.lines import (
     advice_lines,
     alone_line,
+    checkpoints_of_unfinished,
     curve_words,
     features_line,
     finetune_line,
-    going_on_lines,
+    going_on_line,
     harvest_lines,
     outcome_line,
     plan_line,
@@ -67,10 +68,16 @@ def run_train(
 
     points = named_as_there(points)
     folders = [point.config.out for point in points]
-    screen.tell(going_on_lines(folders))
+    began = checkpoints_of_unfinished(folders)
+
+    def on_step(report: "StepReport") -> None:
+        if (step := began.pop(report.run.resolve(), None)) is not None:
+            screen.say(going_on_line(report.run, step))
+        loggers.log(report)
+
     with screen.progress("train") as show, closing(Loggers(log, folders)) as loggers:
         outcomes = verbs.train_points(
-            points, resume=resume, on_progress=show, on_step=loggers.log, words=curve_words
+            points, resume=resume, on_progress=show, on_step=on_step, words=curve_words
         )
     for folder, outcome in zip(folders, outcomes, strict=True):
         screen.say(outcome_line(outcome, folder))

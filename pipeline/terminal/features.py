@@ -15,7 +15,6 @@ from pipeline.config.serialization import to_json
 from pipeline.config.stages import FeatureOrder
 from pipeline.features.ablation import AblationEffect, ablation_effects
 from pipeline.features.feature import (
-    BEFORE,
     Examples,
     Feature,
     TokenEffect,
@@ -58,11 +57,10 @@ def features_table(features: FeatureSet, indices: Int64[np.ndarray, " n"]) -> Ta
     rows: list[list[str]] = []
     for index in indices.tolist():
         feature = features.feature(index)
-        fires_on = dict.fromkeys(feature.top.tokens[:, BEFORE].tolist())  # each token once
         rows.append([
             str(index), percent(feature.frequency), f"{feature.max:.3g}", f"{feature.mean:.3g}",
             *([] if feature.dead_cosine is None else [f"{feature.dead_cosine:.2f}"]),
-            _listed(map(features.texts.alone, fires_on)),
+            _listed(features.fires_on(feature)),
             *([_listed(told.text for told in feature.promoted)] if facts.attributed else []),
         ])  # fmt: skip
     columns = [Column(head=name, align="right") for name in numbers]

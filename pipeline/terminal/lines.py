@@ -92,13 +92,17 @@ def features_line(found: "FeatureSet") -> str:
     )
 
 
-def going_on_lines(folders: Iterable[Path]) -> Iterator[str]:
-    """Of each training that was interrupted, the step that it goes on from."""
+def checkpoints_of_unfinished(folders: Iterable[Path]) -> dict[Path, int]:
+    """Of each training that was interrupted, the step of its newest checkpoint."""
     from pipeline.runs.checkpoints import checkpoints_of
 
-    for folder in folders:
-        if state_of(folder) == "unfinished" and (steps := checkpoints_of(folder)):
-            yield f"train     {folder} goes on from step {max(steps):,}"
+    steps = {f.resolve(): checkpoints_of(f) for f in folders if state_of(f) == "unfinished"}
+    return {folder: max(found) for folder, found in steps.items() if found}
+
+
+def going_on_line(run: Path, step: int) -> str:
+    """That a training was not begun anew."""
+    return f"train     {run} goes on from step {step:,}"
 
 
 def outcome_line(outcome: "Outcome", path: Path) -> str:

@@ -63,6 +63,27 @@ def test_each_run_is_a_row_and_what_is_damaged_says_so(folder):
         list_runs(folder / "read/run.json")
 
 
+def test_what_an_interrupted_fine_tuning_left_is_told_whatever_state_it_is_in(tmp_path):
+    out = tmp_path / "tuned.partial"
+    for step in ("step-000000003", "step-000000007.partial"):
+        (out / "checkpoints" / step).mkdir(parents=True)
+    for begun, state in (("{}", "unfinished"), ("[]", "damaged: begun.json is not that of a run")):
+        (out / "begun.json").write_text(begun)
+        (one,) = list_runs(tmp_path)
+        assert (one.path, one.state) == (out, state)
+    (out / "begun.json").write_text("{}")
+    for curves in ("", '{"step": 9}\n'):  # the curves are written when it is over
+        (out / "metrics.jsonl").write_text(curves)
+        assert [(one.kind, one.steps) for one in list_runs(tmp_path)] == [("finetune", 3)]
+
+
+def test_a_fine_tuning_whose_losses_are_gone_is_damaged(tmp_path):
+    told = {"kind": "finetune", "sha256": "", "coder": {"config": {}}, "report": {"site": "x"}}
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    (one,) = list_runs(tmp_path)
+    assert one.state == "damaged: run.json is not that of a run"
+
+
 def test_the_command_shows_them_and_gives_them_to_programs(folder, succeeds, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     out, _ = succeeds("runs", folder)

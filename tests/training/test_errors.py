@@ -77,6 +77,8 @@ def test_an_interrupted_training_says_where_it_goes_on(train, tmp_path):
     _, said, _ = train(*every)
     assert "goes on" not in said
     unfinish(tmp_path / "out", up_to=2)
+    for refused in (("--no-resume",), ("--lr", 0.5)):
+        assert "goes on" not in train(*every, *refused)[1]
     code, said, _ = train(*every)
     assert (code, said.splitlines()[0]) == (0, f"train     {tmp_path}/out goes on from step 2")
     assert "goes on" not in train(*every)[1]
