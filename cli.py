@@ -89,6 +89,7 @@ JsonOut = Annotated[
 Store = Annotated[Path, typer.Argument(help="NAME.actstore.")]
 # Whatever is wrong with a command line: a class of click, or of typer itself since 0.26.
 USAGE_ERROR: Any = typer.BadParameter.__base__
+OnDevice = Annotated[Device, typer.Option(help="auto is cuda, mps or cpu, as there is.")]
 TextColumn = Annotated[str, typer.Option(help="Where the text is of several columns.")]
 Source = "builtin, NAME:CONFIG@SPLIT of the hub (both optional), or a file or folder."
 
@@ -115,7 +116,7 @@ def harvest(
     batch_size: Annotated[
         int | None, typer.Option(help="Contexts a forward pass; default: by device.")
     ] = HarvestConfig.batch_size,
-    device: Annotated[Device, typer.Option()] = HarvestConfig.device,
+    device: OnDevice = HarvestConfig.device,
     precision: Annotated[Precision, typer.Option(help="Of the model.")] = HarvestConfig.precision,
     dtype: Annotated[StoreDtype, typer.Option(help="Of the store.")] = HarvestConfig.dtype,
     codec: Annotated[str, typer.Option(help="lz4, zstd, raw or bitround:N.")] = HarvestConfig.codec,
@@ -165,7 +166,7 @@ def train(
         int | None, typer.Option(help="Rows a step; default: 1024, or fewer in short runs.")
     ] = None,
     seed: Annotated[str, typer.Option(help="Of the weights.")] = str(TrainConfig.seed),
-    device: Annotated[Device, typer.Option()] = TrainConfig.device,
+    device: OnDevice = TrainConfig.device,
     precision: Annotated[Precision, typer.Option()] = TrainConfig.precision,
     assign: Annotated[
         list[str] | None, typer.Option("--set", help="NAME=VALUE, any setting; repeatable.")
@@ -239,7 +240,7 @@ def evaluate(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Default: the run's.")] = EvalConfig.model,
     batch_size: Annotated[int, typer.Option(help="Contexts a pass.")] = EvalConfig.batch_size,
-    device: Annotated[Device, typer.Option()] = EvalConfig.device,
+    device: OnDevice = EvalConfig.device,
     precision: Annotated[Precision, typer.Option(help="Of the model.")] = EvalConfig.precision,
     config: ConfigFile = None,
     json: JsonOut = None,
@@ -269,7 +270,7 @@ def features(
         Path | None, typer.Option(help="Default: the one it was trained from.")
     ] = FeaturesConfig.store,
     tokens: Annotated[str | None, typer.Option(help="Rows to read; default: all.")] = None,
-    device: Annotated[Device, typer.Option()] = FeaturesConfig.device,
+    device: OnDevice = FeaturesConfig.device,
     config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
@@ -305,7 +306,7 @@ def report(
     ] = ReportConfig.text,
     text_column: TextColumn = ReportConfig.text_column,
     tokens: Annotated[str, typer.Option(help="Of the text.")] = "100k",
-    device: Annotated[Device, typer.Option()] = ReportConfig.device,
+    device: OnDevice = ReportConfig.device,
     config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
@@ -331,11 +332,15 @@ def finetune(
     text_column: TextColumn = FinetuneConfig.text_column,
     model: Annotated[str | None, typer.Option(help="Default: the run's.")] = FinetuneConfig.model,
     lr: Annotated[float, typer.Option(help="Of AdamW.")] = FinetuneConfig.lr,
-    epochs: Annotated[int, typer.Option()] = FinetuneConfig.epochs,
-    steps_per_epoch: Annotated[int, typer.Option()] = FinetuneConfig.steps_per_epoch,
+    epochs: Annotated[
+        int, typer.Option(help="Times that it learns from the same contexts.")
+    ] = FinetuneConfig.epochs,
+    steps_per_epoch: Annotated[
+        int, typer.Option(help="So many that there are contexts for.")
+    ] = FinetuneConfig.steps_per_epoch,
     batch_size: Annotated[int, typer.Option(help="Contexts a step.")] = FinetuneConfig.batch_size,
-    seed: Annotated[int, typer.Option()] = FinetuneConfig.seed,
-    device: Annotated[Device, typer.Option()] = FinetuneConfig.device,
+    seed: Annotated[int, typer.Option(help="Of the order of contexts.")] = FinetuneConfig.seed,
+    device: OnDevice = FinetuneConfig.device,
     precision: Annotated[Precision, typer.Option(help="Of the model.")] = FinetuneConfig.precision,
     config: ConfigFile = None,
     json: JsonOut = None,
@@ -359,8 +364,8 @@ def mnist(
     images: Annotated[
         str, typer.Option(help="digits, a hub dataset as ylecun/mnist, or a path of IDX files.")
     ] = MnistConfig.images,
-    seed: Annotated[int, typer.Option()] = MnistConfig.seed,
-    device: Annotated[Device, typer.Option()] = MnistConfig.device,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = MnistConfig.seed,
+    device: OnDevice = MnistConfig.device,
     config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
@@ -379,7 +384,7 @@ def demo(
     ),
     json: JsonOut = None,
 ) -> None:
-    """All of it on the embedded model and text, on a CPU, in under 3 minutes."""
+    """All of it on the embedded model and text, on a CPU, in about two minutes."""
     from pipeline.terminal.commands import run_demo
 
     screen = _screen(json)

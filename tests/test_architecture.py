@@ -16,7 +16,7 @@ SOURCES = [ROOT / "cli.py", *ROOT.glob("actstore/**/*.py"), *ROOT.glob("pipeline
 # other.
 ORDER = (
     ("actstore",),
-    ("errors", "fingerprints", "foreign", "progress", "tables"),
+    ("errors", "fingerprints", "foreign", "progress", "tables", "whereabouts"),
     ("config", "disk", "frame", "stores"),
     ("device", "limits"),
     ("lm", "sae"),

@@ -129,6 +129,7 @@ class Revived(ArchConfig):
     Many at once learn to share what is left over, and are active on nothing alone.
     """
     aux_coefficient: float = 1 / 8
+    """What their reconstruction of the error counts, beside that of the row."""
 
     def __post_init__(self) -> None:
         require_not_negative(self, "k_aux", "aux_coefficient")

@@ -38,9 +38,11 @@ class HarvestConfig:
     tokens: Count = 1_000_000
     """Rows to store per site; rounded up to whole contexts."""
     ctx_len: int = 128
+    """Tokens of a context."""
     batch_size: int | None = None
     """Contexts per forward pass; None lets the device decide."""
     device: Device = "auto"
+    """Of all that is computed; auto is cuda, mps or cpu, as there is."""
     precision: Precision = "auto"
     """Of the model's weights and arithmetic; auto is fp32 on a CPU, bf16 on a GPU that has it."""
     dtype: StoreDtype = "bf16"
@@ -84,6 +86,7 @@ class EvalConfig:
     """Of the resampling."""
     batch_size: int = 8
     device: Device = "auto"
+    """Of all that is computed; auto is cuda, mps or cpu, as there is."""
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
@@ -115,6 +118,7 @@ class FeaturesConfig:
     seed: int = 0
     """Of what is drawn."""
     device: Device = "auto"
+    """Of all that is computed; auto is cuda, mps or cpu, as there is."""
 
     def __post_init__(self) -> None:
         require_positive(self, "tokens", "n_top", "n_spread", "n_values")
@@ -138,6 +142,7 @@ class ReportConfig:
     tokens: Count = 100_000
     """Of that text."""
     device: Device = "auto"
+    """Of all that is computed; auto is cuda, mps or cpu, as there is."""
 
     def __post_init__(self) -> None:
         require_positive(self, "n_features", "tokens")
@@ -156,16 +161,23 @@ class FinetuneConfig:
     site: str | None = None
     """Another site to transplant the SAE to; None means its own."""
     lr: float = 1e-3
+    """Of AdamW."""
     weight_decay: float = 1e-2
+    """Of AdamW, towards scales and biases of zero."""
     batch_size: int = 8
     """Contexts per step."""
     epochs: int = 10
+    """Times that it learns from the same contexts."""
     steps_per_epoch: int = 200
+    """As many contexts are read as these take; of a short text fewer."""
     ctx_len: int = 128
+    """Tokens of a context."""
     heldout_contexts: int = 64
     """Contexts kept apart to measure the loss before and after."""
     seed: int = 0
+    """Of the order of contexts."""
     device: Device = "auto"
+    """Of all that is computed; auto is cuda, mps or cpu, as there is."""
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:

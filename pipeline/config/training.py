@@ -53,7 +53,9 @@ class LoopConfig:
     lr_decay: Length = "0"
     """And falls linearly to zero over so long at the end."""
     beta1: float = 0.9
+    """Of Adam: decay of the mean of the gradient."""
     beta2: float = 0.999
+    """Of Adam: decay of the mean of its square."""
     clip: float = 1.0
     """Largest norm of the gradient of all weights; 0 does not clip.
 
@@ -66,6 +68,7 @@ class LoopConfig:
     """The sparsity penalty rises linearly for so long."""
 
     device: Device = "auto"
+    """Of all that is computed; auto is cuda, mps or cpu, as there is."""
     precision: Precision = "auto"
     """Of the large products; weights stay fp32. auto is fp32 on a CPU, bf16 on a GPU that has it.
     """
@@ -149,6 +152,7 @@ class TrainConfig(LoopConfig):
     resample: Resample = "none"
     """Give dead latents new weights: random ones, or towards the worst reconstructed rows."""
     resample_every: Length = "10k steps"
+    """How often that is done."""
     resample_window: Length = "5k steps"
     """Those silent for so long are resampled."""
 
@@ -156,6 +160,7 @@ class TrainConfig(LoopConfig):
     """rms scales activations to a mean square of 1; the SAE that is saved takes them as they are.
     """
     b_dec_start: BDecStart = "mean"
+    """The decoder's bias: the mean of the site, the geometric median of some rows, or zero."""
     w_dec_start: WDecStart = "rows"
     """Directions half towards rows of the store and half random, or random alone."""
     exclude_positions: tuple[int, ...] = ()
@@ -185,6 +190,7 @@ class ConnectConfig(LoopConfig):
 
     batch_size: Count = 1024
     lr: float = 1e-3
+    """Of Adam."""
     clip: float = 0.0
     """As above; a shorter gradient would make the penalty, which is no part of it, count for more.
     """
@@ -193,6 +199,7 @@ class ConnectConfig(LoopConfig):
     activation: Rectify = "relu"
     """`z2 = relu(z1 W + b)`, or without the relu."""
     bias: bool = True
+    """Whether `b` is learned; without, it is zero."""
     l1: float = 0.01
     """Times the sum of all `|W|`, beside the mean over rows of the squared error's sum."""
     proximal: bool = True

@@ -5,6 +5,7 @@ cannot be had, as without a network, it is what lies behind the contexts that th
 from, in the text that it was made from: no training on the store has seen it.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pipeline.stores import looked_for
 from pipeline.text.contexts import Cursor
 from pipeline.text.heldout import heldout_text
 from pipeline.text.open import open_text
+from pipeline.whereabouts import place_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,17 @@ class EvalText:
     def words(self) -> str:
         """What reports call it."""
         return self.source if self.start is None else f"the rest of {self.source}"
+
+    def is_of(self, trained_on: Provenance) -> bool:
+        """Whether it is known to be the text that a store was made from, whatever its name."""
+        if self.start is not None:
+            return False
+        was, same = trained_on.text_fingerprint, self.source == trained_on.text
+        if not same and was and place_of(self.source) is not None:
+            with suppress(TextError, OSError):
+                text = open_text(self.source, column=self.column)
+                same = text.fingerprint_like(was) == was
+        return same
 
 
 @dataclass
@@ -78,12 +91,11 @@ def _rest_of(trained_on: Provenance, run: Path, *, why: str) -> EvalText:
     if path is None:
         raise TextError(looked_for(trained_on.path, trained_on.fingerprint))
     store = ActStore.open(path)
-    said = store.spec.source
-    text, column = said.get("text"), said.get("text_column", "text")
+    text, column = trained_on.text, store.spec.source.get("text_column", "text")
     journal = read_journal(store.path)
-    if not isinstance(text, str) or not isinstance(column, str) or not journal:
+    if not text or not isinstance(column, str) or not journal:
         raise TextError("the store does not say which")
-    stored = said.get("text_fingerprint")
+    stored = store.spec.source.get("text_fingerprint")
     if open_text(text, column=column).fingerprint_like(str(stored)) != stored:
         raise TextError(f"{text} has changed since")
     if store.manifest.source_exhausted:

@@ -58,7 +58,7 @@ from pipeline.progress import OnProgress, counter
 from pipeline.runs.folder import Provenance
 from pipeline.runs.kinds import RunKind, by_kind
 from pipeline.runs.names import beside
-from pipeline.runs.replaced import replaced_note
+from pipeline.runs.replaced import has_weights_of, replaced_note
 from pipeline.tables import many
 
 
@@ -68,10 +68,10 @@ def notes_on(
     """On the model, the text, and which rows count, one sentence each."""
     setting = scene.setting
     notes = [setting.read.note] if setting.read.note else []
-    if setting.model != trained.model:
+    if setting.model != trained.model and not has_weights_of(scene.lm.files, trained):
         notes.append(f"trained on activations of {trained.model}, evaluated in {setting.model}")
     notes += replaced_note(trained, scene.lm.files)
-    if setting.text == trained.text:
+    if setting.read.is_of(trained):
         notes.append(f"evaluated on {setting.text}, the text it was trained on: not held out")
     if left_out and not config.as_trained:
         words = ", ".join(left_out)

@@ -150,12 +150,13 @@ def load_sae(path: Path, *, device: torch.device) -> LoadedSAE:
     tuned = FinetunedRun.open(path) if is_finetuned(path) else None
     run = tuned.run if tuned else SAERun.open(path)
     where = tuned.report if tuned else run.provenance
+    its_own = tuned is None or where.model == tuned.report.trained_on_model
     return LoadedSAE(
         path=path,
         sha256=(tuned or run).sha256,
         coder=(tuned or run).load_sae(device),
         arch=run.config.arch.kind,
-        model=where.model,
+        model=run.provenance.model if its_own else where.model,
         revision=where.revision,
         site=Site.parse(where.site),
         provenance=run.provenance,

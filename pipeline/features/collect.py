@@ -131,7 +131,7 @@ class Words:
     @staticmethod
     def of(subject: LoadedSAE, store: ActStore) -> "Words":
         """Those of the model that the store is of, and of the model that the SAE is in."""
-        source = Provenance.of(store, site=str(subject.site))
+        source = _source(store, subject)
         head, missing = _tokenizer(subject.model, subject.revision)
         if (source.model, source.revision) in (("", ""), (subject.model, subject.revision)):
             read = head
@@ -139,6 +139,10 @@ class Words:
             read, why = _tokenizer(source.model, source.revision)
             missing = missing or why
         return Words(texts=_texts(read), of_logits=_texts(head), head=head, missing=missing)
+
+
+def _source(store: ActStore, subject: LoadedSAE) -> Provenance:
+    return Provenance.of(store, site=str(subject.site)).named_as(subject.provenance)
 
 
 def _tokenizer(model: str, revision: str) -> tuple[Tokenizer | None, str]:
@@ -156,7 +160,7 @@ def _texts(tokenizer: Tokenizer | None) -> TokenTexts:
 
 def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: Words) -> Facts:
     """All that can be told before the store is read."""
-    source, notes = Provenance.of(store, site=str(subject.site)), list(subject.notes)
+    source, notes = _source(store, subject), list(subject.notes)
     n_tokens = _n_contexts(config, store) * source.ctx_len
     fingerprint = fingerprint_at_hand(subject.model, subject.revision)
     notes += replaced_note(source, ModelFiles(subject.model, subject.revision or "main"))
@@ -165,7 +169,7 @@ def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: W
             f"activations are those of {source.model or 'an unknown model'}, and the SAE is one "
             f"of {subject.model or 'an unknown model'}"
         )
-    elif source.fingerprint != subject.provenance.fingerprint:
+    elif not subject.provenance.is_in(store):
         notes.append(
             f"{source.path} is not the store that the run was trained from, or has changed since"
         )
@@ -212,7 +216,7 @@ def _same(wanted: Facts, *, harvested: Provenance) -> FeatureSet | None:
         return None
     own = {name: getattr(wanted.config, name) for name in ("run", "store", "device")}
     config = replace(facts.config, **own)
-    found = ("saepipe", "store", "model_fingerprint", "notes", "sha256")
+    found = ("saepipe", "store", "model", "model_fingerprint", "text", "notes", "sha256")
     free = {name: getattr(wanted, name) for name in found}
     return replace(there, reused=True) if replace(facts, config=config, **free) == wanted else None
 

@@ -150,7 +150,8 @@ class FinetunedRun:
         except (OSError, ValueError, ConfigError) as error:
             raise CheckpointError(f"{path / RUN} is damaged: {error}") from error
         sae = told.coder
-        run = SAERun(path=path, config=sae.config, provenance=sae.store, sha256=sae.sha256)
+        source = sae.store.from_here()
+        run = SAERun(path=path, config=sae.config, provenance=source, sha256=sae.sha256)
         return FinetunedRun(
             path=path,
             config=told.config,

@@ -68,7 +68,7 @@ def unfinished(
             shutil.rmtree(folder)
             raise
         except BaseException:
-            if not checkpoints_of(folder):
+            if folder.is_dir() and not checkpoints_of(folder):  # it may be the whole one already
                 shutil.rmtree(folder)
             raise
 

@@ -6,7 +6,7 @@ small file is read. Torch-free.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -204,7 +204,13 @@ def _as_told(
 
 def _refuse_another(config: HarvestConfig, spec: StoreSpec, there: Manifest) -> None:
     """Sites may differ, and the layout is the store's unless another was asked for."""
-    found = list(differences(_comparable(there.spec), _comparable(spec)))
+    known = [
+        name
+        for name in ("model", "text")
+        if spec.source[key := f"{name}_fingerprint"] == there.spec.source.get(key)
+    ]
+    was, now = (_comparable(one, but=known) for one in (there.spec, spec))
+    found = list(differences(was, now))
     if config.shard_rows is not None:
         fitting = {  # the layout follows the widest of the sites the store was begun with
             plan_layout(
@@ -223,10 +229,12 @@ def _refuse_another(config: HarvestConfig, spec: StoreSpec, there: Manifest) -> 
         )
 
 
-def _comparable(spec: StoreSpec) -> dict[str, Any]:
+def _comparable(spec: StoreSpec, *, but: Sequence[str]) -> dict[str, Any]:
+    """What must not differ; `but` are the names whose fingerprints tell more."""
     own = ("sites", "chunk_rows", "shard_rows")
     told = {key: value for key, value in spec.as_json().items() if key not in own}
-    return told | {"source": UNSAID | told["source"]}
+    source = {key: value for key, value in told["source"].items() if key not in but}
+    return told | {"source": UNSAID | source}
 
 
 def _from_nothing(

@@ -60,8 +60,9 @@ def _lead(sources: Sequence[Provenance]) -> str:
         "site": {source.site for source in sources},
         "text": {public(source.text) or "unknown" for source in sources},
     }
+    alone = {"text": "trained on"}  # evaluations are on another
     told = [
-        f"{name} {values.pop()}" if len(values) == 1 else many(len(values), name)
+        f"{alone.get(name, name)} {values.pop()}" if len(values) == 1 else many(len(values), name)
         for name, values in parts.items()
     ]
     return " · ".join(told)

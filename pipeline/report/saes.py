@@ -107,7 +107,7 @@ class SAEExhibit(Exhibit):
         found = {
             "language model": named(source.model, source.revision),
             "site": source.site,
-            "text": public(source.text) or "unknown",
+            "text trained on": public(source.text) or "unknown",
             "features": f"{run.d_sae:,}, {run.config.expansion} x the width {source.d_in:,}",
             **trained_on(run.config, source),
             "contexts": f"{source.ctx_len} tokens each",

@@ -38,6 +38,7 @@ from pipeline.runs.checkpoints import checkpoints_of
 from pipeline.runs.curves import METRICS, read_curves
 from pipeline.stores import locate
 from pipeline.tables import Column, Table, as_html, cell
+from pipeline.whereabouts import name_from_here, place_of
 
 FORMAT = 1
 LOCK = ".lock"
@@ -66,6 +67,11 @@ class Provenance:
     dtype: str
     special_tokens: SpecialTokens = UNSAID["special_tokens"]
     documents: Documents = UNSAID["documents"]
+    text_fingerprint: str = ""
+    model_at: Path | None = None
+    """Where the model was when this was told, if it is one in files and was there."""
+    text_at: Path | None = None
+    """The same of the text."""
 
     @staticmethod
     def of(store: ActStore, *, site: str) -> "Provenance":
@@ -80,6 +86,9 @@ class Provenance:
             revision=source.get("revision", ""),
             model_fingerprint=source.get("model_fingerprint", ""),
             text=source.get("text", ""),
+            text_fingerprint=source.get("text_fingerprint", ""),
+            model_at=place_of(source.get("model", "")),
+            text_at=place_of(source.get("text", "")),
             site=site,
             d_in=store.width(site),
             ctx_len=spec.ctx_len,
@@ -89,14 +98,38 @@ class Provenance:
             documents=source["documents"],
         )
 
+    def from_here(self) -> "Provenance":
+        """The same, model and text named as they are found from the folder one is in."""
+        model = name_from_here(self.model, self.model_at)
+        return replace(self, model=model, text=name_from_here(self.text, self.text_at))
+
+    def named_as(self, known: "Provenance") -> "Provenance":
+        """The same, model and text under the names that another has for the same weights and text.
+
+        That one may have found them where these names lead nowhere.
+        """
+        names = {
+            name: getattr(known, name)
+            for name in ("model", "text")
+            if "" != getattr(self, f"{name}_fingerprint") == getattr(known, f"{name}_fingerprint")
+        }
+        return replace(self, **names)
+
     def find(self, run: Path) -> Path | None:
         """Where the store that `run` was trained from is now; None where it is nowhere."""
         return locate(self.path, self.fingerprint, run=run, grown=self.was_before)
 
+    def is_in(self, store: ActStore) -> bool:
+        """Whether a store has all of these rows: it is this one, as it was or given more since."""
+        return store.fingerprint == self.fingerprint or self.was_before(store.manifest)
+
     def was_before(self, there: Manifest) -> bool:
         """Whether a store is this one, given rows or sites since."""
         spec, source = there.spec, UNSAID | dict(there.spec.source)
-        said = ("model", "revision", "model_fingerprint", "text", *UNSAID)
+        said = [*UNSAID, "revision"]
+        for name in ("model", "text"):  # one may be found under several names
+            known = f"{name}_fingerprint"
+            said.append(known if getattr(self, known) else name)
         return (
             (spec.ctx_len, spec.dtype) == (self.ctx_len, self.dtype)
             and there.n_rows >= self.n_rows
@@ -253,7 +286,8 @@ class RunFolder(ABC):
             raise CheckpointError(
                 f"{path} is a run of format {document.format}, this saepipe reads format {FORMAT}"
             )
-        return cls(path=path, **{name: getattr(document, key) for name, key in _keys(cls).items()})
+        run = cls(path=path, **{name: getattr(document, key) for name, key in _keys(cls).items()})
+        return replace(run, provenance=run.provenance.from_here())
 
     @classmethod
     def as_now(cls, told: Any) -> Any:  # noqa: ANN401 - a parsed run.json

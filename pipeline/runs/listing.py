@@ -43,6 +43,8 @@ class ListedRun:
     """Of a fine-tuning that was not evaluated, on its own held-out text."""
     loss_recovered: float | None = None
     """Against the site zeroed."""
+    text: str = ""
+    """That it was evaluated on."""
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
@@ -123,7 +125,8 @@ def _numbers(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         "loss_added": "ce_added", "loss_recovered": "loss_recovered",
     }  # fmt: skip
     numbers = {name: found.get(key) for name, key in wanted.items()}
-    told = {name: x if isinstance(x, int | float) else None for name, x in numbers.items()}
+    told: dict[str, Any] = {"text": str(found.get("text", ""))}
+    told |= {name: x if isinstance(x, int | float) else None for name, x in numbers.items()}
     return told | ({"steps": found["step"]} if isinstance(found.get("step"), int) else {})
 
 

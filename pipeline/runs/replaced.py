@@ -25,12 +25,16 @@ def is_another(was: str, now: str) -> bool:
     return "" not in (was, now) and scheme_of(was) == scheme_of(now) and was != now
 
 
+def has_weights_of(files: ModelFiles, harvested: Provenance) -> bool | None:
+    """Whether a model is the one that a store is of, whatever its name; None if that is unknown."""
+    was = harvested.model_fingerprint
+    with suppress(ModelError, OSError):
+        return files.fingerprint_like(was) == was if was else None
+    return None
+
+
 def replaced_note(harvested: Provenance, files: ModelFiles) -> tuple[str, ...]:
     """That a model of its name is not the one a store is of; or nothing."""
-    was = harvested.model_fingerprint
-    if not was or files.name != harvested.model:
+    if files.name != harvested.model or has_weights_of(files, harvested) is not False:
         return ()
-    with suppress(ModelError, OSError):
-        if files.fingerprint_like(was) != was:
-            return (f"the weights of {files.name} have changed since its store was harvested",)
-    return ()
+    return (f"the weights of {files.name} have changed since its store was harvested",)

@@ -92,7 +92,7 @@ def run_eval(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:
     from pipeline.runs.kinds import by_kind
 
     config = replace(config, runs=runs_at(config.runs, note=lambda what: screen.note([what])))
-    before = dict(zip(config.runs, map(_tokens_evaluated, config.runs), strict=True))
+    before = dict(zip(config.runs, map(_evaluated_on, config.runs), strict=True))
     with screen.progress("eval") as show:
         reports = evaluate(config, on_progress=show)
     drawn, runs_of = draw(config, reports), by_kind(config.runs)
@@ -107,28 +107,42 @@ def run_eval(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:
             screen.draw(table)
     screen.note(notes_by_run(reports))
     screen.note(
-        f"an evaluation of {report.run} on {before[report.run]:,} tokens was replaced by this one "
-        f"on {report.n_tokens:,}"
+        f"an evaluation of {report.run} on {was[0]:,} tokens of {was[1]} was replaced by this one "
+        f"on {now[0]:,} of {now[1]}"
         for report in reports
-        if getattr(report, "n_tokens", 0) < before.get(report.run, 0)
+        for was, now in [(before[report.run], _measured_on(report))]
+        if was[0] and (now[0] < was[0] or now[1] != was[1])
     )
     return reports
 
 
-def _tokens_evaluated(run: Path) -> int:
-    """Those of the evaluation that a run has; 0 without one."""
+def _evaluated_on(run: Path) -> tuple[int, str]:
+    """How many tokens of which text the evaluation is of that a run has; none without one."""
     from pipeline.runs.kinds import kind_of
 
     with suppress(PipelineError):
-        return getattr(kind_of(run).evaluation(run), "n_tokens", 0)
-    return 0
+        return _measured_on(kind_of(run).evaluation(run))
+    return 0, ""
+
+
+def _measured_on(report: object) -> tuple[int, str]:
+    return getattr(report, "n_tokens", 0), getattr(report, "text", "")
+
+
+_NAMED = 3
+"""Runs that a note on several names."""
 
 
 def notes_by_run(reports: Sequence[Any]) -> Iterator[str]:
-    """Notes on all runs as they are; those on some, of several, each with the run's name."""
-    shared = set.intersection(*(set(report.notes) for report in reports))
-    for name, report in zip(names_of([report.run for report in reports]), reports, strict=True):
-        yield from (note if note in shared else f"{name}: {note}" for note in report.notes)
+    """Each once: notes on all runs as they are, those on some with the names of these."""
+    names = names_of([report.run for report in reports])
+    of: dict[str, list[str]] = {}
+    for name, report in zip(names, reports, strict=True):
+        for note in report.notes:
+            of.setdefault(note, []).append(name)
+    for note, its in of.items():
+        rest = [f"{len(its) - _NAMED} more"] if len(its) > _NAMED else []
+        yield note if len(its) == len(reports) else f"{', '.join([*its[:_NAMED], *rest])}: {note}"
 
 
 def run_features(

@@ -104,11 +104,10 @@ def worst_table(report: EvalReport) -> Table:
     """The contexts whose loss the coder raises most, each as far as the line goes."""
     rows: list[list[str]] = []
     for one in report.worst:
-        numbers = (one.context, one.ce_clean, one.ce_patched, one.perplexity_difference)
+        added = one.ce_patched - one.ce_clean
+        numbers = (one.context, one.ce_clean, one.ce_patched, added)
         rows.append([*map(_number, numbers), visible(one.text)])
-    columns = [
-        Column(head=head, align="right") for head in ("loss", "spliced", "perplexity\nadded")
-    ]
+    columns = [Column(head=head, align="right") for head in ("loss", "spliced", "added")]
     return Table(
         title=f"contexts that {report.run.name} harms most",
         columns=[Column(head="context"), *columns, Column(head="text", fills=True)],

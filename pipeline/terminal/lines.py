@@ -72,7 +72,7 @@ def curve_words(report: "StepReport") -> str:
     told = {name: getattr(report, name) for name in _TOLD if hasattr(report, name)}
     words = (f"{_TOLD[name]} {_short(value)}" for name, value in told.items())
     over = getattr(report, "dead_over", 0)
-    silent = f" in {over:,} rows" if over else ""
+    silent = f" (the last {over:,} rows)" if over else ""
     return f"loss {report.loss:.4g}  {'  '.join(words)}{silent}"
 
 

@@ -23,11 +23,13 @@ def run_runs(folder: Path, *, screen: Screen) -> Sequence[ListedRun]:
 
 
 def runs_table(folder: Path, found: Sequence[ListedRun]) -> Table:
-    """The runs below a folder, a line each."""
+    """A line a run, and what they were evaluated on: once, where it is the same of all."""
+    texts = {run.text for run in found} - {""}
     columns = [
         Column(head=head, folds=i < _FOLDS, align="left" if i < _FOLDS else "right")
         for i, head in enumerate(_HEADS)
     ]
+    columns += [Column(head="on", folds=True)] * (len(texts) > 1)
     rows = [
         [
             str(run.path if run.path == folder else run.path.relative_to(folder)),
@@ -35,10 +37,12 @@ def runs_table(folder: Path, found: Sequence[ListedRun]) -> Table:
             run.when[:16].replace("T", " "),
             f"{run.state}, {run.steps:,} steps made" if _shows_steps(run) else run.state,
             *map(_short, (run.l0, run.explained_variance, run.loss_added, run.loss_recovered)),
+            *[run.text or "-"] * (len(texts) > 1),
         ]
         for run in found
     ]
-    return Table(title=f"runs in {folder}", columns=columns, sections=[rows], ruled=False)
+    on = f"; evaluated on {min(texts)}" if len(texts) == 1 else ""
+    return Table(title=f"runs in {folder}{on}", columns=columns, sections=[rows], ruled=False)
 
 
 def _shows_steps(run: ListedRun) -> bool:

@@ -138,7 +138,7 @@ def test_the_page_of_one_connector_says_what_it_is_and_what_it_is_worth(page):
     text = Reader(page).text
     for words in (
         "Connector report Connector resid_pre.1 → mlp_out.1 (l1 = 0.01)",
-        "model EleutherAI/pythia-70m · site mlp_out.1 · text somewhere",
+        "model EleutherAI/pythia-70m · site mlp_out.1 · trained on somewhere",
         "FVU 0.41 of the variance of 56 outputs is unexplained",
         "weights an output",
         "loss recovered 0.8 0.9 with the SAE alone, 0 with zeros",

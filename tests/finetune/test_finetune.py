@@ -295,6 +295,15 @@ def test_an_interrupted_fine_tuning_is_gone_on_with_to_the_same_bits(config, tmp
     assert {p.name for p in (tmp_path / "tuned").iterdir()} == {p.name for p in done.path.iterdir()}
 
 
+def test_ctrl_c_once_it_has_its_name_loses_nothing(config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.finetune.run.sync_folder", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config())
+    assert finetune(config()).reused
+    assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
+
+
 def test_of_two_fine_tunings_into_one_folder_the_second_is_told_who_is_there(config, tmp_path):
     with (
         training_in(tmp_path / "tuned.partial"),

@@ -250,7 +250,9 @@ def test_what_several_runs_have_in_common_is_said_once(tmp_path):
     assert made.runs[0]["overlaps"] == {"b": "0.75", "where": "0.25"}
     assert made.runs[0]["notes"][-1] == "None of the 64 features is dead on these tokens."
     assert [*made.runs[0]["figures"]] == ["r1-density", "r1-encoder_decoder"]
-    assert view(exhibits).lead == "model EleutherAI/pythia-70m · site mlp_out.1 · text somewhere"
+    assert (
+        view(exhibits).lead == "model EleutherAI/pythia-70m · site mlp_out.1 · trained on somewhere"
+    )
 
 
 def test_what_is_not_there_is_said_with_the_command_that_makes_it(run):

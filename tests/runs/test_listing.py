@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.runs.listing import list_runs
+from pipeline.terminal.runs import runs_table
 from pipeline.verbs import runs
 from tests.golden.make_store import OLD
 
@@ -100,6 +101,19 @@ def test_the_command_shows_them_and_gives_them_to_programs(folder, succeeds, mon
     empty = folder / "empty"
     empty.mkdir()
     assert f"no run in {empty}" in succeeds("runs", empty)[0]
+
+
+def test_what_runs_were_evaluated_on_is_said_once_or_of_each(folder):
+    report = (folder / "read/eval.json").read_text()
+    for name, text in (("read", "one.txt"), ("sweep/lost", "one.txt")):
+        (folder / name / "eval.json").write_text(report.replace('"a.txt"', f'"{text}"'))
+    same = runs_table(folder, list_runs(folder))
+    assert same.title == f"runs in {folder}; evaluated on one.txt"
+    (folder / "read/eval.json").write_text(report)
+    table = runs_table(folder, list_runs(folder))
+    assert (table.title, table.columns[-1].head) == (f"runs in {folder}", "on")
+    on = {str(row[0]): row[-1] for row in table.sections[0]}
+    assert (on["read"], on["sweep/lost"], on["map"]) == ("a.txt", "one.txt", "-")
 
 
 def test_they_are_read_without_what_is_slow_to_import():

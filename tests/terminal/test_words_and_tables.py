@@ -197,6 +197,12 @@ def test_a_note_on_some_runs_names_them(capsys):
     ]  # fmt: skip
 
 
+def test_a_note_on_many_runs_is_one_that_names_some():
+    reports = [of_sweep(name, notes=("dead",) if name != "a" else ()) for name in "abcdef"]
+    assert [*notes_by_run(reports)] == ["b, c, d, 2 more: dead"]
+    assert [*notes_by_run(reports[:3])] == ["b, c: dead"]
+
+
 def test_runs_of_several_models_and_texts_do_not_seem_to_be_of_one(capsys):
     other = make_report(Path("b"), model="elsewhere", n_tokens=99)
     text = shown(capsys, make_report(Path("a")), other)
@@ -209,7 +215,7 @@ def test_layers_and_the_worst_contexts_have_tables_whose_texts_do_nothing(capsys
     assert "+0.0411" in line_of(text, "mlp_out.2")
     worst = line_of(text, "17")
     numbers = [word for word in worst.split() if word not in "│"]
-    assert numbers[:4] == ["17", "2.5000", "3.5000", "20.9000"]
+    assert numbers[:4] == ["17", "2.5000", "3.5000", "1.0000"]
     assert numbers[4].startswith("two")
     for harmful in ("\x1b[31m", "\u202e", "\nlines"):
         assert harmful not in text

@@ -100,7 +100,7 @@ class ConnectorExhibit(Exhibit):
             "reads": _end(run.source),
             "predicts": _end(run.target),
             "language model": named(store.model, store.revision),
-            "text": public(store.text) or "unknown",
+            "text trained on": public(store.text) or "unknown",
             "map": f"z2 = {f'relu({line})' if config.activation == 'relu' else line}",
             "penalty": f"{config.l1:g} Σ|W|, {how}",
             "began with": _STARTS[config.start],

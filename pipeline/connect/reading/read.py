@@ -112,7 +112,7 @@ def is_read(path: Path) -> bool:
 def _blank(config: ReadingConfig, run: ConnectorRun, store: ActStore) -> Reading:
     """All that can be told before the store is read."""
     notes: list[str] = []
-    if store.fingerprint != run.provenance.fingerprint:
+    if not run.provenance.is_in(store):
         notes.append(
             f"{store.path} is not the store that the connector was trained from, or has changed "
             "since"
@@ -154,7 +154,8 @@ def _same(wanted: Reading, run: ConnectorRun) -> Reading | None:
         return None
     config = replace(there.config, device=wanted.config.device, store=wanted.config.store)
     found = (
-        "model_fingerprint", "n_tokens", "equations", "relations", "effects", "notes", "store",
+        "model", "model_fingerprint", "n_tokens", "equations", "relations", "effects", "notes",
+        "store",
     )  # fmt: skip
     free = {name: getattr(wanted, name) for name in found}
     return there if replace(there, config=config, **free) == wanted else None

@@ -1,0 +1,28 @@
+"""Models and texts that lie in files, found again from other folders than they were named in."""
+
+import os
+from pathlib import Path
+
+_EMBEDDED = "builtin"
+
+
+def place_of(name: str) -> Path | None:
+    """Where the file or folder that a name means is now; None for what is embedded or on a hub.
+
+    A part behind an `@`, as `TEXT@split` has, stays.
+    """
+    if not name or name.partition(":")[0].partition("@")[0] == _EMBEDDED:
+        return None
+    path = Path(name).expanduser()
+    there = path.exists() or ("@" in name and Path(name.rpartition("@")[0]).expanduser().exists())
+    return Path(os.path.abspath(path)) if there else None  # noqa: PTH100 - links stay as they are
+
+
+def name_from_here(name: str, at: Path | None) -> str:
+    """A name that leads to the same from this folder, where the given one leads nowhere.
+
+    `at` is where what it means was. Where nothing is there either, the name stays as it is.
+    """
+    if at is None or place_of(name) is not None or place_of(str(at)) is None:
+        return name
+    return os.path.relpath(at)
