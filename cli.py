@@ -324,6 +324,18 @@ def report(
 
 
 @app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of a sweep.")],
+    json: JsonOut = None,
+) -> None:
+    """Draw curves and evaluations of runs into their folders, and what compares them."""
+    from pipeline.terminal.commands import run_plot
+
+    screen = _screen(json)
+    screen.emit(run_plot(runs, screen=screen))
+
+
+@app.command()
 def finetune(
     ctx: typer.Context,
     run: Annotated[Path, typer.Argument(help="Folder of a trained SAE.")],

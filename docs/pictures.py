@@ -148,6 +148,7 @@ def beta() -> None:
         "train demo/acts.actstore --arch relu --target 0.01 --set hold=300k --set clip=0 "
         "--lr 1e-3 --tokens 2M --out beta"
     )
+    saepipe("plot beta")
     shutil.copy(RUNS / "beta" / "curves.png", IMG / "beta.png")
 
 

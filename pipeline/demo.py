@@ -24,7 +24,7 @@ def run_demo(
     on_progress: OnProgress | None = None,
     on_stage: Callable[[str, Any], None] | None = None,
 ) -> dict[str, Any]:
-    """Harvest, train, evaluate, find features, fine-tune and write a page, on two CPU cores.
+    """Harvest, train, evaluate, find features, fine-tune, write a page and draw, on two CPU cores.
 
     What the folder `out` holds already is not made again.
 
@@ -35,7 +35,7 @@ def run_demo(
 
     Returns:
         What each stage returned, by its name, in this order: harvest, train, evaluate, features,
-        finetune, report.
+        finetune, report, plot.
 
     Raises:
         ConfigError: a folder of these names holds something else.
@@ -63,6 +63,7 @@ def run_demo(
         "report": lambda: verbs.report(
             ReportConfig(runs=(sae,), out=out / "report.html"), on_progress=on_progress
         ),
+        "plot": lambda: verbs.plot(sae),
     }
     done: dict[str, Any] = {}
     for name, run in stages.items():

@@ -30,6 +30,7 @@ class SAEs(RunKind):
     eval_table = "eval.csv"
     eval_tables = Lazy("pipeline.terminal.evaluations:eval_tables")
     eval_figures = Lazy("pipeline.plots.evaluation:save_figures")
+    comparison = Lazy("pipeline.plots.evaluation:save_frontier")
     features = Lazy("pipeline.features.collect:collect_features")
     has_features = Lazy("pipeline.features.files:has_features")
     n_features = Lazy("pipeline.features.collect:n_features")

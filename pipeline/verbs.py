@@ -233,8 +233,7 @@ def train_points(
     on_step: "OnStep | None" = None,
     words: "Callable[[StepReport], str]" = lambda report: f"loss {report.loss:.4g}",
 ) -> "list[Outcome]":
-    """Train what is not complete, and draw the curves; `words` tell where a training stands."""
-    from pipeline.plots.training import save_curves
+    """Train what is not complete; `words` tell where a training stands."""
     from pipeline.training.sweep import complete, train_sweep
 
     first = points[0].config
@@ -256,7 +255,6 @@ def train_points(
     out = first.out if len(points) == 1 else first.out.parent
     outcomes = train_sweep(points, out=out, resume=resume, on_step=told)
     complete(outcomes)
-    save_curves({point.name: point.config.out for point in points}, out)
     return outcomes
 
 
@@ -288,8 +286,8 @@ def evaluate(
         report = sp.evaluate("runs/topk", tokens="100k")
         report.loss_recovered, report.to_frame()
 
-    Reports and figures go into the folders of the runs, a table of several into `out`. Connectors
-    are evaluated, too, and have reports of their own.
+    Reports go into the folders of the runs, a table and figures that compare several into `out`.
+    Connectors are evaluated, too, and have reports of their own.
 
     Args:
         runs: A run or several, which share passes over the text, or a sweep; or a config.
@@ -382,6 +380,30 @@ def finetune(
     report = learn(made, on_progress=on_progress)
     save_finetune_figures(made.out)
     return report
+
+
+def plot(runs: AnyPath | Sequence[AnyPath]) -> tuple[Path, ...]:
+    """Draw the curves of runs as far as they have come, and their evaluations, into their folders.
+
+        sp.plot("runs/topk")
+
+    Args:
+        runs: Of SAEs, fine-tuned ones and connectors; or sweeps. What compares a sweep's members is
+            drawn into its folder, what compares several evaluations where these runs lie.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: there is nothing to draw yet, or a folder may only be read.
+        CheckpointError: a folder is not a run, or a file of it is damaged.
+    """
+    from pipeline.plots.draw import draw
+
+    given = [runs] if isinstance(runs, str | PathLike) else runs
+    if not given:
+        raise ConfigError("there is no run to draw: give at least one")
+    return draw([Path(run) for run in given])
 
 
 def runs(folder: AnyPath = ".") -> "list[ListedRun]":

@@ -133,13 +133,6 @@ def passes(monkeypatch):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """No curves are drawn by a training: for tests of what else it does."""
-    for name in ("training_curves", "sweep_figure"):
-        monkeypatch.setattr(f"pipeline.plots.training.{name}", lambda *_: None)
-
-
-@pytest.fixture
 def saepipe(monkeypatch, capsys):
     """Run the command line in this process: its exit code, stdout and stderr."""
     import cli

@@ -376,17 +376,18 @@ def effects_figure(effects: Effects) -> Figure:
 # --- beside the runs -------------------------------------------------------------------------
 
 
-def save_figures(reports: Sequence[ConnectorReport], folder: Path) -> tuple[Path, ...]:
-    """Draw `explained` and `weights` of each report into its run's folder; several, into `folder`.
+def save_figures(report: ConnectorReport) -> tuple[Path, ...]:
+    """Draw `explained` and `weights` of a report into its run's folder; gives the files."""
+    figures = {"explained": explained_figure(report), "weights": weights_figure(report)}
+    return save_all(figures, report.run)
+
+
+def save_comparison(reports: Sequence[ConnectorReport], folder: Path) -> tuple[Path, ...]:
+    """Draw what several connectors come to into `folder`.
 
     Returns:
-        The files of the latter: `connectors`, and `recovered` where there is a loss to recover.
+        The files: `connectors`, and `recovered` where there is a loss to recover.
     """
-    for report in reports:
-        figures = {"explained": explained_figure(report), "weights": weights_figure(report)}
-        save_all(figures, report.run)
-    if len(reports) < 2:
-        return ()
     together = {"connectors": connector_frontier_figure(reports)}
     if any(report.connector.recovered_of_sae is not None for report in reports):
         together["recovered"] = connector_frontier_figure(reports, "recovered_of_sae")

@@ -24,6 +24,7 @@ class Connectors(RunKind):
     eval_table = "connectors.csv"
     eval_tables = Lazy("pipeline.connect.tables:connector_tables")
     eval_figures = Lazy("pipeline.connect.figures:save_figures")
+    comparison = Lazy("pipeline.connect.figures:save_comparison")
     features = Lazy("pipeline.connect.reading.read:read_features")
     has_features = Lazy("pipeline.connect.reading.read:is_read")
     n_features = Lazy("pipeline.connect.run:n_outputs")

@@ -257,15 +257,17 @@ def evaluate(config: EvalConfig, *, on_progress: OnProgress | None = None) -> tu
 
 
 def draw(config: EvalConfig, reports: Sequence[Any]) -> dict[RunKind, tuple[Path, ...]]:
-    """Draw what `evaluate(config)` found: of each run into its folder, of several beside the table.
+    """Draw what `evaluate(config)` found: of one run into its folder, or what compares several.
 
     Returns:
-        Of each kind of run, the files that compare several.
+        Of each kind of run, the files; those that compare several lie beside their table.
     """
-    return {
-        kind: kind.eval_figures([one for one in reports if one.run in runs], _together(config))
-        for kind, runs in by_kind(config.runs).items()
-    }
+    drawn: dict[RunKind, tuple[Path, ...]] = {}
+    for kind, runs in by_kind(config.runs).items():
+        its = [one for one in reports if one.run in runs]
+        alone = len(its) == 1
+        drawn[kind] = kind.eval_figures(*its) if alone else kind.comparison(its, _together(config))
+    return drawn
 
 
 def _require_writable(config: EvalConfig) -> None:

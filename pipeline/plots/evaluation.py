@@ -314,13 +314,11 @@ def evaluation_figures(report: EvalReport) -> dict[str, Figure]:
     return figures
 
 
-def save_figures(reports: Sequence[EvalReport], folder: Path) -> tuple[Path, ...]:
-    """Draw each report's figures into its run's folder, and what several recover into `folder`.
+def save_figures(report: EvalReport) -> tuple[Path, ...]:
+    """Draw what the evaluation of one run shows into its folder; gives the files."""
+    return save_all(evaluation_figures(report), report.run)
 
-    Gives the files of the latter, `frontier`; none of a single report.
-    """
-    for report in reports:
-        save_all(evaluation_figures(report), report.run)
-    if len(reports) < 2:
-        return ()
+
+def save_frontier(reports: Sequence[EvalReport], folder: Path) -> tuple[Path, ...]:
+    """Draw what several runs recover into `folder`; gives the files, `frontier`."""
     return save_all({"frontier": frontier_figure(reports)}, folder)

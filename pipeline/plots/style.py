@@ -122,10 +122,11 @@ def as_svg(figure: Figure) -> bytes:
 _FORMATS = {".png": as_png, ".svg": as_svg}
 
 
-def save(figure: Figure, *outs: Path) -> None:
+def save(figure: Figure, *outs: Path) -> tuple[Path, ...]:
     """Write a figure, in the format that each name ends with, under a temporary name first."""
     for out in outs:
         write_file(out, [_FORMATS[out.suffix](figure)])
+    return outs
 
 
 def save_all(figures: Mapping[str, Figure], folder: Path) -> tuple[Path, ...]:

@@ -64,8 +64,8 @@ _END = 0.03
 _LABELS = 16  # of members; with more, those on a frontier alone are labelled
 
 
-def training_curves(metrics: Path, out: Path) -> None:
-    """Every curve of a run over the rows it has seen, as a PNG and an SVG beside it."""
+def training_curves(metrics: Path, out: Path) -> tuple[Path, ...]:
+    """Every curve of a run over the rows it has seen, as a PNG and an SVG beside it: the files."""
     lines = _read_lines(metrics)
     curves = _curves_of(lines)
     n_columns = min(len(curves), 4 if len(curves) in (7, 8, 10) else 3)
@@ -73,20 +73,18 @@ def training_curves(metrics: Path, out: Path) -> None:
     figure = make_figure(width=3.6 * n_columns, height=2.7 * n_lines)
     for i, curve in enumerate(curves):
         _draw(figure, (n_lines, n_columns, i + 1), lines, curve)
-    save(figure, out, out.with_suffix(".svg"))
+    return save(figure, out, out.with_suffix(".svg"))
 
 
-def save_curves(runs: Mapping[str, Path], out: Path) -> None:
-    """Draw the curves of each run into its folder, and where several ended into `out`.
+def save_curves(run: Path) -> tuple[Path, ...]:
+    """Draw the curves of a run into its folder; gives the files."""
+    return training_curves(run / METRICS, run / DRAWN)
 
-    One that diverged before its first line gets no figure.
-    """
-    curves = {name: folder / METRICS for name, folder in runs.items()}
-    for path in curves.values():
-        if path.stat().st_size:
-            training_curves(path, path.with_name(DRAWN))
-    if len(runs) > 1:
-        sweep_figure(curves, out / "sweep.png")
+
+def save_sweep_figure(members: Mapping[str, Path], folder: Path) -> tuple[Path, ...]:
+    """Draw where the members of a sweep came to lie into its folder; gives the files."""
+    curves = {name: run / METRICS for name, run in members.items()}
+    return sweep_figure(curves, folder / "sweep.png")
 
 
 def curve_figures(metrics: Path) -> dict[str, Figure]:
@@ -99,7 +97,7 @@ def curve_figures(metrics: Path) -> dict[str, Figure]:
     return figures
 
 
-def sweep_figure(members: Mapping[str, Path], out: Path) -> None:
+def sweep_figure(members: Mapping[str, Path], out: Path) -> tuple[Path, ...]:
     """Where each member ended, L0 against explained variance, and the frontier of each kind.
 
     Members have names as `mlp_out.1+topk+k=32`: words without `=`, site and architecture, tell
@@ -121,7 +119,7 @@ def sweep_figure(members: Mapping[str, Path], out: Path) -> None:
         axes.legend(loc="lower right", **LEGEND)
     as_log_if_wide(axes, "x", [end.cost for end in placed])
     axes.margins(x=0.18, y=0.12)
-    save(figure, out, out.with_suffix(".svg"))
+    return save(figure, out, out.with_suffix(".svg"))
 
 
 _GAINS = {"weights": "fvu", "l0": "explained_variance"}

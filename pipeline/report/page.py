@@ -114,14 +114,14 @@ def write_report(config: ReportConfig, *, on_progress: OnProgress | None = None)
     made, notes = list[str](), list[str]()
     kinds = {run: kind_of(run) for run in config.runs}
     if missing := tuple(run for run, kind in kinds.items() if kind.evaluation(run) is None):
-        from pipeline.evaluate.evaluate import draw, evaluate  # it brings the language model
+        from pipeline.evaluate.evaluate import evaluate  # it brings the language model
 
         wanted = EvalConfig(
             runs=missing, text=config.text, text_column=config.text_column, tokens=config.tokens,
             device=config.device,
         )  # fmt: skip
         try:
-            draw(wanted, evaluate(wanted, on_progress=on_progress))
+            evaluate(wanted, on_progress=on_progress)
             made += [f"the evaluation of {run}" for run in missing]
         except TextError as error:  # as of one of the hub, where there is no network
             if config.text is not None:

@@ -134,8 +134,9 @@ class RunKind(ABC):
     eval_tables: ClassVar[Lazy]
     """`(reports)`: each a `pipeline.tables.Table`."""
     eval_figures: ClassVar[Lazy]
-    """`(reports, folder)`: draws each into its run's folder, and of several a comparison into
-    `folder`; gives the files of the latter."""
+    """`(report)`: draws it into its run's folder; gives the files."""
+    comparison: ClassVar[Lazy]
+    """`(reports, folder)`: draws what compares several into `folder`; gives the files."""
 
     features: ClassVar[Lazy]
     """`(FeaturesConfig, *, on_progress)`: what `saepipe features` finds, and keeps in the run."""

@@ -44,7 +44,7 @@ class Picked:
     def transposed(self) -> "Transposed":
         """The same pairs, latent after latent."""
         M, _, F = self.shape
-        order = torch.argsort(self.col, stable=True)
+        order = _in_order(self.col, n_values=M * F)
         crow = torch.zeros(M * F + 1, dtype=torch.int32, device=self.col.device)
         torch.cumsum(torch.bincount(self.col, minlength=M * F), 0, out=crow[1:])
         return Transposed(crow=crow, row=self.row.index_select(0, order), order=order)
@@ -140,6 +140,25 @@ def _true(mask: Bool[Tensor, " n"]) -> Int64[Tensor, " true"]:
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
     return mask.nonzero()[:, 0]
+
+
+_DIGIT = 16
+"""Bits by which numpy sorts in one pass that counts, where it is asked for a stable order."""
+
+
+def _in_order(x: Int32[Tensor, " n"], *, n_values: int) -> Int64[Tensor, " n"]:
+    """The places of these numbers below `n_values` in ascending order, equal ones as they come.
+
+    On a CPU two to ten times as fast as `torch.argsort`, which compares.
+    """
+    if x.device.type != "cpu":
+        return torch.argsort(x, stable=True)
+    numbers = x.numpy()
+    order = np.argsort(numbers.astype(np.uint16), kind="stable")  # by the lowest digit
+    for shift in range(_DIGIT, (n_values - 1).bit_length(), _DIGIT):
+        digit = (numbers >> shift).astype(np.uint16)[order]
+        order = order[np.argsort(digit, kind="stable")]
+    return torch.from_numpy(order)
 
 
 def _largest_of_rows(x: Float[Tensor, "rows F"], k: int) -> Int64[Tensor, "rows k"]:

@@ -179,6 +179,13 @@ def run_report(config: ReportConfig, *, screen: Screen) -> Path:
     return summary.path
 
 
+def run_plot(runs: Sequence[Path], *, screen: Screen) -> Sequence[Path]:
+    """Draw what there is to draw of runs."""
+    files = verbs.plot(runs)
+    screen.tell(f"plot      {file}" for file in files if file.suffix == ".png")
+    return files
+
+
 def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
     """Fine-tune, unless that run is complete already."""
     from pipeline.terminal.evaluations import TUNED_ROWS, named
@@ -203,6 +210,7 @@ def run_demo(out: Path, *, screen: Screen) -> dict[str, object]:
         "features": lambda found: [features_line(found)],
         "finetune": lambda report: [finetune_line(report)],
         "report": report_lines,
+        "plot": lambda files: [],
     }
     with screen.progress("demo") as show:
         done = run(out, on_progress=show, on_stage=lambda name, it: screen.tell(lines[name](it)))

@@ -114,8 +114,7 @@ def test_all_commands_in_a_row(succeeds, fails, harvested, tmp_path, looked):
     assert "after learning c and d" in out
     figures = {path.name for path in tmp_path.glob("*/*.png")}
     assert figures == {
-        "curves.png", "dead_cosine.png", "density.png", "encoder_decoder.png", "loss.png",
-        "scales_biases.png",
+        "dead_cosine.png", "density.png", "encoder_decoder.png", "loss.png", "scales_biases.png",
     }  # fmt: skip
     if looked:
         look_at(succeeds, fails, sae, tuned, text=text)
@@ -163,7 +162,7 @@ sys.exit(code or ("torch" in sys.modules))
 
 
 @pytest.fixture
-def config_of(succeeds, make_store, tmp_path, undrawn):
+def config_of(succeeds, make_store, tmp_path):
     """What a training was told, by these options."""
 
     def train(*options: object) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def test_two_connectors_are_trained_evaluated_read_and_put_on_a_page(succeeds, w
     runs = [out / "l1=0.0", out / "l1=0.01"]
     assert [line["beta"] for line in json.loads(told)] == [0.0, 0.01]
     assert ConnectorRun.open(runs[0]).config.start == "random"
+    succeeds("plot", out)
     assert (out / "sweep.png").exists()
     assert (runs[1] / "curves.svg").exists()
 

@@ -50,7 +50,6 @@ def trained(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("undrawn")
 def test_the_shape_of_pythia_70m_goes_through_all_four_stages(pythia_70m, tmp_path):
     text = data("openwebtext/owt_sample.jsonl")
     sae = trained(tmp_path, pythia_70m, text, site="mlp_out.1", tokens=2048, expansion=2)
@@ -68,7 +67,6 @@ def test_the_shape_of_pythia_70m_goes_through_all_four_stages(pythia_70m, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("undrawn")
 def test_a_trained_llama_keeps_its_loss_through_an_sae(tmp_path):
     model, text = data("stories260K/hf"), data("tinystories/tinystories_1000.json")
     longer = {"expansion": 8, "lr": 2e-3, "train_tokens": 160_000}

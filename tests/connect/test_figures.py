@@ -12,7 +12,7 @@ from pipeline.connect.figures import (
     connector_frontier_figure as frontier_figure,
     explained_figure,
     lines_of,
-    save_figures,
+    save_comparison,
     weights_figure,
 )
 from tests.helpers.connector_reports import make_baselines, make_map, make_report, make_sweep
@@ -133,7 +133,7 @@ def test_where_no_share_of_the_loss_has_a_meaning_none_is_drawn(tmp_path):
     maps = (make_map(recovered_of_sae=None), make_map("mean", recovered_of_sae=None))
     report = make_report(tmp_path, maps=maps)
     assert "nothing to draw" in texts_of(frontier_figure([report], "recovered_of_sae"))
-    names = [path.name for path in save_figures([report, report], tmp_path)]
+    names = [path.name for path in save_comparison([report, report], tmp_path)]
     assert names == ["connectors.png", "connectors.svg"]
 
 

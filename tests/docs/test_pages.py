@@ -2,15 +2,12 @@
 
 import pytest
 
-from tests.docs.blocks import blocks_of
 from tests.docs.running import DOCS, MARKDOWN, blocks_to_run, name_of, run_page
 
 PAGES = [
     *(page for page in MARKDOWN if blocks_to_run(page)),
     *sorted(DOCS.glob("**/*.ipynb")),
 ]
-DRAWN = ".png"
-"""Pictures are drawn, which takes a third of the time, only for a page that names one."""
 
 
 @pytest.mark.slow
@@ -23,6 +20,4 @@ def test_a_page_runs_as_it_stands(page, request, tmp_path, monkeypatch):
         run_notebook(page, folder=tmp_path)
         return
     request.getfixturevalue("hub")
-    if not any(DRAWN in block.code for block in blocks_of(page.read_text(encoding="utf-8"))):
-        request.getfixturevalue("undrawn")
     run_page(page, monkeypatch)

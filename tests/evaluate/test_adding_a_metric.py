@@ -13,7 +13,7 @@ from pipeline.config.serialization import to_json
 from pipeline.errors import CheckpointError
 from pipeline.evaluate.metrics import METRICS, OfSums, ratio
 from pipeline.evaluate.report import EVAL_FILE, EvalReport, load_report, save_report, write_table
-from pipeline.plots.evaluation import save_figures
+from pipeline.plots.evaluation import save_figures, save_frontier
 from pipeline.report.saes import SAEExhibit
 from pipeline.report.tables import main_heads, main_rows, metric_groups
 from pipeline.terminal.evaluations import eval_tables, metric_facts
@@ -149,7 +149,7 @@ def test_a_report_without_any_metric_is_drawn_all_the_same(tmp_path):
     report = replace(whole, metrics={}, intervals=())
     exhibit = make_exhibit(report.run, evaluation=report)
     assert SAEExhibit.part([exhibit, exhibit]).frontier is not None
-    drawn = save_figures([report, whole], tmp_path)
+    drawn = save_figures(report) + save_frontier([report, whole], tmp_path)
     assert drawn and all(path.exists() for path in drawn)
 
 

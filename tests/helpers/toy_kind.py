@@ -160,10 +160,14 @@ def eval_tables(reports: Sequence[MeanReport]) -> list[Table]:
     return [Table(columns=[Column(head="run"), Column(head="its norm")], sections=[rows])]
 
 
-def eval_figures(reports: Sequence[MeanReport], folder: Path) -> tuple[Path, ...]:
-    for report in reports:
-        (report.run / "norm.svg").write_text("drawn")
-    return (folder / "norms.svg",) if len(reports) > 1 else ()
+def eval_figures(report: MeanReport) -> tuple[Path, ...]:
+    (report.run / "norm.svg").write_text("drawn")
+    return (report.run / "norm.svg",)
+
+
+def comparison(reports: Sequence[MeanReport], folder: Path) -> tuple[Path, ...]:
+    (folder / "norms.svg").write_text(f"{len(reports)} drawn")
+    return (folder / "norms.svg",)
 
 
 def features(config, *, on_progress=None):
@@ -221,6 +225,7 @@ class Means(RunKind):
     eval_table = "means.csv"
     eval_tables = Lazy("tests.helpers.toy_kind:eval_tables")
     eval_figures = Lazy("tests.helpers.toy_kind:eval_figures")
+    comparison = Lazy("tests.helpers.toy_kind:comparison")
     features = Lazy("tests.helpers.toy_kind:features")
     has_features = Lazy("tests.helpers.toy_kind:has_features")
     n_features = Lazy("tests.helpers.toy_kind:n_features")

@@ -20,6 +20,7 @@ from pipeline.plots.evaluation import (
     frontier_points,
     inserted_figure,
     save_figures,
+    save_frontier,
 )
 from pipeline.plots.style import BLUE, RED
 from tests.helpers.eval_reports import make_report, with_everything
@@ -248,9 +249,9 @@ def test_each_figure_is_a_picture_and_vectors_beside_its_run(tmp_path, layers):
     report = with_everything(tmp_path)
     if not layers:
         report = replace(report, inserted=(), dead_cosine=None)
-    assert save_figures([report], tmp_path / "elsewhere") == ()
     names = ["dead_cosine", "density", "encoder_decoder", *(["inserted"] if layers else [])]
-    paths = sorted(tmp_path.iterdir())
+    paths = sorted(save_figures(report))
+    assert paths == sorted(tmp_path.iterdir())
     assert [path.name for path in paths] == [f"{n}{end}" for n in names for end in (".png", ".svg")]
     for path in paths:
         start = b"\x89PNG" if path.suffix == ".png" else b"<?xml"
@@ -262,9 +263,7 @@ def test_each_figure_is_a_picture_and_vectors_beside_its_run(tmp_path, layers):
 def test_the_frontier_goes_into_the_folder_that_was_named(tmp_path):
     reports = [run("a", 10, 0.6), run("b", 20, 0.8)]
     reports = [replace(report, run=tmp_path / report.run.name) for report in reports]
-    for report in reports:
-        report.run.mkdir()
-    paths = save_figures(reports, tmp_path)
+    paths = save_frontier(reports, tmp_path)
     assert [path.name for path in paths] == ["frontier.png", "frontier.svg"]
     assert all(path.stat().st_size > 1000 for path in paths)
 

@@ -17,6 +17,7 @@ from pipeline.runs.kinds import KINDS, RunKind, kind_named, kind_of
 from pipeline.terminal.commands import run_eval, run_features, run_report
 from pipeline.terminal.screen import Screen
 from pipeline.training.train import train, train_all
+from pipeline.verbs import plot
 from tests.helpers.toy_kind import MEANS, OTHERS, MeanConfig, MeanRun, OtherRun, make_run
 from tests.helpers.training import result, write_rows
 
@@ -67,7 +68,11 @@ def test_eval_evaluates_shows_and_draws_it(runs, capsys):
     out = capsys.readouterr().out
     assert "2 means" in out and "means.csv, norms.svg" in out
     assert "its norm" in out and "note: a mean is one vector" in out
-    assert (runs[1] / "norm.svg").exists()
+    assert not (runs[1] / "norm.svg").exists()
+    drawn = {path.name for path in plot(runs)}
+    assert drawn == {"norm.svg", "norms.svg"}
+    run_eval(EvalConfig(runs=(runs[0],)), screen=Screen())
+    assert "report and figures" in capsys.readouterr().out
 
 
 def test_tables_of_several_kinds_lie_where_all_their_runs_do(
@@ -81,7 +86,8 @@ def test_tables_of_several_kinds_lie_where_all_their_runs_do(
     assert [report.run for report in reports] == list(config.runs)
     assert (tmp_path / "means.csv").read_text() == "a\nb"
     assert not (tmp_path / "below" / "means.csv").exists()
-    assert draw(config, reports) == {MEANS: (), OTHERS: (tmp_path / "norms.svg",)}
+    drawn = {MEANS: (runs[0] / "norm.svg",), OTHERS: (tmp_path / "norms.svg",)}
+    assert draw(config, reports) == drawn
 
 
 def test_features_finds_and_shows_it(runs, capsys):

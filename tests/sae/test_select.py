@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from pipeline.sae.select import GROUP, Picked, above, batch_top_k, top_k
+from pipeline.sae.select import GROUP, Picked, _in_order, above, batch_top_k, top_k
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 40))
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
@@ -156,3 +156,13 @@ def test_places_beyond_31_bits_are_right():
     col = torch.tensor([5, 7, F + 9], dtype=torch.int32)
     picked = Picked(crow=crow, col=col, shape=(M, B, F))
     assert picked.flat.tolist() == [5, 2 * F + 7, 5 * F + 9]
+
+
+@pytest.mark.parametrize("n_values", [1, 2, 640, 2**16, 2**16 + 1, 2**20, 2**31 - 1])
+def test_numbers_are_put_in_order_digit_by_digit_equal_ones_as_they_come(n_values):
+    random = torch.Generator().manual_seed(n_values)
+    x = torch.randint(0, n_values, (3000,), generator=random, dtype=torch.int32)
+    x[::3] = x[1::3]  # ties
+    x[:2] = torch.tensor([n_values - 1, 0])
+    assert torch.equal(_in_order(x, n_values=n_values), torch.argsort(x, stable=True))
+    assert _in_order(x[:0], n_values=n_values).shape == (0,)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def train(saepipe, undrawn, store, tmp_path):
+def train(saepipe, store, tmp_path):
     """`saepipe train` for a few steps of 64 rows into `out`, with more options."""
 
     def run(*options: object, site: str | None = "mlp_out.0", where: Path = store):

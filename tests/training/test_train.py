@@ -296,7 +296,7 @@ def test_of_rows_that_are_all_equal_no_variance_is_explained_and_none_is_claimed
     assert "EV -" in curve_words(report)
     assert '"explained_variance": null' in (config.out / METRICS).read_text()
     assert train(config).explained_variance is None
-    save_curves({"run": config.out}, tmp_path)
+    save_curves(config.out)
     assert not any("explained variance" in line for line in SAERun.open(config.out).advice)
 
 
