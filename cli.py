@@ -89,8 +89,8 @@ JsonOut = Annotated[
 Store = Annotated[Path, typer.Argument(help="NAME.actstore.")]
 # Whatever is wrong with a command line: a class of click, or of typer itself since 0.26.
 USAGE_ERROR: Any = typer.BadParameter.__base__
-OnDevice = Annotated[Device, typer.Option(help="auto is cuda, mps or cpu, as there is.")]
-TextColumn = Annotated[str, typer.Option(help="Where the text is of several columns.")]
+OnDevice = Annotated[Device, typer.Option(help="auto takes cuda, else mps, else cpu.")]
+TextColumn = Annotated[str, typer.Option(help="Column that holds the text.")]
 Source = "builtin, NAME:CONFIG@SPLIT of the hub (both optional), or a file or folder."
 
 
@@ -102,11 +102,14 @@ def harvest(
         list[str] | None, typer.Option(help="KIND.LAYER, as mlp_out.1; several with commas.")
     ] = None,
     model: Annotated[str, typer.Option(help="Hub id, local folder, or builtin.")] = "builtin",
-    revision: Annotated[str, typer.Option(help="Of the model.")] = HarvestConfig.revision,
+    revision: Annotated[
+        str, typer.Option(help="Branch, tag or commit of a model of the hub.")
+    ] = HarvestConfig.revision,
     text: Annotated[str, typer.Option(help=Source)] = HarvestConfig.text,
     text_column: TextColumn = HarvestConfig.text_column,
     special_tokens: Annotated[
-        SpecialTokens, typer.Option(help="What the text spells: characters, or the token.")
+        SpecialTokens,
+        typer.Option(help="Special tokens spelt in the text: as characters or tokens."),
     ] = HarvestConfig.special_tokens,
     documents: Annotated[
         Documents, typer.Option(help="Whether contexts run on from one into the next.")
@@ -117,8 +120,12 @@ def harvest(
         int | None, typer.Option(help="Contexts a forward pass; default: by device.")
     ] = HarvestConfig.batch_size,
     device: OnDevice = HarvestConfig.device,
-    precision: Annotated[Precision, typer.Option(help="Of the model.")] = HarvestConfig.precision,
-    dtype: Annotated[StoreDtype, typer.Option(help="Of the store.")] = HarvestConfig.dtype,
+    precision: Annotated[
+        Precision, typer.Option(help="Branch, tag or commit of a model of the hub.")
+    ] = HarvestConfig.precision,
+    dtype: Annotated[
+        StoreDtype, typer.Option(help="Numbers as the store keeps them.")
+    ] = HarvestConfig.dtype,
     codec: Annotated[str, typer.Option(help="lz4, zstd, raw or bitround:N.")] = HarvestConfig.codec,
     config: ConfigFile = None,
     json: JsonOut = None,
@@ -165,7 +172,9 @@ def train(
     batch_size: Annotated[
         int | None, typer.Option(help="Rows a step; default: 1024, or fewer in short runs.")
     ] = None,
-    seed: Annotated[str, typer.Option(help="Of the weights.")] = str(TrainConfig.seed),
+    seed: Annotated[str, typer.Option(help="Random seed of the first weights.")] = str(
+        TrainConfig.seed
+    ),
     device: OnDevice = TrainConfig.device,
     precision: Annotated[Precision, typer.Option()] = TrainConfig.precision,
     assign: Annotated[
@@ -225,7 +234,7 @@ def evaluate(
         str | None, typer.Option(help=f"Default: held-out text. Else {Source}")
     ] = EvalConfig.text,
     text_column: TextColumn = EvalConfig.text_column,
-    tokens: Annotated[str, typer.Option(help="Of the text.")] = "100k",
+    tokens: Annotated[str, typer.Option(help="Tokens of text to evaluate on.")] = "100k",
     layers: Annotated[
         str | None, typer.Option(help="Also splice each into these: 0-5, or 1,3.")
     ] = None,
@@ -236,12 +245,17 @@ def evaluate(
         bool, typer.Option("--as-trained", help="Leave out the rows that training left out.")
     ] = EvalConfig.as_trained,
     out: Annotated[
-        Path | None, typer.Option(help="Of several runs' table and frontier; default: beside them.")
+        Path | None,
+        typer.Option(help="Folder for what compares several runs; default: beside them."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Default: the run's.")] = EvalConfig.model,
+    model: Annotated[
+        str | None, typer.Option(help="Another model to splice into; default: the run's.")
+    ] = EvalConfig.model,
     batch_size: Annotated[int, typer.Option(help="Contexts a pass.")] = EvalConfig.batch_size,
     device: OnDevice = EvalConfig.device,
-    precision: Annotated[Precision, typer.Option(help="Of the model.")] = EvalConfig.precision,
+    precision: Annotated[
+        Precision, typer.Option(help="Branch, tag or commit of a model of the hub.")
+    ] = EvalConfig.precision,
     config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
@@ -264,8 +278,8 @@ def features(
     feature: Annotated[
         list[int] | None, typer.Option(min=0, help="Look at this one closely; repeatable.")
     ] = None,
-    sort: Annotated[FeatureOrder, typer.Option(help="Of the table.")] = "frequency",
-    rows: Annotated[int, typer.Option(min=1, help="Of the table.")] = 20,
+    sort: Annotated[FeatureOrder, typer.Option(help="Order of the table.")] = "frequency",
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 20,
     store: Annotated[
         Path | None, typer.Option(help="Default: the one it was trained from.")
     ] = FeaturesConfig.store,
@@ -305,7 +319,7 @@ def report(
         str | None, typer.Option(help=f"Of evaluations that are missing, as of eval. {Source}")
     ] = ReportConfig.text,
     text_column: TextColumn = ReportConfig.text_column,
-    tokens: Annotated[str, typer.Option(help="Of the text.")] = "100k",
+    tokens: Annotated[str, typer.Option(help="Tokens of text to evaluate on.")] = "100k",
     device: OnDevice = ReportConfig.device,
     config: ConfigFile = None,
     json: JsonOut = None,
@@ -342,18 +356,24 @@ def finetune(
     out: Annotated[Path, typer.Option(help="Folder of the fine-tuned run.")],
     text: Annotated[str, typer.Option(help=Source)] = FinetuneConfig.text,
     text_column: TextColumn = FinetuneConfig.text_column,
-    model: Annotated[str | None, typer.Option(help="Default: the run's.")] = FinetuneConfig.model,
-    lr: Annotated[float, typer.Option(help="Of AdamW.")] = FinetuneConfig.lr,
+    model: Annotated[
+        str | None, typer.Option(help="Another model to splice into; default: the run's.")
+    ] = FinetuneConfig.model,
+    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = FinetuneConfig.lr,
     epochs: Annotated[
-        int, typer.Option(help="Times that it learns from the same contexts.")
+        int, typer.Option(help="Passes over the contexts to learn from.")
     ] = FinetuneConfig.epochs,
     steps_per_epoch: Annotated[
-        int, typer.Option(help="So many that there are contexts for.")
+        int, typer.Option(help="Steps an epoch; fewer if the text is short.")
     ] = FinetuneConfig.steps_per_epoch,
     batch_size: Annotated[int, typer.Option(help="Contexts a step.")] = FinetuneConfig.batch_size,
-    seed: Annotated[int, typer.Option(help="Of the order of contexts.")] = FinetuneConfig.seed,
+    seed: Annotated[
+        int, typer.Option(help="Random seed of the order of contexts.")
+    ] = FinetuneConfig.seed,
     device: OnDevice = FinetuneConfig.device,
-    precision: Annotated[Precision, typer.Option(help="Of the model.")] = FinetuneConfig.precision,
+    precision: Annotated[
+        Precision, typer.Option(help="Branch, tag or commit of a model of the hub.")
+    ] = FinetuneConfig.precision,
     config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
@@ -376,7 +396,7 @@ def mnist(
     images: Annotated[
         str, typer.Option(help="digits, a hub dataset as ylecun/mnist, or a path of IDX files.")
     ] = MnistConfig.images,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = MnistConfig.seed,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = MnistConfig.seed,
     device: OnDevice = MnistConfig.device,
     config: ConfigFile = None,
     json: JsonOut = None,
@@ -445,9 +465,9 @@ def store_list(
 def store_verify(
     path: Store,
     repair: Annotated[bool, typer.Option("--repair", help="Get back what is damaged.")] = False,
-    device: Annotated[Device, typer.Option(help="Of a repair.")] = HarvestConfig.device,
+    device: Annotated[Device, typer.Option(help="Device of a repair.")] = HarvestConfig.device,
     batch_size: Annotated[
-        int | None, typer.Option(help="Of a repair: contexts a forward pass.")
+        int | None, typer.Option(help="Contexts a forward pass of a repair.")
     ] = HarvestConfig.batch_size,
     json: JsonOut = None,
 ) -> None:
@@ -467,7 +487,7 @@ def store_verify(
 def store_remove(
     path: Store, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False
 ) -> None:
-    """Remove a store; never what is none."""
+    """Remove a store; refuses a folder that is no store."""
     from actstore.removal import remove_store
     from pipeline.stores import known_folders
     from pipeline.terminal.store import announce_removal

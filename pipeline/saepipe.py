@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from pipeline.errors import PipelineError as PipelineError
     from pipeline.evaluate.report import EvalReport as EvalReport
     from pipeline.features.files import FeatureSet as FeatureSet
-    from pipeline.finetune.run import FinetuneReport as FinetuneReport
+    from pipeline.finetune.run import (
+        FinetunedRun as FinetunedRun,
+        FinetuneReport as FinetuneReport,
+    )
     from pipeline.harvest.harvest import HarvestSummary as HarvestSummary
     from pipeline.lm.model import LanguageModel as LanguageModel
     from pipeline.progress import Progress as Progress
@@ -58,6 +61,7 @@ NAMES = {
     "SAE": "pipeline.sae.sae",
     "SAERun": "pipeline.runs.sae_run",
     "ConnectorRun": "pipeline.connect.run",
+    "FinetunedRun": "pipeline.finetune.run",
     "LanguageModel": "pipeline.lm.model",
     "HarvestSummary": "pipeline.harvest.harvest",
     "EvalReport": "pipeline.evaluate.report",

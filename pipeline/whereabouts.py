@@ -23,6 +23,6 @@ def name_from_here(name: str, at: Path | None) -> str:
 
     `at` is where what it means was. Where nothing is there either, the name stays as it is.
     """
-    if at is None or place_of(name) is not None or place_of(str(at)) is None:
+    if not name or at is None or place_of(name) is not None or place_of(str(at)) is None:
         return name
     return os.path.relpath(at)

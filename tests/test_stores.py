@@ -86,7 +86,9 @@ def test_a_run_of_before_with_absolute_paths_finds_its_store(home, tmp_path):
         ("/home/me/book.txt", "book.txt"),
         ("evaluated on ~/x/book.txt, and /a/b c", "evaluated on book.txt, and b c"),
         ("a/pythia-70m at https://a.org/b/c", "a/pythia-70m at https://a.org/b/c"),
-        ("runs/a and ../acts.actstore", "runs/a and ../acts.actstore"),
+        ("runs/a and ../acts.actstore", "runs/a and acts.actstore"),
+        ("of ./my-neox, ../../me/b.txt, .hidden/c", "of my-neox, b.txt, .hidden/c"),
+        ("<b>no</b> path: 1/2, and/or, ../", "<b>no</b> path: 1/2, and/or, "),
     ],
 )  # fmt: skip
 def test_words_for_everybody_name_no_folder_of_this_machine(words, told):

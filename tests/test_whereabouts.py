@@ -1,5 +1,6 @@
 """Models and texts in files, named from one folder and used from another."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def test_a_name_that_leads_nowhere_is_that_of_the_place(tmp_path, monkeypatch):
     assert name_from_here("model", at) == "../a/model"
     assert name_from_here("model@test", place_of("../a/model@test")) == "../a/model@test"
     assert name_from_here("model", tmp_path / "gone") == "model"
+    assert name_from_here("", at) == "", "nobody said which"
     (tmp_path / "b/model").mkdir()
     assert name_from_here("model", at) == "model", "what it means here comes first"
     (tmp_path / "builtin").mkdir()
@@ -116,16 +118,25 @@ def test_a_store_is_given_more_under_another_name_of_its_model(here):
     assert plan.state == "extend"
 
 
-def test_an_evaluation_on_another_text_is_told_as_replaced(here, capsys):
+def test_an_evaluation_on_another_text_is_kept_beside_the_new_one(here, capsys):
     make_text(here / "b.txt", n_contexts=12, seed=1)
-    said = []
-    for text in ("text.txt", "text.txt", "b.txt"):
+    said, run = [], here / "sae"
+    first, then = "text.txt", "b.txt"
+    for text, tokens in ((first, 4), (first, 5), (then, 5), (then, 4), (then, 4)):
         config = EvalConfig(
-            runs=(Path("sae"),), text=text, tokens=4 * CTX_LEN, device="cpu", n_bootstrap=0
+            runs=(Path("sae"),), text=text, tokens=tokens * CTX_LEN, device="cpu", n_bootstrap=0
         )
         commands.run_eval(config, screen=Screen())
-        said.append("was replaced by this one" in capsys.readouterr().out)
-    assert said == [False, False, True]
+        said.append("is kept beside this one" in capsys.readouterr().out)
+    assert said == [False, False, True, True, False]
+    kept = {path.name: json.loads(path.read_text()) for path in run.glob("eval*.json")}
+    told = {name: (report["text"], report["n_tokens"] // CTX_LEN) for name, report in kept.items()}
+    assert told == {
+        "eval.json": ("b.txt", 4), "eval-1.json": ("text.txt", 5), "eval-2.json": ("b.txt", 5),
+    }  # fmt: skip
+    (run / "eval.json").write_text("{")
+    evaluated(run, text="text.txt")
+    assert len([*run.glob("eval*")]) == 3, "what cannot be read is replaced"
 
 
 def test_features_of_a_store_that_was_given_a_site_say_nothing_of_that(here):

@@ -84,7 +84,7 @@ def notes_on(
     return tuple(notes)
 
 
-L0_MOVED = 0.01
+L0_MOVED = 0.05
 FEW_TOKENS, FEW_CONTEXTS, FEW_DEAD = 100_000, 30, 10
 """Below these, numbers that rest on them say so."""
 
@@ -100,6 +100,12 @@ def caveats_on(
         yield (
             f"L0 is {l0:.1f} on this text, {abs(moved):.0%} {more} than the {l0_trained:.1f} that "
             "it was fitted to"
+        )
+    added = metrics.get("ce_added")
+    if added is not None and added < 0:
+        yield (
+            f"the model predicts this text better with the SAE than alone, by {-added:.4f} nats: "
+            "loss added and recovered tell little here, look at the KL divergence"
         )
     if metrics["loss_recovered_mean"] is None:
         yield (

@@ -8,10 +8,11 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actstore.files import write_file
+from actstore.files import in_turn, write_file
 from pipeline.config.serialization import FLAT, from_json, located, portable, to_json
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluate.metrics import METRICS, Number, sections
@@ -153,7 +154,7 @@ class EvalReport:
             "loss recovered": self.loss_recovered,
             "explained variance": self.explained_variance,
             "L0": self.l0,
-            "dead": self.frac_dead,
+            "dead features": self.n_dead,
         }
         told = ", ".join(f"{words} {x:.4g}" for words, x in shown.items() if x is not None)
         return (
@@ -206,8 +207,37 @@ def keep(report: Any, path: Path) -> Path:  # noqa: ANN401 - any dataclass
             f"the evaluation of {path.parent} holds a number that is not finite: its weights hold "
             "NaN or infinity; train it again"
         ) from error
-    write_file(path, [("{\n" + ",\n".join(lines) + "\n}\n").encode()])
+    with in_turn(path.with_name(f".{path.name}.lock")):
+        _set_aside(path, report)
+        write_file(path, [("{\n" + ",\n".join(lines) + "\n}\n").encode()])
     return path
+
+
+def measured_on(report: object) -> tuple[int, str]:
+    """How many tokens of which text a report of any kind is on."""
+    return getattr(report, "n_tokens", 0), getattr(report, "text", "")
+
+
+def replaces(was: tuple[int, str], now: tuple[int, str]) -> bool:
+    """Whether a report on one text says less than another did, or something else."""
+    return was[0] > 0 and (now[0] < was[0] or now[1] != was[1])
+
+
+def aside(path: Path) -> Path:
+    """The first name beside a report that is free: `eval-1.json`, then `eval-2.json`, ..."""
+    names = (path.with_stem(f"{path.stem}-{i}") for i in count(1))
+    return next(name for name in names if not name.exists())
+
+
+def _set_aside(path: Path, report: object) -> None:
+    """Keep what a report would replace on more tokens, or on another text."""
+    try:
+        told = json.loads(path.read_bytes())
+        was = int(told["n_tokens"]), str(told["text"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # there is none, or none that can be read
+    if replaces(was, measured_on(report)):
+        path.rename(aside(path))
 
 
 def kept(run: Path, name: str, kind: type[Report]) -> Report | None:

@@ -217,6 +217,8 @@ def _same(wanted: Facts, *, harvested: Provenance) -> FeatureSet | None:
     own = {name: getattr(wanted.config, name) for name in ("run", "store", "device")}
     config = replace(facts.config, **own)
     found = ("saepipe", "store", "model", "model_fingerprint", "text", "notes", "sha256")
+    if not wanted.has_texts:  # its model is out of reach now: what was found with it is more
+        found += ("has_texts", "attributed")
     free = {name: getattr(wanted, name) for name in found}
     return replace(there, reused=True) if replace(facts, config=config, **free) == wanted else None
 

@@ -34,7 +34,7 @@ from pipeline.lm.hooks import Edit, in_float, splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, Progress
-from pipeline.runs.replaced import replaced_note
+from pipeline.runs.replaced import has_weights_of, replaced_note
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
 from pipeline.text.heldout import Split, split_contexts
@@ -92,7 +92,8 @@ def _finetune(
         f"the SAE was trained on {source.site} of {source.model} and is fine-tuned at {site} "
         f"of {lm.name}"
     )
-    notes = [moved] if (lm.name, str(site)) != (source.model, source.site) else []
+    same_model = lm.name == source.model or has_weights_of(lm.files, source)
+    notes = [] if same_model and str(site) == source.site else [moved]
     notes += replaced_note(source, lm.files)
     report = FinetuneReport(
         run=config.run,

@@ -13,6 +13,7 @@ whole or absent. Figures are drawn into it afterwards, by `pipeline.plots.finetu
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -161,6 +162,15 @@ class FinetunedRun:
             sources=told.sources,
             curves_sha256=told.curves_sha256,
         )
+
+    @cached_property
+    def sae(self) -> TunedSAE:
+        """The SAE with its scales and biases, on the CPU, read when it is first asked for.
+
+        Raises:
+            CheckpointError: a file of it is missing or damaged.
+        """
+        return self.load_sae(torch.device("cpu"))
 
     def load_sae(self, device: torch.device) -> TunedSAE:
         """The SAE with its `c` and `d`, in float32, every byte checked.

@@ -35,12 +35,16 @@ def advice_on(
     last = curves[-1]
     found = (_on_sparsity, _on_dead, _on_error, _on_schedule)
     n_steps = int(last["step"])
-    lines = (line for look in found for line in look(config, curves, d_sae, n_steps))
+    lines = [line for look in found for line in look(config, curves, d_sae, n_steps)]
     passes = int(last["rows"]) / n_rows
+    if passes >= 1:  # a training on more would see the same rows again
+        lines = [line.replace(_MORE, f"harvest more `tokens` and {_MORE}") for line in lines]
     if passes > MOST_PASSES:
         return (*lines, f"each row of the store was seen {passes:.0f} times: harvest more `tokens`")
     return tuple(lines)
 
+
+_MORE = "train on more `tokens`"
 
 Lines = Iterator[str]
 Curves = Sequence[Mapping[str, Any]]
@@ -50,9 +54,9 @@ def _on_sparsity(config: TrainConfig, curves: Curves, d_sae: int, n_steps: int) 
     last, wanted = curves[-1], wanted_l0(config.arch, d_sae=d_sae)
     l0 = float(last["l0"])
     if wanted is not None and abs(l0 / wanted - 1) > L0_OFF:
-        why = "train on more `tokens`"
+        why = _MORE
         if isinstance(config.arch, Penalised) and config.arch.l0 is None:
-            why = "train on more `tokens`, or type `l0`, which begins near it and ends on it"
+            why = f"{_MORE}, or type `l0`, which begins near it and ends on it"
         yield f"L0 is {l0:.1f} where {wanted:g} was asked for: {why}"
     constant = int(last.get("n_constant", 0))
     if constant > MOST_CONSTANT * l0:
@@ -85,8 +89,7 @@ def _on_dead(config: TrainConfig, curves: Curves, d_sae: int, n_steps: int) -> L
         knobs = f"`{told}`, `lr`" if (told := _penalty(config.arch)) else "`lr`"
         yield (
             f"{dead:,} of {d_sae:,} latents ({dead / d_sae:.0%}) were silent on the last "
-            f"{int(last['dead_over']):,} rows: lower {knobs} or `expansion`, or train on more "
-            "`tokens`"
+            f"{int(last['dead_over']):,} rows: lower {knobs} or `expansion`, or {_MORE}"
         )
     if config.resample != "none" and _steps(config, config.resample_every, n_steps) >= n_steps:
         yield (
@@ -99,16 +102,13 @@ def _on_error(config: TrainConfig, curves: Curves, d_sae: int, n_steps: int) -> 
     explained = curves[-1].get("explained_variance")
     if explained is not None and explained < LEAST_EXPLAINED:
         more = f"lower `{told}`" if (told := _penalty(config.arch)) else "raise `l0`"
-        yield (
-            f"explained variance is {explained:.2f}: {more} or raise `expansion`, or train on more "
-            "`tokens`"
-        )
+        yield (f"explained variance is {explained:.2f}: {more} or raise `expansion`, or {_MORE}")
     middle = _mean_recon(curves, 0.4 * n_steps, 0.5 * n_steps)
     end = _mean_recon(curves, 0.9 * n_steps, n_steps)
     if middle is not None and end is not None and end < (1 - STILL_FALLING) * middle:
         yield (
-            f"the error fell by {1 - end / middle:.0%} in the second half of the run, and would "
-            "fall further: train on more `tokens`"
+            f"the error fell by {1 - end / middle:.0%} in the second half of the run, and may "
+            f"fall further: {_MORE}"
         )
 
 

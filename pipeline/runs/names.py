@@ -20,11 +20,11 @@ def from_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-_FOLDERS = re.compile(r"(?<![\w./:~])~?/(?:[^\s/]+/)+")
+_FOLDERS = re.compile(r"(?<![\w./:~])(?:~?/(?:[^\s/]+/)+|\.{1,2}/(?:[^\s/]+/)*)")
 
 
 def public(words: str) -> str:
-    """Words for everybody: of each path of this machine its last part alone."""
+    """Words for everybody: of each path, absolute or from here, its last part alone."""
     return _FOLDERS.sub("", words)
 
 

@@ -67,6 +67,11 @@ class _About:
         path = _About.beside(folder)
         try:
             raw = json.loads(path.read_bytes())
+            if path.name == RUN and isinstance(raw, dict) and raw.get("kind") == "finetune":
+                raise CheckpointError(
+                    f"{folder} is a fine-tuning: saepipe.FinetunedRun.open(path).sae is its SAE, "
+                    "with the scales and biases that were learned"
+                )
             if path.name == RUN:
                 config, store = raw["config"], raw["store"]
                 raw = {

@@ -89,6 +89,7 @@ def run_train(
 def run_eval(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:
     """Evaluate, and draw; show tables of what was found."""
     from pipeline.evaluate.evaluate import draw, evaluate
+    from pipeline.evaluate.report import measured_on, replaces
     from pipeline.runs.kinds import by_kind
 
     config = replace(config, runs=runs_at(config.runs, note=lambda what: screen.note([what])))
@@ -107,26 +108,23 @@ def run_eval(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:
             screen.draw(table)
     screen.note(notes_by_run(reports))
     screen.note(
-        f"an evaluation of {report.run} on {was[0]:,} tokens of {was[1]} was replaced by this one "
+        f"the evaluation of {report.run} on {was[0]:,} tokens of {was[1]} is kept beside this one, "
         f"on {now[0]:,} of {now[1]}"
         for report in reports
-        for was, now in [(before[report.run], _measured_on(report))]
-        if was[0] and (now[0] < was[0] or now[1] != was[1])
+        for was, now in [(before[report.run], measured_on(report))]
+        if replaces(was, now)
     )
     return reports
 
 
 def _evaluated_on(run: Path) -> tuple[int, str]:
     """How many tokens of which text the evaluation is of that a run has; none without one."""
+    from pipeline.evaluate.report import measured_on
     from pipeline.runs.kinds import kind_of
 
     with suppress(PipelineError):
-        return _measured_on(kind_of(run).evaluation(run))
+        return measured_on(kind_of(run).evaluation(run))
     return 0, ""
-
-
-def _measured_on(report: object) -> tuple[int, str]:
-    return getattr(report, "n_tokens", 0), getattr(report, "text", "")
 
 
 _NAMED = 3

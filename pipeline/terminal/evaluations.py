@@ -39,7 +39,8 @@ def eval_tables(reports: Sequence[EvalReport]) -> Iterator[Table]:
         yield columns_table(reports)
         if any(report.inserted for report in reports):
             yield inserted_table(reports)
-        yield from (worst_table(report) for report in reports if report.worst)
+        if len(reports) == 1 and reports[0].worst:
+            yield worst_table(reports[0])
     if any(report.overlaps for report in reports):
         yield overlaps_table(reports)
 

@@ -13,6 +13,7 @@ from rich.cells import cell_len, set_cell_size
 
 from pipeline.config.serialization import to_json
 from pipeline.config.stages import FeatureOrder
+from pipeline.errors import ConfigError, ModelError
 from pipeline.features.ablation import AblationEffect, ablation_effects
 from pipeline.features.feature import (
     Examples,
@@ -34,7 +35,12 @@ _N_SPREAD = 8
 
 def shown(found: FeatureSet, chosen: Sequence[int], *, order: FeatureOrder, rows: int) -> Shown:
     """Some features closely, or else a table of those that come first."""
-    indices, effects = ordered(found, order)[:rows], ablation_effects(found, chosen)
+    indices, notes = ordered(found, order)[:rows], [*found.facts.notes]
+    try:
+        effects = ablation_effects(found, chosen)
+    except (ModelError, ConfigError) as error:  # as of a model that is out of reach
+        effects = dict.fromkeys(chosen)
+        notes.append(f"what is lost without a feature was not measured: {error}")
     if not chosen:
         tables = [features_table(found, indices)]
     else:
@@ -44,8 +50,7 @@ def shown(found: FeatureSet, chosen: Sequence[int], *, order: FeatureOrder, rows
         | ({"ablation": to_json(effects[i])} if chosen else {})
         for i in chosen or indices.tolist()
     ]
-    lines, notes = [features_line(found)], found.facts.notes
-    return Shown(lines=lines, tables=tables, documents=documents, notes=notes)
+    return Shown(lines=[features_line(found)], tables=tables, documents=documents, notes=notes)
 
 
 def features_table(features: FeatureSet, indices: Int64[np.ndarray, " n"]) -> Table:
@@ -138,13 +143,14 @@ def _contexts(
 
 
 def _logits(ends: dict[str, tuple[TokenEffect, ...]], effect: AblationEffect | None) -> Table:
-    over = "" if effect is None else f"; without it, over {many(effect.n_contexts, 'top context')}"
+    without = "" if effect is None else f", and without it, over {effect.n_contexts} top contexts"
     columns = [Column(head=name, fills=True) for name in ends]
     rows = [
         ["" if told is None else _effect(told) for told in row]
         for row in zip_longest(*ends.values())
     ]
-    return Table(title=f"logits{over}", columns=columns, sections=[rows], ruled=False)
+    title = f"logits by its direct path{without}"
+    return Table(title=title, columns=columns, sections=[rows], ruled=False)
 
 
 def _effect(told: TokenEffect) -> str:

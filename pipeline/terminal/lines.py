@@ -71,9 +71,7 @@ def curve_words(report: "StepReport") -> str:
     """Where a training stands."""
     told = {name: getattr(report, name) for name in _TOLD if hasattr(report, name)}
     words = (f"{_TOLD[name]} {_short(value)}" for name, value in told.items())
-    over = getattr(report, "dead_over", 0)
-    silent = f" (the last {over:,} rows)" if over else ""
-    return f"loss {report.loss:.4g}  {'  '.join(words)}{silent}"
+    return f"loss {report.loss:.4g}  {'  '.join(words)}"
 
 
 def _short(value: int | float | None) -> str:
@@ -110,7 +108,9 @@ def outcome_line(outcome: "Outcome", path: Path) -> str:
     if isinstance(outcome, PipelineError):
         return f"train     {outcome}"
     what = "complete, reused" if outcome.reused else f"{outcome.rows:,} rows"
-    return f"train     {what}: {path} ({curve_words(outcome)})"
+    over = getattr(outcome, "dead_over", 0)
+    silent = f" in the last {over:,} rows" if over else ""
+    return f"train     {what}: {path} ({curve_words(outcome)}{silent})"
 
 
 def advice_lines(runs: Sequence[Path]) -> Iterator[str]:

@@ -60,6 +60,12 @@ def test_what_is_written_reads_back_equal(settings: dict[str, Any]):
             "config.arch has no setting 'k' of kind 'relu': it is of topk, batchtopk",
         ),
         ({"arch": {"kind": "topk", "kk": 3}}, "config.arch has no setting 'kk': did you mean 'k'?"),
+        (
+            {"d_sae": 4096},
+            "config has no setting 'd_sae': it is 'expansion' here: latents per input, so that "
+            "latents = expansion x width",
+        ),
+        ({"l1_coefficient": 3}, "config has no setting 'l1_coefficient': it is 'arch.l1' here"),
         ({"arch": {"kind": "relux"}}, "jumprelu, got 'relux': did you mean 'relu'?"),
         (
             {"arch": {"l1": 0.1}},

@@ -13,14 +13,21 @@ from tests.helpers.training import make_report
 
 
 def said(
-    *, l0=32.0, n_dead=0, n_tokens=100_000, n_contexts=781, l0_trained=32.0, recovered=0.9
+    *,
+    l0=32.0,
+    n_dead=0,
+    n_tokens=100_000,
+    n_contexts=781,
+    l0_trained=32.0,
+    recovered=0.9,
+    added=0.1,
 ) -> list[str]:
-    metrics = {"l0": l0, "n_dead": n_dead, "loss_recovered_mean": recovered}
+    metrics = {"l0": l0, "n_dead": n_dead, "loss_recovered_mean": recovered, "ce_added": added}
     return [*caveats_on(metrics, n_tokens=n_tokens, n_contexts=n_contexts, l0_trained=l0_trained)]
 
 
 def test_what_rests_on_enough_needs_no_word():
-    assert said() == said(l0_trained=None) == said(l0=32.3) == said(n_tokens=1_000) == []
+    assert said() == said(l0_trained=None) == said(l0=33.5) == said(n_tokens=1_000) == []
     assert said(n_dead=10) == []
     assert said(l0=0.0) == [
         "L0 is 0.0 on this text, 100% fewer than the 32.0 that it was fitted to"
@@ -36,6 +43,11 @@ def test_what_rests_on_enough_needs_no_word():
             {"n_dead": 40, "n_tokens": 30_000},
             "features that are active on fewer than one in 10,000 tokens may count as dead on "
             "30,000: raise `tokens`",
+        ),
+        (
+            {"added": -0.0042},
+            "the model predicts this text better with the SAE than alone, by 0.0042 nats: loss "
+            "added and recovered tell little here, look at the KL divergence",
         ),
         ({"n_dead": 1}, "the dead-feature cosines are of 1 dead feature alone"),
         (

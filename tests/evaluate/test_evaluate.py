@@ -233,9 +233,9 @@ def test_no_run_a_run_twice_and_no_such_run_are_refused(tmp_path):
         evaluate(EvalConfig(runs=(tmp_path,)))
 
 
-def test_the_command_tells_where_a_smaller_evaluation_took_the_place_of_a_larger(evals, capsys):
-    run, (text, folder) = evals.save(), (evals.text, evals.folder)
-    told = f"{folder / 'run'} on 120 tokens of {text} was replaced by this one on 60 of {text}"
+def test_the_command_tells_that_a_larger_evaluation_is_kept_beside_a_smaller(evals, capsys):
+    run, text = evals.save(), evals.text
+    told = f"{run} on 120 tokens of {text} is kept beside this one, on 60 of {text}"
     for tokens, n in ((60, 0), (120, 0), (60, 1)):
         config = EvalConfig(
             runs=(run,), text=evals.text, tokens=tokens, device="cpu", n_bootstrap=0

@@ -25,6 +25,7 @@ from pipeline.lm.families import Site
 from pipeline.report.feature_data import shown_features
 from pipeline.runs.sae_run import SAERun
 from pipeline.terminal.commands import run_features
+from pipeline.terminal.features import shown
 from pipeline.terminal.screen import Screen
 from tests.helpers.featured import SITES, World, config_of, make_store_of, make_world
 from tests.helpers.refusals import may_only_be_read, refused
@@ -390,3 +391,17 @@ def test_a_feature_as_json_holds_all_of_it(features):
     assert told["promoted"][0]["token"] == feature.promoted[0].token
     assert told["neighbours"][0]["index"] == feature.neighbours[0].index
     assert len(told["sample"]["tokens"]) == 6
+
+
+def test_features_found_with_the_model_are_kept_where_it_is_out_of_reach_now(tmp_path):
+    own = make_world(tmp_path)
+    run = own.run()
+    whole = collect_features(config_of(run))
+    own.model.rename(tmp_path / "away")
+    found = collect_features(config_of(run))
+    assert found.reused and found.facts == whole.facts and found.facts.has_texts
+    told = shown(found, [1], order="max", rows=1)
+    assert any("without a feature was not measured: model" in note for note in told.notes)
+    assert told.documents[0]["ablation"] is None
+    (run / "features/features.json").unlink()
+    assert not collect_features(config_of(run)).facts.has_texts, "found anew, without"

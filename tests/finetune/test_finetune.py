@@ -7,6 +7,7 @@ from functools import partial
 from unittest.mock import Mock
 
 import pytest
+import saepipe as sp
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -205,6 +206,13 @@ def test_the_folder_holds_all_that_was_promised(done, run):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 16))
     assert [path.name for path in out.parent.iterdir()] == ["tuned"]
+
+
+def test_its_sae_is_opened_in_python_and_the_plain_one_says_where(done):
+    tuned = sp.FinetunedRun.open(done.path).sae
+    assert torch.equal(tuned.c, load_file(done.path / "tuned.safetensors")["c"])
+    with refused(CheckpointError, r"tuned is a fine-tuning: saepipe.FinetunedRun.open\(path\).sae"):
+        sp.SAE.from_pretrained(done.path)
 
 
 def test_figures_are_drawn_from_what_lies_in_the_folder(copied):

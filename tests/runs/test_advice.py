@@ -70,6 +70,13 @@ def test_each_line_is_said_where_it_is_true_and_alone(told, line):
     assert re.match(line, only), only
 
 
+def test_who_has_seen_the_whole_store_is_told_to_harvest_more():
+    (line,) = said(l0=35.3, n_rows=100_000)
+    assert line.endswith("32 was asked for: harvest more `tokens` and train on more `tokens`")
+    (line,) = said(recon=(5.0, 3.0), n_rows=100_001)
+    assert line.endswith("second half of the run, and may fall further: train on more `tokens`")
+
+
 def test_what_was_not_asked_for_is_not_missed():
     assert said(l0=300.0, config={"arch": ReluConfig(l1=0.1)}, n_constant=0) == ()
     assert said(config={"resample": "random", "resample_every": "900 steps"}) == ()

@@ -14,10 +14,11 @@ from pipeline.runs.kinds import kind_named
 from pipeline.tables import many
 from pipeline.terminal.commands import notes_by_run
 from pipeline.terminal.evaluations import eval_tables, metric_facts
-from pipeline.terminal.lines import together_line
+from pipeline.terminal.lines import curve_words, outcome_line, together_line
 from pipeline.terminal.screen import Screen
 from pipeline.terminal.store import damage_words, finding_line, rows_lost
 from tests.helpers.eval_reports import changed, make_report, with_everything
+from tests.helpers.training import make_report as make_line
 
 
 @pytest.mark.parametrize(
@@ -248,3 +249,18 @@ def test_names_that_look_like_markup_are_shown_as_they_are(capsys):
     text = shown(capsys, replace(with_everything(Path("[red]a")), site="[b]"))
     assert "[red]a" in text
     assert "[b]" in text
+
+
+def test_only_the_last_line_of_a_training_says_over_how_many_rows_latents_were_silent():
+    report = make_line(Path("runs/a"), 9, n_dead=12, dead_over=6016)
+    assert curve_words(report).endswith("dead 12")
+    assert outcome_line(report, Path("runs/a")).endswith("dead 12 in the last 6,016 rows)")
+
+
+def test_contexts_that_are_harmed_most_are_shown_of_a_lone_run(capsys):
+    assert "harms most" in shown(capsys, with_everything())
+    assert "harms most" not in shown(capsys, with_everything(), with_everything(Path("runs/b")))
+
+
+def test_a_report_tells_dead_features_by_their_number():
+    assert "dead features 8, on 40,064" in repr(make_report())
