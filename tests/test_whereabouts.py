@@ -9,6 +9,7 @@ import pytest
 from actstore.reader import ActStore
 from pipeline import verbs
 from pipeline.config.stages import EvalConfig, HarvestConfig
+from pipeline.errors import ModelError
 from pipeline.evaluate.report import EvalReport
 from pipeline.features.collect import collect_features
 from pipeline.harvest.harvest import harvest
@@ -18,6 +19,7 @@ from pipeline.terminal import commands
 from pipeline.terminal.screen import Screen
 from pipeline.whereabouts import name_from_here, place_of
 from tests.helpers.featured import SITES, World, config_of
+from tests.helpers.refusals import refused
 from tests.helpers.tiny import CTX_LEN, make_model, make_text
 
 
@@ -111,6 +113,22 @@ def test_the_model_trained_on_is_known_under_another_name(here):
     for name, n in (("./model", 0), (here / "model", 0), (other, 1)):
         notes = evaluated(here / "sae", model=name, text="text.txt").notes
         assert len([note for note in notes if "trained on activations of" in note]) == n, name
+        tuned = verbs.finetune(
+            here / "sae", model=str(name), text="text.txt", out=f"tuned{len([*here.iterdir()])}",
+            epochs=1, steps_per_epoch=1, ctx_len=CTX_LEN, heldout_contexts=2, device="cpu",
+        )  # fmt: skip
+        assert len([note for note in tuned.notes if "and is fine-tuned at" in note]) == n, name
+
+
+def test_a_model_that_was_moved_is_to_be_named(here):
+    (here / "model").rename(here / "moved")
+    own = "it is the one that sae was trained on; if it was moved, name it with `model`"
+    with refused(ModelError, f"model 'model' is neither .*: {own}"):
+        evaluated(here / "sae", text="text.txt")
+    with pytest.raises(ModelError) as told:
+        evaluated(here / "sae", text="text.txt", model="gone")
+    assert "was moved" not in str(told.value)
+    assert evaluated(here / "sae", text="text.txt", model="moved").model == "moved"
 
 
 def test_a_store_is_given_more_under_another_name_of_its_model(here):

@@ -36,7 +36,7 @@ CURVES = (
     ("fvu", "Unexplained variance", "share of the predicted latents' variance"),
     ("weights", "Weights above 0.1", "per output feature"),
     ("nonzero", "Weights that are not zero", "per output feature"),
-    ("loss", "Training loss", "reconstruction + sparsity"),
+    ("loss", "Training loss", "reconstruction, sparsity, AuxK"),
 )
 """Key in metrics.jsonl, title, label of the axis."""
 
