@@ -45,8 +45,8 @@ def test_a_writer_may_be_killed_at_any_moment(tmp_path, killed_after, request):
     rng = random.Random(0)
     path, spec = tmp_path / "s", make_spec()
     kills, n_rows, seconds = 0, 200, 0.03
-    allowed, met = set[int](), set[str]()
-    while kills < request.config.getoption("--kills"):
+    allowed, met, wanted = set[int](), set[str](), request.config.getoption("--kills")
+    while kills < wanted or (len(met) < 2 and kills < 20 * wanted):  # a busy machine kills late
         before, _ = peek(path), allowed.add(n_rows)
         killed = killed_after(rng.uniform(0, seconds), path, n_rows)
         kills += killed

@@ -236,7 +236,7 @@ def test_without_a_model_there_are_equations_and_a_word_about_the_rest(own):
 
 def test_a_model_that_cannot_be_had_leaves_a_note(own):
     nowhere = str(own / "no-model")
-    say_of_store(own, model=nowhere)
+    say_of_store(own, model=nowhere, model_at=None)
     found = read_connector(config_of(own))
     assert found.effects is None
     assert any("effects were not measured" in note and nowhere in note for note in found.notes)
