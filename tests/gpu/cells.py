@@ -77,6 +77,8 @@ class Sizes:
     shapes: tuple[tuple[int, int, int], ...]
     """d, F, B; the first ones are measured in more ways."""
     n_first: int
+    small: tuple[int, int, int]
+    """One of which only the kernels matter."""
     seconds: float
     """Of a timed cell."""
     copied: int
@@ -100,7 +102,7 @@ REAL = Sizes(
         (2048, 2**14, 4096), (2048, 2**14, 8192), (2048, 2**15, 8192), (2048, 2**17, 8192),
         (4096, 2**14, 4096), (4096, 2**14, 8192), (4096, 2**15, 4096), (4096, 2**17, 4096),
     ),
-    n_first=2, seconds=0.4, copied=2**30,
+    n_first=2, small=(512, 4096, 1024), seconds=0.4, copied=2**30,
     fed=(("topk", 2**15), ("topk", 2**17), ("relu", 2**15)), fed_rows=2**17, fed_steps=40,
     harvests=(
         ("1.4b", 128, 2**19), ("160m", 128, 2**20), ("6.9b", 128, 2**18), ("1.4b", 2048, 2**19),
@@ -109,9 +111,10 @@ REAL = Sizes(
     tuned="6.9b", evaluated="1.4b", eval_tokens=2**15, rows_of_model=8,
 )  # fmt: skip
 TOY = Sizes(
-    shapes=((32, 64, 64), (32, 128, 64)), n_first=1, seconds=0.001, copied=2**16,
-    fed=(("topk", 64),), fed_rows=2**11, fed_steps=3, harvests=(("toy", 128, 2**11),),
-    tuned="toy", evaluated="toy", eval_tokens=2**9, rows_of_model=2,
+    shapes=((32, 64, 64), (32, 128, 64)), n_first=1, small=(32, 64, 64), seconds=0.001,
+    copied=2**16, fed=(("topk", 64),), fed_rows=2**11, fed_steps=3,
+    harvests=(("toy", 128, 2**11),), tuned="toy", evaluated="toy", eval_tokens=2**9,
+    rows_of_model=2,
 )  # fmt: skip
 
 
@@ -216,13 +219,11 @@ CUBLAS = "cuBLAS without CUBLAS_WORKSPACE_CONFIG=:4096:8"
 
 def nondeterministic(bench: Bench) -> Told:
     """What torch says of the kernels of a step: which need not give the same bits twice."""
-    told: Told = {}
+    told, shape = Told(), bench.sizes.small
+    rows = bench.rows(shape[0], shape[2])
     with ExitStack() as files:
         for way in WAYS:
-            group = grouped(bench, files, way, bench.sizes.shapes[-1] if bench.device.type == "cpu"
-                            else (512, 4096, 1024), bf16=False)  # fmt: skip
-            d, B = group.members[0].run.provenance.d_in, group.members[0].run.config.batch_size
-            rows = bench.rows(d, B)
+            group = grouped(bench, files, way, shape, bf16=False)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 torch.use_deterministic_algorithms(True, warn_only=True)
@@ -304,35 +305,39 @@ def _copied(bench: Bench) -> float:
 
 def step_cell(bench: Bench, way: str, shape: tuple[int, int, int], *, bf16: bool) -> Told:
     """A step of ours beside its floor and a plain one."""
-    d, F, B = shape
-    device, most = bench.device, bench.sizes.seconds
+    (d, F, B), kind, width = shape, WAYS[way][0], 2 if bf16 else 4
     known = speeds(bench, shape, bf16=bf16)
-    rows = bench.rows(d, B)
-    with ExitStack() as files:
-        group = grouped(bench, files, way, shape, bf16=bf16)
-        step = partial(_advance, group, rows)
-        ours = seconds_of(step, device, seconds=most)
-        sparse, peak = group._sparse, bench.peak()
-        n_active = active_pairs(group, next(rows))
-    pairs = n_active if sparse else None
-    width = 2 if bf16 else 4
-    least = floor(B, d, F, pairs=pairs, width=width, rate=known["gemm_flops"],
-                  copy=known["copy_bytes"])  # fmt: skip
+    ours, sparse, active = _ours(bench, way, shape, bf16=bf16)
+    least = floor(
+        B, d, F, pairs=active if sparse else None, width=width, kind=kind,
+        rate=known["gemm_flops"], copy=known["copy_bytes"],
+    )  # fmt: skip
     told: Told = {
         "way": way, "d": d, "F": F, "B": B, "bf16": bf16, "sparse": sparse,
         "seconds": median(ours), "spread": [min(ours), max(ours)], "n_timed": len(ours),
-        "share_of_floor": least / median(ours), "peak_bytes": peak, "pairs": n_active,
+        "share_of_floor": least / median(ours), "peak_bytes": bench.peak(), "pairs": active,
         **known,
     }  # fmt: skip
     bench.free()
-    kind = WAYS[way][0]
     try:
         theirs = bench.once(
             ("plain", kind, shape, bf16), lambda: _plain(bench, kind, shape, bf16=bf16)
         )
-    except torch.OutOfMemoryError:
-        return told | {"plain": "out of memory"}
+    except Exception as error:  # what was measured of ours stays
+        return told | {"plain": f"{type(error).__name__}: {str(error)[:80]}"}
     return told | {"plain_seconds": theirs, "plain_by_ours": theirs / median(ours)}
+
+
+def _ours(
+    bench: Bench, way: str, shape: tuple[int, int, int], *, bf16: bool
+) -> tuple[list[float], bool, int]:
+    """Seconds of steps, whether they are of active pairs alone, and how many pairs are active."""
+    rows = bench.rows(shape[0], shape[2])
+    with ExitStack() as files:
+        group = grouped(bench, files, way, shape, bf16=bf16)
+        step = partial(_advance, group, rows)
+        took = seconds_of(step, bench.device, seconds=bench.sizes.seconds)
+        return took, group._sparse, active_pairs(group, next(rows))
 
 
 def _advance(group: Group, rows: Iterator[torch.Tensor]) -> None:
@@ -351,6 +356,33 @@ def _plain(bench: Bench, kind: str, shape: tuple[int, int, int], *, bf16: bool) 
     rows = bench.rows(d, B)
     step = plain.stepper(kind, d, F, device=bench.device, bf16=bf16)
     return median(seconds_of(lambda: step(next(rows)), bench.device, seconds=bench.sizes.seconds))
+
+
+def break_even_cell(bench: Bench) -> Told:
+    """Steps of the active pairs alone by the share that is active, and one of whole matrices.
+
+    Where the first ones are no longer faster is what `BREAK_EVEN` of `pipeline.sae.stack` guesses.
+    """
+    if kernels_for(bench.device) is None:
+        raise Skipped("there are no sparse kernels")
+    (d, F, B), seconds = bench.sizes.shapes[0], dict[str, float]()
+    rows = bench.rows(d, B)
+    for share in (*SHARES, None):
+        with ExitStack() as files:
+            group = make_group(
+                bench.store(d), bench.new("run"), files, d_sae=F, batch_size=B,
+                arch=ReluConfig(l0=F * (share or SHARES[0])), device=bench.device,
+                sparse="on" if share else "off",
+                precision="bf16" if bench.device.type == "cuda" else "fp32",
+                dead_window=str(NEVER), revive_after=str(NEVER),
+            )  # fmt: skip
+            step = partial(_advance, group, rows)
+            took = seconds_of(step, bench.device, seconds=bench.sizes.seconds)
+        seconds[f"{share:.2%}" if share else "whole"] = median(took)
+    return {"d": d, "F": F, "B": B, "seconds": seconds}
+
+
+SHARES = (0.0025, 0.005, 0.01, 0.02, 0.04)
 
 
 def peer_cell(bench: Bench, package: str, way: str, shape: tuple[int, int, int]) -> Told:
@@ -559,7 +591,7 @@ def _forward_seconds(
 
 def _text(bench: Bench) -> str:
     n = max(tokens for _, _, tokens in bench.sizes.harvests)
-    return write_text(bench.folder / "text.txt", n_tokens=n)
+    return write_text(bench.folder / "text.jsonl", n_tokens=n)
 
 
 # Large
@@ -575,7 +607,7 @@ def spliced_run(bench: Bench, model: str) -> tuple[Path, str]:
 
     def save() -> Path:
         sae = make_sae(d_in=shape["hidden_size"], expansion=4, arch=arch)
-        return save_sae(out, sae, model=folder, site=site, arch=arch)
+        return save_sae(out, sae, model=folder, site=site, arch=arch, ctx_len=CTX_LEN)
 
     bench.once(out, save)
     return out, bench.once("text", lambda: _text(bench))
@@ -630,6 +662,7 @@ def cells_of(sizes: Sizes) -> list[Cell]:
         for shape in first
     }
     cells += steps[first[0]]
+    cells += [Cell(name="break-even", table="break_even", limit=30, run=break_even_cell)]
     cells += [
         Cell(name=f"launches {way}", table="launches", limit=20, run=partial(launch_cell, way=way))
         for way in WAYS

@@ -38,6 +38,8 @@ from tests.helpers.stores import write_rows
 SITE, CTX_LEN, K, NEVER = "mlp_out.1", 128, 32, 10**9
 FEW_ROWS = 256
 """To which the biases of ReLU are fitted."""
+DOCUMENT = 512
+"""Words of a document."""
 STD = 0.02
 """Of a language model's matrices."""
 
@@ -183,9 +185,12 @@ def weights_drawn() -> Generator[None, None, None]:
 
 
 def write_text(path: Path, *, n_tokens: int) -> str:
-    """Words without a sense, as one document of at least so many tokens."""
+    """Documents of words without a sense, with at least so many tokens."""
     draw = random.Random(0)
     letters = "etaoinshrdlu"
     words = ["".join(draw.choices(letters, k=draw.randint(2, 8))) for _ in range(2000)]
-    path.write_text(" ".join(draw.choices(words, k=n_tokens)))
+    with path.open("w") as file:
+        for _ in range(-(-n_tokens // DOCUMENT)):
+            text = " ".join(draw.choices(words, k=DOCUMENT))
+            file.write(json.dumps({"text": text}) + "\n")
     return str(path)

@@ -23,12 +23,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+STARTED = time.monotonic()
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
@@ -107,10 +108,12 @@ def run(cells: Sequence[Cell], bench: Bench, lines: Lines, *, budget: float) -> 
 
 def about(device: torch.device, *, toy: bool) -> dict[str, Any]:
     """What was measured on, and when."""
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-        capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
+    commit = ""
+    with suppress(OSError):  # without git
+        commit = subprocess.run(
+            ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+            capture_output=True, text=True, check=False,
+        ).stdout.strip()  # fmt: skip
     try:
         triton = version("triton")
     except PackageNotFoundError:
@@ -137,8 +140,8 @@ def given_up(lines: Lines, *, after: float) -> threading.Timer:
     return timer
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and tell, or tell."""
+def main(arguments: Sequence[str] | None = None, *, spent: float = 0.0) -> None:
+    """Measure and tell, or tell; `spent` are seconds of the budget that imports took."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -155,16 +158,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device("cpu" if args.toy else "cuda")
     sizes = TOY if args.toy else REAL
     lines = Lines(args.out)
-    watch = given_up(lines, after=args.budget + GRACE)
+    budget = args.budget - spent
+    watch = given_up(lines, after=budget + GRACE)
     try:
         lines.write(about(device, toy=args.toy))
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(device=device, sizes=sizes, folder=Path(folder))
-            run(cells_of(sizes), bench, lines, budget=args.budget)
+            run(cells_of(sizes), bench, lines, budget=budget)
     finally:
         watch.cancel()
         print(tell(args.out))
 
 
 if __name__ == "__main__":
-    main()
+    main(spent=time.monotonic() - STARTED)

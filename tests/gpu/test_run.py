@@ -10,10 +10,11 @@ from pipeline.sae.kernels import kernels_for
 from tests.gpu import run as script
 from tests.gpu.cells import REAL, TOY, WAYS, Bench, Cell, Skipped, Told, cells_of
 from tests.gpu.roofline import floor, moved, operations
-from tests.gpu.told import Line, lines_of, tell
+from tests.gpu.told import TABLES, Line, lines_of, tell
 
 FEW = (
     "step batchtopk d32 F64 B64 bf16",
+    "break",
     "launches jumprelu",
     "fed topk",
     "harvest toy",
@@ -41,15 +42,16 @@ def test_some_cells_of_each_kind_run_at_toy_sizes(bench):
     lines = written(few, bench)
     assert [line["cell"] for line in lines] == [cell.name for cell in few]
     assert not [line for line in lines if "error" in line]
-    step, launches, fed, harvest, evaluated = lines
+    step, even, launches, fed, harvest, evaluated = lines
     assert step["seconds"] > 0
     assert step["plain_by_ours"] > 0
     assert step["sparse"] == (kernels_for(bench.device) is not None)
+    assert step["sparse"] == ("seconds" in even)
     assert launches["operators"] > 20
     assert fed["ratio"] > 0
     assert harvest["tokens"] == 2048
     assert evaluated["tokens"] > 500
-    assert tell(bench.folder / "lines.jsonl").count("\n## ") == 5
+    assert tell(bench.folder / "lines.jsonl").count("\n## ") == 6
 
 
 def test_a_line_is_written_before_the_next_cell_begins(bench):
@@ -150,18 +152,21 @@ def test_every_cell_has_a_name_and_a_table_of_its_own():
         assert len({*names}) == len(names)
         assert cells[0].name == "pytest -m gpu"
     tables = {cell.table for cell in cells_of(REAL)}
-    assert tables == {"right", "steps", "launches", "fed", "harvest", "large", "peers"}
+    assert tables == TABLES.keys()
     assert len(REAL.shapes) == len({*REAL.shapes}) == 12
     assert {*WAYS} >= {"topk", "batchtopk", "relu", "jumprelu"}
 
 
 def test_the_floor_counts_products_and_bytes():
     B, d, F = 8, 4, 16
-    assert operations(B, d, F, pairs=None) == 5 * 2 * B * F * d
-    assert operations(B, d, F, pairs=6) == 2 * B * F * d + 8 * 6 * d
-    assert moved(B, d, F, pairs=None, width=2) - moved(B, d, F, pairs=6, width=2) == (
-        13 * 2 * B * F - 20 * 6 * d
-    )
-    assert floor(B, d, F, pairs=None, width=4, rate=1e3, copy=1e9) == pytest.approx(
-        5.12 + (28 * 4 * F * d + 15 * 4 * B * F) / 1e9
-    )
+    assert operations(B, d, F, pairs=None, width=2) == 5 * 2 * B * F * d
+    assert operations(B, d, F, pairs=6, width=4) == 2 * B * F * d + 8 * 6 * d
+    assert operations(B, d, F, pairs=6, width=2) == 2 * B * F * d + 10 * 6 * d
+    whole = moved(B, d, F, pairs=None, width=2, kind="jumprelu")
+    assert whole == 130 * F * d + 28 * 2 * B * F
+    assert moved(B, d, F, pairs=None, width=4, kind="relu") == 112 * F * d + 15 * 4 * B * F
+    alone = moved(B, d, F, pairs=6, width=2, kind="relu")
+    assert alone == 110 * F * d + 2 * 2 * B * F + 28 * 6 * d
+    assert floor(
+        B, d, F, pairs=None, width=2, kind="jumprelu", rate=1e3, copy=1e6
+    ) == pytest.approx(5.12 + whole / 1e6)

@@ -92,6 +92,10 @@ TABLES: dict[str, tuple[str, dict[str, Callable[[Line], object]]]] = {
         "with TF32": _is("gemm_tf32_flops", "{:.1f}", 1e-12),
         "copy GB/s": _is("copy_bytes", "{:,.0f}", 1e-9), "peak GB": _GB,
     }),
+    "break_even": ("Active pairs alone, by their share, and whole matrices", {
+        **_SHAPE,
+        "ms": lambda x: ", ".join(f"{k}: {1e3 * s:.2f}" for k, s in x["seconds"].items()),
+    }),
     "launches": ("Launches and waits of a step", {
         "way": _is("way"), "operators": _is("operators"), "kernels": _is("kernels"),
         "copies": _is("copies"), "stream waits": _is("cudaStreamSynchronize"),
