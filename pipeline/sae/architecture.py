@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pipeline.config.architectures import ArchConfig, Penalised, Revived
 from pipeline.errors import ConfigError
 from pipeline.sae.active_pairs import Latents, Values
+from pipeline.sae.arriving import Arriving
 from pipeline.sae.dead import AuxK
 from pipeline.sae.select import Picked
 
@@ -41,6 +42,8 @@ class Problem:
     summed over rows, whether or not an architecture trains `b_enc`."""
     coefficient: Float[Tensor, " M"]
     """Of the sparsity penalty."""
+    watched: bool = False
+    """Whether the host will ask how much was active."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +62,9 @@ class Parts:
     """Rows in which each latent was active."""
     residual: Float[Tensor, "M B d"]
     """`x_hat - x`."""
+    density: Arriving | None = None
+    """Share of all pairs that were active, `[M]`, sent to the host before gradients are computed;
+    None where no one asked, or it was not sent."""
 
     @property
     def total(self) -> Float[Tensor, " M"]:
@@ -195,12 +201,24 @@ def require_l0(config: Penalised, *, d_in: int, d_sae: int) -> None:
 def reconstruct(latents: Latents, z: Values, problem: Problem) -> Parts:
     """What `z` makes of the rows; nothing else costs anything yet."""
     counts, sums = latents.counts(z), latents.by_latent(z)
+    density = sent(counts, n_rows=len(problem.x)) if problem.watched else None
     residual = residual_of(latents, z, problem)
     recon = mean_square(residual)
     zero = torch.zeros_like(recon)
     return Parts(
-        recon=recon, sparsity=zero, aux=zero.clone(), sums=sums, counts=counts, residual=residual
+        recon=recon,
+        sparsity=zero,
+        aux=zero.clone(),
+        sums=sums,
+        counts=counts,
+        residual=residual,
+        density=density,
     )
+
+
+def sent(counts: Float[Tensor, "M F"], *, n_rows: int) -> Arriving:
+    """The share of all pairs of each member that were active, on its way to the host."""
+    return Arriving(counts.sum(-1) / (n_rows * counts.shape[1]))
 
 
 def residual_of(latents: Latents, z: Values, problem: Problem) -> Float[Tensor, "M B d"]:

@@ -30,6 +30,8 @@ class SilentRows:
         self.silent: Int64[Tensor, "M F"] = torch.zeros(
             n_members, d_sae, dtype=torch.int64, device=device
         )
+        self._at_most = 0
+        """No latent has been silent for more rows."""
 
     @torch.no_grad()
     def update(self, counts: Real[Tensor, "M F"], *, n_rows: int) -> None:
@@ -38,10 +40,26 @@ class SilentRows:
         `n_rows` has what was excluded from it, if windows of silence are to be lengths of training.
         """
         self.silent.add_(n_rows).masked_fill_(counts > 0, 0)
+        self._at_most += n_rows
 
     def dead(self, window: int) -> Bool[Tensor, "M F"]:
         """Which latents have been silent for at least `window` rows."""
         return self.silent >= window
+
+    def any_dead(self, window: int) -> bool:
+        """Whether any latent is dead. The device is waited for only when one may be.
+
+        What it told before is remembered: a latent that had been silent for `n` rows at most cannot
+        be dead for another `window - n`.
+        """
+        if self._at_most >= window:
+            self._at_most = int(self.silent.max())
+        return self._at_most >= window
+
+    def restore(self, m: int, silent: Int64[Tensor, " F"]) -> None:
+        """Become, for a member, what was saved."""
+        self.silent[m].copy_(silent)
+        self._at_most = max(self._at_most, int(silent.max()))
 
     def forgive(self, which: Bool[Tensor, "M F"]) -> None:
         """Start these again from zero: they were given new weights."""

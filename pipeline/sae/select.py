@@ -45,8 +45,7 @@ class Picked:
         """The same pairs, latent after latent."""
         M, _, F = self.shape
         order = _in_order(self.col, n_values=M * F)
-        crow = torch.zeros(M * F + 1, dtype=torch.int32, device=self.col.device)
-        torch.cumsum(torch.bincount(self.col, minlength=M * F), 0, out=crow[1:])
+        crow = _starts(self.col, order, n_values=M * F)
         return Transposed(crow=crow, row=self.row.index_select(0, order), order=order)
 
     def values(self, pre: Float[Tensor, "M B F"]) -> Float[Tensor, " n"]:
@@ -102,8 +101,8 @@ def batch_top_k(
     """
     M, B, F = pre.shape
     found, smallest = list[Tensor](), list[Tensor]()
-    for m, (values, guess) in enumerate(zip(pre.flatten(1), hint.tolist(), strict=True)):
-        at = _largest_positive(values, n, guess)
+    for m, values in enumerate(pre.flatten(1)):
+        at = _largest_positive(values, n, hint[m])
         found.append(at + m * B * F)
         smallest.append(values.index_select(0, at).min() if len(at) else values.new_zeros(()))
     dtype = torch.promote_types(pre.dtype, torch.float32)
@@ -135,10 +134,12 @@ def _first_of_rows(
     return (rows - rows // B) * F
 
 
-def _true(mask: Bool[Tensor, " n"]) -> Int64[Tensor, " true"]:
-    """Where it is True, ascending."""
+def _true(mask: Bool[Tensor, " n"], *, count: int | None = None) -> Int64[Tensor, " true"]:
+    """Where it is True, ascending; a GPU is not waited for where the `count` of them is known."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    if count is not None and mask.device.type == "cuda":
+        return torch.nonzero_static(mask, size=count)[:, 0]
     return mask.nonzero()[:, 0]
 
 
@@ -161,6 +162,22 @@ def _in_order(x: Int32[Tensor, " n"], *, n_values: int) -> Int64[Tensor, " n"]:
     return torch.from_numpy(order)
 
 
+def _starts(
+    x: Int32[Tensor, " n"], order: Int64[Tensor, " n"], *, n_values: int
+) -> Int32[Tensor, " values_1"]:
+    """Where each of the numbers below `n_values` starts among these in order, and where they end.
+
+    Counting them is faster on a CPU; `bincount` on a GPU reads their largest and smallest first,
+    and waits for both.
+    """
+    starts = torch.zeros(n_values + 1, dtype=torch.int32, device=x.device)
+    if x.device.type == "cpu":
+        torch.cumsum(torch.bincount(x, minlength=n_values), 0, out=starts[1:])
+        return starts
+    every = torch.arange(n_values + 1, dtype=torch.int32, device=x.device)
+    return torch.searchsorted(x.index_select(0, order), every, out_int32=True)
+
+
 def _largest_of_rows(x: Float[Tensor, "rows F"], k: int) -> Int64[Tensor, "rows k"]:
     """Where the `k` largest of each row are, by way of the `k` groups with the largest maxima.
 
@@ -179,17 +196,30 @@ def _largest_of_rows(x: Float[Tensor, "rows F"], k: int) -> Int64[Tensor, "rows 
     return candidates.gather(1, best)
 
 
-def _largest_positive(x: Float[Tensor, " N"], n: int, guess: float) -> Int64[Tensor, " found"]:
-    """Where the `n` largest positive values are, ascending."""
-    bound = max(0.0, guess)
-    found = _true(x > bound)
-    if len(found) < n and bound > 0:
+def _largest_positive(
+    x: Float[Tensor, " N"], n: int, guess: Float[Tensor, ""]
+) -> Int64[Tensor, " found"]:
+    """Where the `n` largest positive values are, ascending.
+
+    A GPU is waited for once, to know how many lie above the guess; a second time where it was bad.
+    """
+    found = _true(x > torch.where(guess > 0, guess, 0.0))
+    if len(found) < n and bool(guess > 0):
         found = _true(x > 0)
     if len(found) <= n:
         return found
     values = x.index_select(0, found)
-    cut = values.kthvalue(len(found) - n + 1).values
-    kept = values > cut
-    equal = _true(values == cut)
-    kept[equal[: n - int(kept.sum())]] = True
-    return found.index_select(0, _true(kept))
+    cut = _nth_largest(values, n)
+    larger, equal = values > cut, values == cut
+    kept = larger | (equal & (equal.cumsum(0) <= n - larger.sum()))
+    return found.index_select(0, _true(kept, count=n))
+
+
+def _nth_largest(x: Float[Tensor, " N"], n: int) -> Float[Tensor, ""]:
+    """The value that `n - 1` others are not below.
+
+    `kthvalue` works with a single block of threads on a GPU, and says that it is not deterministic.
+    """
+    if x.device.type == "cpu":
+        return x.kthvalue(len(x) - n + 1).values
+    return x.sort().values[len(x) - n]

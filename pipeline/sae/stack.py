@@ -7,7 +7,7 @@ are active, of the active pairs alone. Both give the same numbers to float toler
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from pipeline.config.training import Switch
@@ -94,6 +94,7 @@ class Stack:
         coefficient: Float[Tensor, " M"],
         dead: Bool[Tensor, "M F"] | None = None,
         sparse: bool = False,
+        watched: bool = False,
     ) -> Parts:
         """The loss of a batch; its gradient is in `grads` until the next call.
 
@@ -102,12 +103,22 @@ class Stack:
             coefficient: Of each member's sparsity penalty.
             dead: Latents that AuxK revives.
             sparse: Compute the active pairs alone; only where there are kernels.
+            watched: Whether the host will ask how much was active.
         """
+        to_revive = self._places_of(dead)  # here a GPU is waited for: before it has work
         centred = x - self.params["b_dec"][:, None]
         pre = self._pre(centred)
-        revived = self._pre_of_dead(pre, dead)
+        # Before the pre-activations change in place.
+        revived = {
+            m: (at, pre[m][:, at].to(self.params["W_dec"].dtype)) for m, at in to_revive.items()
+        }
         problem = Problem(
-            x=x, centred=centred, params=self.params, grads=self.grads, coefficient=coefficient
+            x=x,
+            centred=centred,
+            params=self.params,
+            grads=self.grads,
+            coefficient=coefficient,
+            watched=watched,
         )
         parts = self.arch.learn(self._latents(pre, centred, sparse=sparse), problem)
         if self.arch.aux is not None:
@@ -154,15 +165,12 @@ class Stack:
         out = self._scratch.take("pre", shape, dtype=self.dtype, device=E.device)
         return product(centred.to(self.dtype), E.to(self.dtype).mT, base=b_enc, out=out)
 
-    def _pre_of_dead(
-        self, pre: Float[Tensor, "M B F"], dead: Bool[Tensor, "M F"] | None
-    ) -> dict[int, tuple[Tensor, Tensor]]:
-        """For members with dead latents to revive: which, and their pre-activations."""
+    def _places_of(self, dead: Bool[Tensor, "M F"] | None) -> dict[int, Int64[Tensor, " n"]]:
+        """The latents that AuxK revives, of members that have any."""
         if self.arch.aux is None or dead is None:
             return {}
         found = {m: dead[m].nonzero()[:, 0] for m in range(len(dead))}
-        dtype = self.params["W_dec"].dtype
-        return {m: (d, pre[m][:, d].to(dtype)) for m, d in found.items() if len(d)}
+        return {m: places for m, places in found.items() if len(places)}
 
     def _latents(
         self, pre: Float[Tensor, "M B F"], centred: Float[Tensor, "M B d"], *, sparse: bool

@@ -13,7 +13,7 @@ from pipeline.disk import writing
 from pipeline.runs.checkpoints import Checkpoint
 from pipeline.runs.curves import Curves, TrainReport, defined
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.architecture import Architecture, Parts, mean_square, measure
+from pipeline.sae.architecture import Architecture, Parts, mean_square, measure, sent
 from pipeline.sae.dead import Resampling, SilentRows, generator_of, resample_random, resample_worst
 from pipeline.sae.sae import SAE, fit, fold
 from pipeline.sae.stack import LOG, Stack, member_of, to_params, to_state, to_unit_norm_
@@ -187,7 +187,7 @@ class Group(MemberGroup[SAEMember]):
             for name, param in member.adam.params.items():
                 param.copy_(kept[name])
             member.restore(checkpoint)
-            self._silent.silent[m].copy_(state[SILENT])
+            self._silent.restore(m, state[SILENT])
             self._sparse = bool(state[SPARSE])
 
     def finish(self) -> None:
@@ -238,10 +238,15 @@ class Group(MemberGroup[SAEMember]):
     def _learn(self, x: Float[Tensor, "rows d"], used: Sequence[tuple[float, float]]) -> Parts:
         """One step of every member's weights."""
         stack, config = self._stack, self._config
-        coefficient = stack.params["b_enc"].new_tensor([c for c, _ in used])
+        like = stack.params["b_enc"]
+        coefficient = _numbers([c for c, _ in used], like=like)
         dead = self._silent.dead(self._revived_rows)
-        to_aux = dead if stack.arch.aux is not None and bool(dead.any()) else None
-        parts = stack.learn(x, coefficient=coefficient, dead=to_aux, sparse=self._sparse)
+        aux = stack.arch.aux is not None and self._silent.any_dead(self._revived_rows)
+        to_aux = dead if aux else None
+        watched = self._controlled or self._looks(self.step + 1)
+        parts = stack.learn(
+            x, coefficient=coefficient, dead=to_aux, sparse=self._sparse, watched=watched
+        )
         if config.project and stack.arch.unit_norm:
             stack.project()
         if config.clip:
@@ -249,9 +254,9 @@ class Group(MemberGroup[SAEMember]):
         for member, (_, lr) in zip(self.members, used, strict=True):
             member.adam.step(lr)
         if config.revive:
-            step = coefficient.new_tensor([[lr] for _, lr in used])
+            step = _numbers([lr for _, lr in used], like=like)[:, None]
             # What stays silent is helped at the full rate, though learning slows down.
-            full = coefficient.new_tensor([[m.run.config.peak_lr] for m in self.members])
+            full = _numbers([m.run.config.peak_lr for m in self.members], like=like)[:, None]
             step = torch.where(self._silent.dead(LONG * self._revived_rows), full, step)
             stack.arch.revive(
                 stack.params,
@@ -266,16 +271,23 @@ class Group(MemberGroup[SAEMember]):
     def _follow(self, parts: Parts, lrs: Sequence[float], *, n_rows: int) -> None:
         """Let what was active move counters, controllers and the choice of path."""
         self._silent.update(parts.counts, n_rows=self._config.rows_per_step)
-        controlled = any(member.controller is not None for member in self.members)
-        look = self.step % CHOOSE_EVERY == 0
-        if not controlled and not look:
+        look = self._looks(self.step)
+        if not self._controlled and not look:
             return
-        active = (parts.counts.sum(-1) / (n_rows * parts.counts.shape[1])).tolist()
+        active = (parts.density or sent(parts.counts, n_rows=n_rows)).tolist()
         for member, fraction, lr in zip(self.members, active, lrs, strict=True):
             if member.controller is not None:
                 member.controller.update(fraction, lr=lr)
         if look and self._config.sparse == "auto":
             self._sparse = self._stack.prefers_sparse(max(active), now=self._sparse)
+
+    @property
+    def _controlled(self) -> bool:
+        return any(member.controller is not None for member in self.members)
+
+    @staticmethod
+    def _looks(step: int) -> bool:
+        return step % CHOOSE_EVERY == 0
 
     def _resample(self) -> None:
         """Give dead latents new weights, where it is time to."""
@@ -320,6 +332,17 @@ class Group(MemberGroup[SAEMember]):
                 counts = {"n_dead": n_dead[m], "dead_over": over, "n_constant": n_constant[m]}
                 written.append(member.report(values | counts, sparse=self._sparse))
         return written
+
+
+def _numbers(values: Sequence[float], *, like: Tensor) -> Float[Tensor, " n"]:
+    """These on the device and in the dtype of another tensor.
+
+    Written there one by one: a copy from a list would let the host wait for the device.
+    """
+    numbers = like.new_empty(len(values))
+    for slot, value in zip(numbers.unbind(), values, strict=True):
+        slot.fill_(value)
+    return numbers
 
 
 @torch.no_grad()

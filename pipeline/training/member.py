@@ -120,10 +120,12 @@ class Member(Generic[RunT]):
             for step, loss in enumerate(losses, start=first):
                 if not abs(loss) < float("inf"):
                     raise self._diverged(step, f"the loss is {loss}")
-        parts = (
-            part for p in self.adam.params.values() for part in torch.atleast_1d(p).split(ROWS)
-        )
-        if not all(bool(part.isfinite().all()) for part in parts):
+        finite = [
+            part.isfinite().all()
+            for p in self.adam.params.values()
+            for part in torch.atleast_1d(p).split(ROWS)
+        ]
+        if not bool(torch.stack(finite).all()):  # a GPU is waited for once
             raise self._diverged(self.step, "a weight is not finite")
 
     def _diverged(self, step: int, what: str) -> DataError:

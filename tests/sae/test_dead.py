@@ -256,3 +256,26 @@ def test_a_resampled_latent_is_given_a_window_of_its_own():
     assert silent.silent.tolist() == [[0, 0, 10], [10, 10, 0]]
     silent.update(torch.zeros(2, 3), n_rows=5)
     assert silent.dead(15).tolist() == [[False, False, True], [True, True, False]]
+
+
+@given(seed=st.integers(0, 2**31 - 1), window=st.integers(1, 40))
+def test_that_any_is_dead_is_known_without_looking_at_every_step(seed: int, window: int):
+    rng = np.random.default_rng(seed)
+    silent = SilentRows(2, 3)
+    silent.restore(1, torch.tensor([0, int(rng.integers(0, 50)), 3]))
+    for _ in range(30):
+        assert silent.any_dead(window) == bool(silent.dead(window).any())
+        silent.update(torch.from_numpy(rng.random((2, 3)) < 0.3).int(), n_rows=5)
+        if rng.random() < 0.1:
+            silent.forgive(silent.dead(window))
+
+
+def test_a_device_is_asked_for_dead_latents_only_when_there_may_be_some(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "max", lambda x: asked.append(step) or x.amax())
+    silent = SilentRows(1, 2)
+    for step in range(60):
+        if step < 35:
+            assert not silent.any_dead(100)
+        silent.update(torch.tensor([[1, step % 10 == 0]]), n_rows=10)
+    assert asked == [10, 11, 21, 31]
