@@ -121,7 +121,7 @@ def harvest(
     ] = HarvestConfig.batch_size,
     device: OnDevice = HarvestConfig.device,
     precision: Annotated[
-        Precision, typer.Option(help="Branch, tag or commit of a model of the hub.")
+        Precision, typer.Option(help="Numbers that the model computes in.")
     ] = HarvestConfig.precision,
     dtype: Annotated[
         StoreDtype, typer.Option(help="Numbers as the store keeps them.")
@@ -254,7 +254,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Contexts a pass.")] = EvalConfig.batch_size,
     device: OnDevice = EvalConfig.device,
     precision: Annotated[
-        Precision, typer.Option(help="Branch, tag or commit of a model of the hub.")
+        Precision, typer.Option(help="Numbers that the model computes in.")
     ] = EvalConfig.precision,
     config: ConfigFile = None,
     json: JsonOut = None,
@@ -372,7 +372,7 @@ def finetune(
     ] = FinetuneConfig.seed,
     device: OnDevice = FinetuneConfig.device,
     precision: Annotated[
-        Precision, typer.Option(help="Branch, tag or commit of a model of the hub.")
+        Precision, typer.Option(help="Numbers that the model computes in.")
     ] = FinetuneConfig.precision,
     config: ConfigFile = None,
     json: JsonOut = None,

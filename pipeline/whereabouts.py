@@ -13,9 +13,8 @@ def place_of(name: str) -> Path | None:
     """
     if not name or name.partition(":")[0].partition("@")[0] == _EMBEDDED:
         return None
-    path = Path(name).expanduser()
-    there = path.exists() or ("@" in name and Path(name.rpartition("@")[0]).expanduser().exists())
-    return Path(os.path.abspath(path)) if there else None  # noqa: PTH100 - links stay as they are
+    there = _exists(name) or ("@" in name and _exists(name.rpartition("@")[0]))
+    return Path(os.path.abspath(_home(name))) if there else None  # noqa: PTH100 - links stay
 
 
 def name_from_here(name: str, at: Path | None) -> str:
@@ -26,3 +25,12 @@ def name_from_here(name: str, at: Path | None) -> str:
     if not name or at is None or place_of(name) is not None or place_of(str(at)) is None:
         return name
     return os.path.relpath(at)
+
+
+def _exists(name: str) -> bool:
+    """A name may be anything: nobody's home, too long, in a folder that cannot be read."""
+    return os.path.exists(_home(name))  # noqa: PTH110 - it never raises
+
+
+def _home(name: str) -> str:
+    return os.path.expanduser(name)  # noqa: PTH111 - it never raises

@@ -54,7 +54,8 @@ def test_a_name_that_leads_nowhere_is_that_of_the_place(tmp_path, monkeypatch):
     at = place_of("model")
     assert at == tmp_path / "a/model" == place_of("./model")
     assert place_of("model@test") == tmp_path / "a/model@test"
-    assert all(place_of(name) is None for name in ("", "org/name", "builtin:arithmetic@heldout"))
+    nowhere = ("", "org/name", "builtin:arithmetic@heldout", "~nobody/x", "a" * 5000, "a\0b", "@")
+    assert all(place_of(name) is None for name in nowhere)
     assert name_from_here("model", at) == name_from_here("model", None) == "model"
     (tmp_path / "b").mkdir()
     monkeypatch.chdir(tmp_path / "b")
