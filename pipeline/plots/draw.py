@@ -1,16 +1,18 @@
 """Everything about some runs that can be drawn, into their folders, from what lies there."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.disk import require_run_writable
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.finetune.run import is_finetuned
 from pipeline.plots.finetune import save_finetune_figures
 from pipeline.plots.training import save_curves, save_sweep_figure
-from pipeline.runs.belongs import RUN
+from pipeline.runs.belongs import RUN, told_by
 from pipeline.runs.curves import METRICS
-from pipeline.runs.kinds import by_kind, kind_of
+from pipeline.runs.folder import require_own
+from pipeline.runs.kinds import RunKind, by_kind, kind_of
 from pipeline.runs.names import beside
 from pipeline.runs.sweep import SWEEP, members_of
 
@@ -29,20 +31,26 @@ def draw(paths: Sequence[Path]) -> tuple[Path, ...]:
         ConfigError: there is nothing to draw yet, or a folder may only be read.
         CheckpointError: a folder is not a run, or a file of it is damaged.
     """
-    runs, files = list[Path](), list[Path]()
+    runs, sweeps, files = list[Path](), dict[Path, dict[str, Path]](), list[Path]()
     for path in paths:
-        if not (path / SWEEP).exists():
+        if (path / SWEEP).exists():
+            members = {name: path / name for name in members_of(path)}
+            sweeps[path] = {name: run for name, run in members.items() if _has_curves(run)}
+            runs += sweeps[path].values()
+        else:
             runs.append(path)
-            continue
-        members = {name: path / name for name in members_of(path)}
-        members = {name: run for name, run in members.items() if _has_curves(run)}
-        runs += members.values()
-        if members:
-            files += save_sweep_figure(members, path)
-    for run in runs:
+    for run in runs:  # nothing is drawn before all can be
         require_run_writable(run, what="figures")
-        files += _of_training(run)
-    files += _of_evaluations(runs)
+        _require_own_curves(run)
+    reports = _evaluations(runs)
+    for path, members in sweeps.items():
+        files += save_sweep_figure(members, path) if members else ()
+    for run in runs:
+        files += save_finetune_figures(run) if is_finetuned(run) else _curves(run)
+    for kind, its in reports.items():
+        for report in its:
+            files += kind.eval_figures(report)
+        files += kind.comparison(its, beside(runs)) if len(its) > 1 else ()
     if not files:
         raise ConfigError(f"{paths[0]} has nothing to draw yet: no line of its curves is written")
     return tuple(files)
@@ -53,20 +61,22 @@ def _has_curves(run: Path) -> bool:
     return curves.exists() and curves.stat().st_size > 0
 
 
-def _of_training(run: Path) -> Iterator[Path]:
-    if is_finetuned(run):
-        yield from save_finetune_figures(run)
-    elif _has_curves(run):
-        yield from save_curves(run)
-    elif not (run / RUN).exists():
-        raise CheckpointError(f"{run} is not a run: type saepipe plot RUN, a training's --out")
+def _require_own_curves(run: Path) -> None:
+    """Raise CheckpointError where there is no run, or one that has ended without its curves."""
+    if not (told := told_by(run)):
+        damaged = (run / RUN).exists()
+        why = f"{RUN} is damaged" if damaged else "type saepipe plot RUN, a training's --out"
+        raise CheckpointError(f"{run} is not a run: {why}")
+    if told.get("sha256"):
+        require_own(run / METRICS, str(told.get("curves_sha256", "")))
 
 
-def _of_evaluations(runs: Sequence[Path]) -> Iterator[Path]:
-    evaluated = [run for run in runs if kind_of(run).evaluation(run) is not None]
-    for kind, its in by_kind(evaluated).items():
-        reports = [kind.evaluation(run) for run in its]
-        for report in reports:
-            yield from kind.eval_figures(report)
-        if len(reports) > 1:
-            yield from kind.comparison(reports, beside(runs))
+def _curves(run: Path) -> tuple[Path, ...]:
+    return save_curves(run) if _has_curves(run) else ()
+
+
+def _evaluations(runs: Sequence[Path]) -> dict[RunKind, list[Any]]:
+    """The reports that runs have, by their kind."""
+    found = {run: kind_of(run).evaluation(run) for run in runs}
+    by = by_kind([run for run, report in found.items() if report is not None])
+    return {kind: [found[run] for run in its] for kind, its in by.items()}

@@ -231,7 +231,10 @@ def _changes(lines: Sequence[Mapping[str, float]], key: str) -> bool:
 
 
 def _read_lines(metrics: Path) -> list[dict[str, float]]:
-    lines = [{key: float(value) for key, value in line.items()} for line in read_curves(metrics)]
+    try:
+        lines = [{key: float(x) for key, x in line.items()} for line in read_curves(metrics)]
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{metrics} is damaged: {error}") from error
     if not any(line.keys() & {key for key, *_ in CURVES} for line in lines):
         raise CheckpointError(f"{metrics} holds no line of a training run's metrics")
     return lines

@@ -33,13 +33,14 @@ DAMAGES = (
     "absent", "empty", "folder", "forbidden", "truncated", "noise", "list", "dict", "version",
     "loop",
 )  # fmt: skip
-KEEPS = ("features", "report", "store repair")
+KEEPS = ("features", "report", "plot", "store repair")
 """Commands that may refuse in the middle: what they found or put back by then stays."""
 LEGITIMATE = (
     r"model/tokenizer_config.json (absent|dict)",  # another model, as good as the one before
     r"model/config.json version",  # of transformers
     r"text.jsonl truncated",  # behind what is read of it
     r".*\.toml empty",  # other settings
+    r"other/eval.json absent",  # it was not evaluated
     r".*/journal.jsonl (empty|truncated)",  # as a kill leaves it
     r"--lr is '9+'",  # diverges, and the run stays to say so
 )

@@ -45,7 +45,7 @@ COMMANDS: dict[str, str] = {
     "features": "features other --device cpu",
     "features connector": "features connector --device cpu",
     "report": "report sae other --out page.html",
-    "plot": "plot sae",
+    "plot": "plot other",
     "finetune": STEPS["tuned"].replace("--out tuned", "--out new"),
     "mnist": "mnist --images images --out new --device cpu --config mnist.toml",
     "store info": "store info acts.actstore",

@@ -79,9 +79,28 @@ def test_what_cannot_be_drawn_says_why(tmp_path):
             draw([path])
     with refused(ConfigError, "there is no run to draw"):
         plot([])
+    (empty / "run.json").write_text("{")
+    with refused(CheckpointError, "empty is not a run: run.json is damaged"):
+        draw([empty])
+    (empty / "run.json").unlink()
     SweepDocument(members=("a",)).write(empty)
     with refused(ConfigError, "nothing to draw yet"):
         draw([empty])
     with refused(CheckpointError, "damaged"):
         (empty / "sweep.json").write_text("{")
         draw([empty])
+
+
+@pytest.mark.parametrize("file", ["eval.json", "metrics.jsonl", "gone"])
+def test_nothing_is_drawn_before_all_can_be(tmp_path, file):
+    whole, run = (make_run(tmp_path / name, evaluated=True) for name in ("a", "b"))
+    told = json.loads((run / "run.json").read_text()) | {"curves_sha256": "f" * 64}
+    if file == "gone":
+        (run / "run.json").write_text(json.dumps(told))  # its curves are others now
+    else:
+        (run / file).write_text('{"l0": {}}\n')
+    with pytest.raises(CheckpointError) as said:
+        draw([whole, run])
+    assert "\n" not in str(said.value)
+    assert file != "metrics.jsonl" or "metrics.jsonl is damaged" in str(said.value)
+    assert file == "metrics.jsonl" or not [*whole.glob("*.png")]
