@@ -153,9 +153,12 @@ def test_an_evaluation_on_another_text_is_kept_beside_the_new_one(here, capsys):
     assert told == {
         "eval.json": ("b.txt", 4), "eval-1.json": ("text.txt", 5), "eval-2.json": ("b.txt", 5),
     }  # fmt: skip
+    for text in (first, then, first):  # what is kept already is not kept again
+        evaluated(run, text=text, tokens=5 * CTX_LEN)
+    assert len([*run.glob("eval*")]) == 4
     (run / "eval.json").write_text("{")
     evaluated(run, text="text.txt")
-    assert len([*run.glob("eval*")]) == 3, "what cannot be read is replaced"
+    assert len([*run.glob("eval*")]) == 4, "what cannot be read is replaced"
 
 
 def test_features_of_a_store_that_was_given_a_site_say_nothing_of_that(here):

@@ -253,7 +253,7 @@ def nearest(got: object, known: Iterable[str], *, called: Mapping[str, str] | No
         called: What each is to be called; None means by itself.
     """
     names = list(known)
-    if (ours := ELSEWHERE.get(str(got))) in names:
+    if (ours := OTHER_TOOLS.get(str(got))) in names:
         return f": it is {called[ours] if called else ours!r} here{_HOW.get(str(ours), '')}"
     if hint := meant(got, names, called=called):
         return hint
@@ -273,14 +273,14 @@ def meant(got: object, known: Iterable[str], *, called: Mapping[str, str] | None
     return f": did you mean {' or '.join(told)}?" if told else ""
 
 
-ELSEWHERE = {
+OTHER_TOOLS = {
     **dict.fromkeys(("d_sae", "dict_size", "n_latents", "latents", "width"), "expansion"),
     **dict.fromkeys(("l1_coefficient", "l1_penalty", "sparsity_penalty"), "l1"),
     **dict.fromkeys(("learning_rate",), "lr"),
     **dict.fromkeys(("train_batch_size_tokens", "train_batch_size"), "batch_size"),
     **dict.fromkeys(("training_tokens", "n_tokens"), "tokens"),
     **dict.fromkeys(("lr_warm_up_steps", "warmup_steps"), "lr_warmup"),
-    **dict.fromkeys(("lr_decay_steps", "decay_start"), "lr_decay"),
+    **dict.fromkeys(("lr_decay_steps",), "lr_decay"),
 }
 """What SAELens and dictionary_learning call a setting, and what it is called here."""
 _HOW = {"expansion": ": latents per input, so that latents = expansion x width"}

@@ -42,7 +42,7 @@ class HarvestConfig:
     batch_size: int | None = None
     """Contexts per forward pass; None lets the device decide."""
     device: Device = "auto"
-    """Of all that is computed; auto is cuda, mps or cpu, as there is."""
+    """That computes; auto takes cuda, else mps, else cpu."""
     precision: Precision = "auto"
     """Of the model's weights and arithmetic; auto is fp32 on a CPU, bf16 on a GPU that has it."""
     dtype: StoreDtype = "bf16"
@@ -86,7 +86,7 @@ class EvalConfig:
     """Of the resampling."""
     batch_size: int = 8
     device: Device = "auto"
-    """Of all that is computed; auto is cuda, mps or cpu, as there is."""
+    """That computes; auto takes cuda, else mps, else cpu."""
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class FeaturesConfig:
     seed: int = 0
     """Of what is drawn."""
     device: Device = "auto"
-    """Of all that is computed; auto is cuda, mps or cpu, as there is."""
+    """That computes; auto takes cuda, else mps, else cpu."""
 
     def __post_init__(self) -> None:
         require_positive(self, "tokens", "n_top", "n_spread", "n_values")
@@ -142,7 +142,7 @@ class ReportConfig:
     tokens: Count = 100_000
     """Of that text."""
     device: Device = "auto"
-    """Of all that is computed; auto is cuda, mps or cpu, as there is."""
+    """That computes; auto takes cuda, else mps, else cpu."""
 
     def __post_init__(self) -> None:
         require_positive(self, "n_features", "tokens")
@@ -161,13 +161,13 @@ class FinetuneConfig:
     site: str | None = None
     """Another site to transplant the SAE to; None means its own."""
     lr: float = 1e-3
-    """Of AdamW."""
+    """Learning rate of AdamW."""
     weight_decay: float = 1e-2
-    """Of AdamW, towards scales and biases of zero."""
+    """Of AdamW; it pulls scales and biases towards zero."""
     batch_size: int = 8
     """Contexts per step."""
     epochs: int = 10
-    """Times that it learns from the same contexts."""
+    """Passes over the contexts to learn from."""
     steps_per_epoch: int = 200
     """As many contexts are read as these take; of a short text fewer."""
     ctx_len: int = 128
@@ -175,9 +175,9 @@ class FinetuneConfig:
     heldout_contexts: int = 64
     """Contexts kept apart to measure the loss before and after."""
     seed: int = 0
-    """Of the order of contexts."""
+    """Random seed of the order of contexts."""
     device: Device = "auto"
-    """Of all that is computed; auto is cuda, mps or cpu, as there is."""
+    """That computes; auto takes cuda, else mps, else cpu."""
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:

@@ -68,7 +68,7 @@ class LoopConfig:
     """The sparsity penalty rises linearly for so long."""
 
     device: Device = "auto"
-    """Of all that is computed; auto is cuda, mps or cpu, as there is."""
+    """That computes; auto takes cuda, else mps, else cpu."""
     precision: Precision = "auto"
     """Of the large products; weights stay fp32. auto is fp32 on a CPU, bf16 on a GPU that has it.
     """
@@ -190,7 +190,7 @@ class ConnectConfig(LoopConfig):
 
     batch_size: Count = 1024
     lr: float = 1e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     clip: float = 0.0
     """As above; a shorter gradient would make the penalty, which is no part of it, count for more.
     """

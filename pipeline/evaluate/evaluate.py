@@ -84,7 +84,7 @@ def notes_on(
     return tuple(notes)
 
 
-L0_MOVED = 0.05
+L0_MOVED = 0.01
 FEW_TOKENS, FEW_CONTEXTS, FEW_DEAD = 100_000, 30, 10
 """Below these, numbers that rest on them say so."""
 

@@ -223,21 +223,24 @@ def replaces(was: tuple[int, str], now: tuple[int, str]) -> bool:
     return was[0] > 0 and (now[0] < was[0] or now[1] != was[1])
 
 
-def aside(path: Path) -> Path:
-    """The first name beside a report that is free: `eval-1.json`, then `eval-2.json`, ..."""
-    names = (path.with_stem(f"{path.stem}-{i}") for i in count(1))
-    return next(name for name in names if not name.exists())
-
-
 def _set_aside(path: Path, report: object) -> None:
-    """Keep what a report would replace on more tokens, or on another text."""
+    """Keep what a report would replace on more tokens, or on another text, as `eval-1.json`, ...
+
+    Of one text and length the last alone is kept.
+    """
+    was = _told_on(path)
+    if replaces(was, measured_on(report)):
+        names = (path.with_stem(f"{path.stem}-{i}") for i in count(1))
+        path.rename(next(name for name in names if not name.exists() or _told_on(name) == was))
+
+
+def _told_on(path: Path) -> tuple[int, str]:
+    """What the report in a file is on; nothing where there is none that can be read."""
     try:
         told = json.loads(path.read_bytes())
-        was = int(told["n_tokens"]), str(told["text"])
+        return int(told["n_tokens"]), str(told["text"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return  # there is none, or none that can be read
-    if replaces(was, measured_on(report)):
-        path.rename(aside(path))
+        return 0, ""
 
 
 def kept(run: Path, name: str, kind: type[Report]) -> Report | None:

@@ -41,7 +41,7 @@ class MnistConfig:
     """Few: SAEs that learn for longer reconstruct better, by features that take more weights to
     connect."""
     sae_lr: float = 1e-3
-    """Of the SAEs."""
+    """Learning rate of the SAEs."""
 
     connect_l1: tuple[float, ...] = (0.003, 0.005, 0.01, 0.02)
     """Of the connectors, one of each a value, in units of both layers' root mean squares."""
@@ -50,14 +50,14 @@ class MnistConfig:
     connect_epochs: int = 30
     """Passes over the images while the connectors learn; their weights are kept after each."""
     connect_lr: float = 3e-3
-    """Of the connectors."""
+    """Learning rate of the connectors."""
     threshold: float = 0.1
     """Weights whose size is above it are counted, as S2 does; the others are then cut."""
 
     seed: int = 0
-    """Of all that is drawn."""
+    """Random seed."""
     device: Device = "auto"
-    """Of all that is computed; auto is cuda, mps or cpu, as there is."""
+    """That computes; auto takes cuda, else mps, else cpu."""
 
     def __post_init__(self) -> None:
         require_positive(

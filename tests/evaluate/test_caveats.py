@@ -27,7 +27,7 @@ def said(
 
 
 def test_what_rests_on_enough_needs_no_word():
-    assert said() == said(l0_trained=None) == said(l0=33.5) == said(n_tokens=1_000) == []
+    assert said() == said(l0_trained=None) == said(l0=32.3) == said(n_tokens=1_000) == []
     assert said(n_dead=10) == []
     assert said(l0=0.0) == [
         "L0 is 0.0 on this text, 100% fewer than the 32.0 that it was fitted to"
