@@ -314,7 +314,8 @@ def link(found: Path, out: Path) -> None:
     try:
         out.symlink_to(target, target_is_directory=True)
     except FileExistsError:
-        raise ConfigError(f"{out} is there already: choose another --out") from None
+        if not (out.is_symlink() and out.resolve() == found.resolve()):  # typed twice at once
+            raise ConfigError(f"{out} is there already: choose another --out") from None
     except OSError as error:
         raise ConfigError(
             f"{out} cannot be made a link ({error.strerror}): use the store itself, --out {found}"

@@ -55,7 +55,7 @@ RATIOS = (
 def print_ratios(told: Mapping[str, Sequence[float]]) -> None:
     print("\n| what | measured | goal |\n|---|---|---|")
     for words, cell, others, goal in RATIOS:
-        if not set(others) <= told.keys():
+        if not {cell, *others} <= told.keys():
             continue
         best = max((told[other] for other in others), key=statistics.median, default=None)
         found = told[cell] if best is None else ratios(told[cell], best)
