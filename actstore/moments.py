@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
-BLOCK = 2**19  # values that are looked at together: their float64 stay in the cache
+BLOCK = 2**16  # values that are looked at together: their float64 stay in the cache
 # Where mean^2 / variance is beyond this, sums of squares lose too many digits of the variance.
 FAR_FROM_ZERO = 2.0**10
 

@@ -5,12 +5,11 @@ and take their place only if every array of the shard comes out as the summary s
 """
 
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from os import cpu_count
 from pathlib import Path
 
+from actstore.encoding import ThreadEncoder, n_cores
 from actstore.errors import NonFiniteError, StoreError
 from actstore.files import readable_json, write_many, writing
 from actstore.ledger import JOURNAL, MOMENTS, Entry
@@ -84,8 +83,8 @@ class Repair:
         shard.check(self.spec)
         with disk_errors_told(self.path), ExitStack() as stack:
             try:
-                with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
-                    written = write_files(shard, self.spec, self._place, pool)
+                with closing(ThreadEncoder(min(8, n_cores()))) as encoder:
+                    written = write_files(shard, self.spec, self._place, encoder)
             except NonFiniteError as error:
                 raise self._other(shard, [error.site]) from error
             stack.callback(written.close)

@@ -11,7 +11,7 @@ more than a process has.
 import mmap
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -54,7 +54,7 @@ class Tally:
 
 
 def shard_parts(
-    chunks: Iterable[list[Parts]], *, slots: int, tally: Tally
+    chunks: Iterable[Sequence[Parts]], *, slots: int, tally: Tally
 ) -> Iterator[list[bytes | memoryview]]:
     """The bytes of a shard: encoded chunks as they come, then an index of `slots` entries."""
     index = np.full((slots, 2), ABSENT, "<u8")

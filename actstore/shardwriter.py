@@ -1,28 +1,24 @@
 """From one finished shard in memory to its files, not yet committed."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped
 
-from actstore.codec import encode, kept_bits, rounded
+from actstore.encoding import Encoded, Encoder
 from actstore.errors import NonFiniteError, StoreError
 from actstore.files import make_folder, partial_of, sync_file, sync_folder, write_all
 from actstore.layout import row_permutation
 from actstore.manifest import CONTEXT_TOKENS, StoreSpec
 from actstore.metadata import codec_of, shard_and_chunk
 from actstore.moments import Moments, as_float
-from actstore.shardfile import Parts, Tally, padded, shard_parts
+from actstore.shardfile import Parts, Tally, shard_parts
 
 Rows = Shaped[np.ndarray, "rows width"]
-Values = Shaped[np.ndarray, "n ..."]
-Encoded = tuple[list[Parts], Moments | None]
-
-JOB_CHUNKS = 8  # that a thread encodes at a time: each turn of the interpreter delays the caller's
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,51 +105,32 @@ class Written:
 
 
 def write_files(
-    shard: Shard, spec: StoreSpec, place: Callable[[str, int], Path], pool: ThreadPoolExecutor
+    shard: Shard, spec: StoreSpec, place: Callable[[str, int], Path], encoder: Encoder
 ) -> Written:
-    """Encode a shard in `pool` and write its files under the temporary names of their `place`.
+    """Encode a shard and write its files under the temporary names of their `place`.
 
     Raises:
         NonFiniteError: If a value is NaN or infinite.
         OSError: If the disk is full or fails. Nothing is left behind in either case.
     """
     values = {**shard.columns(spec), **shard.acts}
-    jobs = {
-        name: _submit(pool, values[name], codec_of(spec, name), shard_and_chunk(spec, name)[1])
-        for name in spec.arrays
-    }
     written = Written(shard=shard)
-    try:
-        for name, pieces in jobs.items():
-            rows, chunk = shard_and_chunk(spec, name)
-            encoded = (piece.result() for piece in pieces)
-            _write_file(written, name, place(name, shard.index), encoded, slots=rows // chunk)
-        _require_finite(written, spec)
-    except BaseException:
-        for pieces in jobs.values():
-            for piece in pieces:
-                piece.cancel()
-        written.close()
-        raise
+    with ExitStack() as stack:
+        pieces: dict[str, Generator[Encoded]] = {}
+        for name in spec.arrays:
+            codec, (_, chunk) = codec_of(spec, name), shard_and_chunk(spec, name)
+            encoded = encoder.encode(values[name], codec=codec, chunk=chunk)
+            pieces[name] = stack.enter_context(closing(encoded))
+        try:
+            for name, encoded in pieces.items():
+                rows, chunk = shard_and_chunk(spec, name)
+                path = place(name, shard.index)
+                _write_file(written, name, path, encoded, slots=rows // chunk)
+            _require_finite(written, spec)
+        except BaseException:
+            written.close()
+            raise
     return written
-
-
-def _submit(
-    pool: ThreadPoolExecutor, values: Values, codec: str, chunk: int
-) -> list[Future[Encoded]]:
-    starts = range(0, len(values), JOB_CHUNKS * chunk)
-    return [pool.submit(_encode, values[i : i + JOB_CHUNKS * chunk], codec, chunk) for i in starts]
-
-
-def _encode(rows: Values, codec: str, chunk: int) -> Encoded:
-    """Chunks encoded, and their moments if they are of activations."""
-    moments, stored = None, rows
-    if rows.ndim == 2 and rows.dtype != np.int32:
-        keep = kept_bits(codec)
-        stored = rows if keep is None else rounded(rows, keep=keep)
-        moments = Moments.of(stored, before=None if keep is None else rows)
-    parts = [stored[i : i + chunk] for i in range(0, len(stored), chunk)]
-    return [encode(padded(part, chunk), codec) for part in parts], moments
 
 
 def _write_file(
@@ -170,11 +147,10 @@ def _write_file(
     tally = written.tallies[name] = Tally()
     moments = written.moments[name] = []
 
-    def encoded() -> Iterator[list[Parts]]:
-        for chunks, of_chunks in pieces:
-            if of_chunks is not None:
-                moments.append(of_chunks)
-            yield chunks
+    def encoded() -> Iterator[Sequence[Parts]]:
+        for some in pieces:
+            moments.extend(some.moments)
+            yield some.chunks
 
     for parts in shard_parts(encoded(), slots=slots, tally=tally):
         write_all(fd, parts)

@@ -1,21 +1,23 @@
 """Write a store: whole shards, encoded by threads beside the caller, each committed or absent."""
 
+import math
 import threading
 from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from os import cpu_count
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped
 
 from actstore.codec import kept_bits
+from actstore.encoding import Encoder, encoder_for, n_cores
 from actstore.errors import StoreError
 from actstore.files import make_folder, writing
 from actstore.layout import row_permutation
 from actstore.ledger import Ledger, Twin
 from actstore.manifest import CONTEXT_TOKENS, Manifest, StoreSpec
+from actstore.metadata import dtype_of, shape_of, shard_and_chunk
 from actstore.moments import as_float
 from actstore.settle import open_ledger, refuse_foreign
 from actstore.shardwriter import Shard, Written, write_files
@@ -40,7 +42,7 @@ class Conveyor:
         self._unplaced = threading.Semaphore(2)
         # Entered innermost last: what encodes must stop before what it feeds.
         self._placing = stack.enter_context(ThreadPoolExecutor(1, "actstore-commit"))
-        self._pool = stack.enter_context(ThreadPoolExecutor(threads, "actstore-encode"))
+        self._encoder = stack.enter_context(closing(_encoder_of(ledger, threads)))
         self._encoding = stack.enter_context(ThreadPoolExecutor(1, "actstore-write"))
 
     def put(self, shard: Shard) -> None:
@@ -70,7 +72,7 @@ class Conveyor:
                 ledger = self._ledger
                 if shard.index < ledger.n_kept:
                     _require_same_start(shard, ledger)
-                written = write_files(shard, ledger.spec, ledger.place, self._pool)
+                written = write_files(shard, ledger.spec, ledger.place, self._encoder)
                 self._unplaced.acquire()
                 self._placing.submit(self._commit, written)
         except (OSError, StoreError) as error:
@@ -98,6 +100,20 @@ class Conveyor:
             self._failure = (
                 error if isinstance(error, StoreError) else failed(self._ledger.path, error)
             )
+
+
+def _encoder_of(ledger: Ledger, threads: int) -> Encoder:
+    spec = ledger.spec
+    row_bytes = {site.name: site.width * spec.storage.itemsize for site in spec.sites}
+    largest = max(
+        math.prod(shape[1:]) * dtype_of(spec, name).itemsize * shard_and_chunk(spec, name)[1]
+        for name in spec.arrays
+        for shape in [shape_of(spec, name, n_rows=ledger.layout.n_rows)]
+    )
+    n_rows = ledger.layout.n_rows - ledger.n_rows
+    return encoder_for(
+        n_bytes=n_rows * sum(row_bytes.values()), chunk_bytes=largest, threads=threads
+    )
 
 
 def _require_same_start(shard: Shard, ledger: Ledger) -> None:
@@ -260,7 +276,7 @@ class ActWriter:
             spec: What it shall be; what is there must be the same.
             n_rows: Rows it shall hold, rounded up to whole contexts. If it holds them already there
                 is nothing to write: `next_shard` equals `n_shards`.
-            threads: Of compression; None means one less than there are cores, from 1 to 8.
+            threads: Of compression; None means as many as there are cores, 8 at most.
             queue: Shards held in memory before `write_shard` blocks.
             beside: A complete store whose tokens every shard must have.
 
@@ -278,7 +294,8 @@ class ActWriter:
                 make_folder(path)
                 stack.enter_context(writing(path))
                 ledger = open_ledger(path, spec, n_rows=n_rows, beside=beside)
-            threads = threads or min(8, max(1, (cpu_count() or 1) - 1))
+            # With one less, all threads of a product wait for the one whose core is shared.
+            threads = threads or min(8, n_cores())
             conveyor = None
             if not ledger.complete:
                 conveyor = Conveyor(ledger, stack, threads=threads, queue=queue)

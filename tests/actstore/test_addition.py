@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numcodecs.blosc import Blosc
 
-from actstore import shardwriter
+from actstore import encoding
 from actstore.addition import adding, under_way
 from actstore.codec import CRC_BYTES, checksum
 from actstore.errors import StoreError
@@ -204,7 +204,7 @@ def test_a_source_that_gives_fewer_rows_than_before_is_refused(old_store, same_a
 
 def test_another_release_of_the_compressor_changes_nothing(old_store, same_as_at_once, monkeypatch):
     """The same tokens in other bytes: those of the store stay."""
-    path, real = old_store(), shardwriter.encode
+    path, real = old_store(), encoding.encode
 
     def otherwise(values, codec):
         if codec != "zstd":
@@ -213,7 +213,7 @@ def test_another_release_of_the_compressor_changes_nothing(old_store, same_as_at
         return payload, checksum(payload).to_bytes(CRC_BYTES, "little")
 
     with monkeypatch.context() as m:
-        m.setattr(shardwriter, "encode", otherwise)
+        m.setattr(encoding, "encode", otherwise)
         add(path, stop=2)
         tokens, added = (shard_file(p, "token_id", 0) for p in (path, path / "adding"))
         assert added.read_bytes() != tokens.read_bytes()
