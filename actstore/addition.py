@@ -18,7 +18,12 @@ from actstore.writer import ActWriter, disk_errors_told
 
 @contextmanager
 def adding(
-    path: Path, sites: Mapping[str, int], *, threads: int | None = None, queue: int = 2
+    path: Path,
+    sites: Mapping[str, int],
+    *,
+    threads: int | None = None,
+    queue: int = 2,
+    own_process: bool = False,
 ) -> Generator[ActWriter]:
     """Write more sites of the rows that a complete store holds.
 
@@ -32,6 +37,7 @@ def adding(
         sites: Width by name of the new sites.
         threads: As of `ActWriter.create_or_resume`.
         queue: As of `ActWriter.create_or_resume`.
+        own_process: As of `ActWriter.create_or_resume`.
 
     Raises:
         StoreError: If the store is absent, unfinished or damaged, has a site already, is given
@@ -46,7 +52,13 @@ def adding(
         twin = Twin.load(path)
         spec = replace(there.spec, sites=new)
         with ActWriter.create_or_resume(
-            path / ADDING, spec, n_rows=there.n_rows, threads=threads, queue=queue, beside=twin
+            path / ADDING,
+            spec,
+            n_rows=there.n_rows,
+            threads=threads,
+            queue=queue,
+            own_process=own_process,
+            beside=twin,
         ) as writer:
             yield writer
         added = peek(path / ADDING)

@@ -2,7 +2,8 @@
 
 Threads share one interpreter lock with whoever computes the rows: a loop that launches many small
 kernels keeps half of its speed beside them. A process shares nothing with it but memory, which rows
-go and bytes come back through. Both give the same bytes and the same moments.
+go and bytes come back through; for these copies it is slower by itself. Both give the same bytes
+and the same moments.
 """
 
 import math
@@ -56,24 +57,6 @@ class Encoder(Protocol):
     def close(self) -> None:
         """Stop working."""
         ...
-
-
-WORTH_BYTES = 2**27
-"""Of rows to write, from which on a process is worth its start."""
-
-
-def encoder_for(*, n_bytes: int, chunk_bytes: int, threads: int) -> "Encoder":
-    """The one that leaves most of the machine to whoever computes the rows.
-
-    Args:
-        n_bytes: Of all rows that are to come.
-        chunk_bytes: Of the largest chunk there will be.
-        threads: That encode.
-    """
-    if n_bytes >= WORTH_BYTES and n_cores() > 1:
-        with suppress(OSError):  # a place that lets nobody start a process
-            return ProcessEncoder(chunk_bytes=chunk_bytes, threads=threads)
-    return ThreadEncoder(threads)
 
 
 def n_cores() -> int:

@@ -4,14 +4,14 @@ import math
 import threading
 from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped
 
 from actstore.codec import kept_bits
-from actstore.encoding import Encoder, encoder_for, n_cores
+from actstore.encoding import Encoder, ProcessEncoder, ThreadEncoder, n_cores
 from actstore.errors import StoreError
 from actstore.files import make_folder, writing
 from actstore.layout import row_permutation
@@ -34,7 +34,9 @@ class Conveyor:
     The first failure stops it: what came after is dropped, and every later call raises it.
     """
 
-    def __init__(self, ledger: Ledger, stack: ExitStack, *, threads: int, queue: int) -> None:
+    def __init__(
+        self, ledger: Ledger, stack: ExitStack, *, threads: int, queue: int, own_process: bool
+    ) -> None:
         self._ledger = ledger
         self._moments = ledger.moments()
         self._failure: StoreError | None = None
@@ -42,7 +44,8 @@ class Conveyor:
         self._unplaced = threading.Semaphore(2)
         # Entered innermost last: what encodes must stop before what it feeds.
         self._placing = stack.enter_context(ThreadPoolExecutor(1, "actstore-commit"))
-        self._encoder = stack.enter_context(closing(_encoder_of(ledger, threads)))
+        encoder = _encoder_of(ledger.spec, threads=threads, own_process=own_process)
+        self._encoder = stack.enter_context(closing(encoder))
         self._encoding = stack.enter_context(ThreadPoolExecutor(1, "actstore-write"))
 
     def put(self, shard: Shard) -> None:
@@ -102,18 +105,18 @@ class Conveyor:
             )
 
 
-def _encoder_of(ledger: Ledger, threads: int) -> Encoder:
-    spec = ledger.spec
-    row_bytes = {site.name: site.width * spec.storage.itemsize for site in spec.sites}
-    largest = max(
-        math.prod(shape[1:]) * dtype_of(spec, name).itemsize * shard_and_chunk(spec, name)[1]
-        for name in spec.arrays
-        for shape in [shape_of(spec, name, n_rows=ledger.layout.n_rows)]
-    )
-    n_rows = ledger.layout.n_rows - ledger.n_rows
-    return encoder_for(
-        n_bytes=n_rows * sum(row_bytes.values()), chunk_bytes=largest, threads=threads
-    )
+def _encoder_of(spec: StoreSpec, *, threads: int, own_process: bool) -> Encoder:
+    """In threads, too, where a process is asked for and cannot be had."""
+    if own_process:
+        sizes = [
+            math.prod(shape_of(spec, name, n_rows=spec.ctx_len)[1:])
+            * dtype_of(spec, name).itemsize
+            * shard_and_chunk(spec, name)[1]
+            for name in spec.arrays
+        ]
+        with suppress(OSError):
+            return ProcessEncoder(chunk_bytes=max(sizes), threads=threads)
+    return ThreadEncoder(threads)
 
 
 def _require_same_start(shard: Shard, ledger: Ledger) -> None:
@@ -267,6 +270,7 @@ class ActWriter:
         n_rows: int,
         threads: int | None = None,
         queue: int = 2,
+        own_process: bool = False,
         beside: Twin | None = None,
     ) -> "ActWriter":
         """Begin a store, go on with one that was left unfinished, or extend one that is complete.
@@ -278,6 +282,8 @@ class ActWriter:
                 is nothing to write: `next_shard` equals `n_shards`.
             threads: Of compression; None means as many as there are cores, 8 at most.
             queue: Shards held in memory before `write_shard` blocks.
+            own_process: Encode in a process of its own. It is slower by itself, but leaves the
+                interpreter to a caller who launches many small kernels, as one who feeds a GPU.
             beside: A complete store whose tokens every shard must have.
 
         Raises:
@@ -298,7 +304,9 @@ class ActWriter:
             threads = threads or min(8, n_cores())
             conveyor = None
             if not ledger.complete:
-                conveyor = Conveyor(ledger, stack, threads=threads, queue=queue)
+                conveyor = Conveyor(
+                    ledger, stack, threads=threads, queue=queue, own_process=own_process
+                )
             return cls(ledger, conveyor, stack.pop_all())
 
     @property

@@ -127,7 +127,7 @@ def _carry_out(
     with (
         forward_of(plan) as forward,
         _nothing_left(plan),
-        _writer_of(plan) as writer,
+        _writer_of(plan, own_process=forward.device.type != "cpu") as writer,
         context_stream(config, start=Cursor.from_json(writer.cursor)) as stream,
     ):
         if on_plan is not None:
@@ -207,8 +207,10 @@ def context_stream(config: HarvestConfig, *, start: Cursor) -> ContextStream:
     )
 
 
-def _writer_of(plan: HarvestPlan) -> AbstractContextManager[ActWriter]:
+def _writer_of(plan: HarvestPlan, *, own_process: bool) -> AbstractContextManager[ActWriter]:
     """Of a whole store, or of the sites that join one."""
+    out, spec = plan.config.out, plan.spec
     if plan.state == "add":
-        return adding(plan.config.out, {site.name: site.width for site in plan.spec.sites})
-    return ActWriter.create_or_resume(plan.config.out, plan.spec, n_rows=plan.n_rows)
+        sites = {site.name: site.width for site in spec.sites}
+        return adding(out, sites, own_process=own_process)
+    return ActWriter.create_or_resume(out, spec, n_rows=plan.n_rows, own_process=own_process)

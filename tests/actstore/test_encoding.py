@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from actstore import encoding
-from actstore.encoding import JOB_CHUNKS, SLOTS, ProcessEncoder, ThreadEncoder, encoder_for
+from actstore.encoding import JOB_CHUNKS, SLOTS, ProcessEncoder, ThreadEncoder
 from actstore.errors import StoreError
+from actstore.writer import ActWriter
+from tests.helpers.stores import files_of, fill, make_spec
 
 CHUNK, WIDTH = 16, 24
 
@@ -79,23 +81,25 @@ def test_a_process_that_was_killed_is_told_of(rows, by_process):
         made(by_process, rows, "lz4")
 
 
-def test_a_process_is_worth_it_for_much_alone(monkeypatch):
-    def kind(n_bytes):
-        with closing(encoder_for(n_bytes=n_bytes, chunk_bytes=1024, threads=1)) as encoder:
-            return type(encoder)
+def test_a_store_is_the_same_by_a_process(tmp_path):
+    written = {}
+    for own_process in (False, True):
+        path = tmp_path / f"{own_process}.actstore"
+        with ActWriter.create_or_resume(
+            path, make_spec(), n_rows=64, own_process=own_process
+        ) as writer:
+            assert isinstance(writer._conveyor._encoder, ProcessEncoder) is own_process
+            fill(writer)
+        written[own_process] = files_of(path)
+    assert written[True] == written[False]
 
-    monkeypatch.setattr(encoding, "n_cores", lambda: 2)
-    assert kind(encoding.WORTH_BYTES) is ProcessEncoder
-    assert kind(encoding.WORTH_BYTES - 1) is ThreadEncoder
-    monkeypatch.setattr(encoding, "n_cores", lambda: 1)
-    assert kind(encoding.WORTH_BYTES) is ThreadEncoder
 
-
-def test_where_no_process_can_be_had_threads_encode(monkeypatch):
+def test_where_no_process_can_be_had_threads_encode(tmp_path, monkeypatch):
     def refused(*_args, **_settings):
         raise BlockingIOError("no more processes")
 
-    monkeypatch.setattr(encoding, "n_cores", lambda: 2)
     monkeypatch.setattr(encoding.subprocess, "Popen", refused)
-    with closing(encoder_for(n_bytes=2**40, chunk_bytes=1024, threads=1)) as encoder:
-        assert type(encoder) is ThreadEncoder
+    with ActWriter.create_or_resume(
+        tmp_path / "a.actstore", make_spec(), n_rows=64, own_process=True
+    ) as writer:
+        assert isinstance(writer._conveyor._encoder, ThreadEncoder)

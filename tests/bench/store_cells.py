@@ -346,7 +346,16 @@ def zarr_writer(folder: Path) -> float:
 
 
 def launch_bound_loop(folder: Path) -> float:
-    """Share of its speed that a loop of tiny torch operations keeps beside the writer."""
+    """Share of its speed that a loop of tiny torch operations keeps beside the writer's threads."""
+    return _beside_writer(folder, own_process=False)
+
+
+def launch_bound_loop_apart(folder: Path) -> float:
+    """The same where the writer encodes in a process of its own."""
+    return _beside_writer(folder, own_process=True)
+
+
+def _beside_writer(folder: Path, *, own_process: bool) -> float:
     import torch
 
     from actstore.writer import ActWriter
@@ -367,7 +376,7 @@ def launch_bound_loop(folder: Path) -> float:
 
     def write_on() -> None:
         with ActWriter.create_or_resume(
-            path, spec_of_rows(), n_rows=1000 * SHARD, threads=1
+            path, spec_of_rows(), n_rows=1000 * SHARD, threads=1, own_process=own_process
         ) as writer:
             while not stop.is_set():
                 writer.write_shard(shard(writer.next_shard, blocks[writer.next_shard % 4]))

@@ -98,6 +98,20 @@ def peer(python: str, script: str, rows: Path, arch: str, *options: object) -> l
     ]  # fmt: skip
 
 
+FLOOR = """
+import sys, numpy, torch
+rows, n_members, n_latents, batch = sys.argv[1], *map(int, sys.argv[2:])
+x = torch.from_numpy(numpy.load(rows, mmap_mode="c"))[: {steps} * batch]
+torch.set_num_threads(2)
+W, b = torch.randn(x.shape[1], n_latents), torch.zeros(n_latents)
+pre = torch.empty(batch, n_latents)
+for part in x.split(batch):
+    for _ in range(n_members):
+        torch.addmm(b, part, W, out=pre)
+"""
+"""What no exact way to train can leave out: torch's import, and one product of rows and latents."""
+
+
 def print_peers(
     store: Path,
     folder: Path,
@@ -105,29 +119,36 @@ def print_peers(
     pythons: Mapping[str, str | None],
     cases: Sequence[str],
 ) -> None:
-    """Whole runs: start-up, training, what is written at the end."""
+    """Whole runs: start-up, training, what is written at the end.
+
+    Beside each the least that any run takes which computes all pre-activations in float32.
+    """
     rows = Path(printed_by(sys.executable, CELLS, "export", store, folder / "rows.npy"))
     print(
         f"\nWhole processes, F {F}, batch {BATCH}, {STEPS * BATCH:,} rows a member: "
         "seconds of the peer / ours."
     )
-    print("| peer | what | ours, s | peer / ours |\n|---|---|---|---|")
+    print("| peer | what | ours, s | peer / ours | peer / least |\n|---|---|---|---|---|")
     for words in cases:
         kind, arch, options = CASES[words]
         dense = ["--config", folder / "dense.toml"] if kind == "relu" else []
         (folder / "dense.toml").write_text('sparse = "off"\n')
-        ours = list[float]()
+        n_members = max(len(str(option).split(",")) for option in options)
+        least_code = FLOOR.format(steps=STEPS)
+        ours, least = list[float](), list[float]()
         theirs: dict[str, list[float]] = {}
         for i in range(rounds):
             out = folder / f"{words.replace(' ', '-')}{i}"
             ours.append(wall(train(store, out, "--arch", arch, *options, *dense), cwd=ROOT))
+            least.append(wall([sys.executable, "-c", least_code, rows, n_members, F, BATCH]))
             for name, python in pythons.items():
                 if python and not (name == "sparsify" and kind == "relu"):
                     seconds = wall(peer(python, name, rows, arch, *options))
                     theirs.setdefault(name, []).append(seconds)
         for name, seconds in theirs.items():
             middle, slower = f"{statistics.median(ours):.1f}", spread(ratios(seconds, ours))
-            print(f"| {name} | {words} | {middle} | {slower} |", flush=True)
+            most = spread(ratios(seconds, least))
+            print(f"| {name} | {words} | {middle} | {slower} | {most} |", flush=True)
 
 
 def main() -> None:

@@ -325,7 +325,7 @@ def test_another_text_or_model_under_the_same_name_is_refused(config, tmp_path):
 
 def test_a_store_without_a_row_is_in_nobodys_way(config):
     """A process that was killed before its first shard was safe left it."""
-    with pytest.raises(StopError), _writer_of(make_plan(config)):
+    with pytest.raises(StopError), _writer_of(make_plan(config), own_process=False):
         raise StopError
     assert peek(config.out).state == "writing"
     journal = config.out / JOURNAL
