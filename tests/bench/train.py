@@ -100,16 +100,18 @@ def peer(python: str, script: str, rows: Path, arch: str, *options: object) -> l
 
 FLOOR = """
 import sys, numpy, torch
-rows, n_members, n_latents, batch = sys.argv[1], *map(int, sys.argv[2:])
+rows, n_products, n_latents, batch = sys.argv[1], *map(int, sys.argv[2:])
 x = torch.from_numpy(numpy.load(rows, mmap_mode="c"))[: {steps} * batch]
 torch.set_num_threads(2)
 W, b = torch.randn(x.shape[1], n_latents), torch.zeros(n_latents)
 pre = torch.empty(batch, n_latents)
 for part in x.split(batch):
-    for _ in range(n_members):
+    for _ in range(n_products):
         torch.addmm(b, part, W, out=pre)
 """
-"""What no exact way to train can leave out: torch's import, and one product of rows and latents."""
+"""What no exact way to train leaves out: torch's import, and products of all rows and latents."""
+PRODUCTS = {"topk": 1, "relu": 5}
+"""Of a step: pre-activations; if dense, reconstruction, both weights' gradients, latents' too."""
 
 
 def print_peers(
@@ -121,7 +123,7 @@ def print_peers(
 ) -> None:
     """Whole runs: start-up, training, what is written at the end.
 
-    Beside each the least that any run takes which computes all pre-activations in float32.
+    Beside each the least that any takes which computes these products in float32.
     """
     rows = Path(printed_by(sys.executable, CELLS, "export", store, folder / "rows.npy"))
     print(
@@ -133,14 +135,14 @@ def print_peers(
         kind, arch, options = CASES[words]
         dense = ["--config", folder / "dense.toml"] if kind == "relu" else []
         (folder / "dense.toml").write_text('sparse = "off"\n')
-        n_members = max(len(str(option).split(",")) for option in options)
+        n_products = PRODUCTS[kind] * max(len(str(option).split(",")) for option in options)
         least_code = FLOOR.format(steps=STEPS)
         ours, least = list[float](), list[float]()
         theirs: dict[str, list[float]] = {}
         for i in range(rounds):
             out = folder / f"{words.replace(' ', '-')}{i}"
             ours.append(wall(train(store, out, "--arch", arch, *options, *dense), cwd=ROOT))
-            least.append(wall([sys.executable, "-c", least_code, rows, n_members, F, BATCH]))
+            least.append(wall([sys.executable, "-c", least_code, rows, n_products, F, BATCH]))
             for name, python in pythons.items():
                 if python and not (name == "sparsify" and kind == "relu"):
                     seconds = wall(peer(python, name, rows, arch, *options))
