@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from socket import socketpair
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped
@@ -47,6 +47,7 @@ class Encoded:
     """Of each `JOB_CHUNKS` of them, if they are of activations."""
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """What turns the rows of a shard into chunks."""
 
