@@ -107,7 +107,7 @@ class ThreadEncoder:
         return results()
 
 
-def _cut(values: Values, n: int) -> list[Values]:
+def _cut(values: Values, n: int) -> list[Shaped[np.ndarray, "_ ..."]]:
     return [values[i : i + n] for i in range(0, len(values), n)]
 
 
