@@ -245,7 +245,7 @@ def _ended_told() -> Generator[None]:
     """Raise StoreError where the other process is gone."""
     try:
         yield
-    except (EOFError, ConnectionError, BrokenPipeError) as error:
+    except (EOFError, ConnectionError) as error:
         raise StoreError(
             "the process that encodes has ended, as one does that is killed for its memory; what "
             "was committed is kept, the same command goes on from there"

@@ -323,6 +323,15 @@ def test_another_text_or_model_under_the_same_name_is_refused(config, tmp_path):
         make_plan(config)
 
 
+def test_a_process_encodes_only_beside_a_gpu(config, monkeypatch):
+    """On a CPU it would be slower than threads."""
+    monkeypatch.setattr("actstore.encoding.ProcessEncoder.__init__", Mock(side_effect=StopError))
+    harvest(config)
+    shutil.rmtree(config.out)
+    with pytest.raises(StopError), _writer_of(make_plan(config), own_process=True):
+        pass
+
+
 def test_a_store_without_a_row_is_in_nobodys_way(config):
     """A process that was killed before its first shard was safe left it."""
     with pytest.raises(StopError), _writer_of(make_plan(config), own_process=False):
