@@ -183,12 +183,14 @@ class Windows:
         self._end()
 
     def of(self, plans: Iterable[Sequence[LaneWindow]]) -> Iterator[list[Window]]:
-        """Each planned window but the last, by lane; valid until the next is asked for."""
+        """Each planned window, by lane; valid until the next is asked for."""
         pending: deque[Callable[[], list[Window]]] = deque()
-        for i, (plan, after) in enumerate(pairwise(plans)):
+        for i, (plan, after) in enumerate(pairwise(chain(plans, [()]))):
             pending.append(self._start(plan, after, self._memory[i % 2]))
             if len(pending) == 2:
                 yield pending.popleft()()
+        for wait in pending:
+            yield wait()
 
     def _start(
         self,
@@ -221,6 +223,7 @@ class Windows:
         jobs = [self._pool.submit(self._fill, work, wanted, turn) for _ in range(self._threads)]
 
         def wait() -> list[Window]:
+            self._fill(work, wanted, turn)  # who waits helps
             for job in jobs:
                 job.result()
             return [
@@ -269,6 +272,17 @@ def _chunks(
     return list(islice(((site, piece.chunk) for piece in pieces for site in sites), n))
 
 
+def _first_rows(
+    plans: Iterable[tuple[LaneWindow, ...]], n_rows: int
+) -> Iterator[tuple[LaneWindow, ...]]:
+    """As many windows as have the first so many rows of each lane."""
+    for plan in plans:
+        if n_rows <= 0:
+            return
+        yield plan
+        n_rows -= plan[0].n_rows
+
+
 MAX_WINDOW_BYTES = 2**30
 RUN_BYTES = 2**13
 MAX_RUN = 8
@@ -276,7 +290,7 @@ MAX_RUN = 8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batches:
-    """An endless stream of batches, the same for every number of threads and processes.
+    """A stream of batches, the same for every number of threads and processes.
 
     Every row comes once an epoch, at the same place in every site. The order depends on the store's
     layout, on `seed`, `window_rows` and `lanes`, and on nothing else.
@@ -343,10 +357,11 @@ class Batches:
             window_chunks=max(1, rows // (self.lanes * spec.chunk_rows)),
         )
 
-    def start_at(self, step: int) -> Generator[dict[str, Rows]]:
+    def start_at(self, step: int, n: int | None = None) -> Generator[dict[str, Rows]]:
         """The stream from batch `step` on, by site, and what was asked for beside the sites.
 
-        Windows before it are skipped, not read.
+        Windows before it are skipped, not read. The stream ends after `n` batches, beyond which
+        nothing is read; without, it has no end.
 
         Batches are the caller's to keep: of `batch_size / world_size` rows. Closing the generator
         stops its threads.
@@ -356,8 +371,8 @@ class Batches:
         """
         if step < 0:
             raise StoreError(f"step must not be negative, got {step}")
-        epochs = self.epochs
-        epoch, skip = divmod(step * (self.batch_size // self.lanes), epochs.lane_rows)
+        epochs, lane_batch = self.epochs, self.batch_size // self.lanes
+        epoch, skip = divmod(step * lane_batch, epochs.lane_rows)
         mine = self.lanes // self.world_size
         lanes = range(mine * self.rank, mine * (self.rank + 1))
         plans = chain.from_iterable(epochs.windows(e, lanes) for e in count(epoch))
@@ -365,8 +380,11 @@ class Batches:
         while skip >= plan[0].n_rows:
             skip -= plan[0].n_rows
             plan = next(plans)
+        wanted = chain([plan], plans)
+        if n is not None:
+            wanted = _first_rows(wanted, skip + n * lane_batch)
         with Windows(self) as windows:
-            yield from self._cut(windows.of(chain([plan], plans)), skip)
+            yield from islice(self._cut(windows.of(wanted), skip), n)
 
     def _cut(self, windows: Iterator[list[Window]], skip: int) -> Iterator[dict[str, Rows]]:
         """Batches of the rows that follow the first `skip` of each lane."""

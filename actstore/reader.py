@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from html import escape
-from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
@@ -228,8 +227,8 @@ class ActStore(ChunkStore):
         n = None if epochs is None else epochs * self.n_rows // batch_size
 
         def drawn() -> Iterator[Any]:
-            with closing(batches.start_at(0)) as stream:
-                for batch in islice(stream, n):
+            with closing(batches.start_at(0, n)) as stream:
+                for batch in stream:
                     found = {name: rows_of[name].settled(rows) for name, rows in batch.items()}
                     yield found[sites] if isinstance(sites, str) else found
 

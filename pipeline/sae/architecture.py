@@ -10,7 +10,7 @@ With B rows, `r = 2/B (x_hat - x)` is the gradient of the mean squared error at 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.config.architectures import ArchConfig, Penalised, Revived
 from pipeline.errors import ConfigError
-from pipeline.sae.active_pairs import Latents, Values
+from pipeline.sae.active_pairs import Latents, Scratch, Values
 from pipeline.sae.arriving import Arriving
 from pipeline.sae.dead import AuxK
 from pipeline.sae.select import Picked
@@ -42,6 +42,7 @@ class Problem:
     summed over rows, whether or not an architecture trains `b_enc`."""
     coefficient: Float[Tensor, " M"]
     """Of the sparsity penalty."""
+    scratch: Scratch = field(default_factory=Scratch)
     watched: bool = False
     """Whether the host will ask how much was active."""
 
@@ -101,6 +102,8 @@ class Architecture(ABC):
     share: float | None = None
     """The share of pairs that are active, where latents compete for that: pairs must then be
     picked even where all are computed. None where each latent decides for itself."""
+    k_of_row: int | None = None
+    """How many of a row are kept, where that is all that `pick` looks at."""
     coefficient: float = 0.0
     """Of the sparsity penalty, before warm-up and control."""
     fitted_l0: float | None = None
@@ -246,7 +249,10 @@ def backward(
     `base` is what else the loss has for each unit of a latent.
     """
     grads = problem.grads
-    r = residual * (2 / len(problem.x))
+    r = problem.scratch.take(
+        "r", tuple(residual.shape), dtype=residual.dtype, device=residual.device
+    )
+    torch.mul(residual, 2 / len(problem.x), out=r)
     latents.outer(z, r, grads["W_dec"])
     d_pre = masked(latents.pull(r, problem.params["W_dec"], base=base), z)
     latents.outer(d_pre, problem.centred, grads["E"])

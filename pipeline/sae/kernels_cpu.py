@@ -19,6 +19,12 @@ FEW = 8
 
 PIECE = 4 * 2**20
 """Bytes that `outer` takes at a time: they stay in the cache until copied."""
+CACHE = 2**20
+"""Bytes that stay in a core's own cache."""
+LEAST_WIDTH = 64
+"""Columns below which what is done for a pair costs more than its columns."""
+REUSED = 16
+"""Pairs of a row of a table, on average, from which on a copy of it pays."""
 
 
 def decode(
@@ -30,9 +36,13 @@ def decode(
 ) -> Float[Tensor, "rows d"]:
     """`sum_j values_j W[col_j]` over the pairs of each row."""
     assert len(crow) == n_rows + 1
-    return functional.embedding_bag(
-        col, W, crow, mode="sum", per_sample_weights=values, include_last_offset=True
-    )
+    parts = _parts(W, n_pairs=len(col))
+    if len(parts) == 1:
+        return _sums(crow, col, values, W)
+    out = W.new_empty(n_rows, W.shape[1])
+    for part in parts:
+        out[:, part] = _sums(crow, col, values, W[:, part].contiguous())
+    return out
 
 
 def pull(
@@ -44,7 +54,13 @@ def pull(
 ) -> Float[Tensor, " n"]:
     """`r[row_j] . W[col_j]` at each pair."""
     pattern = _sparse(crow, col, r.new_zeros(len(col)), n_columns=len(W))
-    return torch.sparse.sampled_addmm(pattern, r, W.T, beta=0.0).values()
+    dots = [
+        torch.sparse.sampled_addmm(
+            pattern, r[:, part].contiguous(), W[:, part].contiguous().T, beta=0.0
+        ).values()
+        for part in _parts(W, n_pairs=len(col))
+    ]
+    return sum(dots[1:], dots[0])
 
 
 def outer(
@@ -59,12 +75,34 @@ def outer(
         pairs = _sparse(crow_t, row_t, values_t, n_columns=len(y))
         torch.addmm(out, pairs, y, beta=0, out=out)
         return
-    step = max(1, PIECE // (out.shape[1] * out.element_size()))
-    for start in range(0, len(out), step):
-        ends = crow_t[start : start + step + 1]
-        here = slice(int(ends[0]), int(ends[-1]))
-        sums = decode(ends - ends[0], row_t[here], values_t[here], y, len(ends) - 1)
-        out[start : start + step] = sums
+    for part in _parts(y, n_pairs=len(row_t)):
+        table = y[:, part].contiguous()
+        step = max(1, PIECE // (table.shape[1] * table.element_size()))
+        for start in range(0, len(out), step):
+            ends = crow_t[start : start + step + 1]
+            here = slice(int(ends[0]), int(ends[-1]))
+            sums = _sums(ends - ends[0], row_t[here], values_t[here], table)
+            out[start : start + step, part] = sums
+
+
+def _sums(
+    crow: Int32[Tensor, " rows_1"],
+    col: Int32[Tensor, " n"],
+    values: Float[Tensor, " n"],
+    table: Float[Tensor, "n_table w"],
+) -> Float[Tensor, "rows w"]:
+    return functional.embedding_bag(
+        col, table, crow, mode="sum", per_sample_weights=values, include_last_offset=True
+    )
+
+
+def _parts(table: Float[Tensor, "n_table d"], *, n_pairs: int) -> list[slice]:
+    """Columns of which so few are gathered at a time that a copy of them stays in the cache."""
+    n_rows, width = table.shape
+    if n_pairs < REUSED * n_rows or table.nbytes <= 2 * CACHE:
+        return [slice(0, width)]
+    w = max(LEAST_WIDTH, CACHE // (n_rows * table.element_size()))
+    return [slice(start, min(start + w, width)) for start in range(0, width, w)]
 
 
 def _sparse(

@@ -68,6 +68,11 @@ class Picked:
         crow = torch.searchsorted(kept, self.crow, out_int32=True)
         return Picked(crow=crow, col=col, shape=(M, B, stop - start)), kept
 
+    def part(self, kept: Int64[Tensor, " part"]) -> "Picked":
+        """Those at these places among them, which ascend."""
+        crow = torch.searchsorted(kept, self.crow, out_int32=True)
+        return Picked(crow=crow, col=self.col.index_select(0, kept), shape=self.shape)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Transposed:
@@ -106,17 +111,17 @@ def batch_top_k(
         found.append(at + m * B * F)
         smallest.append(values.index_select(0, at).min() if len(at) else values.new_zeros(()))
     dtype = torch.promote_types(pre.dtype, torch.float32)
-    return _picked(torch.cat(found), (M, B, F)), torch.stack(smallest).to(dtype)
+    return pairs_at(torch.cat(found), (M, B, F)), torch.stack(smallest).to(dtype)
 
 
 def above(pre: Float[Tensor, "M B F"], threshold: float | Float[Tensor, "M F"]) -> Picked:
     """All pairs whose value is larger; a plain number counts as rounded to the values' dtype."""
     bound = threshold[:, None] if isinstance(threshold, Tensor) else threshold
     M, B, F = pre.shape
-    return _picked(_true((pre > bound).flatten()), (M, B, F))
+    return pairs_at(_true((pre > bound).flatten()), (M, B, F))
 
 
-def _picked(flat: Int64[Tensor, " n"], shape: tuple[int, int, int]) -> Picked:
+def pairs_at(flat: Int64[Tensor, " n"], shape: tuple[int, int, int]) -> Picked:
     """The pairs at ascending places among all pairs."""
     M, B, F = shape
     ends = torch.arange(0, M * B * F + 1, F, device=flat.device)

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from pipeline.config.training import Switch
 from pipeline.errors import ConfigError
+from pipeline.sae import narrow
 from pipeline.sae.active_pairs import Dense, Latents, Pairs, Scratch, product
 from pipeline.sae.architecture import Architecture, Parts, Problem
 from pipeline.sae.kernels import kernels_for
 from pipeline.sae.sae import SAE
+from pipeline.sae.select import Picked, pairs_at
 
 ACTIVATION = "activation."
 LOG = "log_"
@@ -53,6 +55,13 @@ class Stack:
         self.dtype = dtype or self.params["W_dec"].dtype
         self.kernels = kernels_for(self.params["W_dec"].device)
         self._scratch = Scratch()
+        # Of sums in float32, whose largest alone count.
+        self._narrow = (
+            arch.k_of_row is not None
+            and self.dtype == torch.float32
+            and self.params["W_dec"].device.type == "cpu"
+            and narrow.fast()
+        )
 
     def subset(self, members: Sequence[int]) -> "Stack":
         """Some of the members, in memory of their own."""
@@ -106,26 +115,32 @@ class Stack:
             watched: Whether the host will ask how much was active.
         """
         to_revive = self._places_of(dead)  # here a GPU is waited for: before it has work
-        centred = x - self.params["b_dec"][:, None]
-        pre = self._pre(centred)
-        # Before the pre-activations change in place.
-        revived = {
-            m: (at, pre[m][:, at].to(self.params["W_dec"].dtype)) for m, at in to_revive.items()
-        }
+        b_dec, shape = self.params["b_dec"], (self.n_members, *x.shape)
+        centred = self._scratch.take("centred", shape, dtype=b_dec.dtype, device=b_dec.device)
+        torch.sub(x, b_dec[:, None], out=centred)
+        latents = self._largest(centred) if sparse and self._narrow else None
+        if latents is None:
+            pre = self._pre(centred)
+            # Before the pre-activations change in place.
+            revived = {m: pre[m][:, at].to(centred.dtype) for m, at in to_revive.items()}
+            latents = self._latents(pre, centred, sparse=sparse)
+        else:
+            revived = {m: self._pre_at(centred, m, at) for m, at in to_revive.items()}
         problem = Problem(
             x=x,
             centred=centred,
             params=self.params,
             grads=self.grads,
             coefficient=coefficient,
+            scratch=self._scratch,
             watched=watched,
         )
-        parts = self.arch.learn(self._latents(pre, centred, sparse=sparse), problem)
+        parts = self.arch.learn(latents, problem)
         if self.arch.aux is not None:
-            for m, (latents, pre_of_dead) in revived.items():
+            for m, places in to_revive.items():
                 parts.aux[m] += self.arch.aux.learn(
-                    pre_of_dead,
-                    latents,
+                    revived[m],
+                    places,
                     residual=parts.residual[m],
                     centred=centred[m],
                     params=member_of(self.params, m),
@@ -165,6 +180,13 @@ class Stack:
         out = self._scratch.take("pre", shape, dtype=self.dtype, device=E.device)
         return product(centred.to(self.dtype), E.to(self.dtype).mT, base=b_enc, out=out)
 
+    def _pre_at(
+        self, centred: Float[Tensor, "M B d"], m: int, places: Int64[Tensor, " n"]
+    ) -> Float[Tensor, "B n"]:
+        """Pre-activations of some latents of a member."""
+        E, b_enc = self.params["E"][m, places], self.params["b_enc"][m, places]
+        return torch.addmm(b_enc, centred[m], E.T)
+
     def _places_of(self, dead: Bool[Tensor, "M F"] | None) -> dict[int, Int64[Tensor, " n"]]:
         """The latents that AuxK revives, of members that have any."""
         if self.arch.aux is None or dead is None:
@@ -184,9 +206,27 @@ class Stack:
         picked = self.arch.pick(pre, params)
         if pre.dtype == params["E"].dtype:
             return Pairs(picked, picked.values(pre), kernels=self.kernels)
-        # A narrow product only says which; the values come from exact ones, which are few.
-        pairs = Pairs(picked, params["E"].new_empty(0), kernels=self.kernels)
-        pairs.pre = pairs.pull(centred, params["E"], base=params["b_enc"])
+        return self._pairs(picked, centred)  # a narrow product only says which
+
+    def _largest(self, centred: Float[Tensor, "M B d"]) -> Latents | None:
+        """The largest of each row, by a narrow product; None where that would leave too many."""
+        E, k = self.params["E"], self.arch.k_of_row
+        assert k is not None
+        M, B, F = len(E), centred.shape[1], E.shape[1]
+        out = self._scratch.take("rough", (M, B, F), dtype=torch.bfloat16, device=E.device)
+        rough = narrow.product(centred, E, base=self.params["b_enc"], out=out)
+        found = narrow.within_reach(rough, k)
+        if len(found) > narrow.WORTH * k * M * B:
+            return None
+        pairs = self._pairs(pairs_at(found, (M, B, F)), centred)
+        kept = narrow.largest_of_rows(pairs.pre, pairs.picked.crow, k)
+        return pairs.part(kept)
+
+    def _pairs(self, picked: Picked, centred: Float[Tensor, "M B d"]) -> Pairs:
+        """These pairs, with pre-activations computed for them alone."""
+        assert self.kernels is not None
+        pairs = Pairs(picked, centred.new_empty(0), kernels=self.kernels)
+        pairs.pre = pairs.pull(centred, self.params["E"], base=self.params["b_enc"])
         return pairs
 
     def _finish_gradients(self) -> None:

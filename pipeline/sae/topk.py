@@ -74,6 +74,10 @@ class Competing(Architecture):
 class TopKArchitecture(Competing):
     """`topk`."""
 
+    def __init__(self, config: CompetingConfig, *, d_in: int, d_sae: int, rms: float) -> None:
+        super().__init__(config, d_in=d_in, d_sae=d_sae, rms=rms)
+        self.k_of_row = int(config.k)
+
     def activation(self) -> TopK:
         """The largest of each row."""
         return TopK(int(self.k))

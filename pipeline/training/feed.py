@@ -219,9 +219,9 @@ def sample_rows(
     batches = Batches(
         store=store, sites=sites, batch_size=size, seed=seed, window_rows=n_rows, metadata=metadata
     )
-    with closing(batches.start_at(0)) as stream:
-        for start in range(0, n_rows, size):
-            block = {name: values[: n_rows - start] for name, values in next(stream).items()}
+    with closing(batches.start_at(0, -(-n_rows // size))) as stream:
+        for start, whole in zip(range(0, n_rows, size), stream, strict=True):
+            block = {name: values[: n_rows - start] for name, values in whole.items()}
             yield {
                 name: as_tensor(values).float() if name in sites else torch.from_numpy(values)
                 for name, values in block.items()

@@ -62,9 +62,9 @@ OnEnd = Callable[[Path, Outcome], None]
 
 
 def stream_of(
-    store: ActStore, source: Source, config: LoopConfig, *, start: int
+    store: ActStore, source: Source, config: LoopConfig, *, start: int, stop: int
 ) -> Generator[dict[str, Tensor], None, None]:
-    """The endless stream of batches, from the one for step `start + 1` on."""
+    """The batches for steps `start + 1` to `stop`."""
     batches = Batches(
         store=store,
         sites=source.sites,
@@ -74,7 +74,7 @@ def stream_of(
         window_rows=config.window_rows,
         threads=config.threads,
     )
-    return device_batches(batches.start_at(start), device=pick_device(config.device))
+    return device_batches(batches.start_at(start, stop - start), device=pick_device(config.device))
 
 
 def advance_all(

@@ -123,7 +123,8 @@ def _train_unfinished(
             end(group, kind.curves, on_end)  # a kill may have come after the last checkpoint
         left = [group for group in groups if not group.done]
         if left:
-            stream = stream_of(store, source, config, start=min(group.step for group in left))
+            start = min(group.step for group in left)
+            stream = stream_of(store, source, config, start=start, stop=max(n_steps))
             advance_all(left, source, stream, curves=kind.curves, on_step=on_step, on_end=on_end)
 
 

@@ -1,7 +1,8 @@
 import subprocess
 import sys
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -41,6 +42,39 @@ def batches_of(store, **settings) -> Batches:
 def take(batches: Batches, n: int, step: int = 0) -> np.ndarray:
     stream = islice(batches.start_at(step), n)
     return np.stack([batch[batches.sites[0]] for batch in stream])
+
+
+@settings(max_examples=25)
+@given(
+    window_rows=st.integers(1, 700), step=st.integers(0, 60), n=st.integers(0, 60),
+    batch_size=st.sampled_from([1, 13, 52, 78]),
+    lanes=st.sampled_from([1, 13]),
+)  # fmt: skip
+def test_a_stream_that_ends_is_the_start_of_the_endless_one_and_reads_no_further(
+    store, window_rows, step, n, batch_size, lanes
+):
+    lanes = lanes if batch_size % lanes == 0 else 1
+    batches = batches_of(store, window_rows=window_rows, batch_size=batch_size, lanes=lanes)
+    n_read, read = [], ActStore.read_chunk_into
+
+    def noted(self, site, chunk, out, *, skip=0):
+        n_read.append(len(out))
+        read(self, site, chunk, out, skip=skip)
+
+    with patch.object(ActStore, "read_chunk_into", noted):
+        ended = [batch["mlp_out.1"] for batch in batches.start_at(step, n)]
+    assert len(ended) == n
+    if n:
+        assert np.array_equal(np.stack(ended), take(batches, n, step))
+    epoch, per_step = batches.epochs.lane_rows, batch_size // lanes
+    first, last = step * per_step, (step + n) * per_step
+    windows = [
+        (start + i * epoch, stop + i * epoch)
+        for i in range(last // epoch + 1)
+        for start, stop in pairwise(batches.epochs.cuts)
+    ]
+    needed = [stop - start for start, stop in windows if start < last and first < stop and n]
+    assert sum(n_read) == lanes * sum(needed)
 
 
 def keys(rows: np.ndarray) -> list[bytes]:

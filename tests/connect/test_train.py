@@ -228,7 +228,7 @@ def test_the_curves_tell_the_batch_as_it_was_before_the_step(place, tmp_path):
     feeder = PairFeeder(store, [run], device=CPU)
     pair = run.load_pair(CPU)
     start = start_connector(config, pair, feeder.moments(run.ends)).requires_grad_(False)
-    batch = next(stream_of(store, feeder, config, start=0))
+    batch = next(stream_of(store, feeder, config, start=0, stop=1))
     z1, z2 = (z.double() for z in pair.latents(batch))
     error = (z1 @ start.W.double() + start.b.double()).clamp_min(0) - z2
     spread = (z2 - z2.mean(0)).square().sum()

@@ -112,6 +112,16 @@ def test_a_gradient_larger_than_a_piece_is_whole(monkeypatch):
         Case(M, 64, F, 16, pick=lambda pre: above(pre, -0.5)).check()
 
 
+@pytest.mark.parametrize("few", [0, 10**9], ids=["embedding_bag", "sparse matrix"])
+@pytest.mark.parametrize("width", [1, 7, 16, 99])
+def test_products_of_few_columns_at_a_time_equal_the_dense_ones(few, width, monkeypatch):
+    for name, value in {"FEW": few, "CACHE": 1, "LEAST_WIDTH": width, "REUSED": 0}.items():
+        monkeypatch.setattr(kernels_cpu, name, value)
+    for dtype in (torch.float32, torch.float64):
+        Case(2, 40, 24, 16, pick=lambda pre: above(pre, 0.3), dtype=dtype).check()
+        Case(1, 40, 24, 16, pick=lambda pre: above(pre, 99.0), dtype=dtype).check()
+
+
 @pytest.mark.parametrize("M", [1, 2])
 def test_columns_multiply_with_a_slice_of_the_dictionary(M):
     case = Case(M, 40, 24, 8, pick=lambda pre: above(pre, 0.3))
