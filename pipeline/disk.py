@@ -62,11 +62,18 @@ def nearest_there(path: Path) -> Path:
 
 
 def why_unwritable(folder: Path) -> str:
-    """Why no file can be put into a folder, there or still to be made; empty where one can."""
+    """Why no file can be put into a folder, there or still to be made; empty where one can.
+
+    Raises:
+        CheckpointError: its disk is full, which can be put right where it is.
+    """
     try:
         with TemporaryFile(dir=nearest_there(folder)):  # rights and mounts say it no other way
             pass
     except OSError as error:
+        if error.errno in FULL:
+            told = disk_words(OSError(error.errno, error.strerror, str(folder)))
+            raise CheckpointError(told) from error
         return error.strerror or str(error)
     return ""
 

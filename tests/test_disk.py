@@ -1,12 +1,13 @@
 """A disk that is full: which file, how large it is, and how to go on."""
 
 import errno
+from unittest.mock import Mock
 
 import pytest
 
 import cli
 from actstore.files import write_file
-from pipeline.disk import full_disk_told
+from pipeline.disk import full_disk_told, why_unwritable
 from pipeline.errors import CheckpointError
 from tests.helpers.crashing import files_up_to
 from tests.helpers.refusals import refused
@@ -29,6 +30,15 @@ def test_a_file_that_did_not_fit_is_named_with_its_size(tmp_path):
 def test_what_else_a_system_says_is_not_taken_for_a_full_disk():
     with pytest.raises(FileNotFoundError), full_disk_told():
         raise GONE
+
+
+def test_a_folder_on_a_full_disk_is_not_one_that_may_only_be_read(tmp_path, monkeypatch):
+    """The one is said, and mended; the other is gone without."""
+    monkeypatch.setattr("pipeline.disk.TemporaryFile", Mock(side_effect=FULL))
+    with refused(CheckpointError, f"^{tmp_path}: No space left on device: {GO_ON}$"):
+        why_unwritable(tmp_path)
+    monkeypatch.setattr("pipeline.disk.TemporaryFile", Mock(side_effect=GONE))
+    assert why_unwritable(tmp_path) == "No such file or directory"
 
 
 @pytest.mark.parametrize(
