@@ -9,10 +9,11 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from pipeline.config.architectures import BatchTopKConfig, ReluConfig, TopKConfi
 from pipeline.config.training import TrainConfig
 from pipeline.runs.folder import Provenance, enter
 from pipeline.runs.sae_run import SAERun
+from pipeline.sae import narrow
 from pipeline.training.assemble import Entry, assemble
 from pipeline.training.batches import device_batches
 from pipeline.training.feed import Feeder
@@ -45,10 +47,13 @@ CELLS: dict[str, tuple[dict[str, Any], float | None]] = {
     "relu_2%": ({"arch": ReluConfig(l1=1e-3), "sparse": "on"}, 0.02),
     "relu_1%": ({"arch": ReluConfig(l1=1e-3), "sparse": "on"}, 0.01),
     "topk": ({"arch": TopKConfig(k=K)}, None),
+    "topk_whole": ({"arch": TopKConfig(k=K)}, None),
     "topk_dense": ({"arch": TopKConfig(k=K), "sparse": "off"}, None),
     "topk_bf16": ({"arch": TopKConfig(k=K), "precision": "bf16"}, None),
     "batchtopk": ({"arch": BatchTopKConfig(k=K)}, None),
 }
+WHOLE = {"topk_whole"}
+"""Cells that use no tiles for bfloat16, where a CPU has such."""
 
 
 def write_store(path: Path, *, n_rows: int, width: int, seed: int = 0) -> Path:
@@ -99,10 +104,11 @@ def steps(d: int, d_sae: int, batch: int, rounds: int) -> dict[str, list[float]]
         def ours(cell: str) -> Callable[[Iterator[Tensor]], object]:
             changes, share = CELLS[cell]
             lr = 1e-12 if share else 1e-4
-            group = make_group(
-                store, folder / cell, files, expansion=d_sae // d, batch_size=batch, lr=lr,
-                **changes,
-            )  # fmt: skip
+            with patch.object(narrow, "fast", lambda: False) if cell in WHOLE else nullcontext():
+                group = make_group(
+                    store, folder / cell, files, expansion=d_sae // d, batch_size=batch, lr=lr,
+                    **changes,
+                )  # fmt: skip
             if share:
                 let_through(group, share, rows)
 
