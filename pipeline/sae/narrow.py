@@ -30,9 +30,9 @@ WIDE = 16
 
 @cache
 def fast() -> bool:
-    """Whether this CPU has tiles for bfloat16 (AMX)."""
+    """Whether this CPU has tiles for bfloat16 (AMX), and torch what uses them."""
     able = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
-    return bool(able.get("amx_bf16"))
+    return bool(able.get("amx_bf16")) and torch.backends.mkldnn.is_available()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -29,7 +29,7 @@ STEP: dict[str, tuple[str, ...]] = {
     "sae/select.py": ALL,
     "sae/stack.py": (
         "prefers_sparse", "learn", "project", "clip", "renormalise", "_pre", "_places_of",
-        "_latents", "_finish_gradients", "to_unit_norm_", "member_of",
+        "_latents", "_pairs", "_finish_gradients", "to_unit_norm_", "member_of",
     ),
     "sae/topk.py": ("learn", "pick"),
     "training/batches.py": ("_overlapped", "send", "receive"),
