@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Int32
 from torch import Tensor
 
+from actstore.files import partial_of
 from pipeline.config.stages import FinetuneConfig
 from pipeline.device import pick_device, pick_dtype
 from pipeline.disk import writing
@@ -34,6 +35,7 @@ from pipeline.lm.hooks import Edit, in_float, splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, Progress
+from pipeline.runs.folder import training_in
 from pipeline.runs.replaced import has_weights_of, replaced_note
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
@@ -68,8 +70,12 @@ def finetune(config: FinetuneConfig, *, on_progress: OnProgress | None = None) -
     done = finished_report(config, run, sources)
     if done is not None:
         return done
-    with unfinished(config, run, sources) as folder:
-        return _finetune(config, run, sources, folder, on_progress)
+    with training_in(partial_of(config.out)):
+        done = finished_report(config, run, sources)  # by now, another process may have ended
+        if done is not None:
+            return done
+        with unfinished(config, run, sources) as folder:
+            return _finetune(config, run, sources, folder, on_progress)
 
 
 def _finetune(

@@ -30,7 +30,7 @@ from pipeline.runs.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from pipeline.runs.folder import LOCK, differences, training_in
+from pipeline.runs.folder import LOCK, differences
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
 
@@ -53,24 +53,23 @@ class _Begun:
 def unfinished(
     config: FinetuneConfig, run: SAERun, sources: Sources
 ) -> Generator[Path, None, None]:
-    """The folder to make a fine-tuning in, which nobody else writes into meanwhile.
+    """The folder to make a fine-tuning in, whose lock is held.
 
     Raises:
-        ConfigError: another process is at it, or it is of another config, SAE, model or text.
+        ConfigError: it is of another config, SAE, model or text.
         CheckpointError: its begun.json is damaged.
     """
     folder = partial_of(config.out)
-    with training_in(folder):
-        try:
-            _enter(folder, config, run, sources)
-            yield folder
-        except DataError:  # going on would only lead there again
+    try:
+        _enter(folder, config, run, sources)
+        yield folder
+    except DataError:  # going on would only lead there again
+        shutil.rmtree(folder)
+        raise
+    except BaseException:
+        if folder.is_dir() and not checkpoints_of(folder):  # it may be the whole one already
             shutil.rmtree(folder)
-            raise
-        except BaseException:
-            if folder.is_dir() and not checkpoints_of(folder):  # it may be the whole one already
-                shutil.rmtree(folder)
-            raise
+        raise
 
 
 def _enter(folder: Path, config: FinetuneConfig, run: SAERun, sources: Sources) -> None:

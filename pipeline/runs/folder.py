@@ -367,9 +367,15 @@ def training_in(path: Path) -> Generator[None, None, None]:
         )
 
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    make_folder(path)
     file = path / LOCK
-    with locked(file, held):
+    with ExitStack() as stack:
+        while True:
+            make_folder(path)
+            try:
+                stack.enter_context(locked(file, held))
+            except FileNotFoundError:  # who had it before is done, and has moved or removed it
+                continue
+            break
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from actstore.files import make_folder
 from pipeline.config.stages import EvalConfig, FinetuneConfig
 from pipeline.errors import CheckpointError, ConfigError, DataError, TextError
 from pipeline.evaluate.evaluate import evaluate
@@ -318,6 +319,23 @@ def test_of_two_fine_tunings_into_one_folder_the_second_is_told_who_is_there(con
         refused(ConfigError, f"trained into by process {os.getpid()}"),
     ):
         finetune(config())
+
+
+def test_one_that_was_overtaken_before_it_held_the_lock_finds_the_other_done(
+    config, tmp_path, monkeypatch
+):
+    """What was made for the lock is moved to its name by who held it first."""
+
+    def overtaken(path):
+        monkeypatch.undo()
+        make_folder(path)
+        finetune(config())
+
+    monkeypatch.setattr("pipeline.runs.folder.make_folder", overtaken)
+    report = finetune(config())
+    assert report.reused
+    assert report == finetune(config())
+    assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
 
 
 def test_what_never_made_a_step_leaves_nothing(config, tmp_path, monkeypatch):
