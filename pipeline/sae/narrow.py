@@ -24,6 +24,9 @@ EVERY = torch.iinfo(torch.int16).min
 WORTH = 8
 """Candidates of a row, on average and for each of its largest, above which whole numbers are better
 in the first place."""
+FEW = 1 / 64
+"""Share of the latents that is kept at most: pairs that are computed alone cost some fourteen times
+as much as in a whole product, so that of many nothing is gained."""
 WIDE = 16
 """Candidates of a row for each of its largest, above which it is looked through alone."""
 

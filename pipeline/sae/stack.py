@@ -55,9 +55,10 @@ class Stack:
         self.dtype = dtype or self.params["W_dec"].dtype
         self.kernels = kernels_for(self.params["W_dec"].device)
         self._scratch = Scratch()
-        # Of sums in float32, whose largest alone count.
+        # Of sums in float32, of which few, the largest, count.
         self._narrow = (
             arch.k_of_row is not None
+            and arch.k_of_row <= narrow.FEW * self.params["E"].shape[1]
             and self.dtype == torch.float32
             and self.params["W_dec"].device.type == "cpu"
             and narrow.fast()

@@ -44,6 +44,29 @@ def take(batches: Batches, n: int, step: int = 0) -> np.ndarray:
     return np.stack([batch[batches.sites[0]] for batch in stream])
 
 
+def keys(rows: np.ndarray) -> list[bytes]:
+    return [row.tobytes() for row in rows.reshape(-1, rows.shape[-1])]
+
+
+@settings(max_examples=25)
+@given(
+    batch_size=st.integers(1, 700),
+    window_rows=st.integers(1, 700),
+    seed=st.integers(0, 9),
+    step=st.integers(0, 12),
+)
+def test_the_stream_is_the_epochs_one_after_another(store, batch_size, window_rows, seed, step):
+    batches = batches_of(store, batch_size=batch_size, window_rows=window_rows, seed=seed)
+    got = keys(take(batches, step + 2))
+    assert len(got) == (step + 2) * batch_size
+    everything = sorted(keys(column(store, "mlp_out.1")))
+    for start in range(0, len(got) - 467, 468):
+        assert sorted(got[start : start + 468]) == everything
+    rest = got[len(got) // 468 * 468 :]
+    assert len(set(rest)) == len(rest)
+    assert keys(take(batches, 1, step)) == got[step * batch_size : (step + 1) * batch_size]
+
+
 @settings(max_examples=25)
 @given(
     window_rows=st.integers(1, 700), step=st.integers(0, 60), n=st.integers(0, 60),
@@ -75,29 +98,6 @@ def test_a_stream_that_ends_is_the_start_of_the_endless_one_and_reads_no_further
     ]
     needed = [stop - start for start, stop in windows if start < last and first < stop and n]
     assert sum(n_read) == lanes * sum(needed)
-
-
-def keys(rows: np.ndarray) -> list[bytes]:
-    return [row.tobytes() for row in rows.reshape(-1, rows.shape[-1])]
-
-
-@settings(max_examples=25)
-@given(
-    batch_size=st.integers(1, 700),
-    window_rows=st.integers(1, 700),
-    seed=st.integers(0, 9),
-    step=st.integers(0, 12),
-)
-def test_the_stream_is_the_epochs_one_after_another(store, batch_size, window_rows, seed, step):
-    batches = batches_of(store, batch_size=batch_size, window_rows=window_rows, seed=seed)
-    got = keys(take(batches, step + 2))
-    assert len(got) == (step + 2) * batch_size
-    everything = sorted(keys(column(store, "mlp_out.1")))
-    for start in range(0, len(got) - 467, 468):
-        assert sorted(got[start : start + 468]) == everything
-    rest = got[len(got) // 468 * 468 :]
-    assert len(set(rest)) == len(rest)
-    assert keys(take(batches, 1, step)) == got[step * batch_size : (step + 1) * batch_size]
 
 
 def test_seed_and_epoch_change_the_order(store):

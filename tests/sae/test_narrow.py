@@ -128,12 +128,12 @@ def test_what_is_no_number_is_the_largest():
     assert narrow.largest_of_rows(x, torch.tensor([0, 4]).int(), 2).tolist() == [1, 3]
 
 
-def learned(x, *, dead, monkeypatch, fast, odd=False):
+def learned(x, *, dead, monkeypatch, fast, odd=False, k=4):
     """Loss and gradients of two members, by narrow products or not."""
     monkeypatch.setattr(narrow, "fast", lambda: fast)
-    config = TopKConfig(k=4)
-    arch = architecture_of(config, d_in=x.shape[1], d_sae=128)
-    saes = [SAE(config, d_in=x.shape[1], d_sae=128, seed=seed) for seed in (0, 1)]
+    config = TopKConfig(k=k)
+    arch = architecture_of(config, d_in=x.shape[1], d_sae=256)
+    saes = [SAE(config, d_in=x.shape[1], d_sae=256, seed=seed) for seed in (0, 1)]
     stack = Stack(stacked(saes, arch), arch)
     if odd:
         stack.params["b_enc"].sub_(100)  # nothing is above zero
@@ -146,7 +146,7 @@ def learned(x, *, dead, monkeypatch, fast, odd=False):
 def test_a_step_learns_the_same(odd, monkeypatch):
     x = torch.randn(300, 24, generator=torch.Generator().manual_seed(0))
     x[5] = 0
-    dead = torch.zeros(2, 128, dtype=torch.bool)
+    dead = torch.zeros(2, 256, dtype=torch.bool)
     dead[1, 3:9] = True
     wide = learned(x, dead=dead, monkeypatch=monkeypatch, fast=False, odd=odd)
     asked = Mock(side_effect=narrow.product)
@@ -156,3 +156,13 @@ def test_a_step_learns_the_same(odd, monkeypatch):
     assert torch.equal(got["counts"], wide["counts"])
     for name, expected in wide.items():
         torch.testing.assert_close(got[name], expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("k", "narrowly"), [(4, True), (5, False)])
+def test_of_many_latents_nothing_is_looked_at_closely(k, narrowly, monkeypatch):
+    """Pairs that are computed alone would cost more than the whole product."""
+    asked = Mock(side_effect=narrow.product)
+    monkeypatch.setattr(narrow, "product", asked)
+    learned(torch.ones(3, 24), dead=None, monkeypatch=monkeypatch, fast=True, k=k)
+    assert asked.called == narrowly
