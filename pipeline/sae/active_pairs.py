@@ -12,7 +12,7 @@ import math
 from typing import final
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.sae.kernels import Kernels
@@ -186,11 +186,6 @@ class Pairs:
     def counts(self, z: Values) -> Float[Tensor, "M F"]:
         """In how many rows each latent is above zero."""
         return self.by_latent((z > 0).float())
-
-    def part(self, kept: Int64[Tensor, " part"]) -> "Pairs":
-        """Those at these places among them, which ascend; their values copied."""
-        values = self.pre.index_select(0, kept)
-        return Pairs(self.picked.part(kept), values, kernels=self._kernels)
 
     def columns(self, start: int, stop: int) -> "Pairs":
         """The pairs of latents `start` to `stop` alone, their values copied."""

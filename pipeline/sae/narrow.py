@@ -1,34 +1,31 @@
 """The largest of many products, from a product of numbers cut to bfloat16.
 
-Some CPUs multiply such numbers six times as fast as whole ones. What the narrow products leave
-open is decided by whole ones, of few pairs: those that may be among the largest, as far as narrow
-products can be off. What is picked is what float32 would pick, and so are the values.
+Some CPUs multiply such numbers six times as fast as whole ones. Somewhat more than are wanted are
+looked at closely, by whole numbers; and where another might still be larger, as far as narrow
+products can be off, all of the row. What is picked is what float32 would pick, and so are the
+values.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 import torch
-from jaxtyping import BFloat16, Float, Int32, Int64
+from jaxtyping import BFloat16, Float, Int64
 from torch import Tensor
+
+from pipeline.sae.select import largest_of_rows
 
 CUT = 2.0**-8
 """What rounding to bfloat16 changes a number by, as a share of it, at most."""
 ROUNDING = 2.0**-24
 """The same, of float32."""
-LARGEST = 8
-"""Groups of a row for each of the largest that is looked for: fewer would leave more values above
-the bound, and more take longer to sort."""
-EVERY = torch.iinfo(torch.int16).min
-WORTH = 8
-"""Candidates of a row, on average and for each of its largest, above which whole numbers are better
-in the first place."""
+MORE = 0.5
+"""So many more of a row than are kept are looked at closely."""
 FEW = 1 / 64
 """Share of the latents that is kept at most: pairs that are computed alone cost some fourteen times
 as much as in a whole product, so that of many nothing is gained."""
-WIDE = 16
-"""Candidates of a row for each of its largest, above which it is looked through alone."""
 
 
 @cache
@@ -67,61 +64,68 @@ def product(
     summing = 2 * a.shape[-1] * ROUNDING * (norm_a * norm_w + base.abs().amax(-1, keepdim=True))
     cut_base = (base - narrow_base).abs().amax(-1, keepdim=True)
     error = cut_a * norm_w + (norm_a + cut_a) * cut_w + summing + cut_base
-    return Rough(values=out, error=error)
+    # The sum without its base is rounded, too: `left_open` counts it as if it were the whole.
+    return Rough(values=out, error=error + CUT * base.abs().amax(-1, keepdim=True))
 
 
 def _norms(x: Float[Tensor, "M n d"]) -> Float[Tensor, "M n"]:
     return torch.linalg.vector_norm(x, dim=-1)
 
 
-def within_reach(rough: Rough, k: int) -> Int64[Tensor, " found"]:
-    """Where all are that may be among the `k` largest of a row, if above zero: ascending.
+def largest(
+    a: Float[Tensor, "M B d"],
+    w: Float[Tensor, "M F d"],
+    *,
+    base: Float[Tensor, "M F"],
+    k: int,
+    closely: Callable[[Int64[Tensor, "rows c"]], Float[Tensor, "rows c"]],
+    out: BFloat16[Tensor, "M B F"],
+) -> tuple[Int64[Tensor, "rows k"], Float[Tensor, "rows k"]]:
+    """The latents of the `k` largest sums of each of the `M * B` rows, and those sums.
 
-    A row's values are taken in groups. At least `k` values are not below the `k`-th largest of the
-    groups' maxima, hence no exact one of the `k` largest is below that less the error, and none of
-    their rough ones below it less twice the error. Where zero is within reach, or a row is not of
-    numbers, all of it may be.
-
-    Positive bfloat16 are in the order of their bits, which are compared as whole numbers.
-    """
-    M, B, F = rough.values.shape
-    bits = rough.values.view(M * B, F).view(torch.int16)
-    n_groups = F
-    while n_groups % 2 == 0 and n_groups >= 2 * LARGEST * k:
-        n_groups //= 2
-    maxima = bits.view(M * B, -1, n_groups).amax(1).numpy()
-    at_least = np.partition(maxima, n_groups - k, axis=1)[:, n_groups - k]
-    sure = torch.from_numpy(at_least).view(torch.bfloat16).float()
-    # Twice rounded, of each of two values: as a sum, and with its base.
-    bound = sure * (1 - 4 * CUT) - rough.error.flatten() * (2 + 4 * CUT)
-    down = (bound.view(torch.int32) >> 16).to(torch.int16)  # to a bfloat16 that is not larger
-    least = torch.where(bound > 0, down, EVERY)
-    return torch.from_numpy(np.flatnonzero((bits >= least[:, None]).numpy()))
-
-
-def largest_of_rows(
-    x: Float[Tensor, " n"], crow: Int32[Tensor, " rows_1"], k: int
-) -> Int64[Tensor, " kept"]:
-    """Where the `k` largest of each row are, ascending; of equal ones at the cut the first.
+    Those not above zero may be any.
 
     Args:
-        x: Values, row after row.
-        crow: Where each row starts, and where the last ends; a row has `k` values at least.
+        a: Rows of each member.
+        w: Weights.
+        base: Biases.
         k: At least 1.
+        closely: The sums in float32 of some latents of each row.
+        out: Memory for the narrow sums.
     """
-    values, ends = x.numpy(), crow.numpy()
-    counts = np.diff(ends)
-    n_rows, widest = len(counts), min(int(counts.max(initial=k)), WIDE * k)
-    rows = np.full((n_rows, widest), -np.inf, dtype=values.dtype)
-    fit = np.repeat(counts <= widest, counts)
-    shift = np.repeat(np.arange(n_rows) * widest - ends[:-1], counts)
-    rows.reshape(-1)[(np.arange(len(values)) + shift)[fit]] = values[fit]
-    cut = np.partition(rows, widest - k, axis=1)[:, widest - k]
-    kept = ~(values < np.repeat(cut, counts))  # what is not a number counts as the largest
-    n_kept = np.add.reduceat(kept, ends[:-1], dtype=int) if n_rows else np.empty(0)
-    for row in np.flatnonzero(n_kept != k):  # too wide, tied, or not all numbers
-        here = slice(ends[row], ends[row + 1])
-        order = torch.sort(x[here], descending=True, stable=True).indices[:k]
-        kept[here] = False
-        kept[here.start + order.numpy()] = True
-    return torch.from_numpy(np.flatnonzero(kept))
+    M, B, F = out.shape
+    rough = product(a, w, base=base, out=out)
+    looked_at = largest_of_rows(out.view(M * B, F), min(F, k + math.ceil(MORE * k)))
+    values, places = closely(looked_at).topk(k, sorted=False)
+    latents = looked_at.gather(1, places)
+    rows = left_open(rough, looked_at, values)
+    member = rows.div(B, rounding_mode="floor")
+    for m in member.unique().tolist():
+        own = rows[member == m]
+        every = torch.addmm(base[m], a[m, own - m * B], w[m].T)
+        values[own], latents[own] = every.topk(k, sorted=False)
+    return latents, values
+
+
+def left_open(
+    rough: Rough, looked_at: Int64[Tensor, "rows c"], values: Float[Tensor, "rows k"]
+) -> Int64[Tensor, " open"]:
+    """Rows in which another latent may be above zero and above the least of these values.
+
+    No other is roughly larger than the least of those that were looked at, and none is farther from
+    what it is roughly than the error, and what two roundings of such a number come to: of a sum
+    `s`, and of `s + base`. With `u = CUT`, a sum `t` that is roughly `r` has `|t - r| <= error +
+    2 u (1 + 2 u) |r|` up to a share `2 u` of the error. What is not a number leaves its row open.
+
+    Args:
+        rough: Of all pairs.
+        looked_at: The latents of each row that are roughly the largest.
+        values: The largest of the exact ones at those.
+    """
+    every = rough.values.view(len(looked_at), -1)
+    if looked_at.shape == every.shape:
+        return looked_at.new_empty(0)
+    least = every.gather(1, looked_at).amin(1).float()
+    most = least + 2 * CUT * (1 + 2 * CUT) * least.abs() + (1 + 4 * CUT) * rough.error.flatten()
+    closed = (most <= values.amin(1)) | (most <= 0)
+    return (~closed).nonzero()[:, 0]

@@ -68,11 +68,6 @@ class Picked:
         crow = torch.searchsorted(kept, self.crow, out_int32=True)
         return Picked(crow=crow, col=col, shape=(M, B, stop - start)), kept
 
-    def part(self, kept: Int64[Tensor, " part"]) -> "Picked":
-        """Those at these places among them, which ascend."""
-        crow = torch.searchsorted(kept, self.crow, out_int32=True)
-        return Picked(crow=crow, col=self.col.index_select(0, kept), shape=self.shape)
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Transposed:
@@ -87,10 +82,34 @@ class Transposed:
 def top_k(pre: Float[Tensor, "M B F"], k: int) -> Picked:
     """The `k` largest of each row; of equal values, any."""
     M, B, F = pre.shape
-    latents = _largest_of_rows(pre.reshape(M * B, F), k).view(M, B * k)
-    col = latents + torch.arange(0, M * F, F, device=pre.device)[:, None]
-    crow = torch.arange(0, M * B * k + 1, k, dtype=torch.int32, device=pre.device)
-    return Picked(crow=crow, col=col.flatten().int(), shape=(M, B, F))
+    return pairs_of(largest_of_rows(pre.reshape(M * B, F), k), (M, B, F))
+
+
+def pairs_of(latents: Int64[Tensor, "rows k"], shape: tuple[int, int, int]) -> Picked:
+    """The pairs of each row with as many latents, which are numbered in its member."""
+    M, _, F = shape
+    rows, k = latents.shape
+    col = latents.view(M, -1) + torch.arange(0, M * F, F, device=latents.device)[:, None]
+    crow = torch.arange(0, rows * k + 1, k, dtype=torch.int32, device=latents.device)
+    return Picked(crow=crow, col=col.flatten().int(), shape=shape)
+
+
+def largest_of_rows(x: Float[Tensor, "rows F"], k: int) -> Int64[Tensor, "rows k"]:
+    """Where the `k` largest of each row are, by way of the `k` groups with the largest maxima.
+
+    A value outside those groups is at most the maximum of its own, hence at most each of `k`
+    values inside: without it, the `k` largest are the same. Maxima are found many rows at a time,
+    unlike the `k` largest; groups are strided, so that their values lie in separate vectors.
+    """
+    n_rows, F = x.shape
+    G = F // GROUP
+    if F % GROUP or 4 * k > G:
+        return x.topk(k, sorted=False).indices
+    groups = largest_of_rows(x.view(n_rows, GROUP, G).amax(1), k)
+    inside = torch.arange(0, F, G, device=x.device)
+    candidates = (groups[:, None] + inside[:, None]).view(n_rows, GROUP * k)
+    best = x.gather(1, candidates).topk(k, sorted=False).indices
+    return candidates.gather(1, best)
 
 
 def batch_top_k(
@@ -111,17 +130,17 @@ def batch_top_k(
         found.append(at + m * B * F)
         smallest.append(values.index_select(0, at).min() if len(at) else values.new_zeros(()))
     dtype = torch.promote_types(pre.dtype, torch.float32)
-    return pairs_at(torch.cat(found), (M, B, F)), torch.stack(smallest).to(dtype)
+    return _picked(torch.cat(found), (M, B, F)), torch.stack(smallest).to(dtype)
 
 
 def above(pre: Float[Tensor, "M B F"], threshold: float | Float[Tensor, "M F"]) -> Picked:
     """All pairs whose value is larger; a plain number counts as rounded to the values' dtype."""
     bound = threshold[:, None] if isinstance(threshold, Tensor) else threshold
     M, B, F = pre.shape
-    return pairs_at(_true((pre > bound).flatten()), (M, B, F))
+    return _picked(_true((pre > bound).flatten()), (M, B, F))
 
 
-def pairs_at(flat: Int64[Tensor, " n"], shape: tuple[int, int, int]) -> Picked:
+def _picked(flat: Int64[Tensor, " n"], shape: tuple[int, int, int]) -> Picked:
     """The pairs at ascending places among all pairs."""
     M, B, F = shape
     ends = torch.arange(0, M * B * F + 1, F, device=flat.device)
@@ -181,24 +200,6 @@ def _starts(
         return starts
     every = torch.arange(n_values + 1, dtype=torch.int32, device=x.device)
     return torch.searchsorted(x.index_select(0, order), every, out_int32=True)
-
-
-def _largest_of_rows(x: Float[Tensor, "rows F"], k: int) -> Int64[Tensor, "rows k"]:
-    """Where the `k` largest of each row are, by way of the `k` groups with the largest maxima.
-
-    A value outside those groups is at most the maximum of its own, hence at most each of `k`
-    values inside: without it, the `k` largest are the same. Maxima are found many rows at a time,
-    unlike the `k` largest; groups are strided, so that their values lie in separate vectors.
-    """
-    n_rows, F = x.shape
-    G = F // GROUP
-    if F % GROUP or 4 * k > G:
-        return x.topk(k, sorted=False).indices
-    groups = _largest_of_rows(x.view(n_rows, GROUP, G).amax(1), k)
-    inside = torch.arange(0, F, G, device=x.device)
-    candidates = (groups[:, None] + inside[:, None]).view(n_rows, GROUP * k)
-    best = x.gather(1, candidates).topk(k, sorted=False).indices
-    return candidates.gather(1, best)
 
 
 def _largest_positive(

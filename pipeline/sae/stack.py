@@ -17,7 +17,7 @@ from pipeline.sae.active_pairs import Dense, Latents, Pairs, Scratch, product
 from pipeline.sae.architecture import Architecture, Parts, Problem
 from pipeline.sae.kernels import kernels_for
 from pipeline.sae.sae import SAE
-from pipeline.sae.select import Picked, pairs_at
+from pipeline.sae.select import Picked, pairs_of
 
 ACTIVATION = "activation."
 LOG = "log_"
@@ -119,14 +119,14 @@ class Stack:
         b_dec, shape = self.params["b_dec"], (self.n_members, *x.shape)
         centred = self._scratch.take("centred", shape, dtype=b_dec.dtype, device=b_dec.device)
         torch.sub(x, b_dec[:, None], out=centred)
-        latents = self._largest(centred) if sparse and self._narrow else None
-        if latents is None:
+        if sparse and self._narrow:
+            latents = self._largest(centred)
+            revived = {m: self._pre_at(centred, m, at) for m, at in to_revive.items()}
+        else:
             pre = self._pre(centred)
             # Before the pre-activations change in place.
             revived = {m: pre[m][:, at].to(centred.dtype) for m, at in to_revive.items()}
             latents = self._latents(pre, centred, sparse=sparse)
-        else:
-            revived = {m: self._pre_at(centred, m, at) for m, at in to_revive.items()}
         problem = Problem(
             x=x,
             centred=centred,
@@ -209,19 +209,21 @@ class Stack:
             return Pairs(picked, picked.values(pre), kernels=self.kernels)
         return self._pairs(picked, centred)  # a narrow product only says which
 
-    def _largest(self, centred: Float[Tensor, "M B d"]) -> Latents | None:
-        """The largest of each row, by a narrow product; None where that would leave too many."""
+    def _largest(self, centred: Float[Tensor, "M B d"]) -> Latents:
+        """The largest of each row, by a narrow product."""
         E, k = self.params["E"], self.arch.k_of_row
         assert k is not None
-        M, B, F = len(E), centred.shape[1], E.shape[1]
-        out = self._scratch.take("rough", (M, B, F), dtype=torch.bfloat16, device=E.device)
-        rough = narrow.product(centred, E, base=self.params["b_enc"], out=out)
-        found = narrow.within_reach(rough, k)
-        if len(found) > narrow.WORTH * k * M * B:
-            return None
-        pairs = self._pairs(pairs_at(found, (M, B, F)), centred)
-        kept = narrow.largest_of_rows(pairs.pre, pairs.picked.crow, k)
-        return pairs.part(kept)
+        shape = (self.n_members, centred.shape[1], E.shape[1])
+
+        def closely(latents: Int64[Tensor, "rows c"]) -> Float[Tensor, "rows c"]:
+            return self._pairs(pairs_of(latents, shape), centred).pre.view(latents.shape)
+
+        out = self._scratch.take("rough", shape, dtype=torch.bfloat16, device=E.device)
+        latents, values = narrow.largest(
+            centred, E, base=self.params["b_enc"], k=k, closely=closely, out=out
+        )
+        assert self.kernels is not None
+        return Pairs(pairs_of(latents, shape), values.flatten(), kernels=self.kernels)
 
     def _pairs(self, picked: Picked, centred: Float[Tensor, "M B d"]) -> Pairs:
         """These pairs, with pre-activations computed for them alone."""

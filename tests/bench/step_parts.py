@@ -31,7 +31,7 @@ from pipeline.training.optimizer import Adam
 
 PARTS = {
     "pre": (Stack, "_pre"),
-    "pick": (select, "_largest_of_rows"),
+    "pick": (select, "largest_of_rows"),
     "narrow product": (narrow, "product"),
     "narrow pick": (Stack, "_largest"),
     "order": (select, "_in_order"),
