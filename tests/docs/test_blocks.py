@@ -127,7 +127,7 @@ def test_a_page_runs_in_its_order_in_one_folder_and_one_namespace(page_of):
         ("```sh\nsaepipe runs | head\n```", "stands alone"),
         ("```sh\nsaepipe runs > a\n```", "stands alone"),
         ("```sh\nls && ls\n```", "not run here: ls && ls"),
-        ("```python\nprint(1)\n```\n```text\n2\n```", "not printed: 2\n.*line 2; printed:\n1"),
+        ("```python\nprint('a')\n```\n```text\nb\n```", "not printed: b\n.*line 2; printed:\na"),
         ("```sh\nexport A=1\n```\n```python\nexit(1)\n```", "SystemExit"),
     ],
     ids=[
