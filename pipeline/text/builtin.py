@@ -30,6 +30,7 @@ from pipeline.text.source import TextSource
 
 Part = Literal["train", "heldout"]
 
+_ANSWER = "Answer:"
 HELDOUT_PERCENT = 7
 HELDOUT_QUESTIONS_PERCENT = 10
 REPEATED_SHARE = 0.25
@@ -142,10 +143,14 @@ def _part(name: str, heldout_percent: int) -> Part:
 
 @final
 class Arithmetic(TextSource):
-    """The questions of one part, each a document with its answer, in an order the seed decides."""
+    """The questions of one part, each a document with its answer, in an order the seed decides.
 
-    def __init__(self, part: Part, *, seed: int = 0) -> None:
+    They are in columns, too: `context` is a question up to `Answer:`, `completion` its answer.
+    """
+
+    def __init__(self, part: Part, *, column: str = "text", seed: int = 0) -> None:
         self.name = "builtin:arithmetic" if part == "train" else "builtin:arithmetic@heldout"
+        self._column = column
         self._documents = [
             text for text in _every_question() if _part(text, HELDOUT_QUESTIONS_PERCENT) == part
         ]
@@ -157,7 +162,10 @@ class Arithmetic(TextSource):
 
     def documents(self, start: int = 0) -> Iterator[str]:
         """The documents from number `start` on."""
-        return iter(self._documents[start:])
+        for document in self._documents[start:]:
+            question, answers, answer = document.rpartition(_ANSWER)
+            columns = {"context": question + answers, "completion": answer}
+            yield columns.get(self._column, document)
 
 
 def _every_question() -> Iterator[str]:
@@ -170,4 +178,4 @@ def _every_question() -> Iterator[str]:
 
 
 def _document(expression: str, answer: int) -> str:
-    return f"Question: What is {expression}?\nAnswer: {answer}"
+    return f"Question: What is {expression}?\n{_ANSWER} {answer}"

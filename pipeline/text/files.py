@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -118,6 +118,14 @@ def _explained(path: Path) -> Generator[None]:
         raise TextError(f"{path} cannot be read, it may be damaged: {reason}") from error
 
 
+class NoSuchColumnError(TextError):
+    """A table without the column that was asked for."""
+
+    def __init__(self, told: str, *, columns: Sequence[str]) -> None:
+        super().__init__(told)
+        self.columns = columns
+
+
 def text_columns(columns: Iterable[str], column: str, *, where: str) -> tuple[str, ...]:
     """Of `columns`, those whose texts, one after the other, are the document."""
     there = tuple(columns)
@@ -126,9 +134,10 @@ def text_columns(columns: Iterable[str], column: str, *, where: str) -> tuple[st
     if column == "text" and set(QUESTION) <= set(there):
         return QUESTION
     listed = ", ".join(repr(name) for name in there) or "none"
-    raise TextError(
+    raise NoSuchColumnError(
         f"{where} has no column {column!r}; its columns are {listed}: "
-        "name the one with text, as --text-column NAME"
+        "name the one with text, as --text-column NAME",
+        columns=there,
     )
 
 

@@ -13,15 +13,12 @@ import re
 from pathlib import Path
 
 from pipeline.errors import TextError
-from pipeline.text.builtin import Arithmetic, BuiltinText
+from pipeline.text.builtin import Arithmetic, BuiltinText, Part
 from pipeline.text.files import FileText, looks_like_a_file
 from pipeline.text.hub import HubText, SavedText, is_saved
 from pipeline.text.source import TextSource
 
-EMBEDDED: dict[str, type[BuiltinText | Arithmetic]] = {
-    "builtin": BuiltinText,
-    "builtin:arithmetic": Arithmetic,
-}
+EMBEDDED = ("builtin", "builtin:arithmetic")
 """Texts that need no download; each has a held-out part, `NAME@heldout`."""
 
 _HUB_ID = re.compile(
@@ -47,7 +44,10 @@ def open_text(source: str, *, column: str = "text", seed: int = 0) -> TextSource
                 f"there is no text {source!r}: the embedded ones are {' and '.join(EMBEDDED)}, "
                 "each also with @heldout"
             )
-        return EMBEDDED[name]("heldout" if at else "train", seed=seed)
+        half: Part = "heldout" if at else "train"
+        if name == "builtin:arithmetic":
+            return Arithmetic(half, column=column, seed=seed)
+        return BuiltinText(half, seed=seed)
     path, split = _path_and_split(source)
     if path.exists():
         if is_saved(path):
