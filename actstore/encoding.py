@@ -200,7 +200,8 @@ class ProcessEncoder:
         """End the process; what it works on is let go of."""
         self._pipe.close()
         self._process.wait()
-        self._mapped.close()
+        with suppress(BufferError):  # it goes with the last chunk that somebody holds
+            self._mapped.close()
 
     def _send(self, rows: Values, codec: str, chunk: int) -> int:
         slot = self._free.popleft()
@@ -243,13 +244,16 @@ class _Failed:
 @contextmanager
 def _ended_told() -> Generator[None]:
     """Raise StoreError where the other process is gone."""
+    ended = False
     try:
         yield
-    except (EOFError, ConnectionError) as error:
+    except (EOFError, ConnectionError):
+        ended = True
+    if ended:  # not within: what was being sent would live on in the error's frames
         raise StoreError(
             "the process that encodes has ended, as one does that is killed for its memory; what "
             "was committed is kept, the same command goes on from there"
-        ) from error
+        )
 
 
 @contextmanager

@@ -81,6 +81,13 @@ def test_a_process_that_was_killed_is_told_of(rows, by_process):
         made(by_process, rows, "lz4")
 
 
+def test_a_process_may_end_while_somebody_holds_a_chunk(rows, by_process):
+    held = next(by_process.encode(rows, codec="lz4", chunk=CHUNK)).chunks[0][0]
+    before = bytes(held)
+    by_process.close()
+    assert bytes(held) == before
+
+
 def test_a_store_is_the_same_by_a_process(tmp_path):
     written = {}
     for own_process in (False, True):
