@@ -28,10 +28,12 @@ from pipeline.config.stages import (
     FeaturesConfig,
     FinetuneConfig,
     HarvestConfig,
+    LossOn,
     Precision,
     ReportConfig,
     SpecialTokens,
     StoreDtype,
+    Trained,
 )
 from pipeline.config.training import ConnectConfig, TrainConfig
 from pipeline.disk import disk_words
@@ -359,6 +361,18 @@ def finetune(
     model: Annotated[
         str | None, typer.Option(help="Another model to splice into; default: the run's.")
     ] = FinetuneConfig.model,
+    train: Annotated[
+        Trained, typer.Option(help="What is learned of each feature.")
+    ] = FinetuneConfig.train,
+    loss_on: Annotated[
+        LossOn, typer.Option(help="Tokens that count: all, or those of answers to questions.")
+    ] = FinetuneConfig.loss_on,
+    keep_error: Annotated[
+        bool, typer.Option("--keep-error", help="Put back what the SAE does not explain.")
+    ] = FinetuneConfig.keep_error,
+    change_l1: Annotated[
+        float, typer.Option(help="Price of a change by one, in nats: few features change.")
+    ] = FinetuneConfig.change_l1,
     lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = FinetuneConfig.lr,
     epochs: Annotated[
         int, typer.Option(help="Passes over the contexts to learn from.")
@@ -379,7 +393,8 @@ def finetune(
 ) -> None:
     """Freeze model and SAE; learn one scale and one bias per feature."""
     settings = _settings(
-        ctx, config, run=run, out=out, text=text, text_column=text_column, model=model, lr=lr,
+        ctx, config, run=run, out=out, text=text, text_column=text_column, model=model,
+        train=train, loss_on=loss_on, keep_error=keep_error, change_l1=change_l1, lr=lr,
         epochs=epochs, steps_per_epoch=steps_per_epoch, batch_size=batch_size, seed=seed,
         device=device, precision=precision,
     )  # fmt: skip

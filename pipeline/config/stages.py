@@ -15,6 +15,9 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 StoreDtype = Literal["bf16", "fp16", "fp32"]
 SpecialTokens = Literal["literal", "parse"]
 Documents = Literal["joined", "separate"]
+Trained = Literal["both", "scale", "bias"]
+LossOn = Literal["all", "completion"]
+Goal = Literal["start", "zero"]
 UNSAID: dict[str, Any] = {"special_tokens": "parse", "documents": "joined"}
 """How stores read their text that do not say it."""
 
@@ -160,20 +163,38 @@ class FinetuneConfig:
     """Another model to transplant the SAE into; None means its own."""
     site: str | None = None
     """Another site to transplant the SAE to; None means its own."""
+    train: Trained = "both"
+    """Which of scales and biases are learned."""
+    loss_on: LossOn = "all"
+    """Tokens whose prediction counts: all, or those of the answers, of a text of questions, one a
+    row."""
+    keep_error: bool = False
+    """Put back what the SAE does not explain, so that at the start the model is untouched."""
     lr: float = 1e-3
     """Learning rate of AdamW."""
     weight_decay: float = 1e-2
-    """Of AdamW; it pulls scales and biases towards zero."""
+    """Of AdamW; it pulls scales and biases where `decay_to` says."""
+    decay_to: Goal = "start"
+    """To no change, a scale of 1 and a bias of 0; or to zero, which inhibits what is not needed."""
+    change_l1: float = 0.0
+    """Price of a change by one, in nats: latents whose change gains less do not change at all."""
     batch_size: int = 8
     """Contexts per step."""
     epochs: int = 10
     """Passes over the contexts to learn from."""
     steps_per_epoch: int = 200
     """As many contexts are read as these take; of a short text fewer."""
+    patience: int | None = None
+    """Epochs without a better held-out loss after which learning ends, with the best epoch's
+    numbers; None means all epochs, and the last one's."""
     ctx_len: int = 128
     """Tokens of a context."""
     heldout_contexts: int = 64
     """Contexts kept apart to measure the loss before and after."""
+    heldout_questions: int = 256
+    """Of a text of questions, those kept apart to count exact answers."""
+    general_text: str | None = None
+    """Text to measure what is forgotten; None means the one that `eval` takes."""
     seed: int = 0
     """Random seed of the order of contexts."""
     device: Device = "auto"
@@ -182,6 +203,15 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         require_positive(
-            self, "lr", "batch_size", "epochs", "steps_per_epoch", "ctx_len", "heldout_contexts"
-        )
+            self, "lr", "batch_size", "epochs", "steps_per_epoch", "ctx_len", "heldout_contexts",
+            "heldout_questions",
+        )  # fmt: skip
+        require_not_negative(self, "weight_decay", "change_l1")
+        if self.patience is not None:
+            require_positive(self, "patience")
+        if self.lr * self.weight_decay >= 1:
+            raise ConfigError(
+                f"weight_decay must be below 1 / lr, which is {1 / self.lr:g}, got "
+                f"{self.weight_decay:g}"
+            )
         require_seed(self, "seed")

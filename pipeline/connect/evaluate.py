@@ -54,7 +54,6 @@ from pipeline.connect.setup import (
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.ablations import OnTokens
-from pipeline.evaluate.default_text import DefaultTexts
 from pipeline.evaluate.evaluate import notes_on
 from pipeline.evaluate.intervals import resampled
 from pipeline.evaluate.metrics import Totals
@@ -72,6 +71,7 @@ from pipeline.lm.hooks import reading
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.replay import Replay
 from pipeline.progress import OnProgress, counter
+from pipeline.runs.default_text import DefaultTexts
 from pipeline.runs.names import beside
 
 

@@ -24,7 +24,6 @@ from pipeline.device import pick_device
 from pipeline.disk import require_run_writable, why_unwritable
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.ablations import OnTokens, find_site_means, slot_of
-from pipeline.evaluate.default_text import DefaultTexts
 from pipeline.evaluate.geometry import (
     dead_cosine,
     encoder_decoder_cosine,
@@ -55,6 +54,7 @@ from pipeline.evaluate.setup import (
 from pipeline.evaluate.sums import Columns
 from pipeline.lm.tokenizer import Tokenizer
 from pipeline.progress import OnProgress, counter
+from pipeline.runs.default_text import DefaultTexts
 from pipeline.runs.folder import Provenance
 from pipeline.runs.kinds import RunKind, by_kind
 from pipeline.runs.names import beside

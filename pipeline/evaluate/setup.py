@@ -13,12 +13,12 @@ from pipeline.config.stages import Documents, EvalConfig, SpecialTokens
 from pipeline.config.training import TrainConfig
 from pipeline.device import pick_dtype, pick_precision
 from pipeline.errors import CheckpointError, ConfigError, ModelError
-from pipeline.evaluate.default_text import DefaultTexts, EvalText
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.runs.advice import wanted_l0
+from pipeline.runs.default_text import DefaultTexts, EvalText
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import Coder

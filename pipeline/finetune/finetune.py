@@ -1,49 +1,41 @@
 """Fine-tune a language model through the features of one SAE.
 
 The SAE is spliced into the model at its site, every weight of both is frozen, and one scale `c`
-and one bias `d` per latent are learned: `z = f(c * pre + d)`. AdamW's weight decay pulls `c`
-towards 0, not 1, and so inhibits a little whatever the text does not need.
-
-The gradient starts at the logits, of which only a slice is alive at a time, and ends at the site:
-below it nothing requires one, so nothing is kept for it.
+and one bias `d` per latent are learned: `z = f(c * pre + d)`.
 """
 
-import math
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int32
-from torch import Tensor
+from torch import nn
 
 from actstore.files import partial_of
 from pipeline.config.stages import FinetuneConfig
 from pipeline.device import pick_device, pick_dtype
 from pipeline.disk import writing
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, TextError
+from pipeline.finetune.learn import Course, Learner, learn
+from pipeline.finetune.measure import fidelity, measure
 from pipeline.finetune.run import FinetuneReport, finished_report, save_run
 from pipeline.finetune.shifts import find_shifts
 from pipeline.finetune.sources import Sources, model_of
-from pipeline.finetune.unfinished import keep, restore, unfinished
-from pipeline.lm.cross_entropy import backward_cross_entropy, cross_entropy_sum
+from pipeline.finetune.task import Rows, load_task
+from pipeline.finetune.unfinished import kept_in, unfinished
 from pipeline.lm.families import Site
-from pipeline.lm.hooks import Edit, in_float, splice
+from pipeline.lm.hooks import in_float, splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, Progress
+from pipeline.runs.default_text import DefaultTexts, EvalText
 from pipeline.runs.folder import training_in
 from pipeline.runs.replaced import has_weights_of, replaced_note
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
-from pipeline.text.heldout import Split, split_contexts
-from pipeline.training.loop import deferred_interrupt
+from pipeline.text.heldout import load_contexts
 
-KEEP_EVERY = 100
-"""Steps between checkpoints, which are small: four vectors of a number per feature."""
 ENDS_SHARE = 20
 """The first and the last training loss of a report are means over one in so many steps."""
 
@@ -87,20 +79,26 @@ def _finetune(
 ) -> FinetuneReport:
     device, source = pick_device(config.device), run.provenance
     tuned, site = TunedSAE(run.load_sae(device)), Site.parse(config.site or source.site)
-    lm, tokenizer, split = _load(config, run, tuned, site)
-    through = {site: in_float(tuned)}
-    heldout_loss = partial(mean_cross_entropy, lm, split.heldout, batch_size=config.batch_size)
-    ce_base, ce_spliced = heldout_loss({}), heldout_loss(through)
-    losses = _learn(config, folder, lm, tuned, through, split.train, on_progress)
-    ce_finetuned = heldout_loss(through)
-    n_ends = max(1, len(losses) // ENDS_SHARE)
-    moved = (
-        f"the SAE was trained on {source.site} of {source.model} and is fine-tuned at {site} "
-        f"of {lm.name}"
-    )
-    same_model = lm.name == source.model or has_weights_of(lm.files, source)
-    notes = [] if same_model and str(site) == source.site else [moved]
-    notes += replaced_note(source, lm.files)
+    lm, tokenizer = _load(config, run, tuned, site)
+    task = load_task(config, tokenizer)
+    general, name, note = _general(config, run, tokenizer)
+    ev, l0 = fidelity(lm, site, tuned.sae, task.heldout, batch_size=config.batch_size)
+    _tell(on_progress, "splice", 1, 1, f"explained variance {_told(ev)}, L0 {l0:.1f} at {site}")
+    through = {site: in_float(tuned.with_error if config.keep_error else tuned)}
+    measured = partial(measure, lm, task, general=general, batch_size=config.batch_size)
+    base, spliced = measured({}), measured(through)
+    learner = _learner(config, tuned)
+    with splice(lm, through):
+        course = learn(
+            lm, learner, task, config, keeping=kept_in(folder),
+            on_step=lambda course, total: _tell(
+                on_progress, "finetune", len(course.losses), total, _loss_words(course)
+            ),
+        )  # fmt: skip
+    tuned.learned.copy_(learner.reached())
+    finetuned = measured(through)
+    n_ends = max(1, len(course.losses) // ENDS_SHARE)
+    changed = (tuned.c != 1) | (tuned.d != 0)
     report = FinetuneReport(
         run=config.run,
         out=config.out,
@@ -110,26 +108,37 @@ def _finetune(
         site=str(site),
         trained_on_site=source.site,
         text=config.text,
-        n_train_tokens=split.train.numel(),
-        n_heldout_tokens=split.heldout.numel(),
-        n_steps=len(losses),
-        ce_base=ce_base,
-        ce_spliced=ce_spliced,
-        ce_finetuned=ce_finetuned,
-        loss_first=float(np.mean(losses[:n_ends])),
-        loss_last=float(np.mean(losses[-n_ends:])),
-        notes=(*notes, *split.notes),
+        n_train_tokens=int(task.train.present.sum()),
+        n_heldout_tokens=int(task.heldout.present.sum()),
+        n_steps=len(course.losses),
+        loss_first=float(np.mean(course.losses[:n_ends])),
+        loss_last=float(np.mean(course.losses[-n_ends:])),
+        notes=(*_moved(config, run, lm, site), *task.notes, *note),
+        explained_variance=ev,
+        l0=l0,
+        n_learned=int(tuned.learned.sum()),
+        n_changed=int(changed.sum()),
+        ce_by_epoch=tuple(course.by_epoch),
+        best_epoch=course.best_epoch if course.best else None,
+        n_questions=None if task.asked is None else len(task.asked),
+        general_text=name,
+        n_general_tokens=0 if general is None else general.tokens.numel(),
+        **{
+            f"{what}_{when}": value
+            for when, one in (("base", base), ("spliced", spliced), ("finetuned", finetuned))
+            for what, value in asdict(one).items()
+        },
     )
-    shifts = find_shifts(lm, site, tuned, split.train, tokenizer, batch_size=config.batch_size)
+    shifts = find_shifts(lm, site, tuned, task.train, tokenizer, batch_size=config.batch_size)
     with writing(config.out):
-        save_run(folder, config, run, sources, tuned, report, losses=losses, shifts=shifts)
+        save_run(folder, config, run, sources, tuned, report, losses=course.losses, shifts=shifts)
     return report
 
 
 def _load(
     config: FinetuneConfig, run: SAERun, tuned: TunedSAE, site: Site
-) -> tuple[LanguageModel, Tokenizer, Split]:
-    """The model the SAE goes into, and the texts."""
+) -> tuple[LanguageModel, Tokenizer]:
+    """The model the SAE goes into."""
     source, device = run.provenance, tuned.W_dec.device
     name, revision = model_of(config, run)
     if not name:
@@ -140,90 +149,70 @@ def _load(
     lm = load_model(name, revision=revision, device=device, dtype=dtype)
     lm.require_fits(site, d_in=tuned.d_in, ctx_len=config.ctx_len, run=config.run)
     tokenizer = load_tokenizer(name, revision=revision, special_tokens=source.special_tokens)
-    split = split_contexts(
-        config.text,
-        tokenizer,
-        ctx_len=config.ctx_len,
-        n_train=config.steps_per_epoch * config.batch_size,
-        n_heldout=config.heldout_contexts,
-        column=config.text_column,
-    )
-    return lm, tokenizer, split
+    return lm, tokenizer
 
 
-@torch.no_grad()
-def mean_cross_entropy(
-    lm: LanguageModel,
-    contexts: Int32[Tensor, "contexts ctx_len"],
-    edits: dict[Site, Edit],
-    *,
-    batch_size: int,
-) -> float:
-    """Cross-entropy over all predictions inside these contexts (nats), with edits at some sites."""
-    total = 0.0
-    with splice(lm, edits):
-        for batch in contexts.split(batch_size):
-            tokens = batch.to(lm.device)
-            total += cross_entropy_sum(lm, lm.hidden(tokens), tokens)
-    n_predictions = len(contexts) * (contexts.shape[1] - 1)
-    return _finite(total / n_predictions, lm)
-
-
-def _learn(
-    config: FinetuneConfig,
-    folder: Path,
-    lm: LanguageModel,
-    tuned: TunedSAE,
-    through: dict[Site, Edit],
-    contexts: Int32[Tensor, "contexts ctx_len"],
-    on_progress: OnProgress | None,
-) -> list[float]:
-    """Train `c` and `d` in place; gives the loss of each step's batch before its update (nats).
-
-    What was kept in the folder is gone on from. Ctrl-C takes effect between steps.
-    """
-    optimizer = torch.optim.AdamW(
-        [tuned.c, tuned.d], lr=config.lr, weight_decay=config.weight_decay
-    )
-    n_steps = config.epochs * -(-len(contexts) // config.batch_size)
-    losses = restore(folder, tuned, optimizer)
-    with splice(lm, through), deferred_interrupt() as presses:
-        try:
-            for chosen in islice(_batches(len(contexts), config), len(losses), None):
-                tokens = contexts[chosen].to(lm.device)
-                optimizer.zero_grad()
-                loss = backward_cross_entropy(lm, lm.hidden(tokens), tokens)
-                optimizer.step()
-                losses.append(_finite(loss.item(), lm))
-                if len(losses) % KEEP_EVERY == 0 or len(losses) == n_steps:
-                    keep(folder, tuned, optimizer, losses)
-                if on_progress is not None:
-                    on_progress(
-                        Progress(
-                            stage="finetune", done=len(losses), total=n_steps, unit="steps",
-                            words=f"loss {losses[-1]:.4f}",
-                        )
-                    )  # fmt: skip
-                if presses:
-                    raise KeyboardInterrupt  # noqa: TRY301 - the place where it is safe
-        except KeyboardInterrupt:
-            if len(presses) < 2 and losses:
-                keep(folder, tuned, optimizer, losses)
+def _general(
+    config: FinetuneConfig, run: SAERun, tokenizer: Tokenizer
+) -> tuple[Rows | None, str, tuple[str, ...]]:
+    """Contexts of the text that tells what is forgotten, its name, and why there is none."""
+    try:
+        if config.general_text is not None:
+            text = EvalText(source=config.general_text, column=config.text_column)
+        else:
+            text = DefaultTexts("text").of(run.provenance, config.run)
+        tokens = load_contexts(
+            text.source, tokenizer, ctx_len=config.ctx_len, n=config.heldout_contexts,
+            column=text.column, start=text.start,
+        )  # fmt: skip
+    except TextError:
+        if config.general_text is not None:
             raise
-    return losses
-
-
-def _batches(n_contexts: int, config: FinetuneConfig) -> Iterator[Tensor]:
-    """Indices of the contexts of each step: every context once per epoch, in an order by seed."""
-    for epoch in range(config.epochs):
-        order = np.random.default_rng([config.seed, epoch]).permutation(n_contexts)
-        yield from torch.from_numpy(order).split(config.batch_size)
-
-
-def _finite(loss: float, lm: LanguageModel) -> float:
-    if not math.isfinite(loss):
-        raise DataError(
-            f"the loss of {lm.name} with the SAE at its site is {loss}: lower --lr, or try "
-            "--precision fp32"
+        note = (
+            "what was forgotten is not measured, for no other text could be had: name one as "
+            "general_text, in a file for --config"
         )
-    return loss
+        return None, "", (note,)
+    return Rows(tokens=tokens), text.words, ()
+
+
+def _learner(config: FinetuneConfig, tuned: TunedSAE) -> Learner:
+    numbers: dict[str, nn.Parameter] = {"c": tuned.c, "d": tuned.d}
+    left = {"both": "", "scale": "d", "bias": "c"}[config.train]
+    if left:
+        numbers.pop(left).requires_grad_(False)
+    return Learner(
+        numbers,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        towards_start=config.decay_to == "start",
+        change_l1=config.change_l1,
+    )
+
+
+def _moved(config: FinetuneConfig, run: SAERun, lm: LanguageModel, site: Site) -> list[str]:
+    """What is said where the SAE is not in the model, or at the site, that it is of."""
+    source = run.provenance
+    same_model = lm.name == source.model or has_weights_of(lm.files, source)
+    notes = replaced_note(source, lm.files)
+    if same_model and str(site) == source.site:
+        return [*notes]
+    moved = (
+        f"the SAE was trained on {source.site} of {source.model} and is fine-tuned at {site} "
+        f"of {lm.name}"
+    )
+    return [moved, *notes]
+
+
+def _loss_words(course: Course) -> str:
+    held = f", held out {course.by_epoch[-1]:.4f}" if course.by_epoch else ""
+    return f"loss {course.losses[-1]:.4f}{held}"
+
+
+def _told(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _tell(on_progress: OnProgress | None, stage: str, done: int, total: int, words: str) -> None:
+    if on_progress is not None:
+        on_progress(Progress(stage=stage, done=done, total=total, unit="steps", words=words))

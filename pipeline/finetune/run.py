@@ -2,7 +2,7 @@
 
     run.json            config, the SAE's own config and provenance, report, which model and text
     sae.safetensors     the frozen SAE, byte for byte, so that the run stands alone
-    tuned.safetensors   c and d
+    tuned.safetensors   c and d, and of which latents something was learned
     metrics.jsonl       one line per step
     features.json       the features moved most, with their top tokens before and after
 
@@ -25,7 +25,7 @@ from pipeline.config.stages import FinetuneConfig
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError, NoSuchArchitectureError
 from pipeline.finetune.shifts import Shift
-from pipeline.finetune.sources import Sources
+from pipeline.finetune.sources import Sources, as_it_was
 from pipeline.finetune.unfinished import FREE, leave_whole
 from pipeline.foreign import not_a_run
 from pipeline.runs.belongs import RUN, checksum_of
@@ -76,6 +76,31 @@ class FinetuneReport:
     """Mean training loss of the last 5 % of the steps."""
     notes: tuple[str, ...]
     """What a reader of these numbers must know, one sentence each."""
+    explained_variance: float | None = None
+    """Of the site's activations on the held-out contexts, by the frozen SAE in this model."""
+    l0: float | None = None
+    """Latents of the frozen SAE that are active a token there."""
+    n_learned: int | None = None
+    """Latents that were ever active in learning."""
+    n_changed: int | None = None
+    """Latents whose scale or bias is another now; without a price of change, most of the above."""
+    ce_by_epoch: tuple[float, ...] = ()
+    """Held-out loss after each epoch, of the contexts that the epoch is chosen by."""
+    best_epoch: int | None = None
+    """Whose numbers these are, from 1; None where it is the last."""
+    n_questions: int | None = None
+    """Held-out questions to be answered; None where the text has none."""
+    exact_base: float | None = None
+    """Share of them that the model without the SAE answers exactly, by greedy decoding."""
+    exact_spliced: float | None = None
+    exact_finetuned: float | None = None
+    general_text: str = ""
+    """Another text, which tells what was forgotten; empty where there is none."""
+    n_general_tokens: int = 0
+    ce_general_base: float | None = None
+    """Loss on that text, as the two after it (nats a token)."""
+    ce_general_spliced: float | None = None
+    ce_general_finetuned: float | None = None
     reused: bool = False
     """The run was there already, complete and of the same config."""
 
@@ -142,7 +167,8 @@ class FinetunedRun:
         """
         path = Path(path)
         try:
-            told = from_json(_Document, json.loads((path / RUN).read_bytes()), where=RUN)
+            content = as_it_was(json.loads((path / RUN).read_bytes()))
+            told = from_json(_Document, content, where=RUN)
             told = located(told, path)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CheckpointError(not_a_run(path, made_by="saepipe finetune")) from error
@@ -181,6 +207,8 @@ class FinetunedRun:
         tuned = TunedSAE(self.run.load_sae(device))
         advice = "fine-tune again into another --out"
         tensors = load_tensors(self.path / TUNED, sha256=self.sha256, advice=advice)
+        if "learned" not in tensors:  # as from earlier versions: a gradient moves d away from zero
+            tensors["learned"] = tensors["d"] != 0
         tuned.load_state_dict(tensors, strict=False)
         return tuned.requires_grad_(False)
 
@@ -234,7 +262,8 @@ def save_run(
     shifts: Mapping[str, Sequence[Shift]],
 ) -> None:
     """Write the whole directory as `partial`, then rename it to `config.out`."""
-    sha256 = save_tensors(partial / TUNED, {"c": tuned.c.detach(), "d": tuned.d.detach()})
+    learned = {"c": tuned.c.detach(), "d": tuned.d.detach(), "learned": tuned.learned}
+    sha256 = save_tensors(partial / TUNED, learned)
     write_file(partial / CODER, [(run.path / CODER).read_bytes()])
     lines = ({"step": i, "loss": loss} for i, loss in enumerate(losses, start=1))
     write_file(partial / METRICS, [json.dumps(line).encode() + b"\n" for line in lines])

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pipeline.finetune.task import Rows
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import reading
 from pipeline.lm.model import LanguageModel
@@ -49,7 +50,7 @@ def find_shifts(
     lm: LanguageModel,
     site: Site,
     tuned: TunedSAE,
-    contexts: Int[Tensor, "contexts ctx_len"],
+    rows: Rows,
     tokenizer: Tokenizer,
     *,
     batch_size: int,
@@ -68,20 +69,22 @@ def find_shifts(
         "lowered": _extremes(-tuned.d, tuned.learned),
     }
     chosen = sorted({latent for latents in ends.values() for latent in latents})
-    some = contexts[: max(1, MAX_TOKENS // contexts.shape[1])]
+    contexts = rows.tokens[: max(1, MAX_TOKENS // rows.tokens.shape[1])]
+    present = rows.present[: len(contexts)]
     parts: list[tuple[Tensor, ...]] = []
     with reading(lm, [site]) as read:
-        for tokens in some.split(batch_size):
+        for tokens in contexts.split(batch_size):
             x = read(tokens.to(lm.device))[site].flatten(0, 1).float()
             coders = tuned.sae, tuned
             parts.append(tuple(coder.encode(x)[:, chosen].cpu() for coder in coders))
     before, after = map(torch.cat, zip(*parts, strict=True))
+    before[~present.flatten()] = after[~present.flatten()] = 0  # what only fills a row
     shifts = {
         latent: Shift(
             latent=latent,
             c=tuned.c[latent].item(),
             d=tuned.d[latent].item(),
-            examples=_examples(before[:, i], after[:, i], some, tokenizer),
+            examples=_examples(before[:, i], after[:, i], contexts, tokenizer),
         )
         for i, latent in enumerate(chosen)
     }

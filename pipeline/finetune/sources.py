@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config.stages import FinetuneConfig
 from pipeline.errors import TextError
@@ -41,3 +42,14 @@ def model_of(config: FinetuneConfig, run: SAERun) -> tuple[str, str]:
     source = run.provenance
     name = source.model if config.model is None else config.model
     return name, (source.revision if name == source.model else "") or "main"
+
+
+def as_it_was(document: Any) -> Any:  # noqa: ANN401 - JSON
+    """What an earlier version wrote, with the settings that it had no names for.
+
+    Decay led to zero before it could lead to the start.
+    """
+    config = document.get("config") if isinstance(document, dict) else None
+    if isinstance(config, dict):
+        config.setdefault("decay_to", "zero")
+    return document

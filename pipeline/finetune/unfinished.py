@@ -1,16 +1,17 @@
 """What an interrupted fine-tuning goes on from: the folder that it is made in, `OUT.partial`.
 
     begun.json      config, and which SAE, model and text
-    checkpoints/    c, d, their moments and the losses so far: the newest alone
+    checkpoints/    what is learned, its moments and the losses so far: the newest alone
 
 It becomes `OUT` when it is whole. What never made a step leaves nothing.
 """
 
 import json
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from pipeline.config.serialization import from_json, to_json
 from pipeline.config.stages import FinetuneConfig
 from pipeline.disk import writing
 from pipeline.errors import CheckpointError, ConfigError, DataError
-from pipeline.finetune.sources import Sources
+from pipeline.finetune.learn import Course, Keeping, Learner
+from pipeline.finetune.sources import Sources, as_it_was
 from pipeline.runs.belongs import BEGUN, digest_of
 from pipeline.runs.checkpoints import (
     FOLDER,
@@ -32,11 +34,10 @@ from pipeline.runs.checkpoints import (
 )
 from pipeline.runs.folder import LOCK, differences
 from pipeline.runs.sae_run import SAERun
-from pipeline.sae.sae import TunedSAE
 
 FREE = {"out", "device"}
 """What may differ between a fine-tuning and the one that is gone on with or reused for it."""
-LOSSES = "losses"
+LOSSES, BY_EPOCH, BEST = "losses", "by_epoch", "best."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def _enter(folder: Path, config: FinetuneConfig, run: SAERun, sources: Sources) 
 
 def _read(file: Path) -> _Begun:
     try:
-        return from_json(_Begun, json.loads(file.read_bytes()), where=BEGUN)
+        return from_json(_Begun, as_it_was(json.loads(file.read_bytes())), where=BEGUN)
     except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(
             f"{file} is damaged ({error}): delete {file.parent} to fine-tune from the start"
@@ -112,24 +113,31 @@ def _digest(folder: Path) -> str:
     return digest_of(begun["config"], free=FREE, origins=[begun["sha256"]])
 
 
-def keep(
-    folder: Path, tuned: TunedSAE, optimizer: torch.optim.Optimizer, losses: Sequence[float]
-) -> None:
-    """Write a checkpoint, and let go of those before it.
+def kept_in(folder: Path) -> Keeping:
+    """Keeps a course in the folder, the newest alone, and finds it again to the bit.
 
-    Raises:
-        CheckpointError: the disk is full or fails.
+    Raises, on use:
+        CheckpointError: the disk is full or fails; what was kept is damaged, or another's.
     """
+    return Keeping(restore=partial(_restore, folder), keep=partial(_keep, folder))
+
+
+def _keep(folder: Path, learner: Learner, course: Course) -> None:
     moments = {
         f"{i}.{name}": value.cpu()
-        for i, state in optimizer.state_dict()["state"].items()
+        for i, state in learner.adam.state_dict()["state"].items()
         for name, value in state.items()
     }
+    course_so_far = {
+        LOSSES: torch.tensor(course.losses, dtype=torch.float64),
+        BY_EPOCH: torch.tensor(course.by_epoch, dtype=torch.float64),
+        **{f"{BEST}{name}": value for name, value in course.best.items()},
+    }
     checkpoint = Checkpoint(
-        step=len(losses),
+        step=len(course.losses),
         metrics_bytes=0,
-        trained={"c": tuned.c.detach().cpu(), "d": tuned.d.detach().cpu()},
-        optimizer=moments | {LOSSES: torch.tensor(losses, dtype=torch.float64)},
+        trained=learner.copied(),
+        optimizer=moments | course_so_far,
     )
     before = checkpoints_of(folder)
     with writing(folder):
@@ -139,28 +147,24 @@ def keep(
                 drop_checkpoint(old)
 
 
-def restore(folder: Path, tuned: TunedSAE, optimizer: torch.optim.Optimizer) -> list[float]:
-    """Become what was kept, to the bit; the losses of the steps that were made.
-
-    Raises:
-        CheckpointError: it is damaged, or another fine-tuning's.
-    """
+def _restore(folder: Path, learner: Learner) -> Course:
     found = checkpoints_of(folder)
     if not found:
-        return []
+        return Course()
     checkpoint = load_checkpoint(found[max(found)], digest=_digest(folder))
-    with torch.no_grad():
-        tuned.c.copy_(checkpoint.trained["c"])
-        tuned.d.copy_(checkpoint.trained["d"])
+    learner.become(checkpoint.trained)
     state = dict(checkpoint.optimizer)
     losses = state.pop(LOSSES).tolist()
+    by_epoch = state.pop(BY_EPOCH, torch.empty(0)).tolist()
+    names = [name for name in state if name.startswith(BEST)]
+    best = {name.removeprefix(BEST): state.pop(name) for name in names}
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in state.items():
         i, _, what = name.partition(".")
         moments.setdefault(int(i), {})[what] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    return losses
+    groups = learner.adam.state_dict()["param_groups"]
+    learner.adam.load_state_dict({"state": moments, "param_groups": groups})
+    return Course(losses=losses, by_epoch=by_epoch, best=best)
 
 
 def leave_whole(out: Path) -> None:

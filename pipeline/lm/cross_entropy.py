@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float32, Int, Int64, Shaped
+from jaxtyping import Bool, Float, Float32, Int, Int64, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
 CPU_ROWS, GPU_ROWS = 128, 1024
 """Of a slice. On a CPU, logits of 128 rows and 50,000 tokens stay below 32 MiB: larger blocks are
 given back to the system each time, and cleared anew page by page."""
+
+
+Counted = Bool[Tensor, "contexts predictions"] | None
 
 
 @runtime_checkable
@@ -27,13 +30,24 @@ class Head(Protocol):
 
 
 def predictions(
-    hidden: Float[Tensor, "contexts ctx_len d_model"], tokens: Int[Tensor, "contexts ctx_len"]
+    hidden: Float[Tensor, "contexts ctx_len d_model"],
+    tokens: Int[Tensor, "contexts ctx_len"],
+    counted: Counted = None,
 ) -> tuple[Float[Tensor, "rows d_model"], Int64[Tensor, " rows"]]:
     """Hidden states that predict, and the tokens they should predict, inside each context.
 
-    The last position of a context predicts nothing, so `rows = contexts * (ctx_len - 1)`.
+    The last position of a context predicts nothing: there are `ctx_len - 1` predictions in each.
+
+    Args:
+        hidden: After the final norm.
+        tokens: That were run.
+        counted: On the CPU, which predictions are wanted; None means all.
     """
-    return hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().long()
+    rows, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().long()
+    if counted is None:
+        return rows, targets
+    wanted = counted.flatten().nonzero()[:, 0].to(rows.device)
+    return rows[wanted], targets[wanted]
 
 
 def slices(rows: Shaped[Tensor, "rows ..."]) -> Iterator[slice]:
@@ -60,9 +74,10 @@ def cross_entropy_sum(
     head: Head,
     hidden: Float[Tensor, "contexts ctx_len d_model"],
     tokens: Int[Tensor, "contexts ctx_len"],
+    counted: Counted = None,
 ) -> float:
     """Sum over a batch's predictions of the negative log-likelihood (nats), in float64."""
-    rows, targets = predictions(hidden, tokens)
+    rows, targets = predictions(hidden, tokens, counted)
     return sum(
         nll(log_probs(head, rows[part]), targets[part]).cpu().double().sum().item()
         for part in slices(rows)
@@ -73,13 +88,14 @@ def backward_cross_entropy(
     head: Head,
     hidden: Float[Tensor, "contexts ctx_len d_model"],
     tokens: Int[Tensor, "contexts ctx_len"],
+    counted: Counted = None,
 ) -> Float32[Tensor, ""]:
     """Mean cross-entropy (nats) of a batch, its gradient sent back through `hidden`.
 
     Each slice's gradient is taken while its logits are alive, so nothing is computed twice and
     only one slice of logits is held. The head is taken to be frozen.
     """
-    rows, targets = predictions(hidden, tokens)
+    rows, targets = predictions(hidden, tokens, counted)
     grad, total = torch.empty_like(rows), rows.new_zeros((), dtype=torch.float32)
     for part in slices(rows):
         leaf = rows[part].detach().requires_grad_()

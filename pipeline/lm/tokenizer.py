@@ -68,6 +68,19 @@ class Tokenizer:
             return ids
         return [d if d[-1:] == [self.eos_id] else [*d, self.eos_id] for d in ids]
 
+    def encode_answers(self, asked: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+        """Token ids of each prompt with its answer, and how many at their end are the answer's.
+
+        No end of text is added; a token that holds the end of the prompt, too, is the answer's.
+        """
+        found = list[tuple[list[int], int]]()
+        texts = [prompt + answer for prompt, answer in asked]
+        for (prompt, _), ids, encoding in zip(
+            asked, self.encode(texts, end=False), self._fast.encode_batch(texts), strict=True
+        ):
+            found.append((ids, sum(end > len(prompt) for _, end in encoding.offsets)))
+        return found
+
     def parts(self, document: list[int]) -> list[list[int]]:
         """A document's tokens, cut where a separator that its text spells begins another one."""
         mark = self.eos_id if self._opener is None else self._opener

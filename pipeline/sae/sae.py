@@ -387,18 +387,20 @@ class TunedSAE(Coder):
         self.W_dec, self.b_dec, self.activation = sae.W_dec, sae.b_dec, sae.activation
         self.c = nn.Parameter(torch.ones_like(sae.b_enc))
         self.d = nn.Parameter(torch.zeros_like(sae.b_enc))
-
-    @property
-    def learned(self) -> Bool[Tensor, " d_sae"]:
-        """Which latents were ever active in fine-tuning: a gradient moves `d` away from zero.
-
-        Weight decay alone makes the `c` of the others smaller, and leaves their `d` at zero.
-        """
-        return self.d.detach() != 0
+        self.learned: Bool[Tensor, " d_sae"]
+        """Which latents were ever active in fine-tuning; of the others nothing was learned."""
+        self.register_buffer("learned", torch.zeros_like(sae.b_enc, dtype=torch.bool))
 
     def pre(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Scaled and shifted pre-activations of each row."""
         return self.c * self.sae.pre(x) + self.d
+
+    def with_error(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """Rows with what the frozen SAE does not explain of them left in: the change alone.
+
+        At `c = 1, d = 0` it is `x`, bit for bit.
+        """
+        return x + (self(x) - self.sae(x))
 
     def encoder_directions(self) -> Float[Tensor, "d_sae d_in"]:
         """The columns of the frozen encoder, scaled: where `c` is negative, turned around."""

@@ -186,12 +186,12 @@ def run_plot(runs: Sequence[Path], *, screen: Screen) -> Sequence[Path]:
 
 def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
     """Fine-tune, unless that run is complete already."""
-    from pipeline.terminal.evaluations import TUNED_ROWS, named
+    from pipeline.terminal.finetuning import finetune_table
 
     with screen.progress("finetune") as show:
         report = verbs.finetune(config, on_progress=show)
     screen.say(finetune_line(report))
-    screen.show(f"loss on held-out {report.text}, nats a token", named(report, TUNED_ROWS))
+    screen.draw(finetune_table(report))
     screen.note(report.notes)
     return report
 

@@ -24,8 +24,13 @@ from pipeline.text.source import TextSource
 
 PIECE_CHARACTERS = 1 << 20
 """About where a long text file is cut."""
-QUESTION = ("context", "completion")
-"""Columns of a question and its answer (EleutherAI/arithmetic): read as one text."""
+QUESTIONS = (
+    ("context", "completion"),  # EleutherAI/arithmetic
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("question", "answer"),
+)
+"""Pairs of columns with what is given and what is to follow: read as one text."""
 
 _ABOUT_THE_DATA = {"README", "SOURCE", "LICENSE", "LICENCE", "NOTICE"}
 
@@ -131,8 +136,9 @@ def text_columns(columns: Iterable[str], column: str, *, where: str) -> tuple[st
     there = tuple(columns)
     if column in there:
         return (column,)
-    if column == "text" and set(QUESTION) <= set(there):
-        return QUESTION
+    for pair in QUESTIONS if column == "text" else ():
+        if set(pair) <= set(there):
+            return pair
     listed = ", ".join(repr(name) for name in there) or "none"
     raise NoSuchColumnError(
         f"{where} has no column {column!r}; its columns are {listed}: "

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.config.stages import Documents
 from pipeline.errors import TextError
 from pipeline.lm.tokenizer import Tokenizer
-from pipeline.text.contexts import ContextStream, Cursor
+from pipeline.text.contexts import Contexts, ContextStream, Cursor
 from pipeline.text.open import heldout_of, open_text
 
 WIKITEXT = "Salesforce/wikitext:wikitext-103-raw-v1@test"
@@ -23,6 +23,8 @@ class Split:
 
     train: Int32[Tensor, "train ctx_len"]
     heldout: Int32[Tensor, "heldout ctx_len"]
+    heldout_document: int
+    """The first document, of those to measure on, of which nothing is learned."""
     notes: tuple[str, ...]
     """Where the text held less than was asked for."""
 
@@ -44,22 +46,40 @@ def load_contexts(
     seed: int = 0,
 ) -> Int32[Tensor, "contexts ctx_len"]:
     """The first `n` contexts of a text, from `start` on; fewer where it ends before."""
+    taken = _take(
+        source, tokenizer, ctx_len=ctx_len, n=n, column=column, documents=documents, start=start,
+        seed=seed,
+    )  # fmt: skip
+    return torch.from_numpy(taken.tokens)
+
+
+def _take(
+    source: str,
+    tokenizer: Tokenizer,
+    *,
+    ctx_len: int,
+    n: int,
+    column: str,
+    documents: Documents = "joined",
+    start: Cursor | None = None,
+    seed: int = 0,
+) -> Contexts:
     text = open_text(source, column=column, seed=seed)
     with ContextStream(
         text, tokenizer, ctx_len=ctx_len, documents=documents, start=start
     ) as stream:
-        tokens = torch.from_numpy(stream.take(n).tokens)
-    if not len(tokens) and documents == "separate":
+        taken = stream.take(n)
+    if not len(taken.tokens) and documents == "separate":
         raise TextError(
             f"no document of {source} is as long as a context of {ctx_len} tokens: use a shorter "
             "context, or join documents"
         )
-    if not len(tokens):
+    if not len(taken.tokens):
         raise TextError(
             f"{source} holds fewer than the {ctx_len} tokens of one context: give a longer text, "
             "or use a shorter context"
         )
-    return tokens
+    return taken
 
 
 def split_contexts(
@@ -76,15 +96,13 @@ def split_contexts(
     Raises:
         TextError: the source cannot be read, or holds too little for one context on each side.
     """
-
-    def load(text: str, n: int) -> Int32[Tensor, "contexts ctx_len"]:
-        return load_contexts(text, tokenizer, ctx_len=ctx_len, n=n, column=column)
-
-    apart = heldout_of(source)
+    apart, document = heldout_of(source), 0
     if apart is not None:
-        train, heldout = load(source, n_train), load(apart, n_heldout)
+        train = load_contexts(source, tokenizer, ctx_len=ctx_len, n=n_train, column=column)
+        heldout = load_contexts(apart, tokenizer, ctx_len=ctx_len, n=n_heldout, column=column)
     else:
-        both = load(source, n_train + n_heldout)
+        taken = _take(source, tokenizer, ctx_len=ctx_len, n=n_train + n_heldout, column=column)
+        both = torch.from_numpy(taken.tokens)
         if len(both) == 1:
             raise TextError(
                 f"{source} holds a single context of {ctx_len} tokens, and one must be kept apart "
@@ -93,6 +111,7 @@ def split_contexts(
         enough = len(both) == n_train + n_heldout
         n_apart = n_heldout if enough else min(n_heldout, -(-len(both) // _HELDOUT_SHARE))
         train, heldout = both[:-n_apart], both[-n_apart:]
+        document = int(taken.document_id[-n_apart - 1, -1]) + 1
     notes = [
         f"{wanted} contexts were asked for to {purpose}; {name} gives {len(contexts)}"
         for contexts, wanted, purpose, name in (
@@ -101,4 +120,4 @@ def split_contexts(
         )
         if len(contexts) < wanted
     ]
-    return Split(train=train, heldout=heldout, notes=tuple(notes))
+    return Split(train=train, heldout=heldout, heldout_document=document, notes=tuple(notes))

@@ -4,16 +4,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pipeline.errors import TextError
-from pipeline.text.files import NoSuchColumnError
+from pipeline.text.files import QUESTIONS, NoSuchColumnError
 from pipeline.text.open import open_text
-
-COLUMNS = (
-    ("context", "completion"),  # EleutherAI/arithmetic
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("question", "answer"),
-)
-"""Pairs of columns that are known: what is given, and what is to be said."""
 
 
 class Question(NamedTuple):
@@ -41,20 +33,20 @@ def _read(source: str, columns: tuple[str, str], start: int) -> Iterator[Questio
 def _columns(source: str) -> tuple[str, str]:
     """The columns of a text that hold its questions and its answers."""
     try:
-        first = next(_read(source, COLUMNS[0], 0), None)
+        first = next(_read(source, QUESTIONS[0], 0), None)
     except NoSuchColumnError as error:
-        for pair in COLUMNS:
+        for pair in QUESTIONS:
             if set(pair) <= set(error.columns):
                 return pair
         listed = ", ".join(map(repr, error.columns)) or "none"
         raise _none(source, f"its columns are {listed}") from error
     if first is not None and first.prompt == first.answer:
         raise _none(source, "it is plain text")  # which has no columns, and gives itself for each
-    return COLUMNS[0]
+    return QUESTIONS[0]
 
 
 def _none(source: str, why: str) -> TextError:
-    known = ", or ".join(" and ".join(pair) for pair in COLUMNS)
+    known = ", or ".join(" and ".join(pair) for pair in QUESTIONS)
     return TextError(
         f"{source} holds no questions with answers, {why}: give one with the columns {known}"
     )

@@ -1,9 +1,9 @@
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
-from functools import partial
 from unittest.mock import Mock
 
 import pytest
@@ -13,19 +13,19 @@ import transformers
 from safetensors.torch import load_file
 
 from actstore.files import make_folder
-from pipeline.config.stages import EvalConfig, FinetuneConfig
+from pipeline.config.stages import EvalConfig
 from pipeline.errors import CheckpointError, ConfigError, DataError, TextError
 from pipeline.evaluate.evaluate import evaluate
-from pipeline.finetune import finetune as finetune_module
-from pipeline.finetune.finetune import finetune, mean_cross_entropy
+from pipeline.finetune import finetune as finetune_module, learn
+from pipeline.finetune.finetune import finetune
+from pipeline.finetune.measure import mean_cross_entropy
 from pipeline.finetune.run import FinetunedRun
 from pipeline.finetune.shifts import _extremes
+from pipeline.finetune.task import Rows
 from pipeline.lm import cross_entropy
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import capture, in_float, splice
 from pipeline.lm.hub import ModelFiles
-from pipeline.lm.model import load_model
-from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.plots.finetune import save_finetune_figures
 from pipeline.report.figures import curves_lost, curves_of
 from pipeline.runs.checkpoints import checkpoints_of
@@ -40,71 +40,24 @@ from tests.helpers.tiny import CTX_LEN, WIDTH, make_model, make_sae, make_text, 
 CPU, FP32, SITE = torch.device("cpu"), torch.float32, Site.parse("mlp_out.1")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_model):
-    return save_sae(tmp_path_factory.mktemp("runs") / "sae", make_sae(), model=tiny_model)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    """Something a scale and a bias can learn: only some of the letters occur."""
-    return make_text(tmp_path_factory.mktemp("text") / "a.txt", n_contexts=40)
-
-
-def make_config(**options) -> FinetuneConfig:
-    defaults = {
-        "batch_size": 4, "epochs": 3, "steps_per_epoch": 5, "ctx_len": CTX_LEN,
-        "heldout_contexts": 6, "lr": 0.05, "device": "cpu",
-    }  # fmt: skip
-    return FinetuneConfig(**(defaults | options))
-
-
-@pytest.fixture
-def config(tmp_path, run, text):
-    return partial(make_config, run=run, out=tmp_path / "tuned", text=text)
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory, run, text) -> FinetunedRun:
-    """A whole fine-tuning, which nobody changes."""
-    out = tmp_path_factory.mktemp("done") / "tuned"
-    finetune(make_config(run=run, out=out, text=text))
-    return FinetunedRun.open(str(out))
-
-
-@pytest.fixture
-def copied(done, tmp_path):
-    """The folder of another one like it."""
-    return shutil.copytree(done.path, tmp_path / "tuned")
-
-
-@pytest.fixture(scope="module")
-def lm(tiny_model):
-    return load_model(str(tiny_model), device=CPU, dtype=FP32)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(lm):
-    return load_tokenizer(lm.name)
-
-
-@pytest.fixture(scope="module")
-def contexts(tokenizer, text):
-    return load_contexts(text, tokenizer, ctx_len=CTX_LEN, n=40)
-
-
 def test_learning_lowers_the_loss_on_text_it_never_saw(config):
     seen = []
     report = finetune(config(lr=0.2), on_progress=seen.append)
     assert report.ce_finetuned < report.ce_spliced - 0.1
     assert report.loss_last < report.loss_first
-    assert [(p.stage, p.done, p.total) for p in seen] == [
+    first, *steps = seen
+    assert re.fullmatch(r"explained variance -?\d+\.\d{3}, L0 \d+\.\d at mlp_out\.1", first.words)
+    assert [(p.stage, p.done, p.total) for p in steps] == [
         ("finetune", step, 15) for step in range(1, 16)
     ]
     assert report.n_steps == 15
     assert report.notes == ()
     losses = FinetunedRun.open(report.out).losses()
-    assert [p.words for p in seen] == [f"loss {loss:.4f}" for loss in losses]
+    epochs = ["", *(f", held out {ce:.4f}" for ce in report.ce_by_epoch)]
+    assert [p.words for p in steps] == [
+        f"loss {loss:.4f}{epochs[i // 5]}" for i, loss in enumerate(losses)
+    ]
+    assert report.ce_by_epoch[-1] == report.ce_finetuned
     assert (report.loss_first, report.loss_last) == (losses[0], losses[-1])
 
 
@@ -172,9 +125,9 @@ def test_the_gradient_is_that_of_the_whole_model_at_once(lm, contexts, monkeypat
         torch.testing.assert_close(found.grad, plain.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_every_context_is_trained_on_once_per_epoch_in_an_order_by_seed(config):
+def test_every_context_is_trained_on_once_per_epoch_in_an_order_by_seed():
     def orders(seed: int) -> list[list[int]]:
-        chosen = list(finetune_module._batches(11, config(seed=seed, epochs=2)))
+        chosen = [learn._batch(step, 11, 4, 3, seed=seed) for step in range(6)]
         assert [len(batch) for batch in chosen] == [4, 4, 3] * 2
         return [torch.cat(chosen[:3]).tolist(), torch.cat(chosen[3:]).tolist()]
 
@@ -293,7 +246,7 @@ def test_an_interrupted_fine_tuning_is_gone_on_with_to_the_same_bits(config, tmp
         FinetunedRun.open(tmp_path / "tuned")
     seen = []
     assert not finetune(config(), on_progress=seen.append).reused
-    assert [progress.done for progress in seen] == list(range(4, 16))
+    assert [progress.done for progress in seen] == [1, *range(4, 16)]
     for name in ("tuned.safetensors", "features.json"):
         assert (tmp_path / "tuned" / name).read_bytes() == (done.path / name).read_bytes()
     report = FinetunedRun.open(tmp_path / "tuned").report
@@ -350,24 +303,22 @@ def test_what_never_made_a_step_leaves_nothing(config, tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_leaves_nothing_to_go_on_with(config, tmp_path, monkeypatch):
     losses = iter([1.0, 1.0, float("nan")])
-    monkeypatch.setattr(finetune_module, "KEEP_EVERY", 1)
-    monkeypatch.setattr(
-        finetune_module, "backward_cross_entropy", lambda *_: torch.tensor(next(losses))
-    )
+    monkeypatch.setattr(learn, "KEEP_EVERY", 1)
+    monkeypatch.setattr(learn, "backward_cross_entropy", lambda *_: torch.tensor(next(losses)))
     with refused(DataError, "is nan: lower --lr"):
         finetune(config())
     assert not [*tmp_path.iterdir()]
 
 
 def test_a_checkpoint_is_kept_every_so_many_steps(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune_module, "KEEP_EVERY", 2)
+    monkeypatch.setattr(learn, "KEEP_EVERY", 2)
     steps = []
 
     def look(progress):
         steps.append([*checkpoints_of(tmp_path / "tuned.partial")])
 
     finetune(config(epochs=1), on_progress=look)
-    assert steps == [[], [2], [2], [4], [5]]
+    assert steps == [[], [], [2], [2], [4], [4]]
 
 
 @pytest.mark.parametrize("name", ["tuned.safetensors", "sae.safetensors", "run.json"])
@@ -397,7 +348,8 @@ def own(config, tmp_path):
         tmp_path / "sae", make_sae(), model=model,
         model_fingerprint=ModelFiles(str(model)).fingerprint(),
     )  # fmt: skip
-    return config(run=run, text=make_text(tmp_path / "a.txt", n_contexts=40))
+    text = make_text(tmp_path / "a.txt", n_contexts=40)
+    return config(run=run, text=text, general_text=text)
 
 
 def replaced(what: str, folder) -> str:
@@ -507,7 +459,7 @@ def test_training_and_held_out_contexts_never_meet(tokenizer, text, contexts):
 def test_a_fine_tuned_run_is_evaluated_with_its_scales_and_biases(done, text, contexts, lm, run):
     plain, tuned = evaluate(EvalConfig(runs=(run, done.path), text=text, tokens=240, device="cpu"))
     edits = {SITE: in_float(done.load_sae(CPU))}
-    through = mean_cross_entropy(lm, contexts[:20], edits, batch_size=8)
+    through = mean_cross_entropy(lm, Rows(tokens=contexts[:20]), edits, batch_size=8)
     assert tuned.ce_patched == pytest.approx(through, rel=1e-6)
     assert tuned.ce_patched < plain.ce_patched
     assert tuned.ce_clean == plain.ce_clean

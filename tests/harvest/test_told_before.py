@@ -13,11 +13,11 @@ from actstore.reader import ActStore, peek
 from actstore.verify import verify
 from pipeline.config.stages import HarvestConfig
 from pipeline.errors import ConfigError, TextError
-from pipeline.evaluate.default_text import DefaultTexts
 from pipeline.harvest.harvest import _carry_out, harvest
 from pipeline.harvest.plan import make_plan
 from pipeline.harvest.repair import repair
 from pipeline.lm.hub import ModelFiles
+from pipeline.runs.default_text import DefaultTexts
 from pipeline.runs.folder import Provenance
 from pipeline.text.open import open_text
 from tests.helpers.harvests import harvest_config
@@ -91,7 +91,7 @@ def test_it_is_repaired(before):
 
 
 def test_what_lies_behind_it_is_evaluated_on(before, monkeypatch):
-    monkeypatch.setattr("pipeline.evaluate.default_text.heldout_text", lambda _: "gone.txt")
+    monkeypatch.setattr("pipeline.runs.default_text.heldout_text", lambda _: "gone.txt")
     trained_on = Provenance.of(ActStore.open(before.out), site=SITES[0])
     assert DefaultTexts("text").of(trained_on, before.out).start is not None
     make_text(Path(before.text), n_contexts=20_000, seed=1)

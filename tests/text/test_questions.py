@@ -7,8 +7,9 @@ import pytest
 from datasets import Dataset
 
 from pipeline.errors import TextError
+from pipeline.text.files import QUESTIONS
 from pipeline.text.open import open_text
-from pipeline.text.questions import COLUMNS, questions
+from pipeline.text.questions import questions
 
 ASKED = [("1 + 1?", " 2"), ("2 + 2?", " 4"), ("3 + 3?", " 6")]
 
@@ -34,11 +35,12 @@ def file_of(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet", ".saved"])
-@pytest.mark.parametrize("columns", COLUMNS, ids="-".join)
+@pytest.mark.parametrize("columns", QUESTIONS, ids="-".join)
 def test_questions_of_every_pair_of_columns_and_kind_of_file(file_of, columns, kind):
     source = file_of(columns, kind)
     assert list(questions(source)) == ASKED
     assert list(questions(source, 2)) == ASKED[2:]
+    assert list(open_text(source).documents()) == ["".join(asked) for asked in ASKED]
 
 
 def test_the_embedded_questions_are_the_documents_cut_before_the_answer():

@@ -8,10 +8,10 @@ from actstore.reader import ActStore
 from pipeline import verbs
 from pipeline.config.stages import ReportConfig
 from pipeline.errors import TextError
-from pipeline.evaluate.default_text import DefaultTexts
 from pipeline.evaluate.report import load_report
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.report.page import write_report
+from pipeline.runs.default_text import DefaultTexts
 from pipeline.runs.folder import Provenance
 from pipeline.text.heldout import load_contexts
 from tests.helpers.featured import SITES, World
@@ -39,14 +39,14 @@ def asked(monkeypatch, tmp_path) -> list[str]:
     """The default text is away; how often it was asked for."""
     asked = list[str]()
     away = str(tmp_path / "away.txt")
-    monkeypatch.setattr("pipeline.evaluate.default_text.heldout_text", lambda _: away)
+    monkeypatch.setattr("pipeline.runs.default_text.heldout_text", lambda _: away)
     opened = DefaultTexts.of.__globals__["open_text"]
 
     def counted(source: str, **options: object) -> object:
         asked.extend([source] if source == away else [])
         return opened(source, **options)
 
-    monkeypatch.setattr("pipeline.evaluate.default_text.open_text", counted)
+    monkeypatch.setattr("pipeline.runs.default_text.open_text", counted)
     return asked
 
 
