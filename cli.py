@@ -390,6 +390,19 @@ def finetune(
 
 
 @app.command()
+def fold(
+    run: Annotated[Path, typer.Argument(help="Folder of a fine-tuned run.")],
+    out: Annotated[Path, typer.Option(help="Folder of the plain SAE's run.")],
+    json: JsonOut = None,
+) -> None:
+    """Make a fine-tuned SAE a plain one that computes the same, for every other tool."""
+    from pipeline.terminal.commands import run_fold
+
+    screen = _screen(json)
+    screen.emit(run_fold(run, out, screen=screen))
+
+
+@app.command()
 def mnist(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the experiment.")] = Path("runs/mnist"),

@@ -40,7 +40,7 @@ from pipeline.sae.select import Picked, above
 class Gated(Activation):
     """`relu(exp(r_mag) pre + b_mag)` where `pre + b_gate > 0`, else zero.
 
-    The SAE's own `b_enc` stays zero.
+    The SAE's own `b_enc` is learned by fine-tuning alone: else it stays zero.
     """
 
     def __init__(self, d_sae: int) -> None:

@@ -409,9 +409,11 @@ class TunedSAE(Coder):
         """The plain SAE that computes the same, for tools that know no `c` and `d`.
 
         `c * ((x - b_dec) W_enc + b_enc) + d = (x - b_dec) (W_enc * c) + (c * b_enc + d)`:
-        the centring and the dictionary stay as they are.
+        the centring, the dictionary and all that is the activation's own, thresholds and gates,
+        stay as they are. A tied encoder, scaled, is the dictionary no longer: it is untied.
         """
         plain = deepcopy(self.sae)
+        plain.arch = plain.arch.untied
         plain.W_enc.mul_(self.c)
         plain.b_enc.mul_(self.c).add_(self.d)
         return plain
