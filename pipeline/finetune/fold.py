@@ -9,7 +9,6 @@ open it, too. The directory is written under a temporary name and renamed: it is
 """
 
 import json
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -82,18 +81,19 @@ def fold(run: Path, out: Path) -> FoldReport:
     if (done := _finished(tuned, out)) is not None:
         return done
     partial = partial_of(out)
-    if (partial / BEGUN).exists():
-        raise ConfigError(
-            f"{partial} is an unfinished fine-tuning, which goes on into {out}: choose another "
-            "--out"
-        )
     with writing(out), training_in(partial):
         if (done := _finished(tuned, out)) is not None:  # by now, another process may have ended
             return done
+        if (partial / BEGUN).exists():
+            raise ConfigError(
+                f"{partial} is an unfinished fine-tuning, which goes on into {out}: choose another "
+                "--out"
+            )
+        _clear(partial)
         try:
             return _fold(tuned, out, partial)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            _clear(partial)
             raise
 
 
@@ -141,10 +141,14 @@ def _read(out: Path) -> _Document:
     return located(told, out)
 
 
-def _fold(tuned: FinetunedRun, out: Path, partial: Path) -> FoldReport:
-    for leftover in partial.iterdir():
+def _clear(partial: Path) -> None:
+    """Remove what a kill left, or what cannot be ended; nothing of what has its name already."""
+    for leftover in [*partial.iterdir()] if partial.is_dir() else ():
         if leftover.name != LOCK:
             remove(leftover)
+
+
+def _fold(tuned: FinetunedRun, out: Path, partial: Path) -> FoldReport:
     plain, frozen, source = tuned.sae.fold(), tuned.run, _provenance(tuned)
     config = replace(frozen.config, arch=frozen.config.arch.untied, out=partial)
     run = SAERun(path=partial, config=config, provenance=source).finish(plain)
@@ -188,15 +192,16 @@ def _provenance(tuned: FinetunedRun) -> Provenance:
 
 
 def _notes(tuned: FinetunedRun, run: SAERun) -> tuple[str, ...]:
-    before, report, notes = tuned.run.config.arch.kind, tuned.report, list[str]()
-    if run.config.arch.kind != before:
+    kind, was, notes = run.config.arch.kind, tuned.run.config.arch.kind, list[str]()
+    if kind != was:
         notes.append(
-            f"a {before} encoder that is scaled is not the dictionary any more: this is a "
-            f"{run.config.arch.kind} SAE, which computes the same"
+            f"a {was} encoder that is scaled is not the dictionary any more: this is a {kind} SAE, "
+            "which computes the same"
         )
-    if (report.model, report.site) != (report.trained_on_model, report.trained_on_site):
+    now, before = run.provenance, tuned.run.provenance.named_as(run.provenance)
+    if (now.model, now.site) != (before.model, before.site):
         notes.append(
-            f"the SAE is one of {report.site} of {report.model} now, and its store holds "
-            f"activations of {report.trained_on_site} of {report.trained_on_model}"
+            f"the SAE is one of {now.site} of {now.model} now, and its store holds activations of "
+            f"{before.site} of {before.model}"
         )
     return tuple(notes)

@@ -40,7 +40,7 @@ from pipeline.sae.select import Picked, above
 class Gated(Activation):
     """`relu(exp(r_mag) pre + b_mag)` where `pre + b_gate > 0`, else zero.
 
-    The SAE's own `b_enc` is learned by fine-tuning alone: else it stays zero.
+    The SAE's own `b_enc` stays zero.
     """
 
     def __init__(self, d_sae: int) -> None:
@@ -52,6 +52,12 @@ class Gated(Activation):
     def forward(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """Latents of these pre-activations."""
         return (self.r_mag.exp() * pre + self.b_mag).relu() * (pre + self.b_gate > 0)
+
+    def take_bias(self, b_enc: Float[Tensor, " d_sae"]) -> None:
+        """Into the biases of both paths."""
+        self.b_gate.add_(b_enc)
+        self.b_mag.addcmul_(self.r_mag.exp(), b_enc)
+        b_enc.zero_()
 
 
 @final
