@@ -395,7 +395,7 @@ def fold(
     out: Annotated[Path, typer.Option(help="Folder of the plain SAE's run.")],
     json: JsonOut = None,
 ) -> None:
-    """Make a fine-tuned SAE a plain one that computes the same, for every other tool."""
+    """Make a fine-tuned SAE a plain one that computes the same."""
     from pipeline.terminal.commands import run_fold
 
     screen = _screen(json)

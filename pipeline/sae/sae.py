@@ -409,9 +409,9 @@ class TunedSAE(Coder):
         """The plain SAE that computes the same, for tools that know no `c` and `d`.
 
         `c * ((x - b_dec) W_enc + b_enc) + d = (x - b_dec) (W_enc * c) + (c * b_enc + d)`:
-        the centring, the dictionary and thresholds stay as they are. Where the activation has biases
-        of its own (gated), these take the new one. A tied encoder, scaled, is the dictionary no
-        longer: it is untied.
+        the centring, the dictionary and thresholds stay as they are. Where the activation has
+        biases of its own (gated), these take the new one. A tied encoder, scaled, is the
+        dictionary no longer: it is untied.
         """
         plain = deepcopy(self.sae)
         plain.arch = plain.arch.untied
