@@ -424,9 +424,7 @@ def mnist(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for store, runs and figures.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[Path, typer.Option(help="For store, runs and figures.")] = Path("runs/demo"),
     json: JsonOut = None,
 ) -> None:
     """All of it on the embedded model and text, on a CPU, in about two minutes."""
