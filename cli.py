@@ -405,6 +405,19 @@ def finetune(
 
 
 @app.command()
+def fold(
+    run: Annotated[Path, typer.Argument(help="Folder of a fine-tuned run.")],
+    out: Annotated[Path, typer.Option(help="Folder of the plain SAE's run.")],
+    json: JsonOut = None,
+) -> None:
+    """Make a fine-tuned SAE a plain one that computes the same."""
+    from pipeline.terminal.commands import run_fold
+
+    screen = _screen(json)
+    screen.emit(run_fold(run, out, screen=screen))
+
+
+@app.command()
 def mnist(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the experiment.")] = Path("runs/mnist"),
@@ -426,9 +439,7 @@ def mnist(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for store, runs and figures.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[Path, typer.Option(help="For store, runs and figures.")] = Path("runs/demo"),
     json: JsonOut = None,
 ) -> None:
     """All of it on the embedded model and text, on a CPU, in about two minutes."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 from pipeline.config.architectures import ARCHS, TopKConfig
 from pipeline.config.command_line import arch_table
 from pipeline.config.grid import Point, expand
-from pipeline.config.keywords import config_of, settings_of, takes
+from pipeline.config.keywords import config_of, settings_of, takes, told_in_settings
 from pipeline.config.recipes import recipe as recipe_of
 from pipeline.config.stages import (
     EvalConfig,
@@ -380,6 +380,29 @@ def finetune(
     report = learn(made, on_progress=on_progress)
     save_finetune_figures(made.out)
     return report
+
+
+@told_in_settings
+@limits_told()
+def fold(run: AnyPath, *, out: AnyPath) -> "SAERun":
+    """Make a fine-tuned SAE a plain one, its scales and biases part of its encoder.
+
+        sp.evaluate(sp.fold("runs/arithmetic", out="runs/plain"))
+
+    It computes the same, has no curves, and is taken by every verb and by `SAE.from_pretrained`.
+
+    Args:
+        run: Of `finetune`.
+        out: Folder of the plain SAE's run.
+
+    Raises:
+        ConfigError: `out` holds something else, or is written by another process.
+        CheckpointError: the run is no fine-tuning, or is damaged; or the disk fails.
+    """
+    from pipeline.finetune.fold import fold as run_fold
+    from pipeline.runs.sae_run import SAERun
+
+    return SAERun.open(run_fold(Path(run), Path(out)).out)
 
 
 def plot(runs: AnyPath | Sequence[AnyPath]) -> tuple[Path, ...]:

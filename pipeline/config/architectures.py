@@ -50,6 +50,11 @@ class ArchConfig:
         """The same, with nothing left open."""
         return self
 
+    @property
+    def untied(self) -> "ArchConfig":
+        """What computes the same with an encoder of its own, where this one's is its dictionary."""
+        return self
+
     def __str__(self) -> str:
         knobs = {f: getattr(self, f.name) for f in fields(self) if f.name != "kind"}
         said = [(f.name, x) for f, x in knobs.items() if f.name == self.l0_as or x != f.default]
@@ -184,6 +189,11 @@ class TiedConfig(PenalisedByL1):
 
     kind: Literal["tied"] = "tied"
     made_by: ClassVar = "pipeline.sae.relu:TiedArchitecture"
+
+    @property
+    def untied(self) -> ReluConfig:
+        """`relu`."""
+        return ReluConfig(l0=self.l0, target=self.target, l1=self.l1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,7 @@ def takes(kind: type, *, others: str = "") -> Callable[[Verb], Verb]:
         ]
         rest = [Parameter(others, Parameter.VAR_KEYWORD)] if others else []
         parameters = sorted([*keywords, *own, *rest], key=lambda p: p.kind)
-        made = _told_in_settings(verb)
+        made = told_in_settings(verb)
         made.__signature__ = signature(verb).replace(parameters=parameters)  # pyright: ignore[reportFunctionMemberAccess]
         words = _words_of(kind)
         lines = [f"    {_shown(name, defaults[name])}{words.get(name, '')}" for name in defaults]
@@ -110,7 +110,7 @@ def takes(kind: type, *, others: str = "") -> Callable[[Verb], Verb]:
     return described
 
 
-def _told_in_settings(verb: Verb) -> Verb:
+def told_in_settings(verb: Verb) -> Verb:
     """The verb; what goes wrong in it is told in its own words, not in the command line's."""
 
     @wraps(verb)

@@ -13,6 +13,7 @@ from pipeline.config.stages import Documents, EvalConfig, SpecialTokens
 from pipeline.config.training import TrainConfig
 from pipeline.device import pick_dtype, pick_precision
 from pipeline.errors import CheckpointError, ConfigError, ModelError
+from pipeline.finetune.fold import FOLDED, is_folded
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel, load_model
@@ -150,6 +151,7 @@ def load_sae(path: Path, *, device: torch.device) -> LoadedSAE:
     tuned = FinetunedRun.open(path) if is_finetuned(path) else None
     run = tuned.run if tuned else SAERun.open(path)
     where = tuned.report if tuned else run.provenance
+    folded = is_folded(path)
     its_own = tuned is None or where.model == tuned.report.trained_on_model
     return LoadedSAE(
         path=path,
@@ -161,10 +163,10 @@ def load_sae(path: Path, *, device: torch.device) -> LoadedSAE:
         site=Site.parse(where.site),
         provenance=run.provenance,
         left_out=ExcludedRows.of(run.config),
-        l0_trained=None if tuned else l0_of(run),
+        l0_trained=None if tuned or folded else l0_of(run),
         notes=(f"fine-tuned on {tuned.report.text} through a scale and a bias per feature",)
         if tuned
-        else (),
+        else (f"folded from a fine-tuning, which {FOLDED} names",) * folded,
     )
 
 

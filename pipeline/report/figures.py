@@ -13,6 +13,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from pipeline.finetune.fold import is_folded
 from pipeline.finetune.run import FinetunedRun
 from pipeline.plots.style import BLUE, GRAY, GRID, INK, RED, as_svg
 from pipeline.plots.training import curve_figures
@@ -128,6 +129,8 @@ def curves_of(run: RunFolder | FinetunedRun) -> Path | None:
 def curves_lost(run: RunFolder | FinetunedRun) -> str:
     """What a page says where a complete run no longer has all of its curves; else nothing."""
     curves = run.path / METRICS
+    if not _there(curves) and is_folded(run.path):
+        return "It was folded from a fine-tuning, and has no curves of its own."
     if not _there(curves):
         return f"{METRICS} is lost, and with it the curves of this training."
     if not is_file_of(curves, run.curves_sha256):

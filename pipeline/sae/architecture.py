@@ -85,6 +85,9 @@ class Activation(nn.Module, ABC):
     def forward(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """Latents, none below zero, of these pre-activations."""
 
+    def take_bias(self, b_enc: Float[Tensor, " d_sae"]) -> None:
+        """Make this bias of its pre-activations part of its own, and zero, where it has some."""
+
 
 class Architecture(ABC):
     """An architecture at one setting, for any number of SAEs of one shape that learn at once."""

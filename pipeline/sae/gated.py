@@ -53,6 +53,12 @@ class Gated(Activation):
         """Latents of these pre-activations."""
         return (self.r_mag.exp() * pre + self.b_mag).relu() * (pre + self.b_gate > 0)
 
+    def take_bias(self, b_enc: Float[Tensor, " d_sae"]) -> None:
+        """Into the biases of both paths."""
+        self.b_gate.add_(b_enc)
+        self.b_mag.addcmul_(self.r_mag.exp(), b_enc)
+        b_enc.zero_()
+
 
 @final
 class GatedArchitecture(Architecture):

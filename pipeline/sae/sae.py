@@ -411,9 +411,13 @@ class TunedSAE(Coder):
         """The plain SAE that computes the same, for tools that know no `c` and `d`.
 
         `c * ((x - b_dec) W_enc + b_enc) + d = (x - b_dec) (W_enc * c) + (c * b_enc + d)`:
-        the centring and the dictionary stay as they are.
+        the centring, the dictionary and thresholds stay as they are. Where the activation has
+        biases of its own (gated), these take the new one. A tied encoder, scaled, is the
+        dictionary no longer: it is untied.
         """
         plain = deepcopy(self.sae)
+        plain.arch = plain.arch.untied
         plain.W_enc.mul_(self.c)
         plain.b_enc.mul_(self.c).add_(self.d)
+        plain.activation.take_bias(plain.b_enc)
         return plain

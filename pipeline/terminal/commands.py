@@ -28,6 +28,7 @@ from pipeline.terminal.lines import (
     curve_words,
     features_line,
     finetune_line,
+    fold_line,
     going_on_line,
     harvest_lines,
     outcome_line,
@@ -39,6 +40,7 @@ from pipeline.terminal.screen import Screen
 
 if TYPE_CHECKING:
     from pipeline.config.grid import Point
+    from pipeline.finetune.fold import FoldReport
     from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
     from pipeline.runs.curves import StepReport
@@ -192,6 +194,16 @@ def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
         report = verbs.finetune(config, on_progress=show)
     screen.say(finetune_line(report))
     screen.draw(finetune_table(report))
+    screen.note(report.notes)
+    return report
+
+
+def run_fold(run: Path, out: Path, *, screen: Screen) -> "FoldReport":
+    """Fold, unless that is done already."""
+    from pipeline.finetune.fold import fold
+
+    report = fold(run, out)
+    screen.say(fold_line(report))
     screen.note(report.notes)
     return report
 

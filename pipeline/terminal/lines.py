@@ -15,6 +15,7 @@ from pipeline.terminal.store_facts import fidelity_of
 
 if TYPE_CHECKING:  # they bring torch
     from pipeline.features.files import FeatureSet
+    from pipeline.finetune.fold import FoldReport
     from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
     from pipeline.harvest.plan import HarvestPlan
@@ -139,6 +140,12 @@ def finetune_line(report: "FinetuneReport") -> str:
     """Whether and where it learned."""
     what = "complete, reused" if report.reused else f"{report.n_steps} steps"
     return f"finetune  {what}: {report.out}"
+
+
+def fold_line(report: "FoldReport") -> str:
+    """What it is now, and where."""
+    reused = "complete, reused" if report.reused else f"{report.d_sae:,} scales and biases"
+    return f"fold      {reused}: {report.out} ({report.arch} at {report.site})"
 
 
 def report_lines(summary: "ReportSummary") -> Iterator[str]:
