@@ -373,6 +373,9 @@ def finetune(
     change_l1: Annotated[
         float, typer.Option(help="Price of a change by one, in nats: few features change.")
     ] = FinetuneConfig.change_l1,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Learn by other means, too: the MLP, LoRA and more.")
+    ] = FinetuneConfig.compare,
     lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = FinetuneConfig.lr,
     epochs: Annotated[
         int, typer.Option(help="Passes over the contexts to learn from.")
@@ -394,7 +397,8 @@ def finetune(
     """Freeze model and SAE; learn one scale and one bias per feature."""
     settings = _settings(
         ctx, config, run=run, out=out, text=text, text_column=text_column, model=model,
-        train=train, loss_on=loss_on, keep_error=keep_error, change_l1=change_l1, lr=lr,
+        train=train, loss_on=loss_on, keep_error=keep_error, change_l1=change_l1,
+        compare=compare, lr=lr,
         epochs=epochs, steps_per_epoch=steps_per_epoch, batch_size=batch_size, seed=seed,
         device=device, precision=precision,
     )  # fmt: skip

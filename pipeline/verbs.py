@@ -378,6 +378,10 @@ def finetune(
     given = run if isinstance(run, FinetuneConfig) else {"run": run}
     made = config_of(FinetuneConfig, given, settings, verb="finetune")
     report = learn(made, on_progress=on_progress)
+    if made.compare:
+        from pipeline.finetune.compare import compare
+
+        compare(made.out, made.compare_lrs, on_progress=on_progress)
     save_finetune_figures(made.out)
     return report
 

@@ -195,6 +195,10 @@ class FinetuneConfig:
     """Of a text of questions, those kept apart to count exact answers."""
     general_text: str | None = None
     """Text to measure what is forgotten; None means the one that `eval` takes."""
+    compare: bool = False
+    """Learn by other means, too, at equal steps: a bias vector, random features, the MLP, LoRA."""
+    compare_lrs: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
+    """Learning rates that each of them is tried at."""
     seed: int = 0
     """Random seed of the order of contexts."""
     device: Device = "auto"
@@ -207,6 +211,8 @@ class FinetuneConfig:
             "heldout_questions",
         )  # fmt: skip
         require_not_negative(self, "weight_decay", "change_l1")
+        if not self.compare_lrs or min(self.compare_lrs) <= 0:
+            raise ConfigError(f"compare_lrs must be positive, got {list(self.compare_lrs)}")
         if self.patience is not None:
             require_positive(self, "patience")
         if self.lr * self.weight_decay >= 1:

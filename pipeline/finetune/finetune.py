@@ -5,7 +5,6 @@ and one bias `d` per latent are learned: `z = f(c * pre + d)`.
 """
 
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,27 +13,22 @@ from torch import nn
 
 from actstore.files import partial_of
 from pipeline.config.stages import FinetuneConfig
-from pipeline.device import pick_device, pick_dtype
 from pipeline.disk import writing
-from pipeline.errors import ConfigError, TextError
 from pipeline.finetune.learn import Course, Learner, learn
-from pipeline.finetune.measure import fidelity, measure
+from pipeline.finetune.measure import fidelity
 from pipeline.finetune.run import FinetuneReport, finished_report, save_run
+from pipeline.finetune.setting import open_setting
 from pipeline.finetune.shifts import find_shifts
-from pipeline.finetune.sources import Sources, model_of
-from pipeline.finetune.task import Rows, load_task
+from pipeline.finetune.sources import Sources
 from pipeline.finetune.unfinished import kept_in, unfinished
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import in_float, splice
-from pipeline.lm.model import LanguageModel, load_model
-from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
+from pipeline.lm.model import LanguageModel
 from pipeline.progress import OnProgress, Progress
-from pipeline.runs.default_text import DefaultTexts, EvalText
 from pipeline.runs.folder import training_in
 from pipeline.runs.replaced import has_weights_of, replaced_note
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
-from pipeline.text.heldout import load_contexts
 
 ENDS_SHARE = 20
 """The first and the last training loss of a report are means over one in so many steps."""
@@ -77,16 +71,13 @@ def _finetune(
     folder: Path,
     on_progress: OnProgress | None,
 ) -> FinetuneReport:
-    device, source = pick_device(config.device), run.provenance
-    tuned, site = TunedSAE(run.load_sae(device)), Site.parse(config.site or source.site)
-    lm, tokenizer = _load(config, run, tuned, site)
-    task = load_task(config, tokenizer)
-    general, name, note = _general(config, run, tokenizer)
+    setting = open_setting(config, run)
+    lm, site, task, source = setting.lm, setting.site, setting.task, run.provenance
+    tuned = TunedSAE(run.load_sae(lm.device))
     ev, l0 = fidelity(lm, site, tuned.sae, task.heldout, batch_size=config.batch_size)
     _tell(on_progress, "splice", 1, 1, f"explained variance {_told(ev)}, L0 {l0:.1f} at {site}")
     through = {site: in_float(tuned.with_error if config.keep_error else tuned)}
-    measured = partial(measure, lm, task, general=general, batch_size=config.batch_size)
-    base, spliced = measured({}), measured(through)
+    base, spliced = setting.measure({}), setting.measure(through)
     learner = _learner(config, tuned)
     with splice(lm, through):
         course = learn(
@@ -96,7 +87,7 @@ def _finetune(
             ),
         )  # fmt: skip
     tuned.learned.copy_(learner.reached())
-    finetuned = measured(through)
+    finetuned = setting.measure(through)
     n_ends = max(1, len(course.losses) // ENDS_SHARE)
     changed = (tuned.c != 1) | (tuned.d != 0)
     report = FinetuneReport(
@@ -113,7 +104,7 @@ def _finetune(
         n_steps=len(course.losses),
         loss_first=float(np.mean(course.losses[:n_ends])),
         loss_last=float(np.mean(course.losses[-n_ends:])),
-        notes=(*_moved(config, run, lm, site), *task.notes, *note),
+        notes=(*_moved(run, lm, site), *setting.notes),
         explained_variance=ev,
         l0=l0,
         n_learned=int(tuned.learned.sum()),
@@ -121,59 +112,20 @@ def _finetune(
         ce_by_epoch=tuple(course.by_epoch),
         best_epoch=course.best_epoch if course.best else None,
         n_questions=None if task.asked is None else len(task.asked),
-        general_text=name,
-        n_general_tokens=0 if general is None else general.tokens.numel(),
+        general_text=setting.general_text,
+        n_general_tokens=0 if setting.general is None else setting.general.tokens.numel(),
         **{
             f"{what}_{when}": value
             for when, one in (("base", base), ("spliced", spliced), ("finetuned", finetuned))
             for what, value in asdict(one).items()
         },
     )
-    shifts = find_shifts(lm, site, tuned, task.train, tokenizer, batch_size=config.batch_size)
+    shifts = find_shifts(
+        lm, site, tuned, task.train, setting.tokenizer, batch_size=config.batch_size
+    )
     with writing(config.out):
         save_run(folder, config, run, sources, tuned, report, losses=course.losses, shifts=shifts)
     return report
-
-
-def _load(
-    config: FinetuneConfig, run: SAERun, tuned: TunedSAE, site: Site
-) -> tuple[LanguageModel, Tokenizer]:
-    """The model the SAE goes into."""
-    source, device = run.provenance, tuned.W_dec.device
-    name, revision = model_of(config, run)
-    if not name:
-        raise ConfigError(
-            f"{config.run} does not say which model its activations are from: name it with --model"
-        )
-    dtype = pick_dtype(config.precision, device)
-    lm = load_model(name, revision=revision, device=device, dtype=dtype)
-    lm.require_fits(site, d_in=tuned.d_in, ctx_len=config.ctx_len, run=config.run)
-    tokenizer = load_tokenizer(name, revision=revision, special_tokens=source.special_tokens)
-    return lm, tokenizer
-
-
-def _general(
-    config: FinetuneConfig, run: SAERun, tokenizer: Tokenizer
-) -> tuple[Rows | None, str, tuple[str, ...]]:
-    """Contexts of the text that tells what is forgotten, its name, and why there is none."""
-    try:
-        if config.general_text is not None:
-            text = EvalText(source=config.general_text, column=config.text_column)
-        else:
-            text = DefaultTexts("text").of(run.provenance, config.run)
-        tokens = load_contexts(
-            text.source, tokenizer, ctx_len=config.ctx_len, n=config.heldout_contexts,
-            column=text.column, start=text.start,
-        )  # fmt: skip
-    except TextError:
-        if config.general_text is not None:
-            raise
-        note = (
-            "what was forgotten is not measured, for no other text could be had: name one as "
-            "general_text, in a file for --config"
-        )
-        return None, "", (note,)
-    return Rows(tokens=tokens), text.words, ()
 
 
 def _learner(config: FinetuneConfig, tuned: TunedSAE) -> Learner:
@@ -190,7 +142,7 @@ def _learner(config: FinetuneConfig, tuned: TunedSAE) -> Learner:
     )
 
 
-def _moved(config: FinetuneConfig, run: SAERun, lm: LanguageModel, site: Site) -> list[str]:
+def _moved(run: SAERun, lm: LanguageModel, site: Site) -> list[str]:
     """What is said where the SAE is not in the model, or at the site, that it is of."""
     source = run.provenance
     same_model = lm.name == source.model or has_weights_of(lm.files, source)

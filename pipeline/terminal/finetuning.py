@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.tables import Column, Table, percent
 
-if TYPE_CHECKING:  # it brings torch
+if TYPE_CHECKING:  # they bring torch
+    from pipeline.finetune.compare import Comparison
     from pipeline.finetune.run import FinetuneReport
 
 STATES = {"base": "model alone", "spliced": "SAE spliced in", "finetuned": "fine-tuned"}
@@ -45,3 +46,25 @@ def _facts(report: "FinetuneReport") -> list[str]:
     if report.general_text:
         told.append(f"Elsewhere is {report.general_text}")
     return told
+
+
+def comparison_table(comparison: "Comparison") -> Table:
+    """What came of each way to learn, on the same rows."""
+    heads = ("", "numbers", "lr", "loss", "exact", "perplexity\nelsewhere")
+    rows = [
+        [
+            way.words,
+            f"{way.n_numbers:,}" if way.n_numbers else "",
+            "" if way.lr is None else f"{way.lr:g}",
+            f"{way.ce:.4f}",
+            percent(way.exact),
+            "-" if way.ce_general is None else f"{math.exp(way.ce_general):.2f}",
+        ]
+        for way in comparison.ways
+    ]
+    return Table(
+        title="equal steps on the same rows, the learning rate chosen on rows of its own",
+        columns=[Column(head=head, align="right" if head else "left") for head in heads],
+        sections=[rows],
+        edged=True,
+    )

@@ -1,0 +1,92 @@
+"""What a fine-tuning works in: the model, the site, and rows of text."""
+
+from dataclasses import dataclass
+
+from pipeline.config.stages import FinetuneConfig
+from pipeline.device import pick_device, pick_dtype
+from pipeline.errors import ConfigError, TextError
+from pipeline.finetune.measure import Edits, Measured, measure
+from pipeline.finetune.sources import model_of
+from pipeline.finetune.task import Rows, Task, load_task
+from pipeline.lm.families import Site
+from pipeline.lm.model import LanguageModel, load_model
+from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
+from pipeline.runs.default_text import DefaultTexts, EvalText
+from pipeline.runs.sae_run import SAERun
+from pipeline.text.heldout import load_contexts
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Setting:
+    """A model with a site, and what is learned and measured there."""
+
+    config: FinetuneConfig
+    lm: LanguageModel
+    tokenizer: Tokenizer
+    site: Site
+    task: Task
+    general: Rows | None
+    """Contexts of another text, which tell what is forgotten."""
+    general_text: str
+    notes: tuple[str, ...]
+
+    def measure(self, edits: Edits) -> Measured:
+        """What the model with these edits makes of the held-out rows.
+
+        Raises:
+            DataError: a loss is not finite.
+        """
+        return measure(
+            self.lm, self.task, edits, general=self.general, batch_size=self.config.batch_size
+        )
+
+
+def open_setting(config: FinetuneConfig, run: SAERun) -> Setting:
+    """Load the model that the SAE goes into, and read the texts.
+
+    Raises:
+        ConfigError: the site, the width or the context does not fit.
+        ModelError: the language model cannot be used.
+        TextError: a text cannot be read, or is too short to learn from and to measure on.
+    """
+    source, site = run.provenance, Site.parse(config.site or run.provenance.site)
+    name, revision = model_of(config, run)
+    if not name:
+        raise ConfigError(
+            f"{config.run} does not say which model its activations are from: name it with --model"
+        )
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.precision, device)
+    lm = load_model(name, revision=revision, device=device, dtype=dtype)
+    lm.require_fits(site, d_in=source.d_in, ctx_len=config.ctx_len, run=config.run)
+    tokenizer = load_tokenizer(name, revision=revision, special_tokens=source.special_tokens)
+    task = load_task(config, tokenizer)
+    general, words, notes = _general(config, run, tokenizer)
+    return Setting(
+        config=config, lm=lm, tokenizer=tokenizer, site=site, task=task, general=general,
+        general_text=words, notes=(*task.notes, *notes),
+    )  # fmt: skip
+
+
+def _general(
+    config: FinetuneConfig, run: SAERun, tokenizer: Tokenizer
+) -> tuple[Rows | None, str, tuple[str, ...]]:
+    """Contexts of the text that tells what is forgotten, its name, and why there is none."""
+    try:
+        if config.general_text is not None:
+            text = EvalText(source=config.general_text, column=config.text_column)
+        else:
+            text = DefaultTexts("text").of(run.provenance, config.run)
+        tokens = load_contexts(
+            text.source, tokenizer, ctx_len=config.ctx_len, n=config.heldout_contexts,
+            column=text.column, start=text.start,
+        )  # fmt: skip
+    except TextError:
+        if config.general_text is not None:
+            raise
+        note = (
+            "what was forgotten is not measured, for no other text could be had: name one as "
+            "general_text, in a file for --config"
+        )
+        return None, "", (note,)
+    return Rows(tokens=tokens), text.words, ()
