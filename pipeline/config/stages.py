@@ -197,7 +197,7 @@ class FinetuneConfig:
     """Text to measure what is forgotten; None means the one that `eval` takes."""
     compare: bool = False
     """Learn by other means, too, at equal steps: a bias vector, random features, the MLP, LoRA."""
-    compare_lrs: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
+    compare_lrs: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
     """Learning rates that each of them is tried at."""
     seed: int = 0
     """Random seed of the order of contexts."""

@@ -69,7 +69,21 @@ class Comparison:
     """Of the scales and biases of the run."""
     lrs: tuple[float, ...]
     ways: tuple[Way, ...] = ()
-    notes: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know."""
+        told = list[str]()
+        names = {way.name for way in self.ways}
+        if "lora" not in names:
+            told.append("LoRA is left out: it takes peft: pip install 'saepipe[lora]'")
+        ends = {min(self.lrs), max(self.lrs)} if len(self.lrs) > 1 else set[float]()
+        if any(way.lr in ends for way in self.ways):
+            told.append(
+                "some did best at the lowest or highest learning rate that was tried, and may do "
+                "better beyond: set compare_lrs"
+            )
+        return tuple(told)
 
 
 Started = AbstractContextManager[tuple[Mapping[str, Tensor], Edits]]
@@ -111,16 +125,11 @@ def compare(
     setting = replace(setting, task=_halved(setting.task))
     means = list(_all_means(setting, run))
     done = {way.name for way in there.ways}
-    notes = (
-        ()
-        if find_spec("peft")
-        else ("LoRA is left out: it takes peft, which pip install 'saepipe[lora]' brings",)
-    )
     tell = counter(on_progress, stage="compare", total=len(means), unit="ways")
     for i, one in enumerate(means):
         if one.name not in done:
             way = _gone(one, setting, lrs if one.name not in _AS_IT_IS else ())
-            there = replace(there, ways=(*there.ways, way), notes=notes)
+            there = replace(there, ways=(*there.ways, way))
             with writing(path):
                 write_json(path / COMPARED, to_json(there))
         tell(i + 1)

@@ -133,9 +133,10 @@ def test_without_peft_lora_is_left_out_and_that_is_said(tuned, monkeypatch):
     monkeypatch.setattr(compare_module, "find_spec", lambda name: None)
     comparison = compare(tuned, LRS)
     assert "lora" not in ways_of(comparison)
-    assert comparison.notes == (
-        "LoRA is left out: it takes peft, which pip install 'saepipe[lora]' brings",
-    )
+    assert comparison.notes[0] == "LoRA is left out: it takes peft: pip install 'saepipe[lora]'"
+    assert comparison.notes[1].startswith("some did best at the lowest or highest learning rate")
+    alone = replace(comparison, lrs=(*comparison.lrs, 1e-9, 1e9))
+    assert alone.notes == comparison.notes[:1]
 
 
 @pytest.mark.parametrize("arch", ["relu", "topk", "batchtopk"])
