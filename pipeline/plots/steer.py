@@ -1,0 +1,58 @@
+"""The figure of a sweep of strengths: what steering brings, against what it costs."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from pipeline.plots.style import (
+    GRAY,
+    INK,
+    KINDS,
+    LEGEND,
+    Label,
+    as_log_if_wide,
+    axes_in,
+    label_points,
+    make_figure,
+    save,
+)
+from pipeline.steer.report import FIGURES, SteerReport
+
+
+def save_steer_figure(report: SteerReport) -> tuple[Path, ...]:
+    """Draw a sweep beside its report; of a single strength there is nothing to draw."""
+    if not report.is_sweep:
+        return ()
+    figure = steer_figure(report)
+    return save(figure, *(report.path.with_suffix(ending) for ending in FIGURES))
+
+
+def steer_figure(report: SteerReport) -> Figure:
+    """Activation of each feature against the perplexity of the texts, a point a strength.
+
+    Both are of the model that is not steered, reading what was written.
+    """
+    figure = make_figure(width=6.4, height=3.8)
+    axes = axes_in(
+        figure, (1, 1, 1), title="Effect against damage", y="mean activation on the new tokens"
+    )
+    points = (report.clean, *report.effects)
+    x = [one.perplexity for one in points]
+    labels = list[Label]()
+    for i, name in enumerate(report.names):
+        color = KINDS[i % len(KINDS)]
+        y = [one.activations[i] for one in points]
+        axes.plot(x[1:], y[1:], color=color, marker="o", ms=5, lw=1.2, alpha=0.8, label=name)
+        axes.plot(x[:1], y[:1], color=INK, marker="o", ms=8, mfc="none", lw=0)
+        labels += [
+            Label(at=at, text=report.label(one), color=GRAY if one is report.clean else color)
+            for at, one in zip(zip(x, y, strict=True), points, strict=True)
+        ]
+    axes.set_xlabel("perplexity of the new tokens in the model that is not steered")
+    as_log_if_wide(axes, "x", x)
+    axes.margins(0.12)
+    if len(report.names) > 1:
+        axes.legend(**LEGEND)
+    axes.autoscale_view()
+    label_points(axes, labels, n_shown=len(labels))
+    return figure
