@@ -3,7 +3,6 @@
 import logging
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,7 +37,7 @@ from pipeline.config.stages import (
 )
 from pipeline.config.training import TrainConfig
 from pipeline.disk import disk_words
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.limits import full_memory_told
 from pipeline.mnist.config import MnistConfig
 from pipeline.terminal.options import Harmless, as_typed

@@ -27,7 +27,8 @@ class Positions:
         def before(_: object, args: tuple[Any, ...], given: dict[str, Any]) -> None:
             ids = given.get("input_ids", args[0] if args else None)
             tokens = given["inputs_embeds"] if ids is None else ids
-            cached = given.get("past_key_values") is not None
+            told = (*args, *given.values())  # what names a cache changed with transformers 5
+            cached = any(hasattr(one, "get_seq_length") for one in told)
             self._start = self._seen if cached else 0
             self._seen = self._start + tokens.shape[1]
 

@@ -49,7 +49,7 @@ class SAEExhibit(Exhibit):
     """Its metrics.jsonl, if it has any lines, and they are its own."""
     evaluation: EvalReport | None
     features: ShownFeatures | None
-    steerings: tuple[SteerReport, ...]
+    steerings: tuple[SteerReport, ...] = ()
 
     @classmethod
     def gather(cls, path: Path, name: str, *, n_features: int) -> "SAEExhibit":

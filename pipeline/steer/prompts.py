@@ -26,7 +26,7 @@ def prompts_of(config: SteerConfig) -> tuple[str, ...]:
         if not prompt:
             raise ConfigError(f"prompt {number} is empty: give it some text")
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            raise ConfigError(f"prompt {number} is not UTF-8 text: {ascii(prompt)}")
+            raise ConfigError(f"prompt {number} is not UTF-8 text: {prompt!a}")
     return tuple(prompts)
 
 

@@ -1,4 +1,4 @@
-"""What the model that is not steered makes of texts: how likely they are, what is active on them."""
+"""What the model that is not steered makes of texts: how likely they are, and what is active."""
 
 import math
 from collections.abc import Mapping, Sequence

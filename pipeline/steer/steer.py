@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -159,8 +160,8 @@ def _amounts(
             if not known.n_active[i]:
                 raise ConfigError(
                     f"feature {i} of {subject.path} was active on none of the "
-                    f"{known.facts.n_tokens:,} tokens that its features were found on, so {strength} "
-                    f"says nothing: type a number without {strength.unit}"
+                    f"{known.facts.n_tokens:,} tokens that its features were found on, so "
+                    f"{strength} says nothing: type a number without {strength.unit}"
                 )
         found.append([strength.number * float(units[i]) for i in its])
     return found
@@ -176,11 +177,11 @@ def _edit(config: SteerConfig) -> Edit:
 
 def _steerings(
     amounts: Amounts, config: SteerConfig, subjects: Sequence[LoadedSAE]
-) -> dict[Site, Steering]:
-    edit, found = _edit(config), dict[Site, Steering]()
+) -> dict[str, Steering]:
+    edit, found = _edit(config), dict[str, Steering]()
     for subject, features, its in zip(subjects, config.features, amounts, strict=True):
         values = dict(zip(features, its, strict=True))
-        found[subject.site] = Steering(
+        found[str(subject.site)] = Steering(
             subject.coder,
             add=values if edit == "add" else {},
             clamp=values if edit == "clamp" else {},
@@ -256,7 +257,7 @@ def _written(
 
     What is drawn depends on the seed and on which rows there are, not on how they are steered.
     """
-    options = {}
+    options: dict[str, Any] = {}
     if temperature := _temperature(config):
         options = {"do_sample": True, "temperature": temperature, "top_k": 0}
     ends = lm.end_ids

@@ -4,7 +4,9 @@
     clamp to V: x + (V - z_i) W_dec[i]
     ablate:    x - z_i W_dec[i], that is, clamp to 0
 
-What the SAE does not explain of x stays in it. Several latents add up; `z` is of x as it comes.
+What the SAE does not explain of x stays in it. Several latents add up; `z` is of x as it comes. A
+latent that is read again behind it is V where the dictionary is orthogonal and the latent was at
+its threshold or above: below that, its pre-activation has further to go.
 """
 
 import math
