@@ -233,8 +233,8 @@ class SteerConfig:
         given = [option for option, value in edits if value]
         if len(given) != 1:
             raise ConfigError(
-                f"{' and '.join(given) or 'nothing'} says how to steer: type one of --scale 5x, "
-                "--clamp 5x and --ablate"
+                f"{' and '.join(given) or 'nothing'} {'say' if given else 'says'} how to steer: type one of --scale, "
+                "--clamp and --ablate"
             )
         _ = self.strengths
         if not self.runs:

@@ -68,7 +68,7 @@ def _read(
         sums += z.double().sum(dim=0).tolist()
     if not all(map(math.isfinite, (nll, *sums))):
         raise DataError(
-            f"what {lm.name} says of a text is not finite (loss {nll:.4g}): steer less, or try "
+            f"what {lm.name} alone makes of a text is not finite (loss {nll:.4g}): try "
             "--precision fp32"
         )
     return Written(prompt=prompt, new=new, nll=nll, activations=tuple(sums))

@@ -19,7 +19,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.frame import make_frame
 from pipeline.runs.belongs import is_of
 from pipeline.runs.folder import saepipe_version
-from pipeline.tables import Column, Table, as_html
+from pipeline.tables import Column, Table, as_html, many
 
 FOLDER = "steer"
 FORMAT = 1
@@ -175,7 +175,8 @@ class SteerReport:
             + ", ".join(f"{value:.3g}" for value in one.activations)
             for one in (self.clean, *self.effects)
         )
-        return f"SteerReport({self.title}: {told}; {len(self.texts)} texts in {self.path})"
+        texts = many(len(self.texts), "text")
+        return f"SteerReport({self.title}: {told}; {texts} in {self.path})"
 
 
 def name_of(config: SteerConfig) -> str:
@@ -212,6 +213,7 @@ def steerings_of(run: Path) -> tuple[SteerReport, ...]:
 
 
 def _in_order(path: Path) -> tuple[Sequence[object], str]:
+    """By the number of its first feature, adding before what else is done to the same."""
     digits = path.stem.replace("+", "-").split("-")[0]
     return [int(digits) if digits.isdecimal() else -1], path.stem
 

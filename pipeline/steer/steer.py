@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.config.stages import SteerConfig
 from pipeline.config.strengths import Strength
 from pipeline.device import pick_device, pick_dtype, pick_precision
 from pipeline.disk import require_run_writable
-from pipeline.errors import ConfigError, ModelError
+from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.evaluate.setup import LoadedSAE, load_sae
 from pipeline.features.files import FeatureSet, has_features
 from pipeline.lm.families import Site
@@ -260,8 +261,8 @@ def _written(
     options: dict[str, Any] = {}
     if temperature := _temperature(config):
         options = {"do_sample": True, "temperature": temperature, "top_k": 0}
-    ends = lm.end_ids
-    done = 0
+    options["logits_processor"] = [_Finite(lm.name)]
+    ends, done = lm.end_ids, 0
     for chunk, numbers in enumerate(_chunks(rows, config.batch_size)):
         tokens = torch.tensor([rows[i] for i in numbers], device=lm.device)
         with seeded(lm.device, seed=config.seed, part=chunk):
@@ -273,6 +274,20 @@ def _written(
             yield i, ids[:cut]
         done += len(numbers) * config.tokens
         tell(done)
+
+
+class _Finite:
+    """Lets predictions pass as they are, but not what is no number: it would be drawn from."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        if not torch.isfinite(scores).all():
+            raise DataError(
+                f"what {self._name} predicts is not finite: steer less far, or try --precision fp32"
+            )
+        return scores
 
 
 def _chunks(rows: Sequence[list[int]], size: int) -> Iterator[list[int]]:
