@@ -232,10 +232,8 @@ class SteerConfig:
         edits = ("--scale", self.scale), ("--clamp", self.clamp), ("--ablate", self.ablate)
         given = [option for option, value in edits if value]
         if len(given) != 1:
-            raise ConfigError(
-                f"{' and '.join(given) or 'nothing'} {'say' if given else 'says'} how to steer: type one of --scale, "
-                "--clamp and --ablate"
-            )
+            found = f"{' and '.join(given)} say" if given else "nothing says"
+            raise ConfigError(f"{found} how to steer: type one of --scale, --clamp and --ablate")
         _ = self.strengths
         if not self.runs:
             raise ConfigError("no run to steer with: type saepipe steer RUN --feature N --scale 5x")

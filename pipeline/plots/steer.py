@@ -27,16 +27,18 @@ def save_steer_figure(report: SteerReport) -> tuple[Path, ...]:
     return save(figure, *(report.path.with_suffix(ending) for ending in FIGURES))
 
 
-def steer_figure(report: SteerReport) -> Figure:
+def steer_figure(report: SteerReport, *, width: float = 6.4, height: float = 3.8) -> Figure:
     """Activation of each feature against the perplexity of the texts, a point a strength.
 
-    Both are of the model that is not steered, reading what was written.
+    Both are of the model that is not steered, reading what was written. Sizes are in inches; names
+    are put where there is room for them at this size.
     """
-    figure = make_figure(width=6.4, height=3.8)
+    figure = make_figure(width=width, height=height)
+    of = f": {report.title}" if len(report.names) == 1 else ""
     axes = axes_in(
-        figure, (1, 1, 1), title="Effect against damage", y="mean activation on the new tokens"
+        figure, (1, 1, 1), title=f"Effect against damage{of}", y="mean activation on the new tokens"
     )
-    points = (report.clean, *report.effects)
+    points = (report.clean, *sorted(report.effects, key=lambda one: one.amounts))
     x = [one.perplexity for one in points]
     labels = list[Label]()
     for i, name in enumerate(report.names):

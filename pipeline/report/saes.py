@@ -249,10 +249,8 @@ def _steering(report: SteerReport, *, prefix: str) -> dict[str, object]:
     effects = (report.clean, *report.effects)
     shown, n_more = report.texts[:STEERED_TEXTS], len(report.texts) - STEERED_TEXTS
     more = f" {many(n_more, 'text')} more: {report.path.name}." if n_more > 0 else ""
-    asked, drawn = (
-        report.config,
-        "" if not report.temperature else (f", drawn at temperature {report.temperature:g}"),
-    )
+    drawn = f", drawn at temperature {report.temperature:g}" if report.temperature else ""
+    asked = report.config
     where = {"all": "all tokens", "prompt": "tokens of the prompt", "new": "new tokens"}
     return {
         "title": report.title,
@@ -266,9 +264,8 @@ def _steering(report: SteerReport, *, prefix: str) -> dict[str, object]:
             for one in effects
         ],
         "figures": drawings(
-            {"steer": steer_figure(report)} if report.is_sweep else {},
+            {"steer": steer_figure(report, width=WIDE, height=HIGH)} if report.is_sweep else {},
             prefix=prefix,
-            size=(WIDE, HIGH),
         ),
         "texts": [
             {

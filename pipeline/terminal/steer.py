@@ -29,9 +29,8 @@ def text_table(report: SteerReport, text: SteeredText) -> Table:
 
 def effects_table(report: SteerReport) -> Table:
     """A line a strength, over all texts."""
-    n = sum(text.clean.n_tokens for text in report.texts)
     return Table(
-        title=f"{report.title}: {many(len(report.texts), 'text')}, {n:,} tokens of the model alone",
+        title=f"{report.title}, {many(len(report.texts), 'text')}",
         columns=_numbers(report),
         sections=[[_line(report, one, one) for one in (report.clean, *report.effects)]],
         edged=True,
