@@ -18,6 +18,9 @@ from pipeline.plots.style import (
 )
 from pipeline.steer.report import FIGURES, SteerReport
 
+_NAMED = 12
+"""Features that have a name below the figure, at most."""
+
 
 def save_steer_figure(report: SteerReport) -> tuple[Path, ...]:
     """Draw a sweep beside its report; of a single strength there is nothing to draw."""
@@ -54,7 +57,8 @@ def steer_figure(report: SteerReport, *, width: float = 6.4, height: float = 3.8
     as_log_if_wide(axes, "x", x)
     axes.margins(0.12)
     if len(report.names) > 1:
-        axes.legend(**LEGEND)
+        lines = axes.lines[::2][:_NAMED]
+        figure.legend(handles=lines, loc="outside lower center", ncols=3, **LEGEND)
     axes.autoscale_view()
     label_points(axes, labels, n_shown=len(labels))
     return figure

@@ -66,7 +66,7 @@ def test_texts_stand_below_each_other_and_then_the_table(made):
     assert [line[0] for line in told[2:7]] == ["clean", "-2x", "+0", "+3x", "+1max"]
     assert told[7][-2:] == ["sample", "2"]
     assert any("feature 7 raised, 2 texts" in line for line in lines)
-    (row,) = [line for line in lines if line.startswith("│    +3x")]
+    (row,) = [line for line in lines if "+3x │" in line]
     assert row.replace("│", " ").split() == ["+3x", "11", "1.5", "37.5", "%"]
 
 
@@ -99,8 +99,9 @@ def test_options_reach_the_config(succeeds, copied, monkeypatch, tmp_path):
     (tmp_path / "more.toml").write_text('batch_size = 3\nwhere = "prompt"\n')
     out, _ = succeeds(
         "steer", "run", "later", "--feature", "3,4", "--feature", 7, "--clamp", "-2",
-        "--prompt-file", "prompts.txt", "--tokens", 3, "--samples", 2, "--temperature", 0.5, "--seed", 4,
-        "--where", "new", "--precision", "bf16", "--config", "more.toml", "--json", "-",
+        "--prompt-file", "prompts.txt", "--tokens", 3, "--samples", 2, "--temperature", 0.5,
+        "--seed", 4, "--where", "new", "--precision", "bf16", "--config", "more.toml",
+        "--json", "-",
     )  # fmt: skip
     config = json.loads(out)["config"]
     wanted = {
@@ -134,13 +135,13 @@ def test_a_figure_has_a_point_and_a_name_a_strength(made):
     assert ([*clean.get_xdata()], [*clean.get_ydata()]) == ([2.0], [0.0])
     assert {text.get_text() for text in axes.texts} == {"clean", "-2x", "+0", "+3x", "+1max"}
     assert axes.get_title(loc="left") == "Effect against damage: feature 7 raised"
-    assert axes.get_legend() is None
 
 
 def test_several_features_have_a_line_and_a_color_each(made):
     report = make_steering(made, feature=((7, 8, 12),))
-    (axes,) = steer_figure(report).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [*report.names]
+    figure = steer_figure(report)
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*report.names]
     assert len({line.get_color() for line in axes.lines[::2]}) == 3
 
 
