@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -35,7 +36,7 @@ def made(tmp_path_factory):
 def kept_in(made, tmp_path):
     """A run with these steerings."""
 
-    def keep_in(*steerings: dict) -> object:
+    def keep_in(*steerings: dict[str, object]) -> Path:
         run = shutil.copytree(made, tmp_path / "topk")
         for settings in steerings:
             keep(make_steering(run, **settings))
