@@ -7,7 +7,6 @@ feature is on them, is counted the same way for all.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.config.serialization import with_paths
 from pipeline.config.stages import SteerConfig
 from pipeline.config.strengths import Strength
 from pipeline.device import pick_device, pick_dtype, pick_precision
@@ -51,7 +51,6 @@ def steer(config: SteerConfig, *, on_progress: OnProgress | None = None) -> Stee
         TextError: the file of prompts cannot be read.
         DataError: what the model says of a text is not finite.
     """
-    config = replace(config, runs=tuple(run.resolve() for run in config.runs))
     prompts, device = prompts_of(config), pick_device(config.device)
     subjects = [_loaded(path, device) for path in config.runs]
     _require_features(config, subjects)
@@ -81,10 +80,10 @@ def steer(config: SteerConfig, *, on_progress: OnProgress | None = None) -> Stee
         for its, strength, flat in zip(steered, config.strengths, map(_flat, amounts), strict=True)
     ]
     report = SteerReport(
-        config=config,
+        config=with_paths(config, Path.resolve),
         sha256=subjects[0].sha256,
         features=tuple(
-            SteeredFeature(run=subject.path, site=str(subject.site), feature=i)
+            SteeredFeature(run=subject.path.resolve(), site=str(subject.site), feature=i)
             for subject, its in zip(subjects, config.features, strict=True)
             for i in its
         ),
