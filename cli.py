@@ -3,7 +3,6 @@
 import logging
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +11,12 @@ import typer
 from actstore.errors import StoreError
 from pipeline.config.architectures import ARCHS, L0, TopKConfig
 from pipeline.config.command_line import (
-    arch_table,
-    assigned,
-    connector_settings,
     layers_of,
     merged,
+    names_of,
+    single,
+    training_settings,
+    values_of,
 )
 from pipeline.config.serialization import from_json
 from pipeline.config.settings import parse_count as count, plain_number
@@ -32,15 +32,17 @@ from pipeline.config.stages import (
     Precision,
     ReportConfig,
     SpecialTokens,
+    SteerConfig,
     StoreDtype,
     Trained,
+    Where,
 )
-from pipeline.config.training import ConnectConfig, TrainConfig
+from pipeline.config.training import TrainConfig
 from pipeline.disk import disk_words
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.limits import full_memory_told
 from pipeline.mnist.config import MnistConfig
-from pipeline.terminal.options import as_typed
+from pipeline.terminal.options import Harmless, as_typed
 from pipeline.text.token_text import visible
 
 if TYPE_CHECKING:  # it brings rich, and --help must not wait for that
@@ -91,6 +93,10 @@ JsonOut = Annotated[
 Store = Annotated[Path, typer.Argument(help="NAME.actstore.")]
 # Whatever is wrong with a command line: a class of click, or of typer itself since 0.26.
 USAGE_ERROR: Any = typer.BadParameter.__base__
+InPrecision = Annotated[Precision, typer.Option(help="Numbers that the model computes in.")]
+AnotherModel = Annotated[
+    str | None, typer.Option(help="Another model to splice into; default: the run's.")
+]
 OnDevice = Annotated[Device, typer.Option(help="auto takes cuda, else mps, else cpu.")]
 TextColumn = Annotated[str, typer.Option(help="Column that holds the text.")]
 Source = "builtin, NAME:CONFIG@SPLIT of the hub (both optional), or a file or folder."
@@ -122,9 +128,7 @@ def harvest(
         int | None, typer.Option(help="Contexts a forward pass; default: by device.")
     ] = HarvestConfig.batch_size,
     device: OnDevice = HarvestConfig.device,
-    precision: Annotated[
-        Precision, typer.Option(help="Numbers that the model computes in.")
-    ] = HarvestConfig.precision,
+    precision: InPrecision = HarvestConfig.precision,
     dtype: Annotated[
         StoreDtype, typer.Option(help="Numbers as the store keeps them.")
     ] = HarvestConfig.dtype,
@@ -134,7 +138,7 @@ def harvest(
 ) -> None:
     """Run a language model over a text, once, and store its activations."""
     settings = _settings(
-        ctx, config, out=out, sites=_names(site), model=model, revision=revision, text=text,
+        ctx, config, out=out, sites=names_of(site), model=model, revision=revision, text=text,
         text_column=text_column, special_tokens=special_tokens, documents=documents,
         tokens=count(tokens), ctx_len=ctx_len, batch_size=batch_size, device=device,
         precision=precision, dtype=dtype, codec=codec,
@@ -200,25 +204,19 @@ def train(
     Every combination is trained in one pass over the store; no language model is loaded.
     """
     options: dict[str, Any] = {
-        "store": store, "site": _single(_names(site)),
-        "expansion": _values("expansion", expansion, int), "lr": _values("lr", lr, float),
+        "store": store, "site": single(names_of(site)),
+        "expansion": values_of("expansion", expansion, int), "lr": values_of("lr", lr, float),
         "tokens": None if tokens is None else count(tokens),
-        "batch_size": batch_size, "seed": _values("seed", seed, int), "device": device,
-        "precision": precision, "arch": _values("arch", arch, str),
+        "batch_size": batch_size, "seed": values_of("seed", seed, int), "device": device,
+        "precision": precision, "arch": values_of("arch", arch, str),
     }  # fmt: skip
     knobs = {
-        "l0": _values("l0", l0, plain_number), "l1": _values("l1", l1, float),
-        "k": _values("k", k, plain_number), "target": _values("target", target, float),
+        "l0": values_of("l0", l0, plain_number), "l1": values_of("l1", l1, float),
+        "k": values_of("k", k, plain_number), "target": values_of("target", target, float),
     }  # fmt: skip
-    given, kind = _given(ctx), ConnectConfig if connect else TrainConfig
-    if connect:
-        if recipe is not None:
-            raise ConfigError("--recipe means nothing to --connect: recipes are of SAEs")
-        settings = connector_settings(config, options | knobs, connect, given=given)
-    else:
-        settings = merged(config, options, given=given, named=recipe)
-        settings["arch"] = arch_table(settings["arch"], knobs, given=given)
-    settings = assigned(settings, assign or [])
+    kind, settings = training_settings(
+        config, options, knobs, assign or [], connect=connect, recipe=recipe, given=_given(ctx)
+    )
     from pipeline.config.grid import expand
     from pipeline.terminal.commands import run_train
 
@@ -250,14 +248,10 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for what compares several runs; default: beside them."),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Another model to splice into; default: the run's.")
-    ] = EvalConfig.model,
+    model: AnotherModel = EvalConfig.model,
     batch_size: Annotated[int, typer.Option(help="Contexts a pass.")] = EvalConfig.batch_size,
     device: OnDevice = EvalConfig.device,
-    precision: Annotated[
-        Precision, typer.Option(help="Numbers that the model computes in.")
-    ] = EvalConfig.precision,
+    precision: InPrecision = EvalConfig.precision,
     config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
@@ -358,9 +352,7 @@ def finetune(
     out: Annotated[Path, typer.Option(help="Folder of the fine-tuned run.")],
     text: Annotated[str, typer.Option(help=Source)] = FinetuneConfig.text,
     text_column: TextColumn = FinetuneConfig.text_column,
-    model: Annotated[
-        str | None, typer.Option(help="Another model to splice into; default: the run's.")
-    ] = FinetuneConfig.model,
+    model: AnotherModel = FinetuneConfig.model,
     train: Annotated[
         Trained, typer.Option(help="What is learned of each feature.")
     ] = FinetuneConfig.train,
@@ -388,9 +380,7 @@ def finetune(
         int, typer.Option(help="Random seed of the order of contexts.")
     ] = FinetuneConfig.seed,
     device: OnDevice = FinetuneConfig.device,
-    precision: Annotated[
-        Precision, typer.Option(help="Numbers that the model computes in.")
-    ] = FinetuneConfig.precision,
+    precision: InPrecision = FinetuneConfig.precision,
     config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
@@ -419,6 +409,51 @@ def fold(
 
     screen = _screen(json)
     screen.emit(run_fold(run, out, screen=screen))
+
+
+@app.command()
+def steer(
+    ctx: typer.Context,
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs of SAEs, a site each.")],
+    feature: Annotated[
+        list[str], typer.Option(help="As 12 or 12,40; of several runs one for each, in turn.")
+    ],
+    scale: Annotated[
+        str | None, typer.Option(help="To add: 8, 5x its mean, 2max; with commas a sweep.")
+    ] = None,
+    clamp: Annotated[str | None, typer.Option(help="To set it to, as --scale has it.")] = None,
+    ablate: Annotated[bool, typer.Option("--ablate", help="Set it to 0.")] = SteerConfig.ablate,
+    prompt: Annotated[list[str] | None, typer.Option(help="To go on with; repeatable.")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="A prompt a line; or .jsonl, with prompt or text.")
+    ] = SteerConfig.prompt_file,
+    tokens: Annotated[str, typer.Option(help="New tokens.")] = str(SteerConfig.tokens),
+    samples: Annotated[
+        int, typer.Option(help="Texts of each prompt; several are drawn at random.")
+    ] = SteerConfig.samples,
+    temperature: Annotated[
+        float | None, typer.Option(help="To draw at; default: 1 for several samples.")
+    ] = SteerConfig.temperature,
+    seed: Annotated[int, typer.Option(help="Random seed of samples.")] = SteerConfig.seed,
+    where: Annotated[Where, typer.Option(help="Tokens to steer at.")] = SteerConfig.where,
+    model: AnotherModel = SteerConfig.model,
+    device: OnDevice = SteerConfig.device,
+    precision: InPrecision = SteerConfig.precision,
+    config: ConfigFile = None,
+    json: JsonOut = None,
+) -> None:
+    """Let a model write with features raised, held or off, beside what it writes alone."""
+    settings = _settings(
+        ctx, config, runs=runs, feature=[values_of("feature", its, int, alone=False)
+        for its in feature], scale=[scale] if scale else [], clamp=[clamp] if clamp else [],
+        ablate=ablate, prompt=prompt or [], prompt_file=prompt_file, tokens=count(tokens),
+        samples=samples, temperature=temperature, seed=seed, where=where, model=model,
+        device=device, precision=precision,
+    )  # fmt: skip
+    from pipeline.terminal.commands import run_steer
+
+    screen = _screen(json)
+    screen.emit(run_steer(from_json(SteerConfig, settings), screen=screen))
 
 
 @app.command()
@@ -544,23 +579,6 @@ def _settings(ctx: typer.Context, file: Path | None, **options: object) -> dict[
     return merged(file, options, given=_given(ctx))
 
 
-def _values(option: str, text: str | None, kind: Callable[[str], Any]) -> object:
-    """What an option was given: a value, a list where there are commas, or nothing."""
-    from pipeline.config.grid import comma_list
-
-    return None if text is None else _single(comma_list(text, kind, option=f"--{option}"))
-
-
-def _names(given: list[str] | None) -> list[str]:
-    """What an option was given, several times or with commas."""
-    return [name.strip() for text in given or () for name in text.split(",")]
-
-
-def _single(values: list[Any] | None) -> object:
-    """A list of one as that one."""
-    return values[0] if values and len(values) == 1 else values or None
-
-
 # --- results and errors ----------------------------------------------------------------------
 
 
@@ -576,13 +594,6 @@ def _say_error(message: str) -> None:
     typer.secho(f"error: {visible(message)}", fg="red", err=True)
 
 
-class _Harmless(logging.Formatter):
-    """Warnings, too, name files and texts."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(visible, super().format(record).split("\n")))
-
-
 GOES_ON = ("harvest", "train", "finetune", "mnist", "demo")
 """Commands that keep what is done when they are stopped."""
 
@@ -593,7 +604,7 @@ def main() -> None:
     What schedulers and closing terminals send stops it as Ctrl-C does; `nohup` keeps its meaning.
     """
     if logging.lastResort is not None:
-        logging.lastResort.setFormatter(_Harmless())
+        logging.lastResort.setFormatter(Harmless())
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)

@@ -35,13 +35,14 @@ import pipeline.errors
 from pipeline import saepipe
 from pipeline.config.architectures import ARCHS, ArchConfig
 from pipeline.config.recipes import PUBLISHED, recipes
-from pipeline.config.settings import Count, Length, hints_of
+from pipeline.config.settings import Count, Length, Strengths, hints_of
 from pipeline.config.stages import (
     EvalConfig,
     FeaturesConfig,
     FinetuneConfig,
     HarvestConfig,
     ReportConfig,
+    SteerConfig,
 )
 from pipeline.config.training import ConnectConfig, LoopConfig, TrainConfig
 from pipeline.connect import scores
@@ -63,6 +64,7 @@ CONFIGS: dict[str, tuple[type, ...]] = {
     "features": (FeaturesConfig,),
     "report": (ReportConfig,),
     "finetune": (FinetuneConfig,),
+    "steer": (SteerConfig,),
     "mnist": (MnistConfig,),
 }
 """What may be set, by the command that takes it."""
@@ -85,6 +87,7 @@ VERBS: dict[str, type] = {
     "evaluate": EvalConfig,
     "features": FeaturesConfig,
     "finetune": FinetuneConfig,
+    "steer": SteerConfig,
     "report": ReportConfig,
 }
 """The config whose settings a verb takes as keywords."""
@@ -199,7 +202,8 @@ def configuration() -> Iterator[str]:
     )
     yield prose(
         "A count is a whole number, or text such as `500k`, `20M`, `1.5B`. A length is "
-        "`10k steps`, `5M` rows or `20%` of the run; a plain number, too, is rows. A list of one "
+        "`10k steps`, `5M` rows or `20%` of the run; a plain number, too, is rows. A strength is "
+        "a number, `5x` of a feature's mean or `2max` of its largest activation. A list of one "
         "may be given as that one. Defaults are written as in TOML, which has no `None`: there "
         "such a setting is left out. What `None` then means stands beside it."
     )
@@ -306,6 +310,8 @@ def type_words(hint: Any) -> str:
         return "count"
     if hint == Length:
         return "length"
+    if hint == Strengths:
+        return "strength"
     if origin is Annotated:
         return type_words(args[0])
     if origin is Literal:

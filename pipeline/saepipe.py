@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from pipeline.report.page import ReportSummary as ReportSummary
     from pipeline.runs.sae_run import SAERun as SAERun
     from pipeline.sae.sae import SAE as SAE
+    from pipeline.steer.report import SteerReport as SteerReport
+    from pipeline.steer.steering import Steering as Steering
     from pipeline.verbs import (
         connect as connect,
         evaluate as evaluate,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         plot as plot,
         report as report,
         runs as runs,
+        steer as steer,
         sweep as sweep,
         train as train,
     )
@@ -56,6 +59,7 @@ NAMES = {
     "features": "pipeline.verbs",
     "finetune": "pipeline.verbs",
     "fold": "pipeline.verbs",
+    "steer": "pipeline.verbs",
     "plot": "pipeline.verbs",
     "report": "pipeline.verbs",
     "runs": "pipeline.verbs",
@@ -65,10 +69,12 @@ NAMES = {
     "ConnectorRun": "pipeline.connect.run",
     "FinetunedRun": "pipeline.finetune.run",
     "LanguageModel": "pipeline.lm.model",
+    "Steering": "pipeline.steer.steering",
     "HarvestSummary": "pipeline.harvest.harvest",
     "EvalReport": "pipeline.evaluate.report",
     "FeatureSet": "pipeline.features.files",
     "FinetuneReport": "pipeline.finetune.run",
+    "SteerReport": "pipeline.steer.report",
     "ReportSummary": "pipeline.report.page",
     "Progress": "pipeline.progress",
     "PipelineError": "pipeline.errors",

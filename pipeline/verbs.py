@@ -24,6 +24,7 @@ from pipeline.config.stages import (
     FinetuneConfig,
     HarvestConfig,
     ReportConfig,
+    SteerConfig,
 )
 from pipeline.config.training import ConnectConfig, LoopConfig, TrainConfig
 from pipeline.errors import ConfigError
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pipeline.runs.curves import StepReport
     from pipeline.runs.listing import ListedRun
     from pipeline.runs.sae_run import SAERun
+    from pipeline.steer.report import SteerReport
     from pipeline.training.loop import OnStep, Outcome
 
 AnyPath = str | PathLike[str]
@@ -407,6 +409,43 @@ def fold(run: AnyPath, *, out: AnyPath) -> "SAERun":
     from pipeline.runs.sae_run import SAERun
 
     return SAERun.open(run_fold(Path(run), Path(out)).out)
+
+
+@takes(SteerConfig)
+@limits_told()
+def steer(
+    runs: AnyPath | list[AnyPath] | tuple[AnyPath, ...] | SteerConfig,
+    *,
+    on_progress: OnProgress | None = None,
+    **settings: object,
+) -> "SteerReport":
+    """Let a model write with features raised, held or off, beside what it writes alone.
+
+        sp.steer("runs/topk", feature=123, scale="5x", prompt="def f(x):").texts
+
+    The report, and of several strengths a figure, goes into the folder of the first run. To steer a
+    model yourself, see `Steering` and `LanguageModel.steered`.
+
+    Args:
+        runs: Of an SAE or a fine-tuned one; or several, each at a site of its own.
+        on_progress: Told the tokens done.
+        settings: Those below. One of `scale`, `clamp` and `ablate` must be given.
+
+    Raises:
+        ConfigError: a run, a feature, a prompt or a setting is none that fits here.
+        CheckpointError: a run cannot be used, or the disk is full.
+        ModelError: the language model cannot be used.
+        TextError: the file of prompts cannot be read.
+        DataError: what the model says of a text is not finite.
+    """
+    from pipeline.plots.steer import save_steer_figure
+    from pipeline.steer.steer import steer as run
+
+    given = runs if isinstance(runs, SteerConfig) else {"runs": runs}
+    made = config_of(SteerConfig, given, settings, verb="steer")
+    report = run(made, on_progress=on_progress)
+    save_steer_figure(report)
+    return report
 
 
 def plot(runs: AnyPath | Sequence[AnyPath]) -> tuple[Path, ...]:

@@ -26,6 +26,7 @@ ORDER = (
     ("finetune",),
     ("evaluate",),
     ("features",),
+    ("steer",),
     ("plots",),
     ("report",),
     ("saes", "connect"),

@@ -1,15 +1,16 @@
 """What was asked for on the command line and in a file, as settings of a config."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.architectures import ARCHS
+from pipeline.config.grid import comma_list
 from pipeline.config.recipes import recipe
 from pipeline.config.serialization import load_toml, nearest, to_json
-from pipeline.config.training import ConnectConfig
+from pipeline.config.training import ConnectConfig, LoopConfig, TrainConfig
 from pipeline.errors import ConfigError
 
 
@@ -71,6 +72,24 @@ def _value(word: str) -> object:
         return word.strip()
 
 
+def values_of(
+    option: str, text: str | None, kind: Callable[[str], Any], *, alone: bool = True
+) -> object:
+    """What an option was given: a list where there are commas, `alone` else a value; or nothing."""
+    values = None if text is None else comma_list(text, kind, option=f"--{option}")
+    return single(values) if alone else values
+
+
+def names_of(given: list[str] | None) -> list[str]:
+    """What an option was given, several times or with commas."""
+    return [name.strip() for text in given or () for name in text.split(",")]
+
+
+def single(values: list[Any] | None) -> object:
+    """A list of one as that one."""
+    return values[0] if values and len(values) == 1 else values or None
+
+
 DISPLACES = {"l0": {"k", "target"}, "k": {"l0"}, "target": {"l0"}}
 """Options of one meaning: which of a file's go where this one was typed."""
 
@@ -130,6 +149,31 @@ def connector_settings(
     return merged(
         file, typed | {"ends": ends if len(ends) > 1 else ends[0]}, given=given | {"ends"}
     )
+
+
+def training_settings(
+    file: Path | None,
+    options: Mapping[str, object],
+    knobs: Mapping[str, object],
+    assignments: Sequence[str],
+    *,
+    connect: Sequence[str] | None,
+    recipe: str | None,
+    given: frozenset[str],
+) -> tuple[type[LoopConfig], dict[str, Any]]:
+    """What is trained, and the settings: of connectors where there are pairs to connect.
+
+    Options that shape an architecture are `knobs`.
+    """
+    if connect:
+        if recipe is not None:
+            raise ConfigError("--recipe means nothing to --connect: recipes are of SAEs")
+        kind, both = ConnectConfig, {**options, **knobs}
+        settings = connector_settings(file, both, connect, given=given)
+    else:
+        kind, settings = TrainConfig, merged(file, options, given=given, named=recipe)
+        settings["arch"] = arch_table(settings["arch"], knobs, given=given)
+    return kind, assigned(settings, assignments)
 
 
 MOST_LAYERS = 10_000

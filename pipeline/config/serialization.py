@@ -26,7 +26,7 @@ from typing import (
     get_type_hints,
 )
 
-from pipeline.config.settings import Count, Length, parse_count
+from pipeline.config.settings import NUMBERS, Count, Length, Strengths, parse_count
 from pipeline.errors import ConfigError, NoSuchArchitectureError
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ def _read(hint: Any, value: object, where: str) -> object:  # noqa: ANN401 - a t
             return parse_count(value)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-    if hint == Length and type(value) is int:
+    if (hint == Length and type(value) is int) or (hint == Strengths and type(value) in NUMBERS):
         return str(value)
     if origin is Annotated:
         return _read(args[0], value, where)
@@ -127,7 +127,7 @@ def _read(hint: Any, value: object, where: str) -> object:  # noqa: ANN401 - a t
             raise ConfigError(f"{where} must be one of {_listed(args)}, got {value!r}")
         return value
     if origin is tuple:
-        value = [value] if type(value) is int else value
+        value = [value] if type(value) in NUMBERS else value
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} must be a list, got {value!r}")
         return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))

@@ -18,6 +18,8 @@ from typing import (
 from pipeline.errors import ConfigError
 
 T = TypeVar("T")
+NUMBERS = (int, float)
+"""Types of what may stand alone for a list of one; a truth value may not."""
 
 
 def parse_count(text: str) -> int:
@@ -44,12 +46,17 @@ Length = Annotated[str, "a length of training"]
 """`10k steps`, `5M` rows or `20%` of a run; a plain number, too, is rows."""
 
 
+Strengths = Annotated[str, "strengths"]
+"""How far a feature is steered: `8`, `5x`, `2max`; several with commas. A plain number is text."""
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
 def settings(cls: type[T]) -> type[T]:
     """A frozen, keyword-only dataclass that makes of what it is given what it holds.
 
     Text becomes a path where one is meant, and a number where a `Count` is; a path becomes text, as
-    a number does where a `Length` is; a list, or a single text, path or number, a tuple.
+    a number does where a `Length` or `Strengths` are; a list, or a single text, path or number, a
+    tuple.
     """
     made = dataclass(frozen=True, kw_only=True)(cls)
     init: Callable[..., None] = made.__init__
@@ -79,12 +86,12 @@ def _but_none(hint: object) -> object:
 def _settled(value: Any, hint: object) -> Any:  # noqa: ANN401
     """A value as its type asks for it; what cannot be is left for the config to refuse."""
     if get_origin(hint) is tuple:
-        several = (value,) if isinstance(value, str | Path) or type(value) is int else value
+        several = (value,) if isinstance(value, str | Path) or type(value) in NUMBERS else value
         is_list = isinstance(several, tuple | list)
         return tuple(_settled(item, get_args(hint)[0]) for item in several) if is_list else value
     if hint == Count and isinstance(value, str):
         return parse_count(value)
-    if hint == Length and type(value) is int:
+    if (hint == Length and type(value) is int) or (hint == Strengths and type(value) in NUMBERS):
         return str(value)
     if hint is Path and isinstance(value, str):
         return Path(value)

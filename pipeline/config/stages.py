@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config.checks import require_not_negative, require_positive, require_seed
-from pipeline.config.settings import Count, settings
+from pipeline.config.settings import Count, Strengths, settings
+from pipeline.config.strengths import Strength, parse_strengths
 from pipeline.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -221,3 +222,77 @@ class FinetuneConfig:
                 f"{self.weight_decay:g}"
             )
         require_seed(self, "seed")
+
+
+Where = Literal["all", "prompt", "new"]
+
+
+@settings
+class SteerConfig:
+    """Steer a model along features of SAEs, and put what it then writes beside what it wrote."""
+
+    runs: tuple[Path, ...]
+    """Of SAEs, plain or fine-tuned, each at a site of its own, all of one model."""
+    feature: tuple[tuple[int, ...], ...]
+    """Those to steer; of several runs a list for each."""
+    scale: tuple[Strengths, ...] = ()
+    """What is added to each feature's activation; several make a sweep."""
+    clamp: tuple[Strengths, ...] = ()
+    """What each feature's activation is set to; several make a sweep."""
+    ablate: bool = False
+    """Set each feature's activation to 0."""
+    prompt: tuple[str, ...] = ()
+    prompt_file: Path | None = None
+    """A prompt a line, or of .jsonl its `prompt` or else its `text`."""
+    tokens: Count = 50
+    """New tokens of each text; fewer where the model ends it."""
+    samples: int = 1
+    """Texts of each prompt; of more than one each is drawn at random."""
+    temperature: float | None = None
+    """What tokens are drawn at; None means 1 for several samples, and the likeliest for one."""
+    seed: int = 0
+    """Of what is drawn."""
+    where: Where = "all"
+    """Positions that are steered: all, those of the prompt, or those of new tokens."""
+    model: str | None = None
+    """Another model than the one the SAE was trained on; None means that one."""
+    batch_size: int = 32
+    """Texts a pass."""
+    device: Device = "auto"
+    """That computes; auto takes cuda, else mps, else cpu."""
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        require_positive(self, "tokens", "samples", "temperature", "batch_size")
+        require_seed(self, "seed")
+        edits = ("--scale", self.scale), ("--clamp", self.clamp), ("--ablate", self.ablate)
+        given = [option for option, value in edits if value]
+        if len(given) != 1:
+            found = f"{' and '.join(given)} say" if given else "nothing says"
+            raise ConfigError(f"{found} how to steer: type one of --scale, --clamp and --ablate")
+        _ = self.strengths
+        if not self.runs:
+            raise ConfigError("no run to steer with: type saepipe steer RUN --feature N --scale 5x")
+        features = self.features
+        if len(features) != len(self.runs):
+            raise ConfigError(
+                f"{len(self.runs)} runs take a --feature each, got {len(features)}: type "
+                "--feature 12,40 for several of one run"
+            )
+        for its in features:
+            if len(set(its)) < len(its) or not its or min(its) < 0:
+                told = ", ".join(map(str, its)) or "none"
+                raise ConfigError(f"--feature takes numbers of features, each once, got {told}")
+
+    @property
+    def features(self) -> tuple[tuple[int, ...], ...]:
+        """Those of each run: where there is one run, all are its."""
+        return (sum(self.feature, ()),) if len(self.runs) == 1 else self.feature
+
+    @property
+    def strengths(self) -> tuple[Strength | None, ...]:
+        """What is tried, one after the other; None for ablating."""
+        if self.ablate:
+            return (None,)
+        option = "scale" if self.scale else "clamp"
+        return parse_strengths(self.scale or self.clamp, option=option)

@@ -5,24 +5,44 @@ from contextlib import contextmanager
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from pipeline.config.stages import Precision
+from pipeline.config.stages import Precision, Where
 from pipeline.device import pick_device, pick_dtype
 from pipeline.errors import ConfigError
 from pipeline.lm.families import Shape, Site
-from pipeline.lm.hooks import HookedModel, capture, in_float, splice
+from pipeline.lm.hooks import Edit, HookedModel, capture, in_float, splice
 from pipeline.lm.hub import ModelFiles
+from pipeline.lm.positions import Positions
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.lm.weights import HEADS, Weights
 
 Text = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | np.ndarray | Tensor
 """One text or several of equally many tokens; as text, or as token ids."""
+
+
+@runtime_checkable
+class SteersAt(Protocol):
+    """What changes the activations of a site, as `saepipe.Steering` does."""
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        ...
+
+    @property
+    def latents(self) -> tuple[int, ...]:
+        """Those that are steered."""
+        ...
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """What takes the place of `x`, `[batch, position, d_in]` in float32."""
+        ...
 
 
 class LanguageModel(HookedModel):
@@ -38,6 +58,7 @@ class LanguageModel(HookedModel):
         super().__init__(module.base_model, shape=shape, name=files.name)
         self.module = module
         self.files = files
+        self._positions = Positions()
 
     @classmethod
     def from_pretrained(
@@ -192,6 +213,63 @@ class LanguageModel(HookedModel):
         with splice(self, {site: checked(site, edit) for site, edit in parsed.items()}):
             yield self
 
+    @contextmanager
+    def steered(
+        self, edits: Mapping[str | Site, SteersAt] | Mapping[str, SteersAt], *, where: Where = "all"
+    ) -> Generator["LanguageModel"]:
+        """Within the block, every forward pass is steered at these sites, `generate` included.
+
+            with model.steered({"mlp_out.2": sp.Steering(sae, add={123: 8.0})}, where="new"):
+                print(model.generate("def f(x):", max_new_tokens=20))
+
+        What is not steered keeps its bits. Activations that `run_with_acts` gives within the block
+        are the steered ones, and an SAE at a later site reads what the earlier ones leave.
+
+        Args:
+            edits: For each site a `Steering`.
+            where: Which positions are steered: `all`, those of the `prompt`, or the `new` ones,
+                that is, those of tokens that `generate` has added. The first new token is predicted
+                at the last position of the prompt. All of `run_with_acts` is prompt.
+
+        Raises:
+            ConfigError: the model has no such site, its width is another than the SAE's, or `where`
+                is something else.
+        """
+        if where not in get_args(Where):
+            raise ConfigError(f"where is one of {', '.join(get_args(Where))}, got {where!r}")
+        if not isinstance(edits, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(
+                "steered takes a Steering for each site, as {'mlp_out.2': saepipe.Steering(sae, "
+                f"add={{123: 8.0}})}}, got {edits!r}"
+            )
+        parsed = {Site.parse(str(name)): edit for name, edit in edits.items()}
+        for site, edit in parsed.items():
+            self.shape.check(site, name=self.name)
+            if not isinstance(edit, SteersAt):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ConfigError(
+                    f"{site} takes a saepipe.Steering, got {type(edit).__name__}: an SAE is put in "
+                    "whole by spliced"
+                )
+            if edit.d_in != self.width(site):
+                raise ConfigError(
+                    f"the SAE for {site} has d_in {edit.d_in}, but {site} of {self.name} is "
+                    f"{self.width(site)} wide: choose the model or the site it was trained on"
+                )
+        with splice(self, {site: self._edited(where, edit) for site, edit in parsed.items()}):
+            yield self
+
+    def _edited(self, where: Where, edit: SteersAt) -> Edit:
+        """What it makes of the positions that it is for; the others keep their bits."""
+        steer = in_float(edit)
+
+        def edited(x: Tensor) -> Tensor:
+            its = self._positions.edited(where, x.shape[1])
+            if its.stop - its.start in (0, x.shape[1]):  # none, or all
+                return steer(x) if its.stop > its.start else x
+            return torch.cat([x[:, : its.start], steer(x[:, its]), x[:, its.stop :]], dim=1)
+
+        return edited
+
     @torch.no_grad()
     def generate(
         self,
@@ -219,13 +297,14 @@ class LanguageModel(HookedModel):
             raise ConfigError(f"max_new_tokens must be positive, got {max_new_tokens}")
         tokens = self.to_tokens(prompt)
         self._require_positions(tokens.shape[1] + max_new_tokens)
-        ids: Tensor = self.module.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=max_new_tokens,
-            do_sample=do_sample,
-            **{"pad_token_id": self._eos_id or 0, **options},
-        )
+        with self._positions.counted(self.body, n_prompt=tokens.shape[1]):
+            ids: Tensor = self.module.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=max_new_tokens,
+                do_sample=do_sample,
+                **{"pad_token_id": next(iter(self.end_ids), 0), **options},
+            )
         if isinstance(prompt, str):
             return self.tokenizer.decode(ids[0].tolist())
         if not isinstance(prompt, Tensor | np.ndarray) and isinstance(prompt[0], str):
@@ -250,9 +329,10 @@ class LanguageModel(HookedModel):
             )
 
     @property
-    def _eos_id(self) -> int | None:
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text: `generate` writes nothing after one."""
         told = self.module.config.eos_token_id
-        return told[0] if isinstance(told, list) else told
+        return () if told is None else tuple(told) if isinstance(told, list) else (told,)
 
     def __repr__(self) -> str:
         shape, weight = self.shape, self.body.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]

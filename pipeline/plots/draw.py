@@ -8,6 +8,7 @@ from pipeline.disk import require_run_writable
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.finetune.run import is_finetuned
 from pipeline.plots.finetune import save_finetune_figures
+from pipeline.plots.steer import save_steer_figure
 from pipeline.plots.training import save_curves, save_sweep_figure
 from pipeline.runs.belongs import RUN, told_by
 from pipeline.runs.curves import METRICS
@@ -15,10 +16,13 @@ from pipeline.runs.folder import require_own
 from pipeline.runs.kinds import RunKind, by_kind, kind_of
 from pipeline.runs.names import beside
 from pipeline.runs.sweep import SWEEP, members_of
+from pipeline.steer.report import steerings_of
 
 
 def draw(paths: Sequence[Path]) -> tuple[Path, ...]:
     """Draw the curves of runs as far as they have come, their evaluations, and what compares them.
+
+    Of what was steered with a run, sweeps of strengths are drawn.
 
     Args:
         paths: Of runs and sweeps. The comparison of a sweep goes into its folder, that of several
@@ -43,6 +47,7 @@ def draw(paths: Sequence[Path]) -> tuple[Path, ...]:
         require_run_writable(run, what="figures")
         _require_own_curves(run)
     reports = _evaluations(runs)
+    steerings = [report for run in runs for report in steerings_of(run)]
     for path, members in sweeps.items():
         files += save_sweep_figure(members, path) if members else ()
     for run in runs:
@@ -51,6 +56,8 @@ def draw(paths: Sequence[Path]) -> tuple[Path, ...]:
         for report in its:
             files += kind.eval_figures(report)
         files += kind.comparison(its, beside(runs)) if len(its) > 1 else ()
+    for steering in steerings:
+        files += save_steer_figure(steering)
     if not files:
         raise ConfigError(f"{paths[0]} has nothing to draw yet: no line of its curves is written")
     return tuple(files)

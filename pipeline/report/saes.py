@@ -11,6 +11,7 @@ from pipeline.evaluate.report import EvalReport, load_report
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.plots.evaluation import evaluation_figures, frontier_figure
 from pipeline.plots.finetune import loss_figure
+from pipeline.plots.steer import steer_figure
 from pipeline.report.feature_data import ShownFeatures, feature_data, shown_features
 from pipeline.report.figures import (
     HIGH,
@@ -22,11 +23,12 @@ from pipeline.report.figures import (
     drawings,
 )
 from pipeline.report.render import Exhibit, Part, Tile
-from pipeline.report.tables import Group, Row, main_heads, main_rows, metric_groups, number
+from pipeline.report.tables import Cell, Group, Row, main_heads, main_rows, metric_groups, number
 from pipeline.runs.folder import Provenance, flat
 from pipeline.runs.names import public, typed
 from pipeline.runs.sae_run import SAERun
-from pipeline.tables import percent
+from pipeline.steer.report import Continuation, Effect, SteerReport, steerings_of
+from pipeline.tables import many, percent
 
 _KNOBS = ("k", "l1", "l0", "target")
 """What tells runs of one architecture apart."""
@@ -47,6 +49,7 @@ class SAEExhibit(Exhibit):
     """Its metrics.jsonl, if it has any lines, and they are its own."""
     evaluation: EvalReport | None
     features: ShownFeatures | None
+    steerings: tuple[SteerReport, ...] = ()
 
     @classmethod
     def gather(cls, path: Path, name: str, *, n_features: int) -> "SAEExhibit":
@@ -61,6 +64,7 @@ class SAEExhibit(Exhibit):
             curves=curves_of(tuned or run),
             evaluation=load_report(path),
             features=shown_features(path, n=n_features),
+            steerings=steerings_of(path),
         )
 
     @property
@@ -207,6 +211,10 @@ def _view(exhibit: SAEExhibit, *, place: int, known: Mapping[Path, str]) -> dict
         "missing": missing,
         "evaluated": "",
         "worst": (),
+        "steerings": [
+            _steering(report, prefix=f"r{place}-s{i}-")
+            for i, report in enumerate(exhibit.steerings, start=1)
+        ],
     }
     if (report := exhibit.evaluation) is None:
         return view
@@ -230,6 +238,53 @@ def _browsed(exhibit: SAEExhibit) -> dict[str, object]:
     if exhibit.features is None:
         return head | {"nTokens": 0, "tokens": [], "items": []}
     return head | feature_data(exhibit.features)
+
+
+STEERED_TEXTS = 8
+"""Texts of a steering that a page shows, at most."""
+
+
+def _steering(report: SteerReport, *, prefix: str) -> dict[str, object]:
+    """What one steering did: its numbers, its figure, and some of its texts beside the others."""
+    effects = (report.clean, *report.effects)
+    shown, n_more = report.texts[:STEERED_TEXTS], len(report.texts) - STEERED_TEXTS
+    more = f" {many(n_more, 'text')} more: {report.path.name}." if n_more > 0 else ""
+    drawn = f", drawn at temperature {report.temperature:g}" if report.temperature else ""
+    asked = report.config
+    where = {"all": "all tokens", "prompt": "tokens of the prompt", "new": "new tokens"}
+    return {
+        "title": report.title,
+        "told": f"In {public(report.model)}, steered at {where[asked.where]}, up to "
+        f"{asked.tokens:,} new tokens{drawn}; numbers are of the model that is not steered."
+        f"{more}",
+        "notes": list(map(public, report.notes)),
+        "heads": [(head, "") for head in ("perplexity", *report.names, "tokens changed")],
+        "rows": [
+            Row(name=report.label(one), note="", cells=_cells(one, clean=one is report.clean))
+            for one in effects
+        ],
+        "figures": drawings(
+            {"steer": steer_figure(report, width=WIDE, height=HIGH)} if report.is_sweep else {},
+            prefix=prefix,
+        ),
+        "texts": [
+            {
+                "prompt": text.prompt,
+                "sample": f", sample {text.sample + 1}" if asked.samples > 1 else "",
+                "lines": [
+                    (report.label(effect), number(its.perplexity), its.text)
+                    for effect, its in zip(effects, (text.clean, *text.steered), strict=True)
+                ],
+            }
+            for text in shown
+        ],
+    }
+
+
+def _cells(its: Effect | Continuation, *, clean: bool) -> tuple[Cell, ...]:
+    values = [number(its.perplexity), *map(number, its.activations)]
+    values.append("" if clean else percent(its.changed))
+    return tuple(Cell(value=value, interval="") for value in values)
 
 
 _SPARE = 1.0

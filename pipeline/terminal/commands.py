@@ -17,6 +17,7 @@ from pipeline.config.stages import (
     FinetuneConfig,
     HarvestConfig,
     ReportConfig,
+    SteerConfig,
 )
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.runs.names import beside, names_of
@@ -34,6 +35,7 @@ from pipeline.terminal.lines import (
     outcome_line,
     plan_line,
     report_lines,
+    steer_line,
     together_line,
 )
 from pipeline.terminal.screen import Screen
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
     from pipeline.runs.curves import StepReport
+    from pipeline.steer.report import SteerReport
 
 
 def run_harvest(config: HarvestConfig, *, screen: Screen) -> "HarvestSummary":
@@ -208,6 +211,19 @@ def run_fold(run: Path, out: Path, *, screen: Screen) -> "FoldReport":
 
     report = fold(run, out)
     screen.say(fold_line(report))
+    screen.note(report.notes)
+    return report
+
+
+def run_steer(config: SteerConfig, *, screen: Screen) -> "SteerReport":
+    """Steer, and show the texts side by side."""
+    from pipeline.terminal.steer import steer_tables
+
+    with screen.progress("steer") as show:
+        report = verbs.steer(config, on_progress=show)
+    screen.say(steer_line(report))
+    for table in steer_tables(report):
+        screen.draw(table)
     screen.note(report.notes)
     return report
 

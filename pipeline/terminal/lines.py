@@ -9,7 +9,7 @@ from actstore.removal import Removable
 from pipeline.errors import PipelineError
 from pipeline.progress import duration, size
 from pipeline.runs.listing import state_of
-from pipeline.runs.names import names_of
+from pipeline.runs.names import from_here, names_of
 from pipeline.tables import many
 from pipeline.terminal.store_facts import fidelity_of
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # they bring torch
     from pipeline.report.page import ReportSummary
     from pipeline.runs.curves import StepReport
     from pipeline.runs.kinds import RunKind
+    from pipeline.steer.report import SteerReport
     from pipeline.training.train import Outcome
 
 
@@ -146,6 +147,13 @@ def fold_line(report: "FoldReport") -> str:
     """What it is now, and where."""
     reused = "complete, reused" if report.reused else f"{report.d_sae:,} scales and biases"
     return f"fold      {reused}: {report.out} ({report.arch} at {report.site})"
+
+
+def steer_line(report: "SteerReport") -> str:
+    """What was steered, how many texts, and where they are kept."""
+    sweep = f" for {len(report.effects)} strengths" if report.is_sweep else ""
+    texts = many(len(report.texts), "text")
+    return f"steer     {report.title}: {texts}{sweep}, in {from_here(report.path)}"
 
 
 def report_lines(summary: "ReportSummary") -> Iterator[str]:

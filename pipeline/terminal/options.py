@@ -1,5 +1,6 @@
 """Settings in messages, `out`, as people type them on the command line, --out."""
 
+import logging
 import re
 from dataclasses import fields
 
@@ -10,14 +11,16 @@ from pipeline.config.stages import (
     FinetuneConfig,
     HarvestConfig,
     ReportConfig,
+    SteerConfig,
 )
 from pipeline.config.training import ConnectConfig, TrainConfig
 from pipeline.errors import FLAGS
 from pipeline.mnist.config import MnistConfig
+from pipeline.text.token_text import visible
 
 _CONFIGS = (
     HarvestConfig, TrainConfig, ConnectConfig, EvalConfig, FeaturesConfig, FinetuneConfig,
-    ReportConfig, MnistConfig, *ARCHS.values(),
+    ReportConfig, SteerConfig, MnistConfig, *ARCHS.values(),
 )  # fmt: skip
 _SETTING = re.compile(r"`([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)?)(=[^`]*)?`")
 
@@ -40,3 +43,11 @@ def as_typed(message: str) -> str:
         return f"--{name.replace('_', '-')}"
 
     return _SETTING.sub(option, message)
+
+
+class Harmless(logging.Formatter):
+    """Warnings, too, name files and texts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Each line of it as it may stand on a terminal."""
+        return "\n".join(map(visible, super().format(record).split("\n")))

@@ -25,6 +25,7 @@ from pipeline.config.stages import (
     FinetuneConfig,
     HarvestConfig,
     ReportConfig,
+    SteerConfig,
 )
 from pipeline.config.training import TrainConfig
 from pipeline.errors import ConfigError
@@ -38,6 +39,7 @@ COMMANDS = {
     cli.features: FeaturesConfig,
     cli.report: ReportConfig,
     cli.finetune: FinetuneConfig,
+    cli.steer: SteerConfig,
 }
 
 
@@ -62,6 +64,7 @@ def test_options_have_the_defaults_of_the_config(command):
     defaults |= {"worst": EvalConfig.n_worst}
     elsewhere = {"ctx", "config", "json", "resume", "log", "assign", "layers", "connect"}
     elsewhere |= {"feature", "sort", "rows"}  # what of the result is shown
+    elsewhere |= {"scale", "clamp", "prompt"}  # lists, which are empty where none is typed
     if command in (cli.evaluate, cli.report):
         elsewhere.add("out")  # depends on the runs
     for name, parameter in inspect.signature(command).parameters.items():

@@ -146,6 +146,9 @@ def test_only_answers_count_where_only_they_are_to_be_learned(config, asked, lm,
     ours = mean_cross_entropy(lm, rows, {SITE: in_float(coder)}, batch_size=4)
     assert ours == pytest.approx(theirs, rel=1e-5)
     report = finetune(made)
+    first = task.train.part(learn._batch(0, len(task.train), 4, 5, seed=0))
+    start = mean_cross_entropy(lm, first, {SITE: in_float(coder)}, batch_size=4)
+    assert FinetunedRun.open(report.out).losses()[0] == pytest.approx(start, rel=1e-5)
     assert report.ce_spliced == ours
     assert report.ce_finetuned < report.ce_spliced
     assert report.n_heldout_tokens == 9 * 4
