@@ -114,7 +114,7 @@ def test_all_commands_in_a_row(succeeds, fails, harvested, tmp_path, looked):
         "finetune", sae, "--text", text, "--epochs", 1, "--steps-per-epoch", 2, "--batch-size", 2,
         "--out", tuned, "--config", settings(tmp_path, ctx_len=CTX_LEN, heldout_contexts=4),
     )  # fmt: skip
-    assert "after learning c and d" in out
+    assert "SAE spliced in" in out
     figures = {path.name for path in tmp_path.glob("*/*.png")}
     assert figures == {
         "dead_cosine.png", "density.png", "encoder_decoder.png", "loss.png", "scales_biases.png",
