@@ -307,7 +307,9 @@ def test_ctrl_c_is_clean_and_the_same_command_goes_on(succeeds, harvested, tmp_p
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines() == ["stopped; the same command goes on"]
+    *progress, said = err.splitlines()  # on a slow machine some was told already
+    assert said == "stopped; the same command goes on"
+    assert all(line.startswith("harvest   ") for line in progress)
     succeeds(*command)
     assert ActStore.open(out).n_rows == n_rows
 

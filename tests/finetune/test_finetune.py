@@ -215,7 +215,7 @@ def test_the_extremes_are_among_what_was_learned():
 
 
 def test_the_same_again_is_reused_and_another_config_is_refused(config, done, copied, monkeypatch):
-    monkeypatch.delattr(finetune_module, "load_model")
+    monkeypatch.delattr(finetune_module, "open_setting")
     assert finetune(config()) == replace(done.report, out=copied, reused=True)
     with pytest.raises(ConfigError, match=r"another configuration \(lr: 0.05 there, 0.01 now\)"):
         finetune(config(lr=0.01))
@@ -295,7 +295,7 @@ def test_what_never_made_a_step_leaves_nothing(config, tmp_path, monkeypatch):
     (tmp_path / "tuned.partial").mkdir()
     (tmp_path / "tuned.partial" / "half").write_text("")  # as a kill while writing leaves it
     with monkeypatch.context() as patch:
-        patch.setattr(finetune_module, "_load", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(finetune_module, "open_setting", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             finetune(config())
     assert not [*tmp_path.iterdir()]
