@@ -49,9 +49,11 @@ def test_with_a_cache_or_without_it_writes_the_same(model, where, edit, n_prompt
     with model.steered(edits, where=where):
         cached = model.generate(prompt, max_new_tokens=10)
         whole = model.generate(prompt, max_new_tokens=10, use_cache=False)
+        steered, _ = model.run_with_acts(prompt, [])
     assert torch.equal(cached, whole)
-    assert not torch.equal(cached, model.generate(prompt, max_new_tokens=10))
     assert not hooks_on(model)
+    plain, _ = model.run_with_acts(prompt, [])
+    assert torch.equal(steered, plain) == (where == "new")
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
