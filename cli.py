@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from actstore.errors import StoreError
 from pipeline.config.architectures import ARCHS, L0, TopKConfig
@@ -75,7 +76,7 @@ def _list_recipes(name: str | None) -> str | None:
 @app.callback()
 def saepipe(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which.")
+        bool, Option("--version", callback=_print_version, is_eager=True, help="Say which.")
     ] = False,
 ) -> None:
     """Sparse autoencoders on cached activations: harvest once, train many times."""
@@ -84,55 +85,51 @@ def saepipe(
 store_app = typer.Typer(no_args_is_help=True, help="Look at, check, repair and remove stores.")
 app.add_typer(store_app, name="store")
 
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="TOML file with further settings.")
-]
+ConfigFile = Annotated[Path | None, Option("--config", help="TOML file with further settings.")]
 JsonOut = Annotated[
-    str | None, typer.Option("--json", help="Write the result as JSON there; - is stdout.")
+    str | None, Option("--json", help="Write the result as JSON there; - is stdout.")
 ]
-Store = Annotated[Path, typer.Argument(help="NAME.actstore.")]
+Store = Annotated[Path, Argument(help="NAME.actstore.")]
 # Whatever is wrong with a command line: a class of click, or of typer itself since 0.26.
 USAGE_ERROR: Any = typer.BadParameter.__base__
-InPrecision = Annotated[Precision, typer.Option(help="Numbers that the model computes in.")]
+InPrecision = Annotated[Precision, Option(help="Numbers that the model computes in.")]
 AnotherModel = Annotated[
-    str | None, typer.Option(help="Another model to splice into; default: the run's.")
+    str | None, Option(help="Another model to splice into; default: the run's.")
 ]
-OnDevice = Annotated[Device, typer.Option(help="auto takes cuda, else mps, else cpu.")]
-TextColumn = Annotated[str, typer.Option(help="Column that holds the text.")]
+OnDevice = Annotated[Device, Option(help="auto takes cuda, else mps, else cpu.")]
+TextColumn = Annotated[str, Option(help="Column that holds the text.")]
 Source = "builtin, NAME:CONFIG@SPLIT of the hub (both optional), or a file or folder."
 
 
 @app.command()
 def harvest(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Option(help="The store to make, NAME.actstore.")],
+    out: Annotated[Path, Option(help="The store to make, NAME.actstore.")],
     site: Annotated[
-        list[str] | None, typer.Option(help="KIND.LAYER, as mlp_out.1; several with commas.")
+        list[str] | None, Option(help="KIND.LAYER, as mlp_out.1; several with commas.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Hub id, local folder, or builtin.")] = "builtin",
+    model: Annotated[str, Option(help="Hub id, local folder, or builtin.")] = "builtin",
     revision: Annotated[
-        str, typer.Option(help="Branch, tag or commit of a model of the hub.")
+        str, Option(help="Branch, tag or commit of a model of the hub.")
     ] = HarvestConfig.revision,
-    text: Annotated[str, typer.Option(help=Source)] = HarvestConfig.text,
+    text: Annotated[str, Option(help=Source)] = HarvestConfig.text,
     text_column: TextColumn = HarvestConfig.text_column,
     special_tokens: Annotated[
         SpecialTokens,
-        typer.Option(help="Special tokens spelt in the text: as characters or tokens."),
+        Option(help="Special tokens spelt in the text: as characters or tokens."),
     ] = HarvestConfig.special_tokens,
     documents: Annotated[
-        Documents, typer.Option(help="Whether contexts run on from one into the next.")
+        Documents, Option(help="Whether contexts run on from one into the next.")
     ] = HarvestConfig.documents,
-    tokens: Annotated[str, typer.Option(help="Rows to store: 500k, 20M, 1B.")] = "1M",
-    ctx_len: Annotated[int, typer.Option(help="Tokens of a context.")] = HarvestConfig.ctx_len,
+    tokens: Annotated[str, Option(help="Rows to store: 500k, 20M, 1B.")] = "1M",
+    ctx_len: Annotated[int, Option(help="Tokens of a context.")] = HarvestConfig.ctx_len,
     batch_size: Annotated[
-        int | None, typer.Option(help="Contexts a forward pass; default: by device.")
+        int | None, Option(help="Contexts a forward pass; default: by device.")
     ] = HarvestConfig.batch_size,
     device: OnDevice = HarvestConfig.device,
     precision: InPrecision = HarvestConfig.precision,
-    dtype: Annotated[
-        StoreDtype, typer.Option(help="Numbers as the store keeps them.")
-    ] = HarvestConfig.dtype,
-    codec: Annotated[str, typer.Option(help="lz4, zstd, raw or bitround:N.")] = HarvestConfig.codec,
+    dtype: Annotated[StoreDtype, Option(help="Numbers that are stored.")] = HarvestConfig.dtype,
+    codec: Annotated[str, Option(help="lz4, zstd, raw or bitround:N.")] = HarvestConfig.codec,
     config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
@@ -152,47 +149,37 @@ def harvest(
 @app.command()
 def train(
     ctx: typer.Context,
-    store: Annotated[Path, typer.Argument(help="Activation store, from `saepipe harvest`.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run, or of the sweep.")],
+    store: Annotated[Path, Argument(help="Activation store, from `saepipe harvest`.")],
+    out: Annotated[Path, Option(help="Folder of the run, or of the sweep.")],
     site: Annotated[
-        list[str] | None, typer.Option(help="Default: the store's only one; several with commas.")
+        list[str] | None, Option(help="Default: the store's only one; several with commas.")
     ] = None,
-    arch: Annotated[str, typer.Option(help=f"{', '.join(ARCHS)}.")] = TopKConfig.kind,
-    expansion: Annotated[str, typer.Option(help="Latents per input.")] = str(TrainConfig.expansion),
-    l0: Annotated[str | None, typer.Option(help=f"Active latents of a row; default: {L0}.")] = None,
-    l1: Annotated[
-        str | None, typer.Option(help="L1 coefficient, where it is not found by --l0.")
-    ] = None,
+    arch: Annotated[str, Option(help=f"{', '.join(ARCHS)}.")] = TopKConfig.kind,
+    expansion: Annotated[str, Option(help="Latents per input.")] = str(TrainConfig.expansion),
+    l0: Annotated[str | None, Option(help=f"Active latents of a row; default: {L0}.")] = None,
+    l1: Annotated[str | None, Option(help="L1 coefficient, where it is not found by --l0.")] = None,
     connect: Annotated[
         list[str] | None,
-        typer.Option(metavar="RUN_IN:RUN_OUT", help="A connector between these SAEs; repeatable."),
+        Option(metavar="RUN_IN:RUN_OUT", help="A connector between these SAEs; repeatable."),
     ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="Share of latents to be active; adjusts l1 to that.")
-    ] = None,
-    k: Annotated[str | None, typer.Option(help="--l0 of topk and its kin.")] = None,
-    lr: Annotated[
-        str | None, typer.Option(help="Learning rate of Adam; default: by width and length.")
-    ] = None,
-    tokens: Annotated[str | None, typer.Option(help="Rows; default: one pass.")] = None,
+    target: Annotated[str | None, Option(help="Share of latents to be active; adjusts l1.")] = None,
+    k: Annotated[str | None, Option(help="--l0 of topk and its kin.")] = None,
+    lr: Annotated[str | None, Option(help="Of Adam; default: by width and length.")] = None,
+    tokens: Annotated[str | None, Option(help="Rows; default: one pass.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Rows a step; default: 1024, or fewer in short runs.")
+        int | None, Option(help="Rows a step; default: 1024, or fewer in short runs.")
     ] = None,
-    seed: Annotated[str, typer.Option(help="Random seed of the first weights.")] = str(
-        TrainConfig.seed
-    ),
+    seed: Annotated[str, Option(help="Random seed of the first weights.")] = str(TrainConfig.seed),
     device: OnDevice = TrainConfig.device,
-    precision: Annotated[Precision, typer.Option()] = TrainConfig.precision,
-    assign: Annotated[
-        list[str] | None, typer.Option("--set", help="NAME=VALUE, any setting; repeatable.")
-    ] = None,
-    log: Annotated[str, typer.Option(help="Live: tensorboard, wandb, trackio.")] = "",
+    precision: Annotated[Precision, Option()] = TrainConfig.precision,
+    assign: Annotated[list[str] | None, Option("--set", help="NAME=VALUE; repeatable.")] = None,
+    log: Annotated[str, Option(help="Live: tensorboard, wandb, trackio.")] = "",
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on with a run that was stopped.")
+        bool, Option("--resume/--no-resume", help="Go on with a run that was stopped.")
     ] = True,
     recipe: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="NAME|list", callback=_list_recipes, is_eager=True, help="Published settings."
         ),
     ] = None,
@@ -229,27 +216,21 @@ def train(
 @app.command("eval")
 def evaluate(
     ctx: typer.Context,
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of a sweep.")],
-    text: Annotated[
-        str | None, typer.Option(help=f"Default: held-out text. Else {Source}")
-    ] = EvalConfig.text,
+    runs: Annotated[list[Path], Argument(help="Folders of runs, or of a sweep.")],
+    text: Annotated[str | None, Option(help=f"Default: held out. Else {Source}")] = EvalConfig.text,
     text_column: TextColumn = EvalConfig.text_column,
-    tokens: Annotated[str, typer.Option(help="Tokens of text to evaluate on.")] = "100k",
-    layers: Annotated[
-        str | None, typer.Option(help="Also splice each into these: 0-5, or 1,3.")
-    ] = None,
-    worst: Annotated[
-        int, typer.Option(help="Contexts to show whose loss rises most.")
-    ] = EvalConfig.n_worst,
+    tokens: Annotated[str, Option(help="Tokens of text to evaluate on.")] = "100k",
+    layers: Annotated[str | None, Option(help="Also splice each into these: 0-5, or 1,3.")] = None,
+    worst: Annotated[int, Option(help="Contexts to show whose loss rises.")] = EvalConfig.n_worst,
     as_trained: Annotated[
-        bool, typer.Option("--as-trained", help="Leave out the rows that training left out.")
+        bool, Option("--as-trained", help="Leave out the rows that training left out.")
     ] = EvalConfig.as_trained,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for what compares several runs; default: beside them."),
+        Option(help="Folder for what compares several runs; default: beside them."),
     ] = None,
     model: AnotherModel = EvalConfig.model,
-    batch_size: Annotated[int, typer.Option(help="Contexts a pass.")] = EvalConfig.batch_size,
+    batch_size: Annotated[int, Option(help="Contexts a pass.")] = EvalConfig.batch_size,
     device: OnDevice = EvalConfig.device,
     precision: InPrecision = EvalConfig.precision,
     config: ConfigFile = None,
@@ -270,16 +251,14 @@ def evaluate(
 @app.command()
 def features(
     ctx: typer.Context,
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    feature: Annotated[
-        list[int] | None, typer.Option(min=0, help="Look at this one closely; repeatable.")
-    ] = None,
-    sort: Annotated[FeatureOrder, typer.Option(help="Order of the table.")] = "frequency",
-    rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 20,
+    run: Annotated[Path, Argument(help="Folder of a run.")],
+    feature: Annotated[list[int] | None, Option(min=0, help="One to look at; repeatable.")] = None,
+    sort: Annotated[FeatureOrder, Option(help="Order of the table.")] = "frequency",
+    rows: Annotated[int, Option(min=1, help="Rows of the table.")] = 20,
     store: Annotated[
-        Path | None, typer.Option(help="Default: the one it was trained from.")
+        Path | None, Option(help="Default: the one it was trained from.")
     ] = FeaturesConfig.store,
-    tokens: Annotated[str | None, typer.Option(help="Rows to read; default: all.")] = None,
+    tokens: Annotated[str | None, Option(help="Rows to read; default: all.")] = None,
     device: OnDevice = FeaturesConfig.device,
     config: ConfigFile = None,
     json: JsonOut = None,
@@ -301,21 +280,17 @@ def features(
 @app.command()
 def report(
     ctx: typer.Context,
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of a sweep.")],
-    out: Annotated[
-        Path | None, typer.Option(help="The page; default: report.html beside them.")
-    ] = None,
-    n_features: Annotated[
-        int, typer.Option("--features", help="To show of each run.")
-    ] = ReportConfig.n_features,
+    runs: Annotated[list[Path], Argument(help="Folders of runs, or of a sweep.")],
+    out: Annotated[Path | None, Option(help="The page; default: report.html beside them.")] = None,
+    n_features: Annotated[int, Option("--features", help="Of each run.")] = ReportConfig.n_features,
     store: Annotated[
-        Path | None, typer.Option(help="Default: the one each was trained from.")
+        Path | None, Option(help="Default: the one each was trained from.")
     ] = ReportConfig.store,
     text: Annotated[
-        str | None, typer.Option(help=f"Of evaluations that are missing, as of eval. {Source}")
+        str | None, Option(help=f"Of evaluations that are missing, as of eval. {Source}")
     ] = ReportConfig.text,
     text_column: TextColumn = ReportConfig.text_column,
-    tokens: Annotated[str, typer.Option(help="Tokens of text to evaluate on.")] = "100k",
+    tokens: Annotated[str, Option(help="Tokens of text to evaluate on.")] = "100k",
     device: OnDevice = ReportConfig.device,
     config: ConfigFile = None,
     json: JsonOut = None,
@@ -335,7 +310,7 @@ def report(
 
 @app.command()
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of a sweep.")],
+    runs: Annotated[list[Path], Argument(help="Folders of runs, or of a sweep.")],
     json: JsonOut = None,
 ) -> None:
     """Draw curves and evaluations of runs into their folders, and what compares them."""
@@ -348,37 +323,31 @@ def plot(
 @app.command()
 def finetune(
     ctx: typer.Context,
-    run: Annotated[Path, typer.Argument(help="Folder of a trained SAE.")],
-    out: Annotated[Path, typer.Option(help="Folder of the fine-tuned run.")],
-    text: Annotated[str, typer.Option(help=Source)] = FinetuneConfig.text,
+    run: Annotated[Path, Argument(help="Folder of a trained SAE.")],
+    out: Annotated[Path, Option(help="Folder of the fine-tuned run.")],
+    text: Annotated[str, Option(help=Source)] = FinetuneConfig.text,
     text_column: TextColumn = FinetuneConfig.text_column,
     model: AnotherModel = FinetuneConfig.model,
-    train: Annotated[
-        Trained, typer.Option(help="What is learned of each feature.")
-    ] = FinetuneConfig.train,
+    train: Annotated[Trained, Option(help="What is learned of a feature.")] = FinetuneConfig.train,
     loss_on: Annotated[
-        LossOn, typer.Option(help="Tokens that count: all, or those of answers to questions.")
+        LossOn, Option(help="Tokens that count: all, or those of answers to questions.")
     ] = FinetuneConfig.loss_on,
     keep_error: Annotated[
-        bool, typer.Option("--keep-error", help="Put back what the SAE does not explain.")
+        bool, Option("--keep-error", help="Put back what the SAE does not explain.")
     ] = FinetuneConfig.keep_error,
     change_l1: Annotated[
-        float, typer.Option(help="Price of a change by one, in nats: few features change.")
+        float, Option(help="Price of a change by one, in nats: few features change.")
     ] = FinetuneConfig.change_l1,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Learn by other means, too: the MLP, LoRA and more.")
+        bool, Option("--compare", help="Learn by other means, too: the MLP, LoRA and more.")
     ] = FinetuneConfig.compare,
-    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = FinetuneConfig.lr,
-    epochs: Annotated[
-        int, typer.Option(help="Passes over the contexts to learn from.")
-    ] = FinetuneConfig.epochs,
+    lr: Annotated[float, Option(help="Learning rate of AdamW.")] = FinetuneConfig.lr,
+    epochs: Annotated[int, Option(help="Passes over the contexts.")] = FinetuneConfig.epochs,
     steps_per_epoch: Annotated[
-        int, typer.Option(help="Steps an epoch; fewer if the text is short.")
+        int, Option(help="Steps an epoch; fewer if the text is short.")
     ] = FinetuneConfig.steps_per_epoch,
-    batch_size: Annotated[int, typer.Option(help="Contexts a step.")] = FinetuneConfig.batch_size,
-    seed: Annotated[
-        int, typer.Option(help="Random seed of the order of contexts.")
-    ] = FinetuneConfig.seed,
+    batch_size: Annotated[int, Option(help="Contexts a step.")] = FinetuneConfig.batch_size,
+    seed: Annotated[int, Option(help="Random seed of the contexts' order.")] = FinetuneConfig.seed,
     device: OnDevice = FinetuneConfig.device,
     precision: InPrecision = FinetuneConfig.precision,
     config: ConfigFile = None,
@@ -400,8 +369,8 @@ def finetune(
 
 @app.command()
 def fold(
-    run: Annotated[Path, typer.Argument(help="Folder of a fine-tuned run.")],
-    out: Annotated[Path, typer.Option(help="Folder of the plain SAE's run.")],
+    run: Annotated[Path, Argument(help="Folder of a fine-tuned run.")],
+    out: Annotated[Path, Option(help="Folder of the plain SAE's run.")],
     json: JsonOut = None,
 ) -> None:
     """Make a fine-tuned SAE a plain one that computes the same."""
@@ -414,28 +383,28 @@ def fold(
 @app.command()
 def steer(
     ctx: typer.Context,
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs of SAEs, a site each.")],
+    runs: Annotated[list[Path], Argument(help="Folders of runs of SAEs, a site each.")],
     feature: Annotated[
-        list[str], typer.Option(help="As 12 or 12,40; of several runs one for each, in turn.")
+        list[str], Option(help="As 12 or 12,40; of several runs one for each, in turn.")
     ],
     scale: Annotated[
-        str | None, typer.Option(help="To add: 8, 5x its mean, 2max; with commas a sweep.")
+        str | None, Option(help="To add: 8, 5x its mean, 2max; with commas a sweep.")
     ] = None,
-    clamp: Annotated[str | None, typer.Option(help="To set it to, as --scale has it.")] = None,
-    ablate: Annotated[bool, typer.Option("--ablate", help="Set it to 0.")] = SteerConfig.ablate,
-    prompt: Annotated[list[str] | None, typer.Option(help="To go on with; repeatable.")] = None,
+    clamp: Annotated[str | None, Option(help="To set it to, as --scale has it.")] = None,
+    ablate: Annotated[bool, Option("--ablate", help="Set it to 0.")] = SteerConfig.ablate,
+    prompt: Annotated[list[str] | None, Option(help="To go on with; repeatable.")] = None,
     prompt_file: Annotated[
-        Path | None, typer.Option(help="A prompt a line; or .jsonl, with prompt or text.")
+        Path | None, Option(help="A prompt a line; or .jsonl, with prompt or text.")
     ] = SteerConfig.prompt_file,
-    tokens: Annotated[str, typer.Option(help="New tokens.")] = str(SteerConfig.tokens),
+    tokens: Annotated[str, Option(help="New tokens.")] = str(SteerConfig.tokens),
     samples: Annotated[
-        int, typer.Option(help="Texts of each prompt; several are drawn at random.")
+        int, Option(help="Texts of each prompt; several are drawn at random.")
     ] = SteerConfig.samples,
     temperature: Annotated[
-        float | None, typer.Option(help="To draw at; default: 1 for several samples.")
+        float | None, Option(help="To draw at; default: 1 for several samples.")
     ] = SteerConfig.temperature,
-    seed: Annotated[int, typer.Option(help="Random seed of samples.")] = SteerConfig.seed,
-    where: Annotated[Where, typer.Option(help="Tokens to steer at.")] = SteerConfig.where,
+    seed: Annotated[int, Option(help="Random seed of samples.")] = SteerConfig.seed,
+    where: Annotated[Where, Option(help="Tokens to steer at.")] = SteerConfig.where,
     model: AnotherModel = SteerConfig.model,
     device: OnDevice = SteerConfig.device,
     precision: InPrecision = SteerConfig.precision,
@@ -459,11 +428,11 @@ def steer(
 @app.command()
 def mnist(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder of the experiment.")] = Path("runs/mnist"),
+    out: Annotated[Path, Option(help="Folder of the experiment.")] = Path("runs/mnist"),
     images: Annotated[
-        str, typer.Option(help="digits, a hub dataset as ylecun/mnist, or a path of IDX files.")
+        str, Option(help="digits, a hub dataset as ylecun/mnist, or a path of IDX files.")
     ] = MnistConfig.images,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = MnistConfig.seed,
+    seed: Annotated[int, Option(help="Random seed.")] = MnistConfig.seed,
     device: OnDevice = MnistConfig.device,
     config: ConfigFile = None,
     json: JsonOut = None,
@@ -478,7 +447,7 @@ def mnist(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="For store, runs and figures.")] = Path("runs/demo"),
+    out: Annotated[Path, Option(help="For store, runs and figures.")] = Path("runs/demo"),
     json: JsonOut = None,
 ) -> None:
     """All of it on the embedded model and text, on a CPU, in about two minutes."""
@@ -490,7 +459,7 @@ def demo(
 
 @app.command()
 def runs(
-    folder: Annotated[Path, typer.Argument(help="With all its folders.")] = Path(),
+    folder: Annotated[Path, Argument(help="With all its folders.")] = Path(),
     json: JsonOut = None,
 ) -> None:
     """Which runs are in a folder: what, when, how far, how good; the newest last."""
@@ -515,7 +484,7 @@ def store_info(path: Store, json: JsonOut = None) -> None:
 @store_app.command("list")
 def store_list(
     folder: Annotated[
-        Path | None, typer.Argument(help="Default: those in $SAEPIPE_STORES, or else this one.")
+        Path | None, Argument(help="Default: those in $SAEPIPE_STORES, or else this one.")
     ] = None,
     json: JsonOut = None,
 ) -> None:
@@ -529,10 +498,10 @@ def store_list(
 @store_app.command("verify")
 def store_verify(
     path: Store,
-    repair: Annotated[bool, typer.Option("--repair", help="Get back what is damaged.")] = False,
-    device: Annotated[Device, typer.Option(help="Device of a repair.")] = HarvestConfig.device,
+    repair: Annotated[bool, Option("--repair", help="Get back what is damaged.")] = False,
+    device: Annotated[Device, Option(help="Device of a repair.")] = HarvestConfig.device,
     batch_size: Annotated[
-        int | None, typer.Option(help="Contexts a forward pass of a repair.")
+        int | None, Option(help="Contexts a forward pass of a repair.")
     ] = HarvestConfig.batch_size,
     json: JsonOut = None,
 ) -> None:
@@ -550,7 +519,7 @@ def store_verify(
 
 @store_app.command("rm")
 def store_remove(
-    path: Store, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False
+    path: Store, yes: Annotated[bool, Option("--yes", help="Do not ask.")] = False
 ) -> None:
     """Remove a store; refuses a folder that is no store."""
     from actstore.removal import remove_store

@@ -1,7 +1,10 @@
-"""Where tensors live, and in which precision the model runs."""
+"""Where tensors live, in which precision the model runs, and what is drawn there by a seed."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import get_args
 
+import numpy as np
 import torch
 
 from pipeline.config.stages import Device, Precision
@@ -47,3 +50,13 @@ def pick_precision(precision: Precision, *, device: torch.device) -> Precision:
 def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The dtype of the model's weights and arithmetic."""
     return DTYPES[pick_precision(precision, device=device)]
+
+
+@contextmanager
+def seeded(device: torch.device, *, seed: int, part: int) -> Generator[None]:
+    """Within the block, torch draws what this seed and part say; afterwards, what it would have."""
+    state = np.random.SeedSequence([seed, part]).generate_state(1, np.uint64)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(state[0]))
+        yield

@@ -144,8 +144,7 @@ def test_what_answers_at_once_loads_no_torch_and_training_no_transformers():
 
 def test_no_file_is_longer_than_a_reader_can_hold():
     for path in SOURCES:
-        most = 1000 if where(path) == "cli.py" else 600  # a list, of an entry a command
-        assert len(path.read_text().splitlines()) <= most, f"{where(path)}: more than one idea?"
+        assert len(path.read_text().splitlines()) <= 600, f"{where(path)}: more than one idea?"
 
 
 def test_rooms_have_no_code_at_import():

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from actstore.files import write_json
 from pipeline.config.serialization import from_json, to_json
+from pipeline.device import seeded
 from pipeline.disk import writing
 from pipeline.errors import CheckpointError, ConfigError, DataError
-from pipeline.finetune.learn import Learner, learn
-from pipeline.finetune.measure import Edits, Measured, mean_cross_entropy
+from pipeline.finetune.learn import Learner, learn, trained_of
+from pipeline.finetune.measure import Edits, Measured
 from pipeline.finetune.run import FinetunedRun
 from pipeline.finetune.setting import Setting, open_setting
-from pipeline.finetune.task import Task
 from pipeline.lm.families import MLP, Site
 from pipeline.lm.hooks import in_float, reading, splice
 from pipeline.lm.model import LanguageModel
@@ -122,7 +122,7 @@ def compare(
     if there is None or there.lrs != lrs:
         there = Comparison(sha256=run.sha256, lrs=lrs)
     setting = open_setting(run.config, run.run)
-    setting = replace(setting, task=_halved(setting.task))
+    setting = replace(setting, task=setting.task.halved())
     means = list(_all_means(setting, run))
     done = {way.name for way in there.ways}
     tell = counter(on_progress, stage="compare", total=len(means), unit="ways")
@@ -167,12 +167,7 @@ def _all_means(setting: Setting, run: FinetunedRun) -> Iterator[_Means]:
     def scaled(sae: Callable[[], SAE], *, keep: bool) -> Callable[[], Started]:
         def start() -> Started:
             made = TunedSAE(sae())
-            numbers = {"both": "cd", "scale": "c", "bias": "d"}[run.config.train]
-            for name in set("cd") - set(numbers):
-                getattr(made, name).requires_grad_(False)
-            return nullcontext(
-                ({name: getattr(made, name) for name in numbers}, spliced(made, keep=keep))
-            )
+            return nullcontext((trained_of(made, run.config), spliced(made, keep=keep)))
 
         return start
 
@@ -200,7 +195,7 @@ def _all_means(setting: Setting, run: FinetunedRun) -> Iterator[_Means]:
     words = f"all weights of the MLP of layer {site.layer}"
     yield _Means(name="mlp", words=words, start=lambda: _weights(lm, site))
     if find_spec("peft"):
-        n = sum(x.numel() for x in (tuned.c, tuned.d)) // (1 + (run.config.train != "both"))
+        n = sum(x.numel() for x in trained_of(plain, run.config).values())
         yield _Means(
             name="lora", words="LoRA of that MLP",
             start=lambda: _lora(lm, site, n_numbers=n, seed=run.config.seed),
@@ -212,7 +207,7 @@ def _gone(means: _Means, setting: Setting, lrs: tuple[float, ...]) -> Way:
     if not lrs:
         with means.start() as (_, edits):
             return _way(means, setting.measure(edits), n=0, lr=None)
-    tried = dict[float, tuple[float, Way]]()
+    tried, failed = list[tuple[float, Way]](), list[DataError]()
     for lr in lrs:
         config = replace(setting.config, lr=lr, patience=None)
         with means.start() as (numbers, edits):
@@ -223,15 +218,13 @@ def _gone(means: _Means, setting: Setting, lrs: tuple[float, ...]) -> Way:
             n = sum(x.numel() for x in numbers.values())
             try:
                 with splice(setting.lm, edits):
-                    learn(setting.lm, learner, setting.task, config)
-                chosen_by = mean_cross_entropy(
-                    setting.lm, setting.task.choosing, edits, batch_size=config.batch_size
-                )
-                tried[lr] = chosen_by, _way(means, setting.measure(edits), n=n, lr=lr)
-            except DataError:
-                if lr == max(lrs) and not tried:
-                    raise
-    return min(tried.values(), key=lambda one: one[0])[1]
+                    chosen_by = learn(setting.lm, learner, setting.task, config).by_epoch[-1]
+                tried.append((chosen_by, _way(means, setting.measure(edits), n=n, lr=lr)))
+            except DataError as error:  # at this learning rate
+                failed.append(error)
+    if not tried:
+        raise failed[0]
+    return min(tried, key=lambda one: one[0])[1]
 
 
 def _way(means: _Means, found: Measured, *, n: int, lr: float | None) -> Way:
@@ -239,16 +232,6 @@ def _way(means: _Means, found: Measured, *, n: int, lr: float | None) -> Way:
         name=means.name, words=means.words, n_numbers=n, lr=lr,
         ce=found.ce, exact=found.exact, ce_general=found.ce_general,
     )  # fmt: skip
-
-
-def _halved(task: Task) -> Task:
-    """Of the held-out rows one half to choose by, the other to measure on."""
-    if task.choosing is not task.heldout:
-        return task
-    every = torch.arange(len(task.heldout))
-    return replace(
-        task, choosing=task.heldout.part(every[::2]), heldout=task.heldout.part(every[1::2])
-    )
 
 
 def _bias(lm: LanguageModel, site: Site) -> Started:
@@ -298,8 +281,7 @@ def _lora(
         fan_in_fan_out=lm.shape.family.transposed,
     )  # fmt: skip
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(lm.device, seed=seed, part=0):
             inject_adapter_in_model(config, module)
         yield {name: x for name, x in module.named_parameters() if x.requires_grad}, {}
     finally:

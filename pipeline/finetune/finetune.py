@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from actstore.files import partial_of
 from pipeline.config.stages import FinetuneConfig
 from pipeline.disk import writing
-from pipeline.finetune.learn import Course, Learner, learn
+from pipeline.finetune.learn import Course, Learner, learn, trained_of
 from pipeline.finetune.measure import fidelity
 from pipeline.finetune.run import FinetuneReport, finished_report, save_run
 from pipeline.finetune.setting import open_setting
@@ -129,12 +128,8 @@ def _finetune(
 
 
 def _learner(config: FinetuneConfig, tuned: TunedSAE) -> Learner:
-    numbers: dict[str, nn.Parameter] = {"c": tuned.c, "d": tuned.d}
-    left = {"both": "", "scale": "d", "bias": "c"}[config.train]
-    if left:
-        numbers.pop(left).requires_grad_(False)
     return Learner(
-        numbers,
+        trained_of(tuned, config),
         lr=config.lr,
         weight_decay=config.weight_decay,
         towards_start=config.decay_to == "start",

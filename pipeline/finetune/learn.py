@@ -23,6 +23,7 @@ from pipeline.finetune.measure import finite, mean_cross_entropy
 from pipeline.finetune.task import Task
 from pipeline.lm.cross_entropy import backward_cross_entropy
 from pipeline.lm.model import LanguageModel
+from pipeline.sae.sae import TunedSAE
 from pipeline.training.loop import deferred_interrupt
 
 KEEP_EVERY = 100
@@ -105,6 +106,15 @@ class Learner:
         """Where any of the vectors trained ever had a gradient that was not zero."""
         squares = [self.adam.state[x]["exp_avg_sq"] for x in self.numbers.values()]
         return torch.stack(squares).amax(0) > 0
+
+
+def trained_of(tuned: TunedSAE, config: FinetuneConfig) -> dict[str, Tensor]:
+    """What is trained of a tuned SAE, by name; the rest of it is frozen."""
+    numbers: dict[str, Tensor] = {"c": tuned.c, "d": tuned.d}
+    left = {"both": "", "scale": "d", "bias": "c"}[config.train]
+    if left:
+        numbers.pop(left).requires_grad_(False)
+    return numbers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ those of the answer do.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -52,7 +52,7 @@ class Rows:
         if self.counted is None:
             return Rows(tokens=tokens)
         counted = self.counted[chosen]
-        last = int(counted.any(0).nonzero().max())
+        last = int((counted.any(0) * torch.arange(counted.shape[1])).max())
         return Rows(tokens=tokens[:, : last + 2], counted=counted[:, : last + 1])
 
     def split(self, size: int) -> Iterator["Rows"]:
@@ -75,6 +75,23 @@ class Task:
     notes: tuple[str, ...]
     """What a reader must know of them, one sentence each."""
 
+    def halved(self) -> "Task":
+        """With one half of the held-out rows to choose by, the other to measure on.
+
+        Raises:
+            TextError: there is a single one.
+        """
+        if self.choosing is not self.heldout:
+            return self
+        if len(self.heldout) < 2:
+            raise TextError(
+                "the text leaves a single row to measure on, and another is needed to choose by: "
+                "give a longer text, or more heldout_contexts"
+            )
+        every = torch.arange(len(self.heldout))
+        choosing, heldout = self.heldout.part(every[::2]), self.heldout.part(every[1::2])
+        return replace(self, choosing=choosing, heldout=heldout)
+
 
 def load_task(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
     """The task of a fine-tuning.
@@ -87,16 +104,8 @@ def load_task(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
         train, heldout, asked, notes = _of_answers(config, tokenizer)
     else:
         train, heldout, asked, notes = _of_text(config, tokenizer)
-    choosing = heldout
-    if config.patience is not None:
-        if len(heldout) < 2:
-            raise TextError(
-                f"{config.text} leaves a single row to measure on, and patience needs another to "
-                "choose by: give a longer text"
-            )
-        every = torch.arange(len(heldout))
-        choosing, heldout = heldout.part(every[::2]), heldout.part(every[1::2])
-    return Task(train=train, choosing=choosing, heldout=heldout, asked=asked, notes=tuple(notes))
+    task = Task(train=train, choosing=heldout, heldout=heldout, asked=asked, notes=tuple(notes))
+    return task if config.patience is None else task.halved()
 
 
 Found = tuple[Rows, Rows, Rows | None, Sequence[str]]

@@ -61,10 +61,8 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], *, end: bool = True) -> list[list[int]]:
         """Token ids of each document, its separator included, or without an end of text."""
-        ids = [encoding.ids for encoding in self._fast.encode_batch_fast(list(texts))]
-        if self._opener is not None:  # once, also where the text spells it
-            return [d[1:] if d[:2] == [self._opener] * 2 else d for d in ids]
-        if not end or self.eos_id is None:
+        ids = [self._once(one.ids) for one in self._fast.encode_batch_fast(list(texts))]
+        if self._opener is not None or not end or self.eos_id is None:
             return ids
         return [d if d[-1:] == [self.eos_id] else [*d, self.eos_id] for d in ids]
 
@@ -73,13 +71,16 @@ class Tokenizer:
 
         No end of text is added; a token that holds the end of the prompt, too, is the answer's.
         """
-        found = list[tuple[list[int], int]]()
-        texts = [prompt + answer for prompt, answer in asked]
-        for (prompt, _), ids, encoding in zip(
-            asked, self.encode(texts, end=False), self._fast.encode_batch(texts), strict=True
-        ):
-            found.append((ids, sum(end > len(prompt) for _, end in encoding.offsets)))
-        return found
+        encoded = self._fast.encode_batch([prompt + answer for prompt, answer in asked])
+        return [
+            (self._once(one.ids), sum(end > len(prompt) for _, end in one.offsets))
+            for (prompt, _), one in zip(asked, encoded, strict=True)
+        ]
+
+    def _once(self, document: list[int]) -> list[int]:
+        """Its separator at the front once, also where the text spells it."""
+        spelled = self._opener is not None and document[:2] == [self._opener] * 2
+        return document[1:] if spelled else document
 
     def parts(self, document: list[int]) -> list[list[int]]:
         """A document's tokens, cut where a separator that its text spells begins another one."""

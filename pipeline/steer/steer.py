@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.config.serialization import with_paths
 from pipeline.config.stages import SteerConfig
 from pipeline.config.strengths import Strength
-from pipeline.device import pick_device, pick_dtype, pick_precision
+from pipeline.device import pick_device, pick_dtype, pick_precision, seeded
 from pipeline.disk import require_run_writable
 from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.evaluate.setup import LoadedSAE, load_sae
@@ -28,7 +28,6 @@ from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, counter
 from pipeline.runs.kinds import says_kind
 from pipeline.runs.replaced import has_weights_of, replaced_note
-from pipeline.steer.drawing import seeded
 from pipeline.steer.prompts import prompts_of
 from pipeline.steer.reading import Written, continuation, effect, read
 from pipeline.steer.report import Edit, SteeredFeature, SteeredText, SteerReport, keep

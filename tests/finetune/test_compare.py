@@ -2,16 +2,18 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
 import transformers
 
 from pipeline.config.architectures import BatchTopKConfig, TopKConfig
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, DataError, TextError
 from pipeline.finetune import compare as compare_module
 from pipeline.finetune.compare import compare, random_features, read_comparison
 from pipeline.finetune.finetune import finetune
+from pipeline.finetune.learn import Course
 from pipeline.finetune.run import FinetunedRun
 from pipeline.finetune.setting import open_setting
 from pipeline.runs.sae_run import SAERun
@@ -63,12 +65,49 @@ def test_what_is_shown_was_measured_on_rows_that_chose_nothing(tuned):
 
 
 def test_a_learning_rate_is_chosen_by_the_other_rows(tuned, monkeypatch):
-    asked = iter([1.0, 2.0] * 20)
-    monkeypatch.setattr(compare_module, "mean_cross_entropy", lambda *_, **__: next(asked))
+    came_to = iter([1.0, 2.0] * 20)
+    monkeypatch.setattr(
+        compare_module, "learn", lambda *_, **__: Course(by_epoch=[0.0, next(came_to)])
+    )
     assert {w.lr for w in compare(tuned, LRS).ways if w.lr} == {LRS[0]}
-    asked = iter([2.0, 1.0] * 20)
+    came_to = iter([2.0, 1.0] * 20)
     (tuned / "compare.json").unlink()
     assert {w.lr for w in compare(tuned, LRS).ways if w.lr} == {LRS[1]}
+
+
+def test_the_loss_that_chooses_is_of_the_rows_to_choose_by(tuned, monkeypatch):
+    run = FinetunedRun.open(tuned)
+    task = open_setting(run.config, run.run).task.halved()
+    learned = Mock(side_effect=compare_module.learn)
+    monkeypatch.setattr(compare_module, "learn", learned)
+    compare(tuned, LRS[:1])
+    for call in learned.call_args_list:
+        assert torch.equal(call.args[2].choosing.tokens, task.choosing.tokens)
+        assert not torch.equal(call.args[2].heldout.tokens, task.choosing.tokens)
+
+
+def test_a_learning_rate_that_fails_leaves_the_others(tuned, monkeypatch):
+    """The largest one first, too."""
+    learned = compare_module.learn
+
+    def fails(lm, learner, task, config):
+        if config.lr in bad:
+            raise DataError("the loss is nan")
+        return learned(lm, learner, task, config)
+
+    monkeypatch.setattr(compare_module, "learn", fails)
+    bad = {LRS[1]}
+    ways = compare(tuned, LRS[::-1]).ways
+    assert {way.lr for way in ways if way.lr} == {LRS[0]}
+    bad, lrs = {*LRS}, (*LRS, LRS[0])
+    with refused(DataError, "the loss is nan"):
+        compare(tuned, lrs)
+
+
+def test_a_single_row_cannot_both_choose_and_be_measured_on(config):
+    out = finetune(config(heldout_contexts=1)).out
+    with refused(TextError, "leaves a single row to measure on, and another is needed to choose"):
+        compare(out, LRS)
 
 
 def test_after_each_way_the_model_is_as_it_was(tuned, monkeypatch):

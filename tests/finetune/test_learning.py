@@ -194,6 +194,20 @@ def test_text_without_questions_is_asked_none(config, text):
         finetune(config(loss_on="completion", out=config().out.with_name("other")))
 
 
+@pytest.mark.parametrize("n", [0, 1])
+def test_too_few_questions_to_learn_and_measure_are_refused(config, tmp_path, n):
+    path = tmp_path / "few.jsonl"
+    records = [{"prompt": "a", "completion": "b"}] * n + [{"prompt": " ", "completion": "b"}]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with refused(TextError, f"holds {n} questions with answers .*: at least two are needed"):
+        finetune(config(text=str(path), loss_on="completion", general_text=None))
+
+
+def test_patience_needs_two_rows_to_measure_on(config):
+    with refused(TextError, "leaves a single row to measure on, and another is needed to choose"):
+        finetune(config(heldout_contexts=1, patience=1))
+
+
 def test_questions_that_do_not_fit_are_left_out_and_counted(config, asked):
     notes = finetune(config(text=asked, loss_on="completion", steps_per_epoch=100)).notes
     assert notes[-1] == f"1 questions were left out: with the answer, longer than {CTX_LEN} tokens"
@@ -307,3 +321,4 @@ def test_rows_are_as_long_as_the_longest_of_them():
     assert short.tokens.tolist() == [[10, 11, 12], [0, 1, 2]]
     assert short.counted.tolist() == [[True, True], [False, True]]
     assert [len(some) for some in rows.split(2)] == [2, 1]
+    assert len(rows.part(slice(0, 0))) == 0
