@@ -3,8 +3,9 @@
 import logging
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 from typer import Argument, Option
@@ -48,6 +49,8 @@ from pipeline.text.token_text import visible
 
 if TYPE_CHECKING:  # it brings rich, and --help must not wait for that
     from pipeline.terminal.screen import Screen
+
+C = TypeVar("C")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -134,16 +137,11 @@ def harvest(
     json: JsonOut = None,
 ) -> None:
     """Run a language model over a text, once, and store its activations."""
-    settings = _settings(
-        ctx, config, out=out, sites=names_of(site), model=model, revision=revision, text=text,
-        text_column=text_column, special_tokens=special_tokens, documents=documents,
-        tokens=count(tokens), ctx_len=ctx_len, batch_size=batch_size, device=device,
-        precision=precision, dtype=dtype, codec=codec,
-    )  # fmt: skip
+    what = _config(ctx, HarvestConfig, config, sites=names_of(site), tokens=count(tokens))
     from pipeline.terminal.commands import run_harvest
 
     screen = _screen(json)
-    screen.emit(run_harvest(from_json(HarvestConfig, settings), screen=screen))
+    screen.emit(run_harvest(what, screen=screen))
 
 
 @app.command()
@@ -221,7 +219,9 @@ def evaluate(
     text_column: TextColumn = EvalConfig.text_column,
     tokens: Annotated[str, Option(help="Tokens of text to evaluate on.")] = "100k",
     layers: Annotated[str | None, Option(help="Also splice each into these: 0-5, or 1,3.")] = None,
-    worst: Annotated[int, Option(help="Contexts to show whose loss rises.")] = EvalConfig.n_worst,
+    n_worst: Annotated[
+        int, Option("--worst", help="Contexts to show whose loss rises.")
+    ] = EvalConfig.n_worst,
     as_trained: Annotated[
         bool, Option("--as-trained", help="Leave out the rows that training left out.")
     ] = EvalConfig.as_trained,
@@ -237,15 +237,11 @@ def evaluate(
     json: JsonOut = None,
 ) -> None:
     """Put SAEs, or connectors, into the model: loss recovered, L0, dead features and more."""
-    settings = _settings(
-        ctx, config, runs=runs, out=out, text=text, text_column=text_column, tokens=count(tokens),
-        layers=layers_of(layers), as_trained=as_trained, n_worst=worst, model=model,
-        batch_size=batch_size, device=device, precision=precision,
-    )  # fmt: skip
+    what = _config(ctx, EvalConfig, config, tokens=count(tokens), layers=layers_of(layers))
     from pipeline.terminal.commands import run_eval
 
     screen = _screen(json)
-    screen.emit(run_eval(from_json(EvalConfig, settings), screen=screen))
+    screen.emit(run_eval(what, screen=screen))
 
 
 @app.command()
@@ -267,13 +263,10 @@ def features(
 
     One pass over the store; what it finds is kept beside the run.
     """
-    settings = _settings(
-        ctx, config, run=run, store=store, tokens=None if tokens is None else count(tokens),
-        device=device,
-    )  # fmt: skip
+    what = _config(ctx, FeaturesConfig, config, tokens=None if tokens is None else count(tokens))
     from pipeline.terminal.commands import run_features
 
-    screen, what = _screen(json), from_json(FeaturesConfig, settings)
+    screen = _screen(json)
     screen.emit(run_features(what, feature or [], order=sort, rows=rows, screen=screen))
 
 
@@ -299,12 +292,9 @@ def report(
     from pipeline.runs.names import beside
     from pipeline.terminal.commands import run_report
 
-    settings = _settings(
-        ctx, config, runs=runs, out=out or beside(runs) / "report.html", n_features=n_features,
-        store=store, text=text, text_column=text_column, tokens=count(tokens), device=device,
-    )  # fmt: skip
+    page = out or beside(runs) / "report.html"
+    what = _config(ctx, ReportConfig, config, out=page, tokens=count(tokens))
     screen = _screen(json)
-    what = from_json(ReportConfig, settings)
     screen.emit({"report": run_report(what, screen=screen)})
 
 
@@ -354,17 +344,11 @@ def finetune(
     json: JsonOut = None,
 ) -> None:
     """Freeze model and SAE; learn one scale and one bias per feature."""
-    settings = _settings(
-        ctx, config, run=run, out=out, text=text, text_column=text_column, model=model,
-        train=train, loss_on=loss_on, keep_error=keep_error, change_l1=change_l1,
-        compare=compare, lr=lr,
-        epochs=epochs, steps_per_epoch=steps_per_epoch, batch_size=batch_size, seed=seed,
-        device=device, precision=precision,
-    )  # fmt: skip
+    what = _config(ctx, FinetuneConfig, config)
     from pipeline.terminal.commands import run_finetune
 
     screen = _screen(json)
-    screen.emit(run_finetune(from_json(FinetuneConfig, settings), screen=screen))
+    screen.emit(run_finetune(what, screen=screen))
 
 
 @app.command()
@@ -412,17 +396,15 @@ def steer(
     json: JsonOut = None,
 ) -> None:
     """Let a model write with features raised, held or off, beside what it writes alone."""
-    settings = _settings(
-        ctx, config, runs=runs, feature=[values_of("feature", its, int, alone=False)
-        for its in feature], scale=[scale] if scale else [], clamp=[clamp] if clamp else [],
-        ablate=ablate, prompt=prompt or [], prompt_file=prompt_file, tokens=count(tokens),
-        samples=samples, temperature=temperature, seed=seed, where=where, model=model,
-        device=device, precision=precision,
+    what = _config(
+        ctx, SteerConfig, config, tokens=count(tokens), prompt=prompt or [],
+        feature=[values_of("feature", its, int, alone=False) for its in feature],
+        scale=[scale] if scale else [], clamp=[clamp] if clamp else [],
     )  # fmt: skip
     from pipeline.terminal.commands import run_steer
 
     screen = _screen(json)
-    screen.emit(run_steer(from_json(SteerConfig, settings), screen=screen))
+    screen.emit(run_steer(what, screen=screen))
 
 
 @app.command()
@@ -438,11 +420,11 @@ def mnist(
     json: JsonOut = None,
 ) -> None:
     """Simulate a classifier of digits by features and sparse connectors alone."""
-    settings = _settings(ctx, config, out=out, images=images, seed=seed, device=device)
+    what = _config(ctx, MnistConfig, config)
     from pipeline.terminal.mnist import run_mnist
 
     screen = _screen(json)
-    screen.emit(run_mnist(from_json(MnistConfig, settings), screen=screen))
+    screen.emit(run_mnist(what, screen=screen))
 
 
 @app.command()
@@ -544,8 +526,11 @@ def _given(ctx: typer.Context) -> frozenset[str]:
     return frozenset(typed | ({"sites"} if "site" in typed else set()))
 
 
-def _settings(ctx: typer.Context, file: Path | None, **options: object) -> dict[str, Any]:
-    return merged(file, options, given=_given(ctx))
+def _config(ctx: typer.Context, made: type[C], file: Path | None, **others: object) -> C:
+    """What the options say that are named as its fields are, and these others, over the file."""
+    own = {field.name for field in fields(cast("Any", made))}
+    options = {name: value for name, value in ctx.params.items() if name in own}
+    return from_json(made, merged(file, options | others, given=_given(ctx)))
 
 
 # --- results and errors ----------------------------------------------------------------------
