@@ -42,7 +42,7 @@ LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 HOMES = {
     "zarr": ("actstore/",),
     "numcodecs": ("actstore/",),
-    "transformers": ("pipeline/lm/model.py",),
+    "transformers": ("pipeline/lm/model.py", "pipeline/lm/chat.py"),
     "matplotlib": (
         "pipeline/plots/",
         "pipeline/report/experiment.py",

@@ -167,8 +167,8 @@ class FinetuneConfig:
     train: Trained = "both"
     """Which of scales and biases are learned."""
     loss_on: LossOn = "all"
-    """Tokens whose prediction counts: all, or those of the answers, of a text of questions, one a
-    row."""
+    """Tokens whose prediction counts: all, or those of the answers, of a text of questions or
+    conversations, one a row."""
     keep_error: bool = False
     """Put back what the SAE does not explain, so that at the start the model is untouched."""
     lr: float = 1e-3

@@ -1,6 +1,7 @@
 """What a fine-tuning works in: the model, the site, and rows of text."""
 
 from dataclasses import dataclass
+from functools import cache, partial
 
 from pipeline.config.stages import FinetuneConfig
 from pipeline.device import pick_device, pick_dtype
@@ -8,6 +9,7 @@ from pipeline.errors import ConfigError, TextError
 from pipeline.finetune.measure import Edits, Measured, measure
 from pipeline.finetune.sources import model_of
 from pipeline.finetune.task import Rows, Task, load_task
+from pipeline.lm.chat import load_chat_template
 from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
@@ -60,7 +62,8 @@ def open_setting(config: FinetuneConfig, run: SAERun) -> Setting:
     lm = load_model(name, revision=revision, device=device, dtype=dtype)
     lm.require_fits(site, d_in=source.d_in, ctx_len=config.ctx_len, run=config.run)
     tokenizer = load_tokenizer(name, revision=revision, special_tokens=source.special_tokens)
-    task = load_task(config, tokenizer)
+    chat = cache(partial(load_chat_template, name, revision=revision))
+    task = load_task(config, tokenizer, chat=chat)
     general, words, notes = _general(config, run, tokenizer)
     return Setting(
         config=config, lm=lm, tokenizer=tokenizer, site=site, task=task, general=general,

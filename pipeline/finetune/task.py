@@ -1,10 +1,10 @@
 """What a fine-tuning learns from and is measured on: rows of tokens, and which predictions count.
 
-Contexts of a running text, in which every prediction counts; or questions, one a row, in which
-those of the answer do.
+Contexts of a running text, in which every prediction counts; or questions or conversations, one
+a row, in which those of the answers do.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from pipeline.config.stages import FinetuneConfig
 from pipeline.errors import TextError
+from pipeline.lm.chat import ChatTemplate
 from pipeline.lm.tokenizer import Tokenizer
+from pipeline.text.columns import Conversation
 from pipeline.text.heldout import split_contexts
 from pipeline.text.open import heldout_of
-from pipeline.text.questions import Question, questions
+from pipeline.text.questions import Question, Spelled, questions
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,15 +95,26 @@ class Task:
         return replace(self, choosing=choosing, heldout=heldout)
 
 
-def load_task(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
+def load_task(
+    config: FinetuneConfig,
+    tokenizer: Tokenizer,
+    *,
+    chat: Callable[[], ChatTemplate] | None = None,
+) -> Task:
     """The task of a fine-tuning.
 
+    Args:
+        config: Which text, how much of it, and what of it counts.
+        tokenizer: Of the model.
+        chat: Gives the model's chat template, which conversations need; without, none are taken.
+
     Raises:
+        ModelError: the text holds conversations, and the model has no chat template.
         TextError: the text cannot be read, holds too little for one row on each side, or has no
             questions where the loss is to be that of their answers.
     """
     if config.loss_on == "completion":
-        train, heldout, asked, notes = _of_answers(config, tokenizer)
+        train, heldout, asked, notes = _of_answers(config, tokenizer, chat)
     else:
         train, heldout, asked, notes = _of_text(config, tokenizer)
     task = Task(train=train, choosing=heldout, heldout=heldout, asked=asked, notes=tuple(notes))
@@ -134,16 +147,28 @@ def _of_text(config: FinetuneConfig, tokenizer: Tokenizer) -> Found:
     return train, heldout, asked, notes
 
 
-def _of_answers(config: FinetuneConfig, tokenizer: Tokenizer) -> Found:
-    """Questions, one a row."""
+def _of_answers(
+    config: FinetuneConfig, tokenizer: Tokenizer, chat: Callable[[], ChatTemplate] | None
+) -> Found:
+    """Questions or conversations, one a row."""
+
+    def spelled(messages: Conversation) -> Spelled:
+        assert chat is not None
+        return chat().spelled(messages)
+
+    def rows(source: str, n: int) -> tuple[Rows, int]:
+        takes = None if chat is None else spelled
+        found = questions(source, column=config.text_column, chat=takes)
+        return _rows_of(found, tokenizer, n=n, ctx_len=config.ctx_len)
+
     n_train = config.steps_per_epoch * config.batch_size
     n_heldout = max(config.heldout_contexts, config.heldout_questions)
     apart = heldout_of(config.text)
     n = n_train if apart else n_train + n_heldout
-    both, n_long = _rows_of(questions(config.text), tokenizer, n=n, ctx_len=config.ctx_len)
+    both, n_long = rows(config.text, n)
     if apart:
         train = both
-        heldout, n_more = _rows_of(questions(apart), tokenizer, n=n_heldout, ctx_len=config.ctx_len)
+        heldout, n_more = rows(apart, n_heldout)
         n_long += n_more
     else:
         n_apart = n_heldout if len(both) == n else min(n_heldout, -(-len(both) // _SHARE))
@@ -155,12 +180,12 @@ def _of_answers(config: FinetuneConfig, tokenizer: Tokenizer) -> Found:
             "tokens: at least two are needed, one of them to measure on"
         )
     notes = [
-        f"{wanted} questions were asked for to {purpose}; {config.text} gives {len(rows)}"
-        for rows, wanted, purpose in (
+        f"{wanted} questions were asked for to {purpose}; {config.text} gives {len(some)}"
+        for some, wanted, purpose in (
             (train, n_train, "learn from"),
             (heldout, n_heldout, "measure on"),
         )
-        if len(rows) < wanted
+        if len(some) < wanted
     ]
     measured = heldout.part(slice(0, config.heldout_contexts))
     return train, measured, heldout.part(slice(0, config.heldout_questions)), [
@@ -181,18 +206,25 @@ def _too_long(n: int, config: FinetuneConfig) -> list[str]:
 def _rows_of(
     asked: Iterator[Question], tokenizer: Tokenizer, *, n: int, ctx_len: int
 ) -> tuple[Rows, int]:
-    """The first `n` questions that fit into a context, and how many did not."""
-    found, n_long = list[tuple[list[int], int]](), 0
+    """The first `n` questions that fit into a context, and how many did not.
+
+    A conversation fits if one of its answers begins in the context, at whose end it is cut.
+    """
+    found, n_long = list[tuple[list[int], list[bool]]](), 0
     while len(found) < n and (some := list(islice(asked, n - len(found)))):
-        for ids, n_answer in tokenizer.encode_answers(some):
-            if len(ids) <= ctx_len and 0 < n_answer < len(ids):
-                found.append((ids, n_answer))
+        texts, answers, (parse, *_) = zip(*some, strict=True)
+        encoded = tokenizer.encode_answers(texts, answers, parse=parse)
+        for (ids, its), question in zip(encoded, some, strict=True):
+            if question.templated:
+                ids, its = ids[:ctx_len], its[:ctx_len]
+            if len(ids) <= ctx_len and any(its[1:]) and not all(its):
+                found.append((ids, its))
             else:
                 n_long += 1
     length = max((len(ids) for ids, _ in found), default=2)
     tokens = torch.zeros(len(found), length, dtype=torch.int32)
     counted = torch.zeros(len(found), length - 1, dtype=torch.bool)
-    for row, (ids, n_answer) in enumerate(found):
+    for row, (ids, its) in enumerate(found):
         tokens[row, : len(ids)] = torch.tensor(ids)
-        counted[row, len(ids) - 1 - n_answer : len(ids) - 1] = True
+        counted[row, : len(ids) - 1] = torch.tensor(its[1:])
     return Rows(tokens=tokens, counted=counted), n_long

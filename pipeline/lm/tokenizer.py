@@ -14,6 +14,9 @@ from pipeline.config.stages import SpecialTokens
 from pipeline.errors import ModelError
 from pipeline.lm.hub import ModelFiles, read_object
 
+Spans = Sequence[tuple[int, int]]
+"""From and to, in characters."""
+
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
@@ -66,16 +69,36 @@ class Tokenizer:
             return ids
         return [d if d[-1:] == [self.eos_id] else [*d, self.eos_id] for d in ids]
 
-    def encode_answers(self, asked: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
-        """Token ids of each prompt with its answer, and how many at their end are the answer's.
+    def encode_answers(
+        self, texts: Sequence[str], answers: Sequence[Spans], *, parse: bool = False
+    ) -> list[tuple[list[int], list[bool]]]:
+        """Token ids of each text, and which of them are the answers'.
 
-        No end of text is added; a token that holds the end of the prompt, too, is the answer's.
+        No end of text is added. A token is an answer's if any of its characters are: one that
+        holds the end of a prompt, too, is.
+
+        Args:
+            texts: Prompts with what follows them.
+            answers: Where in each the answers are: from and to, in characters.
+            parse: Whether special tokens that the texts spell are tokens, whatever those of
+                documents are; they are where a chat template put them there.
         """
-        encoded = self._fast.encode_batch([prompt + answer for prompt, answer in asked])
-        return [
-            (self._once(one.ids), sum(end > len(prompt) for _, end in one.offsets))
-            for (prompt, _), one in zip(asked, encoded, strict=True)
-        ]
+        encoded = (self._parsing if parse else self._fast).encode_batch(list(texts))
+        found = list[tuple[list[int], list[bool]]]()
+        for one, spans in zip(encoded, answers, strict=True):
+            ids = self._once(one.ids)
+            its = [any(start < b and a < end for start, end in spans) for a, b in one.offsets]
+            found.append((ids, its[len(its) - len(ids) :]))
+        return found
+
+    @cached_property
+    def _parsing(self) -> FastTokenizer:
+        """The same tokenizer, to which spelled special tokens are tokens."""
+        if self._parses:
+            return self._fast
+        parsing = FastTokenizer.from_str(self._fast.to_str())
+        parsing.encode_special_tokens = False
+        return parsing
 
     def _once(self, document: list[int]) -> list[int]:
         """Its separator at the front once, also where the text spells it."""

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -20,18 +20,11 @@ import pyarrow.parquet as parquet
 
 from pipeline.errors import TextError
 from pipeline.fingerprints import FIRST, NOW, ends_of, parts_of_text, scheme_of
+from pipeline.text.columns import Column, text_columns, text_of
 from pipeline.text.source import TextSource
 
 PIECE_CHARACTERS = 1 << 20
 """About where a long text file is cut."""
-QUESTIONS = (
-    ("context", "completion"),  # EleutherAI/arithmetic
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("question", "answer"),
-)
-"""Pairs of columns with what is given and what is to follow: read as one text."""
-
 _ABOUT_THE_DATA = {"README", "SOURCE", "LICENSE", "LICENCE", "NOTICE"}
 
 
@@ -39,7 +32,7 @@ _ABOUT_THE_DATA = {"README", "SOURCE", "LICENSE", "LICENCE", "NOTICE"}
 class FileText(TextSource):
     """The documents of one file, or of a folder's files in the order of their names."""
 
-    def __init__(self, path: Path, *, name: str, column: str) -> None:
+    def __init__(self, path: Path, *, name: str, column: Column) -> None:
         self.name = name
         self._root = path
         self._column = column
@@ -123,62 +116,11 @@ def _explained(path: Path) -> Generator[None]:
         raise TextError(f"{path} cannot be read, it may be damaged: {reason}") from error
 
 
-class NoSuchColumnError(TextError):
-    """A table without the column that was asked for."""
-
-    def __init__(self, told: str, *, columns: Sequence[str]) -> None:
-        super().__init__(told)
-        self.columns = columns
-
-
-def text_columns(columns: Iterable[str], column: str, *, where: str) -> tuple[str, ...]:
-    """Of `columns`, those whose texts, one after the other, are the document."""
-    there = tuple(columns)
-    if column in there:
-        return (column,)
-    for pair in QUESTIONS if column == "text" else ():
-        if set(pair) <= set(there):
-            return pair
-    listed = ", ".join(repr(name) for name in there) or "none"
-    raise NoSuchColumnError(
-        f"{where} has no column {column!r}; its columns are {listed}: "
-        "name the one with text, as --text-column NAME",
-        columns=there,
-    )
-
-
-def text_of(record: object, column: str, *, where: str) -> str:
-    """The document of a record, or of a plain string; empty where the record says null."""
-    if isinstance(record, str):
-        return _encodable(record, where=where)
-    if not isinstance(record, Mapping):
-        kind = type(record).__name__
-        raise TextError(f"{where} is neither a record nor a string but a {kind}")
-    fields = cast("Mapping[str, object]", record)
-    values = [fields[name] for name in text_columns(fields, column, where=where)]
-    for value in values:
-        if value is not None and not isinstance(value, str):
-            raise TextError(f"{where} holds a {type(value).__name__} where text is expected")
-    return _encodable("".join(value for value in values if isinstance(value, str)), where=where)
-
-
-def _encodable(text: str, *, where: str) -> str:
-    """A text, unless it holds half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise TextError(
-            f"{where} holds {ascii(text[error.start])[1:-1]}, which is no character: mend or "
-            "remove it"
-        ) from error
-    return text
-
-
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """How a kind of file is read. Whatever OSError and the like say becomes one line."""
 
-    read: Callable[[Path, str, int], Iterator[str]]
+    read: Callable[[Path, Column, int], Iterator[str]]
     """Path, column with the text, and number of the first document -> documents."""
     count: Callable[[Path], int]
     """How many documents a file holds; it need not parse them."""
@@ -199,7 +141,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def _read_lines(path: Path, column: str, start: int) -> Iterator[str]:
+def _read_lines(path: Path, column: Column, start: int) -> Iterator[str]:
     for number, line in islice(_lines(path), start, None):
         where = f"{path} line {number}"
         yield text_of(_parsed(line, where=where), column, where=where)
@@ -214,7 +156,7 @@ def _listed(path: Path) -> list[object]:
     return cast("list[object]", content)
 
 
-def _read_list(path: Path, column: str, start: int) -> Iterator[str]:
+def _read_list(path: Path, column: Column, start: int) -> Iterator[str]:
     for number, record in enumerate(_listed(path)[start:], start=start + 1):
         yield text_of(record, column, where=f"{path} record {number}")
 
@@ -228,7 +170,7 @@ def _parsed(content: bytes, *, where: str) -> object:
         raise TextError(f"{where} is not valid JSON: {error}") from error
 
 
-def _read_parquet(path: Path, column: str, start: int) -> Iterator[str]:
+def _read_parquet(path: Path, column: Column, start: int) -> Iterator[str]:
     """Row group by row group; those before `start` are not read."""
     with parquet.ParquetFile(path) as file:
         columns = text_columns(file.schema_arrow.names, column, where=str(path))

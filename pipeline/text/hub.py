@@ -15,7 +15,8 @@ from typing import Any, final
 from pipeline.errors import PipelineError, TextError
 from pipeline.fingerprints import NOW, scheme_of
 from pipeline.lm.hub import explained
-from pipeline.text.files import files_fingerprint, text_columns, text_of
+from pipeline.text.columns import Column, text_columns, text_of
+from pipeline.text.files import files_fingerprint
 from pipeline.text.source import TextSource
 
 _TIMEOUT = 10.0  # seconds until the hub counts as unreachable
@@ -26,7 +27,7 @@ _CONVERTED = "refs/convert/parquet"
 class HubText(TextSource):
     """One split of a dataset of the hub, at the commit that its main branch has now."""
 
-    def __init__(self, dataset: str, *, config: str | None, split: str, column: str) -> None:
+    def __init__(self, dataset: str, *, config: str | None, split: str, column: Column) -> None:
         self.name = f"{dataset}{f':{config}' if config else ''}@{split}"
         self._id = dataset
         self._config = config
@@ -111,7 +112,7 @@ def dataset_explained(dataset: str, *, name: str, raises: type[PipelineError]) -
 class SavedText(TextSource):
     """A dataset in a folder, as `save_to_disk` leaves it."""
 
-    def __init__(self, path: Path, *, name: str, split: str | None, column: str) -> None:
+    def __init__(self, path: Path, *, name: str, split: str | None, column: Column) -> None:
         self.name = name
         self._path = path
         self._split = split

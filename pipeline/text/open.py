@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.errors import TextError
 from pipeline.text.builtin import Arithmetic, BuiltinText, Part
+from pipeline.text.columns import Column
 from pipeline.text.files import FileText, looks_like_a_file
 from pipeline.text.hub import HubText, SavedText, is_saved
 from pipeline.text.source import TextSource
@@ -26,17 +27,19 @@ _HUB_ID = re.compile(
 )
 
 
-def open_text(source: str, *, column: str = "text", seed: int = 0) -> TextSource:
+def open_text(source: str, *, column: str | Column = "text", seed: int = 0) -> TextSource:
     """The text source of this name.
 
     Args:
         source: As in the list above.
-        column: The one with the text, where documents are records.
+        column: The one with the text, where documents are records; as a `Column` it may say how
+            conversations are spelled.
         seed: Of the order of the embedded sources; others keep their own order.
 
     Raises:
         TextError: no source has this name, it cannot be reached, or holds no text.
     """
+    of = Column(column) if isinstance(column, str) else column
     name, at, part = source.partition("@")
     if name.partition(":")[0] == "builtin":
         if name not in EMBEDDED or (at and part != "heldout"):
@@ -46,23 +49,21 @@ def open_text(source: str, *, column: str = "text", seed: int = 0) -> TextSource
             )
         half: Part = "heldout" if at else "train"
         if name == "builtin:arithmetic":
-            return Arithmetic(half, column=column, seed=seed)
+            return Arithmetic(half, column=of.name, seed=seed)
         return BuiltinText(half, seed=seed)
     path, split = _path_and_split(source)
     if path.exists():
         if is_saved(path):
-            return SavedText(path, name=source, split=split, column=column)
+            return SavedText(path, name=source, split=split, column=of)
         if split is None:
-            return FileText(path, name=source, column=column)
+            return FileText(path, name=source, column=of)
     named = _HUB_ID.fullmatch(source)
     if named is None or path.exists() or looks_like_a_file(path):
         raise TextError(
             f"there is no text {source!r}: --text takes {', '.join(EMBEDDED)}, the path of a "
             "file or folder, or a hub dataset as org/name[:config][@split]"
         )
-    return HubText(
-        named["id"], config=named["config"], split=named["split"] or "train", column=column
-    )
+    return HubText(named["id"], config=named["config"], split=named["split"] or "train", column=of)
 
 
 def heldout_of(source: str) -> str | None:

@@ -4,13 +4,14 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.config.stages import EvalConfig
-from pipeline.errors import ConfigError, TextError
+from pipeline.errors import ConfigError, ModelError, TextError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.finetune import learn
 from pipeline.finetune.finetune import finetune
@@ -18,11 +19,12 @@ from pipeline.finetune.learn import Learner
 from pipeline.finetune.measure import exact_match, mean_cross_entropy
 from pipeline.finetune.run import FinetunedRun
 from pipeline.finetune.task import Rows, load_task
+from pipeline.lm.chat import load_chat_template
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import in_float, splice
 from pipeline.sae.sae import TunedSAE
 from tests.helpers.refusals import refused
-from tests.helpers.tiny import CTX_LEN, make_sae
+from tests.helpers.tiny import CTX_LEN, EOS, make_sae
 
 SITE = Site.parse("mlp_out.1")
 
@@ -201,6 +203,57 @@ def test_too_few_questions_to_learn_and_measure_are_refused(config, tmp_path, n)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     with refused(TextError, f"holds {n} questions with answers .*: at least two are needed"):
         finetune(config(text=str(path), loss_on="completion", general_text=None))
+
+
+@pytest.fixture
+def talking(tmp_path, tiny_model):
+    """A model that was made to chat."""
+    folder = shutil.copytree(tiny_model, tmp_path / "talking")
+    template = (
+        "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{% endif %}"
+    )
+    told = {"eos_token": EOS, "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    return str(folder)
+
+
+@pytest.fixture
+def talks(tmp_path):
+    """A file of conversations; the second answer of every third is cut at the context's end."""
+    records = [
+        {"messages": [
+            {"role": "user", "content": "abc"}, {"role": "assistant", "content": "de"},
+            {"role": "user", "content": "f" * (i % 3)}, {"role": "assistant", "content": "gh"},
+        ]}
+        for i in range(30)
+    ]  # fmt: skip
+    late = {"role": "user", "content": "a" * CTX_LEN}, {"role": "assistant", "content": "b"}
+    records.insert(0, {"messages": late})
+    path = tmp_path / "talks.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def test_of_conversations_the_assistants_tokens_count(config, talks, talking, tokenizer):
+    made = config(text=talks, model=talking, loss_on="completion", general_text=None)
+    chat = partial(load_chat_template, talking)
+    task = load_task(made, tokenizer, chat=chat)
+    rows = task.train
+    said = [tokenizer.decode(t[1:][c].tolist()) for t, c in zip(rows.tokens, rows.counted)]  # noqa: B905
+    turns = f"de{EOS}gh{EOS}"
+    assert set(said) == {turns, turns.removesuffix(EOS)}
+    assert said[0] == turns
+    assert said[2] == turns.removesuffix(EOS)  # at which the context ends
+    assert task.notes[-1].startswith("1 questions were left out")
+    report = finetune(made)
+    assert report.ce_finetuned < report.ce_spliced
+    assert report.n_questions == len(task.asked)
+
+
+def test_conversations_need_a_model_that_was_made_to_chat(config, talks):
+    with refused(ModelError, "has no chat template, and the text holds conversations: take a mode"):
+        finetune(config(text=talks, loss_on="completion", general_text=None))
 
 
 def test_patience_needs_two_rows_to_measure_on(config):

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from pipeline.errors import TextError
-from pipeline.text.files import QUESTIONS
+from pipeline.text.columns import QUESTIONS
 from pipeline.text.open import open_text
 from pipeline.text.questions import questions
 
@@ -34,12 +34,19 @@ def file_of(tmp_path):
     return write
 
 
+def parted(question):
+    """A prompt, and its answer."""
+    ((start, end),) = question.answers
+    assert end == len(question.text)
+    return question.text[:start], question.text[start:]
+
+
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet", ".saved"])
 @pytest.mark.parametrize("columns", QUESTIONS, ids="-".join)
 def test_questions_of_every_pair_of_columns_and_kind_of_file(file_of, columns, kind):
     source = file_of(columns, kind)
-    assert list(questions(source)) == ASKED
-    assert list(questions(source, 2)) == ASKED[2:]
+    assert list(map(parted, questions(source))) == ASKED
+    assert list(map(parted, questions(source, 2))) == ASKED[2:]
     assert list(open_text(source).documents()) == ["".join(asked) for asked in ASKED]
 
 
@@ -47,15 +54,84 @@ def test_the_embedded_questions_are_the_documents_cut_before_the_answer():
     source = "builtin:arithmetic@heldout"
     documents = open_text(source).documents(7)
     asked = list(islice(questions(source, 7), 100))
-    assert ["".join(q) for q in asked] == list(islice(documents, 100))
-    assert all(q.prompt.endswith("?\nAnswer:") and int(q.answer) is not None for q in asked)
+    assert [q.text for q in asked] == list(islice(documents, 100))
+    for prompt, answer in map(parted, asked):
+        assert prompt.endswith("?\nAnswer:")
+        assert int(answer) is not None
 
 
 def test_what_has_no_answer_is_left_out(tmp_path):
     lines = [{"prompt": "a", "completion": " "}, {"prompt": "b", "completion": "c"}]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert list(questions(str(path))) == [("b", "c")]
+    assert list(map(parted, questions(str(path)))) == [("b", "c")]
+
+
+TALKS = [
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "mood": "fine"}],
+    [{"role": "user", "content": "c"}],
+    [{"role": "user", "content": "d"}, {"role": "assistant", "content": " "}],
+]
+
+
+def spelled(conversation):
+    """Each message in brackets; the assistant's are answers."""
+    text, spans = "", []
+    for message in conversation:
+        start = len(text)
+        text += f"[{message['content']}]"
+        if message["role"] == "assistant":
+            spans.append((start + 1, len(text) - 1))
+    return text, spans
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet", ".saved"])
+@pytest.mark.parametrize("spelling", ["messages", "conversations", "talk"])
+def test_conversations_are_spelled_and_those_without_an_answer_left_out(tmp_path, kind, spelling):
+    shared = {"conversations": ("from", "value", {"user": "human", "assistant": "gpt"})}
+    role, content, roles = shared.get(spelling, ("role", "content", {}))
+    records = [
+        {spelling: [{role: roles.get(m["role"], m["role"]), content: m["content"]} for m in talk]}
+        for talk in TALKS
+    ]
+    path = tmp_path / f"talks{kind}"
+    if kind == ".parquet":
+        Dataset.from_list(records).to_parquet(str(path))
+    elif kind == ".saved":
+        Dataset.from_list(records).save_to_disk(path)
+    else:
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        path.write_text(json.dumps(records) if kind == ".json" else lines)
+    found = list(questions(str(path), column="talk", chat=spelled))
+    assert found == [("[a][b]", ((4, 5),), True)]
+    with pytest.raises(TextError, match="holds no questions with answers"):
+        list(questions(str(path)))
+    with pytest.raises(TextError, match="holds a list where text is expected"):
+        list(open_text(str(path), column=spelling).documents())
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ('["a"]', "the form of a str"),
+        ('[{"role": "user"}]', "'role': str"),
+        ('[{"role": "user", "content": 1}]', "'role': str, 'content': int"),
+        ("[{}]", "nothing"),
+    ],
+    ids=["text", "silent", "number", "empty"],
+)
+def test_what_is_no_conversation_is_one_line(tmp_path, told, found):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"messages": {told}}}\n')
+    with pytest.raises(TextError, match=f"line 1 holds a list .* this one has {found}$"):
+        list(questions(str(path), chat=spelled))
+
+
+def test_questions_in_messages_are_not_taken_for_text(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": TALKS[0], "completion": TALKS[1]}) + "\n")
+    with pytest.raises(TextError, match="line 1 holds a list where text is expected"):
+        list(questions(str(path), chat=spelled))
 
 
 @pytest.mark.parametrize(

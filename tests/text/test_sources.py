@@ -91,7 +91,7 @@ def test_a_format_is_one_entry(tmp_path, monkeypatch):
     """One word a document; found in a folder, skipped by its count, and its faults one line."""
 
     def read(path, column, start):
-        assert column == "text"
+        assert column.name == "text"
         yield from path.read_text().split()[start:]
 
     words = Format(read=read, count=lambda path: len(path.read_text().split()))

@@ -1,0 +1,102 @@
+"""Conversations as a model reads them: spelled by the chat template that comes with it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import ModelError, TextError
+from pipeline.lm.hub import ModelFiles, read_object
+from pipeline.lm.tokenizer import Spans
+
+_MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTemplate:
+    """What makes a text of messages, each with a `role` and a `content`.
+
+    A template is Jinja of whoever published the model: it runs in a sandbox that reaches nothing
+    beside what it is given (transformers' own).
+    """
+
+    model: str
+    source: str
+    """In Jinja."""
+    named: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Special tokens by the names that templates know, as `eos_token`."""
+
+    def spelled(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, Spans]:
+        """The text of a conversation, and where in it the assistant speaks.
+
+        Those are the spans that the template marks as `{% generation %}`. Of a template without
+        such marks they are what each of the assistant's messages adds to the text before it and
+        the prompt for an answer.
+
+        Raises:
+            TextError: the template does not take these messages, or spells what came before an
+                answer in another way afterwards.
+        """
+        if _MARKS_ANSWERS.search(self.source):
+            (text,), (spans,) = self._render(messages, return_assistant_tokens_mask=True)
+            return text, spans
+        text, spans = self._text(messages), list[tuple[int, int]]()
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            asked = self._text(messages[:i], add_generation_prompt=True)
+            answered = self._text(messages[: i + 1])
+            if not (answered.startswith(asked) and text.startswith(answered)):
+                raise TextError(
+                    f"the chat template of {self.model} has no generation marks, and spells a "
+                    f"conversation of {len(messages)} messages otherwise than its beginning: its "
+                    "answers cannot be told apart; give conversations of a single answer"
+                )
+            spans.append((len(asked), len(answered)))
+        return text, spans
+
+    def _text(self, messages: Sequence[Mapping[str, Any]], **options: bool) -> str:
+        if not messages and not options:
+            return ""
+        return self._render(messages, **options)[0][0]
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], **options: bool) -> Any:  # noqa: ANN401 texts and spans
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        conversation = [dict(message) for message in messages]
+        given: dict[str, Any] = {**self.named, **options}
+        try:
+            return render_jinja_template([conversation], chat_template=self.source, **given)
+        except (TemplateError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise TextError(
+                f"the chat template of {self.model} does not take a conversation of "
+                f"{', '.join(message['role'] for message in messages) or 'no messages'}: {reason}"
+            ) from error
+
+
+def load_chat_template(name: str, *, revision: str = "main") -> ChatTemplate:
+    """The chat template of a model.
+
+    Raises:
+        ModelError: it has none.
+    """
+    files = ModelFiles(name, revision)
+    path = files.find("tokenizer_config.json")
+    config = {} if path is None else read_object(path)
+    own = files.find("chat_template.jinja")
+    source = config.get("chat_template") if own is None else own.read_text(encoding="utf-8")
+    if isinstance(source, list):  # several, by name
+        source = {one["name"]: one["template"] for one in source}.get("default")
+    if not isinstance(source, str):
+        raise ModelError(
+            f"{name} has no chat template, and the text holds conversations: take a model that "
+            "was made to chat, or a text with questions and answers"
+        )
+    named = {
+        key: value["content"] if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key.endswith("_token") and isinstance(value, str | dict)
+    }
+    return ChatTemplate(model=name, source=source, named=named)

@@ -1,0 +1,118 @@
+"""Where a record has its text: a column, two that make one, or a conversation.
+
+A conversation is a list of messages, in either of the field's spellings:
+
+    [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pipeline.errors import TextError
+
+QUESTIONS = (
+    ("context", "completion"),  # EleutherAI/arithmetic
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("question", "answer"),
+)
+"""Pairs of columns with what is given and what is to follow: read as one text."""
+
+CONVERSATIONS = ("messages", "conversations", "conversation")
+"""Columns that hold conversations."""
+
+_ROLES = {"human": "user", "gpt": "assistant"}
+
+Conversation = Sequence[Mapping[str, Any]]
+"""Messages with a `role` and a `content`, and maybe more that a template knows."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What of a record is its text."""
+
+    name: str = "text"
+    spell: Callable[[Conversation], str] | None = None
+    """Makes a text of a conversation; None where there is to be none."""
+
+
+class NoSuchColumnError(TextError):
+    """A table without the column that was asked for."""
+
+    def __init__(self, told: str, *, columns: Sequence[str]) -> None:
+        super().__init__(told)
+        self.columns = columns
+
+
+def text_columns(columns: Iterable[str], column: Column, *, where: str) -> tuple[str, ...]:
+    """Of `columns`, those whose texts, one after the other, are the document."""
+    there = tuple(columns)
+    if column.name in there:
+        return (column.name,)
+    for pair in QUESTIONS if column.name == "text" else ():
+        if set(pair) <= set(there):
+            return pair
+    listed = ", ".join(repr(name) for name in there) or "none"
+    raise NoSuchColumnError(
+        f"{where} has no column {column.name!r}; its columns are {listed}: "
+        "name the one with text, as --text-column NAME",
+        columns=there,
+    )
+
+
+def text_of(record: object, column: Column, *, where: str) -> str:
+    """The document of a record, or of a plain string; empty where the record says null."""
+    if isinstance(record, str):
+        return _encodable(record, where=where)
+    if not isinstance(record, Mapping):
+        kind = type(record).__name__
+        raise TextError(f"{where} is neither a record nor a string but a {kind}")
+    fields = cast("Mapping[str, object]", record)
+    values = [fields[name] for name in text_columns(fields, column, where=where)]
+    return _encodable("".join(_text(value, column, where=where) for value in values), where=where)
+
+
+def _text(value: object, column: Column, *, where: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list) and column.spell is not None:
+        return column.spell(_conversation(cast("list[object]", value), where=where))
+    if not isinstance(value, str):
+        raise TextError(f"{where} holds a {type(value).__name__} where text is expected")
+    return value
+
+
+def _conversation(value: list[object], *, where: str) -> Conversation:
+    """The messages, sure to have a role and a text each."""
+    messages = list[Mapping[str, Any]]()
+    for message in value:
+        told = cast("Mapping[str, Any]", message) if isinstance(message, Mapping) else {}
+        role, content = told.get("role", told.get("from")), told.get("content", told.get("value"))
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise TextError(
+                f"{where} holds a list that is no conversation: a message has a role and a "
+                f"content, both text, and this one has {_described(message)}"
+            )
+        messages.append({**told, "role": _ROLES.get(role, role), "content": content})
+    return messages
+
+
+def _described(message: object) -> str:
+    if not isinstance(message, Mapping):
+        return f"the form of a {type(message).__name__}"
+    told = cast("Mapping[str, object]", message)
+    return ", ".join(f"{key!r}: {type(value).__name__}" for key, value in told.items()) or "nothing"
+
+
+def _encodable(text: str, *, where: str) -> str:
+    """A text, unless it holds half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TextError(
+            f"{where} holds {ascii(text[error.start])[1:-1]}, which is no character: mend or "
+            "remove it"
+        ) from error
+    return text

@@ -1,0 +1,103 @@
+"""Conversations are spelled as transformers spells them, and the assistant's tokens are known."""
+
+import json
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.errors import ModelError, TextError
+from pipeline.lm.chat import ChatTemplate, load_chat_template
+from pipeline.lm.tokenizer import load_tokenizer
+from tests.helpers.tiny import EOS, make_tokenizer
+
+TURN = "{{ m['role'][0] }}:{{ m['content'] }}{{ eos_token }}"
+PLAIN = (
+    "{{ bos_token }}{% for m in messages %}" + TURN + "{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+MARKED = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}a:"
+    "{% generation %}{{ m['content'] }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}" + TURN + "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+NAMED = {"bos_token": "", "eos_token": EOS}
+TALK = [
+    {"role": "system", "content": "sum"},
+    {"role": "user", "content": "1+1"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "2+2 "},
+    {"role": "assistant", "content": "it is 4"},
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where a model's tokenizer is; gives what its configuration says of a template a home."""
+    make_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"vocab_size": 260}')
+
+    def write(**config):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(NAMED | config))
+        return str(tmp_path)
+
+    return write
+
+
+@pytest.mark.parametrize("source", [PLAIN, MARKED], ids=["plain", "marked"])
+def test_text_and_answers_are_those_of_transformers(folder, source):
+    name = folder(chat_template=source)
+    theirs = PreTrainedTokenizerFast(tokenizer_file=f"{name}/tokenizer.json", eos_token=EOS)
+    encoded = theirs.apply_chat_template(
+        TALK, chat_template=MARKED, tokenize=True, return_dict=True,
+        return_assistant_tokens_mask=True, bos_token="",
+    )  # fmt: skip
+    text, spans = load_chat_template(name).spelled(TALK)
+    assert text == theirs.apply_chat_template(
+        TALK, chat_template=source, tokenize=False, bos_token=""
+    )
+    assert [text[slice(*span)] for span in spans] == [f"2{EOS}", f"it is 4{EOS}"]
+    ((ids, its),) = load_tokenizer(name).encode_answers([text], [spans], parse=True)
+    assert ids == encoded["input_ids"]
+    assert [int(one) for one in its] == encoded["assistant_masks"]
+
+
+def test_special_tokens_are_characters_unless_a_template_put_them_there(folder):
+    tokenizer = load_tokenizer(folder())
+    mark = make_tokenizer().token_to_id(EOS)
+    for parse, n in ((False, 0), (True, 1), (False, 0)):
+        ((ids, _),) = tokenizer.encode_answers([f"a{EOS}b"], [[(0, 1)]], parse=parse)
+        assert ids.count(mark) == n
+
+
+@pytest.mark.parametrize("where", ["one", "several", "file"])
+def test_a_template_is_found_wherever_models_keep_it(folder, tmp_path, where):
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": PLAIN}]
+    name = folder(
+        **{"one": {"chat_template": PLAIN}, "several": {"chat_template": named}}.get(where, {})
+    )
+    if where == "file":
+        (tmp_path / "chat_template.jinja").write_text(PLAIN)
+    assert load_chat_template(name) == ChatTemplate(model=name, source=PLAIN, named=NAMED)
+
+
+@pytest.mark.parametrize("config", [{}, {"chat_template": [{"name": "rag", "template": "x"}]}])
+def test_a_model_without_a_template_is_one_line(folder, config):
+    with pytest.raises(ModelError, match="has no chat template, and the text holds conversations"):
+        load_chat_template(folder(**config))
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("{{ raise_exception('roles take turns') }}", "user, assistant.*: roles take turns"),
+        ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        ("{% for m in messages %}", "Unexpected end of template"),
+        (PLAIN + "{{ messages | length }}", "its answers cannot be told apart"),
+    ],
+    ids=["refuses", "reaches out", "broken", "rewrites"],
+)  # fmt: skip
+def test_what_a_template_cannot_spell_is_one_line(source, told):
+    with pytest.raises(TextError, match=f"the chat template of a/b .*{told}") as error:
+        ChatTemplate(model="a/b", source=source, named=NAMED).spelled(TALK)
+    assert "\n" not in str(error.value)
