@@ -222,21 +222,23 @@ def talking(tmp_path, tiny_model):
 def talks(tmp_path):
     """A file of conversations; the second answer of every third is cut at the context's end."""
     records = [
-        {"messages": [
+        {"talk": [
             {"role": "user", "content": "abc"}, {"role": "assistant", "content": "de"},
             {"role": "user", "content": "f" * (i % 3)}, {"role": "assistant", "content": "gh"},
         ]}
         for i in range(30)
     ]  # fmt: skip
     late = {"role": "user", "content": "a" * CTX_LEN}, {"role": "assistant", "content": "b"}
-    records.insert(0, {"messages": late})
+    records.insert(0, {"talk": late})
     path = tmp_path / "talks.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
 
 
 def test_of_conversations_the_assistants_tokens_count(config, talks, talking, tokenizer):
-    made = config(text=talks, model=talking, loss_on="completion", general_text=None)
+    made = config(
+        text=talks, text_column="talk", model=talking, loss_on="completion", general_text=None
+    )
     chat = partial(load_chat_template, talking)
     task = load_task(made, tokenizer, chat=chat)
     rows = task.train
@@ -253,7 +255,7 @@ def test_of_conversations_the_assistants_tokens_count(config, talks, talking, to
 
 def test_conversations_need_a_model_that_was_made_to_chat(config, talks):
     with refused(ModelError, "has no chat template, and the text holds conversations: take a mode"):
-        finetune(config(text=talks, loss_on="completion", general_text=None))
+        finetune(config(text=talks, text_column="talk", loss_on="completion"))
 
 
 def test_patience_needs_two_rows_to_measure_on(config):

@@ -42,3 +42,13 @@ def test_a_separator_that_is_literal_is_so_many_characters(opens):
     assert ids[0 if opens else -1] == mark
     assert len(ids) == 2 * len(EOS) + 3
     assert tokenizer.parts(ids) == [ids]
+
+
+@pytest.mark.parametrize("special_tokens", ["literal", "parse"])
+def test_answers_are_where_they_are_also_behind_a_separator_that_is_spelled(special_tokens):
+    tokenizer, mark = made(special_tokens, opens=True)
+    text, start = f"{EOS}ab", len(EOS) + 1
+    ((ids, its),) = tokenizer.encode_answers([text], [[(start, start + 1)]], parse=True)
+    assert words(tokenizer, ids) == "|ab"
+    assert its == [False, False, True]
+    assert mark == ids[0]
