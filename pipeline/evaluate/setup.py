@@ -12,7 +12,7 @@ from pipeline.config.architectures import Penalised
 from pipeline.config.stages import Documents, EvalConfig, SpecialTokens
 from pipeline.config.training import TrainConfig
 from pipeline.device import pick_dtype, pick_precision
-from pipeline.errors import CheckpointError, ConfigError, ModelError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.finetune.fold import FOLDED, is_folded
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.lm.families import Site
@@ -21,6 +21,7 @@ from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.runs.advice import wanted_l0
 from pipeline.runs.default_text import DefaultTexts, EvalText
 from pipeline.runs.folder import Provenance
+from pipeline.runs.replaced import moving_told
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import Coder
 from pipeline.text.heldout import load_contexts
@@ -198,13 +199,8 @@ def load_eval_context(
 ) -> EvalContext:
     """The language model, sure to fit its subjects, and the text."""
     dtype = pick_dtype(config.precision, device)
-    try:
+    with moving_told(subjects[0].path, named=config.model):
         lm = load_model(setting.model, revision=setting.revision, device=device, dtype=dtype)
-    except ModelError as error:
-        if config.model is not None:
-            raise
-        own = f"it is the one that {subjects[0].path.name} was trained on; if it was moved"
-        raise ModelError(f"{error}: {own}, name it with --model") from error
     for subject in subjects:
         site = subject.site
         lm.require_fits(site, d_in=subject.coder.d_in, ctx_len=setting.ctx_len, run=subject.path)

@@ -1,6 +1,8 @@
-"""A model that was replaced since, under the name that a store or a run knows it by."""
+"""A model that was replaced or moved since, under the name that a store or a run knows it by."""
 
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from pipeline.errors import ModelError
 from pipeline.fingerprints import scheme_of
@@ -38,3 +40,21 @@ def replaced_note(harvested: Provenance, files: ModelFiles) -> tuple[str, ...]:
     if files.name != harvested.model or has_weights_of(files, harvested) is not False:
         return ()
     return (f"the weights of {files.name} have changed since its store was harvested",)
+
+
+@contextmanager
+def moving_told(run: Path, *, named: str | None) -> Generator[None]:
+    """Where a run's own model, not one that was `named`, cannot be used: say how to name it.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    try:
+        yield
+    except ModelError as error:
+        if named is not None:
+            raise
+        raise ModelError(
+            f"{error}: it is the one that {run.name} was trained on; if it was moved, name it "
+            "with --model"
+        ) from error

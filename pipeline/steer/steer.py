@@ -19,7 +19,7 @@ from pipeline.config.stages import SteerConfig
 from pipeline.config.strengths import Strength
 from pipeline.device import pick_device, pick_dtype, pick_precision, seeded
 from pipeline.disk import require_run_writable
-from pipeline.errors import ConfigError, DataError, ModelError
+from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.setup import LoadedSAE, load_sae
 from pipeline.features.files import FeatureSet, has_features
 from pipeline.lm.families import Site
@@ -27,7 +27,7 @@ from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, counter
 from pipeline.runs.kinds import says_kind
-from pipeline.runs.replaced import has_weights_of, replaced_note
+from pipeline.runs.replaced import has_weights_of, moving_told, replaced_note
 from pipeline.steer.prompts import prompts_of
 from pipeline.steer.reading import Written, continuation, effect, read
 from pipeline.steer.report import Edit, SteeredFeature, SteeredText, SteerReport, keep
@@ -206,15 +206,8 @@ def _model(
         )
     revision = (first.revision if name == first.model else "") or "main"
     dtype = pick_dtype(config.precision, device)
-    try:
+    with moving_told(first.path, named=config.model):
         lm = load_model(name, revision=revision, device=device, dtype=dtype)
-    except ModelError as error:
-        if config.model is not None:
-            raise
-        raise ModelError(
-            f"{error}: it is the one that {first.path.name} was trained on; if it was moved, name "
-            "it with --model"
-        ) from error
     for subject in subjects:
         lm.require_fits(subject.site, d_in=subject.coder.d_in, ctx_len=1, run=subject.path)
     read_as = first.provenance.special_tokens
