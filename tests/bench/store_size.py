@@ -1,9 +1,11 @@
 """What the store takes on disk and in memory, how well it mixes, how fast it opens.
 
-python tests/bench/store_size.py
+python tests/bench/store_size.py [PART ...]
 
 disk     bytes of a site's chunks / the order-0 entropy of its 16-bit values: what no coder that
          treats each value by itself can beat; on the embedded model's sites and on normal rows
+frontier the same by compressor, level and shuffle, with what it costs: MiB/s of encoding, and
+         decoding / memcpy of the same chunks, one thread, `ROUNDS` rounds in turn
 mixing   other rows of a row's own context in a batch of 4096, contexts of 256, against rows
          drawn at random from the whole store
 memory   peak of a process that reads an epoch, less that of one that only opened the store
@@ -11,12 +13,16 @@ opening  a store of 10,000 shards
 """
 
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import store_cells
@@ -27,9 +33,18 @@ from actstore.codec import encode, kept_bits, rounded
 from actstore.layout import Layout, row_permutation
 from actstore.manifest import StoreSpec
 from actstore.reader import ActStore
+from tests.bench.common import spread
 from tests.helpers.stores import as_numbers, column, multiplied, write_rows
 
 CODECS = ("lz4", "zstd", "bitround:4", "bitround:3")
+COMPRESSORS = (
+    ("lz4", 5, "bit"), ("lz4", 5, "byte"), ("lz4hc", 9, "bit"), ("lz4hc", 9, "byte"),
+    ("zstd", 1, "bit"), ("zstd", 5, "bit"), ("zstd", 9, "bit"), ("zstd", 1, "byte"),
+    ("zstd", 3, "byte"), ("zstd", 5, "byte"), ("zlib", 5, "byte"),
+)  # fmt: skip
+"""Of blosc: name, level, shuffle."""
+SITES = ("resid_pre.2", "resid_post.3", "mlp_out.2")
+ROUNDS = 5
 
 
 def entropy_bits(values: np.ndarray) -> float:
@@ -58,14 +73,19 @@ def print_disk(name: str, rows: np.ndarray, chunk: int) -> None:
     print(f"{name:14s} std {spread:6.3f}  entropy {bits:.2f} bits  " + "  ".join(told))
 
 
-def disk(folder: Path) -> None:
+def harvested(folder: Path, sites: tuple[str, ...]) -> ActStore:
+    """Of the embedded model, uncompressed."""
     from pipeline.config.stages import HarvestConfig
     from pipeline.harvest.harvest import harvest
 
-    sites = ("mlp_out.0", "mlp_out.1", "mlp_out.2", "mlp_out.3", "attn_out.2", "resid_pre.2")
     config = HarvestConfig(out=folder / "tiny.actstore", sites=sites, tokens=131_072, codec="raw")
     harvest(config)
-    store = ActStore.open(config.out)
+    return ActStore.open(config.out)
+
+
+def disk(folder: Path) -> None:
+    sites = ("mlp_out.0", "mlp_out.1", "mlp_out.2", "mlp_out.3", "attn_out.2", "resid_pre.2")
+    store = harvested(folder, sites)
     for site in sites:
         print_disk(site, column(store, site), store.spec.chunk_rows)
     rows = store_cells.activations(65_536, seed=0)
@@ -73,6 +93,40 @@ def disk(folder: Path) -> None:
     for scale in (0.25, 0.5, 1, 2, 4, 16):
         scaled = ((numbers * np.float32(scale)).view("u4") >> 16).astype("u2")
         print_disk(f"normal x {scale}", scaled, 1024)
+
+
+def frontier(folder: Path) -> None:
+    from numcodecs.blosc import BITSHUFFLE, SHUFFLE, Blosc
+
+    shuffles = {"bit": BITSHUFFLE, "byte": SHUFFLE}
+    coders = {
+        f"{name} {level} {shuffle}": Blosc(cname=name, clevel=level, shuffle=shuffles[shuffle])
+        for name, level, shuffle in COMPRESSORS
+    }
+    store = harvested(folder, SITES)
+    for site in SITES:
+        rows, n = column(store, site), store.spec.chunk_rows
+        chunks = [np.ascontiguousarray(rows[i : i + n]) for i in range(0, len(rows) - n + 1, n)]
+        bound, out = entropy_bits(rows) * rows.size / 8, np.empty_like(chunks[0])
+        parts = {name: [coder.encode(chunk) for chunk in chunks] for name, coder in coders.items()}
+        writes: dict[str, list[float]] = {name: [] for name in coders}
+        reads: dict[str, list[float]] = {name: [] for name in coders}
+        for _ in range(ROUNDS):
+            copying = _seconds(partial(np.copyto, out), chunks)
+            for name, coder in coders.items():
+                writes[name].append(rows.nbytes / 2**20 / _seconds(coder.encode, chunks))
+                reads[name].append(copying / _seconds(partial(coder.decode, out=out), parts[name]))
+        for name in coders:
+            size = sum(map(len, parts[name])) / bound
+            speed, share = statistics.median(writes[name]), spread(reads[name])
+            print(f"| {site} | {name} | {size:.3f} | {speed:,.0f} | {share} |")
+
+
+def _seconds(work: Callable[[Any], object], items: Sequence[Any]) -> float:
+    start = time.perf_counter()
+    for item in items:
+        work(item)
+    return time.perf_counter() - start
 
 
 def linked(folder: Path, *, n_shards: int, width: int, shard_rows: int | None) -> Path:
@@ -156,7 +210,8 @@ def opening(folder: Path) -> None:
 
 
 def main() -> None:
-    for part in (disk, mixing, memory, opening):
+    parts = {part.__name__: part for part in (disk, frontier, mixing, memory, opening)}
+    for part in map(parts.__getitem__, sys.argv[1:] or parts):
         with tempfile.TemporaryDirectory() as name:
             print(f"--- {part.__name__}")
             part(Path(name))
@@ -166,7 +221,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if len(sys.argv) == 3 and sys.argv[2] in ("0", "1"):
         print(peak(Path(sys.argv[1]), read=sys.argv[2] == "1"))
     else:
         main()
