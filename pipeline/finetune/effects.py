@@ -8,7 +8,7 @@ features add up to the gain, but for what jumps on the way, as where another lat
 `k` largest. Effects need not add up: what one feature does another may do, too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import final
@@ -31,7 +31,7 @@ MAX_TOKENS = 2**13
 """Held-out tokens that effects are measured on."""
 N_POINTS = 3
 """On the way from no change to all of it, at which the gradient is taken."""
-N_EXACT = 32
+N_EXACT = 24
 """Features whose effect is measured."""
 SHARE = 0.9
 """Of the gain: how many features make it is looked for."""
@@ -95,8 +95,8 @@ def n_passes(changes: "Changes") -> int:
     """Of `find_effects`, at most."""
     n = int(changes.changed.sum())
     grid = _grid(n)
-    widest = max((b - a for a, b in pairwise(grid)), default=0)
-    variants = min(N_EXACT, n) + len(grid) + N_SECTIONS * _n_rounds(widest)
+    widest = max(b - a for a, b in pairwise([0, *grid, n]))
+    variants = 2 + min(N_EXACT, n) + len(grid) + N_SECTIONS * _n_rounds(widest)
     return changes.n_batches * (N_POINTS + variants)
 
 
@@ -113,8 +113,9 @@ def find_effects(
     n = int(changed.sum())
     ranked = estimates.abs().where(changed, -1.0).sort(descending=True, stable=True).indices
     first = ranked[: min(N_EXACT, n)].tolist()
-    all_kept, *reverted = changes.losses(
-        [changed, *(_without(changed, latent) for latent in first)], on_pass=on_pass
+    none_kept, all_kept, *reverted = changes.losses(
+        [torch.zeros_like(changed), changed, *(_without(changed, latent) for latent in first)],
+        on_pass=on_pass,
     )
     exact = [ce - all_kept for ce in reverted]
     measured = [
@@ -131,7 +132,7 @@ def find_effects(
         n_tokens=int(changes.rows.present.sum()),
         n_changed=n,
         measured=tuple(sorted(measured, key=lambda one: -one.effect)),
-        curve=_curve(changes, order, on_pass=on_pass),
+        curve=_curve(changes, order, {0: none_kept, n: all_kept}, on_pass=on_pass),
     )
     return found, estimates.cpu()
 
@@ -142,9 +143,15 @@ def _without(changed: Bool[Tensor, " d_sae"], latent: int) -> Bool[Tensor, " d_s
     return kept
 
 
-def _curve(changes: "Changes", order: Tensor, *, on_pass: Callable[[], None]) -> tuple[Kept, ...]:
-    """The loss with the first 0, 1, 2, 4, ... changes kept, and about where `SHARE` is made."""
-    tried: dict[int, float] = {}
+def _curve(
+    changes: "Changes",
+    order: Tensor,
+    ends: Mapping[int, float],
+    *,
+    on_pass: Callable[[], None],
+) -> tuple[Kept, ...]:
+    """The loss with the first 1, 2, 4, ... changes kept, and about where `SHARE` is made."""
+    tried, n_changed = dict(ends), len(order)
 
     def measure(counts: Sequence[int]) -> None:
         kept = [torch.zeros_like(changes.changed) for _ in counts]
@@ -152,9 +159,9 @@ def _curve(changes: "Changes", order: Tensor, *, on_pass: Callable[[], None]) ->
             mask[order[:n]] = True
         tried.update(zip(counts, changes.losses(kept, on_pass=on_pass), strict=True))
 
-    measure(_grid(len(order)))
-    wanted = tried[0] - SHARE * (tried[0] - tried[len(order)])
-    while tried[len(order)] < tried[0]:
+    measure(_grid(n_changed))
+    wanted = tried[0] - SHARE * (tried[0] - tried[n_changed])
+    while tried[n_changed] < tried[0]:
         above = min(n for n, ce in tried.items() if ce <= wanted)
         below = max((n for n in tried if n < above), default=0)
         if above - below <= 1:
@@ -165,8 +172,8 @@ def _curve(changes: "Changes", order: Tensor, *, on_pass: Callable[[], None]) ->
 
 
 def _grid(n: int) -> list[int]:
-    """0, the powers of two below `n`, and `n`."""
-    return [0, *(2**i for i in range(n.bit_length()) if 2**i < n), *([n] if n else [])]
+    """The powers of two below `n`."""
+    return [2**i for i in range(n.bit_length()) if 2**i < n]
 
 
 def _n_rounds(gap: int) -> int:

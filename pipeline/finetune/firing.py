@@ -17,6 +17,7 @@ from pipeline.lm.hooks import reading
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.tokenizer import Tokenizer
 from pipeline.sae.sae import TunedSAE
+from pipeline.text.token_text import TokenTexts
 
 N_EXAMPLES = 15
 """Places in the text shown for each feature, and tokens of the vocabulary."""
@@ -64,7 +65,7 @@ class Firing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Read:
+class FiringRead:
     """The text that features were looked for in."""
 
     n_tokens: int
@@ -87,78 +88,80 @@ def read_firing(
     *,
     batch_size: int,
     on_pass: Callable[[], None] = lambda: None,
-) -> Read:
+) -> FiringRead:
     """What these features fire on among the first `MAX_TOKENS` of a text, in one pass over them."""
     some = _some(rows)
     parts: list[tuple[Tensor, Tensor]] = []
-    with reading(lm, [site]) as read:
+    with reading(lm, [site]) as acts:
         for tokens in some.tokens.split(batch_size):
-            x = read(tokens.to(lm.device))[site].flatten(0, 1).float()
+            x = acts(tokens.to(lm.device))[site].flatten(0, 1).float()
             before, after = (coder.encode(x)[:, latents].cpu() for coder in (tuned.sae, tuned))
             parts.append((before, after))
             on_pass()
     before, after = map(torch.cat, zip(*parts, strict=True))
     present = some.present.flatten()
     before[~present] = after[~present] = 0  # what only fills a row
-    texts = _Texts(some.tokens, present, tokenizer)
+    read = _Read(some.tokens, present, TokenTexts(tokenizer.token_bytes))
     firing = {
         latent: Firing(
             n_before=int((before[:, i] > 0).sum()),
             n_after=int((after[:, i] > 0).sum()),
-            examples=_examples(before[:, i], after[:, i], texts),
-            tokens=_tokens(before[:, i], after[:, i], texts),
+            examples=_examples(before[:, i], after[:, i], read),
+            tokens=_tokens(before[:, i], after[:, i], read),
         )
         for i, latent in enumerate(latents)
     }
-    return Read(n_tokens=int(present.sum()), firing=firing)
+    return FiringRead(n_tokens=int(present.sum()), firing=firing)
 
 
 def _some(rows: Rows) -> Rows:
     return rows.part(slice(0, max(1, MAX_TOKENS // rows.tokens.shape[1])))
 
 
-@dataclass(frozen=True, kw_only=False, eq=False)
-class _Texts:
-    """The tokens that were read."""
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """The tokens that were read, and what they are in text."""
 
     contexts: Int[Tensor, "contexts ctx_len"]
     present: Bool[Tensor, " tokens"]
-    tokenizer: Tokenizer
+    texts: TokenTexts
 
     def around(self, row: int, *, before: float, after: float) -> Example:
         context, position = divmod(row, self.contexts.shape[1])
         start = context * self.contexts.shape[1]
         n = int(self.present[start : start + self.contexts.shape[1]].sum())
-        ids = self.contexts[context, :n].tolist()
+        first = max(0, position - _LEFT)
+        ids = self.contexts[context, first : min(n, position + 1 + _RIGHT)].tolist()
+        pieces, at = self.texts.pieces(ids), position - first
         return Example(
-            left=self.tokenizer.decode(ids[max(0, position - _LEFT) : position]),
-            token=self.tokenizer.token_text(ids[position]),
-            right=self.tokenizer.decode(ids[position + 1 : position + 1 + _RIGHT]),
+            left="".join(pieces[:at]),
+            token=pieces[at] or self.texts.alone(ids[at]),
+            right="".join(pieces[at + 1 :]),
             before=before,
             after=after,
         )
 
 
 def _examples(
-    before: Float[Tensor, " tokens"], after: Float[Tensor, " tokens"], texts: _Texts
+    before: Float[Tensor, " tokens"], after: Float[Tensor, " tokens"], read: _Read
 ) -> tuple[Example, ...]:
     """The places with the largest activation, before or after; silent ones are left out."""
     strength = torch.maximum(before, after)
     order = strength.sort(descending=True, stable=True).indices[:N_EXAMPLES].tolist()
     return tuple(
-        texts.around(row, before=before[row].item(), after=after[row].item())
+        read.around(row, before=before[row].item(), after=after[row].item())
         for row in order
         if strength[row] > 0
     )
 
 
 def _tokens(
-    before: Float[Tensor, " tokens"], after: Float[Tensor, " tokens"], texts: _Texts
+    before: Float[Tensor, " tokens"], after: Float[Tensor, " tokens"], read: _Read
 ) -> tuple[FiredOn, ...]:
     """Tokens by what they activate the feature in all, before or after."""
     strength = torch.maximum(before, after).double()
     active = strength > 0
-    ids, place, n = texts.contexts.flatten()[active].unique(return_inverse=True, return_counts=True)
+    ids, place, n = read.contexts.flatten()[active].unique(return_inverse=True, return_counts=True)
 
     def summed(values: Tensor) -> Tensor:
         return torch.zeros(len(ids), dtype=torch.float64).index_add_(0, place, values.double())
@@ -167,6 +170,6 @@ def _tokens(
     means = [(summed(values[active]) / n)[order].tolist() for values in (before, after)]
     shown = zip(ids[order].tolist(), n[order].tolist(), *means, strict=True)
     return tuple(
-        FiredOn(token=texts.tokenizer.token_text(token), n=count, before=was, after=now)
+        FiredOn(token=read.texts.alone(token), n=count, before=was, after=now)
         for token, count, was, now in shown
     )

@@ -23,6 +23,7 @@ from pipeline.lm.model import LanguageModel
 from pipeline.lm.tokenizer import Tokenizer
 from pipeline.progress import OnProgress, counter
 from pipeline.sae.sae import TunedSAE
+from pipeline.text.token_text import TokenTexts
 
 FEATURES = "features.json"
 N_LATENTS = 10
@@ -198,11 +199,12 @@ def _promoted(
     path = load_path(
         lm.name, site, revision=lm.files.revision, n_vocab=tokenizer.n_vocab, device=lm.device
     )
+    texts = TokenTexts(tokenizer.token_bytes)
     for end, ranked in attribute(path, tuned.W_dec[chosen].float()).items():
         rows = zip(chosen, *(part.tolist() for part in ranked), strict=True)
         for latent, tokens, logits in rows:
             found[end][latent] = tuple(
-                Promoted(token=tokenizer.token_text(token), logit=logit)
+                Promoted(token=texts.alone(token), logit=logit)
                 for token, logit in zip(tokens, logits, strict=True)
             )
     return found
