@@ -4,7 +4,7 @@ A row of zeros has no direction: it is taken to be at right angles to everything
 """
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -112,6 +112,31 @@ def mutual_mmcs(
         to_others.append(cosines.amax(1))
         torch.maximum(to_rows, cosines.amax(0), out=to_rows)
     return _mean(torch.cat(to_others)), _mean(to_rows)
+
+
+N_NEIGHBOURS = 5
+
+
+@torch.no_grad()
+def nearest(
+    W_dec: Float[Tensor, "d_sae d_in"],
+) -> tuple[Int64[Tensor, "d_sae n"], Float32[Tensor, "d_sae n"]]:
+    """The rows of largest cosine with each row, itself left out, and their cosines, in fp32.
+
+    `n` is `N_NEIGHBOURS`, or fewer where there are fewer others. A row of zeros has cosine 0 with
+    all others.
+    """
+    rows = _unit(W_dec)
+    n, n_rows = min(N_NEIGHBOURS, len(rows) - 1), _block(len(rows))
+    indices, values = list[Tensor](), list[Tensor]()
+    for start in range(0, len(rows), n_rows):
+        cosine = rows[start : start + n_rows] @ rows.T
+        itself = torch.arange(len(cosine), device=cosine.device)
+        cosine[itself, start + itself] = -torch.inf
+        best = cosine.topk(n, dim=-1)
+        indices.append(best.indices.cpu())
+        values.append(best.values.clamp(max=1).cpu())
+    return torch.cat(indices), torch.cat(values)
 
 
 def _mean(cosines: Float[Tensor, " n"]) -> float:

@@ -23,11 +23,11 @@ from pipeline.disk import require_run_writable
 from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.evaluate.setup import LoadedSAE, load_sae
 from pipeline.features.files import Facts, FeatureSet, identity_of
-from pipeline.features.logits import IGNORED, Ranked, attribute, load_path
 from pipeline.features.samples import Sampler, Samples
 from pipeline.features.save import save
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.lm.hub import ModelFiles
+from pipeline.lm.logits import IGNORED, Ranked, attribute, load_path
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, counter
 from pipeline.runs.folder import Provenance

@@ -22,11 +22,11 @@ from actstore.files import (
     write_json,
 )
 from pipeline.config.serialization import portable, to_json
-from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine
+from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine, nearest
 from pipeline.features.feature import Examples
 from pipeline.features.files import FACTS, FOLDER, TABLES, Facts, FeatureSet
-from pipeline.features.logits import Ranked, nearest
 from pipeline.features.samples import Samples
+from pipeline.lm.logits import Ranked
 from pipeline.sae.sae import Coder
 from pipeline.text.token_text import TokenTexts
 

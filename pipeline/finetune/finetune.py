@@ -14,10 +14,10 @@ from actstore.files import partial_of
 from pipeline.config.stages import FinetuneConfig
 from pipeline.disk import writing
 from pipeline.finetune.learn import Course, Learner, learn, trained_of
+from pipeline.finetune.meaning import find_meaning
 from pipeline.finetune.measure import fidelity
 from pipeline.finetune.run import FinetuneReport, finished_report, save_run
 from pipeline.finetune.setting import open_setting
-from pipeline.finetune.shifts import find_shifts
 from pipeline.finetune.sources import Sources
 from pipeline.finetune.unfinished import kept_in, unfinished
 from pipeline.lm.families import Site
@@ -119,11 +119,11 @@ def _finetune(
             for what, value in asdict(one).items()
         },
     )
-    shifts = find_shifts(
-        lm, site, tuned, task.train, setting.tokenizer, batch_size=config.batch_size
+    meaning = find_meaning(
+        lm, site, tuned, task, setting.tokenizer, config, on_progress=on_progress
     )
     with writing(config.out):
-        save_run(folder, config, run, sources, tuned, report, losses=course.losses, shifts=shifts)
+        save_run(folder, config, run, sources, tuned, report, losses=course.losses, meaning=meaning)
     return report
 
 

@@ -4,14 +4,14 @@
     sae.safetensors     the frozen SAE, byte for byte, so that the run stands alone
     tuned.safetensors   c and d, and of which latents something was learned
     metrics.jsonl       one line per step
-    features.json       the features moved most, with their top tokens before and after
+    features.json       the features moved most: their effects, what they fire on before and after
 
 The directory is written under a temporary name (`pipeline.finetune.unfinished`) and renamed: it is
 whole or absent. Figures are drawn into it afterwards, by `pipeline.plots.finetune`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from pipeline.config.serialization import from_json, located, portable, to_json
 from pipeline.config.stages import FinetuneConfig
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError, NoSuchArchitectureError
-from pipeline.finetune.shifts import Shift
+from pipeline.finetune.meaning import FEATURES, Meaning, read_meaning
 from pipeline.finetune.sources import Sources, as_it_was
 from pipeline.finetune.unfinished import FREE, leave_whole
 from pipeline.foreign import not_a_run
@@ -43,7 +43,7 @@ from pipeline.runs.kinds import says_kind
 from pipeline.runs.sae_run import CODER, SAERun
 from pipeline.sae.sae import TunedSAE
 
-TUNED, FEATURES = "tuned.safetensors", "features.json"
+TUNED = "tuned.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +222,25 @@ class FinetunedRun:
         require_own(self.path / METRICS, self.curves_sha256)
         return [line["loss"] for line in lines]
 
+    def meaning(self) -> Meaning | None:
+        """Which features it moved, and what that does; None where its file is gone.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        return read_meaning(self.path, sha256=self.sha256)
+
+    @property
+    def decayed_scale(self) -> float:
+        """What weight decay alone makes of the scale of a feature that no gradient reaches."""
+        config, report = self.config, self.report
+        if config.decay_to == "start" or config.train == "bias":
+            return 1.0
+        epochs = len(report.ce_by_epoch)
+        told = report.best_epoch is not None and epochs
+        steps = report.n_steps * (report.best_epoch or 0) // epochs if told else report.n_steps
+        return (1 - config.lr * config.weight_decay) ** steps
+
 
 def is_finetuned(path: Path) -> bool:
     """Whether the run at `path`, if there is one, says that it is a fine-tuning."""
@@ -259,7 +278,7 @@ def save_run(
     report: FinetuneReport,
     *,
     losses: Sequence[float],
-    shifts: Mapping[str, Sequence[Shift]],
+    meaning: Meaning,
 ) -> None:
     """Write the whole directory as `partial`, then rename it to `config.out`."""
     learned = {"c": tuned.c.detach(), "d": tuned.d.detach(), "learned": tuned.learned}
@@ -267,7 +286,7 @@ def save_run(
     write_file(partial / CODER, [(run.path / CODER).read_bytes()])
     lines = ({"step": i, "loss": loss} for i, loss in enumerate(losses, start=1))
     write_file(partial / METRICS, [json.dumps(line).encode() + b"\n" for line in lines])
-    write_json(partial / FEATURES, to_json(shifts))
+    write_json(partial / FEATURES, to_json(replace(meaning, sha256=sha256)))
     frozen = _Frozen(config=run.config, store=run.provenance, sha256=run.sha256)
     document = _Document(
         config=config,

@@ -22,6 +22,7 @@ from pipeline.report.figures import (
     curves_of,
     drawings,
 )
+from pipeline.report.meaning import TuningView, tuning_view
 from pipeline.report.render import Exhibit, Part, Tile
 from pipeline.report.tables import Cell, Group, Row, main_heads, main_rows, metric_groups, number
 from pipeline.runs.folder import Provenance, flat
@@ -138,6 +139,11 @@ class SAEExhibit(Exhibit):
         known = {exhibit.path.resolve(): exhibit.name for exhibit in exhibits}
         notes = [public(note) for m in exhibits if m.features for note in m.features.notes]
         return SAEsPart(
+            tunings=[
+                tuning_view(m.tuned, name=m.name, headline=m.headline, prefix=f"t{i}-")
+                for i, m in enumerate(exhibits, start=1)
+                if m.tuned is not None
+            ],
             groups=metric_groups(reports) if evaluated and few else (),
             heads=[(e.name, e.headline) for e in exhibits] if few else main_heads(),
             rows=main_rows(names, reports) if evaluated and not few else (),
@@ -160,7 +166,9 @@ class SAEsPart(Part):
     """All of them."""
 
     template: ClassVar[str] = "saes.html"
-    scripts: ClassVar[Sequence[str]] = ("browser.js", "features.js")
+    scripts: ClassVar[Sequence[str]] = ("browser.js", "features.js", "finetuning.js")
+    tunings: Sequence[TuningView]
+    """Those of the runs that were fine-tuned."""
     groups: Sequence[Group]
     """The fidelity of up to `MANY` runs; empty if none was evaluated."""
     heads: Sequence[tuple[str, str]]
@@ -183,7 +191,8 @@ class SAEsPart(Part):
     @property
     def sections(self) -> dict[str, str]:
         """What there is to go to."""
-        told = {"fidelity": "Fidelity"} if self.groups or self.rows else {}
+        told = {"finetuning": "Fine-tuning"} if self.tunings else {}
+        told |= {"fidelity": "Fidelity"} if self.groups or self.rows else {}
         return told | {"runs": "Run" if len(self.runs) == 1 else "Runs", "features": "Features"}
 
 

@@ -192,12 +192,16 @@ def run_plot(runs: Sequence[Path], *, screen: Screen) -> Sequence[Path]:
 def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
     """Fine-tune, unless that run is complete already."""
     from pipeline.finetune.compare import read_comparison
-    from pipeline.terminal.finetuning import comparison_table, finetune_table
+    from pipeline.finetune.run import FinetunedRun
+    from pipeline.finetune.tables import comparison_table, effects_table, finetune_table
 
     with screen.progress("finetune") as show:
         report = verbs.finetune(config, on_progress=show)
     screen.say(finetune_line(report))
     screen.draw(finetune_table(report))
+    meaning = FinetunedRun.open(report.out).meaning()
+    if meaning is not None and (table := effects_table(meaning)) is not None:
+        screen.draw(table)
     screen.note(report.notes)
     if config.compare and (comparison := read_comparison(report.out)) is not None:
         screen.draw(comparison_table(comparison))

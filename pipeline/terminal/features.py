@@ -8,21 +8,25 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 from rich.cells import cell_len, set_cell_size
 
+from actstore.errors import StoreError
 from pipeline.config.serialization import to_json
 from pipeline.config.stages import FeatureOrder
 from pipeline.errors import ConfigError, ModelError
 from pipeline.features.ablation import AblationEffect, ablation_effects
+from pipeline.features.before import Before, before_tuning
 from pipeline.features.feature import (
     Examples,
     Feature,
     TokenEffect,
     TokenValues,
     feature_document,
+    rounded,
 )
 from pipeline.features.files import FeatureSet, ordered
+from pipeline.finetune.tables import effect_words
 from pipeline.tables import Column, Shown, Style, Table, Words, many, percent
 from pipeline.terminal.lines import features_line
 from pipeline.text.token_text import TokenTexts, label, visible
@@ -41,13 +45,23 @@ def shown(found: FeatureSet, chosen: Sequence[int], *, order: FeatureOrder, rows
     except (ModelError, ConfigError) as error:  # as of a model that is out of reach
         effects = dict.fromkeys(chosen)
         notes.append(f"what is lost without a feature was not measured: {error}")
+    before: dict[int, Before] = {}
+    try:
+        before = before_tuning(found, chosen)
+    except (ConfigError, StoreError) as error:  # as of a store that is gone
+        notes.append(f"what it was before fine-tuning was not looked up: {error}")
     if not chosen:
         tables = [features_table(found, indices)]
     else:
-        tables = [t for i in chosen for t in feature_tables(found, i, effect=effects[i])]
+        tables = [
+            table
+            for i in chosen
+            for table in feature_tables(found, i, effect=effects[i], before=before.get(i))
+        ]
     documents = [
         feature_document(found.feature(i), found.texts)
         | ({"ablation": to_json(effects[i])} if chosen else {})
+        | ({"before": _before_document(before[i])} if i in before else {})
         for i in chosen or indices.tolist()
     ]
     return Shown(lines=[features_line(found)], tables=tables, documents=documents, notes=notes)
@@ -75,23 +89,34 @@ def features_table(features: FeatureSet, indices: Int64[np.ndarray, " n"]) -> Ta
 
 
 def feature_tables(
-    features: FeatureSet, index: int, *, effect: AblationEffect | None = None
+    features: FeatureSet,
+    index: int,
+    *,
+    effect: AblationEffect | None = None,
+    before: Before | None = None,
 ) -> list[Table]:
-    """All that is known of one feature."""
+    """All that is known of one feature; of a fine-tuned one also what it was before."""
     feature, texts = features.feature(index), features.texts
-    tables = [_numbers(features, feature)]
+    tables = [_numbers(features, feature, before)]
     if feature.n_active:
         spread = feature.spread
         some = np.unique(np.linspace(0, len(spread) - 1, _N_SPREAD).round().astype(int))
         share = [f"{100 * (1 - (i + 0.5) / len(spread)):.0f} %" for i in some.tolist()]
         tables += [
-            _contexts("top contexts", feature.top, range(len(feature.top)), texts),
+            _contexts(
+                "top contexts",
+                feature.top,
+                range(len(feature.top)),
+                texts,
+                untuned=None if before is None else before.top,
+            ),
             _contexts(
                 "contexts at quantiles of their largest activation",
                 spread,
                 some.tolist(),
                 texts,
                 share,
+                untuned=None if before is None else before.spread,
             ),
             histogram(feature.sample, texts),
         ]
@@ -103,7 +128,7 @@ def feature_tables(
     return tables
 
 
-def _numbers(features: FeatureSet, feature: Feature) -> Table:
+def _numbers(features: FeatureSet, feature: Feature, before: Before | None) -> Table:
     facts, dead = features.facts, feature.dead_cosine
     near = ", ".join(f"{other.index} ({other.cosine:.2f})" for other in feature.neighbours)
     rows = {
@@ -113,6 +138,7 @@ def _numbers(features: FeatureSet, feature: Feature) -> Table:
         "cosine": f"{feature.encoder_decoder_cosine:.3f} of encoder and decoder"
         + ("" if dead is None else f", {dead:.3f} with the mean dead feature"),
         "nearest": f"{near} (cosine of decoders)" if near else "no other feature",
+        **({} if before is None else {"fine-tuned": _learned(before)}),
     }
     return Table(
         title=f"feature {feature.index} of {features.run.name}, {facts.arch} {facts.site}",
@@ -122,22 +148,43 @@ def _numbers(features: FeatureSet, feature: Feature) -> Table:
     )
 
 
+def _learned(before: Before) -> str:
+    """What fine-tuning made of a feature."""
+    told, moved = f"scale {before.c:.4g}, bias {before.d:+.4g}", before.moved
+    if moved is None or (moved.effect is None and moved.estimate is None):
+        return told
+    sure = "" if moved.effect is not None else ", by an estimate"
+    effect = effect_words(moved).removeprefix("~")
+    return f"{told}; without this change the held-out loss is {effect} nats{sure}"
+
+
+def _before_document(before: Before) -> dict[str, object]:
+    numbers = {name: rounded(getattr(before, name)) for name in ("top", "spread")}
+    moved = before.moved
+    effects = {name: moved and getattr(moved, name) for name in ("effect", "estimate")}
+    return {"c": before.c, "d": before.d, **effects, **numbers}
+
+
 def _contexts(
     title: str,
     examples: Examples,
     chosen: Sequence[int],
     texts: TokenTexts,
     share: Sequence[str] = (),
+    *,
+    untuned: Float32[np.ndarray, " n"] | None,
 ) -> Table:
-    """Examples under each other at their tokens."""
+    """Examples under each other at their tokens, with what each was before, if that is told."""
     rows: list[list[str | Words]] = []
     passages = examples.passages(texts)
     for i, place in enumerate(chosen):
         before, token, after = map(visible, passages[place])
         left = _last_cells(before, _LEFT_CELLS)
         line = Words(pieces=[(left, ""), (token, "bold underline"), (after, "")])
-        rows.append([f"{examples.value[place]:.3g}", *share[i : i + 1], line])
-    numbers = [Column(align="right")] * (2 if share else 1)
+        was = [] if untuned is None else [f"{untuned[place]:.3g}"]
+        rows.append([*was, f"{examples.value[place]:.3g}", *share[i : i + 1], line])
+    heads = [""] if untuned is None else ["before", "after"]
+    numbers = [Column(head=head, align="right") for head in (*heads, *[""][: len(share)])]
     columns = [*numbers, Column(fills=True)]
     return Table(title=title, columns=columns, sections=[rows], ruled=False)
 

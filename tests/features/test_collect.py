@@ -15,13 +15,13 @@ import torch
 from actstore.errors import StoreError
 from pipeline.config.stages import FeatureOrder, FinetuneConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine
+from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine, nearest
 from pipeline.features.collect import collect_features, sample_store
 from pipeline.features.feature import AFTER, BEFORE, feature_document
 from pipeline.features.files import FeatureSet, has_features, ordered
-from pipeline.features.logits import attribute, load_path, nearest
 from pipeline.finetune.finetune import finetune
 from pipeline.lm.families import Site
+from pipeline.lm.logits import attribute, load_path
 from pipeline.report.feature_data import shown_features
 from pipeline.runs.sae_run import SAERun
 from pipeline.terminal.commands import run_features

@@ -8,13 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import pipeline.evaluate.geometry
 import pipeline.features.ablation
-import pipeline.features.logits
+import pipeline.lm.logits
 from pipeline.errors import ConfigError
+from pipeline.evaluate.geometry import nearest
 from pipeline.features.ablation import ablation_effects, mean_drops
-from pipeline.features.logits import attribute, load_path, nearest
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import capture, splice
+from pipeline.lm.logits import attribute, load_path
 from pipeline.lm.model import load_model
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.lm.weights import Weights
@@ -79,7 +81,7 @@ def test_the_ends_are_those_of_a_sort_of_all_logits(folder, monkeypatch):
     path, W_dec = path_of(folder, "mlp_out.0"), torch.randn(50, 32)
     logits = path.logits(W_dec).double()
     for cells in (1, 7 * N_VOCAB, 2**24):
-        monkeypatch.setattr(pipeline.features.logits, "_CELLS", cells)
+        monkeypatch.setattr(pipeline.lm.logits, "_CELLS", cells)
         told = attribute(path, W_dec)
         for end, ends in (
             ("promoted", logits.sort(descending=True)),
@@ -153,7 +155,7 @@ def test_the_ablation_effect_is_what_the_model_loses_without_the_feature(
 
 @pytest.mark.parametrize("cells", [1, 300, 2**24])
 def test_the_nearest_are_those_of_a_sort_of_all_cosines(cells, monkeypatch):
-    monkeypatch.setattr(pipeline.features.logits, "_CELLS", cells)
+    monkeypatch.setattr(pipeline.evaluate.geometry, "_CELLS", cells)
     W_dec = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)) * 3
     W_dec[7] = 0
     indices, cosines = nearest(W_dec)

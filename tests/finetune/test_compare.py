@@ -16,8 +16,8 @@ from pipeline.finetune.finetune import finetune
 from pipeline.finetune.learn import Course
 from pipeline.finetune.run import FinetunedRun
 from pipeline.finetune.setting import open_setting
+from pipeline.finetune.tables import comparison_table
 from pipeline.runs.sae_run import SAERun
-from pipeline.terminal.finetuning import comparison_table
 from tests.helpers.refusals import refused
 from tests.helpers.tiny import WIDTH, make_sae, save_sae
 

@@ -18,13 +18,13 @@ from pipeline.errors import CheckpointError, ConfigError, DataError, TextError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.finetune import finetune as finetune_module, learn
 from pipeline.finetune.finetune import finetune
+from pipeline.finetune.meaning import Meaning
 from pipeline.finetune.measure import mean_cross_entropy
 from pipeline.finetune.run import FinetunedRun
-from pipeline.finetune.shifts import _extremes
 from pipeline.finetune.task import Rows
 from pipeline.lm import cross_entropy
 from pipeline.lm.families import Site
-from pipeline.lm.hooks import capture, in_float, splice
+from pipeline.lm.hooks import in_float, splice
 from pipeline.lm.hub import ModelFiles
 from pipeline.plots.finetune import save_finetune_figures
 from pipeline.report.figures import curves_lost, curves_of
@@ -45,7 +45,7 @@ def test_learning_lowers_the_loss_on_text_it_never_saw(config):
     report = finetune(config(lr=0.2), on_progress=seen.append)
     assert report.ce_finetuned < report.ce_spliced - 0.1
     assert report.loss_last < report.loss_first
-    first, *steps = seen
+    first, *steps = (told for told in seen if told.stage != "meaning")
     assert re.fullmatch(r"explained variance -?\d+\.\d{3}, L0 \d+\.\d at mlp_out\.1", first.words)
     assert [(p.stage, p.done, p.total) for p in steps] == [
         ("finetune", step, 15) for step in range(1, 16)
@@ -62,10 +62,11 @@ def test_learning_lowers_the_loss_on_text_it_never_saw(config):
 
 
 def test_only_scales_and_biases_get_gradients_and_all_else_keeps_its_bits(config, monkeypatch):
-    find_shifts = Mock(return_value={})
-    monkeypatch.setattr(finetune_module, "find_shifts", find_shifts)
+    nothing = Meaning(scaled_up=(), inhibited=(), raised=(), lowered=())
+    find_meaning = Mock(return_value=nothing)
+    monkeypatch.setattr(finetune_module, "find_meaning", find_meaning)
     finetune(config())
-    lm, _, tuned, *_ = find_shifts.call_args.args
+    lm, _, tuned, *_ = find_meaning.call_args.args
     frozen = dict(tuned.sae.named_parameters()) | dict(lm.module.named_parameters())
     assert len(frozen) > 40
     for name, p in frozen.items():
@@ -179,41 +180,6 @@ def test_figures_are_drawn_from_what_lies_in_the_folder(copied):
         save_finetune_figures(copied)
 
 
-def test_features_list_the_extremes_with_activations_before_and_after(
-    done, lm, contexts, tokenizer
-):
-    features = json.loads((done.path / "features.json").read_text())
-    tuned, train = done.load_sae(CPU), contexts[:20]
-    ascending = tuned.c.argsort().tolist()
-    assert [shift["latent"] for shift in features["inhibited"]] == ascending[:10]
-    assert [shift["latent"] for shift in features["scaled_up"]] == ascending[:-11:-1]
-    assert features["raised"][0]["d"] == tuned.d.max().item()
-    assert features["lowered"][0]["d"] == tuned.d.min().item()
-    shift = next(s for end in features.values() for s in end if s["examples"])
-    with torch.no_grad(), capture(lm, [SITE]) as acts:
-        lm.hidden(train)
-    before, after = (
-        coder.encode(acts[SITE])[..., shift["latent"]].flatten() for coder in (tuned.sae, tuned)
-    )
-    strongest = torch.maximum(before, after).argmax().item()
-    example = shift["examples"][0]
-    assert example["before"] == pytest.approx(before[strongest].item(), rel=1e-4)
-    assert example["after"] == pytest.approx(after[strongest].item(), rel=1e-4)
-    context, position = divmod(strongest, CTX_LEN)
-    letters = tokenizer.decode(train[context].tolist())
-    assert (example["left"], example["token"]) == (letters[:position], letters[position])
-    assert letters.startswith(example["left"] + example["token"] + example["right"])
-    strengths = [max(e["before"], e["after"]) for e in shift["examples"]]
-    assert strengths == sorted(strengths, reverse=True)
-    assert min(strengths) > 0
-
-
-def test_the_extremes_are_among_what_was_learned():
-    values = torch.tensor([3.0, 1.0, 2.0, 2.0])
-    assert _extremes(values, torch.tensor([False, True, True, True])) == [2, 3, 1]
-    assert _extremes(values, torch.full((4,), False)) == []
-
-
 def test_the_same_again_is_reused_and_another_config_is_refused(config, done, copied, monkeypatch):
     monkeypatch.delattr(finetune_module, "open_setting")
     assert finetune(config()) == replace(done.report, out=copied, reused=True)
@@ -246,7 +212,8 @@ def test_an_interrupted_fine_tuning_is_gone_on_with_to_the_same_bits(config, tmp
         FinetunedRun.open(tmp_path / "tuned")
     seen = []
     assert not finetune(config(), on_progress=seen.append).reused
-    assert [progress.done for progress in seen] == [1, *range(4, 16)]
+    steps = [progress.done for progress in seen if progress.stage != "meaning"]
+    assert steps == [1, *range(4, 16)]
     for name in ("tuned.safetensors", "features.json"):
         assert (tmp_path / "tuned" / name).read_bytes() == (done.path / name).read_bytes()
     report = FinetunedRun.open(tmp_path / "tuned").report
@@ -315,7 +282,8 @@ def test_a_checkpoint_is_kept_every_so_many_steps(config, tmp_path, monkeypatch)
     steps = []
 
     def look(progress):
-        steps.append([*checkpoints_of(tmp_path / "tuned.partial")])
+        if progress.stage != "meaning":
+            steps.append([*checkpoints_of(tmp_path / "tuned.partial")])
 
     finetune(config(epochs=1), on_progress=look)
     assert steps == [[], [], [2], [2], [4], [4]]

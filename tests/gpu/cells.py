@@ -42,6 +42,7 @@ from pipeline.harvest.harvest import harvest
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import reading
 from pipeline.lm.model import load_for_sites
+from pipeline.progress import Progress
 from pipeline.sae.kernels import kernels_for
 from pipeline.training.batches import device_batches
 from pipeline.training.group import Group
@@ -622,9 +623,14 @@ def finetune_cell(bench: Bench) -> Told:
         ctx_len=CTX_LEN, heldout_contexts=batch, device=bench.device.type,
     )  # fmt: skip
     ends: list[float] = []
+
+    def ended(progress: Progress) -> None:
+        if progress.stage == "finetune":
+            ends.append(time.perf_counter())
+
     start = time.perf_counter()
     with weights_drawn():
-        report = finetune(config, on_progress=lambda _: ends.append(time.perf_counter()))
+        report = finetune(config, on_progress=ended)
     steps = np.diff(ends)
     return {"model": model, "ctx_len": CTX_LEN, "contexts_per_step": batch,
             "steps": report.n_steps, "loss": report.loss_last,

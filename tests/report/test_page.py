@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from pipeline.config.stages import FinetuneConfig, ReportConfig
+from actstore.files import write_json
+from pipeline.config.serialization import to_json
+from pipeline.config.stages import ReportConfig
 from pipeline.errors import CheckpointError, ConfigError, TextError
 from pipeline.evaluate.report import Overlap, save_report
 from pipeline.features.feature import BEFORE
-from pipeline.finetune.run import FinetunedRun, FinetuneReport
+from pipeline.finetune.compare import Comparison, Way
+from pipeline.finetune.meaning import Meaning
+from pipeline.finetune.run import FinetunedRun
 from pipeline.plots.style import BLUE, INK, axes_in, make_figure
 from pipeline.report.feature_data import N_DEAD, choose_features, feature_data, rounded
 from pipeline.report.figures import inline_svg
@@ -27,9 +31,9 @@ from pipeline.report.render import embedded_json, render
 from pipeline.report.saes import SAEExhibit
 from pipeline.runs.belongs import checksum_of
 from pipeline.runs.curves import METRICS
-from pipeline.runs.sae_run import SAERun
 from tests.helpers.browser import Visit, chromium
 from tests.helpers.pages import (
+    HOSTILE,
     PLAIN,
     VOCABULARY,
     make_exhibit,
@@ -40,6 +44,7 @@ from tests.helpers.pages import (
 )
 from tests.helpers.reading_pages import Reader, data_of
 from tests.helpers.refusals import may_only_be_read, refused
+from tests.helpers.tunings import make_meaning, make_tuned
 
 
 def page_of(*exhibits) -> bytes:
@@ -270,19 +275,13 @@ def test_each_curve_and_each_finding_is_a_figure(page):
     assert ids == [f"r1-{name}" for name in names]
 
 
-def test_a_fine_tuned_run_tells_what_was_learned_and_from_what(run):
-    config = FinetuneConfig(run=run, out=run / "tuned", text="sums")
-    report = FinetuneReport(
-        run=run, out=run / "tuned", model="gpt2", revision="main", trained_on_model="builtin",
-        site="mlp_out.3", trained_on_site="mlp_out.1", text="sums", n_train_tokens=5,
-        n_heldout_tokens=5, n_steps=2000, ce_base=1.5, ce_spliced=2.5, ce_finetuned=1.75,
-        loss_first=2.0, loss_last=1.0, notes=(),
-    )  # fmt: skip
-    tuned = FinetunedRun(
-        path=run, config=config, run=SAERun.open(run), report=report, sha256="0" * 64
-    )
-    (run / METRICS).write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
-    text = Reader(page_of(bare(run, tuned=tuned, curves=run / METRICS))).text
+def tuned_page(run: Path, out: Path, *, meaning: Meaning | None = None) -> bytes:
+    tuned = make_tuned(run, out, meaning=meaning)
+    return page_of(bare(run, tuned=tuned, curves=out / METRICS))
+
+
+def test_a_fine_tuned_run_tells_what_was_learned_and_from_what(run, tmp_path):
+    text = Reader(tuned_page(run, tmp_path / "tuned")).text
     assert "topk SAE (k = 4) at mlp_out.3, fine-tuned" in text
     for fact in (
         "fine-tuned on sums, 2,000 steps", "held-out loss, model alone 1.5",
@@ -291,6 +290,74 @@ def test_a_fine_tuned_run_tells_what_was_learned_and_from_what(run):
         "held out, SAE spliced in, c = 1, d = 0: 2.500", "held out, after fine-tuning: 1.750",
     ):  # fmt: skip
         assert fact in text
+
+
+def test_the_page_of_a_fine_tuning_tells_which_features_it_moved(run, tmp_path):
+    page = tuned_page(run, tmp_path / "tuned")
+    text, tags = Reader(page).text, Reader(page).tags
+    for fact in (
+        "sums, at mlp_out.3 of gpt2", "loss on held-out text 1.5000 2.5000 1.7500",
+        "2 of 8 changed features make 90% of the gain of 0.7500 nats on 1,024 held-out tokens.",
+        "1 1.100 -0.010 +0.0345 5 % 10 % a", "4 1.400 -0.040 ~+0.0020",
+        "feature 2 scale 1.200, bias -0.020, effect +0.0345 nats", "2 of 8 make 90%",
+        "features, sorted by scale c (1 were never active)", "token context activation after",
+        "By effect", "Most scaled up", "Most inhibited", "Bias raised most",
+    ):  # fmt: skip
+        assert fact in text, fact
+    assert "Bias lowered most" not in text
+    ids = [attrs["id"] for tag, attrs in tags if tag == "details" and "id" in attrs]
+    assert ids == [f"t1-m{i}" for i in range(1, 6)]
+    links = {attrs["href"] for tag, attrs in tags if tag == "a" and "t1-m" in attrs["href"]}
+    assert links == {f"#{name}" for name in ids}
+    figures = [attrs["id"] for tag, attrs in tags if tag == "figure"]
+    assert figures == ["t1-scales_biases", "t1-effects", "r1-loss"]
+    assert ("a", {"href": "#finetuning"}) in tags
+
+
+def test_the_page_of_an_older_fine_tuning_has_what_there_is(run, tmp_path):
+    old = replace(make_meaning(), by_effect=(), effects=None, n_tokens=0)
+    moved = replace(
+        old.scaled_up[0], tokens=(), n_before=None, n_after=None, estimate=None, effect=None,
+        promoted=(), suppressed=(),
+    )  # fmt: skip
+    old = replace(old, scaled_up=(moved,), inhibited=(), raised=())
+    page = tuned_page(run, tmp_path / "tuned", meaning=old)
+    text = Reader(page).text
+    assert "3 1.300 -0.030 - - - a" in text
+    assert "nats on" not in text
+    assert "t1-effects" not in page.decode()
+    (tmp_path / "tuned" / "features.json").unlink()
+    tuned = FinetunedRun.open(tmp_path / "tuned")
+    assert "Most scaled up" not in Reader(page_of(bare(run, tuned=tuned))).text
+
+
+def test_ways_that_were_compared_stand_on_the_page(run, tmp_path):
+    tuned = make_tuned(run, tmp_path / "tuned")
+    assert "Other ways to learn" not in Reader(page_of(bare(run, tuned=tuned))).text
+    way = Way(
+        name="mlp", words="all weights of the MLP", n_numbers=12345, lr=0.01, ce=1.25, exact=0.5,
+        ce_general=0.0,
+    )  # fmt: skip
+    told = Comparison(sha256=tuned.sha256, lrs=(0.01, 0.1), ways=(way,))
+    write_json(tuned.path / "compare.json", to_json(told))
+    text = Reader(page_of(bare(run, tuned=tuned))).text
+    assert "all weights of the MLP 12,345 0.01 1.2500 50 % 1.00" in text
+    assert "some did best at the lowest or highest learning rate" in text
+
+
+def test_hostile_texts_of_a_fine_tuning_stay_texts(run, tmp_path):
+    page = tuned_page(run, tmp_path / "tuned", meaning=make_meaning(texts=HOSTILE))
+    reader = Reader(page)
+    assert [attrs.get("type") for tag, attrs in reader.tags if tag == "script"] == [
+        "application/json", None,
+    ]  # fmt: skip
+    assert not {tag for tag, _ in reader.tags} & {"img", "iframe", "object", "form", "base"}
+    for _, attrs in reader.tags:
+        assert not [name for name in attrs if name.startswith("on") or name == "style"]
+    assert reader.text.count("<script>window.pwned = 1</script>") > 20
+    raw = page.decode()
+    for hidden in "\x00\x07\x1b\u202e\u2066\u200f\u2028":
+        assert hidden not in raw
 
 
 # --- from and to the disk --------------------------------------------------------------------

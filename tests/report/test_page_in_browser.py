@@ -19,6 +19,7 @@ from tests.helpers.pages import (
     make_run,
     shown,
 )
+from tests.helpers.tunings import make_meaning, make_tuned
 
 pytestmark = pytest.mark.slow
 ALL = range(len(VOCABULARY))
@@ -348,3 +349,33 @@ def test_a_feature_without_logits_or_neighbours_has_none(browser, folder, one):
         assert "Promotes" not in visit.text("#features-body")
         assert "Nearest" not in visit.text("#features-body")
         assert visit.text("#features-body dl").splitlines()[-1] == "-"
+
+
+@pytest.fixture(scope="module")
+def tuned(folder, one) -> Path:
+    """A page about a fine-tuning, whose texts are hostile."""
+    run = make_tuned(folder / "topk", folder / "tuned", meaning=make_meaning(texts=HOSTILE))
+    exhibit = make_exhibit(folder / "topk", FEATURES[1], tuned=run, evaluation=None)
+    return written(folder / "tuned.html", exhibit)
+
+
+def test_a_link_to_a_feature_that_was_moved_opens_it(browser, tuned):
+    with Visit(browser, tuned) as visit:
+        opened = "[...document.querySelectorAll('details.moved')].map((n) => n.open)"
+        assert visit(opened) == [True, False, False, False, False]
+        visit.page.click("#finetuning a[href='#t1-m3'] >> nth=0")
+        visit.page.wait_for_function("document.getElementById('t1-m3').open")
+        assert visit("document.getElementById('t1-m3').getBoundingClientRect().top") < 700
+        visit.sees("#features-heading", "Feature 1")
+    with Visit(browser, tuned, fragment="t1-m4") as visit:
+        assert visit(opened) == [True, False, False, True, False]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_a_fine_tuning_can_be_read_anywhere(browser, tuned, scheme):
+    with Visit(browser, tuned, color_scheme=scheme) as visit:
+        assert visit(CONTRAST)[0][0] >= 4.5
+        assert_outline(visit)
+        for width in (320, 800):
+            visit.page.set_viewport_size({"width": width, "height": 700})
+            assert visit("document.documentElement.scrollWidth") <= width

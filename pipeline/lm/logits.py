@@ -1,6 +1,4 @@
-"""What an SAE's weights say of its features: tokens promoted and suppressed, nearest features.
-
-Direct logit attribution: which tokens a feature promotes and suppresses by what it writes.
+"""Direct logit attribution: which tokens a feature promotes and suppresses by what it writes.
 
 A feature that is active by `z` adds `z W_dec[f]` at its site, and what is written to the residual
 stream stays in it up to the end: `(z / s) W_U (g * C W_dec[f])` is what reaches the logits, where
@@ -22,7 +20,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
 from pipeline.lm.families import Shape, Site
@@ -33,13 +30,13 @@ IGNORED = (
     "logits by the direct path alone: the final norm's division, biases, and what later layers "
     "make of a feature are ignored"
 )
-N_TOKENS, N_NEIGHBOURS = 10, 5
+N_TOKENS = 10
 _CELLS = 2**24
-"""Logits, or cosines, in memory at once: 64 MiB."""
+"""Logits in memory at once: 64 MiB."""
 
 
 Ranked = tuple[Int64[Tensor, "d_sae n"], Float32[Tensor, "d_sae n"]]
-"""Of each feature tokens, or features, the most extreme first, and their values."""
+"""Of each feature tokens, the most extreme first, and their values."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,25 +97,6 @@ def attribute(path: Path, W_dec: Float[Tensor, "d_sae d_in"]) -> dict[str, Ranke
             best = logits.topk(n, largest=end == "promoted")
             found.append((best.indices.cpu(), best.values.cpu()))
     return {end: _joined(found) for end, found in blocks.items()}
-
-
-@torch.no_grad()
-def nearest(W_dec: Float[Tensor, "d_sae d_in"]) -> Ranked:
-    """The rows of largest cosine with each row, itself left out, and their cosines, in fp32.
-
-    `n` is `N_NEIGHBOURS`, or fewer where there are fewer others. A row of zeros has cosine 0 with
-    all others.
-    """
-    rows = F.normalize(W_dec.detach().float(), dim=-1)
-    n, n_rows = min(N_NEIGHBOURS, len(rows) - 1), max(1, _CELLS // len(rows))
-    blocks: list[tuple[Tensor, Tensor]] = []
-    for start in range(0, len(rows), n_rows):
-        cosine = rows[start : start + n_rows] @ rows.T
-        itself = torch.arange(len(cosine), device=cosine.device)
-        cosine[itself, start + itself] = -torch.inf
-        best = cosine.topk(n, dim=-1)
-        blocks.append((best.indices.cpu(), best.values.clamp(max=1).cpu()))
-    return _joined(blocks)
 
 
 def _joined(blocks: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
