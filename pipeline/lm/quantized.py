@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
 from jaxtyping import Float, UInt8
@@ -78,7 +78,7 @@ class QuantizedLinear(nn.Module):
         self.transposed = not isinstance(plain, nn.Linear)
         self.dtype, self.shape = weight.dtype, weight.shape
         n, block = weight.numel(), BLOCKS[quantize]
-        self.bias = plain.bias
+        self.bias = cast("nn.Parameter | None", plain.bias)
         self.packed: UInt8[Tensor, "bytes one"]
         self.scales: Float[Tensor, " blocks"]
         self.code: Float[Tensor, " values"]
@@ -116,7 +116,7 @@ class QuantizedLinear(nn.Module):
         """A module of the class this stands for, with the weights it computes with."""
         made = deepcopy(self._plain[0])
         made.weight = nn.Parameter(self.weight_held(), requires_grad=False)
-        made.bias = self.bias
+        made.register_parameter("bias", self.bias)
         return made
 
 
@@ -130,8 +130,8 @@ class _Product(torch.autograd.Function):
         return F.linear(x, W.T if of.transposed else W, of.bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - pyright: ignore[reportIncompatibleMethodOverride]
-        W = ctx.of.weight_held()
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (gradient,), W = grad_outputs, ctx.of.weight_held()
         return (gradient @ W.T if ctx.of.transposed else gradient @ W), None
 
 
