@@ -32,6 +32,7 @@ from pipeline.config.stages import (
     HarvestConfig,
     LossOn,
     Precision,
+    Quantize,
     ReportConfig,
     SpecialTokens,
     SteerConfig,
@@ -100,6 +101,7 @@ AnotherModel = Annotated[
     str | None, Option(help="Another model to splice into; default: the run's.")
 ]
 OnDevice = Annotated[Device, Option(help="auto takes cuda, else mps, else cpu.")]
+ContextLength = Annotated[int, Option(help="Tokens of a context.")]
 TextColumn = Annotated[str, Option(help="Column that holds the text.")]
 Source = "builtin, NAME:CONFIG@SPLIT of the hub (both optional), or a file or folder."
 
@@ -112,9 +114,7 @@ def harvest(
         list[str] | None, Option(help="KIND.LAYER, as mlp_out.1; several with commas.")
     ] = None,
     model: Annotated[str, Option(help="Hub id, local folder, or builtin.")] = "builtin",
-    revision: Annotated[
-        str, Option(help="Branch, tag or commit of a model of the hub.")
-    ] = HarvestConfig.revision,
+    revision: Annotated[str, Option(help="Of a model of the hub.")] = HarvestConfig.revision,
     text: Annotated[str, Option(help=Source)] = HarvestConfig.text,
     text_column: TextColumn = HarvestConfig.text_column,
     special_tokens: Annotated[
@@ -125,7 +125,7 @@ def harvest(
         Documents, Option(help="Whether contexts run on from one into the next.")
     ] = HarvestConfig.documents,
     tokens: Annotated[str, Option(help="Rows to store: 500k, 20M, 1B.")] = "1M",
-    ctx_len: Annotated[int, Option(help="Tokens of a context.")] = HarvestConfig.ctx_len,
+    ctx_len: ContextLength = HarvestConfig.ctx_len,
     batch_size: Annotated[
         int | None, Option(help="Contexts a forward pass; default: by device.")
     ] = HarvestConfig.batch_size,
@@ -251,9 +251,7 @@ def features(
     feature: Annotated[list[int] | None, Option(min=0, help="One to look at; repeatable.")] = None,
     sort: Annotated[FeatureOrder, Option(help="Order of the table.")] = "frequency",
     rows: Annotated[int, Option(min=1, help="Rows of the table.")] = 20,
-    store: Annotated[
-        Path | None, Option(help="Default: the one it was trained from.")
-    ] = FeaturesConfig.store,
+    store: Annotated[Path | None, Option(help="Default: its own.")] = FeaturesConfig.store,
     tokens: Annotated[str | None, Option(help="Rows to read; default: all.")] = None,
     device: OnDevice = FeaturesConfig.device,
     config: ConfigFile = None,
@@ -276,9 +274,7 @@ def report(
     runs: Annotated[list[Path], Argument(help="Folders of runs, or of a sweep.")],
     out: Annotated[Path | None, Option(help="The page; default: report.html beside them.")] = None,
     n_features: Annotated[int, Option("--features", help="Of each run.")] = ReportConfig.n_features,
-    store: Annotated[
-        Path | None, Option(help="Default: the one each was trained from.")
-    ] = ReportConfig.store,
+    store: Annotated[Path | None, Option(help="Default: each its own.")] = ReportConfig.store,
     text: Annotated[
         str | None, Option(help=f"Of evaluations that are missing, as of eval. {Source}")
     ] = ReportConfig.text,
@@ -319,9 +315,7 @@ def finetune(
     text_column: TextColumn = FinetuneConfig.text_column,
     model: AnotherModel = FinetuneConfig.model,
     train: Annotated[Trained, Option(help="What is learned of a feature.")] = FinetuneConfig.train,
-    loss_on: Annotated[
-        LossOn, Option(help="Tokens that count: all, or those of answers to questions.")
-    ] = FinetuneConfig.loss_on,
+    loss_on: Annotated[LossOn, Option(help="Tokens that count.")] = FinetuneConfig.loss_on,
     keep_error: Annotated[
         bool, Option("--keep-error", help="Put back what the SAE does not explain.")
     ] = FinetuneConfig.keep_error,
@@ -333,22 +327,29 @@ def finetune(
     ] = FinetuneConfig.compare,
     lr: Annotated[float, Option(help="Learning rate of AdamW.")] = FinetuneConfig.lr,
     epochs: Annotated[int, Option(help="Passes over the contexts.")] = FinetuneConfig.epochs,
-    steps_per_epoch: Annotated[
-        int, Option(help="Steps an epoch; fewer if the text is short.")
-    ] = FinetuneConfig.steps_per_epoch,
+    steps_per_epoch: Annotated[int, Option(help="At most.")] = FinetuneConfig.steps_per_epoch,
     batch_size: Annotated[int, Option(help="Contexts a step.")] = FinetuneConfig.batch_size,
+    ctx_len: ContextLength = FinetuneConfig.ctx_len,
     seed: Annotated[int, Option(help="Random seed of the contexts' order.")] = FinetuneConfig.seed,
     device: OnDevice = FinetuneConfig.device,
     precision: InPrecision = FinetuneConfig.precision,
+    quantize: Annotated[Quantize | None, Option(help="Weights in few bits.")] = None,
+    checkpointing: Annotated[
+        bool, Option("--checkpointing", help="Compute the layers above the site twice.")
+    ] = FinetuneConfig.checkpointing,
+    plan: Annotated[bool, Option("--plan", help="Only tell the memory, part by part.")] = False,
     config: ConfigFile = None,
     json: JsonOut = None,
 ) -> None:
     """Freeze model and SAE; learn one scale and one bias per feature."""
     what = _config(ctx, FinetuneConfig, config)
-    from pipeline.terminal.commands import run_finetune
+    from pipeline.terminal.commands import run_finetune, run_finetune_plan
 
     screen = _screen(json)
-    screen.emit(run_finetune(what, screen=screen))
+    if plan:
+        run_finetune_plan(what, screen=screen)
+    else:
+        screen.emit(run_finetune(what, screen=screen))
 
 
 @app.command()

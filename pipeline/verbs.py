@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pipeline.config.architectures import ARCHS, TopKConfig
 from pipeline.config.command_line import arch_table
@@ -34,6 +34,7 @@ from pipeline.progress import OnProgress, Progress
 if TYPE_CHECKING:
     from pipeline.connect.run import ConnectorRun
     from pipeline.evaluate.report import EvalReport
+    from pipeline.finetune.memory import MemoryPlan
     from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
     from pipeline.report.page import ReportSummary
@@ -352,33 +353,66 @@ def features(
     return kind_of(made.run).features(made, on_progress=on_progress)
 
 
+@overload
+def finetune(
+    run: AnyPath | FinetuneConfig,
+    *,
+    plan: Literal[False] = False,
+    on_progress: OnProgress | None = None,
+    **settings: object,
+) -> "FinetuneReport": ...
+
+
+@overload
+def finetune(
+    run: AnyPath | FinetuneConfig,
+    *,
+    plan: Literal[True],
+    on_progress: OnProgress | None = None,
+    **settings: object,
+) -> "MemoryPlan": ...
+
+
 @takes(FinetuneConfig)
 @limits_told()
 def finetune(
-    run: AnyPath | FinetuneConfig, *, on_progress: OnProgress | None = None, **settings: object
-) -> "FinetuneReport":
+    run: AnyPath | FinetuneConfig,
+    *,
+    plan: bool = False,
+    on_progress: OnProgress | None = None,
+    **settings: object,
+) -> Any:
     """Freeze a model and an SAE in it, and learn one scale and one bias for each feature.
 
         sp.finetune("runs/topk", text="builtin:arithmetic", out="runs/arithmetic").ce_finetuned
 
     Args:
         run: Of the SAE.
+        plan: Only tell how much memory it takes: no weights are read, and nothing is written.
         on_progress: Told the steps done.
         settings: Those below.
 
+    Returns:
+        What it came to; of a plan the memory, part by part.
+
     Raises:
         ConfigError: a setting is unknown or impossible here, or `out` holds something else, or is
-            trained into by another process.
+            trained into by another process, or there is too little memory.
         CheckpointError: the run cannot be used.
         ModelError: the language model cannot be used.
         TextError: the text cannot be read, or is too short.
         DataError: the loss is not finite.
     """
+    given = run if isinstance(run, FinetuneConfig) else {"run": run}
+    made = config_of(FinetuneConfig, given, settings, verb="finetune")
+    if plan:
+        from pipeline.finetune.memory import plan_memory
+        from pipeline.runs.sae_run import SAERun
+
+        return plan_memory(made, SAERun.open(made.run))
     from pipeline.finetune.finetune import finetune as learn
     from pipeline.plots.finetune import save_finetune_figures
 
-    given = run if isinstance(run, FinetuneConfig) else {"run": run}
-    made = config_of(FinetuneConfig, given, settings, verb="finetune")
     report = learn(made, on_progress=on_progress)
     if made.compare:
         from pipeline.finetune.compare import compare

@@ -19,6 +19,7 @@ Documents = Literal["joined", "separate"]
 Trained = Literal["both", "scale", "bias"]
 LossOn = Literal["all", "completion"]
 Goal = Literal["start", "zero"]
+Quantize = Literal["8bit", "4bit"]
 UNSAID: dict[str, Any] = {"special_tokens": "parse", "documents": "joined"}
 """How stores read their text that do not say it."""
 
@@ -205,6 +206,10 @@ class FinetuneConfig:
     device: Device = "auto"
     """That computes; auto takes cuda, else mps, else cpu."""
     precision: Precision = "auto"
+    quantize: Quantize | None = None
+    """Of how many bits the weights of the model's layers are; None means as `precision` says."""
+    checkpointing: bool = False
+    """Compute each layer above the site again in the backward pass, in place of keeping it."""
 
     def __post_init__(self) -> None:
         require_positive(

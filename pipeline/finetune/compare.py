@@ -29,8 +29,9 @@ from pipeline.finetune.measure import Edits, Measured
 from pipeline.finetune.run import FinetunedRun
 from pipeline.finetune.setting import Setting, open_setting
 from pipeline.lm.families import MLP, Site
-from pipeline.lm.hooks import in_float, reading, splice
+from pipeline.lm.hooks import in_float, reading
 from pipeline.lm.model import LanguageModel
+from pipeline.lm.quantized import plain_weights
 from pipeline.progress import OnProgress, counter
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE, Coder, TunedSAE
@@ -217,7 +218,7 @@ def _gone(means: _Means, setting: Setting, lrs: tuple[float, ...]) -> Way:
             )  # fmt: skip
             n = sum(x.numel() for x in numbers.values())
             try:
-                with splice(setting.lm, edits):
+                with setting.learning(edits):
                     chosen_by = learn(setting.lm, learner, setting.task, config).by_epoch[-1]
                 tried.append((chosen_by, _way(means, setting.measure(edits), n=n, lr=lr)))
             except DataError as error:  # at this learning rate
@@ -251,16 +252,17 @@ def _mlp(lm: LanguageModel, site: Site) -> nn.Module:
 @contextmanager
 def _weights(lm: LanguageModel, site: Site) -> Generator[tuple[Mapping[str, Tensor], Edits]]:
     module = _mlp(lm, site)
-    numbers = dict(module.named_parameters())
-    before = {name: x.detach().clone() for name, x in numbers.items()}
-    try:
-        module.requires_grad_(True)
-        yield numbers, {}
-    finally:
-        module.requires_grad_(False)
-        for name, x in numbers.items():
-            x.data.copy_(before[name])
-            x.grad = None
+    with plain_weights(module):
+        numbers = dict(module.named_parameters())
+        before = {name: x.detach().clone() for name, x in numbers.items()}
+        try:
+            module.requires_grad_(True)
+            yield numbers, {}
+        finally:
+            module.requires_grad_(False)
+            for name, x in numbers.items():
+                x.data.copy_(before[name])
+                x.grad = None
 
 
 @contextmanager
@@ -271,23 +273,24 @@ def _lora(
     from peft import LoraConfig, inject_adapter_in_model
 
     module = _mlp(lm, site)
-    matrices = {
-        name.removesuffix(".weight"): x for name, x in module.named_parameters() if x.ndim == 2
-    }
-    before = {name: module.get_submodule(name) for name in matrices}
-    rank = max(1, round(n_numbers / sum(sum(x.shape) for x in matrices.values())))
-    config = LoraConfig(
-        r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(before),
-        fan_in_fan_out=lm.shape.family.transposed,
-    )  # fmt: skip
-    try:
-        with seeded(lm.device, seed=seed, part=0):
-            inject_adapter_in_model(config, module)
-        yield {name: x for name, x in module.named_parameters() if x.requires_grad}, {}
-    finally:
-        for name, part in before.items():
-            module.set_submodule(name, part)
-        del module.peft_config  # else the next one would seem to be a second
+    with plain_weights(module):
+        matrices = {
+            name.removesuffix(".weight"): x for name, x in module.named_parameters() if x.ndim == 2
+        }
+        before = {name: module.get_submodule(name) for name in matrices}
+        rank = max(1, round(n_numbers / sum(sum(x.shape) for x in matrices.values())))
+        config = LoraConfig(
+            r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(before),
+            fan_in_fan_out=lm.shape.family.transposed,
+        )  # fmt: skip
+        try:
+            with seeded(lm.device, seed=seed, part=0):
+                inject_adapter_in_model(config, module)
+            yield {name: x for name, x in module.named_parameters() if x.requires_grad}, {}
+        finally:
+            for name, part in before.items():
+                module.set_submodule(name, part)
+            del module.peft_config  # else the next one would seem to be a second
 
 
 @torch.no_grad()

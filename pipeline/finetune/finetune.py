@@ -21,7 +21,7 @@ from pipeline.finetune.setting import open_setting
 from pipeline.finetune.sources import Sources
 from pipeline.finetune.unfinished import kept_in, unfinished
 from pipeline.lm.families import Site
-from pipeline.lm.hooks import in_float, splice
+from pipeline.lm.hooks import in_float
 from pipeline.lm.model import LanguageModel
 from pipeline.progress import OnProgress, Progress
 from pipeline.runs.folder import training_in
@@ -78,7 +78,7 @@ def _finetune(
     through = {site: in_float(tuned.with_error if config.keep_error else tuned)}
     base, spliced = setting.measure({}), setting.measure(through)
     learner = _learner(config, tuned)
-    with splice(lm, through):
+    with setting.learning(through):
         course = learn(
             lm, learner, task, config, keeping=kept_in(folder),
             on_step=lambda course, total: _tell(

@@ -1,16 +1,21 @@
 """What a fine-tuning works in: the model, the site, and rows of text."""
 
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 
 from pipeline.config.stages import FinetuneConfig
 from pipeline.device import pick_device, pick_dtype
-from pipeline.errors import ConfigError, TextError
+from pipeline.errors import TextError
 from pipeline.finetune.measure import Edits, Measured, measure
-from pipeline.finetune.sources import model_of
+from pipeline.finetune.memory import plan_memory
+from pipeline.finetune.sources import model_needed
 from pipeline.finetune.task import Rows, Task, load_task
 from pipeline.lm.chat import load_chat_template
+from pipeline.lm.checkpointing import checkpointed
 from pipeline.lm.families import Site
+from pipeline.lm.hooks import splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.runs.default_text import DefaultTexts, EvalText
@@ -32,6 +37,14 @@ class Setting:
     general_text: str
     notes: tuple[str, ...]
 
+    @contextmanager
+    def learning(self, edits: Edits) -> Generator[None]:
+        """Within the block, the model has these edits, and checkpoints if that is asked for."""
+        config = self.config
+        again = checkpointed(self.lm, above=self.site) if config.checkpointing else nullcontext()
+        with splice(self.lm, edits), again:
+            yield
+
     def measure(self, edits: Edits) -> Measured:
         """What the model with these edits makes of the held-out rows.
 
@@ -47,20 +60,18 @@ def open_setting(config: FinetuneConfig, run: SAERun) -> Setting:
     """Load the model that the SAE goes into, and read the texts.
 
     Raises:
-        ConfigError: the site, the width or the context does not fit.
+        ConfigError: the site, the width or the context does not fit, or the memory does not do.
         ModelError: the language model cannot be used.
         TextError: a text cannot be read, or is too short to learn from and to measure on.
     """
     source, site = run.provenance, Site.parse(config.site or run.provenance.site)
-    name, revision = model_of(config, run)
-    if not name:
-        raise ConfigError(
-            f"{config.run} does not say which model its activations are from: name it with --model"
-        )
+    plan_memory(config, run).fitting(run)
+    name, revision = model_needed(config, run)
     device = pick_device(config.device)
-    dtype = pick_dtype(config.precision, device)
-    lm = load_model(name, revision=revision, device=device, dtype=dtype)
-    lm.require_fits(site, d_in=source.d_in, ctx_len=config.ctx_len, run=config.run)
+    lm = load_model(
+        name, revision=revision, device=device, dtype=pick_dtype(config.precision, device),
+        quantize=config.quantize,
+    )  # fmt: skip
     tokenizer = load_tokenizer(name, revision=revision, special_tokens=source.special_tokens)
     chat = cache(partial(load_chat_template, name, revision=revision))
     task = load_task(config, tokenizer, chat=chat)

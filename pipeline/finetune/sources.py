@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.stages import FinetuneConfig
-from pipeline.errors import TextError
+from pipeline.errors import ConfigError, TextError
 from pipeline.runs.replaced import fingerprint_at_hand, is_another
 from pipeline.runs.sae_run import SAERun
 from pipeline.text.open import open_text
@@ -42,6 +42,20 @@ def model_of(config: FinetuneConfig, run: SAERun) -> tuple[str, str]:
     source = run.provenance
     name = source.model if config.model is None else config.model
     return name, (source.revision if name == source.model else "") or "main"
+
+
+def model_needed(config: FinetuneConfig, run: SAERun) -> tuple[str, str]:
+    """As `model_of`, where there is no going on without one.
+
+    Raises:
+        ConfigError: nothing names it.
+    """
+    name, revision = model_of(config, run)
+    if not name:
+        raise ConfigError(
+            f"{config.run} does not say which model its activations are from: name it with --model"
+        )
+    return name, revision
 
 
 def as_it_was(document: Any) -> Any:  # noqa: ANN401 - JSON

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pipeline.finetune.compare import Comparison
 from pipeline.finetune.effects import SHARE, Effects
 from pipeline.finetune.meaning import Meaning, Moved
+from pipeline.finetune.memory import MemoryPlan
 from pipeline.finetune.run import FinetuneReport
+from pipeline.progress import size
 from pipeline.tables import Column, Style, Table, Words, percent
 from pipeline.text.token_text import label
 
@@ -51,6 +53,19 @@ def _facts(report: FinetuneReport) -> list[str]:
     if report.general_text:
         told.append(f"Elsewhere is {report.general_text}")
     return told
+
+
+def memory_table(plan: MemoryPlan) -> Table:
+    """What a fine-tuning takes of its device, part by part."""
+    parts = [[part.name, part.words, size(part.n_bytes)] for part in plan.parts]
+    free = "unknown" if plan.bytes_free is None else size(plan.bytes_free)
+    total = [["together", "", size(plan.bytes_needed)], ["there is", f"on {plan.device}", free]]
+    return Table(
+        title=f"memory of a fine-tuning at {plan.site} of {plan.model}",
+        columns=[Column(), Column(folds=True), Column(align="right")],
+        sections=[parts, total],
+        edged=True,
+    )
 
 
 def comparison_table(comparison: Comparison) -> Table:

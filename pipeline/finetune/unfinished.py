@@ -35,7 +35,7 @@ from pipeline.runs.checkpoints import (
 from pipeline.runs.folder import LOCK, differences
 from pipeline.runs.sae_run import SAERun
 
-FREE = {"out", "device", "compare", "compare_lrs"}
+FREE = {"out", "device", "compare", "compare_lrs", "checkpointing"}
 """What may differ between a fine-tuning and the one that is gone on with or reused for it."""
 LOSSES, BY_EPOCH, BEST = "losses", "by_epoch", "best."
 

@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from pipeline.config.stages import Precision, Where
+from pipeline.config.stages import Precision, Quantize, Where
 from pipeline.device import pick_device, pick_dtype
 from pipeline.errors import ConfigError
 from pipeline.lm.families import Shape, Site
 from pipeline.lm.hooks import Edit, HookedModel, capture, in_float, splice
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.positions import Positions
+from pipeline.lm.quantized import QuantizedLinear
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.lm.weights import HEADS, Weights
 
@@ -376,12 +377,52 @@ class _NoAttention(nn.Module):
 
 
 def load_model(
-    name: str, *, revision: str = "main", device: torch.device, dtype: torch.dtype
+    name: str,
+    *,
+    revision: str = "main",
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Quantize | None = None,
 ) -> LanguageModel:
-    """A whole model, in evaluation mode, every weight frozen."""
+    """A whole model, in evaluation mode, every weight frozen, those of its layers quantised or not.
+
+    Raises:
+        ModelError: it is not found, not reached, damaged, or of an unknown family.
+        ConfigError: what quantises is not installed.
+    """
     model = _empty(ModelFiles(name, revision))
     names = [key for key, _ in model.module.named_parameters(remove_duplicate=False)]
+    if quantize is not None:
+        _quantize_layers(model, quantize)
     return _fill(model, names, device=device, dtype=dtype)
+
+
+def outline_model(
+    name: str, *, revision: str = "main", dtype: torch.dtype, quantize: Quantize | None = None
+) -> LanguageModel:
+    """What `load_model` gives, with tensors that hold no memory: no weights are read.
+
+    Raises:
+        ModelError: config.json is not found, not reached, or of an unknown family.
+        ConfigError: what quantises is not installed.
+    """
+    model = _empty(ModelFiles(name, revision))
+    for p in model.module.parameters():
+        p.data = p.data.to(dtype)
+    if quantize is not None:
+        _quantize_layers(model, quantize)
+    return model
+
+
+def _quantize_layers(model: LanguageModel, quantize: Quantize) -> None:
+    """Put quantised modules, still empty, in the place of the matrices of the layers.
+
+    What comes before and after the layers is read by its rows or decides every logit: it stays.
+    """
+    layers = model.body.get_submodule(model.shape.family.layers)
+    matrices = [name for name, p in layers.named_parameters() if p.ndim == 2]
+    for path in (name.removesuffix(".weight") for name in matrices):
+        layers.set_submodule(path, QuantizedLinear(layers.get_submodule(path), quantize))
 
 
 def load_for_sites(
@@ -442,7 +483,17 @@ def _fill(
     weights = Weights.locate(model.files)
     tied = module.config.tie_word_embeddings and not set(HEADS).isdisjoint(names)
     wanted = [name for name in names if not (tied and name in HEADS)]
-    tensors = weights.load(wanted, prefix=prefix, device=device, dtype=dtype)
+    quantized = {
+        f"{path}.weight": part
+        for path, part in module.named_modules()
+        if isinstance(part, QuantizedLinear)
+    }
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in weights.read(wanted, prefix=prefix, device=device, dtype=dtype):
+        if name in quantized:
+            quantized[name].hold(tensor)
+        else:
+            tensors[name] = tensor
     module.load_state_dict(tensors, strict=False, assign=True)
     module.requires_grad_(False)
     if tied:

@@ -1,6 +1,6 @@
 """The tensors of a checkpoint, read one by one from lazily opened safetensors files."""
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,16 @@ class Weights:
     def load(
         self, wanted: Iterable[str], *, prefix: str, device: torch.device, dtype: torch.dtype
     ) -> dict[str, Tensor]:
-        """Read tensors by their name in the model."""
+        """Tensors by their name in the model."""
+        return dict(self.read(wanted, prefix=prefix, device=device, dtype=dtype))
+
+    def read(
+        self, wanted: Iterable[str], *, prefix: str, device: torch.device, dtype: torch.dtype
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Tensors with their name in the model, one by one.
+
+        A file is opened again for each, since what was read of an open one counts as memory.
+        """
         keys_in: dict[str, dict[str, str]] = {}
         for name in wanted:
             # A checkpoint saved from the base model lacks the prefix that the whole model has.
@@ -55,12 +64,12 @@ class Weights:
             if key is None:
                 raise ModelError(f"the checkpoint of {self.files.name} lacks the tensor {name}")
             keys_in.setdefault(self.file_of[key], {})[name] = key
-        loaded: dict[str, Tensor] = {}
         for filename, keys in keys_in.items():
-            with _opened(self.files.need(filename)) as file:
-                for name, key in keys.items():
-                    loaded[name] = file.get_tensor(key).to(device, dtype, copy=True)
-        return loaded
+            path = self.files.need(filename)
+            for name, key in keys.items():
+                with _opened(path) as file:
+                    tensor = file.get_tensor(key).to(device, dtype, copy=True)
+                yield name, tensor
 
 
 @contextmanager

@@ -209,6 +209,17 @@ def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
     return report
 
 
+def run_finetune_plan(config: FinetuneConfig, *, screen: Screen) -> None:
+    """Show what a fine-tuning would take of the memory; then refuse what does not fit."""
+    from pipeline.finetune.tables import memory_table
+    from pipeline.runs.sae_run import SAERun
+
+    plan = verbs.finetune(config, plan=True)
+    screen.draw(memory_table(plan))
+    screen.emit(plan)
+    plan.fitting(SAERun.open(config.run))
+
+
 def run_fold(run: Path, out: Path, *, screen: Screen) -> "FoldReport":
     """Fold, unless that is done already."""
     from pipeline.finetune.fold import fold

@@ -113,7 +113,8 @@ def params_of(arch: Architecture, *, d: int, F: int, device: torch.device) -> di
 def pythia(name: str) -> dict[str, Any]:
     """The shape of a Pythia model; `toy` is one that nobody trained."""
     layers, d, heads = {
-        "toy": (2, 32, 2), "160m": (12, 768, 12), "1.4b": (24, 2048, 16), "6.9b": (32, 4096, 32),
+        "toy": (2, 32, 2), "70m": (6, 512, 8), "160m": (12, 768, 12), "410m": (24, 1024, 16),
+        "1.4b": (24, 2048, 16), "6.9b": (32, 4096, 32),
     }[name]  # fmt: skip
     return {
         "model_type": "gpt_neox", "vocab_size": 50432 if d > 32 else 3200, "hidden_size": d,
