@@ -309,7 +309,7 @@ def plot(
 @app.command()
 def finetune(
     ctx: typer.Context,
-    run: Annotated[Path, Argument(help="Folder of a trained SAE.")],
+    runs: Annotated[list[Path], Argument(help="Folder of a trained SAE; or several, a site each.")],
     out: Annotated[Path, Option(help="Folder of the fine-tuned run.")],
     text: Annotated[str, Option(help=Source)] = FinetuneConfig.text,
     text_column: TextColumn = FinetuneConfig.text_column,
@@ -342,7 +342,7 @@ def finetune(
     json: JsonOut = None,
 ) -> None:
     """Freeze model and SAE; learn one scale and one bias per feature."""
-    what = _config(ctx, FinetuneConfig, config)
+    what = _config(ctx, FinetuneConfig, config, run=runs[0], beside=runs[1:])
     from pipeline.terminal.commands import run_finetune, run_finetune_plan
 
     screen = _screen(json)

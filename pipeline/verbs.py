@@ -355,7 +355,7 @@ def features(
 
 @overload
 def finetune(
-    run: AnyPath | FinetuneConfig,
+    runs: AnyPath | FinetuneConfig,
     *,
     plan: Literal[False] = False,
     on_progress: OnProgress | None = None,
@@ -365,7 +365,17 @@ def finetune(
 
 @overload
 def finetune(
-    run: AnyPath | FinetuneConfig,
+    runs: list[AnyPath] | tuple[AnyPath, ...],
+    *,
+    plan: Literal[False] = False,
+    on_progress: OnProgress | None = None,
+    **settings: object,
+) -> "tuple[FinetuneReport, ...]": ...
+
+
+@overload
+def finetune(
+    runs: AnyPath | list[AnyPath] | tuple[AnyPath, ...] | FinetuneConfig,
     *,
     plan: Literal[True],
     on_progress: OnProgress | None = None,
@@ -376,7 +386,7 @@ def finetune(
 @takes(FinetuneConfig)
 @limits_told()
 def finetune(
-    run: AnyPath | FinetuneConfig,
+    runs: AnyPath | list[AnyPath] | tuple[AnyPath, ...] | FinetuneConfig,
     *,
     plan: bool = False,
     on_progress: OnProgress | None = None,
@@ -387,39 +397,44 @@ def finetune(
         sp.finetune("runs/topk", text="builtin:arithmetic", out="runs/arithmetic").ce_finetuned
 
     Args:
-        run: Of the SAE.
+        runs: Of an SAE; or a list of several, each at a site of its own, which learn together: of
+            each `out` has a run by the name of its site.
         plan: Only tell how much memory it takes: no weights are read, and nothing is written.
         on_progress: Told the steps done.
         settings: Those below.
 
     Returns:
-        What it came to; of a plan the memory, part by part.
+        What it came to, of a list a report of each; of a plan the memory, part by part.
 
     Raises:
         ConfigError: a setting is unknown or impossible here, or `out` holds something else, or is
             trained into by another process, or there is too little memory.
-        CheckpointError: the run cannot be used.
+        CheckpointError: a run cannot be used.
         ModelError: the language model cannot be used.
         TextError: the text cannot be read, or is too short.
         DataError: the loss is not finite.
     """
-    given = run if isinstance(run, FinetuneConfig) else {"run": run}
-    made = config_of(FinetuneConfig, given, settings, verb="finetune")
+    listed = isinstance(runs, list | tuple)
+    first, *rest = runs if listed else [runs]
+    given = first if isinstance(first, FinetuneConfig) else {"run": first}
+    beside = {"beside": rest} if rest else {}
+    made = config_of(FinetuneConfig, given, settings | beside, verb="finetune")
     if plan:
         from pipeline.finetune.memory import plan_memory
         from pipeline.runs.sae_run import SAERun
 
-        return plan_memory(made, SAERun.open(made.run))
-    from pipeline.finetune.finetune import finetune as learn
+        return plan_memory(made, [SAERun.open(run) for run in (made.run, *made.beside)])
+    from pipeline.finetune.finetune import finetune_together
     from pipeline.plots.finetune import save_finetune_figures
 
-    report = learn(made, on_progress=on_progress)
+    reports = finetune_together(made, on_progress=on_progress)
     if made.compare:
         from pipeline.finetune.compare import compare
 
         compare(made.out, made.compare_lrs, on_progress=on_progress)
-    save_finetune_figures(made.out)
-    return report
+    for report in reports:
+        save_finetune_figures(report.out)
+    return reports if listed or made.beside else reports[0]
 
 
 @told_in_settings

@@ -159,6 +159,8 @@ class FinetuneConfig:
 
     run: Path
     out: Path
+    beside: tuple[Path, ...] = ()
+    """Runs of SAEs at other sites of the same model, which learn together with it."""
     text: str = "builtin:arithmetic"
     text_column: str = "text"
     model: str | None = None
@@ -226,6 +228,10 @@ class FinetuneConfig:
                 f"weight_decay must be below 1 / lr, which is {1 / self.lr:g}, got "
                 f"{self.weight_decay:g}"
             )
+        if self.beside and self.site is not None:
+            raise ConfigError(f"one SAE goes to {self.site}, and {1 + len(self.beside)} are named")
+        if self.beside and self.compare:
+            raise ConfigError("--compare is of one site: compare each run alone")
         require_seed(self, "seed")
 
 

@@ -165,7 +165,7 @@ def load_sae(path: Path, *, device: torch.device) -> LoadedSAE:
         provenance=run.provenance,
         left_out=ExcludedRows.of(run.config),
         l0_trained=None if tuned or folded else l0_of(run),
-        notes=(f"fine-tuned on {tuned.report.text} through a scale and a bias per feature",)
+        notes=tuned.report.origin
         if tuned
         else (f"folded from a fine-tuning, which {FOLDED} names",) * folded,
     )

@@ -122,7 +122,7 @@ def compare(
     there = read_comparison(path)
     if there is None or there.lrs != lrs:
         there = Comparison(sha256=run.sha256, lrs=lrs)
-    setting = open_setting(run.config, run.run)
+    setting = open_setting(run.config, [run.run])
     setting = replace(setting, task=setting.task.halved())
     means = list(_all_means(setting, run))
     done = {way.name for way in there.ways}
@@ -157,7 +157,7 @@ _AS_IT_IS = ("base", "spliced", "run")
 
 
 def _all_means(setting: Setting, run: FinetunedRun) -> Iterator[_Means]:
-    lm, site, frozen = setting.lm, setting.site, run.run
+    lm, (site,), frozen = setting.lm, setting.sites, run.run
     tuned, error = run.load_sae(lm.device), run.config.keep_error
     kept = " with the error kept" if error else ""
     plain = TunedSAE(frozen.load_sae(lm.device))
@@ -335,9 +335,10 @@ def _of_norms(rows: Float[Tensor, "n d"], like: Float[Tensor, "n d"]) -> Float[T
 def _sample(setting: Setting) -> Float[Tensor, "rows d_in"]:
     """Activations of the site on the first tokens that are learned from."""
     some, rows = list[Tensor](), setting.task.train
-    with reading(setting.lm, [setting.site]) as read:
+    (site,) = setting.sites
+    with reading(setting.lm, [site]) as read:
         for part in rows.split(setting.config.batch_size):
-            x = read(part.tokens.to(setting.lm.device))[setting.site]
+            x = read(part.tokens.to(setting.lm.device))[site]
             some.append(x[part.present].float())
             if sum(map(len, some)) >= SAMPLE_ROWS:
                 break

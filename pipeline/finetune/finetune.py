@@ -1,27 +1,29 @@
-"""Fine-tune a language model through the features of one SAE.
+"""Fine-tune a language model through the features of one SAE, or of several at once.
 
-The SAE is spliced into the model at its site, every weight of both is frozen, and one scale `c`
+Each SAE is spliced into the model at its site, every weight of all is frozen, and one scale `c`
 and one bias `d` per latent are learned: `z = f(c * pre + d)`.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from actstore.files import partial_of
 from pipeline.config.stages import FinetuneConfig
 from pipeline.disk import writing
 from pipeline.finetune.learn import Course, Learner, learn, trained_of
 from pipeline.finetune.meaning import find_meaning
-from pipeline.finetune.measure import fidelity
-from pipeline.finetune.run import FinetuneReport, finished_report, save_run
-from pipeline.finetune.setting import open_setting
-from pipeline.finetune.sources import Sources
+from pipeline.finetune.measure import Measured, fidelity
+from pipeline.finetune.parts import Made, Part, finished, parts_of, save
+from pipeline.finetune.run import FinetuneReport
+from pipeline.finetune.setting import Setting, open_setting
 from pipeline.finetune.unfinished import kept_in, unfinished
 from pipeline.lm.families import Site
-from pipeline.lm.hooks import in_float
+from pipeline.lm.hooks import in_float, splice
 from pipeline.lm.model import LanguageModel
 from pipeline.progress import OnProgress, Progress
 from pipeline.runs.folder import training_in
@@ -43,41 +45,63 @@ def finetune(config: FinetuneConfig, *, on_progress: OnProgress | None = None) -
 
     Raises:
         ConfigError: `out` holds something else, or is worked on by another process, or began with
-            another model or text, or the site, width or context does not fit.
+            another model or text, or the site, width or context does not fit, or the memory does
+            not do.
         CheckpointError: the SAE's run cannot be used, or the disk fails.
         ModelError: the language model cannot be used.
         TextError: the text cannot be read or is too short to learn from and to measure on.
         DataError: the loss is not finite.
     """
-    config = replace(config, run=config.run.resolve(), out=config.out.resolve())
-    run = SAERun.open(config.run)
-    sources = Sources.of(config, run)
-    done = finished_report(config, run, sources)
+    (report,) = finetune_together(config, on_progress=on_progress)
+    return report
+
+
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
+def finetune_together(
+    config: FinetuneConfig, *, on_progress: OnProgress | None = None
+) -> tuple[FinetuneReport, ...]:
+    """As `finetune`, through the SAEs that are `beside` the first, too: a report of each."""
+    parts = parts_of(config)
+    paths = [part.run.path for part in parts]
+    config = replace(config, run=paths[0], beside=tuple(paths[1:]), out=config.out.resolve())
+    done = finished(config, parts)
     if done is not None:
         return done
     with training_in(partial_of(config.out)):
-        done = finished_report(config, run, sources)  # by now, another process may have ended
+        done = finished(config, parts)  # by now, another process may have ended
         if done is not None:
             return done
-        with unfinished(config, run, sources) as folder:
-            return _finetune(config, run, sources, folder, on_progress)
+        runs = [part.run for part in parts]
+        with unfinished(config, runs, parts[0].sources) as folder:
+            return _finetune(config, parts, folder, on_progress)
 
 
 def _finetune(
     config: FinetuneConfig,
-    run: SAERun,
-    sources: Sources,
+    parts: Sequence[Part],
     folder: Path,
     on_progress: OnProgress | None,
-) -> FinetuneReport:
-    setting = open_setting(config, run)
-    lm, site, task, source = setting.lm, setting.site, setting.task, run.provenance
-    tuned = TunedSAE(run.load_sae(lm.device))
-    ev, l0 = fidelity(lm, site, tuned.sae, task.heldout, batch_size=config.batch_size)
-    _tell(on_progress, "splice", 1, 1, f"explained variance {_told(ev)}, L0 {l0:.1f} at {site}")
-    through = {site: in_float(tuned.with_error if config.keep_error else tuned)}
+) -> tuple[FinetuneReport, ...]:
+    setting = open_setting(config, [part.run for part in parts])
+    lm, task = setting.lm, setting.task
+    tuned = {part.site: TunedSAE(part.run.load_sae(lm.device)) for part in parts}
+    fidelities = {
+        site: fidelity(lm, site, coder.sae, task.heldout, batch_size=config.batch_size)
+        for site, coder in tuned.items()
+    }
+    words = "; ".join(
+        f"explained variance {_told(ev)}, L0 {l0:.1f} at {site}"
+        for site, (ev, l0) in fidelities.items()
+    )
+    _tell(on_progress, "splice", 1, 1, words)
+    through = {
+        site: in_float(coder.with_error if config.keep_error else coder)
+        for site, coder in tuned.items()
+    }
     base, spliced = setting.measure({}), setting.measure(through)
-    learner = _learner(config, tuned)
+    trained = {site: trained_of(coder, config) for site, coder in tuned.items()}
+    learner = _learner(config, trained)
     with setting.learning(through):
         course = learn(
             lm, learner, task, config, keeping=kept_in(folder),
@@ -85,27 +109,52 @@ def _finetune(
                 on_progress, "finetune", len(course.losses), total, _loss_words(course)
             ),
         )  # fmt: skip
-    tuned.learned.copy_(learner.reached())
-    finetuned = setting.measure(through)
+    for site, coder in tuned.items():
+        coder.learned.copy_(learner.reached(trained[site].values()))
+    measured = {"base": base, "spliced": spliced, "finetuned": setting.measure(through)}
+    made = list[Made]()
+    for part in parts:
+        site, coder = part.site, tuned[part.site]
+        report = _report(setting, part, coder, course, measured, fidelities[site])
+        with splice(lm, {other: edit for other, edit in through.items() if other != site}):
+            meaning = find_meaning(
+                lm, site, coder, task, setting.tokenizer, config, on_progress=on_progress
+            )
+        made.append(Made(part=part, tuned=coder, report=report, meaning=meaning))
+    with writing(config.out):
+        save(folder, config.out, made, losses=course.losses)
+    return tuple(one.report for one in made)
+
+
+def _report(
+    setting: Setting,
+    part: Part,
+    tuned: TunedSAE,
+    course: Course,
+    measured: Mapping[str, Measured],
+    fidelity: tuple[float | None, float],
+) -> FinetuneReport:
+    config, lm, task, source = part.config, setting.lm, setting.task, part.run.provenance
     n_ends = max(1, len(course.losses) // ENDS_SHARE)
     changed = (tuned.c != 1) | (tuned.d != 0)
-    report = FinetuneReport(
+    return FinetuneReport(
         run=config.run,
         out=config.out,
         model=lm.name,
         revision=lm.files.revision,
         trained_on_model=source.model,
-        site=str(site),
+        site=str(part.site),
         trained_on_site=source.site,
+        together_with=tuple(str(site) for site in setting.sites if site != part.site),
         text=config.text,
         n_train_tokens=int(task.train.present.sum()),
         n_heldout_tokens=int(task.heldout.present.sum()),
         n_steps=len(course.losses),
         loss_first=float(np.mean(course.losses[:n_ends])),
         loss_last=float(np.mean(course.losses[-n_ends:])),
-        notes=(*_moved(run, lm, site), *setting.notes),
-        explained_variance=ev,
-        l0=l0,
+        notes=(*_moved(part.run, lm, part.site), *setting.notes),
+        explained_variance=fidelity[0],
+        l0=fidelity[1],
         n_learned=int(tuned.learned.sum()),
         n_changed=int(changed.sum()),
         ce_by_epoch=tuple(course.by_epoch),
@@ -115,21 +164,21 @@ def _finetune(
         n_general_tokens=0 if setting.general is None else setting.general.tokens.numel(),
         **{
             f"{what}_{when}": value
-            for when, one in (("base", base), ("spliced", spliced), ("finetuned", finetuned))
+            for when, one in measured.items()
             for what, value in asdict(one).items()
         },
     )
-    meaning = find_meaning(
-        lm, site, tuned, task, setting.tokenizer, config, on_progress=on_progress
-    )
-    with writing(config.out):
-        save_run(folder, config, run, sources, tuned, report, losses=course.losses, meaning=meaning)
-    return report
 
 
-def _learner(config: FinetuneConfig, tuned: TunedSAE) -> Learner:
+def _learner(config: FinetuneConfig, trained: Mapping[Site, Mapping[str, Tensor]]) -> Learner:
+    alone = len(trained) == 1
+    numbers = {
+        name if alone else f"{site}.{name}": x
+        for site, own in trained.items()
+        for name, x in own.items()
+    }
     return Learner(
-        trained_of(tuned, config),
+        numbers,
         lr=config.lr,
         weight_decay=config.weight_decay,
         towards_start=config.decay_to == "start",

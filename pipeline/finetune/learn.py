@@ -9,7 +9,7 @@ The gradient starts at the logits, of which only a slice is alive at a time, and
 below it nothing requires one, so nothing is kept for it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import final
 
@@ -102,9 +102,9 @@ class Learner:
         """The values as they are, on the CPU."""
         return {name: x.detach().cpu().clone() for name, x in self.numbers.items()}
 
-    def reached(self) -> Bool[Tensor, " numbers"]:
-        """Where any of the vectors trained ever had a gradient that was not zero."""
-        squares = [self.adam.state[x]["exp_avg_sq"] for x in self.numbers.values()]
+    def reached(self, some: Iterable[Tensor]) -> Bool[Tensor, " numbers"]:
+        """Where any of these vectors, which are trained, ever had a gradient that was not zero."""
+        squares = [self.adam.state[x]["exp_avg_sq"] for x in some]
         return torch.stack(squares).amax(0) > 0
 
 

@@ -13,7 +13,7 @@ Nothing is guessed of the model: its modules, without memory, are run through a 
 (`pipeline.finetune.rehearsal`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
@@ -59,6 +59,7 @@ class MemoryPlan:
     config: FinetuneConfig = field(repr=False)
     model: str
     site: str
+    """Of several SAEs all, with commas."""
     device: str
     precision: str
     parts: tuple[MemoryPart, ...]
@@ -76,15 +77,15 @@ class MemoryPlan:
         """The bytes of a part; 0 where the plan has no such."""
         return sum(part.n_bytes for part in self.parts if part.name == name)
 
-    def fitting(self, run: SAERun) -> "MemoryPlan":
-        """The plan, if it fits.
+    def fitting(self, runs: Sequence[SAERun]) -> "MemoryPlan":
+        """The plan of a fine-tuning through these SAEs, if it fits.
 
         Raises:
             ConfigError: it does not; which settings would help, and how much.
         """
         if self.fits:
             return self
-        others = [(flag, _planned(config, run)) for flag, config in _lighter(self.config)]
+        others = [(flag, plan_memory(config, runs)) for flag, config in _lighter(self.config)]
         helpful = [
             f"{size(plan.bytes_needed)} with {flag}"
             for flag, plan in others
@@ -99,63 +100,63 @@ class MemoryPlan:
         )
 
 
-def plan_memory(config: FinetuneConfig, run: SAERun) -> MemoryPlan:
-    """Work it out; of the model only config.json is read, of the SAE its run.json.
+def plan_memory(config: FinetuneConfig, runs: Sequence[SAERun]) -> MemoryPlan:
+    """Work it out; of the model only config.json is read, of the SAEs their run.json.
 
     Raises:
         ConfigError: the site, the width or the context does not fit, the device is not there, or
             what quantises is not installed.
         ModelError: the model cannot be found, reached or read.
     """
-    return _planned(config, run)
-
-
-def _planned(config: FinetuneConfig, run: SAERun) -> MemoryPlan:
-    name, revision = model_needed(config, run)
+    name, revision = model_needed(config, runs)
     device = pick_device(config.device)
-    site = Site.parse(config.site or run.provenance.site)
+    by_site = {Site.parse(config.site or run.provenance.site): run for run in runs}
+    where, first = ", ".join(map(str, by_site)), min(by_site)
     dtype = pick_dtype(config.precision, device)
     lm = outline_model(name, revision=revision, dtype=dtype, quantize=config.quantize)
-    lm.require_fits(site, d_in=run.provenance.d_in, ctx_len=config.ctx_len, run=config.run)
-    weights, largest, mlp = _bytes(lm.module), _largest(lm.module), _numbers_of_mlp(lm, site)
-    made = list[TunedSAE]()
+    for site, run in by_site.items():
+        lm.require_fits(site, d_in=run.provenance.d_in, ctx_len=config.ctx_len, run=run.path)
+    weights, largest, mlp = _bytes(lm.module), _largest(lm.module), _numbers_of_mlp(lm, first)
+    made: dict[Site, TunedSAE] = {}
 
-    def make() -> TunedSAE:
-        made.append(TunedSAE(run.blank_sae()))
-        return made[0]
+    def make() -> Mapping[Site, TunedSAE]:
+        made.update((site, TunedSAE(run.blank_sae())) for site, run in by_site.items())
+        return made
 
     step = rehearse(
-        lm, make, site, device=device, batch_size=config.batch_size, ctx_len=config.ctx_len,
+        lm, make, device=device, batch_size=config.batch_size, ctx_len=config.ctx_len,
         keep_error=config.keep_error, checkpointing=config.checkpointing,
     )  # fmt: skip
-    sae, learned = _bytes(made[0].sae), _learned(made[0], config)
+    sae = sum(_bytes(coder.sae) for coder in made.values())
+    learned = sum(_learned(coder, config) for coder in made.values())
     kept, passing = step.kept, step.peak - step.kept
     if device.type == "cpu":  # elsewhere files are read beside the device
         reading = max(FLOAT32 * largest - sae, (WHILE_READ - 1) * sae)
         passing = max(passing, reading - learned - kept)
+    n_features = sum(run.d_sae for run in runs)
     precision = pick_precision(config.precision, device=device)
     layers = "" if config.quantize is None else f", layers in {config.quantize}"
     again = ", layers computed twice" if config.checkpointing else ""
     parts = [
         MemoryPart(name="weights", words=f"{lm.name} in {precision}{layers}", n_bytes=weights),
-        MemoryPart(name="sae", words=f"{run.d_sae:,} features in fp32", n_bytes=sae),
+        MemoryPart(name="sae", words=f"{n_features:,} features in fp32", n_bytes=sae),
         MemoryPart(name="learned", words="c and d, their gradients and moments", n_bytes=learned),
         MemoryPart(
             name="kept", n_bytes=kept,
-            words=f"above {site} for {config.batch_size} x {config.ctx_len} tokens{again}",
+            words=f"above {first} for {config.batch_size} x {config.ctx_len} tokens{again}",
         ),
         MemoryPart(name="passing", words="at most at once on top of that", n_bytes=passing),
     ]  # fmt: skip
     if config.compare:
         n_bytes = 6 * dtype.itemsize * mlp  # itself, before, start, gradient and two moments
-        words = f"the MLP of layer {site.layer}, learned as a whole"
+        words = f"the MLP of layer {first.layer}, learned as a whole"
         parts.append(MemoryPart(name="compared", words=words, n_bytes=n_bytes))
     free, held = bytes_free(device), 0
     if device.type == "cpu":
         held = bytes_resident()
         parts.append(MemoryPart(name="process", words="Python and its libraries", n_bytes=held))
     return MemoryPlan(
-        config=config, model=lm.name, site=str(site), device=str(device), precision=precision,
+        config=config, model=lm.name, site=where, device=str(device), precision=precision,
         parts=tuple(parts), bytes_needed=sum(part.n_bytes for part in parts),
         bytes_free=None if free is None else free + held,
     )  # fmt: skip

@@ -79,8 +79,7 @@ class Living(TorchDispatchMode):
 @torch.enable_grad()
 def rehearse(
     lm: LanguageModel,
-    make: Callable[[], TunedSAE],
-    site: Site,
+    make: Callable[[], Mapping[Site, TunedSAE]],
     *,
     device: torch.device,
     batch_size: int,
@@ -92,13 +91,12 @@ def rehearse(
 
     Args:
         lm: As `outline_model` makes it.
-        make: The SAE, called where tensors hold no memory.
-        site: Where the SAE goes in.
+        make: The SAEs, each at its site, called where tensors hold no memory.
         device: That the step is for.
         batch_size: Contexts of a step.
         ctx_len: Tokens of a context.
         keep_error: What the SAE does not explain is put back.
-        checkpointing: Layers above the site are computed twice.
+        checkpointing: Layers above the first site are computed twice.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -106,13 +104,17 @@ def rehearse(
     where = device if device.type == "cuda" else torch.device("cpu")
     with FakeTensorMode():
         tuned = make()
-        edit = in_float(tuned.with_error if keep_error else tuned)
-        _faked(lm.module, where)
-        _faked(tuned, where)
+        edits = {
+            site: in_float(coder.with_error if keep_error else coder)
+            for site, coder in tuned.items()
+        }
+        modules = lm.module, *tuned.values()
+        for module in modules:
+            _faked(module, where)
         living = Living()
-        living.known([*_tensors(lm.module), *_tensors(tuned)])
-        again = checkpointed(lm, above=site) if checkpointing else nullcontext()
-        with living, again, splice(lm, {site: edit}):
+        living.known([tensor for module in modules for tensor in _tensors(module)])
+        again = checkpointed(lm, above=min(edits)) if checkpointing else nullcontext()
+        with living, again, splice(lm, edits):
             tokens = torch.zeros(batch_size, ctx_len, dtype=torch.int32, device=where)
             hidden = lm.hidden(tokens)
             kept = living.now

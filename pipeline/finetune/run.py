@@ -19,14 +19,14 @@ from typing import Literal
 
 import torch
 
-from actstore.files import sync_folder, write_file, write_json
+from actstore.files import write_file, write_json
 from pipeline.config.serialization import from_json, located, portable, to_json
 from pipeline.config.stages import FinetuneConfig
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError, NoSuchArchitectureError
 from pipeline.finetune.meaning import FEATURES, Meaning, read_meaning
 from pipeline.finetune.sources import Sources, as_it_was
-from pipeline.finetune.unfinished import FREE, leave_whole
+from pipeline.finetune.unfinished import FREE
 from pipeline.foreign import not_a_run
 from pipeline.runs.belongs import RUN, checksum_of
 from pipeline.runs.curves import METRICS, read_curves
@@ -60,6 +60,8 @@ class FinetuneReport:
     """The language model whose activations the SAE was trained on."""
     site: str
     trained_on_site: str
+    together_with: tuple[str, ...] = ()
+    """Other sites whose features learned with these: losses are those of all together."""
     text: str
     n_train_tokens: int
     n_heldout_tokens: int
@@ -103,6 +105,15 @@ class FinetuneReport:
     ce_general_finetuned: float | None = None
     reused: bool = False
     """The run was there already, complete and of the same config."""
+
+    @property
+    def origin(self) -> tuple[str, ...]:
+        """What whoever uses its SAE alone must know, a sentence each."""
+        told = f"fine-tuned on {self.text} through a scale and a bias per feature"
+        if not self.together_with:
+            return (told,)
+        others = " and ".join(self.together_with)
+        return told, f"learned together with features of {others}, which are not in the model here"
 
     def __repr__(self) -> str:
         losses = {
@@ -269,8 +280,8 @@ def finished_report(config: FinetuneConfig, run: SAERun, sources: Sources) -> Fi
     return replace(there.report, out=out, reused=True)
 
 
-def save_run(
-    partial: Path,
+def write_run(
+    folder: Path,
     config: FinetuneConfig,
     run: SAERun,
     sources: Sources,
@@ -280,13 +291,13 @@ def save_run(
     losses: Sequence[float],
     meaning: Meaning,
 ) -> None:
-    """Write the whole directory as `partial`, then rename it to `config.out`."""
+    """Write all of it into `folder`, which will be `config.out`."""
     learned = {"c": tuned.c.detach(), "d": tuned.d.detach(), "learned": tuned.learned}
-    sha256 = save_tensors(partial / TUNED, learned)
-    write_file(partial / CODER, [(run.path / CODER).read_bytes()])
+    sha256 = save_tensors(folder / TUNED, learned)
+    write_file(folder / CODER, [(run.path / CODER).read_bytes()])
     lines = ({"step": i, "loss": loss} for i, loss in enumerate(losses, start=1))
-    write_file(partial / METRICS, [json.dumps(line).encode() + b"\n" for line in lines])
-    write_json(partial / FEATURES, to_json(replace(meaning, sha256=sha256)))
+    write_file(folder / METRICS, [json.dumps(line).encode() + b"\n" for line in lines])
+    write_json(folder / FEATURES, to_json(replace(meaning, sha256=sha256)))
     frozen = _Frozen(config=run.config, store=run.provenance, sha256=run.sha256)
     document = _Document(
         config=config,
@@ -294,9 +305,6 @@ def save_run(
         report=report,
         sha256=sha256,
         sources=sources,
-        curves_sha256=checksum_of(partial / METRICS),
+        curves_sha256=checksum_of(folder / METRICS),
     )
-    write_json(partial / RUN, to_json(portable(document, config.out)))
-    partial.rename(config.out)
-    sync_folder(config.out.parent)
-    leave_whole(config.out)
+    write_json(folder / RUN, to_json(portable(document, config.out)))

@@ -1,6 +1,6 @@
 """What a fine-tuning works in: the model, the site, and rows of text."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
@@ -19,18 +19,19 @@ from pipeline.lm.hooks import splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.runs.default_text import DefaultTexts, EvalText
+from pipeline.runs.replaced import moving_told
 from pipeline.runs.sae_run import SAERun
 from pipeline.text.heldout import load_contexts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Setting:
-    """A model with a site, and what is learned and measured there."""
+    """A model with one or several sites, and what is learned and measured there."""
 
     config: FinetuneConfig
     lm: LanguageModel
     tokenizer: Tokenizer
-    site: Site
+    sites: tuple[Site, ...]
     task: Task
     general: Rows | None
     """Contexts of another text, which tell what is forgotten."""
@@ -40,9 +41,9 @@ class Setting:
     @contextmanager
     def learning(self, edits: Edits) -> Generator[None]:
         """Within the block, the model has these edits, and checkpoints if that is asked for."""
-        config = self.config
-        again = checkpointed(self.lm, above=self.site) if config.checkpointing else nullcontext()
-        with splice(self.lm, edits), again:
+        lm, twice = self.lm, self.config.checkpointing
+        again = checkpointed(lm, above=min(self.sites)) if twice else nullcontext()
+        with splice(lm, edits), again:
             yield
 
     def measure(self, edits: Edits) -> Measured:
@@ -56,28 +57,30 @@ class Setting:
         )
 
 
-def open_setting(config: FinetuneConfig, run: SAERun) -> Setting:
-    """Load the model that the SAE goes into, and read the texts.
+def open_setting(config: FinetuneConfig, runs: Sequence[SAERun]) -> Setting:
+    """Load the model that the SAEs go into, and read the texts.
 
     Raises:
         ConfigError: the site, the width or the context does not fit, or the memory does not do.
         ModelError: the language model cannot be used.
         TextError: a text cannot be read, or is too short to learn from and to measure on.
     """
-    source, site = run.provenance, Site.parse(config.site or run.provenance.site)
-    plan_memory(config, run).fitting(run)
-    name, revision = model_needed(config, run)
+    plan_memory(config, runs).fitting(runs)
+    name, revision = model_needed(config, runs)
     device = pick_device(config.device)
-    lm = load_model(
-        name, revision=revision, device=device, dtype=pick_dtype(config.precision, device),
-        quantize=config.quantize,
-    )  # fmt: skip
-    tokenizer = load_tokenizer(name, revision=revision, special_tokens=source.special_tokens)
+    with moving_told(runs[0].path, named=config.model):
+        lm = load_model(
+            name, revision=revision, device=device, dtype=pick_dtype(config.precision, device),
+            quantize=config.quantize,
+        )  # fmt: skip
+    read_as = runs[0].provenance.special_tokens
+    tokenizer = load_tokenizer(name, revision=revision, special_tokens=read_as)
     chat = cache(partial(load_chat_template, name, revision=revision))
     task = load_task(config, tokenizer, chat=chat)
-    general, words, notes = _general(config, run, tokenizer)
+    general, words, notes = _general(config, runs[0], tokenizer)
+    sites = tuple(Site.parse(config.site or run.provenance.site) for run in runs)
     return Setting(
-        config=config, lm=lm, tokenizer=tokenizer, site=site, task=task, general=general,
+        config=config, lm=lm, tokenizer=tokenizer, sites=sites, task=task, general=general,
         general_text=words, notes=(*task.notes, *notes),
     )  # fmt: skip
 

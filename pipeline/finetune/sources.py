@@ -1,5 +1,6 @@
 """The model and the text of a fine-tuning, which may be others later, under the same names."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -44,13 +45,20 @@ def model_of(config: FinetuneConfig, run: SAERun) -> tuple[str, str]:
     return name, (source.revision if name == source.model else "") or "main"
 
 
-def model_needed(config: FinetuneConfig, run: SAERun) -> tuple[str, str]:
-    """As `model_of`, where there is no going on without one.
+def model_needed(config: FinetuneConfig, runs: Sequence[SAERun]) -> tuple[str, str]:
+    """As `model_of`, of all of them, where there is no going on without one.
 
     Raises:
-        ConfigError: nothing names it.
+        ConfigError: nothing names it, or the runs are of several.
     """
-    name, revision = model_of(config, run)
+    named = {model_of(config, run): run for run in runs}
+    if len(named) > 1:
+        names = " and ".join(f"{run.path} of {name}" for (name, _), run in named.items())
+        raise ConfigError(
+            f"these runs are of several models, {names}: name runs of one, or with --model the "
+            "one that all go into"
+        )
+    name, revision = next(iter(named))
     if not name:
         raise ConfigError(
             f"{config.run} does not say which model its activations are from: name it with --model"

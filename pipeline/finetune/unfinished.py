@@ -8,7 +8,7 @@ It becomes `OUT` when it is whole. What never made a step leaves nothing.
 
 import json
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,15 +46,15 @@ class _Begun:
 
     config: FinetuneConfig
     sha256: str
-    """Of the SAE."""
+    """Of the SAE; of several, joined by `+` in their order."""
     sources: Sources = field(default_factory=Sources)
 
 
 @contextmanager
 def unfinished(
-    config: FinetuneConfig, run: SAERun, sources: Sources
+    config: FinetuneConfig, runs: Sequence[SAERun], sources: Sources
 ) -> Generator[Path, None, None]:
-    """The folder to make a fine-tuning in, whose lock is held.
+    """The folder to make a fine-tuning through these SAEs in, whose lock is held.
 
     Raises:
         ConfigError: it is of another config, SAE, model or text.
@@ -62,7 +62,7 @@ def unfinished(
     """
     folder = partial_of(config.out)
     try:
-        _enter(folder, config, run, sources)
+        _enter(folder, config, runs, sources)
         yield folder
     except DataError:  # going on would only lead there again
         shutil.rmtree(folder)
@@ -73,14 +73,14 @@ def unfinished(
         raise
 
 
-def _enter(folder: Path, config: FinetuneConfig, run: SAERun, sources: Sources) -> None:
+def _enter(folder: Path, config: FinetuneConfig, runs: Sequence[SAERun], sources: Sources) -> None:
     if checkpoints_of(folder):
-        _require_same(_read(folder / BEGUN), config, run, sources)
+        _require_same(_read(folder / BEGUN), config, runs, sources)
         return
     for leftover in folder.iterdir():
         if leftover.name != LOCK:
             remove(leftover)
-    begun = _Begun(config=config, sha256=run.sha256, sources=sources)
+    begun = _Begun(config=config, sha256=_checksums(runs), sources=sources)
     write_json(folder / BEGUN, to_json(begun))
 
 
@@ -93,11 +93,18 @@ def _read(file: Path) -> _Begun:
         ) from error
 
 
-def _require_same(there: _Begun, config: FinetuneConfig, run: SAERun, sources: Sources) -> None:
+def _checksums(runs: Sequence[SAERun]) -> str:
+    return "+".join(run.sha256 for run in runs)
+
+
+def _require_same(
+    there: _Begun, config: FinetuneConfig, runs: Sequence[SAERun], sources: Sources
+) -> None:
     changed = differences(there.config, config, free=FREE)
-    if there.sha256 != run.sha256:
-        changed = f"{run.path} was trained again since"
-    elif not changed and (replaced := there.sources.changed(sources, config, run)):
+    was = zip(runs, there.sha256.split("+"), strict=False)  # of other runs the config says so
+    if again := [str(run.path) for run, sha256 in was if run.sha256 != sha256]:
+        changed = f"{' and '.join(again)} was trained again since"
+    elif not changed and (replaced := there.sources.changed(sources, config, runs[0])):
         changed = f"{replaced} changed since"
     if changed:
         folder = partial_of(config.out)

@@ -189,24 +189,29 @@ def run_plot(runs: Sequence[Path], *, screen: Screen) -> Sequence[Path]:
     return files
 
 
-def run_finetune(config: FinetuneConfig, *, screen: Screen) -> "FinetuneReport":
+def run_finetune(
+    config: FinetuneConfig, *, screen: Screen
+) -> "FinetuneReport | Sequence[FinetuneReport]":
     """Fine-tune, unless that run is complete already."""
     from pipeline.finetune.compare import read_comparison
     from pipeline.finetune.run import FinetunedRun
     from pipeline.finetune.tables import comparison_table, effects_table, finetune_table
 
     with screen.progress("finetune") as show:
-        report = verbs.finetune(config, on_progress=show)
-    screen.say(finetune_line(report))
+        told: Any = verbs.finetune(config, on_progress=show)
+    reports: Sequence[FinetuneReport] = told if config.beside else [told]
+    report = reports[0]
+    screen.tell(map(finetune_line, reports))
     screen.draw(finetune_table(report))
-    meaning = FinetunedRun.open(report.out).meaning()
-    if meaning is not None and (table := effects_table(meaning)) is not None:
-        screen.draw(table)
-    screen.note(report.notes)
+    for one in reports:
+        meaning = FinetunedRun.open(one.out).meaning()
+        if meaning is not None and (table := effects_table(meaning)) is not None:
+            screen.draw(table)
+    screen.note(dict.fromkeys(note for one in reports for note in one.notes))
     if config.compare and (comparison := read_comparison(report.out)) is not None:
         screen.draw(comparison_table(comparison))
         screen.note(comparison.notes)
-    return report
+    return told
 
 
 def run_finetune_plan(config: FinetuneConfig, *, screen: Screen) -> None:
@@ -217,7 +222,7 @@ def run_finetune_plan(config: FinetuneConfig, *, screen: Screen) -> None:
     plan = verbs.finetune(config, plan=True)
     screen.draw(memory_table(plan))
     screen.emit(plan)
-    plan.fitting(SAERun.open(config.run))
+    plan.fitting([SAERun.open(run) for run in (config.run, *config.beside)])
 
 
 def run_fold(run: Path, out: Path, *, screen: Screen) -> "FoldReport":
