@@ -46,8 +46,11 @@ def _facts(report: FinetuneReport) -> list[str]:
         ev = report.explained_variance
         explains = "undefined" if ev is None else f"{ev:.3f}"
         told.append(f"The SAE as it was: explained variance {explains}, L0 {report.l0:.1f}")
-    if report.n_changed is not None:
-        told.append(f"{report.n_changed:,} of {report.n_learned:,} active features changed")
+    if report.n_changed is not None and report.n_learned is not None:
+        of = f"{report.n_changed:,} of {report.n_learned:,} active features changed"
+        if report.n_changed > report.n_learned:  # weight decay moves those that are never active
+            of = f"{report.n_changed:,} features changed, of which {report.n_learned:,} were active"
+        told.append(of)
     if report.best_epoch is not None:
         told.append(f"Epoch {report.best_epoch} of {len(report.ce_by_epoch)} was the best")
     if report.general_text:

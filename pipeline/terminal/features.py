@@ -26,7 +26,6 @@ from pipeline.features.feature import (
     rounded,
 )
 from pipeline.features.files import FeatureSet, ordered
-from pipeline.finetune.tables import effect_words
 from pipeline.tables import Column, Shown, Style, Table, Words, many, percent
 from pipeline.terminal.lines import features_line
 from pipeline.text.token_text import TokenTexts, label, visible
@@ -151,11 +150,13 @@ def _numbers(features: FeatureSet, feature: Feature, before: Before | None) -> T
 def _learned(before: Before) -> str:
     """What fine-tuning made of a feature."""
     told, moved = f"scale {before.c:.4g}, bias {before.d:+.4g}", before.moved
-    if moved is None or (moved.effect is None and moved.estimate is None):
+    if moved is None or moved.estimate is None:  # of an earlier version
         return told
-    sure = "" if moved.effect is not None else ", by an estimate"
-    effect = effect_words(moved).removeprefix("~")
-    return f"{told}; without this change the held-out loss is {effect} nats{sure}"
+    effect, sure = moved.effect, ""
+    if effect is None:
+        effect, sure = moved.estimate, ", by an estimate"
+    side = "higher" if effect > 0 else "lower"
+    return f"{told}; without this change the held-out loss is {abs(effect):.4f} nats {side}{sure}"
 
 
 def _before_document(before: Before) -> dict[str, object]:

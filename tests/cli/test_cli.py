@@ -117,7 +117,8 @@ def test_all_commands_in_a_row(succeeds, fails, harvested, tmp_path, looked):
     assert "SAE spliced in" in out
     figures = {path.name for path in tmp_path.glob("*/*.png")}
     assert figures == {
-        "dead_cosine.png", "density.png", "encoder_decoder.png", "loss.png", "scales_biases.png",
+        "dead_cosine.png", "density.png", "effects.png", "encoder_decoder.png", "loss.png",
+        "scales_biases.png",
     }  # fmt: skip
     if looked:
         look_at(succeeds, fails, sae, tuned, text=text)

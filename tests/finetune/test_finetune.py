@@ -172,7 +172,7 @@ def test_its_sae_is_opened_in_python_and_the_plain_one_says_where(done):
 
 def test_figures_are_drawn_from_what_lies_in_the_folder(copied):
     files = save_finetune_figures(str(copied))
-    assert [file.name for file in files] == ["loss.png", "scales_biases.png"]
+    assert [file.name for file in files] == ["loss.png", "scales_biases.png", "effects.png"]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
     assert {file.parent for file in files} == {copied}
     (copied / "metrics.jsonl").unlink()

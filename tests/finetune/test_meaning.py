@@ -227,6 +227,7 @@ def test_frequencies_examples_and_tokens_are_those_of_a_plain_count(lm, contexts
     tuned = changes_of(lm, rows_of(contexts, counted=True), seed=3).tuned
     rows = rows_of(contexts, counted=True)
     read = read_firing(lm, SITE, tuned, rows, [1, 3, 7, 5], tokenizer, batch_size=3)
+    assert rows.counted is not None
     here = [(r, p) for r, n in enumerate(rows.counted.sum(1).tolist()) for p in range(n + 1)]
     assert read.n_tokens == len(here) == int(rows.present.sum())
     acts = {}

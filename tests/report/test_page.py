@@ -31,6 +31,7 @@ from pipeline.report.render import embedded_json, render
 from pipeline.report.saes import SAEExhibit
 from pipeline.runs.belongs import checksum_of
 from pipeline.runs.curves import METRICS
+from pipeline.runs.sae_run import SAERun
 from tests.helpers.browser import Visit, chromium
 from tests.helpers.pages import (
     HOSTILE,
