@@ -199,10 +199,12 @@ def test_a_quantised_product_is_that_of_the_weights_bitsandbytes_gives_back(
     lm = load_model(str(tiny_model), device=CPU, dtype=dtype, quantize=quantize)
     part, weight = linear(lm), linear(plain).weight
     assert isinstance(part, QuantizedLinear)
-    if quantize == "8bit":
-        W = bnb.dequantize_blockwise(*bnb.quantize_blockwise(weight, blocksize=256))
-    else:
-        W = bnb.dequantize_4bit(*bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4"))
+    W = {
+        "8bit": lambda: bnb.dequantize_blockwise(*bnb.quantize_blockwise(weight, blocksize=256)),
+        "4bit": lambda: bnb.dequantize_4bit(
+            *bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+        ),
+    }[quantize]()
     torch.manual_seed(0)
     x = torch.randn(5, WIDTH, dtype=dtype, requires_grad=True)
     y = part(x)
