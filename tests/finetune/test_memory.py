@@ -291,6 +291,10 @@ def test_a_plan_fits_with_some_room_left(config, monkeypatch):
     assert not replace(plan, bytes_free=math.floor(1.05 * need) - 1).fits
     assert replace(plan, bytes_free=None).fits
     assert plan.of("process") > memory.LATER
+    with monkeypatch.context() as patch:  # what the process holds is not asked for again
+        patch.setattr(memory, "bytes_free", lambda _: 1000)
+        patch.setattr(memory, "bytes_resident", lambda: 7)
+        assert planned(config()).bytes_free == 1007
     compared = planned(config(compare=True))
     mlp = 2 * 3 * WIDTH * WIDTH + 4 * WIDTH
     assert compared.of("compared") == 6 * 4 * mlp and plan.of("compared") == 0
