@@ -22,6 +22,7 @@ def test_matrices_of_layers_are_quantised_and_no_others(folder):
         near, exact = lm.hidden(tokens), whole.hidden(tokens)
         with plain_weights(lm.module):
             same = lm.hidden(tokens)
+    assert few == [part for part in lm.module.modules() if isinstance(part, QuantizedLinear)]
     assert torch.equal(near, same)
     assert not torch.equal(near, exact)
     assert (near - exact).norm() < 0.5 * exact.norm()
