@@ -114,7 +114,7 @@ def harvest(
         list[str] | None, Option(help="KIND.LAYER, as mlp_out.1; several with commas.")
     ] = None,
     model: Annotated[str, Option(help="Hub id, local folder, or builtin.")] = "builtin",
-    revision: Annotated[str, Option(help="Of a model of the hub.")] = HarvestConfig.revision,
+    revision: Annotated[str, Option(help="Branch, tag or commit.")] = HarvestConfig.revision,
     text: Annotated[str, Option(help=Source)] = HarvestConfig.text,
     text_column: TextColumn = HarvestConfig.text_column,
     special_tokens: Annotated[

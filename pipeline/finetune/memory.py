@@ -7,7 +7,7 @@
     passing         the most that is held for a moment on top: a slice of logits with its gradient,
                     what a checkpointed layer computes again, a quantised matrix made whole
     compared        with --compare, the weights of an MLP that is learned as a whole
-    process         on a CPU: the interpreter and its libraries, which share the memory
+    process         on a CPU: the interpreter, its libraries and the text, which share the memory
 
 Nothing is guessed of the model: its modules, without memory, are run through a step
 (`pipeline.finetune.rehearsal`).
@@ -37,9 +37,15 @@ HEADROOM = 1.05
 """Of what is free: freed blocks are not always of the size that is asked for next."""
 WHILE_READ = 4
 """Times its size that an SAE takes on the CPU while its file is read and checked."""
+LATER = 64 * 2**20
+"""What a process on a CPU comes to hold beside all that: tokenizer, texts, buffers of libraries.
+As measured (docs/measurements/finetune.md)."""
 FLOAT32 = 4
-_AT_LEAST = 0.97
-"""A setting helps that takes less than this share."""
+_WORTH = 0.03
+"""A setting helps that saves this share of what can be saved."""
+
+
+_NOTHING_HELPS = "no other setting takes much less"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +91,16 @@ class MemoryPlan:
         """
         if self.fits:
             return self
+        least = _WORTH * (self.bytes_needed - self.of("process"))
         others = [(flag, plan_memory(config, runs)) for flag, config in _lighter(self.config)]
         helpful = [
             f"{size(plan.bytes_needed)} with {flag}"
             for flag, plan in others
-            if plan.bytes_needed < _AT_LEAST * self.bytes_needed
+            if self.bytes_needed - plan.bytes_needed > least
         ]
         if not find_spec("bitsandbytes") and self.config.quantize is None:
             helpful.append("less with --quantize 4bit (pip install 'saepipe[quantize]')")
-        told = f"it would take {', '.join(helpful)}" if helpful else "take a smaller model"
+        told = f"it would take {', '.join(helpful)}" if helpful else _NOTHING_HELPS
         raise ConfigError(
             f"fine-tuning at {self.site} of {self.model} takes about {size(self.bytes_needed)} of "
             f"memory, and {self.device} has {size(self.bytes_free or 0)}: {told}"
@@ -154,7 +161,8 @@ def plan_memory(config: FinetuneConfig, runs: Sequence[SAERun]) -> MemoryPlan:
     free, held = bytes_free(device), 0
     if device.type == "cpu":
         held = bytes_resident()
-        parts.append(MemoryPart(name="process", words="Python and its libraries", n_bytes=held))
+        words = "Python, its libraries, tokenizer and texts"
+        parts.append(MemoryPart(name="process", words=words, n_bytes=held + LATER))
     return MemoryPlan(
         config=config, model=lm.name, site=where, device=str(device), precision=precision,
         parts=tuple(parts), bytes_needed=sum(part.n_bytes for part in parts),

@@ -37,12 +37,14 @@ from pipeline.config.stages import EvalConfig, FinetuneConfig, HarvestConfig
 from pipeline.device import DTYPES
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.finetune.finetune import finetune
+from pipeline.finetune.memory import plan_memory
 from pipeline.harvest.forward import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS
 from pipeline.harvest.harvest import harvest
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import reading
 from pipeline.lm.model import load_for_sites
 from pipeline.progress import Progress
+from pipeline.runs.sae_run import SAERun
 from pipeline.sae.kernels import kernels_for
 from pipeline.training.batches import device_batches
 from pipeline.training.group import Group
@@ -614,14 +616,17 @@ def spliced_run(bench: Bench, model: str) -> tuple[Path, str]:
     return out, bench.once("text", lambda: _text(bench))
 
 
-def finetune_cell(bench: Bench) -> Told:
-    """A few steps: peak memory, and seconds in all, loading included."""
+def finetune_cell(bench: Bench, **settings: Any) -> Told:
+    """A few steps: memory at most and as planned, and seconds in all, loading included."""
     model, batch = bench.sizes.tuned, bench.sizes.rows_of_model
     run, text = spliced_run(bench, model)
     config = FinetuneConfig(
         run=run, out=bench.new("tuned"), text=text, batch_size=batch, epochs=1, steps_per_epoch=4,
-        ctx_len=CTX_LEN, heldout_contexts=batch, device=bench.device.type,
+        ctx_len=CTX_LEN, heldout_contexts=batch, device=bench.device.type, **settings,
     )  # fmt: skip
+    if config.quantize is not None and importlib.util.find_spec("bitsandbytes") is None:
+        raise Skipped("bitsandbytes is not installed: pip install -e '.[quantize]'")
+    plan = plan_memory(config, [SAERun.open(run)])
     ends: list[float] = []
 
     def ended(progress: Progress) -> None:
@@ -635,7 +640,9 @@ def finetune_cell(bench: Bench) -> Told:
     return {"model": model, "ctx_len": CTX_LEN, "contexts_per_step": batch,
             "steps": report.n_steps, "loss": report.loss_last,
             "seconds_per_step": float(np.median(steps)) if len(steps) else None,
-            "seconds": time.perf_counter() - start, "peak_bytes": bench.peak()}  # fmt: skip
+            "seconds": time.perf_counter() - start, "peak_bytes": (peak := bench.peak()),
+            "planned_bytes": plan.bytes_needed,
+            "peak_by_plan": peak and peak / plan.bytes_needed}  # fmt: skip
 
 
 def eval_cell(bench: Bench) -> Told:
@@ -680,7 +687,7 @@ def cells_of(sizes: Sizes) -> list[Cell]:
     harvests = [_harvest(*harvested) for harvested in sizes.harvests]
     cells += harvests[:3]
     cells += [
-        Cell(name=f"finetune {sizes.tuned}", table="large", limit=60, run=finetune_cell),
+        *_finetunes(sizes.tuned),
         Cell(name=f"evaluate {sizes.evaluated}", table="large", limit=45, run=eval_cell),
     ]
     cells += [cell for shape in first[1:] for cell in steps[shape]]
@@ -699,6 +706,21 @@ def _harvest(model: str, ctx_len: int, n_tokens: int) -> Cell:
         name=f"harvest {model} {ctx_len}", table="harvest", limit=45,
         run=partial(harvest_cell, model=model, ctx_len=ctx_len, n_tokens=n_tokens),
     )  # fmt: skip
+
+
+def _finetunes(model: str) -> list[Cell]:
+    """In the device's precision, and as small as it gets."""
+    ways: dict[str, Told] = {
+        "": {}, " checkpointing": {"checkpointing": True}, " 4bit": {"quantize": "4bit"},
+        " 4bit checkpointing": {"quantize": "4bit", "checkpointing": True},
+    }  # fmt: skip
+    return [
+        Cell(
+            name=f"finetune {model}{way}", table="large", limit=60,
+            run=partial(finetune_cell, **settings),
+        )
+        for way, settings in ways.items()
+    ]  # fmt: skip
 
 
 def _peer(package: str, way: str, shape: tuple[int, int, int]) -> Cell:

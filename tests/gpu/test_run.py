@@ -18,6 +18,7 @@ FEW = (
     "launches jumprelu",
     "fed topk",
     "harvest toy",
+    "finetune toy 4bit",
     "evaluate",
 )
 
@@ -42,7 +43,7 @@ def test_some_cells_of_each_kind_run_at_toy_sizes(bench):
     lines = written(few, bench)
     assert [line["cell"] for line in lines] == [cell.name for cell in few]
     assert not [line for line in lines if "error" in line]
-    step, even, launches, fed, harvest, evaluated = lines
+    step, even, launches, fed, harvest, tuned, again, evaluated = lines
     assert step["seconds"] > 0
     assert step["plain_by_ours"] > 0
     assert step["sparse"] == (kernels_for(bench.device) is not None)
@@ -50,6 +51,7 @@ def test_some_cells_of_each_kind_run_at_toy_sizes(bench):
     assert launches["operators"] > 20
     assert fed["ratio"] > 0
     assert harvest["tokens"] == 2048
+    assert 0 < again["planned_bytes"] < tuned["planned_bytes"] + 2**26  # with Python's own
     assert evaluated["tokens"] > 500
     assert tell(bench.folder / "lines.jsonl").count("\n## ") == 6
 
