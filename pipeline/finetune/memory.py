@@ -42,7 +42,7 @@ LATER = 64 * 2**20
 As measured (docs/measurements/finetune.md)."""
 FLOAT32 = 4
 _WORTH = 0.03
-"""A setting helps that saves this share of what can be saved."""
+"""A setting helps that saves this share of all that is needed."""
 
 
 _NOTHING_HELPS = "no other setting takes much less"
@@ -91,12 +91,12 @@ class MemoryPlan:
         """
         if self.fits:
             return self
-        least = _WORTH * (self.bytes_needed - self.of("process"))
+        own = self.bytes_needed - self.of("process")
         others = [(flag, plan_memory(config, runs)) for flag, config in _lighter(self.config)]
         helpful = [
             f"{size(plan.bytes_needed)} with {flag}"
             for flag, plan in others
-            if self.bytes_needed - plan.bytes_needed > least
+            if own - (plan.bytes_needed - plan.of("process")) > _WORTH * self.bytes_needed
         ]
         if not find_spec("bitsandbytes") and self.config.quantize is None:
             helpful.append("less with --quantize 4bit (pip install 'saepipe[quantize]')")

@@ -31,8 +31,9 @@ def finetune_table(report: FinetuneReport) -> Table:
         rows.append(row(f"exact answers of {report.n_questions:,}", "exact", percent))
     if report.general_text:
         rows.append(row("perplexity elsewhere", "ce_general", lambda ce: f"{math.exp(ce):.2f}"))
+    sites = ", ".join((report.site, *report.together_with))
     return Table(
-        title=f"{report.text}, at {report.site} of {report.model}",
+        title=f"{report.text}, at {sites} of {report.model}",
         columns=[Column(), *(Column(head=head, align="right") for head in STATES.values())],
         sections=[rows],
         caption=". ".join(_facts(report)),
@@ -93,11 +94,13 @@ def comparison_table(comparison: Comparison) -> Table:
     )
 
 
-def effects_table(meaning: Meaning) -> Table | None:
+def effects_table(meaning: Meaning, *, site: str) -> Table | None:
     """The features whose change does most; None where an earlier version measured none."""
     if meaning.effects is None:
         return None
-    table = moved_table("features by the effect of their change", meaning, meaning.by_effect)
+    table = moved_table(
+        f"features of {site} by the effect of their change", meaning, meaning.by_effect
+    )
     return Table(
         title=table.title, columns=table.columns, sections=table.sections, ruled=False,
         caption=gain_words(meaning.effects),

@@ -205,7 +205,8 @@ def run_finetune(
     screen.draw(finetune_table(report))
     for one in reports:
         meaning = FinetunedRun.open(one.out).meaning()
-        if meaning is not None and (table := effects_table(meaning)) is not None:
+        table = None if meaning is None else effects_table(meaning, site=one.site)
+        if table is not None:
             screen.draw(table)
     screen.note(dict.fromkeys(note for one in reports for note in one.notes))
     if config.compare and (comparison := read_comparison(report.out)) is not None:

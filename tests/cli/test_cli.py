@@ -66,6 +66,8 @@ def test_options_have_the_defaults_of_the_config(command):
     elsewhere |= {"feature", "sort", "rows"}  # what of the result is shown
     elsewhere |= {"scale", "clamp", "prompt"}  # lists, which are empty where none is typed
     elsewhere |= {"plan"}  # nothing is done
+    if command is cli.finetune:
+        elsewhere.add("runs")  # one and those beside it
     if command in (cli.evaluate, cli.report):
         elsewhere.add("out")  # depends on the runs
     for name, parameter in inspect.signature(command).parameters.items():

@@ -54,7 +54,7 @@ def test_every_way_is_gone_at_its_best_learning_rate(tuned):
 def test_what_is_shown_was_measured_on_rows_that_chose_nothing(tuned):
     run = FinetunedRun.open(tuned)
     ways = ways_of(compare(tuned, LRS))
-    setting = open_setting(run.config, run.run)
+    setting = open_setting(run.config, [run.run])
     shown = setting.task.heldout.tokens[1::2].long()
     plain = transformers.GPTNeoXForCausalLM.from_pretrained(setting.lm.name).eval()
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_a_learning_rate_is_chosen_by_the_other_rows(tuned, monkeypatch):
 
 def test_the_loss_that_chooses_is_of_the_rows_to_choose_by(tuned, monkeypatch):
     run = FinetunedRun.open(tuned)
-    task = open_setting(run.config, run.run).task.halved()
+    task = open_setting(run.config, [run.run]).task.halved()
     learned = Mock(side_effect=compare_module.learn)
     monkeypatch.setattr(compare_module, "learn", learned)
     compare(tuned, LRS[:1])
@@ -112,7 +112,7 @@ def test_a_single_row_cannot_both_choose_and_be_measured_on(config):
 
 def test_after_each_way_the_model_is_as_it_was(tuned, monkeypatch):
     run = FinetunedRun.open(tuned)
-    setting = open_setting(run.config, run.run)
+    setting = open_setting(run.config, [run.run])
     before = {name: x.clone() for name, x in setting.lm.module.state_dict().items()}
     monkeypatch.setattr(compare_module, "open_setting", lambda *_: setting)
     compare(tuned, LRS)
@@ -188,7 +188,7 @@ def test_random_features_are_as_often_active(config, tmp_path, tiny_model, arch)
         tmp_path / "sae", sae.requires_grad_(False), model=tiny_model, arch=kinds.get(arch)
     )
     opened = SAERun.open(run)
-    setting = open_setting(config(run=run, steps_per_epoch=30), opened)
+    setting = open_setting(config(run=run, steps_per_epoch=30), [opened])
     x = compare_module._sample(setting)
     drawn = random_features(setting, opened)
     ours, theirs = ((one.encode(x) != 0).float().mean(0) for one in (drawn, sae))

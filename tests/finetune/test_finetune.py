@@ -226,7 +226,7 @@ def test_an_interrupted_fine_tuning_is_gone_on_with_to_the_same_bits(config, tmp
 
 def test_ctrl_c_once_it_has_its_name_loses_nothing(config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.finetune.run.sync_folder", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr("pipeline.finetune.parts.sync_folder", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             finetune(config())
     assert finetune(config()).reused

@@ -35,7 +35,7 @@ def meaning(done):
 
 @pytest.fixture(scope="package")
 def setting(done):
-    return open_setting(done.config, done.run)
+    return open_setting(done.config, [done.run])
 
 
 @pytest.fixture(scope="package")
@@ -341,7 +341,7 @@ def test_a_site_without_a_linear_way_to_the_logits_promotes_nothing(lm, contexts
 def test_progress_counts_up_to_its_total(setting, done):
     seen = []
     find_meaning(
-        setting.lm, setting.site, done.load_sae(CPU), setting.task, setting.tokenizer,
+        setting.lm, setting.sites[0], done.load_sae(CPU), setting.task, setting.tokenizer,
         setting.config, on_progress=seen.append,
     )  # fmt: skip
     counts = [told.done for told in seen]
@@ -354,7 +354,7 @@ def test_progress_counts_up_to_its_total(setting, done):
 
 def test_the_same_comes_out_of_what_is_kept(done, meaning, setting):
     again = find_meaning(
-        setting.lm, setting.site, done.load_sae(CPU), setting.task, setting.tokenizer,
+        setting.lm, setting.sites[0], done.load_sae(CPU), setting.task, setting.tokenizer,
         setting.config,
     )  # fmt: skip
     assert replace(again, sha256=done.sha256) == meaning

@@ -39,7 +39,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def planned(config):
-    return plan_memory(config, SAERun.open(config.run))
+    return plan_memory(config, [SAERun.open(config.run)])
 
 
 def really_held(module) -> int:
@@ -361,7 +361,7 @@ def test_every_family_can_be_planned(family, tmp_path):
 
 def test_a_setting_is_opened_as_it_was_planned(config):
     settings = config(quantize="4bit", checkpointing=True)
-    setting = open_setting(settings, SAERun.open(settings.run))
+    setting = open_setting(settings, [SAERun.open(settings.run)])
     with setting.learning({}):
         assert all("forward" in vars(layer) for layer in setting.lm.body.layers[2:])
         assert "forward" not in vars(setting.lm.body.layers[1])

@@ -8,7 +8,7 @@ from pipeline.config.stages import FinetuneConfig
 from pipeline.finetune.effects import Effect, Effects, Kept
 from pipeline.finetune.firing import Example, FiredOn
 from pipeline.finetune.meaning import Meaning, Moved, Promoted
-from pipeline.finetune.run import FinetunedRun, FinetuneReport, save_run
+from pipeline.finetune.run import FinetunedRun, FinetuneReport, write_run
 from pipeline.finetune.sources import Sources
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
@@ -59,10 +59,9 @@ def make_tuned(run: Path, out: Path, *, meaning: Meaning | None = None) -> Finet
         n_heldout_tokens=5, n_steps=2000, ce_base=1.5, ce_spliced=2.5, ce_finetuned=1.75,
         loss_first=2.0, loss_last=1.0, notes=(),
     )  # fmt: skip
-    partial = out.with_name(f"{out.name}.partial")
-    partial.mkdir()
-    save_run(
-        partial, FinetuneConfig(run=run, out=out, text="sums"), frozen, Sources(), tuned, report,
+    out.mkdir()
+    write_run(
+        out, FinetuneConfig(run=run, out=out, text="sums"), frozen, Sources(), tuned, report,
         losses=[2.0, 1.0], meaning=meaning or make_meaning(),
     )  # fmt: skip
     return FinetunedRun.open(out)
