@@ -25,7 +25,7 @@ from tests.bench.common import spread
 
 PROMPTS = ("def add(a, b):", "The value of", "# This module", "import", "for i in", "    return")
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0)
-TOKENS, N_OTHERS = 24, 20
+TOKENS, N_OTHERS = 16, 10
 
 
 def steered(run: Path, feature: int, amounts: Sequence[float]) -> sp.SteerReport:
