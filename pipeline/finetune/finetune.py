@@ -23,7 +23,7 @@ from pipeline.finetune.run import FinetuneReport
 from pipeline.finetune.setting import Setting, open_setting
 from pipeline.finetune.unfinished import kept_in, unfinished
 from pipeline.lm.families import Site
-from pipeline.lm.hooks import in_float, splice
+from pipeline.lm.hooks import in_float
 from pipeline.lm.model import LanguageModel
 from pipeline.progress import OnProgress, Progress
 from pipeline.runs.folder import training_in
@@ -116,7 +116,7 @@ def _finetune(
     for part in parts:
         site, coder = part.site, tuned[part.site]
         report = _report(setting, part, coder, course, measured, fidelities[site])
-        with splice(lm, {other: edit for other, edit in through.items() if other != site}):
+        with setting.learning({other: through[other] for other in tuned if other != site}):
             meaning = find_meaning(
                 lm, site, coder, task, setting.tokenizer, config, on_progress=on_progress
             )

@@ -147,6 +147,8 @@ def test_checkpointing_changes_no_bit(together, learned):
     for site in SITES:
         ours, theirs = (FinetunedRun.open(c.out / site).sae for c in (together(), learned[0]))
         assert torch.equal(ours.c, theirs.c)
+        told = [(c.out / site / "features.json").read_bytes() for c in (together(), learned[0])]
+        assert told[0] == told[1]
 
 
 def test_a_plan_counts_all_of_them(together, runs):
