@@ -158,6 +158,7 @@ class FinetuneConfig:
     """Learn one scale `c` and one bias `d` per latent, everything else frozen."""
 
     run: Path
+    """Of an SAE."""
     out: Path
     beside: tuple[Path, ...] = ()
     """Runs of SAEs at other sites of the same model, which learn together with it."""
