@@ -17,7 +17,7 @@ from pipeline.finetune.sources import Sources
 from pipeline.finetune.unfinished import leave_whole
 from pipeline.lm.families import Site
 from pipeline.runs.sae_run import SAERun
-from pipeline.runs.sweep import SWEEP, SweepDocument
+from pipeline.runs.sweep import SWEEP, SweepDocument, members_of
 from pipeline.sae.sae import TunedSAE
 
 
@@ -51,10 +51,10 @@ def parts_of(config: FinetuneConfig) -> tuple[Part, ...]:
     """
     paths = [path.resolve() for path in (config.run, *config.beside)]
     out, parts = config.out.resolve(), list[Part]()
-    for path in paths:
+    for i, path in enumerate(paths):
         run = SAERun.open(path)
         site = Site.parse(config.site or run.provenance.site)
-        others = tuple(other for other in paths if other != path)
+        others = (*paths[:i], *paths[i + 1 :])
         own = replace(config, run=path, beside=others, out=out / str(site) if others else out)
         if any(site == part.site for part in parts):
             raise ConfigError(
@@ -73,10 +73,8 @@ def finished(config: FinetuneConfig, parts: tuple[Part, ...]) -> tuple[FinetuneR
     """
     out = config.out.resolve()
     if len(parts) > 1 and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        members = (
-            {path.name for path in out.iterdir() if is_finetuned(path)} if out.is_dir() else {}
-        )
-        if not (out / SWEEP).exists() or members != {part.config.out.name for part in parts}:
+        made = (out / SWEEP).exists() and all(is_finetuned(part.config.out) for part in parts)
+        if not made or {*members_of(out)} != {part.config.out.name for part in parts}:
             raise ConfigError(
                 f"{out} exists and is not a fine-tuning of "
                 f"{', '.join(str(part.site) for part in parts)}: choose another --out"

@@ -181,6 +181,8 @@ def test_what_cannot_go_together_is_one_line(together, runs, tmp_path):
     copy = shutil.copytree(runs[0], tmp_path / "copy")
     with refused(ConfigError, "copy is of mlp_out.1, as another of these runs is"):
         finetune_together(together(beside=(copy,)))
+    with refused(ConfigError, "mlp_out.1 is of mlp_out.1, as another of these runs is"):
+        finetune_together(together(beside=(runs[0],)))
     with refused(ConfigError, "--compare is of one site"):
         together(compare=True)
     with refused(ConfigError, "one SAE goes to mlp_out.0, and 3 are named"):
