@@ -15,6 +15,7 @@ from pipeline.finetune.finetune import finetune, finetune_together
 from pipeline.finetune.measure import mean_cross_entropy
 from pipeline.finetune.memory import plan_memory
 from pipeline.finetune.run import FinetunedRun
+from pipeline.finetune.setting import open_setting
 from pipeline.finetune.task import load_task
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import in_float
@@ -60,7 +61,7 @@ def test_of_each_there_is_a_run_that_stands_alone(learned):
         assert run.report == report
         assert {*report.together_with} == {*SITES} - {site}
         assert run.sae.learned.any()
-        assert (run.sae.c[run.sae.learned] != 1).any()
+        assert torch.equal(run.sae.learned, (run.sae.c != 1) | (run.sae.d != 0))
         assert run.losses() == FinetunedRun.open(config.out / SITES[0]).losses()
     assert json.loads((config.out / "sweep.json").read_bytes())["members"] == [*SITES]
 
@@ -149,6 +150,31 @@ def test_checkpointing_changes_no_bit(together, learned):
         assert torch.equal(ours.c, theirs.c)
         told = [(c.out / site / "features.json").read_bytes() for c in (together(), learned[0])]
         assert told[0] == told[1]
+
+
+def test_layers_above_the_lowest_site_are_checkpointed(together, runs):
+    setting = open_setting(together(checkpointing=True), [SAERun.open(run) for run in runs])
+    with setting.learning({}):
+        assert ["forward" in vars(layer) for layer in setting.lm.body.layers] == [
+            False,
+            False,
+            True,
+        ]
+
+
+def test_one_that_was_stopped_needs_the_same_saes(together, runs, tiny_model, tmp_path):
+    second = shutil.copytree(runs[1], tmp_path / "second")
+
+    def stop(progress):
+        if progress.stage == "finetune":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune_together(together(beside=(second,)), on_progress=stop)
+    shutil.rmtree(second)
+    save_sae(second, make_sae(seed=7), model=tiny_model, site=SITES[1])
+    with refused(ConfigError, "second was trained again since"):
+        finetune_together(together(beside=(second,)))
 
 
 def test_a_plan_counts_all_of_them(together, runs):
