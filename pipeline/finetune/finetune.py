@@ -118,8 +118,9 @@ def _finetune(
         report = _report(setting, part, coder, course, measured, fidelities[site])
         with setting.learning({other: through[other] for other in tuned if other != site}):
             meaning = find_meaning(
-                lm, site, coder, task, setting.tokenizer, config, on_progress=on_progress
-            )
+                lm, site, coder, task, setting.tokenizer, config,
+                on_progress=on_progress if len(parts) == 1 else _named(on_progress, site),
+            )  # fmt: skip
         made.append(Made(part=part, tuned=coder, report=report, meaning=meaning))
     with writing(config.out):
         save(folder, config.out, made, losses=course.losses)
@@ -207,6 +208,16 @@ def _loss_words(course: Course) -> str:
 
 def _told(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
+
+
+def _named(on_progress: OnProgress | None, site: Site) -> OnProgress:
+    """Tells of a stage that each site has."""
+
+    def tell(progress: Progress) -> None:
+        if on_progress is not None:
+            on_progress(replace(progress, stage=f"{progress.stage} of {site}"))
+
+    return tell
 
 
 def _tell(on_progress: OnProgress | None, stage: str, done: int, total: int, words: str) -> None:

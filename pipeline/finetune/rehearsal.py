@@ -21,6 +21,9 @@ from pipeline.lm.hooks import in_float, splice
 from pipeline.lm.model import LanguageModel
 from pipeline.sae.sae import TunedSAE
 
+ENOUGH = 2048
+"""Tokens beyond which memory grows evenly: steps of more than twice as many are not rehearsed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsed:
@@ -111,15 +114,29 @@ def rehearse(
         modules = lm.module, *tuned.values()
         for module in modules:
             _faked(module, where)
-        living = Living()
-        living.known([tensor for module in modules for tensor in _tensors(module)])
-        again = checkpointed(lm, above=min(edits)) if checkpointing else nullcontext()
-        with living, again, splice(lm, edits):
-            tokens = torch.zeros(batch_size, ctx_len, dtype=torch.int32, device=where)
-            hidden = lm.hidden(tokens)
-            kept = living.now
-            backward_cross_entropy(lm, hidden, tokens)
-        return Rehearsed(kept=kept, peak=living.peak)
+
+        def step(n_contexts: int) -> Rehearsed:
+            living = Living()
+            living.known([tensor for module in modules for tensor in _tensors(module)])
+            again = checkpointed(lm, above=min(edits)) if checkpointing else nullcontext()
+            with living, again, splice(lm, edits):
+                tokens = torch.zeros(n_contexts, ctx_len, dtype=torch.int32, device=where)
+                hidden = lm.hidden(tokens)
+                kept = living.now
+                backward_cross_entropy(lm, hidden, tokens)
+            for coder in tuned.values():
+                coder.c.grad = coder.d.grad = None
+            return Rehearsed(kept=kept, peak=living.peak)
+
+        some = -(-ENOUGH // ctx_len)
+        if batch_size <= 2 * some:
+            return step(batch_size)
+        one, two = step(some), step(2 * some)
+        more = (batch_size - some) / some
+        return Rehearsed(
+            kept=round(one.kept + more * (two.kept - one.kept)),
+            peak=round(one.peak + more * (two.peak - one.peak)),
+        )
 
 
 def _tensors(module: nn.Module) -> Generator[Tensor]:

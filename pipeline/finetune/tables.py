@@ -94,22 +94,24 @@ def comparison_table(comparison: Comparison) -> Table:
     )
 
 
-def effects_table(meaning: Meaning, *, site: str) -> Table | None:
+def effects_table(meaning: Meaning, report: FinetuneReport) -> Table | None:
     """The features whose change does most; None where an earlier version measured none."""
-    if meaning.effects is None:
+    if meaning.effects is None or not meaning.by_effect:
         return None
     table = moved_table(
-        f"features of {site} by the effect of their change", meaning, meaning.by_effect
+        f"features of {report.site} by the effect of their change", meaning, meaning.by_effect
     )
     return Table(
         title=table.title, columns=table.columns, sections=table.sections, ruled=False,
-        caption=gain_words(meaning.effects),
+        caption=gain_words(meaning.effects, report),
     )  # fmt: skip
 
 
-def gain_words(effects: Effects) -> str:
+def gain_words(effects: Effects, report: FinetuneReport) -> str:
     """How many of the changes make the gain, in a sentence."""
     on = f"on {effects.n_tokens:,} held-out tokens"
+    if report.together_with:  # whose changes are kept
+        on = f"that they add to those at {' and '.join(report.together_with)}, {on}"
     if (n := effects.n_for_share) is None:
         return f"All {effects.n_changed:,} changes together gain nothing {on}"
     are = "feature makes" if n == 1 else "features make"

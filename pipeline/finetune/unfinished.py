@@ -101,9 +101,13 @@ def _require_same(
     there: _Begun, config: FinetuneConfig, runs: Sequence[SAERun], sources: Sources
 ) -> None:
     changed = differences(there.config, config, free=FREE)
-    was = zip(runs, there.sha256.split("+"), strict=False)  # of other runs the config says so
-    if again := [str(run.path) for run, sha256 in was if run.sha256 != sha256]:
-        changed = f"{' and '.join(again)} was trained again since"
+    paths = there.config.run, *there.config.beside
+    was = zip(runs, there.sha256.split("+"), strict=False)
+    same = list(paths) == [run.path for run in runs]
+    again = [str(run.path) for run, sha256 in was if run.sha256 != sha256] if same else []
+    if again:
+        were = "was" if len(again) == 1 else "were"
+        changed = f"{' and '.join(again)} {were} trained again since"
     elif not changed and (replaced := there.sources.changed(sources, config, runs[0])):
         changed = f"{replaced} changed since"
     if changed:

@@ -61,15 +61,14 @@ class ChatTemplate:
         return self._render(messages, **options)[0][0]
 
     def _render(self, messages: Sequence[Mapping[str, Any]], **options: bool) -> Any:  # noqa: ANN401 texts and spans
-        from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         conversation = [dict(message) for message in messages]
         given: dict[str, Any] = {**self.named, **options}
         try:
             return render_jinja_template([conversation], chat_template=self.source, **given)
-        except (TemplateError, TypeError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
+        except Exception as error:  # it is a stranger's program
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise TextError(
                 f"the chat template of {self.model} does not take a conversation of "
                 f"{', '.join(message['role'] for message in messages) or 'no messages'}: {reason}"
@@ -86,17 +85,22 @@ def load_chat_template(name: str, *, revision: str = "main") -> ChatTemplate:
     path = files.find("tokenizer_config.json")
     config = {} if path is None else read_object(path)
     own = files.find("chat_template.jinja")
-    source = config.get("chat_template") if own is None else own.read_text(encoding="utf-8")
+    try:
+        source = config.get("chat_template") if own is None else own.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{own} is not UTF-8 text ({error.reason}): put it back") from error
     if isinstance(source, list):  # several, by name
-        source = {one["name"]: one["template"] for one in source}.get("default")
-    if not isinstance(source, str):
+        several = [one for one in source if isinstance(one, dict)]
+        source = {one.get("name"): one.get("template") for one in several}.get("default")
+    if not isinstance(source, str) or not source.strip():
         raise ModelError(
             f"{name} has no chat template, and the text holds conversations: take a model that "
             "was made to chat, or a text with questions and answers"
         )
-    named = {
-        key: value["content"] if isinstance(value, dict) else value
+    spelled = {
+        key: value.get("content") if isinstance(value, dict) else value
         for key, value in config.items()
-        if key.endswith("_token") and isinstance(value, str | dict)
+        if key.endswith("_token")
     }
+    named = {key: value for key, value in spelled.items() if isinstance(value, str)}
     return ChatTemplate(model=name, source=source, named=named)

@@ -39,8 +39,9 @@ def draw(paths: Sequence[Path]) -> tuple[Path, ...]:
     for path in paths:
         if (path / SWEEP).exists():
             members = {name: path / name for name in members_of(path)}
-            sweeps[path] = {name: run for name, run in members.items() if _has_curves(run)}
-            runs += sweeps[path].values()
+            drawn = {name: run for name, run in members.items() if _has_curves(run)}
+            runs += drawn.values()
+            sweeps[path] = {n: run for n, run in drawn.items() if not is_finetuned(run)}
         else:
             runs.append(path)
     for run in runs:  # nothing is drawn before all can be

@@ -80,7 +80,7 @@ def tuning_view(run: FinetunedRun, *, name: str, headline: str, prefix: str) -> 
         notes=[*map(public, report.notes)],
         comparison=None if comparison is None else comparison_table(comparison),
         comparison_notes=() if comparison is None else comparison.notes,
-        gain=gain_words(meaning.effects) if meaning and meaning.effects else "",
+        gain=gain_words(meaning.effects, report) if meaning and meaning.effects else "",
         figures=drawings(meaning_figures(run), prefix=prefix),
         lists=[
             moved_table(title.capitalize(), meaning, features)

@@ -272,7 +272,8 @@ class RunFolder(ABC):
             told = json.loads((path / RUN).read_bytes())
             kind = told.get("kind", cls.KIND) if isinstance(told, dict) else cls.KIND
             if kind != cls.KIND:
-                raise CheckpointError(f"{path} is a {kind} run, not one of {cls.MADE_BY}")
+                plain = ": saepipe fold makes one of it" if kind == "finetune" else ""
+                raise CheckpointError(f"{path} is a {kind} run, not one of {cls.MADE_BY}{plain}")
             document = located(from_json(_document(cls), cls.as_now(told), where=RUN), path)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CheckpointError(not_a_run(path, made_by=cls.MADE_BY)) from error

@@ -40,7 +40,6 @@ class ListedRun:
     """Of its evaluation, as what follows; without one, of the last line of its curves."""
     explained_variance: float | None = None
     loss_added: float | None = None
-    """Of a fine-tuning that was not evaluated, on its own held-out text."""
     loss_recovered: float | None = None
     """Against the site zeroed."""
     text: str = ""
@@ -113,8 +112,6 @@ def _facts_begun(path: Path) -> dict[str, Any]:
 def _numbers(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     """From what lies in the folder and is of the run."""
     found: dict[str, Any] = {}
-    if "coder" in run:
-        found["ce_added"] = run["report"]["ce_finetuned"] - run["report"]["ce_base"]
     if is_file_of(path / _CURVES, run.get("curves_sha256", "")):
         found |= _last_line(path / _CURVES)
     for told in (_head(path / name) for name in _REPORTS):

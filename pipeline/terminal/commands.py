@@ -205,7 +205,7 @@ def run_finetune(
     screen.draw(finetune_table(report))
     for one in reports:
         meaning = FinetunedRun.open(one.out).meaning()
-        table = None if meaning is None else effects_table(meaning, site=one.site)
+        table = None if meaning is None else effects_table(meaning, one)
         if table is not None:
             screen.draw(table)
     screen.note(dict.fromkeys(note for one in reports for note in one.notes))

@@ -57,14 +57,20 @@ def text_columns(columns: Iterable[str], column: Column, *, where: str) -> tuple
     listed = ", ".join(repr(name) for name in there) or "none"
     raise NoSuchColumnError(
         f"{where} has no column {column.name!r}; its columns are {listed}: "
-        "name the one with text, as --text-column NAME",
+        f"name the one with text, as --text-column NAME{_of_answers(there)}",
         columns=there,
     )
 
 
+def _of_answers(columns: Sequence[str]) -> str:
+    if not {*CONVERSATIONS} & {*columns}:
+        return ""
+    return "; of conversations, saepipe finetune learns with --loss-on completion"
+
+
 def text_of(record: object, column: Column, *, where: str) -> str:
     """The document of a record, or of a plain string; empty where the record says null."""
-    if isinstance(record, str):
+    if isinstance(record, str) and column.spell is None:
         return _encodable(record, where=where)
     if not isinstance(record, Mapping):
         kind = type(record).__name__
@@ -77,7 +83,10 @@ def text_of(record: object, column: Column, *, where: str) -> str:
 def _text(value: object, column: Column, *, where: str) -> str:
     if value is None:
         return ""
-    if isinstance(value, list) and column.spell is not None:
+    if column.spell is not None:
+        if not isinstance(value, list):
+            kind = type(value).__name__
+            raise TextError(f"{where} holds a {kind} where a conversation is expected")
         return column.spell(_conversation(cast("list[object]", value), where=where))
     if not isinstance(value, str):
         raise TextError(f"{where} holds a {type(value).__name__} where text is expected")
@@ -95,7 +104,8 @@ def _conversation(value: list[object], *, where: str) -> Conversation:
                 f"{where} holds a list that is no conversation: a message has a role and a "
                 f"content, both text, and this one has {_described(message)}"
             )
-        messages.append({**told, "role": _ROLES.get(role, role), "content": content})
+        text = _encodable(content, where=where)
+        messages.append({**told, "role": _ROLES.get(role, role), "content": text})
     return messages
 
 

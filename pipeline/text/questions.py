@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from pipeline.errors import TextError
@@ -68,7 +69,7 @@ def _conversation(told: tuple[str, ...], chat: Callable[[Conversation], Spelled]
 
 
 def _read(source: str, columns: tuple[str, ...], start: int) -> Iterator[tuple[str, ...]]:
-    spell = json.dumps if len(columns) == 1 else None
+    spell = partial(json.dumps, default=str) if len(columns) == 1 else None
     texts = (open_text(source, column=Column(name, spell)) for name in columns)
     return zip(*(text.documents(start) for text in texts), strict=True)
 

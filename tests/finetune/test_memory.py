@@ -366,3 +366,15 @@ def test_a_setting_is_opened_as_it_was_planned(config):
         assert all("forward" in vars(layer) for layer in setting.lm.body.layers[2:])
         assert "forward" not in vars(setting.lm.body.layers[1])
     assert isinstance(linear(setting.lm), QuantizedLinear)
+
+
+def test_the_plan_of_a_large_batch_is_reckoned_from_two_smaller_ones(config, monkeypatch):
+    large = config(batch_size=400)
+    rehearsed = planned(large)
+    monkeypatch.setattr("pipeline.finetune.rehearsal.ENOUGH", 100 * CTX_LEN)
+    reckoned = planned(large)
+    assert reckoned.of("kept") == rehearsed.of("kept")
+    assert reckoned.bytes_needed - reckoned.of("process") == pytest.approx(
+        rehearsed.bytes_needed - rehearsed.of("process"), rel=0.03
+    )
+    assert planned(replace(large, batch_size=10**9)).of("kept") > 10**7 * reckoned.of("kept")

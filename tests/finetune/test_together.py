@@ -171,6 +171,8 @@ def test_one_that_was_stopped_needs_the_same_saes(together, runs, tiny_model, tm
 
     with pytest.raises(KeyboardInterrupt):
         finetune_together(together(beside=(second,)), on_progress=stop)
+    with refused(ConfigError, r"of another configuration \(run: .* there, .* now; beside"):
+        finetune_together(together(run=second, beside=(runs[0],)))
     shutil.rmtree(second)
     save_sae(second, make_sae(seed=7), model=tiny_model, site=SITES[1])
     with refused(ConfigError, "second was trained again since"):
@@ -191,6 +193,11 @@ def test_whoever_uses_one_alone_is_told(learned):
     run = config.out / SITES[0]
     (report,) = evaluate(EvalConfig(runs=(run,), text=config.text, tokens=100, device="cpu"))
     assert any("learned together with features of attn_out.1 and" in one for one in report.notes)
+
+
+def test_their_figures_are_drawn_again_from_the_folder_of_all(learned):
+    config, _ = learned
+    assert {path.parent.name for path in sp.plot(config.out)} == {*SITES}
 
 
 def test_python_gives_a_report_of_each(together, runs, text):

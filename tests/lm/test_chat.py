@@ -81,7 +81,15 @@ def test_a_template_is_found_wherever_models_keep_it(folder, tmp_path, where):
     assert load_chat_template(name) == ChatTemplate(model=name, source=PLAIN, named=NAMED)
 
 
-@pytest.mark.parametrize("config", [{}, {"chat_template": [{"name": "rag", "template": "x"}]}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {}, {"chat_template": [{"name": "rag", "template": "x"}]}, {"chat_template": " "},
+        {"chat_template": [{"template": "x"}, "y"]},
+        {"chat_template": 1, "eos_token": {"lstrip": False}},
+    ],
+    ids=["none", "another", "blank", "nameless", "number"],
+)  # fmt: skip
 def test_a_model_without_a_template_is_one_line(folder, config):
     with pytest.raises(ModelError, match="has no chat template, and the text holds conversations"):
         load_chat_template(folder(**config))
@@ -93,11 +101,21 @@ def test_a_model_without_a_template_is_one_line(folder, config):
         ("{{ raise_exception('roles take turns') }}", "user, assistant.*: roles take turns"),
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
         ("{% for m in messages %}", "Unexpected end of template"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ range(10 ** 9) | list }}", "Range too big"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
         (PLAIN + "{{ messages | length }}", "its answers cannot be told apart"),
     ],
-    ids=["refuses", "reaches out", "broken", "rewrites"],
+    ids=["refuses", "reaches out", "broken", "divides", "endless", "deep", "rewrites"],
 )  # fmt: skip
 def test_what_a_template_cannot_spell_is_one_line(source, told):
     with pytest.raises(TextError, match=f"the chat template of a/b .*{told}") as error:
         ChatTemplate(model="a/b", source=source, named=NAMED).spelled(TALK)
     assert "\n" not in str(error.value)
+
+
+def test_a_template_that_is_no_text_is_one_line(folder, tmp_path):
+    name = folder()
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelError, match="chat_template.jinja is not UTF-8 text"):
+        load_chat_template(name)

@@ -78,13 +78,6 @@ def test_what_an_interrupted_fine_tuning_left_is_told_whatever_state_it_is_in(tm
         assert [(one.kind, one.steps) for one in list_runs(tmp_path)] == [("finetune", 3)]
 
 
-def test_a_fine_tuning_whose_losses_are_gone_is_damaged(tmp_path):
-    told = {"kind": "finetune", "sha256": "", "coder": {"config": {}}, "report": {"site": "x"}}
-    (tmp_path / "run.json").write_text(json.dumps(told))
-    (one,) = list_runs(tmp_path)
-    assert one.state == "damaged: run.json is not that of a run"
-
-
 def test_the_command_shows_them_and_gives_them_to_programs(folder, succeeds, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     out, _ = succeeds("runs", folder)

@@ -1,6 +1,7 @@
 """Questions with their answers, read from two columns of a text."""
 
 import json
+from datetime import UTC, datetime
 from itertools import islice
 
 import pytest
@@ -149,3 +150,34 @@ def test_a_text_without_questions_says_what_it_has(tmp_path, content, name, told
     path.write_text(content)
     with pytest.raises(TextError, match=f"no questions with answers, {told}: give one with the c"):
         list(questions(str(path), 5))
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ('"hello"', "holds a str where a conversation is expected"),
+        ('"[]"', "holds a str where a conversation is expected"),
+        ("5", "holds a int where a conversation is expected"),
+        ('[{"role": "user", "content": "\\ud800"}]', "which is no character"),
+    ],
+    ids=["text", "spelled", "number", "half"],
+)
+def test_a_column_of_conversations_holds_nothing_else(tmp_path, told, found):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"messages": {told}}}\n')
+    with pytest.raises(TextError, match=f"line 1 {found}|{found}"):
+        list(questions(str(path), chat=spelled))
+
+
+def test_what_else_a_message_holds_may_be_anything(tmp_path):
+    talk = [{**message, "when": datetime(2026, 1, 1, tzinfo=UTC)} for message in TALKS[0]]
+    path = tmp_path / "a.parquet"
+    Dataset.from_list([{"messages": talk}]).to_parquet(str(path))
+    assert list(questions(str(path), chat=spelled)) == [("[a][b]", ((4, 5),), True)]
+
+
+def test_conversations_that_are_taken_for_text_say_how_to_learn_from_them(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": TALKS[0]}) + "\n")
+    with pytest.raises(TextError, match="saepipe finetune learns with --loss-on completion"):
+        list(open_text(str(path)).documents())
