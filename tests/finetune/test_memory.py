@@ -378,4 +378,4 @@ def test_the_plan_of_a_large_batch_is_reckoned_from_two_smaller_ones(config, mon
         rehearsed.bytes_needed - rehearsed.of("process"), rel=0.03
     )
     largest = planned(replace(large, batch_size=10**9))
-    assert largest.of("kept") == pytest.approx(10**9 / 400 * reckoned.of("kept"), rel=1e-6)
+    assert largest.of("kept") == pytest.approx(10**9 / 400 * reckoned.of("kept"), rel=1e-3)
