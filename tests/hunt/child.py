@@ -72,6 +72,7 @@ def warm() -> None:
             method,
             lambda self, file, drawn=drawn, **_: file.write(drawn),
         )
+    import_module("matplotlib.figure").Figure.draw_without_rendering = lambda self: None
     import_module("actstore.files").PATIENCE = 1.0
     network = import_module("pipeline.mnist.network")
     network.STEPS = network.TOGETHER_STEPS = 5
