@@ -99,9 +99,11 @@ def test_gradients_are_those_of_autograd_through_all_of_them(learned, runs, lm, 
     finetune_together(made)
     for site, coder in coders.items():
         tuned = FinetunedRun.open(out / site).sae
-        moved = tuned.learned & (coder.d.grad.abs() > 1e-7)  # Adam's first step is lr * sign
+        slope = coder.d.grad
+        assert slope is not None
+        moved = tuned.learned & (slope.abs() > 1e-7)  # Adam's first step is lr * sign
         assert moved.sum() > 5
-        assert torch.equal((tuned.d < 0)[moved], (coder.d.grad > 0)[moved])
+        assert torch.equal((tuned.d < 0)[moved], (slope > 0)[moved])
         assert torch.allclose(tuned.d[moved].abs(), torch.tensor(made.lr), rtol=1e-2)
 
 
