@@ -424,10 +424,10 @@ def finetune(
         from pipeline.runs.sae_run import SAERun
 
         return plan_memory(made, [SAERun.open(run) for run in (made.run, *made.beside)])
-    from pipeline.finetune.finetune import finetune_together
+    from pipeline.finetune.finetune import finetune as learn
     from pipeline.plots.finetune import save_finetune_figures
 
-    reports = finetune_together(made, on_progress=on_progress)
+    reports = learn(made, on_progress=on_progress)
     if made.compare:
         from pipeline.finetune.compare import compare
 

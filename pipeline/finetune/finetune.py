@@ -37,11 +37,16 @@ ENDS_SHARE = 20
 
 @torch.inference_mode(mode=False)
 @torch.enable_grad()
-def finetune(config: FinetuneConfig, *, on_progress: OnProgress | None = None) -> FinetuneReport:
+def finetune(
+    config: FinetuneConfig, *, on_progress: OnProgress | None = None
+) -> tuple[FinetuneReport, ...]:
     """Learn `c` and `d`, and write them with their analysis into `config.out`.
 
     A run that is there already, complete and of the same config, model and text, is reused; one
     that was stopped is gone on with, to the same bits on a CPU. Ctrl-C leaves a checkpoint behind.
+
+    Returns:
+        A report of each SAE, in the order that they were named.
 
     Raises:
         ConfigError: `out` holds something else, or is worked on by another process, or began with
@@ -52,16 +57,6 @@ def finetune(config: FinetuneConfig, *, on_progress: OnProgress | None = None) -
         TextError: the text cannot be read or is too short to learn from and to measure on.
         DataError: the loss is not finite.
     """
-    (report,) = finetune_together(config, on_progress=on_progress)
-    return report
-
-
-@torch.inference_mode(mode=False)
-@torch.enable_grad()
-def finetune_together(
-    config: FinetuneConfig, *, on_progress: OnProgress | None = None
-) -> tuple[FinetuneReport, ...]:
-    """As `finetune`, through the SAEs that are `beside` the first, too: a report of each."""
     parts = parts_of(config)
     paths = [part.run.path for part in parts]
     config = replace(config, run=paths[0], beside=tuple(paths[1:]), out=config.out.resolve())

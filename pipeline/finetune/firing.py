@@ -1,7 +1,7 @@
 """What features fire on, before fine-tuning and after: how often, where most, on which tokens.
 
-Activations are the clean model's: nothing below the site is edited, so that the same token has the
-same one there before and after.
+The same token has the same activation at the site before and after: what is below it is the clean
+model, or one with what other sites have learned, both times.
 """
 
 from collections.abc import Callable, Sequence

@@ -10,11 +10,11 @@ from pipeline.errors import ConfigError
 from pipeline.features.before import before_tuning
 from pipeline.features.collect import collect_features
 from pipeline.features.files import FeatureSet
-from pipeline.finetune.finetune import finetune
 from pipeline.finetune.run import FinetunedRun
 from pipeline.terminal.features import shown
 from tests.helpers.featured import config_of, make_world
 from tests.helpers.tiny import CTX_LEN, make_text
+from tests.helpers.tunings import finetune
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine, near
 from pipeline.features.collect import collect_features, sample_store
 from pipeline.features.feature import AFTER, BEFORE, feature_document
 from pipeline.features.files import FeatureSet, has_features, ordered
-from pipeline.finetune.finetune import finetune
 from pipeline.lm.families import Site
 from pipeline.lm.logits import attribute, load_path
 from pipeline.report.feature_data import shown_features
@@ -31,6 +30,7 @@ from tests.helpers.featured import SITES, World, config_of, make_store_of, make_
 from tests.helpers.refusals import may_only_be_read, refused
 from tests.helpers.stores import make_spec, write_store
 from tests.helpers.tiny import CTX_LEN, make_model, make_sae, make_text
+from tests.helpers.tunings import finetune
 
 CPU = torch.device("cpu")
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from pipeline.config.stages import FinetuneConfig
-from pipeline.finetune.finetune import finetune
 from pipeline.finetune.run import FinetunedRun
 from pipeline.lm.model import load_model
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.text.heldout import load_contexts
 from tests.helpers.tiny import CTX_LEN, make_sae, make_text, save_sae
+from tests.helpers.tunings import finetune
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 

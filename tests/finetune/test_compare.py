@@ -12,7 +12,6 @@ from pipeline.config.architectures import BatchTopKConfig, TopKConfig
 from pipeline.errors import CheckpointError, DataError, TextError
 from pipeline.finetune import compare as compare_module
 from pipeline.finetune.compare import compare, random_features, read_comparison
-from pipeline.finetune.finetune import finetune
 from pipeline.finetune.learn import Course
 from pipeline.finetune.run import FinetunedRun
 from pipeline.finetune.setting import open_setting
@@ -20,6 +19,7 @@ from pipeline.finetune.tables import comparison_table
 from pipeline.runs.sae_run import SAERun
 from tests.helpers.refusals import refused
 from tests.helpers.tiny import WIDTH, make_sae, save_sae
+from tests.helpers.tunings import finetune
 
 LRS, D_SAE = (1e-3, 0.05), 4 * WIDTH
 ALONE = ("base", "spliced", "run")

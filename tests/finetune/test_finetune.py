@@ -17,7 +17,6 @@ from pipeline.config.stages import EvalConfig
 from pipeline.errors import CheckpointError, ConfigError, DataError, TextError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.finetune import finetune as finetune_module, learn
-from pipeline.finetune.finetune import finetune
 from pipeline.finetune.meaning import Meaning
 from pipeline.finetune.measure import mean_cross_entropy
 from pipeline.finetune.run import FinetunedRun
@@ -36,6 +35,7 @@ from pipeline.sae.sae import TunedSAE
 from pipeline.text.heldout import load_contexts, split_contexts
 from tests.helpers.refusals import refused
 from tests.helpers.tiny import CTX_LEN, WIDTH, make_model, make_sae, make_text, save_sae
+from tests.helpers.tunings import finetune
 
 CPU, FP32, SITE = torch.device("cpu"), torch.float32, Site.parse("mlp_out.1")
 

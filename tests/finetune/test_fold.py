@@ -21,7 +21,6 @@ from pipeline.config.stages import EvalConfig, FinetuneConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.finetune import fold as fold_module
-from pipeline.finetune.finetune import finetune
 from pipeline.finetune.fold import fold
 from pipeline.finetune.run import FinetunedRun
 from pipeline.report.figures import curves_lost, curves_of
@@ -32,6 +31,7 @@ from pipeline.sae.jumprelu import Threshold
 from pipeline.sae.sae import SAE, TunedSAE
 from tests.helpers.refusals import refused
 from tests.helpers.tiny import CTX_LEN, make_model, make_sae, make_text, save_sae
+from tests.helpers.tunings import finetune
 
 KINDS = {
     arch.kind: arch

@@ -14,7 +14,6 @@ from pipeline.config.stages import EvalConfig
 from pipeline.errors import ConfigError, ModelError, TextError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.finetune import learn
-from pipeline.finetune.finetune import finetune
 from pipeline.finetune.learn import Learner
 from pipeline.finetune.measure import exact_match, mean_cross_entropy
 from pipeline.finetune.run import FinetunedRun
@@ -25,6 +24,7 @@ from pipeline.lm.hooks import in_float, splice
 from pipeline.sae.sae import TunedSAE
 from tests.helpers.refusals import refused
 from tests.helpers.tiny import CTX_LEN, EOS, make_sae
+from tests.helpers.tunings import finetune
 
 SITE = Site.parse("mlp_out.1")
 

@@ -13,7 +13,6 @@ from pipeline.config.serialization import to_json
 from pipeline.errors import CheckpointError
 from pipeline.finetune import effects, firing
 from pipeline.finetune.effects import Changes, Effects, Kept, find_effects, n_passes
-from pipeline.finetune.finetune import finetune
 from pipeline.finetune.firing import read_firing
 from pipeline.finetune.meaning import _extremes, find_meaning, read_meaning
 from pipeline.finetune.run import FinetunedRun
@@ -24,6 +23,7 @@ from pipeline.sae.sae import TunedSAE
 from pipeline.text.token_text import TokenTexts
 from tests.helpers.refusals import refused
 from tests.helpers.tiny import CTX_LEN, make_sae
+from tests.helpers.tunings import finetune
 
 CPU, SITE = torch.device("cpu"), Site.parse("mlp_out.1")
 

@@ -16,7 +16,6 @@ from pipeline.config.architectures import TopKConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.finetune import learn, memory
 from pipeline.finetune.compare import compare
-from pipeline.finetune.finetune import finetune
 from pipeline.finetune.learn import Learner, trained_of
 from pipeline.finetune.memory import plan_memory
 from pipeline.finetune.run import FinetunedRun
@@ -33,6 +32,7 @@ from pipeline.sae.sae import TunedSAE
 from tests.helpers.models import EACH_FAMILY, MAKERS, save_random
 from tests.helpers.refusals import refused
 from tests.helpers.tiny import CTX_LEN, N_LAYERS, WIDTH, make_model, make_sae, save_sae
+from tests.helpers.tunings import finetune
 
 CPU, FP32, SITE = torch.device("cpu"), torch.float32, Site.parse("mlp_out.1")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

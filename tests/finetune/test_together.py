@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,13 +10,14 @@ import saepipe as sp
 import torch
 
 from pipeline.config.stages import EvalConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluate.evaluate import evaluate
-from pipeline.finetune.finetune import finetune, finetune_together
+from pipeline.finetune.finetune import finetune as finetune_together
 from pipeline.finetune.measure import mean_cross_entropy
 from pipeline.finetune.memory import plan_memory
 from pipeline.finetune.run import FinetunedRun
 from pipeline.finetune.setting import open_setting
+from pipeline.finetune.tables import effects_table, gain_words
 from pipeline.finetune.task import load_task
 from pipeline.lm.families import Site
 from pipeline.lm.hooks import in_float
@@ -24,6 +26,7 @@ from pipeline.sae.sae import TunedSAE
 from tests.finetune.conftest import make_config
 from tests.helpers.refusals import refused
 from tests.helpers.tiny import make_sae, save_sae
+from tests.helpers.tunings import finetune
 
 SITES = ("mlp_out.1", "attn_out.1", "resid_post.2")
 """Two of one layer, and one above."""
@@ -200,6 +203,30 @@ def test_whoever_uses_one_alone_is_told(learned):
 def test_their_figures_are_drawn_again_from_the_folder_of_all(learned):
     config, _ = learned
     assert {path.parent.name for path in sp.plot(config.out)} == {*SITES}
+
+
+def test_what_they_gain_is_told_beside_the_others(learned):
+    config, (first, *_) = learned
+    run = FinetunedRun.open(config.out / SITES[0])
+    table = effects_table(run.meaning(), first)
+    assert table.title == "features of mlp_out.1 by the effect of their change"
+    assert "that they add to those at attn_out.1 and resid_post.2, on" in table.caption
+    told = gain_words(run.meaning().effects, replace(first, together_with=()))
+    assert "that they add" not in told
+    empty = replace(run.meaning(), by_effect=())
+    assert effects_table(empty, first) is None
+
+
+def test_progress_says_whose_meaning_is_looked_for(together):
+    seen = dict[str, int]()
+    finetune_together(together(), on_progress=lambda told: seen.update({told.stage: told.done}))
+    assert [*seen] == ["splice", "finetune", *(f"meaning of {site}" for site in SITES)]
+
+
+def test_one_that_was_tuned_is_not_tuned_again_before_it_is_folded(learned, together):
+    config, _ = learned
+    with refused(CheckpointError, "not one of saepipe train: saepipe fold makes one of it"):
+        finetune_together(together(run=config.out / SITES[0]))
 
 
 def test_python_gives_a_report_of_each(together, runs, text):

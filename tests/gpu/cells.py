@@ -36,7 +36,6 @@ from pipeline.config.architectures import (
 from pipeline.config.stages import EvalConfig, FinetuneConfig, HarvestConfig
 from pipeline.device import DTYPES
 from pipeline.evaluate.evaluate import evaluate
-from pipeline.finetune.finetune import finetune
 from pipeline.finetune.memory import plan_memory
 from pipeline.harvest.forward import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS
 from pipeline.harvest.harvest import harvest
@@ -64,6 +63,7 @@ from tests.gpu.made import (
 from tests.gpu.roofline import floor
 from tests.gpu.timing import seconds_of, wait
 from tests.helpers.tiny import make_sae, save_sae
+from tests.helpers.tunings import finetune
 
 ROOT = Path(__file__).parents[2]
 Told = dict[str, Any]

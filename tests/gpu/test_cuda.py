@@ -20,7 +20,6 @@ from pipeline.config.training import TrainConfig
 from pipeline.device import pick_precision
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.report import EvalReport
-from pipeline.finetune.finetune import finetune
 from pipeline.harvest.harvest import harvest
 from pipeline.sae.active_pairs import Dense, Scratch
 from pipeline.sae.select import Picked, above, batch_top_k, top_k
@@ -36,6 +35,7 @@ from tests.helpers.training import (
     train_settings,
     unfinish,
 )
+from tests.helpers.tunings import finetune
 from tests.sae.test_kernels_triton import HAS_TRITON, Case, agree
 
 pytestmark = [

@@ -6,10 +6,12 @@ import torch
 
 from pipeline.config.stages import FinetuneConfig
 from pipeline.finetune.effects import Effect, Effects, Kept
+from pipeline.finetune.finetune import finetune as finetune_all
 from pipeline.finetune.firing import Example, FiredOn
 from pipeline.finetune.meaning import Meaning, Moved, Promoted
 from pipeline.finetune.run import FinetunedRun, FinetuneReport, write_run
 from pipeline.finetune.sources import Sources
+from pipeline.progress import OnProgress
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
 
@@ -42,6 +44,12 @@ def make_meaning(*, texts: tuple[str, ...] = ("a", " b")) -> Meaning:
         raised=(moved[1],), lowered=(), n_tokens=600,
         effects=Effects(n_tokens=1024, n_changed=8, measured=measured, curve=curve),
     )  # fmt: skip
+
+
+def finetune(config: FinetuneConfig, *, on_progress: OnProgress | None = None) -> FinetuneReport:
+    """What a fine-tuning through one SAE came to."""
+    (report,) = finetune_all(config, on_progress=on_progress)
+    return report
 
 
 def make_tuned(run: Path, out: Path, *, meaning: Meaning | None = None) -> FinetunedRun:

@@ -16,12 +16,12 @@ from pipeline import verbs
 from pipeline.config.stages import FinetuneConfig
 from pipeline.errors import CheckpointError, ConfigError, DataError, ModelError, TextError
 from pipeline.features.files import FeatureSet
-from pipeline.finetune.finetune import finetune
 from pipeline.lm.model import LanguageModel
 from pipeline.runs.sae_run import SAERun
 from pipeline.steer.report import keep, name_of, steerings_of
 from tests.helpers.refusals import may_only_be_read, refused
 from tests.helpers.tiny import CTX_LEN, WIDTH, make_model, make_sae, save_sae
+from tests.helpers.tunings import finetune
 
 PROMPTS = ["hello", "worlds", "abcde"]
 
