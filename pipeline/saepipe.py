@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from pipeline.connect.run import ConnectorRun as ConnectorRun
     from pipeline.errors import PipelineError as PipelineError
     from pipeline.evaluate.report import EvalReport as EvalReport
+    from pipeline.exchange.pull import PullReport as PullReport
+    from pipeline.exchange.verbs import pull as pull, push as push
     from pipeline.features.files import FeatureSet as FeatureSet
     from pipeline.finetune.run import (
         FinetunedRun as FinetunedRun,
         FinetuneReport as FinetuneReport,
     )
     from pipeline.harvest.harvest import HarvestSummary as HarvestSummary
+    from pipeline.hub.publish import PushReport as PushReport
     from pipeline.lm.model import LanguageModel as LanguageModel
     from pipeline.progress import Progress as Progress
     from pipeline.report.page import ReportSummary as ReportSummary
@@ -63,6 +66,8 @@ NAMES = {
     "plot": "pipeline.verbs",
     "report": "pipeline.verbs",
     "runs": "pipeline.verbs",
+    "push": "pipeline.exchange.verbs",
+    "pull": "pipeline.exchange.verbs",
     "ActStore": "actstore.reader",
     "SAE": "pipeline.sae.sae",
     "SAERun": "pipeline.runs.sae_run",
@@ -76,6 +81,8 @@ NAMES = {
     "FinetuneReport": "pipeline.finetune.run",
     "SteerReport": "pipeline.steer.report",
     "ReportSummary": "pipeline.report.page",
+    "PushReport": "pipeline.hub.publish",
+    "PullReport": "pipeline.exchange.pull",
     "Progress": "pipeline.progress",
     "PipelineError": "pipeline.errors",
     "StoreError": "actstore.errors",

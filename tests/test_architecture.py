@@ -18,7 +18,7 @@ ORDER = (
     ("actstore",),
     ("errors", "fingerprints", "foreign", "progress", "tables", "whereabouts"),
     ("config", "disk", "frame", "stores"),
-    ("device", "limits"),
+    ("device", "limits", "hub"),
     ("lm", "sae"),
     ("text",),
     ("harvest", "runs"),
@@ -30,7 +30,7 @@ ORDER = (
     ("plots",),
     ("report",),
     ("saes", "connect"),
-    ("mnist",),
+    ("mnist", "exchange"),
     ("verbs",),
     ("saepipe", "demo"),
     ("terminal",),
@@ -58,7 +58,7 @@ TORCH_FREE = (
     "actstore.reader", "actstore.batches", "actstore.writer", "cli", "pipeline",
     "pipeline.config.stages", "pipeline.config.training", "pipeline.config.grid",
     "pipeline.text.open", "pipeline.lm.families", "pipeline.lm.hub", "pipeline.harvest.plan",
-    "pipeline.harvest.harvest", "pipeline.verbs", "pipeline.saepipe", "pipeline.terminal.runs",
+    "pipeline.harvest.harvest", "pipeline.verbs", "pipeline.exchange.verbs", "pipeline.saepipe", "pipeline.terminal.runs",
 )  # fmt: skip
 
 
