@@ -31,6 +31,7 @@ ORDER = (
     ("report",),
     ("saes", "connect"),
     ("mnist",),
+    ("exchange",),
     ("verbs",),
     ("saepipe", "demo"),
     ("terminal",),
@@ -50,7 +51,7 @@ HOMES = {
         "figures.py",
     ),
     "rich": ("pipeline/terminal/",),
-    "typer": ("cli.py",),
+    "typer": ("pipeline/terminal/", "cli.py"),
 }
 
 # What never brings torch, whatever it imports in turn.
