@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pipeline.connect.run import ConnectorRun as ConnectorRun
     from pipeline.errors import PipelineError as PipelineError
     from pipeline.evaluate.report import EvalReport as EvalReport
-    from pipeline.exchange.pull import PullReport as PullReport
-    from pipeline.exchange.verbs import pull as pull, push as push
+    from pipeline.share.pull import PullReport as PullReport
+    from pipeline.share.verbs import pull as pull, push as push
     from pipeline.features.files import FeatureSet as FeatureSet
     from pipeline.finetune.run import (
         FinetunedRun as FinetunedRun,
@@ -66,8 +66,8 @@ NAMES = {
     "plot": "pipeline.verbs",
     "report": "pipeline.verbs",
     "runs": "pipeline.verbs",
-    "push": "pipeline.exchange.verbs",
-    "pull": "pipeline.exchange.verbs",
+    "push": "pipeline.share.verbs",
+    "pull": "pipeline.share.verbs",
     "ActStore": "actstore.reader",
     "SAE": "pipeline.sae.sae",
     "SAERun": "pipeline.runs.sae_run",
@@ -82,7 +82,7 @@ NAMES = {
     "SteerReport": "pipeline.steer.report",
     "ReportSummary": "pipeline.report.page",
     "PushReport": "pipeline.hub.publish",
-    "PullReport": "pipeline.exchange.pull",
+    "PullReport": "pipeline.share.pull",
     "Progress": "pipeline.progress",
     "PipelineError": "pipeline.errors",
     "StoreError": "actstore.errors",

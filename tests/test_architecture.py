@@ -30,7 +30,8 @@ ORDER = (
     ("plots",),
     ("report",),
     ("saes", "connect"),
-    ("mnist", "exchange"),
+    ("mnist", "share"),
+    ("exchange",),
     ("verbs",),
     ("saepipe", "demo"),
     ("terminal",),
@@ -50,7 +51,7 @@ HOMES = {
         "figures.py",
     ),
     "rich": ("pipeline/terminal/",),
-    "typer": ("cli.py",),
+    "typer": ("pipeline/terminal/", "cli.py"),
 }
 
 # What never brings torch, whatever it imports in turn.
@@ -58,7 +59,7 @@ TORCH_FREE = (
     "actstore.reader", "actstore.batches", "actstore.writer", "cli", "pipeline",
     "pipeline.config.stages", "pipeline.config.training", "pipeline.config.grid",
     "pipeline.text.open", "pipeline.lm.families", "pipeline.lm.hub", "pipeline.harvest.plan",
-    "pipeline.harvest.harvest", "pipeline.verbs", "pipeline.exchange.verbs", "pipeline.saepipe", "pipeline.terminal.runs",
+    "pipeline.harvest.harvest", "pipeline.verbs", "pipeline.share.verbs", "pipeline.saepipe", "pipeline.terminal.runs",
 )  # fmt: skip
 
 

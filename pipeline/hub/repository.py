@@ -99,7 +99,7 @@ class RemoteFile:
             return False
         if not self.large:
             data = content if isinstance(content, bytes) else content.read_bytes()
-            return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == self.digest  # noqa: S324
+            return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == self.digest
         if isinstance(content, bytes):
             return hashlib.sha256(content).hexdigest() == self.digest
         with content.open("rb") as opened:

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.exchange import verbs
+from pipeline.share import verbs
 from pipeline.progress import size
 from pipeline.runs.names import from_here
 from pipeline.tables import Column, Table, many
 from pipeline.terminal.screen import Screen
 
 if TYPE_CHECKING:
-    from pipeline.exchange.pull import PullReport
+    from pipeline.share.pull import PullReport
     from pipeline.hub.publish import PushReport
 
 

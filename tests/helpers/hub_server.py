@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlparse
+from urllib.parse import unquote, urlparse
 
 import pytest
 
@@ -22,7 +22,7 @@ from tests.helpers.standin import StandIn, serving
 TOKEN = "hf_" + "sEcReT" * 6
 """Of whoever may write; a test looks for it in whatever is said."""
 LARGE = (".safetensors", ".parquet", ".png")
-"""Endings of files that git keeps elsewhere; so are those without one, and all above `large_from`."""
+"""Endings of files that git keeps elsewhere; so it does with what is no text."""
 
 
 def git_oid(data: bytes) -> str:
@@ -308,7 +308,7 @@ def serving_hub() -> Generator[Hub]:
 
 
 def point_here(monkeypatch: pytest.MonkeyPatch, hub: Hub, home: Any, *, token: str = TOKEN) -> None:
-    """Have the hub's client in this process ask this server, with a token and a cache of its own."""
+    """Have the hub's client in this process ask this server, with its own token and cache."""
     from huggingface_hub import constants, file_download
     from huggingface_hub.utils import _http
 

@@ -13,7 +13,7 @@ from pipeline.limits import limits_told
 from pipeline.progress import OnProgress
 
 if TYPE_CHECKING:
-    from pipeline.exchange.pull import OnPull, PullReport
+    from pipeline.share.pull import OnPull, PullReport
 
 AnyPath = str | PathLike[str]
 
@@ -62,13 +62,13 @@ def push(
     path = Path(source)
     told = {"license": license, "private": private, "revision": revision, "dry_run": dry_run}
     if not (path / GROUP).exists():
-        from pipeline.exchange.push import push_run
+        from pipeline.share.push import push_run
 
         return push_run(
             path, repo, features=features, fold=fold, on_plan=on_plan, on_progress=on_progress,
             **told,
         )  # fmt: skip
-    from pipeline.exchange.stores import push_store
+    from pipeline.share.stores import push_store
 
     if features or fold:
         raise ConfigError(f"{path} is a store, which has no --{'features' if features else 'fold'}")
@@ -84,8 +84,7 @@ def pull(
     on_plan: "OnPull | None" = None,
     on_progress: OnProgress | None = None,
 ) -> "PullReport":
-    """Bring what was pushed from the Hugging Face Hub: a run, a sweep or a store, every byte held
-    to its checksums.
+    """Bring a run, a sweep or a store from the Hugging Face Hub, every byte checked.
 
         sp.pull("org/pythia-mlp3-topk@main", out="runs/theirs")
 
@@ -103,6 +102,6 @@ def pull(
         CheckpointError: it is damaged there, or the disk fails.
         HubError: the hub cannot be reached, or has nothing of saepipe there.
     """
-    from pipeline.exchange.pull import pull as run
+    from pipeline.share.pull import pull as run
 
     return run(repo, Path(out), on_plan=on_plan, on_progress=on_progress)

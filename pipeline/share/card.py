@@ -9,7 +9,7 @@ from pipeline.config.serialization import to_json
 from pipeline.config.training import TrainConfig
 from pipeline.evaluate.metrics import METRICS
 from pipeline.evaluate.report import EvalReport, load_report
-from pipeline.exchange.shown import shown_name
+from pipeline.share.shown import shown_name
 from pipeline.finetune.run import FinetuneReport
 from pipeline.report.tables import metric_groups, number
 from pipeline.runs.folder import Provenance, flat

@@ -14,7 +14,7 @@ from actstore.summary import GROUP
 from actstore.verify import verify
 from pipeline.disk import nearest_there, writing
 from pipeline.errors import CheckpointError, ConfigError, HubError
-from pipeline.exchange.contents import is_of_run, is_of_sweep, require_whole
+from pipeline.share.contents import is_of_run, is_of_sweep, require_whole
 from pipeline.hub.repository import Address, Snapshot, fetch, look
 from pipeline.progress import OnProgress, counter, size
 from pipeline.runs.belongs import BEGUN, RUN
@@ -121,7 +121,8 @@ def _require_ours(partial: Path, out: Path) -> None:
     """Refuse what another command is not done with."""
     if (partial / BEGUN).exists():
         raise ConfigError(
-            f"{partial} is an unfinished fine-tuning, which goes on into {out}: choose another --out"
+            f"{partial} is an unfinished fine-tuning, which goes on into {out}: choose another "
+            "--out"
         )
 
 

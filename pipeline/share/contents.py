@@ -23,7 +23,7 @@ import torch
 from actstore.files import readable_json
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluate.report import EVAL_FILE
-from pipeline.exchange.shown import shown
+from pipeline.share.shown import shown
 from pipeline.features.files import FACTS, FOLDER, TABLES, FeatureSet, has_features
 from pipeline.finetune.fold import FOLDED
 from pipeline.finetune.meaning import FEATURES
@@ -37,8 +37,8 @@ from pipeline.runs.sweep import SWEEP
 from pipeline.sae.sae import ABOUT, described
 
 COPIES: dict[str, Lazy] = {}
-"""`(run, folder)`: writes a run's SAE into a folder, in the way of another tool, or says by a
-ConfigError that it cannot; by the folder of the repository that it stands in."""
+"""`(run, name, folder)`: writes a run's SAE into a folder, in the way of the tool of that name, or
+says by a ConfigError that it cannot. The name is that of the folder in the repository, too."""
 
 TABLE = "sweep.csv"
 _AS_THEY_ARE = (CODER, TUNED, METRICS, FEATURES)
@@ -136,7 +136,7 @@ def copies_of(run: Path) -> tuple[Mapping[str, Content], list[str]]:
         with TemporaryDirectory() as scratch:
             folder = Path(scratch) / name
             try:
-                write(run, folder)
+                write(run, name, folder)
             except ConfigError as error:
                 notes.append(f"without {name}/: {error}")
                 continue

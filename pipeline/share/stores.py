@@ -15,8 +15,8 @@ from actstore.manifest import Manifest
 from actstore.metadata import root_document
 from actstore.reader import ActStore
 from actstore.summary import GROUP, Summary, documents_of, read_summary, summary_name
-from pipeline.exchange.card import on_hub
-from pipeline.exchange.shown import shown
+from pipeline.share.card import on_hub
+from pipeline.share.shown import shown
 from pipeline.hub.publish import OnPlan, Publication, PushReport, publish
 from pipeline.hub.repository import MAIN, Address, Content
 from pipeline.progress import OnProgress, size

@@ -8,13 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from actstore.files import readable_json
-from pipeline.exchange.card import run_card, sweep_card
-from pipeline.exchange.contents import (
+from pipeline.share.card import run_card, sweep_card
+from pipeline.share.contents import (
     TABLE,
     contents_of,
     copies_of,
-    was_pushed,
     require_whole,
+    was_pushed,
 )
 from pipeline.finetune.fold import fold as fold_run
 from pipeline.finetune.run import is_finetuned
