@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pipeline.connect.run import ConnectorRun as ConnectorRun
     from pipeline.errors import PipelineError as PipelineError
     from pipeline.evaluate.report import EvalReport as EvalReport
-    from pipeline.share.pull import PullReport as PullReport
-    from pipeline.share.verbs import pull as pull, push as push
     from pipeline.features.files import FeatureSet as FeatureSet
     from pipeline.finetune.run import (
         FinetunedRun as FinetunedRun,
@@ -36,6 +34,8 @@ if TYPE_CHECKING:
     from pipeline.report.page import ReportSummary as ReportSummary
     from pipeline.runs.sae_run import SAERun as SAERun
     from pipeline.sae.sae import SAE as SAE
+    from pipeline.share.pull import PullReport as PullReport
+    from pipeline.share.verbs import pull as pull, push as push
     from pipeline.steer.report import SteerReport as SteerReport
     from pipeline.steer.steering import Steering as Steering
     from pipeline.verbs import (

@@ -9,12 +9,12 @@ from pipeline.config.serialization import to_json
 from pipeline.config.training import TrainConfig
 from pipeline.evaluate.metrics import METRICS
 from pipeline.evaluate.report import EvalReport, load_report
-from pipeline.share.shown import shown_name
 from pipeline.finetune.run import FinetuneReport
 from pipeline.report.tables import metric_groups, number
 from pipeline.runs.folder import Provenance, flat
 from pipeline.runs.names import public
 from pipeline.sae.card import head, loading, plain, table
+from pipeline.share.shown import shown_name
 
 _ON_HUB = re.compile(r"[\w.-]+/[\w.-]+|gpt2(?:-\w+)?", re.ASCII)
 _FIGURES = {

@@ -23,7 +23,6 @@ import torch
 from actstore.files import readable_json
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluate.report import EVAL_FILE
-from pipeline.share.shown import shown
 from pipeline.features.files import FACTS, FOLDER, TABLES, FeatureSet, has_features
 from pipeline.finetune.fold import FOLDED
 from pipeline.finetune.meaning import FEATURES
@@ -35,6 +34,7 @@ from pipeline.runs.kinds import Lazy, says_kind
 from pipeline.runs.sae_run import CODER, SAERun
 from pipeline.runs.sweep import SWEEP
 from pipeline.sae.sae import ABOUT, described
+from pipeline.share.shown import shown
 
 COPIES: dict[str, Lazy] = {}
 """`(run, name, folder)`: writes a run's SAE into a folder, in the way of the tool of that name, or

@@ -14,12 +14,12 @@ from actstore.summary import GROUP
 from actstore.verify import verify
 from pipeline.disk import nearest_there, writing
 from pipeline.errors import CheckpointError, ConfigError, HubError
-from pipeline.share.contents import is_of_run, is_of_sweep, require_whole
 from pipeline.hub.repository import Address, Snapshot, fetch, look
 from pipeline.progress import OnProgress, counter, size
 from pipeline.runs.belongs import BEGUN, RUN
 from pipeline.runs.folder import LOCK, training_in
 from pipeline.runs.sweep import SWEEP, members_of
+from pipeline.share.contents import is_of_run, is_of_sweep, require_whole
 
 ROOT = f"{GROUP}/zarr.json"
 

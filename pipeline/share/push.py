@@ -8,6 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from actstore.files import readable_json
+from pipeline.finetune.fold import fold as fold_run
+from pipeline.finetune.run import is_finetuned
+from pipeline.hub.publish import OnPlan, Publication, PushReport, publish
+from pipeline.hub.repository import MAIN, Address, Content
+from pipeline.progress import OnProgress
+from pipeline.runs.sweep import SWEEP, runs_at
 from pipeline.share.card import run_card, sweep_card
 from pipeline.share.contents import (
     TABLE,
@@ -16,12 +22,6 @@ from pipeline.share.contents import (
     require_whole,
     was_pushed,
 )
-from pipeline.finetune.fold import fold as fold_run
-from pipeline.finetune.run import is_finetuned
-from pipeline.hub.publish import OnPlan, Publication, PushReport, publish
-from pipeline.hub.repository import MAIN, Address, Content
-from pipeline.progress import OnProgress
-from pipeline.runs.sweep import SWEEP, runs_at
 
 CARD = "README.md"
 

@@ -15,12 +15,12 @@ from actstore.manifest import Manifest
 from actstore.metadata import root_document
 from actstore.reader import ActStore
 from actstore.summary import GROUP, Summary, documents_of, read_summary, summary_name
-from pipeline.share.card import on_hub
-from pipeline.share.shown import shown
 from pipeline.hub.publish import OnPlan, Publication, PushReport, publish
 from pipeline.hub.repository import MAIN, Address, Content
 from pipeline.progress import OnProgress, size
 from pipeline.sae.card import head, plain, table
+from pipeline.share.card import on_hub
+from pipeline.share.shown import shown
 
 CARD = "README.md"
 ROOT = f"{GROUP}/zarr.json"

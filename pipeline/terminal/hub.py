@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.share import verbs
 from pipeline.progress import size
 from pipeline.runs.names import from_here
+from pipeline.share import verbs
 from pipeline.tables import Column, Table, many
 from pipeline.terminal.screen import Screen
 
 if TYPE_CHECKING:
-    from pipeline.share.pull import PullReport
     from pipeline.hub.publish import PushReport
+    from pipeline.share.pull import PullReport
 
 
 def run_push(source: Path, repo: str, *, screen: Screen, **settings: Any) -> "PushReport":  # noqa: ANN401
