@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+from warnings import catch_warnings
 
 from pipeline.errors import ConfigError, HubError
 from pipeline.hub.explained import explained, transfer_explained
@@ -142,7 +143,7 @@ def _there(address: Address) -> tuple[Snapshot | None, bool]:
     except HubError as error:
         match error.__cause__:
             case errors.RevisionNotFoundError() if address.revision != MAIN:
-                return look(replace(address, revision=MAIN, folder="")), False
+                return _there(replace(address, revision=MAIN))[0], False
             case errors.EntryNotFoundError():  # no such folder, as yet
                 there = look(replace(address, folder=""))
                 return replace(there, address=address, files={}), True
@@ -216,7 +217,11 @@ def _send(
     steps = _steps(what, plan)
     for number, step in enumerate(steps, start=1):
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
-        with quiet(), transfer_explained(address.what, raises=HubError):
+        with (
+            quiet(),
+            catch_warnings(action="ignore", category=UserWarning),  # of Parquet in a model's
+            transfer_explained(address.what, raises=HubError),
+        ):
             for part in _parts(step, n_bytes=_PART_BYTES, n_files=_PART_FILES):
                 added = [
                     CommitOperationAdd(

@@ -102,7 +102,9 @@ def _handler(hub: Hub) -> type[StandIn]:
             hub.asked.append(asked)
             time.sleep(hub.latency)
             status = hub.fails(asked)
-            if status == 999:
+            if status == 999 and self.command == "HEAD":
+                serve()
+            elif status == 999:
                 self.send_response(200)
                 self.send_header("Content-Length", "1000000")
                 self.end_headers()

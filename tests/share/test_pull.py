@@ -219,7 +219,7 @@ def test_a_stopped_push_of_a_store_sends_no_file_twice(hub, tmp_path, monkeypatc
     with refused(HubError, "no run or store of saepipe"):
         sp.pull("org/acts", out=tmp_path / "early.actstore")
     hub.fails = lambda _: None
-    before = {one for one in hub.large}
+    before = set(hub.large)
     hub.asked.clear()
     sp.push(store, "org/acts", license="mit")
     assert not before & {one.rpartition("/")[2] for one in hub.asked if one.startswith("PUT")}

@@ -17,6 +17,7 @@ from pipeline.evaluate.report import load_report
 from pipeline.hub.repository import Address
 from pipeline.share import contents
 from pipeline.share.shown import shown
+from tests.helpers.featured import make_world
 from tests.helpers.hub_server import TOKEN, Repository
 from tests.helpers.refusals import refused
 from tests.helpers.training import make_training_store
@@ -191,6 +192,19 @@ def test_an_sae_alone_goes_to_the_hub_and_comes_back(hub, evaluated):
     hub.asked.clear()
     sae.push_to_hub("org/alone", license="apache-2.0")
     assert not hub.sent()
+
+
+def test_what_features_fire_on_goes_along_where_it_is_asked_for(hub, tmp_path):
+    world = make_world(tmp_path / "world")
+    run = world.run()
+    sp.features(run, device="cpu")
+    push(run)
+    assert not any(path.startswith("features/") for path in hub.files(NAME))
+    push(run, features=True)
+    sp.pull("org/name", out=tmp_path / "back")
+    back, was = (sp.FeatureSet.open(path) for path in (tmp_path / "back", run))
+    assert [len(back), back.fires_on(back[3])] == [len(was), was.fires_on(was[3])]
+    assert str(tmp_path).encode() not in hub.files(NAME)["features/features.json"]
 
 
 @pytest.mark.parametrize(
