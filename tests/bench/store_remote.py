@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 os.environ.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_PROGRESS_BARS="1", NO_PROXY="127.0.0.1")
@@ -27,7 +28,7 @@ from actstore.layout import chunk_order
 from actstore.manifest import StoreSpec
 from actstore.reader import ActStore
 from actstore.writer import ActWriter
-from tests.bench.common import in_turn, ratios, spread
+from tests.bench.common import Cell, in_turn, ratios, spread
 from tests.helpers.hub_server import Hub, Repository, serving_hub
 
 WIDTH, CTX, THREADS = 512, 256, 8
@@ -94,6 +95,13 @@ def pulled(hub: Hub, out: Path) -> float:
     return seconds
 
 
+def _counted(hub: Hub, name: str, cell: Cell, asked: dict[str, int]) -> float:
+    hub.asked.clear()
+    seconds = cell()
+    asked[name] = len(hub.asked)
+    return seconds
+
+
 def main() -> None:
     """Print a row a latency."""
     parser = argparse.ArgumentParser()
@@ -119,23 +127,14 @@ def main() -> None:
         for latency in (0.02, 0.1):
             hub.latency = latency
             asked: dict[str, int] = {}
-
-            def counted(name: str, cell):  # noqa: ANN001, ANN202
-                def run() -> float:
-                    hub.asked.clear()
-                    seconds = cell()
-                    asked[name] = len(hub.asked)
-                    return seconds
-
-                return run
-
-            told = in_turn(
-                {
-                    "remote": counted("remote", lambda: read_remotely(hub, wanted)),
-                    "pull": counted("pull", lambda: pulled(hub, folder / "back.actstore")),
-                },
-                args.rounds,
-            )
+            cells: dict[str, Cell] = {
+                "remote": lambda: read_remotely(hub, wanted),
+                "pull": lambda: pulled(hub, folder / "back.actstore"),
+            }
+            counted = {
+                name: partial(_counted, hub, name, cell, asked) for name, cell in cells.items()
+            }
+            told = in_turn(counted, args.rounds)
             seconds = {name: spread(values) for name, values in told.items()}
             print(
                 f"{1000 * latency:.0f} ms: remote {seconds['remote']} s ({asked['remote']} "
