@@ -460,7 +460,7 @@ def push(
 
 @app.command()
 def pull(
-    repo: Annotated[str, Argument(help="ORG/NAME[/FOLDER][@REVISION] of the hub.")],
+    repo: Annotated[str, Argument(help="ORG/NAME of the hub, or ORG/NAME/FOLDER@REVISION.")],
     out: Annotated[Path, Option(help="Folder of the run, or NAME.actstore.")],
     json: JsonOut = None,
 ) -> None:
