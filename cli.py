@@ -471,7 +471,7 @@ def _say_error(message: str) -> None:
     typer.secho(f"error: {visible(message)}", fg="red", err=True)
 
 
-GOES_ON = ("harvest", "train", "finetune", "mnist", "demo")
+GOES_ON = ("harvest", "train", "finetune", "mnist", "demo", "store import")
 """Commands that keep what is done when they are stopped."""
 
 
@@ -501,6 +501,7 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     if code == 130:
-        does = "goes on" if sys.argv[1:2] and sys.argv[1] in GOES_ON else "begins again"
+        typed = {" ".join(sys.argv[1:2]), " ".join(sys.argv[1:3])}
+        does = "begins again" if typed.isdisjoint(GOES_ON) else "goes on"
         typer.secho(f"stopped; the same command {does}", err=True)
     sys.exit(code)

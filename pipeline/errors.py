@@ -59,7 +59,7 @@ class TextError(PipelineError):
 
 
 class DataError(PipelineError):
-    """What a model produced cannot be used: activations that are not finite."""
+    """What a model produced or a file holds cannot be used, as rows that are not finite."""
 
 
 class CheckpointError(PipelineError):

@@ -60,6 +60,7 @@ TORCH_FREE = (
     "pipeline.config.stages", "pipeline.config.training", "pipeline.config.grid",
     "pipeline.text.open", "pipeline.lm.families", "pipeline.lm.hub", "pipeline.harvest.plan",
     "pipeline.harvest.harvest", "pipeline.verbs", "pipeline.saepipe", "pipeline.terminal.runs",
+    "pipeline.exchange.rows.importing", "pipeline.exchange.rows.export",
 )  # fmt: skip
 
 
