@@ -35,6 +35,7 @@ import pipeline.errors
 from pipeline import saepipe
 from pipeline.config.architectures import ARCHS, ArchConfig
 from pipeline.config.recipes import PUBLISHED, recipes
+from pipeline.config.rows import ImportConfig
 from pipeline.config.settings import Count, Length, Strengths, hints_of
 from pipeline.config.stages import (
     EvalConfig,
@@ -89,6 +90,7 @@ VERBS: dict[str, type] = {
     "finetune": FinetuneConfig,
     "steer": SteerConfig,
     "report": ReportConfig,
+    "import_store": ImportConfig,
 }
 """The config whose settings a verb takes as keywords."""
 

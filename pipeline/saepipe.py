@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pipeline.connect.run import ConnectorRun as ConnectorRun
     from pipeline.errors import PipelineError as PipelineError
     from pipeline.evaluate.report import EvalReport as EvalReport
+    from pipeline.exchange.rows.verbs import (
+        export_store as export_store,
+        import_store as import_store,
+    )
     from pipeline.features.files import FeatureSet as FeatureSet
     from pipeline.finetune.run import (
         FinetunedRun as FinetunedRun,
@@ -63,6 +67,8 @@ NAMES = {
     "plot": "pipeline.verbs",
     "report": "pipeline.verbs",
     "runs": "pipeline.verbs",
+    "import_store": "pipeline.exchange.rows.verbs",
+    "export_store": "pipeline.exchange.rows.verbs",
     "ActStore": "actstore.reader",
     "SAE": "pipeline.sae.sae",
     "SAERun": "pipeline.runs.sae_run",

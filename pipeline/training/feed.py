@@ -20,6 +20,7 @@ from actstore.batches import Batches
 from actstore.reader import ActStore
 from pipeline.config.training import Normalize, TrainConfig
 from pipeline.errors import ConfigError
+from pipeline.stores import has_tokens
 from pipeline.training.batches import as_tensor
 
 POSITION, TOKEN = "position", "token_id"
@@ -113,6 +114,11 @@ class Feeder:
         self._device = device
         for feed in self.feeds:
             _require_meaning(feed, ctx_len=store.spec.ctx_len)
+            if feed.exclude_tokens and not has_tokens(store.spec):
+                raise ConfigError(
+                    f"exclude_tokens leaves nothing out: {store.path} was imported without token "
+                    "ids; import it with --tokens-file"
+                )
         excluding = dict.fromkeys(feed.site for feed in self.feeds if feed.excludes)
         samples = {site: self._look(site) for site in excluding}
         self._rules = {feed: self._rule(feed, samples.get(feed.site, {})) for feed in self.feeds}
