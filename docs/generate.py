@@ -67,6 +67,7 @@ CONFIGS: dict[str, tuple[type, ...]] = {
     "finetune": (FinetuneConfig,),
     "steer": (SteerConfig,),
     "mnist": (MnistConfig,),
+    "store import": (ImportConfig,),
 }
 """What may be set, by the command that takes it."""
 
@@ -77,7 +78,7 @@ TITLES: dict[type, str] = {
 }
 """Of configs that share a command."""
 
-OPTIONS = {"sites": "site", "n_worst": "worst"}
+OPTIONS = {"sites": "site", "n_worst": "worst", "columns": "column"}
 """Of settings whose options have another name."""
 
 VERBS: dict[str, type] = {
@@ -170,7 +171,7 @@ def one_command(name: str) -> Iterator[str]:
         yield table(("Argument", "Takes", "Default", "What it is"), arguments)
     yield table(("Option", "Takes", "Default", "What it is"), [*required, *optional])
     if name in CONFIGS:
-        yield f"All that may be set: [configuration](configuration.md#{name})."
+        yield f"All that may be set: [configuration](configuration.md#{slug(name)})."
 
 
 def option_words(command: str, option: Any) -> str:
@@ -196,7 +197,8 @@ def configuration() -> Iterator[str]:
     yield "# Configuration"
     yield prose(
         "Every setting, by the command that takes it. Many have an option of the same name "
-        "([commands](commands.md)). All of them can stand in the TOML file of `--config`, and are "
+        "([commands](commands.md)). All but those of `store import` can stand in the TOML file of "
+        "`--config`, and all are "
         "keywords of the [verbs of Python](python.md); those of a training are also reached by "
         "`--set NAME=VALUE`, which may be repeated. An option goes before the file, the file "
         "before a recipe, and a recipe before the default. A run's folder has the settings that it "
@@ -446,7 +448,11 @@ def python() -> Iterator[str]:
     for name in verbs:
         yield directive(name)
         if name in VERBS:
-            where = slug(TITLES[VERBS[name]]) if VERBS[name] in TITLES else command_of(VERBS[name])
+            where = (
+                slug(TITLES[VERBS[name]])
+                if VERBS[name] in TITLES
+                else slug(command_of(VERBS[name]))
+            )
             yield f"Settings: [`{VERBS[name].__name__}`](configuration.md#{where})."
     yield "## Things"
     yield "What verbs return, and what can be opened without them."

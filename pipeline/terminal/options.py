@@ -31,6 +31,7 @@ def as_typed(message: str) -> str:
     known = {f.name for config in _CONFIGS for f in fields(config)} | {
         *FLAGS,
         "site",
+        "column",
         "log",
         "config",
     }

@@ -180,10 +180,11 @@ def test_the_command_line_says_what_it_did(succeeds, fails, make_store, tmp_path
     assert (told["n_rows"], told["reused"]) == (200, False)
     out, _ = succeeds(*typed, "--tokens-file", "x.tokens.npy", "--dtype", "bf16")
     assert "complete, reused: 200 rows a site in b.actstore" in out
-    out, _ = succeeds("store", "info", "b.actstore")
-    said = " ".join(out.split())
-    for words in (f"imported from {tmp_path / 'x.npy'}", "imported format npy", "float32"):
-        assert words in said
+    told = json.loads(succeeds("store", "info", "b.actstore", "--json", "-")[0])["source"]
+    assert told["imported_from"] == str(tmp_path / "x.npy")
+    kinds = ("npy", "float32", (tmp_path / "x.npy").stat().st_size)
+    assert tuple(told[f"imported_{name}"] for name in ("format", "dtype", "bytes")) == kinds
+    assert "imported fingerprint" in succeeds("store", "info", "b.actstore")[0]
     assert "type --shape WIDTH" in fails(*typed, "--shape", "1,2,3,4")
     assert "cannot be harvested again" in fails("store", "verify", damaged("b"), "--repair")
 
