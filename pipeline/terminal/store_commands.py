@@ -124,8 +124,8 @@ def store_import(
     files, single or a folder of them, are read in bounded memory.
     """
     what = ImportConfig(
-        source=source, out=out, sites=names_of(site), columns=tuple(column or ()), model=model,
-        revision=revision, tokens_file=tokens_file, ctx_len=ctx_len, dtype=dtype, codec=codec,
+        source=source, out=out, sites=tuple(names_of(site)), columns=tuple(column or ()),
+        model=model, revision=revision, tokens_file=tokens_file, ctx_len=ctx_len, dtype=dtype, codec=codec,
         shape=() if shape is None else tuple(count(n) for n in shape.split(",")),
     )  # fmt: skip
     from pipeline.terminal.rows import run_import

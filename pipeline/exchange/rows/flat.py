@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -42,7 +42,7 @@ class Flat(Values):
         """As `Values.read`."""
         shape = (stop - start,) if self.width is None else (stop - start, self.width)
         out, row_bytes = np.empty(shape, storage_of(self.dtype)), (self.width or 1) * self.itemsize
-        view, done = memoryview(out.reshape(-1).view(np.uint8)), start
+        view, done = out.reshape(-1).view(np.uint8).data, start
         try:
             with self.path.open("rb", buffering=0) as file:
                 while done < stop:
@@ -275,6 +275,6 @@ def _size(file: Path) -> int:
 
 def _json(file: Path) -> Any:  # noqa: ANN401 - whatever it holds
     try:
-        return cast("Any", json.loads(file.read_bytes()))
+        return json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(file, error) from error

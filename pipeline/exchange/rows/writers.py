@@ -179,7 +179,7 @@ def write_parquet(path: Path, content: Content) -> Generator[Write]:
     # shuffle of their bits, which Parquet has under its name of a split into streams of bytes.
     with parquet.ParquetWriter(
         path, schema, compression="zstd", use_dictionary=False,
-        use_byte_stream_split=[f"{content.site}.list.element"],
+        use_byte_stream_split=True,
     ) as file:  # fmt: skip
 
         def write(acts: Any, tokens: Any, documents: Any) -> None:  # noqa: ANN401
