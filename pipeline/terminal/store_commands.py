@@ -125,8 +125,8 @@ def store_import(
     """
     what = ImportConfig(
         source=source, out=out, sites=tuple(names_of(site)), columns=tuple(column or ()),
-        model=model, revision=revision, tokens_file=tokens_file, ctx_len=ctx_len, dtype=dtype, codec=codec,
-        shape=() if shape is None else tuple(count(n) for n in shape.split(",")),
+        model=model, revision=revision, tokens_file=tokens_file, ctx_len=ctx_len, dtype=dtype,
+        codec=codec, shape=tuple(map(count, shape.split(","))) if shape else (),
     )  # fmt: skip
     from pipeline.terminal.rows import run_import
 
