@@ -27,6 +27,7 @@ from tests.helpers.rows import (
     N_CONTEXTS,
     N_ROWS,
     WIDTH,
+    bits_of,
     made_rows,
     made_tokens,
     save_dataset,
@@ -96,7 +97,8 @@ def table(folder, x, t, *, fixed=True, groups=50):
     folder.mkdir()
     kind = pa.list_(pa.from_numpy_dtype(x.dtype), *([x.shape[1]] if fixed else []))
     acts = pa.array(list(x), kind)
-    made = pa.table({"text": ["a"] * len(x), SITE: acts, "token_id": t.reshape(-1)})
+    beside = {"text": ["a"] * len(x), "loss": np.zeros(len(x))}
+    made = pa.table({**beside, SITE: acts, "token_id": t.reshape(-1)})
     parquet.write_table(made, folder / "a.parquet", row_group_size=groups)
     return folder / "a.parquet"
 
@@ -437,6 +439,9 @@ REFUSED = {
     "negative": (lambda f: header_of(f, (-4, -4)), {}, "holds no rows"),
     "no rows": (lambda f: npy(f, made_rows()[:0]), {}, "holds no rows: it is 0 x 16"),
     "flat": (lambda f: npy(f, made_rows()[0]), {}, "expected rows x width"),
+    "two bytes": (
+        lambda f: npy(f, bits_of(made_rows()).view("V2")), {}, "as bfloat16 is saved: type --dtype"
+    ),
     "Fortran": (lambda f: npy(f, np.asfortranarray(made_rows())), {}, "is in Fortran order"),
     "integers": (lambda f: npy(f, made_tokens()), {}, "holds no rows of activations"),
     "widths": (

@@ -61,7 +61,8 @@ def dense(array: Any, *, words: str) -> Shaped[np.ndarray, "..."]:  # noqa: ANN4
 
 
 def _number_of(kind: Any) -> str | None:  # noqa: ANN401 - a type of Arrow
-    """The dtype inside of lists; None for what is no number."""
+    """The dtype of a column that may be rows of activations or ids; None for any other."""
+    depth = 0
     while True:
         if isinstance(kind, pa.ExtensionType):
             kind = kind.storage_type
@@ -70,11 +71,11 @@ def _number_of(kind: Any) -> str | None:  # noqa: ANN401 - a type of Arrow
             or pa.types.is_fixed_size_list(kind)
         ):  # fmt: skip
             break
-        kind = kind.value_type
-    name = {"halffloat": "float16", "float": "float32", "double": "float64"}.get(
-        str(kind), str(kind)
-    )
-    return name if name in (*FLOATS, *INTEGERS) else None
+        kind, depth = kind.value_type, depth + 1
+    arrows = {"halffloat": "float16", "float": "float32", "double": "float64"}
+    name = arrows.get(str(kind), str(kind))
+    fits = (name in FLOATS and depth in (1, 2)) or (name in INTEGERS and depth in (0, 1))
+    return name if fits else None
 
 
 @dataclass(kw_only=True)
@@ -160,8 +161,6 @@ def open_arrow(path: Path) -> dict[str, Values]:
         told_of = _described(
             batches[0].column(entry.name).slice(0, 1), kind, n_entries, words=words
         )
-        if told_of["width"] is None and kind in FLOATS:
-            continue
         per_entry = told_of["ctx_len"] or 1
         starts = np.cumsum([0, *(batch.num_rows * per_entry for batch in batches)]).tolist()
         found[entry.name] = ArrowColumn(
@@ -265,8 +264,6 @@ def open_parquet(path: Path) -> tuple[dict[str, Values], dict[str, str]]:
                 continue
             first = next(file.iter_batches(1, columns=[entry.name])).column(0)
             told_of = _described(first, kind, n_entries, words=words)
-            if told_of["width"] is None and kind in FLOATS:
-                continue
             per_entry = told_of["ctx_len"] or 1
             values = per_entry * (told_of["width"] or 1)
             found[entry.name] = ParquetColumn(

@@ -143,6 +143,8 @@ def open_npy(path: Path, *, bits: bool) -> dict[str, Values]:
         raise DataError(
             f"{path} is in Fortran order: save it as np.save(..., np.ascontiguousarray(x))"
         )
+    if dtype.kind == "V" and dtype.itemsize == 2 and not bits:
+        raise DataError(f"{path} has two bytes a number, as bfloat16 is saved: type --dtype bf16")
     name = "bfloat16" if bits and dtype.itemsize == 2 and dtype.kind in "uV" else dtype.name
     name = _known(name, words=str(path))
     values = _flat(path, str(path), tuple(dims), name, offset=offset)

@@ -82,7 +82,8 @@ def make_plan(config: ImportConfig) -> ImportPlan:
     if config.tokens_file is not None:
         opened.append(open_rows(config.tokens_file))
         tokens = _only_integers(opened[1], config.tokens_file)
-    n_rows, ctx_len = _rows_and_contexts(config, [*sites.values()], tokens, opened[0])
+    beside = [ids for ids in (tokens, documents) if ids is not None]
+    n_rows, ctx_len = _rows_and_contexts(config, [*sites.values(), *beside], opened[0])
     (given,) = {values.dtype for values in sites.values()}
     stored, lost = _stored_as(given, config)
     said = opened[0].said
@@ -225,9 +226,9 @@ def _only_integers(opened: Opened, path: Path) -> Values:
 
 
 def _rows_and_contexts(
-    config: ImportConfig, sites: Sequence[Values], tokens: Values | None, opened: Opened
+    config: ImportConfig, columns: Sequence[Values], opened: Opened
 ) -> tuple[int, int]:
-    first, *others = [*sites, *([] if tokens is None else [tokens])]
+    first, *others = columns
     for other in others:
         if other.n_rows != first.n_rows:
             raise DataError(
