@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.harvest.harvest import HarvestSummary as HarvestSummary
     from pipeline.lm.model import LanguageModel as LanguageModel
     from pipeline.progress import Progress as Progress
+    from pipeline.publish.saebench import saebench as saebench
     from pipeline.report.page import ReportSummary as ReportSummary
     from pipeline.runs.sae_run import SAERun as SAERun
     from pipeline.sae.sae import SAE as SAE
@@ -63,6 +64,7 @@ NAMES = {
     "plot": "pipeline.verbs",
     "report": "pipeline.verbs",
     "runs": "pipeline.verbs",
+    "saebench": "pipeline.publish.saebench",
     "ActStore": "actstore.reader",
     "SAE": "pipeline.sae.sae",
     "SAERun": "pipeline.runs.sae_run",
