@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from pipeline.harvest.harvest import HarvestSummary as HarvestSummary
     from pipeline.lm.model import LanguageModel as LanguageModel
     from pipeline.progress import Progress as Progress
-    from pipeline.publish.saebench import saebench as saebench
+    from pipeline.publish.verbs import (
+        export_delphi as export_delphi,
+        export_neuronpedia as export_neuronpedia,
+        saebench as saebench,
+    )
     from pipeline.report.page import ReportSummary as ReportSummary
     from pipeline.runs.sae_run import SAERun as SAERun
     from pipeline.sae.sae import SAE as SAE
@@ -64,7 +68,9 @@ NAMES = {
     "plot": "pipeline.verbs",
     "report": "pipeline.verbs",
     "runs": "pipeline.verbs",
-    "saebench": "pipeline.publish.saebench",
+    "export_neuronpedia": "pipeline.publish.verbs",
+    "export_delphi": "pipeline.publish.verbs",
+    "saebench": "pipeline.publish.verbs",
     "ActStore": "actstore.reader",
     "SAE": "pipeline.sae.sae",
     "SAERun": "pipeline.runs.sae_run",

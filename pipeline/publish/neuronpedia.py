@@ -83,7 +83,6 @@ class _Ids:
     model: str
     source: str
     source_set: str
-    creator: str
     hook: str
 
 
@@ -104,7 +103,6 @@ def export_neuronpedia(
     description: str | None = None,
     release: str | None = None,
     creator: str = "",
-    creator_id: str = CREATOR,
     url: str = "",
     weights: str = "",
     device: str = "auto",
@@ -121,7 +119,6 @@ def export_neuronpedia(
         description: Of that set, in words.
         release: The name of a paper or project whose sets these are; None leaves it out.
         creator: Who made them.
-        creator_id: Of a user that is in the database.
         url: Of the release.
         weights: Where the SAE is on the hub: `org/repo`, or `org/repo/folder`.
         device: That computes logits.
@@ -142,7 +139,6 @@ def export_neuronpedia(
         model=_named(model_id or _model_id(facts.model, run), what="model_id"),
         source=f"{site.layer}-{set_name}",
         source_set=set_name,
-        creator=clean(creator_id),
         hook=hook_name(site),
     )
     shape, lack_of_shape = _shape(subject)
@@ -249,7 +245,7 @@ def _about(
     weights: str,
 ) -> dict[str, Row]:
     """What is told of all features together, by the file that it goes into."""
-    facts, by = found.facts, {"creatorId": ids.creator, "visibility": "PUBLIC"}
+    facts, by = found.facts, {"creatorId": CREATOR, "visibility": "PUBLIC"}
     owner, _, name = facts.model.rpartition("/")
     local = not owner or facts.model.startswith(("/", ".", "~"))
     repo, folder = _hub_place(weights)
@@ -359,7 +355,7 @@ def _feature(ids: _Ids, feature: Feature, logits: _Logits | None, aligned: Row, 
         "layer": ids.source,
         "index": str(feature.index),
         "sourceSetName": ids.source_set,
-        "creatorId": ids.creator,
+        "creatorId": CREATOR,
         "maxActApprox": _short(feature.max),
         "hasVector": False,
         "hookName": ids.hook,
@@ -442,7 +438,7 @@ def _examples(
             "maxValueTokenIndex": acts.index(max(acts)),
             "minValue": min(acts),
             "values": acts,
-            "creatorId": ids.creator,
+            "creatorId": CREATOR,
             "binMin": _short(low),
             "binMax": _short(high),
             "binContains": _short(share),

@@ -1,4 +1,4 @@
-"""saebench(run): an SAE as SAEBench takes a custom one.
+"""to_saebench(run): an SAE as SAEBench takes a custom one.
 
 SAEBench (Karvonen et al. 2025, arXiv 2503.09532) asks a custom SAE for `encode`, `decode`,
 `forward`, the four matrices, `device`, `dtype`, and a `cfg` that says where in which model it is
@@ -7,7 +7,6 @@ so that nothing of it need be installed here.
 """
 
 from dataclasses import asdict, dataclass, field
-from os import PathLike
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -15,11 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline.config.keywords import told_in_settings
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError
 from pipeline.evaluate.setup import LoadedSAE, load_sae
-from pipeline.limits import limits_told
 from pipeline.publish.sites import hook_name
 from pipeline.sae.sae import SAE, TunedSAE
 
@@ -102,20 +99,14 @@ class SAEBenchSAE(nn.Module):
         return self
 
 
-@told_in_settings
-@limits_told()
-def saebench(
-    run: str | PathLike[str],
+def to_saebench(
+    run: Path,
     *,
     model_name: str | None = None,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> SAEBenchSAE:
-    """An SAE as a custom one of SAEBench, for its evaluations.
-
-        from sae_bench.evals.core.main import multiple_evals
-
-        multiple_evals([("topk", sp.saebench("runs/topk"))], ...)
+    """A run as a custom SAE of SAEBench.
 
     Args:
         run: Of an SAE; a fine-tuned one is folded.
@@ -127,7 +118,6 @@ def saebench(
         CheckpointError: the run is missing, unfinished or damaged.
         ConfigError: it says no model and none is named, or the device is not there.
     """
-    run = Path(run)
     subject = load_sae(run, device=pick_device(device))
     model = model_name or subject.model
     if not model:

@@ -21,8 +21,8 @@ from pipeline.config.stages import FinetuneConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.finetune.run import FinetunedRun
 from pipeline.lm.families import KINDS, Site
-from pipeline.publish.saebench import saebench
 from pipeline.publish.sites import hook_name
+from pipeline.publish.verbs import saebench
 from pipeline.runs.sae_run import SAERun
 from tests.helpers.refusals import refused
 from tests.helpers.tiny import CTX_LEN, make_sae, make_text, save_sae
