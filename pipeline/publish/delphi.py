@@ -107,7 +107,7 @@ def export_delphi(
             )
             with torch.inference_mode():
                 for first, its, z in blocks:
-                    text.write(np.ascontiguousarray(its, "<i4"))
+                    text.write(np.ascontiguousarray(its, "<i4").tobytes())
                     n_active += _split(z, parts, first=first)
                     tell((first + len(its)) * ctx_len)
             for part in parts:
@@ -144,8 +144,8 @@ class _Part:
 
     def add(self, locations: Shaped[np.ndarray, "n 3"], values: Shaped[np.ndarray, " n"]) -> None:
         """Take in active latents, contexts in ascending order."""
-        self._at.write(np.ascontiguousarray(locations, self.kind))
-        self._values.write(np.ascontiguousarray(values, "<f2"))
+        self._at.write(np.ascontiguousarray(locations, self.kind).tobytes())
+        self._values.write(np.ascontiguousarray(values, "<f2").tobytes())
         self.n += len(values)
 
     def finish(self, tokens: BinaryIO, *, shape: tuple[int, int]) -> None:

@@ -40,7 +40,7 @@ def make_environment(folder: Path) -> str:
     if not (folder / "bin" / "python").exists():
         python = folder / "bin" / "python"
         pip = [str(python), "-m", "pip", "install", "-q"]
-        extra = "collectibles openai plotly scikit-learn seaborn tabulate".split()
+        extra = ["collectibles", "openai", "plotly", "scikit-learn", "seaborn", "tabulate"]
         for command in (
             [sys.executable, "-m", "venv", str(folder)],
             [*pip, str(ROOT), "sae-lens>=6.28", *extra],

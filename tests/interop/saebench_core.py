@@ -18,7 +18,6 @@ warnings.simplefilter("ignore")
 def main() -> None:
     run, tokens_at, model_at = sys.argv[1:]
     import numpy as np
-    import saepipe as sp
     import torch
     from datasets import Dataset
     from sae_bench.evals.core.eval_config import CoreEvalConfig
@@ -26,11 +25,12 @@ def main() -> None:
     from sae_bench.sae_bench_utils.general_utils import load_and_format_sae
     from sae_lens.training.activations_store import ActivationsStore
 
+    from pipeline.publish.verbs import saebench
     from tests.bench.peer_eval_saelens import make_model
 
     tokens, batch = np.load(tokens_at), 8
     n_batches = len(tokens) // batch
-    sae = sp.saebench(run, device="cpu")
+    sae = saebench(run, device="cpu")
     _, sae, _ = load_and_format_sae("saepipe", sae, "cpu")
     sae = sae.to(device="cpu", dtype=torch.float32)
     model = make_model("HookedTransformer", model_at, sae.cfg.hook_name)
