@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from pipeline.harvest.harvest import HarvestSummary as HarvestSummary
     from pipeline.lm.model import LanguageModel as LanguageModel
     from pipeline.progress import Progress as Progress
+    from pipeline.publish.verbs import (
+        export_delphi as export_delphi,
+        export_neuronpedia as export_neuronpedia,
+        saebench as saebench,
+    )
     from pipeline.report.page import ReportSummary as ReportSummary
     from pipeline.runs.sae_run import SAERun as SAERun
     from pipeline.sae.sae import SAE as SAE
@@ -69,6 +74,9 @@ NAMES = {
     "runs": "pipeline.verbs",
     "import_store": "pipeline.exchange.rows.verbs",
     "export_store": "pipeline.exchange.rows.verbs",
+    "export_neuronpedia": "pipeline.publish.verbs",
+    "export_delphi": "pipeline.publish.verbs",
+    "saebench": "pipeline.publish.verbs",
     "ActStore": "actstore.reader",
     "SAE": "pipeline.sae.sae",
     "SAERun": "pipeline.runs.sae_run",

@@ -26,7 +26,7 @@ ORDER = (
     ("finetune",),
     ("evaluate",),
     ("features",),
-    ("steer",),
+    ("steer", "publish"),
     ("plots",),
     ("report",),
     ("saes", "connect"),
