@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         FinetuneReport as FinetuneReport,
     )
     from pipeline.harvest.harvest import HarvestSummary as HarvestSummary
+    from pipeline.hub.publish import PushReport as PushReport
     from pipeline.lm.model import LanguageModel as LanguageModel
     from pipeline.progress import Progress as Progress
     from pipeline.publish.verbs import (
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from pipeline.report.page import ReportSummary as ReportSummary
     from pipeline.runs.sae_run import SAERun as SAERun
     from pipeline.sae.sae import SAE as SAE
+    from pipeline.share.pull import PullReport as PullReport
+    from pipeline.share.verbs import pull as pull, push as push
     from pipeline.steer.report import SteerReport as SteerReport
     from pipeline.steer.steering import Steering as Steering
     from pipeline.verbs import (
@@ -77,6 +80,8 @@ NAMES = {
     "export_neuronpedia": "pipeline.publish.verbs",
     "export_delphi": "pipeline.publish.verbs",
     "saebench": "pipeline.publish.verbs",
+    "push": "pipeline.share.verbs",
+    "pull": "pipeline.share.verbs",
     "ActStore": "actstore.reader",
     "SAE": "pipeline.sae.sae",
     "SAERun": "pipeline.runs.sae_run",
@@ -90,6 +95,8 @@ NAMES = {
     "FinetuneReport": "pipeline.finetune.run",
     "SteerReport": "pipeline.steer.report",
     "ReportSummary": "pipeline.report.page",
+    "PushReport": "pipeline.hub.publish",
+    "PullReport": "pipeline.share.pull",
     "Progress": "pipeline.progress",
     "PipelineError": "pipeline.errors",
     "StoreError": "actstore.errors",
