@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pipeline.connect.run import ConnectorRun as ConnectorRun
     from pipeline.errors import PipelineError as PipelineError
     from pipeline.evaluate.report import EvalReport as EvalReport
+    from pipeline.exchange.exporting import ExportReport as ExportReport
+    from pipeline.exchange.verbs import export as export, import_sae as import_sae
     from pipeline.features.files import FeatureSet as FeatureSet
     from pipeline.finetune.run import (
         FinetunedRun as FinetunedRun,
@@ -63,6 +65,8 @@ NAMES = {
     "plot": "pipeline.verbs",
     "report": "pipeline.verbs",
     "runs": "pipeline.verbs",
+    "import_sae": "pipeline.exchange.verbs",
+    "export": "pipeline.exchange.verbs",
     "ActStore": "actstore.reader",
     "SAE": "pipeline.sae.sae",
     "SAERun": "pipeline.runs.sae_run",
@@ -74,6 +78,7 @@ NAMES = {
     "EvalReport": "pipeline.evaluate.report",
     "FeatureSet": "pipeline.features.files",
     "FinetuneReport": "pipeline.finetune.run",
+    "ExportReport": "pipeline.exchange.exporting",
     "SteerReport": "pipeline.steer.report",
     "ReportSummary": "pipeline.report.page",
     "Progress": "pipeline.progress",

@@ -16,6 +16,7 @@ from pipeline.finetune.run import FinetuneReport, finished_report, is_finetuned,
 from pipeline.finetune.sources import Sources
 from pipeline.finetune.unfinished import leave_whole
 from pipeline.lm.families import Site
+from pipeline.runs.imported import site_named
 from pipeline.runs.sae_run import SAERun
 from pipeline.runs.sweep import SWEEP, SweepDocument, members_of
 from pipeline.sae.sae import TunedSAE
@@ -53,7 +54,7 @@ def parts_of(config: FinetuneConfig) -> tuple[Part, ...]:
     out, parts = config.out.resolve(), list[Part]()
     for i, path in enumerate(paths):
         run = SAERun.open(path)
-        site = Site.parse(config.site or run.provenance.site)
+        site = site_named(config.site or run.provenance.site, path)
         others = (*paths[:i], *paths[i + 1 :])
         own = replace(config, run=path, beside=others, out=out / str(site) if others else out)
         if any(site == part.site for part in parts):

@@ -1,0 +1,1 @@
+"""SAEs of other libraries made runs, and runs made SAEs of other libraries."""
