@@ -34,6 +34,7 @@ ORDER = (
     ("report",),
     ("saes", "connect"),
     ("mnist",),
+    ("exchange",),
     ("verbs",),
     ("saepipe", "demo"),
     ("terminal",),
@@ -53,7 +54,7 @@ HOMES = {
         "figures.py",
     ),
     "rich": ("pipeline/terminal/",),
-    "typer": ("cli.py",),
+    "typer": ("pipeline/terminal/", "cli.py"),
 }
 
 # What never brings torch, whatever it imports in turn.
