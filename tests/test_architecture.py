@@ -26,7 +26,6 @@ ORDER = (
     ("harvest", "runs"),
     ("training",),
     ("finetune",),
-    ("exchange",),
     ("evaluate",),
     ("features",),
     ("steer",),
