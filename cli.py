@@ -184,7 +184,8 @@ def train(
     """
     options: dict[str, Any] = {
         "store": store, "site": single(names_of(site)),
-        "expansion": values_of("expansion", expansion, plain_number), "lr": values_of("lr", lr, float),
+        "expansion": values_of("expansion", expansion, plain_number),
+        "lr": values_of("lr", lr, float),
         "tokens": None if tokens is None else count(tokens),
         "batch_size": batch_size, "seed": values_of("seed", seed, int), "device": device,
         "precision": precision, "arch": values_of("arch", arch, str),

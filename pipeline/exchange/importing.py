@@ -89,15 +89,15 @@ def import_sae(
     foreign, library, checksum = _read(source, Asked(arch=arch or "", k=k, centred=centred))
     foreign = replace(foreign, site=site or foreign.site, model=model or foreign.model)
     given = {"site": site, "model": model, "arch": arch, "k": k}
-    asked = {name: str(value) for name, value in given.items() if value is not None}
-    asked |= {} if centred else {"centred": "false"}
+    given["centred"] = None if centred else False
+    asked = [f"{name}={value}" for name, value in given.items() if value is not None]
     told = Imported(
         saepipe=saepipe_version(),
         source=source,
         library=library,
         checksum=checksum,
         hook=foreign.hook,
-        asked=asked,
+        asked=tuple(asked),
         notes=foreign.notes,
         sha256="",
     )
@@ -114,7 +114,7 @@ def import_sae(
     )
 
     def make(partial: Path) -> ImportReport:
-        run = _run(foreign, partial, out).finish(SAE.of(foreign))
+        run = _run(foreign, partial).finish(SAE.of(foreign))
         write_json(partial / IMPORTED, to_json(replace(told, sha256=run.sha256)))
         return report
 
@@ -148,10 +148,10 @@ def _open_questions(foreign: ForeignSAE) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _run(foreign: ForeignSAE, partial: Path, out: Path) -> SAERun:
+def _run(foreign: ForeignSAE, partial: Path) -> SAERun:
     """Its run: what only a training knows is as small as it can be."""
     config = TrainConfig(
-        store=out,
+        store=partial / IMPORTED,
         out=partial,
         site=foreign.site or None,
         arch=foreign.arch,
@@ -163,7 +163,7 @@ def _run(foreign: ForeignSAE, partial: Path, out: Path) -> SAERun:
     assert config.d_sae(foreign.d_in) == foreign.d_sae
     at_hand = foreign.model == "builtin" or place_of(foreign.model) is not None
     provenance = Provenance(
-        path=partial,
+        path=partial / IMPORTED,  # beside which losses with the site zeroed are kept
         fingerprint="",
         model=foreign.model,
         revision="",

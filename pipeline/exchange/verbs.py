@@ -1,4 +1,4 @@
-"""Two verbs of `import saepipe`: `import_sae`, since `import` is a word of Python's, and `export`."""
+"""Two verbs of `import saepipe`: `import_sae`, as `import` is a word of Python's, and `export`."""
 
 from os import PathLike, fspath
 from pathlib import Path

@@ -149,7 +149,7 @@ def read(files: Files, asked: Asked) -> ForeignSAE:
 
 
 def _settings(files: Files) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Of the trainer and of its buffer, where they lie beside; what is not theirs is passed over."""
+    """Of the trainer and of its buffer, where they lie beside; what is not theirs is left."""
     if SETTINGS not in files.names:
         return {}, {}
     cfg = read_settings(files.path(SETTINGS))

@@ -1,4 +1,4 @@
-"""The files of an SAE: of a folder, beside a file, or of a repository of the hub, only as needed."""
+"""The files of an SAE: of a folder, beside a file, or of a repository of the hub, as needed."""
 
 import hashlib
 import re

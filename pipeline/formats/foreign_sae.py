@@ -210,7 +210,7 @@ def told(sae: ForeignSAE, *, notes: tuple[str, ...] = (), **about: Any) -> Forei
 
 
 def relu_like(norms: Tensor) -> ArchConfig:
-    """`relu` where the dictionary's rows are of unit length, else `relu-april`: both compute alike."""
+    """`relu` where the dictionary's rows are of unit length, else `relu-april`: they compute alike."""
     unit = torch.allclose(norms, torch.ones_like(norms), rtol=1e-3)
     return ReluConfig() if unit else ReluAprilConfig()
 
@@ -263,7 +263,7 @@ def one_of(kinds: Mapping[str, type[ArchConfig]], kind: str, *, source: object) 
         "abstopk": "its latents may be negative",
         "groupmax": "its latents compete in groups",
     }
-    reason = next((words for name, words in why.items() if name in kind.replace("-", "")), "")
+    reason = next((words for name, words in why.items() if name in kind.lower()), "")
     known = ", ".join(kinds)
     raise CheckpointError(
         f"{source}: its architecture {kind!r} cannot be imported: {reason or f'known are {known}'}"

@@ -1,4 +1,4 @@
-"""A file of matrices of no library's: safetensors, a pickle or npz; what they are, by name or shape.
+"""A file of matrices, of no library: safetensors, a pickle or npz; told by name and shape.
 
 The encoder is told from the decoder by name. How they lie is told by shape: the longer side is that
 of latents, or `b_enc` and `b_dec` say which it is.
@@ -56,7 +56,11 @@ def read(files: Files, asked: Asked) -> ForeignSAE:
     weights = Weights(
         source=path, W_enc=W_enc, W_dec=W_dec, b_enc=b_enc, b_dec=b_dec,
         threshold=_first(tensors, _THRESHOLD),
-        gates={name: gate for name in GATES if (gate := _first(tensors, (name, f"activation.{name}"))) is not None},
+        gates={
+            name: gate
+            for name in GATES
+            if (gate := _first(tensors, (name, f"activation.{name}"))) is not None
+        },
     )  # fmt: skip
     arch = _arch(asked, tensors, weights, path)
     if not isinstance(arch, GatedConfig):

@@ -63,8 +63,8 @@ FIRST_K = 100
 """Where `topk` does not say it."""
 UNSCALED = (
     "it was trained on activations scaled to a mean norm (normalize_activations is "
-    "expected_average_only_in), and no activation_scaler.json says by how much: its weights are taken "
-    "as they are, as SAELens takes them"
+    "expected_average_only_in), and no activation_scaler.json says by how much: its weights are "
+    "taken as they are, as SAELens takes them"
 )
 
 
@@ -115,7 +115,7 @@ def read(files: Files, asked: Asked) -> ForeignSAE:
 
 
 def _settings(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Those of any version under the names of version 6, with what it takes where they are silent."""
+    """Those of any version by the names of version 6, with what it takes where they are silent."""
     given: object = cfg.get("metadata")
     metadata: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
     version = str(cfg.get("sae_lens_version") or metadata.get("sae_lens_version") or "0")
@@ -175,8 +175,8 @@ def _scale(
     if isinstance(factor, Tensor) and not torch.allclose(factor.float(), torch.ones(())):
         if not cfg.get("finetuning_scaling_factor") or factor.shape != weights.W_dec.shape[:1]:
             raise CheckpointError(
-                f"{weights.source} has a scaling_factor of {list(factor.shape)}, which its settings "
-                "do not know of"
+                f"{weights.source} has a scaling_factor of {list(factor.shape)}, which its "
+                "settings do not know of"
             )
         weights.W_dec = weights.W_dec * factor.double()[:, None]
     if cfg["normalize_activations"] != "expected_average_only_in":

@@ -1,4 +1,4 @@
-"""Where an SAE belongs, in the words of others and in ours: `blocks.3.hook_mlp_out`, `mlp_out.3`."""
+"""Where an SAE belongs, by others' names and by ours: `blocks.3.hook_mlp_out`, `mlp_out.3`."""
 
 import re
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ _WORDS = {
     "mlp_out": "mlp_out", "mlp": "mlp_out",
     "attn_out": "attn_out", "attention_out": "attn_out", "attn": "attn_out",
 }  # fmt: skip
-"""Names of places that dictionary_learning's scripts give: `mlp_out_layer3`, `resid_post_layer_3`."""
+"""Places as dictionary_learning's scripts name them: `mlp_out_layer3`, `resid_post_layer_3`."""
 
 _OURS = re.compile(rf"({'|'.join(KINDS)})\.(\d+)")
 _HOOK = re.compile(r"blocks\.(\d+)\.(.+)")

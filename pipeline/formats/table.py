@@ -1,4 +1,4 @@
-"""The formats that SAEs are found in: one table, of how each is told by its files, read and written.
+"""The formats that SAEs are found in: how each is told by its files, read and written.
 
 Nothing but names is looked at to tell them apart, and of `cfg.json` its keys where names are alike.
 What reads and writes brings torch, and is imported when it is needed.

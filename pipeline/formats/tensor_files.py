@@ -7,6 +7,7 @@ to the bytes that are there before memory is taken for it. All that is wrong is 
 import json
 import math
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -131,7 +132,9 @@ def _checked_pickle(path: Path) -> dict[str, Any]:
             _require_plausible(path, archive)
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise CheckpointError(f"{path} is compressed, which no file of torch.save is")
-    told: object = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of how a file was written, which is not ours to change
+        told: object = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     if not isinstance(told, Mapping):
         raise CheckpointError(f"{path} holds a {type(told).__name__}, not tensors by name")
     size = path.stat().st_size

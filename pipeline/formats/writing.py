@@ -69,8 +69,8 @@ class Leaving:
         threshold = own.pop("threshold", None)
         if own:
             raise ConfigError(
-                f"the architecture {arch.kind} has {', '.join(own)}, which nothing that it could be "
-                "exported to knows"
+                f"the architecture {arch.kind} has {', '.join(own)}, which nothing that it could "
+                "be exported to knows"
             )
         return Leaving(
             arch=arch.untied,

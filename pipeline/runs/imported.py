@@ -1,7 +1,7 @@
 """Where an SAE is from that was imported: imported.json, beside the run.json of its run."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.serialization import from_json
@@ -25,8 +25,8 @@ class Imported:
     """Of the files it was read from."""
     hook: str = ""
     """The place it is from, in the words of who wrote it."""
-    asked: dict[str, str] = field(default_factory=dict[str, str])
-    """What was said of it that its files do not say."""
+    asked: tuple[str, ...] = ()
+    """What was said of it that its files do not say: `site=mlp_out.3`."""
     notes: tuple[str, ...] = ()
     sha256: str
     """Of the weights as they are now."""

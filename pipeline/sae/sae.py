@@ -243,7 +243,7 @@ class Coder(nn.Module, ABC):
         return restored(self.input_norm, x_hat, of)
 
     def written_scale(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"]:
-        """What a latent writes is `W_dec[i]` times its activation and this: 1 but for `input_norm`."""
+        """A latent writes `W_dec[i]` times its activation and this: 1 but for `input_norm`."""
         return scale_of(self.input_norm, x)
 
     def _rows(self, x: Any, verb: str, width: int) -> Tensor:  # noqa: ANN401 - what people give
@@ -316,7 +316,7 @@ class SAE(Coder):
     def from_pretrained(
         cls, folder: str | PathLike[str], *, device: str | torch.device = "cpu"
     ) -> "SAE":
-        """The SAE of a training's folder, of one that `save_pretrained` wrote, or of another library.
+        """An SAE in float32: of a training's folder, as it was saved, or of another library.
 
             SAE.from_pretrained("org/repo/layers.3.mlp@main")     # of the hub
 

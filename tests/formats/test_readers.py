@@ -120,7 +120,9 @@ def test_saelens_normalises_rows_and_puts_back_what_it_took(tmp_path, norm):
         scale, mean = np.linalg.norm(x, axis=-1, keepdims=True) / D**0.5, 0.0
         given = x / scale
     z, x_hat = computes(W, top_k, x=given)
-    sae = close(saelens(tmp_path, kind="topk", k=K, normalize_activations=norm), (z, x_hat * scale + mean))
+    sae = close(
+        saelens(tmp_path, kind="topk", k=K, normalize_activations=norm), (z, x_hat * scale + mean)
+    )
     with refused(ConfigError, r"give decode the rows"):
         sae.decode(torch.zeros(2, F))
 
@@ -193,7 +195,9 @@ def test_dictionary_learning(tmp_path, kind, with_settings):
     cases["AutoEncoder"] = (linear(encoder, ("bias", "b_dec")), computes(scaled, relu))
     tensors, truth = cases[kind]
     trainer = {"submodule_name": "mlp_out_layer_3", "lm_name": "org/lm"}
-    source = dictionary(tmp_path / "a", kind, tensors, **(trainer | ({"k": K} if "k" in tensors else {})))
+    source = dictionary(
+        tmp_path / "a", kind, tensors, **(trainer | ({"k": K} if "k" in tensors else {}))
+    )
     if not with_settings:
         (source / "config.json").unlink()
         (source / "ae.pt").rename(source / "some.pt")
@@ -251,7 +255,9 @@ def test_gemma_scope(tmp_path, file, embedding):
         write_safetensors(folder / file, {n.replace("W_", "w_"): t for n, t in tensors.items()})
     scale = D**-0.5 if embedding else 1.0
     z, x_hat = computes(W, above(THRESHOLD), centred=False, x=scale * rows())
-    sae = close(folder, (z, x_hat if not embedding else (z @ W["W_dec"]) / scale + W["b_dec"] / scale))
+    sae = close(
+        folder, (z, x_hat if not embedding else (z @ W["W_dec"]) / scale + W["b_dec"] / scale)
+    )
     assert sae.arch == JumpReluConfig()
     found, _, _ = read_foreign(str(folder))
     assert (sae.site, found.model) == ("" if embedding else "resid_post.20", "google/gemma-2-2b")
@@ -333,7 +339,9 @@ def test_fewer_latents_than_inputs_are_told_by_biases(tmp_path):
     close(tmp_path / "a.safetensors", computes(w, relu), arch="relu")
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("openai", "safetensors")])
+@pytest.mark.parametrize(
+    "name", [name for name in FORMATS if name not in ("openai", "safetensors")]
+)
 def test_a_folder_is_told_by_the_names_of_its_files(tmp_path, name):
     for i, names in enumerate(FORMATS[name].files):
         for file in names:

@@ -70,7 +70,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def write_pickle(path: Path, told: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = {n: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for n, v in told.items()}
+    made = {
+        n: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for n, v in told.items()
+    }
     torch.save(made, path)
 
 
@@ -84,7 +86,9 @@ def saelens(
         "metadata": {"sae_lens_version": "6.1.0", "hook_name": hook, "model_name": "gpt2-small"},
     }  # fmt: skip
     write_json(folder / "cfg.json", told | cfg)
-    write_safetensors(folder / "sae_weights.safetensors", matrices() if tensors is None else tensors)
+    write_safetensors(
+        folder / "sae_weights.safetensors", matrices() if tensors is None else tensors
+    )
     return folder
 
 

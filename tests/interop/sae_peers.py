@@ -124,7 +124,9 @@ def old_saelens(out):
         shapes = {"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,)}
         tensors = {n: 0.4 * torch.randn(s, generator=generator) for n, s in shapes.items()}
         (out / name).mkdir()
-        save_file({**tensors, "scaling_factor": torch.ones(F)}, out / name / "sae_weights.safetensors")
+        save_file(
+            {**tensors, "scaling_factor": torch.ones(F)}, out / name / "sae_weights.safetensors"
+        )
         (out / name / "cfg.json").write_text(json.dumps({**cfg, **more}))
 
 

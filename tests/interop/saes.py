@@ -1,7 +1,7 @@
 """The other side of sae_peers.py: SAEs of other libraries read here, and ours written for them.
 
-    python tests/interop/saes.py read LIBRARY FOLDER
-    python tests/interop/saes.py write LIBRARY FOLDER
+python tests/interop/saes.py read LIBRARY FOLDER
+python tests/interop/saes.py write LIBRARY FOLDER
 """
 
 import sys
@@ -35,7 +35,11 @@ KINDS = (
     BatchTopKConfig(k=K), MatryoshkaConfig(k=K, prefixes=3), JumpReluConfig(),
 )  # fmt: skip
 NORMS: dict[str, tuple[InputNorm, ...]] = {"saelens": ("none", "layer_norm", "constant_norm")}
-LIBRARIES = {"saelens": "saelens", "dictionary_learning": "dictionary-learning", "sparsify": "sparsify"}
+LIBRARIES = {
+    "saelens": "saelens",
+    "dictionary_learning": "dictionary-learning",
+    "sparsify": "sparsify",
+}
 
 
 def off(found: torch.Tensor, truth: torch.Tensor) -> float:
