@@ -184,7 +184,8 @@ def train(
     """
     options: dict[str, Any] = {
         "store": store, "site": single(names_of(site)),
-        "expansion": values_of("expansion", expansion, int), "lr": values_of("lr", lr, float),
+        "expansion": values_of("expansion", expansion, plain_number),
+        "lr": values_of("lr", lr, float),
         "tokens": None if tokens is None else count(tokens),
         "batch_size": batch_size, "seed": values_of("seed", seed, int), "device": device,
         "precision": precision, "arch": values_of("arch", arch, str),
@@ -280,11 +281,12 @@ def report(
 ) -> None:
     """One HTML page about runs, that opens anywhere; what is missing for it is made first."""
     from pipeline.runs.names import beside
-    from pipeline.terminal.commands import run_report
+    from pipeline.terminal.commands import brought_in, run_report
 
-    page = out or beside(runs) / "report.html"
-    what = _config(ctx, ReportConfig, config, out=page, tokens=count(tokens))
     screen = _screen(json)
+    runs = brought_in(runs, screen)
+    page = out or beside(runs) / "report.html"
+    what = _config(ctx, ReportConfig, config, runs=runs, out=page, tokens=count(tokens))
     screen.emit({"report": run_report(what, screen=screen)})
 
 
@@ -357,6 +359,43 @@ def fold(
 
     screen = _screen(json)
     screen.emit(run_fold(run, out, screen=screen))
+
+
+@app.command("import")
+def import_sae(
+    source: Annotated[
+        str, Argument(help="Folder, file, or org/repo[/folder][@revision] of the hub.")
+    ],
+    out: Annotated[Path, Option(help="Folder of the run.")],
+    site: Annotated[str | None, Option(help="KIND.LAYER; default: what it says.")] = None,
+    model: Annotated[str | None, Option(help="Its model; default: what it says.")] = None,
+    arch: Annotated[str | None, Option(help="Of a file of matrices, of no library.")] = None,
+    k: Annotated[int | None, Option(help="Active latents of a row, of such a file.")] = None,
+    centred: Annotated[
+        bool, Option("--centred/--uncentred", help="Such a one takes b_dec from its input.")
+    ] = True,
+    json: JsonOut = None,
+) -> None:
+    """Make a run of an SAE of SAELens, dictionary_learning, sparsify and others."""
+    from pipeline.terminal.commands import run_import
+
+    told: dict[str, Any] = {"site": site, "model": model, "arch": arch, "k": k}
+    screen = _screen(json)
+    screen.emit(run_import(source, out, **told, centred=centred, screen=screen))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, Argument(help="Folder of a run of an SAE.")],
+    to: Annotated[str, Option(help="saelens, dictionary-learning, sparsify, safetensors.")],
+    out: Annotated[Path, Option(help="The folder to make.")],
+    json: JsonOut = None,
+) -> None:
+    """Write the SAE of a run as another library opens it."""
+    from pipeline.terminal.commands import run_export
+
+    screen = _screen(json)
+    screen.emit(run_export(run, to, out, screen=screen))
 
 
 @app.command()

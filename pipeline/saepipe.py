@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from pipeline.connect.run import ConnectorRun as ConnectorRun
     from pipeline.errors import PipelineError as PipelineError
     from pipeline.evaluate.report import EvalReport as EvalReport
+    from pipeline.exchange.exporting import ExportReport as ExportReport
     from pipeline.exchange.rows.verbs import (
         export_store as export_store,
         import_store as import_store,
     )
+    from pipeline.exchange.verbs import export as export, import_sae as import_sae
     from pipeline.features.files import FeatureSet as FeatureSet
     from pipeline.finetune.run import (
         FinetunedRun as FinetunedRun,
@@ -82,6 +84,8 @@ NAMES = {
     "saebench": "pipeline.publish.verbs",
     "push": "pipeline.share.verbs",
     "pull": "pipeline.share.verbs",
+    "import_sae": "pipeline.exchange.verbs",
+    "export": "pipeline.exchange.verbs",
     "ActStore": "actstore.reader",
     "SAE": "pipeline.sae.sae",
     "SAERun": "pipeline.runs.sae_run",
@@ -93,6 +97,7 @@ NAMES = {
     "EvalReport": "pipeline.evaluate.report",
     "FeatureSet": "pipeline.features.files",
     "FinetuneReport": "pipeline.finetune.run",
+    "ExportReport": "pipeline.exchange.exporting",
     "SteerReport": "pipeline.steer.report",
     "ReportSummary": "pipeline.report.page",
     "PushReport": "pipeline.hub.publish",

@@ -16,10 +16,12 @@ SOURCES = [ROOT / "cli.py", *ROOT.glob("actstore/**/*.py"), *ROOT.glob("pipeline
 # other.
 ORDER = (
     ("actstore",),
-    ("errors", "fingerprints", "foreign", "progress", "tables", "whereabouts"),
+    ("errors", "fingerprints", "progress", "tables", "whereabouts"),
     ("config", "disk", "frame", "stores"),
     ("device", "limits", "hub"),
-    ("lm", "sae"),
+    ("lm",),
+    ("formats",),
+    ("foreign", "sae"),
     ("text",),
     ("harvest", "runs"),
     ("training",),

@@ -91,6 +91,10 @@ def store_of(source: Provenance, run: Path, given: Path | None, *, holding: str)
         ConfigError: that one is not to be found.
     """
     path = source.find(run) if given is None else given
+    if path is None and not source.fingerprint:
+        raise ConfigError(
+            f"{run} was not trained from a store: name one that holds {holding}, with --store"
+        )
     if path is None:
         raise ConfigError(
             f"the store that {run} was trained from is not found: "
@@ -175,7 +179,7 @@ def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: W
             f"activations are those of {source.model or 'an unknown model'}, and the SAE is one "
             f"of {subject.model or 'an unknown model'}"
         )
-    elif not subject.provenance.is_in(store):
+    elif subject.provenance.fingerprint and not subject.provenance.is_in(store):
         notes.append(
             f"{source.path} is not the store that the run was trained from, or has changed since"
         )
