@@ -184,7 +184,8 @@ def train(
     """
     options: dict[str, Any] = {
         "store": store, "site": single(names_of(site)),
-        "expansion": values_of("expansion", expansion, int), "lr": values_of("lr", lr, float),
+        "expansion": values_of("expansion", expansion, plain_number),
+        "lr": values_of("lr", lr, float),
         "tokens": None if tokens is None else count(tokens),
         "batch_size": batch_size, "seed": values_of("seed", seed, int), "device": device,
         "precision": precision, "arch": values_of("arch", arch, str),
@@ -280,11 +281,12 @@ def report(
 ) -> None:
     """One HTML page about runs, that opens anywhere; what is missing for it is made first."""
     from pipeline.runs.names import beside
-    from pipeline.terminal.commands import run_report
+    from pipeline.terminal.commands import brought_in, run_report
 
-    page = out or beside(runs) / "report.html"
-    what = _config(ctx, ReportConfig, config, out=page, tokens=count(tokens))
     screen = _screen(json)
+    runs = brought_in(runs, screen)
+    page = out or beside(runs) / "report.html"
+    what = _config(ctx, ReportConfig, config, runs=runs, out=page, tokens=count(tokens))
     screen.emit({"report": run_report(what, screen=screen)})
 
 
@@ -357,6 +359,43 @@ def fold(
 
     screen = _screen(json)
     screen.emit(run_fold(run, out, screen=screen))
+
+
+@app.command("import")
+def import_sae(
+    source: Annotated[
+        str, Argument(help="Folder, file, or org/repo[/folder][@revision] of the hub.")
+    ],
+    out: Annotated[Path, Option(help="Folder of the run.")],
+    site: Annotated[str | None, Option(help="KIND.LAYER; default: what it says.")] = None,
+    model: Annotated[str | None, Option(help="Its model; default: what it says.")] = None,
+    arch: Annotated[str | None, Option(help="Of a file of matrices, of no library.")] = None,
+    k: Annotated[int | None, Option(help="Active latents of a row, of such a file.")] = None,
+    centred: Annotated[
+        bool, Option("--centred/--uncentred", help="Such a one takes b_dec from its input.")
+    ] = True,
+    json: JsonOut = None,
+) -> None:
+    """Make a run of an SAE of SAELens, dictionary_learning, sparsify and others."""
+    from pipeline.terminal.commands import run_import
+
+    told: dict[str, Any] = {"site": site, "model": model, "arch": arch, "k": k}
+    screen = _screen(json)
+    screen.emit(run_import(source, out, **told, centred=centred, screen=screen))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, Argument(help="Folder of a run of an SAE.")],
+    to: Annotated[str, Option(help="saelens, dictionary-learning, sparsify, safetensors.")],
+    out: Annotated[Path, Option(help="The folder to make.")],
+    json: JsonOut = None,
+) -> None:
+    """Write the SAE of a run as another library opens it."""
+    from pipeline.terminal.commands import run_export
+
+    screen = _screen(json)
+    screen.emit(run_export(run, to, out, screen=screen))
 
 
 @app.command()
@@ -435,6 +474,43 @@ def demo(
 
 
 @app.command()
+def push(
+    source: Annotated[Path, Argument(help="Folder of an SAE's run, or of a sweep; or a store.")],
+    repo: Annotated[str, Argument(help="ORG/NAME of the hub, or ORG/NAME/FOLDER.")],
+    license: Annotated[str, Option(help="As the hub names it: mit, apache-2.0, cc-by-4.0.")],
+    private: Annotated[bool, Option("--private", help="A new repository is private.")] = False,
+    revision: Annotated[str, Option(help="The branch.")] = "main",
+    features: Annotated[bool, Option("--features", help="And what features fire on.")] = False,
+    fold: Annotated[bool, Option("--fold", help="A fine-tuning as a plain SAE.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only show files and card.")] = False,
+    json: JsonOut = None,
+) -> None:
+    """Put a run, a sweep or a store on the Hugging Face Hub, with a card made from it."""
+    from pipeline.terminal.hub import run_push
+
+    screen = _screen(json)
+    screen.emit(
+        run_push(
+            source, repo, license=license, private=private, revision=revision, features=features,
+            fold=fold, dry_run=dry_run, screen=screen,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def pull(
+    repo: Annotated[str, Argument(help="ORG/NAME[/FOLDER][@REVISION] of the hub.")],
+    out: Annotated[Path, Option(help="Folder of the run, or NAME.actstore.")],
+    json: JsonOut = None,
+) -> None:
+    """Bring a run, a sweep or a store from the Hugging Face Hub, every byte checked."""
+    from pipeline.terminal.hub import run_pull
+
+    screen = _screen(json)
+    screen.emit(run_pull(repo, out, screen=screen))
+
+
+@app.command()
 def runs(
     folder: Annotated[Path, Argument(help="With all its folders.")] = Path(),
     json: JsonOut = None,
@@ -471,7 +547,7 @@ def _say_error(message: str) -> None:
     typer.secho(f"error: {visible(message)}", fg="red", err=True)
 
 
-GOES_ON = ("harvest", "train", "finetune", "mnist", "demo", "store import")
+GOES_ON = ("harvest", "train", "finetune", "mnist", "demo", "store import", "push", "pull")
 """Commands that keep what is done when they are stopped."""
 
 

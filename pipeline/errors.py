@@ -62,5 +62,9 @@ class DataError(PipelineError):
     """What a model produced or a file holds cannot be used, as rows that are not finite."""
 
 
+class HubError(PipelineError):
+    """The hub cannot be reached, has no such repository, or refuses what it is asked for."""
+
+
 class CheckpointError(PipelineError):
     """A run directory is missing, unfinished or damaged."""

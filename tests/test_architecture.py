@@ -16,21 +16,23 @@ SOURCES = [ROOT / "cli.py", *ROOT.glob("actstore/**/*.py"), *ROOT.glob("pipeline
 # other.
 ORDER = (
     ("actstore",),
-    ("errors", "fingerprints", "foreign", "progress", "tables", "whereabouts"),
+    ("errors", "fingerprints", "progress", "tables", "whereabouts"),
     ("config", "disk", "frame", "stores"),
-    ("device", "limits"),
-    ("lm", "sae"),
+    ("device", "limits", "hub"),
+    ("lm",),
+    ("formats",),
+    ("foreign", "sae"),
     ("text",),
     ("harvest", "runs"),
     ("training",),
     ("finetune",),
     ("evaluate",),
     ("features",),
-    ("steer",),
+    ("steer", "publish"),
     ("plots",),
     ("report",),
     ("saes", "connect"),
-    ("mnist",),
+    ("mnist", "share"),
     ("exchange",),
     ("verbs",),
     ("saepipe", "demo"),
@@ -60,7 +62,7 @@ TORCH_FREE = (
     "pipeline.config.stages", "pipeline.config.training", "pipeline.config.grid",
     "pipeline.text.open", "pipeline.lm.families", "pipeline.lm.hub", "pipeline.harvest.plan",
     "pipeline.harvest.harvest", "pipeline.verbs", "pipeline.saepipe", "pipeline.terminal.runs",
-    "pipeline.exchange.rows.importing", "pipeline.exchange.rows.export",
+    "pipeline.exchange.rows.importing", "pipeline.exchange.rows.export", "pipeline.share.verbs",
 )  # fmt: skip
 
 

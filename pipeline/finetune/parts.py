@@ -16,6 +16,7 @@ from pipeline.finetune.run import FinetuneReport, finished_report, is_finetuned,
 from pipeline.finetune.sources import Sources
 from pipeline.finetune.unfinished import leave_whole
 from pipeline.lm.families import Site
+from pipeline.runs.imported import site_named
 from pipeline.runs.sae_run import SAERun
 from pipeline.runs.sweep import SWEEP, SweepDocument, members_of
 from pipeline.sae.sae import TunedSAE
@@ -52,7 +53,7 @@ def parts_of(config: FinetuneConfig) -> tuple[Part, ...]:
     runs = dict[Site, SAERun]()
     for path in (config.run, *config.beside):
         run = SAERun.open(path.resolve())
-        site = Site.parse(config.site or run.provenance.site)
+        site = site_named(config.site or run.provenance.site, run.path)
         if site in runs:
             raise ConfigError(
                 f"{run.path} is of {site}, as another of these runs is: one SAE goes to a site"
