@@ -5,7 +5,7 @@ import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
 from typer import Argument, Option
@@ -45,11 +45,10 @@ from pipeline.disk import disk_words
 from pipeline.errors import PipelineError
 from pipeline.limits import full_memory_told
 from pipeline.mnist.config import MnistConfig
+from pipeline.terminal.arguments import JsonOut, Store as Store, screen_of as _screen
 from pipeline.terminal.options import Harmless, as_typed
+from pipeline.terminal.store_commands import store_app
 from pipeline.text.token_text import visible
-
-if TYPE_CHECKING:  # it brings rich, and --help must not wait for that
-    from pipeline.terminal.screen import Screen
 
 C = TypeVar("C")
 
@@ -86,14 +85,9 @@ def saepipe(
     """Sparse autoencoders on cached activations: harvest once, train many times."""
 
 
-store_app = typer.Typer(no_args_is_help=True, help="Look at, check, repair and remove stores.")
 app.add_typer(store_app, name="store")
 
 ConfigFile = Annotated[Path | None, Option("--config", help="TOML file with further settings.")]
-JsonOut = Annotated[
-    str | None, Option("--json", help="Write the result as JSON there; - is stdout.")
-]
-Store = Annotated[Path, Argument(help="NAME.actstore.")]
 # Whatever is wrong with a command line: a class of click, or of typer itself since 0.26.
 USAGE_ERROR: Any = typer.BadParameter.__base__
 InPrecision = Annotated[Precision, Option(help="Numbers that the model computes in.")]
@@ -441,6 +435,43 @@ def demo(
 
 
 @app.command()
+def push(
+    source: Annotated[Path, Argument(help="Folder of an SAE's run, or of a sweep; or a store.")],
+    repo: Annotated[str, Argument(help="ORG/NAME of the hub, or ORG/NAME/FOLDER.")],
+    license: Annotated[str, Option(help="As the hub names it: mit, apache-2.0, cc-by-4.0.")],
+    private: Annotated[bool, Option("--private", help="A new repository is private.")] = False,
+    revision: Annotated[str, Option(help="The branch.")] = "main",
+    features: Annotated[bool, Option("--features", help="And what features fire on.")] = False,
+    fold: Annotated[bool, Option("--fold", help="A fine-tuning as a plain SAE.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only show files and card.")] = False,
+    json: JsonOut = None,
+) -> None:
+    """Put a run, a sweep or a store on the Hugging Face Hub, with a card made from it."""
+    from pipeline.terminal.hub import run_push
+
+    screen = _screen(json)
+    screen.emit(
+        run_push(
+            source, repo, license=license, private=private, revision=revision, features=features,
+            fold=fold, dry_run=dry_run, screen=screen,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def pull(
+    repo: Annotated[str, Argument(help="ORG/NAME[/FOLDER][@REVISION] of the hub.")],
+    out: Annotated[Path, Option(help="Folder of the run, or NAME.actstore.")],
+    json: JsonOut = None,
+) -> None:
+    """Bring a run, a sweep or a store from the Hugging Face Hub, every byte checked."""
+    from pipeline.terminal.hub import run_pull
+
+    screen = _screen(json)
+    screen.emit(run_pull(repo, out, screen=screen))
+
+
+@app.command()
 def runs(
     folder: Annotated[Path, Argument(help="With all its folders.")] = Path(),
     json: JsonOut = None,
@@ -450,71 +481,6 @@ def runs(
 
     screen = _screen(json)
     screen.emit(run_runs(folder, screen=screen))
-
-
-@store_app.command("info")
-def store_info(path: Store, json: JsonOut = None) -> None:
-    """What is in a store: where from, how much, how well kept."""
-    from pipeline.terminal.store import store_tables
-    from pipeline.terminal.store_facts import store_facts
-
-    screen, facts = _screen(json), store_facts(path)
-    for table in store_tables(facts):
-        screen.draw(table)
-    screen.emit(facts)
-
-
-@store_app.command("list")
-def store_list(
-    folder: Annotated[
-        Path | None, Argument(help="Default: those in $SAEPIPE_STORES, or else this one.")
-    ] = None,
-    json: JsonOut = None,
-) -> None:
-    """Which stores are in a folder and in all its folders."""
-    from pipeline.terminal.store import run_list
-
-    screen = _screen(json)
-    screen.emit(run_list(folder, screen=screen))
-
-
-@store_app.command("verify")
-def store_verify(
-    path: Store,
-    repair: Annotated[bool, Option("--repair", help="Get back what is damaged.")] = False,
-    device: Annotated[Device, Option(help="Device of a repair.")] = HarvestConfig.device,
-    batch_size: Annotated[
-        int | None, Option(help="Contexts a forward pass of a repair.")
-    ] = HarvestConfig.batch_size,
-    json: JsonOut = None,
-) -> None:
-    """Check every byte of a store, and with --repair harvest again what is damaged."""
-    from pipeline.terminal.store import require_whole, run_repair, run_verify
-
-    screen, repaired = _screen(json), None
-    findings = run_verify(path, screen=screen)
-    if findings and repair:
-        repaired = run_repair(path, findings, device=device, batch_size=batch_size, screen=screen)
-        findings = run_verify(path, screen=screen)
-    screen.emit({"path": path, "findings": findings, "repaired": repaired})
-    require_whole(path, findings, screen=screen)
-
-
-@store_app.command("rm")
-def store_remove(
-    path: Store, yes: Annotated[bool, Option("--yes", help="Do not ask.")] = False
-) -> None:
-    """Remove a store; refuses a folder that is no store."""
-    from actstore.removal import remove_store
-    from pipeline.stores import known_folders
-    from pipeline.terminal.store import announce_removal
-
-    screen = _screen()
-    announce_removal(path, ask=not yes, screen=screen)
-    if not yes and not typer.confirm("remove it?"):
-        raise typer.Exit(1)
-    remove_store(path, known_folders())
-    screen.say(f"removed   {path}")
 
 
 # --- settings --------------------------------------------------------------------------------
@@ -534,14 +500,7 @@ def _config(ctx: typer.Context, made: type[C], file: Path | None, **others: obje
     return from_json(made, merged(file, options | others, given=_given(ctx)))
 
 
-# --- results and errors ----------------------------------------------------------------------
-
-
-def _screen(json: str | None = None) -> "Screen":
-    """Where results go; made inside of commands, since it brings rich."""
-    from pipeline.terminal.screen import Screen
-
-    return Screen(json=json)
+# --- errors ----------------------------------------------------------------------
 
 
 def _say_error(message: str) -> None:
@@ -549,7 +508,7 @@ def _say_error(message: str) -> None:
     typer.secho(f"error: {visible(message)}", fg="red", err=True)
 
 
-GOES_ON = ("harvest", "train", "finetune", "mnist", "demo")
+GOES_ON = ("harvest", "train", "finetune", "mnist", "demo", "store import", "push", "pull")
 """Commands that keep what is done when they are stopped."""
 
 
@@ -579,6 +538,7 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     if code == 130:
-        does = "goes on" if sys.argv[1:2] and sys.argv[1] in GOES_ON else "begins again"
+        typed = {" ".join(sys.argv[1:2]), " ".join(sys.argv[1:3])}
+        does = "begins again" if typed.isdisjoint(GOES_ON) else "goes on"
         typer.secho(f"stopped; the same command {does}", err=True)
     sys.exit(code)

@@ -15,7 +15,6 @@ FILES = {
 """By their endings."""
 FOLDERS = {
     ("data.zarr",): "an activation store",
-    ("sweep.json",): "a sweep, whose runs are the folders in it",
     ("experiment.json",): "an experiment of saepipe mnist",
     ("ae.pt",): "an SAE of dictionary_learning",
     ("cfg.json", "sae_weights.safetensors"): "an SAE of SAELens",
@@ -30,6 +29,10 @@ def not_a_run(path: Path, *, made_by: str) -> str:
     """One line about a path where a run was looked for, and what makes one."""
     if (partial_of(path) / "begun.json").exists() and not path.exists():
         return f"{path} is unfinished: the command that began it, given again, goes on with it"
+    if (path / "sweep.json").exists():
+        runs = sorted(one.parent for one in path.glob("*/run.json"))
+        one = f", as {runs[0]}" if runs else ""
+        return f"{path} is a sweep, not a run: name one of its runs{one}"
     seems = _seems(path)
     guess = f", and seems to be {seems}" if seems else ""
     return f"{path} is not a run: it has no run.json{guess}; a run is a folder that {made_by} makes"

@@ -18,7 +18,7 @@ ORDER = (
     ("actstore",),
     ("errors", "fingerprints", "foreign", "progress", "tables", "whereabouts"),
     ("config", "disk", "frame", "stores"),
-    ("device", "limits"),
+    ("device", "limits", "hub"),
     ("lm", "sae"),
     ("text",),
     ("harvest", "runs"),
@@ -30,7 +30,8 @@ ORDER = (
     ("plots",),
     ("report",),
     ("saes", "connect"),
-    ("mnist",),
+    ("mnist", "share"),
+    ("exchange",),
     ("verbs",),
     ("saepipe", "demo"),
     ("terminal",),
@@ -50,7 +51,7 @@ HOMES = {
         "figures.py",
     ),
     "rich": ("pipeline/terminal/",),
-    "typer": ("cli.py",),
+    "typer": ("pipeline/terminal/", "cli.py"),
 }
 
 # What never brings torch, whatever it imports in turn.
@@ -59,6 +60,7 @@ TORCH_FREE = (
     "pipeline.config.stages", "pipeline.config.training", "pipeline.config.grid",
     "pipeline.text.open", "pipeline.lm.families", "pipeline.lm.hub", "pipeline.harvest.plan",
     "pipeline.harvest.harvest", "pipeline.verbs", "pipeline.saepipe", "pipeline.terminal.runs",
+    "pipeline.exchange.rows.importing", "pipeline.exchange.rows.export", "pipeline.share.verbs",
 )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from pipeline.runs.folder import Provenance
 from pipeline.runs.replaced import fingerprint_at_hand, is_another, replaced_note
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import Coder
-from pipeline.stores import looked_for
+from pipeline.stores import has_tokens, looked_for
 from pipeline.text.contexts import ReadAhead
 from pipeline.text.token_text import TokenTexts
 from pipeline.training.batches import as_tensor
@@ -114,6 +114,11 @@ def open_store(config: FeaturesConfig, subject: LoadedSAE) -> ActStore:
         raise ConfigError(
             f"{config.run} is an SAE of {d_in} dimensions, and {site} of {path} has "
             f"{store.width(site)}: name a store of the model it was trained on, with --store"
+        )
+    if not has_tokens(store.spec):
+        raise ConfigError(
+            f"{path} was imported without token ids, and features are shown by the contexts that "
+            "they fire in: import it with --tokens-file, or name a store that has them with --store"
         )
     return store
 

@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast, final
@@ -25,7 +25,10 @@ from pipeline.config.architectures import ArchConfig
 from pipeline.config.serialization import from_json, to_json
 from pipeline.device import pick_device
 from pipeline.errors import CheckpointError, ConfigError, NoSuchArchitectureError
+from pipeline.hub.publish import Publication, publish
+from pipeline.hub.repository import MAIN, Address, cached, may_be_on_hub
 from pipeline.sae.architecture import Activation, Architecture, architecture_of
+from pipeline.sae.card import sae_card
 
 BLOCK_ROWS = 1024
 WEIGHTS, ABOUT, RUN = "sae.safetensors", "cfg.json", "run.json"
@@ -151,6 +154,13 @@ def filled(sae: "SAE", tensors: Mapping[str, Tensor], *, file: Path, told: Path)
         )
     sae.load_state_dict(dict(tensors))
     return sae
+
+
+def described(sae: "SAE", *, sha256: str) -> bytes:
+    """The cfg.json of an SAE whose file of weights has this checksum."""
+    shape = {"d_in": sae.d_in, "d_sae": sae.d_sae}
+    about = _About(arch=sae.arch, **shape, site=sae.site, sha256=sha256)
+    return (json.dumps(to_json(about), indent=2) + "\n").encode()
 
 
 def _facts(it: "SAE | _About") -> dict[str, object]:
@@ -280,14 +290,21 @@ class SAE(Coder):
     ) -> "SAE":
         """The SAE of a training's folder, or of one that `save_pretrained` wrote, in float32.
 
+            sae = SAE.from_pretrained("runs/topk")
+            sae = SAE.from_pretrained("org/name/folder@revision")
+
         Args:
-            folder: Of the run, or of what was saved; or the file of weights alone.
+            folder: Of the run, or of what was saved; or the file of weights alone; or where that is
+                on the hub, if nothing of that name is here.
             device: `cpu`, `cuda`, `mps`, or `auto` for the best that is there.
 
         Raises:
             CheckpointError: there is none, or it is unfinished or damaged.
+            HubError: it is looked for on the hub, which has none, or cannot be reached.
             ConfigError: the device is not there.
         """
+        if not Path(folder).exists() and may_be_on_hub(str(folder)):
+            folder = cached(Address.of(str(folder)), WEIGHTS, ABOUT, RUN)
         return cls.load(folder, device=device)
 
     @classmethod
@@ -327,13 +344,46 @@ class SAE(Coder):
         """Write `sae.safetensors`, and the `cfg.json` that describes it and has its checksum."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for name, data in self._saved().items():
+            (folder / name).write_bytes(data)
+
+    def push_to_hub(
+        self, repo: str, *, license: str, private: bool = False, revision: str = MAIN
+    ) -> str:
+        """Put it into a repository of the hub, with a card; `from_pretrained(repo)` reads it there.
+
+        What `sp.push` puts there of a run says far more: how it was trained, and how good it is.
+
+        Args:
+            repo: `ORG/NAME`, or `ORG/NAME/FOLDER`; made if it is not there.
+            license: Its short name on the hub: `mit`, `apache-2.0`, `cc-by-4.0`.
+            private: Whether a new repository is for its owners alone.
+            revision: The branch.
+
+        Returns:
+            Where it is now.
+
+        Raises:
+            ConfigError: a setting is impossible, or nobody is logged in.
+            HubError: the hub cannot be reached, or refuses it.
+        """
+        address = replace(Address.of(repo), revision=revision)
+        settings = {"site": self.site or "not said", **_facts(self)}
+        told = [(name.replace("_", " "), str(value)) for name, value in settings.items()]
+        card = sae_card(str(address), license=license, settings=told)
+        contents = {**self._saved(), "README.md": card.encode()}
+        what = Publication(
+            source=Path(), address=address, kind="model", private=private, contents=contents,
+            owns=lambda name: False,
+        )  # fmt: skip
+        return publish(what).url
+
+    def _saved(self) -> dict[str, bytes]:
+        """The files of `save_pretrained`."""
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.state_dict().items()}
         shape = {"d_in": self.d_in, "d_sae": self.d_sae}
         data = save(tensors, metadata_of(tensors, self.arch, **shape, site=self.site))
-        sha256 = hashlib.sha256(data).hexdigest()
-        about = _About(arch=self.arch, **shape, site=self.site, sha256=sha256)
-        (folder / WEIGHTS).write_bytes(data)
-        (folder / ABOUT).write_text(json.dumps(to_json(about), indent=2) + "\n")
+        return {WEIGHTS: data, ABOUT: described(self, sha256=hashlib.sha256(data).hexdigest())}
 
     def pre(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Pre-activations of each row: what fine-tuning scales and shifts."""
