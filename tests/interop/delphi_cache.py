@@ -1,6 +1,6 @@
 """A cache for delphi, made here and read by delphi in an environment of its own.
 
-    python tests/interop/delphi.py CHECKOUT --python ENV/bin/python
+    python tests/interop/delphi_cache.py CHECKOUT --python ENV/bin/python
 
 CHECKOUT is a repository of github.com/EleutherAI/delphi, bare will do; ENV has what its
 `delphi.latents` imports (see `delphi_reads.py`).
