@@ -67,7 +67,12 @@ def transfer_explained(what: str, *, raises: type[PipelineError]) -> Generator[N
             raise raises(f"the hub's answer for {what} cannot be read: try again later") from error
         except (errors.HFValidationError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError):
             raise
-        except ValueError as error:  # what the hub finds wrong with a card
+        except (
+            ValueError
+        ) as error:  # what the hub finds wrong with a card; or what was wrong, wrapped
+            wrapped = isinstance(error.__cause__, Exception)
+            if wrapped and not isinstance(error.__cause__, errors.BadRequestError):
+                raise error.__cause__ from error
             found = " ".join(str(error).split())
             raise raises(f"the hub does not take what is sent for {what}: {found}") from error
         except OSError as error:

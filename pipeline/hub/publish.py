@@ -219,7 +219,7 @@ def _send(
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         with (
             quiet(),
-            catch_warnings(action="ignore", category=UserWarning),  # of Parquet in a model's
+            catch_warnings(action="ignore"),  # of its client: Parquet, and its own calls
             transfer_explained(address.what, raises=HubError),
         ):
             for part in _parts(step, n_bytes=_PART_BYTES, n_files=_PART_FILES):

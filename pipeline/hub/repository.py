@@ -132,26 +132,30 @@ def look(address: Address) -> Snapshot:
     from huggingface_hub import HfApi, errors
 
     kinds: Sequence[Kind] = [address.kind] if address.kind else get_args(Kind)
-    api = HfApi()
-    with explained(address.what, raises=HubError):
-        for kind in kinds:
-            named = {"revision": address.revision, "repo_type": kind}
-            try:
-                info = api.repo_info(address.repo, timeout=_TIMEOUT, **named)
-            except errors.GatedRepoError:
-                raise
-            except errors.RepositoryNotFoundError:
-                if kind == kinds[-1]:
+    for kind in kinds:
+        there = replace(address, kind=kind)
+        try:
+            with explained(there.what, raises=HubError):
+                info = HfApi().repo_info(
+                    address.repo, revision=address.revision, repo_type=kind, timeout=_TIMEOUT
+                )
+                return Snapshot(
+                    address=there,
+                    commit=str(info.sha or ""),
+                    private=bool(info.private),
+                    files=_files_of(there, str(info.sha or "")),
+                )
+        except HubError as error:
+            match error.__cause__:
+                case errors.GatedRepoError():
                     raise
-                continue
-            there = replace(address, kind=kind)
-            commit = str(info.sha or "")
-            return Snapshot(
-                address=there,
-                commit=commit,
-                private=bool(info.private),
-                files=_files_of(there, commit),
-            )
+                case errors.RepositoryNotFoundError() if kind != kinds[-1]:
+                    continue
+                case errors.RepositoryNotFoundError() as absent:  # of no kind
+                    with explained(address.what, raises=HubError):
+                        raise absent from error
+                case _:
+                    raise
     raise AssertionError("one of the kinds was found, or all were refused")
 
 

@@ -276,7 +276,8 @@ def _handler(hub: Hub) -> type[StandIn]:
                     case other:
                         raise AssertionError(other)
             oid = repository.commit(revision, files)
-            return self.told({"commitUrl": f"{hub.url}/commit/{oid}", "commitOid": oid})
+            where = "/".join(self.parts[1:4]).removeprefix("models/")
+            return self.told({"commitUrl": f"{hub.url}/{where}/commit/{oid}", "commitOid": oid})
 
         def batch(self, asked: dict[str, Any]) -> None:
             objects: list[dict[str, Any]] = []
@@ -317,6 +318,8 @@ def point_here(monkeypatch: pytest.MonkeyPatch, hub: Hub, home: Any, *, token: s
     at_once = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
     for module in (_http, file_download):
         monkeypatch.setattr(module, "time", at_once)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
