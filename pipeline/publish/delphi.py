@@ -30,11 +30,12 @@ from actstore.files import write_json
 from actstore.reader import ActStore
 from pipeline.config.stages import FeaturesConfig
 from pipeline.device import pick_device
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.evaluate.setup import load_sae
 from pipeline.features.collect import encoded, n_contexts_of, open_store
+from pipeline.lm.families import Shape, Site
+from pipeline.lm.hub import ModelFiles
 from pipeline.progress import OnProgress, counter
-from pipeline.publish.sites import module_name
 from pipeline.publish.whole import whole_folder
 
 FAINTEST = 1e-5
@@ -95,7 +96,7 @@ def export_delphi(
     ends = torch.linspace(0, d_sae, steps=n_splits + 1).long().tolist()
     small = max(n_contexts, ctx_len, *(b - a for a, b in pairwise(ends))) <= 2**16
     kind = np.dtype(np.uint16 if small else np.uint32)
-    module = module_name(subject.site, model=subject.model, revision=subject.revision)
+    module = _module_name(subject.site, model=subject.model, revision=subject.revision)
     tell = counter(on_progress, stage="export", total=n_contexts * ctx_len, unit="tokens")
     n_active = 0
     with whole_folder(out / module, option="--out") as folder:
@@ -210,3 +211,17 @@ def _config(store: ActStore, *, model: str, n_tokens: int, n_splits: int) -> dic
         "n_splits": n_splits,
         "model_name": model,
     }
+
+
+def _module_name(site: Site, *, model: str, revision: str) -> str:
+    """The module inside the base model whose output a site is, `layers.3.mlp`.
+
+    Where it is the input of one, or the model's config.json is not to be had, the site itself.
+    """
+    if site.kind.side == "out":
+        try:
+            shape = Shape.of(ModelFiles(model, revision or "main").config, name=model)
+        except (ModelError, ConfigError):
+            return str(site)
+        return shape.family.module_path(site)
+    return str(site)

@@ -35,13 +35,13 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.evaluate.setup import LoadedSAE, load_sae
 from pipeline.features.feature import BEFORE, Examples, Feature, rounded
 from pipeline.features.files import FeatureSet
+from pipeline.formats.sites import hook_of
 from pipeline.lm.families import Shape
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.logits import Path as LogitPath, load_path
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.progress import OnProgress, counter
 from pipeline.publish.json_lines import clean, write_lines
-from pipeline.publish.sites import hook_name
 from pipeline.publish.whole import whole_folder
 from pipeline.text.token_text import TokenTexts
 
@@ -139,7 +139,7 @@ def export_neuronpedia(
         model=_named(model_id or _model_id(facts.model, run), what="model_id"),
         source=f"{site.layer}-{set_name}",
         source_set=set_name,
-        hook=hook_name(site),
+        hook=hook_of(str(site)),
     )
     shape, lack_of_shape = _shape(subject)
     path, lack_of_logits = _logit_path(subject)

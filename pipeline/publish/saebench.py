@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError
 from pipeline.evaluate.setup import LoadedSAE, load_sae
-from pipeline.publish.sites import hook_name
+from pipeline.formats.sites import hook_of
 from pipeline.sae.sae import SAE, TunedSAE
 
 
@@ -128,7 +128,7 @@ def to_saebench(
         d_in=subject.coder.d_in,
         d_sae=subject.coder.d_sae,
         hook_layer=subject.site.layer,
-        hook_name=hook_name(subject.site),
+        hook_name=hook_of(str(subject.site)),
         architecture=subject.arch,
         context_size=source.ctx_len,
         dtype=_name(dtype),

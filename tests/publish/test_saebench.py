@@ -1,7 +1,6 @@
 """An SAE under the names that SAEBench asks for: it computes what the run does."""
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -20,8 +19,6 @@ from pipeline.config.architectures import (
 from pipeline.config.stages import FinetuneConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.finetune.run import FinetunedRun
-from pipeline.lm.families import KINDS, Site
-from pipeline.publish.sites import hook_name
 from pipeline.publish.verbs import saebench
 from pipeline.runs.sae_run import SAERun
 from tests.helpers.refusals import refused
@@ -109,10 +106,3 @@ def test_a_run_of_an_unknown_model_must_be_told_its_name(tmp_path):
     assert saebench(run, model_name="gpt2").cfg.model_name == "gpt2"
     with refused(CheckpointError, "not a run"):
         saebench(tmp_path / "nowhere")
-
-
-def test_every_kind_of_site_has_a_hook_of_its_own():
-    names = [hook_name(Site(3, kind)) for kind in KINDS.values()]
-    assert len(set(names)) == len(KINDS)
-    assert all(re.fullmatch(r"blocks\.3\.((attn|mlp)\.)?hook_[a-z_]+", name) for name in names)
-    assert hook_name(Site.parse("resid_post.0")) == "blocks.0.hook_resid_post"
