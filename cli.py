@@ -474,6 +474,43 @@ def demo(
 
 
 @app.command()
+def push(
+    source: Annotated[Path, Argument(help="Folder of an SAE's run, or of a sweep; or a store.")],
+    repo: Annotated[str, Argument(help="ORG/NAME of the hub, or ORG/NAME/FOLDER.")],
+    license: Annotated[str, Option(help="As the hub names it: mit, apache-2.0, cc-by-4.0.")],
+    private: Annotated[bool, Option("--private", help="A new repository is private.")] = False,
+    revision: Annotated[str, Option(help="The branch.")] = "main",
+    features: Annotated[bool, Option("--features", help="And what features fire on.")] = False,
+    fold: Annotated[bool, Option("--fold", help="A fine-tuning as a plain SAE.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only show files and card.")] = False,
+    json: JsonOut = None,
+) -> None:
+    """Put a run, a sweep or a store on the Hugging Face Hub, with a card made from it."""
+    from pipeline.terminal.hub import run_push
+
+    screen = _screen(json)
+    screen.emit(
+        run_push(
+            source, repo, license=license, private=private, revision=revision, features=features,
+            fold=fold, dry_run=dry_run, screen=screen,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def pull(
+    repo: Annotated[str, Argument(help="ORG/NAME[/FOLDER][@REVISION] of the hub.")],
+    out: Annotated[Path, Option(help="Folder of the run, or NAME.actstore.")],
+    json: JsonOut = None,
+) -> None:
+    """Bring a run, a sweep or a store from the Hugging Face Hub, every byte checked."""
+    from pipeline.terminal.hub import run_pull
+
+    screen = _screen(json)
+    screen.emit(run_pull(repo, out, screen=screen))
+
+
+@app.command()
 def runs(
     folder: Annotated[Path, Argument(help="With all its folders.")] = Path(),
     json: JsonOut = None,
@@ -510,7 +547,7 @@ def _say_error(message: str) -> None:
     typer.secho(f"error: {visible(message)}", fg="red", err=True)
 
 
-GOES_ON = ("harvest", "train", "finetune", "mnist", "demo")
+GOES_ON = ("harvest", "train", "finetune", "mnist", "demo", "store import", "push", "pull")
 """Commands that keep what is done when they are stopped."""
 
 
@@ -540,6 +577,7 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     if code == 130:
-        does = "goes on" if sys.argv[1:2] and sys.argv[1] in GOES_ON else "begins again"
+        typed = {" ".join(sys.argv[1:2]), " ".join(sys.argv[1:3])}
+        does = "begins again" if typed.isdisjoint(GOES_ON) else "goes on"
         typer.secho(f"stopped; the same command {does}", err=True)
     sys.exit(code)

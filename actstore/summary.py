@@ -184,8 +184,19 @@ def require_root(path: Path) -> tuple[dict[str, Any], Manifest]:
     """The root's zarr.json, which must be there, and the manifest in it."""
     document = read_root(path)
     if document is None:
-        raise StoreError(f"there is no activation store at {path}; make it: saepipe harvest")
+        raise StoreError(_nothing_at(path))
     return document, manifest_of(path, document)
+
+
+def _nothing_at(path: Path) -> str:
+    parts = path.parts
+    if "hf:" in parts:  # of hf://datasets/org/name: a read of a chunk would be a request each
+        name = "/".join(parts[parts.index("hf:") + 1 :])
+        return (
+            f"stores are read from a disk, and {name} is on the hub: type saepipe pull {name} "
+            "--out NAME.actstore, and name that"
+        )
+    return f"there is no activation store at {path}; make it: saepipe harvest"
 
 
 def manifest_of(path: Path, document: Mapping[str, Any]) -> Manifest:

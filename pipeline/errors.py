@@ -59,7 +59,11 @@ class TextError(PipelineError):
 
 
 class DataError(PipelineError):
-    """What a model produced cannot be used: activations that are not finite."""
+    """What a model produced or a file holds cannot be used, as rows that are not finite."""
+
+
+class HubError(PipelineError):
+    """The hub cannot be reached, has no such repository, or refuses what it is asked for."""
 
 
 class CheckpointError(PipelineError):

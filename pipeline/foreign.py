@@ -16,7 +16,6 @@ FILES = {
 """By their endings."""
 FOLDERS = {
     ("data.zarr",): "an activation store",
-    ("sweep.json",): "a sweep, whose runs are the folders in it",
     ("experiment.json",): "an experiment of saepipe mnist",
     ("config.json", "model.safetensors"): "a language model",
 }
@@ -28,6 +27,10 @@ def not_a_run(path: Path, *, made_by: str) -> str:
     """One line about a path where a run was looked for, and what makes one."""
     if (partial_of(path) / "begun.json").exists() and not path.exists():
         return f"{path} is unfinished: the command that began it, given again, goes on with it"
+    if (path / "sweep.json").exists():
+        runs = sorted(one.parent for one in path.glob("*/run.json"))
+        one = f", as {runs[0]}" if runs else ""
+        return f"{path} is a sweep, not a run: name one of its runs{one}"
     seems = _seems(path)
     if seems.startswith("an SAE"):
         return (

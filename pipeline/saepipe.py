@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from pipeline.errors import PipelineError as PipelineError
     from pipeline.evaluate.report import EvalReport as EvalReport
     from pipeline.exchange.exporting import ExportReport as ExportReport
+    from pipeline.exchange.rows.verbs import (
+        export_store as export_store,
+        import_store as import_store,
+    )
     from pipeline.exchange.verbs import export as export, import_sae as import_sae
     from pipeline.features.files import FeatureSet as FeatureSet
     from pipeline.finetune.run import (
@@ -30,11 +34,19 @@ if TYPE_CHECKING:
         FinetuneReport as FinetuneReport,
     )
     from pipeline.harvest.harvest import HarvestSummary as HarvestSummary
+    from pipeline.hub.publish import PushReport as PushReport
     from pipeline.lm.model import LanguageModel as LanguageModel
     from pipeline.progress import Progress as Progress
+    from pipeline.publish.verbs import (
+        export_delphi as export_delphi,
+        export_neuronpedia as export_neuronpedia,
+        saebench as saebench,
+    )
     from pipeline.report.page import ReportSummary as ReportSummary
     from pipeline.runs.sae_run import SAERun as SAERun
     from pipeline.sae.sae import SAE as SAE
+    from pipeline.share.pull import PullReport as PullReport
+    from pipeline.share.verbs import pull as pull, push as push
     from pipeline.steer.report import SteerReport as SteerReport
     from pipeline.steer.steering import Steering as Steering
     from pipeline.verbs import (
@@ -65,6 +77,13 @@ NAMES = {
     "plot": "pipeline.verbs",
     "report": "pipeline.verbs",
     "runs": "pipeline.verbs",
+    "import_store": "pipeline.exchange.rows.verbs",
+    "export_store": "pipeline.exchange.rows.verbs",
+    "export_neuronpedia": "pipeline.publish.verbs",
+    "export_delphi": "pipeline.publish.verbs",
+    "saebench": "pipeline.publish.verbs",
+    "push": "pipeline.share.verbs",
+    "pull": "pipeline.share.verbs",
     "import_sae": "pipeline.exchange.verbs",
     "export": "pipeline.exchange.verbs",
     "ActStore": "actstore.reader",
@@ -81,6 +100,8 @@ NAMES = {
     "ExportReport": "pipeline.exchange.exporting",
     "SteerReport": "pipeline.steer.report",
     "ReportSummary": "pipeline.report.page",
+    "PushReport": "pipeline.hub.publish",
+    "PullReport": "pipeline.share.pull",
     "Progress": "pipeline.progress",
     "PipelineError": "pipeline.errors",
     "StoreError": "actstore.errors",

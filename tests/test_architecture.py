@@ -18,7 +18,7 @@ ORDER = (
     ("actstore",),
     ("errors", "fingerprints", "progress", "tables", "whereabouts"),
     ("config", "disk", "frame", "stores"),
-    ("device", "limits"),
+    ("device", "limits", "hub"),
     ("lm",),
     ("formats",),
     ("foreign", "sae"),
@@ -28,11 +28,11 @@ ORDER = (
     ("finetune",),
     ("evaluate",),
     ("features",),
-    ("steer",),
+    ("steer", "publish"),
     ("plots",),
     ("report",),
     ("saes", "connect"),
-    ("mnist",),
+    ("mnist", "share"),
     ("exchange",),
     ("verbs",),
     ("saepipe", "demo"),
@@ -62,6 +62,7 @@ TORCH_FREE = (
     "pipeline.config.stages", "pipeline.config.training", "pipeline.config.grid",
     "pipeline.text.open", "pipeline.lm.families", "pipeline.lm.hub", "pipeline.harvest.plan",
     "pipeline.harvest.harvest", "pipeline.verbs", "pipeline.saepipe", "pipeline.terminal.runs",
+    "pipeline.exchange.rows.importing", "pipeline.exchange.rows.export", "pipeline.share.verbs",
 )  # fmt: skip
 
 

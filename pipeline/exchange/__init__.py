@@ -1,1 +1,1 @@
-"""SAEs of other libraries made runs, and runs made SAEs of other libraries."""
+"""What others made and keep in their own files, in and out: SAEs, and rows of activations."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import CheckpointError
-from pipeline.formats.files import Files, LocalFiles, files_of, is_hub_id
+from pipeline.formats.files import Files, HubFiles, LocalFiles, files_of, is_hub_id
 
 if TYPE_CHECKING:
     from pipeline.formats.foreign_sae import Asked, ForeignSAE
@@ -107,6 +107,8 @@ FORMATS = {
 }
 """In the order in which they are tried."""
 PLAIN = FORMATS["safetensors"]
+OURS = frozenset({"run.json", "cfg.json", "sae.safetensors"})
+"""What `SAE.load` reads of a folder."""
 TENSORS = (".pt", ".pth", ".bin", ".safetensors", ".npz")
 """Ends of names of files that may hold tensors."""
 
@@ -134,6 +136,10 @@ def read_foreign(source: str, asked: "Asked | None" = None) -> "tuple[ForeignSAE
 
     asked = asked or Asked()
     files = files_of(source)
+    if isinstance(files, HubFiles) and _holds_ours(files):
+        raise CheckpointError(
+            f"{source} holds a run of saepipe: type saepipe pull {source} --out RUN, and name that"
+        )
     found = format_of(files)
     if found is None:
         if not files.only:
@@ -146,6 +152,28 @@ def read_foreign(source: str, asked: "Asked | None" = None) -> "tuple[ForeignSAE
             files.only = several[0]
         found = _by_tensors(files)
     return found.read(files, asked), found, files
+
+
+def ours_of_hub(source: str) -> Path | None:
+    """The folder of the hub's cache with an SAE of ours that is there; None of anything else.
+
+    Raises:
+        CheckpointError: there is no such repository, or the hub cannot be reached.
+    """
+    if Path(source).expanduser().exists() or not is_hub_id(source):
+        return None
+    files = files_of(source)
+    if not _holds_ours(files):
+        return None
+    found = [files.path(name) for name in sorted(files.names & OURS)]
+    return found[0].parent
+
+
+def _holds_ours(files: Files) -> bool:
+    names = files.names
+    return "sae.safetensors" in names and (
+        "run.json" in names or ("cfg.json" in names and _is_ours(files))
+    )
 
 
 def _by_tensors(files: Files) -> Format:

@@ -1,20 +1,16 @@
-"""The files of a model: a local folder, a repository of the hub, or the embedded default.
-
-And what goes wrong between here and the hub, in one line each.
-"""
+"""The files of a model: a local folder, a repository of the hub, or the embedded default."""
 
 import hashlib
 import json
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ModelError, PipelineError
+from pipeline.errors import ModelError
 from pipeline.fingerprints import FIRST, NOW, ends_of, parts_of_weights, scheme_of
+from pipeline.hub.explained import explained, network_error
 
 # The few names on the hub without an owner.
 _SINGLE_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -164,41 +160,3 @@ def builtin_model_path() -> Path:
         f"the embedded model is not in {places[0]} nor in {places[1]}: install saepipe again, "
         "or name a model of your own with --model"
     )
-
-
-@contextmanager
-def explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
-    """Turn what the hub's client raises into a line about `what`: `model org/name`, say."""
-    from huggingface_hub import errors
-
-    out_of_reach = (
-        f"the hub could not be reached for {what}, and it is not in the local cache: check the "
-        "network, or give a local path"
-    )
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise raises(
-            f"{what} asks for its licence to be accepted on the hub: do so there, "
-            "then type: hf auth login"
-        ) from error
-    except (
-        errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError
-    ) as error:  # fmt: skip
-        raise raises(f"the hub has no {what} (or it is private: hf auth login)") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise raises(out_of_reach) from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        raise raises(f"the hub answered {status} for {what}: try again later") from error
-    except (network_error(), ConnectionError, TimeoutError) as error:
-        raise raises(out_of_reach) from error
-
-
-def network_error() -> type[Exception]:
-    """The base of what the hub's HTTP library raises: httpx, or requests before the hub's 1.0."""
-    from huggingface_hub import errors
-
-    http_error = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]
-    # In requests it stands for answers alone, below a base that a refused connection shares.
-    return [base for base in http_error.__mro__ if base.__module__ != "builtins"][-1]

@@ -22,7 +22,7 @@ from pipeline.report.figures import (
     curves_of,
     drawings,
 )
-from pipeline.report.meaning import TuningView, tuning_view
+from pipeline.report.meaning import TuningView, tuning_tiles, tuning_view
 from pipeline.report.render import Exhibit, Part, Tile
 from pipeline.report.tables import Cell, Group, Row, main_heads, main_rows, metric_groups, number
 from pipeline.runs.folder import Provenance, flat
@@ -80,7 +80,9 @@ class SAEExhibit(Exhibit):
 
     @property
     def tiles(self) -> list[Tile]:
-        """The main numbers of its evaluation."""
+        """The main numbers: of a fine-tuned one what it gained, of others their evaluation."""
+        if self.tuned is not None:
+            return tuning_tiles(self.tuned)
         if (report := self.evaluation) is None:
             return []
         of = f"of {report.d_sae:,}"

@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast, final
@@ -26,8 +26,11 @@ from pipeline.config.serialization import UNLESS_DEFAULT, from_json, to_json
 from pipeline.device import pick_device
 from pipeline.errors import CheckpointError, ConfigError, NoSuchArchitectureError
 from pipeline.formats.foreign_sae import ForeignSAE
-from pipeline.formats.table import read_foreign, seems_foreign
+from pipeline.formats.table import ours_of_hub, read_foreign, seems_foreign
+from pipeline.hub.publish import Publication, publish
+from pipeline.hub.repository import MAIN, Address
 from pipeline.sae.architecture import Activation, Architecture, architecture_of
+from pipeline.sae.card import sae_card
 from pipeline.sae.input_norm import normalised, restored, scale_of
 
 BLOCK_ROWS = 1024
@@ -165,6 +168,14 @@ def filled(sae: "SAE", tensors: Mapping[str, Tensor], *, file: Path, told: Path)
         )
     sae.load_state_dict(dict(tensors))
     return sae
+
+
+def described(sae: "SAE", *, sha256: str) -> bytes:
+    """The cfg.json of an SAE whose file of weights has this checksum."""
+    shape = {"d_in": sae.d_in, "d_sae": sae.d_sae}
+    where: Any = {"site": sae.site, "input_norm": sae.input_norm}
+    about = _About(arch=sae.arch, **shape, **where, sha256=sha256)
+    return (json.dumps(to_json(about), indent=2) + "\n").encode()
 
 
 def _facts(it: "SAE | _About") -> dict[str, object]:
@@ -318,19 +329,21 @@ class SAE(Coder):
     ) -> "SAE":
         """An SAE in float32: of a training's folder, as it was saved, or of another library.
 
-            SAE.from_pretrained("org/repo/layers.3.mlp@main")     # of the hub
+            sae = SAE.from_pretrained("runs/topk")
+            sae = SAE.from_pretrained("org/name/folder@revision")
 
         Args:
             folder: Of the run, or of what was saved; or the file of weights alone; or of an SAE of
-                SAELens, dictionary_learning, sparsify, Gemma Scope, OpenAI or Llama Scope; or
-                `org/repo[/folder][@revision]` of the hub.
+                SAELens, dictionary_learning, sparsify, Gemma Scope, OpenAI or Llama Scope; or, if
+                nothing of that name is here, where on the hub any of these is.
             device: `cpu`, `cuda`, `mps`, or `auto` for the best that is there.
 
         Raises:
             CheckpointError: there is none, or it is unfinished or damaged.
+            HubError: it is looked for on the hub, which has none, or cannot be reached.
             ConfigError: the device is not there, or files of no library do not say what they are.
         """
-        return cls.load(folder, device=device)
+        return cls.load(ours_of_hub(str(folder)) or folder, device=device)
 
     @classmethod
     @torch.inference_mode(mode=False)
@@ -384,15 +397,45 @@ class SAE(Coder):
         for name, data in self.as_files().items():
             (folder / name).write_bytes(data)
 
+    def push_to_hub(
+        self, repo: str, *, license: str, private: bool = False, revision: str = MAIN
+    ) -> str:
+        """Put it into a repository of the hub, with a card; `from_pretrained(repo)` reads it there.
+
+        What `sp.push` puts there of a run says far more: how it was trained, and how good it is.
+
+        Args:
+            repo: `ORG/NAME`, or `ORG/NAME/FOLDER`; made if it is not there.
+            license: Its short name on the hub: `mit`, `apache-2.0`, `cc-by-4.0`.
+            private: Whether a new repository is for its owners alone.
+            revision: The branch.
+
+        Returns:
+            Where it is now.
+
+        Raises:
+            ConfigError: a setting is impossible, or nobody is logged in.
+            HubError: the hub cannot be reached, or refuses it.
+        """
+        address = replace(Address.of(repo), revision=revision)
+        settings = {"site": self.site or "not said", **_facts(self)}
+        told = [(name.replace("_", " "), str(value)) for name, value in settings.items()]
+        card = sae_card(str(address), license=license, settings=told)
+        contents = {**self.as_files(), "README.md": card.encode()}
+        what = Publication(
+            source=Path(), address=address, kind="model", private=private, contents=contents,
+            owns=lambda name: False,
+        )  # fmt: skip
+        return publish(what).url
+
     def as_files(self) -> dict[str, bytes]:
         """What `save_pretrained` writes, by name."""
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.state_dict().items()}
-        shape = {"d_in": self.d_in, "d_sae": self.d_sae}
         where: Any = {"site": self.site, "input_norm": self.input_norm}
-        data = save(tensors, metadata_of(tensors, self.arch, **shape, **where))
-        sha256 = hashlib.sha256(data).hexdigest()
-        about = _About(arch=self.arch, **shape, **where, sha256=sha256)
-        return {WEIGHTS: data, ABOUT: (json.dumps(to_json(about), indent=2) + "\n").encode()}
+        data = save(
+            tensors, metadata_of(tensors, self.arch, d_in=self.d_in, d_sae=self.d_sae, **where)
+        )
+        return {WEIGHTS: data, ABOUT: described(self, sha256=hashlib.sha256(data).hexdigest())}
 
     def pre(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Pre-activations of each row: what fine-tuning scales and shifts."""

@@ -208,7 +208,7 @@ def run_finetune(
     reports: Sequence[FinetuneReport] = told if config.beside else [told]
     report = reports[0]
     screen.tell(map(finetune_line, reports))
-    screen.draw(finetune_table(report))
+    screen.draw(finetune_table(*reports))
     for one in reports:
         meaning = FinetunedRun.open(one.out).meaning()
         table = None if meaning is None else effects_table(meaning, one)

@@ -5,6 +5,7 @@ import re
 from dataclasses import fields
 
 from pipeline.config.architectures import ARCHS
+from pipeline.config.rows import ImportConfig
 from pipeline.config.stages import (
     EvalConfig,
     FeaturesConfig,
@@ -20,7 +21,7 @@ from pipeline.text.token_text import visible
 
 _CONFIGS = (
     HarvestConfig, TrainConfig, ConnectConfig, EvalConfig, FeaturesConfig, FinetuneConfig,
-    ReportConfig, SteerConfig, MnistConfig, *ARCHS.values(),
+    ReportConfig, SteerConfig, MnistConfig, ImportConfig, *ARCHS.values(),
 )  # fmt: skip
 _SETTING = re.compile(r"`([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)?)(=[^`]*)?`")
 
@@ -30,6 +31,7 @@ def as_typed(message: str) -> str:
     known = {f.name for config in _CONFIGS for f in fields(config)} | {
         *FLAGS,
         "site",
+        "column",
         "log",
         "config",
     }

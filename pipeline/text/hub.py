@@ -14,7 +14,7 @@ from typing import Any, final
 
 from pipeline.errors import PipelineError, TextError
 from pipeline.fingerprints import NOW, scheme_of
-from pipeline.lm.hub import explained
+from pipeline.hub.explained import explained
 from pipeline.text.columns import Column, text_columns, text_of
 from pipeline.text.files import files_fingerprint
 from pipeline.text.source import TextSource

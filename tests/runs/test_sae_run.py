@@ -191,7 +191,6 @@ def test_where_it_lies_and_who_computes_may_change(config):
         (["run.json", "sae.safetensors"], "sae.safetensors", "a file of the run "),
         (["ae.pt", "config.json"], ".", "an SAE of dictionary_learning"),
         (["cfg.json", "sae_weights.safetensors"], ".", "an SAE of SAELens"),
-        (["sweep.json", "k=8/run.json"], ".", "a sweep, whose runs are the folders in it"),
         (["data.zarr/zarr.json"], ".", "an activation store"),
     ],
 )
@@ -208,6 +207,18 @@ def test_what_is_no_run_is_called_what_it_seems_to_be(tmp_path, files, which, se
         CheckpointError, "it has no run.json; a run is a folder that saepipe train makes$"
     ):
         SAERun.open(tmp_path / "absent")
+
+
+def test_a_sweep_is_no_run_and_says_which_are(tmp_path):
+    (tmp_path / "sweep.json").write_bytes(b"{}")
+    told = f"^{tmp_path} is a sweep, not a run: name one of its runs"
+    with refused(CheckpointError, f"{told}$"):
+        SAERun.open(tmp_path)
+    for name in ("k=8", "k=16"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_bytes(b"{}")
+    with refused(CheckpointError, f"{told}, as {tmp_path / 'k=16'}$"):
+        SAERun.open(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a/thesis.txt", "a"])

@@ -1,0 +1,1 @@
+"""The hub: repositories by name, their files, and what goes wrong."""

@@ -1,0 +1,90 @@
+"""What goes wrong between here and the hub, in one line each.
+
+No message of the hub's client is passed on: they run over several lines, and hold addresses that
+open what they are of.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from json import JSONDecodeError
+
+from pipeline.errors import PipelineError
+
+_ADVICE = {
+    401: "it does not take the token of this machine: type hf auth login",
+    403: "the token of this machine has no right to that: type hf auth login with one that has",
+    404: "it is not there",
+    409: "it was changed meanwhile, or is being changed: give the command again",
+    412: "it was changed meanwhile: give the command again",
+    429: "too many requests: wait some minutes, then give the command again",
+}
+
+
+@contextmanager
+def explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
+    """Turn what the hub's client raises into a line about `what`: `model org/name`, say."""
+    from huggingface_hub import errors
+
+    out_of_reach = (
+        f"the hub could not be reached for {what}, and it is not in the local cache: check the "
+        "network, or give a local path"
+    )
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise raises(
+            f"{what} asks for its licence to be accepted on the hub: do so there, "
+            "then type: hf auth login"
+        ) from error
+    except (
+        errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError
+    ) as error:  # fmt: skip
+        raise raises(f"the hub has no {what} (or it is private: hf auth login)") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise raises(out_of_reach) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        advice = _ADVICE.get(status, "try again later")
+        raise raises(f"the hub answered {status} for {what}: {advice}") from error
+    except (network_error(), ConnectionError, TimeoutError) as error:
+        raise raises(out_of_reach) from error
+
+
+@contextmanager
+def transfer_explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
+    """The same of files that are sent or fetched: what is lost on the way is told, too."""
+    from huggingface_hub import errors
+
+    again = "give the command again, which goes on with what did not arrive"
+    with explained(what, raises=raises):
+        try:
+            yield
+        except RuntimeError as error:  # of a thread, which says of which file alone
+            if isinstance(error.__cause__, Exception):
+                raise error.__cause__ from error
+            raise raises(f"the files of {what} did not all arrive: {again}") from error
+        except JSONDecodeError as error:
+            raise raises(f"the hub's answer for {what} cannot be read: try again later") from error
+        except (errors.HFValidationError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError):
+            raise
+        except (
+            ValueError
+        ) as error:  # what the hub finds wrong with a card; or what was wrong, wrapped
+            wrapped = isinstance(error.__cause__, Exception)
+            if wrapped and not isinstance(error.__cause__, errors.BadRequestError):
+                raise error.__cause__ from error
+            found = " ".join(str(error).split())
+            raise raises(f"the hub does not take what is sent for {what}: {found}") from error
+        except OSError as error:
+            if error.errno is not None or isinstance(error, (network_error(), ConnectionError)):
+                raise
+            raise raises(f"a file of {what} did not arrive whole: {again}") from error
+
+
+def network_error() -> type[Exception]:
+    """The base of what the hub's HTTP library raises: httpx, or requests before the hub's 1.0."""
+    from huggingface_hub import errors
+
+    http_error = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]
+    # In requests it stands for answers alone, below a base that a refused connection shares.
+    return [base for base in http_error.__mro__ if base.__module__ != "builtins"][-1]

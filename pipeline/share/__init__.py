@@ -1,0 +1,1 @@
+"""Runs and stores on their way out of a machine, and in."""
