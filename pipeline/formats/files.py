@@ -112,7 +112,7 @@ class HubFiles(Files):
         with explained(self._what, raises=CheckpointError):
             if not constants.HF_HUB_OFFLINE:
                 try:
-                    told = HfApi().repo_info(self.repo, revision=self.revision, timeout=_TIMEOUT)
+                    told = HfApi().model_info(self.repo, revision=self.revision, timeout=_TIMEOUT)
                     return frozenset(one.rfilename for one in told.siblings or ())
                 except errors.HfHubHTTPError:
                     raise

@@ -210,7 +210,7 @@ def told(sae: ForeignSAE, *, notes: tuple[str, ...] = (), **about: Any) -> Forei
 
 
 def relu_like(norms: Tensor) -> ArchConfig:
-    """`relu` where the dictionary's rows are of unit length, else `relu-april`: they compute alike."""
+    """`relu` where the dictionary's rows have length 1, else `relu-april`: they compute alike."""
     unit = torch.allclose(norms, torch.ones_like(norms), rtol=1e-3)
     return ReluConfig() if unit else ReluAprilConfig()
 

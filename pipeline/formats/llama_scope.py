@@ -94,7 +94,7 @@ def _scale(cfg: Mapping[str, Any], tensors: Mapping[str, Any], *, d_in: int, pat
     if (norm := cfg.get("norm_activation", "dataset-wise")) == "inference":
         return 1.0
     means: Any = cfg.get(_MEAN)
-    mean = means.get("in") if isinstance(means, Mapping) else means
+    mean: Any = means.get("in") if isinstance(means, Mapping) else means
     kept = tensors.get(f"{_MEAN}.{cfg.get('hook_point_in')}")
     mean = float(kept) if isinstance(kept, Tensor) and kept.numel() == 1 else mean
     good = isinstance(mean, int | float) and not isinstance(mean, bool) and 0 < mean < math.inf

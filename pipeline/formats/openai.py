@@ -1,7 +1,8 @@
 """OpenAI's SAEs of GPT-2 small.
 
-A file of `pre_bias`, `encoder.weight`, `latent_bias`, `decoder.weight`, and its activation. Those with TopK normalise each row as LayerNorm without weights does; those with ReLU take it as it
-is. A path tells the rest: `resid_post_mlp_v5_32k/autoencoders/8.pt`.
+A file of `pre_bias`, `encoder.weight`, `latent_bias`, `decoder.weight`, and its activation. Those
+with TopK normalise each row as LayerNorm without weights does; those with ReLU take it as it is. A
+path tells the rest: `resid_post_mlp_v5_32k/autoencoders/8.pt`.
 """
 
 import re

@@ -115,10 +115,9 @@ def _laid(
             f"{path}: its matrices are square, so that nothing tells how they lie: save them as "
             "SAELens does"
         )
-    F, d = max(sides), min(sides)
     lengths = [None if b is None or b.ndim != 1 else len(b) for b in (b_enc, b_dec)]
-    if lengths[0] == d or lengths[1] == F:
-        F, d = d, F
+    few = lengths[0] == min(sides) or lengths[1] == max(sides)
+    F, d = sorted(sides) if few else sorted(sides, reverse=True)
     if lengths[0] not in (None, F) or lengths[1] not in (None, d):
         raise CheckpointError(
             f"{path}: biases of {lengths[0]} and {lengths[1]} values fit no matrices of "

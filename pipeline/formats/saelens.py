@@ -216,7 +216,7 @@ def write(sae: Leaving) -> Exported:
     tensors, notes = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}, list[str]()
     settings: dict[str, Any] = {}
     if isinstance(arch, GatedConfig):
-        kind, tensors = "gated", tensors | sae.gates
+        kind, tensors = "gated", {**tensors, **sae.gates}
     else:
         tensors["b_enc"], kind = sae.b_enc, "standard"
     if isinstance(arch, TopKConfig):
