@@ -387,15 +387,31 @@ def import_sae(
 @app.command()
 def export(
     run: Annotated[Path, Argument(help="Folder of a run of an SAE.")],
-    to: Annotated[str, Option(help="saelens, dictionary-learning, sparsify, safetensors.")],
+    to: Annotated[
+        str,
+        Option(help="saelens, dictionary-learning, sparsify, safetensors; neuronpedia, delphi."),
+    ],
     out: Annotated[Path, Option(help="The folder to make.")],
+    creator: Annotated[str | None, Option(help="Of neuronpedia: who made it.")] = None,
+    release: Annotated[
+        str | None, Option(help="Of neuronpedia: of a paper or project.")
+    ] = None,
+    model_id: Annotated[str | None, Option(help="Of neuronpedia: what it calls the model.")] = None,
+    source_set: Annotated[
+        str | None, Option(help="Of neuronpedia: of all layers.")
+    ] = None,
+    store: Annotated[Path | None, Option(help="Of delphi; default: the run's.")] = None,
+    tokens: Annotated[str | None, Option(help="Of delphi; default: all of the store.")] = None,
     json: JsonOut = None,
 ) -> None:
-    """Write the SAE of a run as another library opens it."""
+    """Write a run as another tool opens it: its SAE, or what its features do."""
     from pipeline.terminal.commands import run_export
 
+    about = {"creator": creator, "release": release, "model_id": model_id}
+    about |= {"source_set": source_set, "store": store, "tokens": tokens and count(tokens)}
+    told = {name: value for name, value in about.items() if value is not None}
     screen = _screen(json)
-    screen.emit(run_export(run, to, out, screen=screen))
+    screen.emit(run_export(run, to, out, told=told, screen=screen))
 
 
 @app.command()

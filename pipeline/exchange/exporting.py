@@ -22,7 +22,7 @@ from pipeline.runs.whole import is_taken, made_whole
 from pipeline.sae.sae import SAE
 
 TARGETS = (*(each.name for each in FORMATS.values() if each.writes), PLAIN.name)
-"""What can be exported to."""
+"""What an SAE can be exported to."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import CheckpointError
-from pipeline.lm.hub import explained, network_error
+from pipeline.hub.explained import explained, network_error
 
 _HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)((?:/[^/@]+)*)/?(?:@([^@]+))?")
 _LISTED = 8

@@ -35,6 +35,7 @@ from pipeline.terminal.lines import (
     import_line,
     outcome_line,
     plan_line,
+    published_line,
     report_lines,
     steer_line,
     together_line,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from pipeline.finetune.fold import FoldReport
     from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
+    from pipeline.publish.delphi import DelphiExport
+    from pipeline.publish.neuronpedia import NeuronpediaExport
     from pipeline.runs.curves import StepReport
     from pipeline.steer.report import SteerReport
 
@@ -254,11 +257,35 @@ def run_import(source: str, out: Path, *, screen: Screen, **settings: Any) -> "I
     return report
 
 
-def run_export(run: Path, to: str, out: Path, *, screen: Screen) -> "ExportReport":
-    """Export, unless that is done already."""
-    from pipeline.exchange.exporting import export
+PUBLISHED = {
+    "neuronpedia": ("export_neuronpedia", ("creator", "release", "model_id", "source_set")),
+    "delphi": ("export_delphi", ("store", "tokens")),
+}
+"""Where features go to, the verb that writes them, and what it may be told."""
 
-    report = export(brought_in([run], screen)[0], to, out)
+
+def run_export(
+    run: Path, to: str, out: Path, *, told: Mapping[str, object], screen: Screen
+) -> "ExportReport | NeuronpediaExport | DelphiExport":
+    """Export, unless that is done already."""
+    from pipeline.exchange.exporting import TARGETS, export
+    from pipeline.publish import verbs as publishing
+
+    if to not in (*TARGETS, *PUBLISHED):
+        raise ConfigError(f"--to must be one of {', '.join((*TARGETS, *PUBLISHED))}, got {to!r}")
+    verb, known = PUBLISHED.get(to, ("", ()))
+    if strange := [name for name in told if name not in known]:
+        others = [name for name, (_, its) in PUBLISHED.items() if strange[0] in its]
+        option = f"--{strange[0].replace('_', '-')}"
+        raise ConfigError(f"{option} is of --to {others[0]}, and --to is {to}: leave it out")
+    run = brought_in([run], screen)[0]
+    if verb:
+        with screen.progress("export") as show:
+            made = getattr(publishing, verb)(run, out=out, on_progress=show, **told)
+        screen.say(published_line(made, to))
+        screen.note(getattr(made, "notes", ()))
+        return made
+    report = export(run, to, out)
     screen.say(export_line(report))
     screen.note(report.notes)
     return report

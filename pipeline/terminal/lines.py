@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # they bring torch
     from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
     from pipeline.harvest.plan import HarvestPlan
+    from pipeline.publish.delphi import DelphiExport
+    from pipeline.publish.neuronpedia import NeuronpediaExport
     from pipeline.report.page import ReportSummary
     from pipeline.runs.curves import StepReport
     from pipeline.runs.kinds import RunKind
@@ -163,6 +165,12 @@ def export_line(report: "ExportReport") -> str:
     """For whom, which files, and where."""
     reused = "complete, reused" if report.reused else f"for {report.to}"
     return f"export    {reused}: {from_here(report.out)} ({', '.join(report.files)})"
+
+
+def published_line(report: "NeuronpediaExport | DelphiExport", to: str) -> str:
+    """For whom, how much, and where."""
+    reused = "complete, reused" if report.reused else f"for {to}"
+    return f"export    {reused}: {from_here(report.folder)} ({size(report.n_bytes)})"
 
 
 def steer_line(report: "SteerReport") -> str:
