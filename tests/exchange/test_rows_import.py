@@ -19,7 +19,6 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.exchange.rows import values
 from pipeline.exchange.rows.formats import natural
 from pipeline.exchange.rows.importing import import_rows
-from pipeline.exchange.rows.names import hook_of, site_of
 from pipeline.exchange.rows.values import as_stored
 from tests.helpers.crashing import files_up_to, tree_of
 from tests.helpers.rows import (
@@ -237,26 +236,6 @@ def test_columns_are_sites_by_their_names_or_by_those_that_are_given(imported, t
     np.testing.assert_array_equal(rows_in_order(chosen, "image"), y)
     by_site, _ = imported(source, out="by_site", sites="resid_pre.2")
     np.testing.assert_array_equal(rows_in_order(by_site, "resid_pre.2"), y)
-
-
-@pytest.mark.parametrize(
-    ("hook", "site"),
-    [
-        ("blocks.0.hook_resid_pre", "resid_pre.0"),
-        ("blocks.11.hook_mlp_out", "mlp_out.11"),
-        ("blocks.3.mlp.hook_post", "mlp_act.3"),
-        ("blocks.3.attn.hook_z", "attn_z.3"),
-        ("blocks.3.attn.hook_k", None),
-        ("mlp_out.3", "mlp_out.3"),
-        ("mlp_out", None),
-        ("acts", None),
-        ("", None),
-    ],
-)
-def test_hooks_are_our_sites(hook, site):
-    assert site_of(hook) == site
-    if site is not None and hook != site:
-        assert hook_of(site) == hook
 
 
 def test_files_follow_in_natural_order(tmp_path):

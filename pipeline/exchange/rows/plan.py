@@ -14,8 +14,8 @@ from pipeline.config.rows import NAMES, ImportConfig
 from pipeline.disk import nearest_there, why_unwritable
 from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.exchange.rows.formats import RawFile, open_rows
-from pipeline.exchange.rows.names import site_of
 from pipeline.exchange.rows.values import FLOATS, INTEGERS, Opened, Values, keeps_bits
+from pipeline.formats.sites import site_of
 from pipeline.lm.families import Shape, Site
 from pipeline.lm.hub import ModelFiles
 from pipeline.progress import size
@@ -171,7 +171,7 @@ def _sites(config: ImportConfig, opened: Opened) -> dict[str, Values]:
     if config.sites and len(config.sites) == len(names):
         chosen = dict(zip(config.sites, names, strict=True))
     elif config.sites:
-        by_site = {site: name for name, site in ours.items() if site is not None}
+        by_site = {site: name for name, site in ours.items() if site}
         if not set(config.sites) <= by_site.keys():
             raise ConfigError(
                 f"{config.source} has {many(len(names), 'column')} of activations "
@@ -180,13 +180,13 @@ def _sites(config: ImportConfig, opened: Opened) -> dict[str, Values]:
             )
         chosen = {site: by_site[site] for site in config.sites}
     else:
-        nameless = [name for name in names if ours[name] is None]
+        nameless = [name for name in names if not ours[name]]
         if nameless:
             what = f"what {_list(nameless)} of {config.source} is of"
             if nameless == [""]:
                 what = f"what the rows of {config.source} are of"
             raise ConfigError(f"it is not said {what}: name the site, as in --site mlp_out.3")
-        chosen = {str(ours[name]): name for name in names}
+        chosen = {ours[name]: name for name in names}
     if len(chosen) < len(config.sites or names):
         raise ConfigError(f"a site is named twice: {', '.join(config.sites or map(str, chosen))}")
     found = {site: columns[name] for site, name in chosen.items()}
@@ -279,9 +279,9 @@ def _held_to_model(config: ImportConfig, sites: Mapping[str, Values]) -> tuple[s
     except ModelError as error:
         return (f"the rows were not held to the model: {error}",)
     for name, values in sites.items():
-        if site_of(name) is None:
+        if not site_of(name):
             continue
-        site = Site.parse(name)
+        site = Site.parse(site_of(name))
         shape.check(site, name=config.model)
         if shape.width(site) != values.width:
             raise ConfigError(
