@@ -166,6 +166,13 @@ def test_python_has_both_as_verbs(make_store, tmp_path):
         sp.import_store(tmp_path / "a.npy", out=tmp_path / "c.actstore")
 
 
+def test_a_site_that_no_hook_is_of_keeps_its_name(make_store, tmp_path):
+    path = make_store(widths={"image": 16})
+    export_rows(ExportConfig(store=path, site="image", to="arrow", out=tmp_path / "a"))
+    back = ImportConfig(source=tmp_path / "a", out=tmp_path / "b.actstore", sites="image")
+    assert ActStore.open(import_rows(back)).sites == ("image",)
+
+
 # --- in use --------------------------------------------------------------------------------------
 
 

@@ -186,7 +186,7 @@ def _sites(config: ImportConfig, opened: Opened) -> dict[str, Values]:
             if nameless == [""]:
                 what = f"what the rows of {config.source} are of"
             raise ConfigError(f"it is not said {what}: name the site, as in --site mlp_out.3")
-        chosen = {str(ours[name]): name for name in names}
+        chosen = {ours[name]: name for name in names}
     if len(chosen) < len(config.sites or names):
         raise ConfigError(f"a site is named twice: {', '.join(config.sites or map(str, chosen))}")
     found = {site: columns[name] for site, name in chosen.items()}
@@ -281,7 +281,7 @@ def _held_to_model(config: ImportConfig, sites: Mapping[str, Values]) -> tuple[s
     for name, values in sites.items():
         if not site_of(name):
             continue
-        site = Site.parse(name)
+        site = Site.parse(site_of(name))
         shape.check(site, name=config.model)
         if shape.width(site) != values.width:
             raise ConfigError(
