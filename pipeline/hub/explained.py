@@ -70,9 +70,9 @@ def transfer_explained(what: str, *, raises: type[PipelineError]) -> Generator[N
         except (
             ValueError
         ) as error:  # what the hub finds wrong with a card; or what was wrong, wrapped
-            wrapped = isinstance(error.__cause__, Exception)
-            if wrapped and not isinstance(error.__cause__, errors.BadRequestError):
-                raise error.__cause__ from error
+            cause = error.__cause__
+            if isinstance(cause, Exception) and not isinstance(cause, errors.BadRequestError):
+                raise cause from error
             found = " ".join(str(error).split())
             raise raises(f"the hub does not take what is sent for {what}: {found}") from error
         except OSError as error:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from warnings import catch_warnings
 
 from pipeline.errors import ConfigError, HubError
@@ -210,7 +210,11 @@ def _send(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api, address = HfApi(), what.address
-    where = {"repo_id": address.repo, "repo_type": what.kind, "revision": address.revision}
+    where: dict[str, Any] = {
+        "repo_id": address.repo,
+        "repo_type": what.kind,
+        "revision": address.revision,
+    }
     commit, done = "" if there is None else there.commit, 0
     tell = counter(on_progress, stage="push", total=plan.bytes_sent, unit="B")
     gone = [file.path for file in plan.files if file.state == "removed"]

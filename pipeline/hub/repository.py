@@ -11,8 +11,9 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pipeline.errors import ConfigError, HubError
 from pipeline.hub.explained import explained, transfer_explained
@@ -218,7 +219,7 @@ def fetch(
     with quiet():
         pool = ThreadPoolExecutor(_THREADS, "hub")
         try:
-            for name in pool.map(lambda name: _fetch_one(snapshot, name, folder), wanted):
+            for name in pool.map(partial(_fetch_one, snapshot, folder), wanted):
                 done += snapshot.files[name].n_bytes
                 if on_bytes is not None:
                     on_bytes(done)
@@ -237,7 +238,7 @@ def cached(address: Address, name: str, *others: str) -> Path:
     from huggingface_hub import errors, hf_hub_download
 
     address = replace(address, kind=address.kind or "model")
-    where = {"revision": address.revision, "repo_type": address.kind}
+    where: dict[str, Any] = {"revision": address.revision, "repo_type": address.kind}
     with quiet(), transfer_explained(address.what, raises=HubError):
         try:
             found = hf_hub_download(address.repo, address.folder + name, **where)
@@ -255,7 +256,7 @@ ARRIVING = ".arriving"
 """In the folder that files are fetched into, those that are still on their way."""
 
 
-def _fetch_one(snapshot: Snapshot, name: str, folder: Path) -> str:
+def _fetch_one(snapshot: Snapshot, folder: Path, name: str) -> str:
     from huggingface_hub import hf_hub_download
 
     file, remote, address = folder / name, snapshot.files[name], snapshot.address

@@ -10,7 +10,11 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 def head(
-    *, license: str, base_model: str = "", datasets: Sequence[str] = (), **others: object
+    *,
+    license: str,
+    base_model: str = "",
+    datasets: Sequence[str] = (),
+    source_datasets: Sequence[str] = (),
 ) -> str:
     """What the hub reads, between two lines of `---`.
 
@@ -18,7 +22,7 @@ def head(
         license: Its short name on the hub: `mit`, `apache-2.0`, `cc-by-4.0`.
         base_model: The language model on the hub; empty for one that is not there.
         datasets: Those of the hub that the model was run on.
-        others: More of it.
+        source_datasets: Of a data set, those of the hub that it was made from.
 
     Raises:
         ConfigError: the license cannot be a name of one.
@@ -32,7 +36,8 @@ def head(
         )
     told = ModelCardData(
         library_name="saepipe", license=license, tags=[*TAGS],
-        base_model=base_model or None, datasets=[*datasets] or None, **others,
+        base_model=base_model or None, datasets=[*datasets] or None,
+        source_datasets=[*source_datasets] or None,
     )  # fmt: skip
     return f"---\n{told.to_yaml()}\n---\n"
 

@@ -116,7 +116,7 @@ def store_card(name: str, manifest: Manifest, *, n_bytes: int, license: str) -> 
         *((name.replace("_", " "), value) for name, value in source.items()),
     ]
     told = "\n".join((
-        head(license=license, source_datasets=[text] if text else None),
+        head(license=license, source_datasets=[text] if text else []),
         f"# {name.rpartition('/')[2].partition('@')[0]}",
         "",
         f"Activations of {plain(source.get('model', '?'))} on {plain(source.get('text', '?'))}: "

@@ -2,7 +2,7 @@
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actstore.summary import GROUP
 from pipeline.config.keywords import told_in_settings
@@ -60,7 +60,12 @@ def push(
         HubError: the hub cannot be reached, or refuses it; the same call goes on.
     """
     path = Path(source)
-    told = {"license": license, "private": private, "revision": revision, "dry_run": dry_run}
+    told: dict[str, Any] = {
+        "license": license,
+        "private": private,
+        "revision": revision,
+        "dry_run": dry_run,
+    }
     if not (path / GROUP).exists():
         from pipeline.share.push import push_run
 

@@ -42,7 +42,7 @@ def make_store(path: Path, *, mib: int) -> Path:
     rng = np.random.default_rng(0)
     with ActWriter.create_or_resume(path, spec, n_rows=n_rows) as writer:
         for _ in range(0, n_rows, 16 * CTX):
-            rows = rng.standard_normal((16, CTX, WIDTH), np.float32)
+            rows = rng.standard_normal((16, CTX, WIDTH), np.float32).astype(np.float16)
             writer.append({"mlp_out.0": rows}, tokens=np.zeros((16, CTX), np.int32))
         writer.finish()
     return path
