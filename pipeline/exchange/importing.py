@@ -123,14 +123,13 @@ def import_sae(
 
 def _read(source: str, asked: Asked) -> tuple[ForeignSAE, str, str]:
     """The SAE, whose it is, and a checksum of its files."""
-    if seems_foreign(source):
-        foreign, found, files = read_foreign(source, asked)
-        return foreign, found.words, files.digest()
     path = Path(source).expanduser()
-    if not path.exists():
-        read_foreign(source, asked)  # which says so
     if (path / RUN).exists():
         raise ConfigError(f"{source} is a run already, which every command takes as it is")
+    is_ours = path.is_file() or (path / CODER).exists()
+    if seems_foreign(source) or not is_ours:
+        foreign, found, files = read_foreign(source, asked)
+        return foreign, found.words, files.digest()
     sae = SAE.load(path)
     foreign = ForeignSAE(
         arch=sae.arch, tensors=sae.state_dict(), site=sae.site, input_norm=sae.input_norm

@@ -28,7 +28,7 @@ from pipeline.config.architectures import (
     TopKConfig,
 )
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.formats.files import Files
+from pipeline.formats.files import Files, LocalFiles
 from pipeline.formats.foreign_sae import (
     Asked,
     ForeignSAE,
@@ -150,9 +150,15 @@ def read(files: Files, asked: Asked) -> ForeignSAE:
 
 def _settings(files: Files) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Of the trainer and of its buffer, where they lie beside; what is not theirs is left."""
-    if SETTINGS not in files.names:
+    if SETTINGS in files.names:
+        told_by = files.path(SETTINGS)
+    elif isinstance(files, LocalFiles) and files.folder.name == "checkpoints":
+        told_by = files.folder.parent / SETTINGS
+    else:
         return {}, {}
-    cfg = read_settings(files.path(SETTINGS))
+    if not told_by.is_file():
+        return {}, {}
+    cfg = read_settings(told_by)
     trainer, buffer = (cfg.get(name) for name in ("trainer", "buffer"))
     return tuple(
         cast("Mapping[str, Any]", one) if isinstance(one, Mapping) else {}

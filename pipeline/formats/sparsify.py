@@ -29,6 +29,8 @@ def read(files: Files, asked: Asked) -> ForeignSAE:
     cfg, tensors = read_settings(files.path(SETTINGS)), read_tensors(path)
     if cfg.get("transcode") or cfg.get("skip_connection") or "W_skip" in tensors:
         one_of({}, "transcoder", source=path)
+    if cfg.get("signed"):  # as an earlier version could be told
+        one_of({}, "abstopk", source=path)
     one_of({"topk": TopKConfig}, str(cfg.get("activation") or "topk"), source=path)
     names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
     if lacking := [name for name in names if name not in tensors]:

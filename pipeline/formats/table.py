@@ -206,19 +206,18 @@ def seems_foreign(source: str) -> bool:
     if only and path.suffix not in TENSORS:
         return False
     files = LocalFiles(source=source, folder=folder, only=only)
-    if format_of(files) is not None:
-        return True
-    if only:
+    if only and format_of(files) is None:
         return path.suffix != ".safetensors" or not (_says_ours(path) or _is_of_ours(files))
-    return "sae.safetensors" not in files.names and any(
-        Path(name).suffix in TENSORS for name in files.names
-    )
+    return format_of(files) is not None
 
 
 def _says_ours(path: Path) -> bool:
     """Whether a file of safetensors says that we wrote it."""
-    with path.open("rb") as opened:
-        return b'"saepipe"' in opened.read(2**16)
+    try:
+        with path.open("rb") as opened:
+            return b'"saepipe"' in opened.read(2**16)
+    except OSError:  # which is told where it is read
+        return True
 
 
 def _is_of_ours(files: LocalFiles) -> bool:

@@ -200,7 +200,8 @@ def test_kinds_that_cannot_be_had(tmp_path, told, why):
 @pytest.mark.parametrize(
     ("told", "why"),
     [({"transcode": True}, "another place"), ({"skip_connection": True}, "another place"),
-     ({"activation": "groupmax"}, "compete in groups"), ({"d_in": 7}, "says d_in 7"),
+     ({"activation": "groupmax"}, "compete in groups"),
+        ({"signed": True}, "may be negative"), ({"d_in": 7}, "says d_in 7"),
      ({"k": -1}, "k must be")],
 )  # fmt: skip
 def test_kinds_of_sparsify_that_cannot_be_had(tmp_path, told, why):

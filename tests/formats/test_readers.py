@@ -224,6 +224,21 @@ def test_a_dictionary_is_told_by_its_folder_and_a_mean_becomes_part_of_the_bias(
     close(path, (z, x_hat + mean), arch="topk")
 
 
+def test_a_checkpoint_is_told_by_the_settings_of_its_trainer(tmp_path):
+    tensors = linear(("encoder.bias", "b_enc"), ("b_dec", "b_dec"))
+    tensors |= {"k": np.asarray(K), "threshold": np.asarray(0.7)}
+    dictionary(tmp_path, "AutoEncoderTopK", tensors, k=K)
+    (tmp_path / "checkpoints").mkdir()
+    kept = (tmp_path / "ae.pt").rename(tmp_path / "checkpoints" / "ae_100.pt")
+    assert close(kept, computes(W, top_k)).arch.kind == "topk"
+
+
+def test_files_of_torch_from_before_archives_are_read(tmp_path):
+    tensors = {name: torch.from_numpy(t) for name, t in W.items()}
+    torch.save(tensors, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    close(tmp_path / "a.pt", computes(W, relu), arch="relu")
+
+
 def test_a_dictionary_of_two_minds_is_refused(tmp_path):
     tensors = linear(("encoder.bias", "b_enc"), ("b_dec", "b_dec"))
     tensors |= {"k": np.asarray(K), "threshold": np.asarray(-1.0)}
