@@ -364,7 +364,7 @@ def fold(
 @app.command("import")
 def import_sae(
     source: Annotated[
-        str, Argument(help="Folder, file, or org/repo[/folder][@revision] of the hub.")
+        str, Argument(help="Folder, file, or ORG/NAME/FOLDER@REVISION of the hub.")
     ],
     out: Annotated[Path, Option(help="Folder of the run.")],
     site: Annotated[str | None, Option(help="KIND.LAYER; default: what it says.")] = None,
@@ -515,7 +515,7 @@ def push(
 
 @app.command()
 def pull(
-    repo: Annotated[str, Argument(help="ORG/NAME[/FOLDER][@REVISION] of the hub.")],
+    repo: Annotated[str, Argument(help="ORG/NAME/FOLDER@REVISION of the hub.")],
     out: Annotated[Path, Option(help="Folder of the run, or NAME.actstore.")],
     json: JsonOut = None,
 ) -> None:

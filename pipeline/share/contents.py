@@ -142,5 +142,6 @@ def copies_of(run: Path) -> tuple[Mapping[str, Content], list[str]]:
                 notes.append(f"without {name}/: {error}")
                 continue
             for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-                found[f"{name}/{file.relative_to(folder).as_posix()}"] = file.read_bytes()
+                data = public_json(file) if file.suffix == ".json" else file.read_bytes()
+                found[f"{name}/{file.relative_to(folder).as_posix()}"] = data
     return found, notes
