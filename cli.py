@@ -363,9 +363,7 @@ def fold(
 
 @app.command("import")
 def import_sae(
-    source: Annotated[
-        str, Argument(help="Folder, file, or ORG/NAME/FOLDER@REVISION of the hub.")
-    ],
+    source: Annotated[str, Argument(help="Folder, file, or ORG/NAME/FOLDER@REVISION of the hub.")],
     out: Annotated[Path, Option(help="Folder of the run.")],
     site: Annotated[str | None, Option(help="KIND.LAYER; default: what it says.")] = None,
     model: Annotated[str | None, Option(help="Its model; default: what it says.")] = None,
@@ -393,13 +391,9 @@ def export(
     ],
     out: Annotated[Path, Option(help="The folder to make.")],
     creator: Annotated[str | None, Option(help="Of neuronpedia: who made it.")] = None,
-    release: Annotated[
-        str | None, Option(help="Of neuronpedia: of a paper or project.")
-    ] = None,
+    release: Annotated[str | None, Option(help="Of neuronpedia: of a paper or project.")] = None,
     model_id: Annotated[str | None, Option(help="Of neuronpedia: what it calls the model.")] = None,
-    source_set: Annotated[
-        str | None, Option(help="Of neuronpedia: of all layers.")
-    ] = None,
+    source_set: Annotated[str | None, Option(help="Of neuronpedia: of all layers.")] = None,
     store: Annotated[Path | None, Option(help="Of delphi; default: the run's.")] = None,
     tokens: Annotated[str | None, Option(help="Of delphi; default: all of the store.")] = None,
     json: JsonOut = None,

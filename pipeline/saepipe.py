@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from pipeline.errors import PipelineError as PipelineError
     from pipeline.evaluate.report import EvalReport as EvalReport
     from pipeline.exchange.exporting import ExportReport as ExportReport
-    from pipeline.exchange.rows.verbs import (
+    from pipeline.exchange.verbs import (
+        export as export,
+        export_delphi as export_delphi,
+        export_neuronpedia as export_neuronpedia,
         export_store as export_store,
+        import_sae as import_sae,
         import_store as import_store,
+        saebench as saebench,
     )
-    from pipeline.exchange.verbs import export as export, import_sae as import_sae
     from pipeline.features.files import FeatureSet as FeatureSet
     from pipeline.finetune.run import (
         FinetunedRun as FinetunedRun,
@@ -37,11 +41,6 @@ if TYPE_CHECKING:
     from pipeline.hub.publish import PushReport as PushReport
     from pipeline.lm.model import LanguageModel as LanguageModel
     from pipeline.progress import Progress as Progress
-    from pipeline.publish.verbs import (
-        export_delphi as export_delphi,
-        export_neuronpedia as export_neuronpedia,
-        saebench as saebench,
-    )
     from pipeline.report.page import ReportSummary as ReportSummary
     from pipeline.runs.sae_run import SAERun as SAERun
     from pipeline.sae.sae import SAE as SAE
@@ -77,11 +76,11 @@ NAMES = {
     "plot": "pipeline.verbs",
     "report": "pipeline.verbs",
     "runs": "pipeline.verbs",
-    "import_store": "pipeline.exchange.rows.verbs",
-    "export_store": "pipeline.exchange.rows.verbs",
-    "export_neuronpedia": "pipeline.publish.verbs",
-    "export_delphi": "pipeline.publish.verbs",
-    "saebench": "pipeline.publish.verbs",
+    "import_store": "pipeline.exchange.verbs",
+    "export_store": "pipeline.exchange.verbs",
+    "export_neuronpedia": "pipeline.exchange.verbs",
+    "export_delphi": "pipeline.exchange.verbs",
+    "saebench": "pipeline.exchange.verbs",
     "push": "pipeline.share.verbs",
     "pull": "pipeline.share.verbs",
     "import_sae": "pipeline.exchange.verbs",

@@ -28,7 +28,7 @@ ORDER = (
     ("finetune",),
     ("evaluate",),
     ("features",),
-    ("steer", "publish"),
+    ("steer",),
     ("plots",),
     ("report",),
     ("saes", "connect"),

@@ -44,13 +44,13 @@ from pipeline.terminal.screen import Screen
 
 if TYPE_CHECKING:
     from pipeline.config.grid import Point
+    from pipeline.exchange.delphi import DelphiExport
     from pipeline.exchange.exporting import ExportReport
     from pipeline.exchange.importing import ImportReport
+    from pipeline.exchange.neuronpedia import NeuronpediaExport
     from pipeline.finetune.fold import FoldReport
     from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
-    from pipeline.publish.delphi import DelphiExport
-    from pipeline.publish.neuronpedia import NeuronpediaExport
     from pipeline.runs.curves import StepReport
     from pipeline.steer.report import SteerReport
 
@@ -268,8 +268,8 @@ def run_export(
     run: Path, to: str, out: Path, *, told: Mapping[str, object], screen: Screen
 ) -> "ExportReport | NeuronpediaExport | DelphiExport":
     """Export, unless that is done already."""
+    from pipeline.exchange import verbs as exchange
     from pipeline.exchange.exporting import TARGETS, export
-    from pipeline.publish import verbs as publishing
 
     if to not in (*TARGETS, *PUBLISHED):
         raise ConfigError(f"--to must be one of {', '.join((*TARGETS, *PUBLISHED))}, got {to!r}")
@@ -281,7 +281,7 @@ def run_export(
     run = brought_in([run], screen)[0]
     if verb:
         with screen.progress("export") as show:
-            made = getattr(publishing, verb)(run, out=out, on_progress=show, **told)
+            made = getattr(exchange, verb)(run, out=out, on_progress=show, **told)
         screen.say(published_line(made, to))
         screen.note(getattr(made, "notes", ()))
         return made

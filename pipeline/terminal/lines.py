@@ -14,15 +14,15 @@ from pipeline.tables import many
 from pipeline.terminal.store_facts import fidelity_of
 
 if TYPE_CHECKING:  # they bring torch
+    from pipeline.exchange.delphi import DelphiExport
     from pipeline.exchange.exporting import ExportReport
     from pipeline.exchange.importing import ImportReport
+    from pipeline.exchange.neuronpedia import NeuronpediaExport
     from pipeline.features.files import FeatureSet
     from pipeline.finetune.fold import FoldReport
     from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
     from pipeline.harvest.plan import HarvestPlan
-    from pipeline.publish.delphi import DelphiExport
-    from pipeline.publish.neuronpedia import NeuronpediaExport
     from pipeline.report.page import ReportSummary
     from pipeline.runs.curves import StepReport
     from pipeline.runs.kinds import RunKind

@@ -48,7 +48,7 @@ def demo(work: Path) -> Path:
     """A small run of the embedded model, and its export."""
     import saepipe as sp
 
-    from pipeline.publish.neuronpedia import export_neuronpedia
+    from pipeline.exchange.neuronpedia import export_neuronpedia
 
     sp.harvest(sites=["mlp_out.2"], tokens="50k", out=work / "a.actstore")
     sp.train(work / "a.actstore", arch="topk", k=16, expansion=2, out=work / "topk")

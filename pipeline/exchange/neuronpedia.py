@@ -33,6 +33,8 @@ from torch.nn import functional as F
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, ModelError
 from pipeline.evaluate.setup import LoadedSAE, load_sae
+from pipeline.exchange.json_lines import clean, write_lines
+from pipeline.exchange.whole import whole_folder
 from pipeline.features.feature import BEFORE, Examples, Feature, rounded
 from pipeline.features.files import FeatureSet
 from pipeline.formats.sites import hook_of
@@ -41,8 +43,6 @@ from pipeline.lm.hub import ModelFiles
 from pipeline.lm.logits import Path as LogitPath, load_path
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.progress import OnProgress, counter
-from pipeline.publish.json_lines import clean, write_lines
-from pipeline.publish.whole import whole_folder
 from pipeline.text.token_text import TokenTexts
 
 CREATOR = "clkht01d40000jv08hvalcvly"

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 
 from pipeline.errors import ConfigError
 from pipeline.evaluate.setup import load_sae
+from pipeline.exchange.delphi import export_delphi
 from pipeline.features import collect
-from pipeline.publish.delphi import export_delphi
 from tests.helpers.refusals import refused
 from tests.helpers.tiny import make_sae
 

@@ -18,8 +18,8 @@ from pipeline.config.architectures import (
 )
 from pipeline.config.stages import FinetuneConfig
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.exchange.verbs import saebench
 from pipeline.finetune.run import FinetunedRun
-from pipeline.publish.verbs import saebench
 from pipeline.runs.sae_run import SAERun
 from tests.helpers.refusals import refused
 from tests.helpers.tiny import CTX_LEN, make_sae, make_text, save_sae

@@ -32,11 +32,11 @@ from pipeline.config.stages import FeaturesConfig
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, ModelError
 from pipeline.evaluate.setup import load_sae
+from pipeline.exchange.whole import whole_folder
 from pipeline.features.collect import encoded, n_contexts_of, open_store
 from pipeline.lm.families import Shape, Site
 from pipeline.lm.hub import ModelFiles
 from pipeline.progress import OnProgress, counter
-from pipeline.publish.whole import whole_folder
 
 FAINTEST = 1e-5
 """delphi takes what is not above it for inactive."""

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluate.setup import load_sae
+from pipeline.exchange import neuronpedia
+from pipeline.exchange.json_lines import clean, line
+from pipeline.exchange.neuronpedia import CREATOR, export_neuronpedia
 from pipeline.features.collect import collect_features
 from pipeline.features.files import FeatureSet
 from pipeline.lm.tokenizer import load_tokenizer
-from pipeline.publish import neuronpedia
-from pipeline.publish.json_lines import clean, line
-from pipeline.publish.neuronpedia import CREATOR, export_neuronpedia
 from pipeline.text.token_text import TokenTexts
 from tests.helpers.featured import config_of
 from tests.helpers.refusals import refused
