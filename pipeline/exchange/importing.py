@@ -18,7 +18,7 @@ from pipeline.config.serialization import to_json
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.formats.foreign_sae import Asked, ForeignSAE
-from pipeline.formats.table import read_foreign, seems_foreign
+from pipeline.formats.table import TENSORS, read_foreign, seems_foreign
 from pipeline.lm.families import Site
 from pipeline.runs.belongs import RUN, checksum_of
 from pipeline.runs.folder import Provenance, saepipe_version
@@ -251,5 +251,7 @@ _PARTS = 3
 def _name_of(source: Path) -> str:
     """A name for the run of a source, by the last folders that lead to it."""
     parts = [part for part in source.parts if part not in ("/", "..", ".", *_COMMON)]
+    if parts and Path(parts[-1]).suffix in TENSORS:
+        parts[-1] = Path(parts[-1]).stem
     kept = parts[-_PARTS:] if not source.is_absolute() else parts[-2:]
     return re.sub(r"[^\w.=+-]+", "-", "-".join(kept)).strip("-.") or "imported"

@@ -81,13 +81,10 @@ def read_remotely(hub: Hub, wanted: list[tuple[str, int, int]]) -> float:
     return time.perf_counter() - start
 
 
-def pulled(hub: Hub, out: Path) -> float:
+def pulled(out: Path) -> float:
     """Seconds of a pull."""
-    from huggingface_hub import constants
-
     from pipeline.share.pull import pull
 
-    constants.ENDPOINT = hub.url
     start = time.perf_counter()
     pull("datasets/org/acts", out)
     seconds = time.perf_counter() - start
@@ -110,6 +107,7 @@ def main() -> None:
     parser.add_argument("--bandwidth", type=float, default=100.0, help="MB a second, each")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, serving_hub() as hub:
+        os.environ["HF_ENDPOINT"] = hub.url  # huggingface_hub reads it when it is imported
         folder = Path(scratch)
         store = make_store(folder / "acts.actstore", mib=args.mib)
         files = {
@@ -129,7 +127,7 @@ def main() -> None:
             asked: dict[str, int] = {}
             cells: dict[str, Cell] = {
                 "remote": lambda: read_remotely(hub, wanted),
-                "pull": lambda: pulled(hub, folder / "back.actstore"),
+                "pull": lambda: pulled(folder / "back.actstore"),
             }
             counted = {
                 name: partial(_counted, hub, name, cell, asked) for name, cell in cells.items()
