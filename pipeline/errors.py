@@ -6,7 +6,7 @@ its settings instead, and what both read, notes in reports, is written in those.
 
 import re
 
-FLAGS = ("resume", "as_trained", "checkpointing")
+FLAGS = ("resume", "as_trained", "checkpointing", "private", "fold", "dry_run")
 """Settings whose options have no value."""
 _OPTION = re.compile(r"saepipe [^;:)]*|(?<![^\s(])--(set (?:\S*[\w%])|[a-z][a-z0-9-]*)")
 

@@ -23,18 +23,14 @@ _CONFIGS = (
     HarvestConfig, TrainConfig, ConnectConfig, EvalConfig, FeaturesConfig, FinetuneConfig,
     ReportConfig, SteerConfig, MnistConfig, ImportConfig, *ARCHS.values(),
 )  # fmt: skip
+_OTHERS = {*FLAGS, "site", "column", "log", "config", "to", "license", "revision"}
+"""Options that are no field of a config, or are called otherwise than it."""
 _SETTING = re.compile(r"`([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)?)(=[^`]*)?`")
 
 
 def as_typed(message: str) -> str:
     """A message with each setting as its option; other words in backquotes stay."""
-    known = {f.name for config in _CONFIGS for f in fields(config)} | {
-        *FLAGS,
-        "site",
-        "column",
-        "log",
-        "config",
-    }
+    known = {f.name for config in _CONFIGS for f in fields(config)} | _OTHERS
 
     def option(found: re.Match[str]) -> str:
         name, value = found[1], found[2] or ""
