@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.features.collect import collect_features
 from pipeline.features.files import FeatureSet
 from tests.helpers.featured import World, config_of, make_world
+from tests.helpers.tiny import make_sae
 
 EVERY = 1000
 """Above the tokens of the store: a sample of so many holds all activations."""
@@ -19,7 +21,10 @@ def world(tmp_path_factory) -> World:
 
 @pytest.fixture(scope="session")
 def run(world) -> Path:
-    run = world.run()
+    coder = make_sae()
+    with torch.no_grad():  # rows of no one length
+        coder.W_dec.mul_(torch.linspace(0.5, 2, coder.d_sae)[:, None])
+    run = world.run(coder=coder)
     collect_features(config_of(run, n_values=EVERY))
     return run
 

@@ -299,13 +299,19 @@ def test_where_nothing_is_active_no_file_of_activations_is_written(world, tmp_pa
     assert len(all_rows(told.folder, "features")) == 64
 
 
-def test_there_are_never_more_files_than_the_importer_lists(run, tmp_path, monkeypatch):
+def test_there_are_never_more_files_than_the_importer_lists(run, exported, tmp_path, monkeypatch):
     monkeypatch.setattr(neuronpedia, "FEATURES_PER_FILE", 1)
     monkeypatch.setattr(neuronpedia, "MAX_FILES", 7)
     told = export_neuronpedia(run, tmp_path)
     files = batches(told.folder, "features")
     assert [path.name for path in files] == [f"batch-{i}.jsonl.gz" for i in range(7)]
-    assert [row["index"] for row in all_rows(told.folder, "features")] == [*map(str, range(64))]
+    rows, at_once = (all_rows(each.folder, "features") for each in (told, exported))
+    assert [row["index"] for row in rows] == [*map(str, range(64))]
+    for row, same in zip(rows, at_once, strict=True):
+        for name, value in row.items():
+            assert value == (
+                pytest.approx(same[name], rel=1e-4) if "logits" in name else same[name]
+            )
     assert len(all_rows(told.folder, "activations")) == told.n_activations
 
 
