@@ -184,7 +184,8 @@ def train(
     """
     options: dict[str, Any] = {
         "store": store, "site": single(names_of(site)),
-        "expansion": values_of("expansion", expansion, int), "lr": values_of("lr", lr, float),
+        "expansion": values_of("expansion", expansion, plain_number),
+        "lr": values_of("lr", lr, float),
         "tokens": None if tokens is None else count(tokens),
         "batch_size": batch_size, "seed": values_of("seed", seed, int), "device": device,
         "precision": precision, "arch": values_of("arch", arch, str),
@@ -280,11 +281,12 @@ def report(
 ) -> None:
     """One HTML page about runs, that opens anywhere; what is missing for it is made first."""
     from pipeline.runs.names import beside
-    from pipeline.terminal.commands import run_report
+    from pipeline.terminal.commands import brought_in, run_report
 
-    page = out or beside(runs) / "report.html"
-    what = _config(ctx, ReportConfig, config, out=page, tokens=count(tokens))
     screen = _screen(json)
+    runs = brought_in(runs, screen)
+    page = out or beside(runs) / "report.html"
+    what = _config(ctx, ReportConfig, config, runs=runs, out=page, tokens=count(tokens))
     screen.emit({"report": run_report(what, screen=screen)})
 
 
@@ -357,6 +359,53 @@ def fold(
 
     screen = _screen(json)
     screen.emit(run_fold(run, out, screen=screen))
+
+
+@app.command("import")
+def import_sae(
+    source: Annotated[str, Argument(help="Folder, file, or ORG/NAME/FOLDER@REVISION of the hub.")],
+    out: Annotated[Path, Option(help="Folder of the run.")],
+    site: Annotated[str | None, Option(help="KIND.LAYER; default: what it says.")] = None,
+    model: Annotated[str | None, Option(help="Its model; default: what it says.")] = None,
+    arch: Annotated[str | None, Option(help="Of a file of matrices, of no library.")] = None,
+    k: Annotated[int | None, Option(help="Active latents of a row, of such a file.")] = None,
+    centred: Annotated[
+        bool, Option("--centred/--uncentred", help="Such a one takes b_dec from its input.")
+    ] = True,
+    json: JsonOut = None,
+) -> None:
+    """Make a run of an SAE of SAELens, dictionary_learning, sparsify and others."""
+    from pipeline.terminal.commands import run_import
+
+    told: dict[str, Any] = {"site": site, "model": model, "arch": arch, "k": k}
+    screen = _screen(json)
+    screen.emit(run_import(source, out, **told, centred=centred, screen=screen))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, Argument(help="Folder of a run of an SAE.")],
+    to: Annotated[
+        str,
+        Option(help="saelens, dictionary-learning, sparsify, safetensors; neuronpedia, delphi."),
+    ],
+    out: Annotated[Path, Option(help="The folder to make.")],
+    creator: Annotated[str | None, Option(help="Of neuronpedia: who made it.")] = None,
+    release: Annotated[str | None, Option(help="Of neuronpedia: of a paper or project.")] = None,
+    model_id: Annotated[str | None, Option(help="Of neuronpedia: what it calls the model.")] = None,
+    source_set: Annotated[str | None, Option(help="Of neuronpedia: of all layers.")] = None,
+    store: Annotated[Path | None, Option(help="Of delphi; default: the run's.")] = None,
+    tokens: Annotated[str | None, Option(help="Of delphi; default: all of the store.")] = None,
+    json: JsonOut = None,
+) -> None:
+    """Write a run as another tool opens it: its SAE, or what its features do."""
+    from pipeline.terminal.commands import run_export
+
+    about = {"creator": creator, "release": release, "model_id": model_id}
+    about |= {"source_set": source_set, "store": store, "tokens": tokens and count(tokens)}
+    told = {name: value for name, value in about.items() if value is not None}
+    screen = _screen(json)
+    screen.emit(run_export(run, to, out, told=told, screen=screen))
 
 
 @app.command()
@@ -460,7 +509,7 @@ def push(
 
 @app.command()
 def pull(
-    repo: Annotated[str, Argument(help="ORG/NAME of the hub, or ORG/NAME/FOLDER@REVISION.")],
+    repo: Annotated[str, Argument(help="ORG/NAME/FOLDER@REVISION of the hub.")],
     out: Annotated[Path, Option(help="Folder of the run, or NAME.actstore.")],
     json: JsonOut = None,
 ) -> None:
@@ -508,7 +557,7 @@ def _say_error(message: str) -> None:
     typer.secho(f"error: {visible(message)}", fg="red", err=True)
 
 
-GOES_ON = ("harvest", "train", "finetune", "mnist", "demo", "push", "pull")
+GOES_ON = ("harvest", "train", "finetune", "mnist", "demo", "store import", "push", "pull")
 """Commands that keep what is done when they are stopped."""
 
 
@@ -538,6 +587,7 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     if code == 130:
-        does = "goes on" if sys.argv[1:2] and sys.argv[1] in GOES_ON else "begins again"
+        typed = {" ".join(sys.argv[1:2]), " ".join(sys.argv[1:3])}
+        does = "begins again" if typed.isdisjoint(GOES_ON) else "goes on"
         typer.secho(f"stopped; the same command {does}", err=True)
     sys.exit(code)

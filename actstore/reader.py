@@ -71,7 +71,8 @@ class ActStore(ChunkStore):
         document, manifest = require_root(path)
         if manifest.state != "complete":
             raise StoreError(
-                f"{path} is not finished; go on with it: the same saepipe harvest that began it"
+                f"{path} is not finished; go on with it: the same saepipe harvest or store import "
+                "that began it"
             )
         try:
             summary = load_summary(path, manifest, document)

@@ -35,6 +35,7 @@ import pipeline.errors
 from pipeline import saepipe
 from pipeline.config.architectures import ARCHS, ArchConfig
 from pipeline.config.recipes import PUBLISHED, recipes
+from pipeline.config.rows import ImportConfig
 from pipeline.config.settings import Count, Length, Strengths, hints_of
 from pipeline.config.stages import (
     EvalConfig,
@@ -66,6 +67,7 @@ CONFIGS: dict[str, tuple[type, ...]] = {
     "finetune": (FinetuneConfig,),
     "steer": (SteerConfig,),
     "mnist": (MnistConfig,),
+    "store import": (ImportConfig,),
 }
 """What may be set, by the command that takes it."""
 
@@ -76,7 +78,7 @@ TITLES: dict[type, str] = {
 }
 """Of configs that share a command."""
 
-OPTIONS = {"sites": "site", "n_worst": "worst"}
+OPTIONS = {"sites": "site", "n_worst": "worst", "columns": "column"}
 """Of settings whose options have another name."""
 
 VERBS: dict[str, type] = {
@@ -89,6 +91,7 @@ VERBS: dict[str, type] = {
     "finetune": FinetuneConfig,
     "steer": SteerConfig,
     "report": ReportConfig,
+    "import_store": ImportConfig,
 }
 """The config whose settings a verb takes as keywords."""
 
@@ -168,7 +171,7 @@ def one_command(name: str) -> Iterator[str]:
         yield table(("Argument", "Takes", "Default", "What it is"), arguments)
     yield table(("Option", "Takes", "Default", "What it is"), [*required, *optional])
     if name in CONFIGS:
-        yield f"All that may be set: [configuration](configuration.md#{name})."
+        yield f"All that may be set: [configuration](configuration.md#{slug(name)})."
 
 
 def option_words(command: str, option: Any) -> str:
@@ -194,7 +197,8 @@ def configuration() -> Iterator[str]:
     yield "# Configuration"
     yield prose(
         "Every setting, by the command that takes it. Many have an option of the same name "
-        "([commands](commands.md)). All of them can stand in the TOML file of `--config`, and are "
+        "([commands](commands.md)). All but those of `store import` can stand in the TOML file of "
+        "`--config`, and all are "
         "keywords of the [verbs of Python](python.md); those of a training are also reached by "
         "`--set NAME=VALUE`, which may be repeated. An option goes before the file, the file "
         "before a recipe, and a recipe before the default. A run's folder has the settings that it "
@@ -444,7 +448,11 @@ def python() -> Iterator[str]:
     for name in verbs:
         yield directive(name)
         if name in VERBS:
-            where = slug(TITLES[VERBS[name]]) if VERBS[name] in TITLES else command_of(VERBS[name])
+            where = (
+                slug(TITLES[VERBS[name]])
+                if VERBS[name] in TITLES
+                else slug(command_of(VERBS[name]))
+            )
             yield f"Settings: [`{VERBS[name].__name__}`](configuration.md#{where})."
     yield "## Things"
     yield "What verbs return, and what can be opened without them."

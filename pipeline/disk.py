@@ -18,6 +18,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def disk_words(error: OSError) -> str:
     """Which path, what was wrong with it, and of a full disk how to go on."""
     what = error.strerror or str(error)
+    if error.errno == errno.ENOTDIR and error.filename:
+        there = nearest_there(Path(error.filename))
+        return f"{there} is a file where a folder is needed: name another path"
     where = f"{error.filename}: " if error.filename else ""
     if error.errno not in FULL:
         return f"{where}{what}"

@@ -6,7 +6,7 @@ its settings instead, and what both read, notes in reports, is written in those.
 
 import re
 
-FLAGS = ("resume", "as_trained", "checkpointing")
+FLAGS = ("resume", "as_trained", "checkpointing", "private", "fold", "dry_run")
 """Settings whose options have no value."""
 _OPTION = re.compile(r"saepipe [^;:)]*|(?<![^\s(])--(set (?:\S*[\w%])|[a-z][a-z0-9-]*)")
 
@@ -59,7 +59,7 @@ class TextError(PipelineError):
 
 
 class DataError(PipelineError):
-    """What a model produced cannot be used: activations that are not finite."""
+    """What a model produced or a file holds cannot be used, as rows that are not finite."""
 
 
 class HubError(PipelineError):

@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from pipeline.connect.run import ConnectorRun as ConnectorRun
     from pipeline.errors import PipelineError as PipelineError
     from pipeline.evaluate.report import EvalReport as EvalReport
+    from pipeline.exchange.exporting import ExportReport as ExportReport
+    from pipeline.exchange.verbs import (
+        export as export,
+        export_delphi as export_delphi,
+        export_neuronpedia as export_neuronpedia,
+        export_store as export_store,
+        import_sae as import_sae,
+        import_store as import_store,
+        saebench as saebench,
+    )
     from pipeline.features.files import FeatureSet as FeatureSet
     from pipeline.finetune.run import (
         FinetunedRun as FinetunedRun,
@@ -66,8 +76,15 @@ NAMES = {
     "plot": "pipeline.verbs",
     "report": "pipeline.verbs",
     "runs": "pipeline.verbs",
+    "import_store": "pipeline.exchange.verbs",
+    "export_store": "pipeline.exchange.verbs",
+    "export_neuronpedia": "pipeline.exchange.verbs",
+    "export_delphi": "pipeline.exchange.verbs",
+    "saebench": "pipeline.exchange.verbs",
     "push": "pipeline.share.verbs",
     "pull": "pipeline.share.verbs",
+    "import_sae": "pipeline.exchange.verbs",
+    "export": "pipeline.exchange.verbs",
     "ActStore": "actstore.reader",
     "SAE": "pipeline.sae.sae",
     "SAERun": "pipeline.runs.sae_run",
@@ -79,6 +96,7 @@ NAMES = {
     "EvalReport": "pipeline.evaluate.report",
     "FeatureSet": "pipeline.features.files",
     "FinetuneReport": "pipeline.finetune.run",
+    "ExportReport": "pipeline.exchange.exporting",
     "SteerReport": "pipeline.steer.report",
     "ReportSummary": "pipeline.report.page",
     "PushReport": "pipeline.hub.publish",

@@ -41,7 +41,7 @@ class SAEs(RunKind):
         """An SAE of one site."""
         site = only_site(store, config.site)
         d_in = store.width(site)
-        d_sae = config.expansion * d_in
+        d_sae = config.d_sae(d_in)
         config = replace(config, site=site)
         config = settled(config, d_in=d_in, d_sae=d_sae, n_rows=store.n_rows)
         architecture_of(config.arch, d_in=d_in, d_sae=d_sae)  # or it cannot be

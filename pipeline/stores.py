@@ -1,15 +1,23 @@
-"""Where stores may lie, and where the one that something was made from lies now."""
+"""Where stores may lie, where the one that something was made from lies now; what one lacks."""
 
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from actstore.errors import StoreError
-from actstore.manifest import Manifest
+from actstore.manifest import Manifest, StoreSpec
 from actstore.reader import peek
 
 STORES = "SAEPIPE_STORES"
 """Environment variable: folders where stores are looked for, as in PATH."""
+
+TOKENS, NO_TOKENS = "tokens", "none"
+"""What the source of a store says that was imported without token ids."""
+
+
+def has_tokens(spec: StoreSpec) -> bool:
+    """Whether the rows of a store are known to stand for tokens."""
+    return spec.source.get(TOKENS) != NO_TOKENS
 
 
 def known_folders() -> list[Path]:

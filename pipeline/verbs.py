@@ -309,11 +309,12 @@ def evaluate(
         DataError: a loss is not finite.
     """
     from pipeline.evaluate.evaluate import draw, evaluate as run
-    from pipeline.runs.sweep import SWEEP, runs_at
+    from pipeline.exchange.importing import runs_of
+    from pipeline.runs.sweep import SWEEP
 
     given = runs if isinstance(runs, EvalConfig) else {"runs": runs}
     made = config_of(EvalConfig, given, settings, verb="evaluate")
-    made = replace(made, runs=runs_at(made.runs))
+    made = replace(made, runs=runs_of(made.runs))
     reports = run(made, on_progress=on_progress)
     draw(made, reports)
     alone = isinstance(runs, str | PathLike) and not (Path(runs) / SWEEP).exists()
@@ -346,10 +347,12 @@ def features(
         StoreError: the store cannot be read.
         DataError: an activation of a feature is not finite.
     """
+    from pipeline.exchange.importing import brought_in
     from pipeline.runs.kinds import kind_of
 
     given = run if isinstance(run, FeaturesConfig) else {"run": run}
     made = config_of(FeaturesConfig, given, settings, verb="features")
+    made = replace(made, run=brought_in([made.run])[0])
     return kind_of(made.run).features(made, on_progress=on_progress)
 
 
@@ -414,11 +417,15 @@ def finetune(
         TextError: the text cannot be read, or is too short.
         DataError: the loss is not finite.
     """
+    from pipeline.exchange.importing import brought_in
+
     listed = isinstance(runs, list | tuple)
     first, *rest = runs if listed else [runs]
     given = first if isinstance(first, FinetuneConfig) else {"run": first}
     beside = {"beside": rest} if rest else {}
     made = config_of(FinetuneConfig, given, settings | beside, verb="finetune")
+    own, *others = brought_in([made.run, *made.beside])
+    made = replace(made, run=own, beside=tuple(others))
     if plan:
         from pipeline.finetune.memory import plan_memory
         from pipeline.runs.sae_run import SAERun
@@ -487,11 +494,13 @@ def steer(
         TextError: the file of prompts cannot be read.
         DataError: what the model says of a text is not finite.
     """
+    from pipeline.exchange.importing import brought_in
     from pipeline.plots.steer import save_steer_figure
     from pipeline.steer.steer import steer as run
 
     given = runs if isinstance(runs, SteerConfig) else {"runs": runs}
     made = config_of(SteerConfig, given, settings, verb="steer")
+    made = replace(made, runs=tuple(brought_in(made.runs)))
     report = run(made, on_progress=on_progress)
     save_steer_figure(report)
     return report
@@ -513,12 +522,13 @@ def plot(runs: AnyPath | Sequence[AnyPath]) -> tuple[Path, ...]:
         ConfigError: there is nothing to draw yet, or a folder may only be read.
         CheckpointError: a folder is not a run, or a file of it is damaged.
     """
+    from pipeline.exchange.importing import brought_in
     from pipeline.plots.draw import draw
 
     given = [runs] if isinstance(runs, str | PathLike) else runs
     if not given:
         raise ConfigError("there is no run to draw: give at least one")
-    return draw([Path(run) for run in given])
+    return draw(brought_in([Path(run) for run in given]))
 
 
 def runs(folder: AnyPath = ".") -> "list[ListedRun]":
@@ -558,15 +568,16 @@ def report(
         ModelError: a language model that is needed cannot be used.
         TextError: the text that was asked for cannot be used.
     """
+    from pipeline.exchange.importing import brought_in, runs_of
     from pipeline.report.page import write_report
     from pipeline.runs.names import beside
-    from pipeline.runs.sweep import runs_at
 
     given: Any = runs
     if not isinstance(runs, ReportConfig):
         paths = [Path(run) for run in ([runs] if isinstance(runs, str | PathLike) else runs)]
         if not paths:
             raise ConfigError("there is no run to show: give at least one")
+        paths = brought_in(paths)
         given = {"runs": paths, "out": out or beside(paths) / "report.html"}
     made = config_of(ReportConfig, given, settings, verb="report")
-    return write_report(replace(made, runs=runs_at(made.runs)), on_progress=on_progress)
+    return write_report(replace(made, runs=runs_of(made.runs)), on_progress=on_progress)

@@ -16,10 +16,12 @@ SOURCES = [ROOT / "cli.py", *ROOT.glob("actstore/**/*.py"), *ROOT.glob("pipeline
 # other.
 ORDER = (
     ("actstore",),
-    ("errors", "fingerprints", "foreign", "progress", "tables", "whereabouts"),
+    ("errors", "fingerprints", "progress", "tables", "whereabouts"),
     ("config", "disk", "frame", "stores"),
     ("device", "limits", "hub"),
-    ("lm", "sae"),
+    ("lm",),
+    ("formats",),
+    ("foreign", "sae"),
     ("text",),
     ("harvest", "runs"),
     ("training",),
@@ -30,8 +32,8 @@ ORDER = (
     ("plots",),
     ("report",),
     ("saes", "connect"),
-    ("mnist", "share"),
     ("exchange",),
+    ("mnist", "share"),
     ("verbs",),
     ("saepipe", "demo"),
     ("terminal",),
@@ -59,7 +61,8 @@ TORCH_FREE = (
     "actstore.reader", "actstore.batches", "actstore.writer", "cli", "pipeline",
     "pipeline.config.stages", "pipeline.config.training", "pipeline.config.grid",
     "pipeline.text.open", "pipeline.lm.families", "pipeline.lm.hub", "pipeline.harvest.plan",
-    "pipeline.harvest.harvest", "pipeline.verbs", "pipeline.share.verbs", "pipeline.saepipe", "pipeline.terminal.runs",
+    "pipeline.harvest.harvest", "pipeline.verbs", "pipeline.saepipe", "pipeline.terminal.runs",
+    "pipeline.exchange.rows.importing", "pipeline.exchange.rows.export", "pipeline.share.verbs",
 )  # fmt: skip
 
 

@@ -43,8 +43,15 @@ def test_a_folder_on_a_full_disk_is_not_one_that_may_only_be_read(tmp_path, monk
 
 @pytest.mark.parametrize(
     ("error", "said"),
-    [(FULL, f"No space left on device: {GO_ON}"), (GONE, "b: No such file or directory")],
-    ids=["full", "gone"],
+    [
+        (FULL, f"No space left on device: {GO_ON}"),
+        (GONE, "b: No such file or directory"),
+        (
+            NotADirectoryError(errno.ENOTDIR, "Not a directory", f"{__file__}/x/y"),
+            f"{__file__} is a file where a folder is needed: name another path",
+        ),
+    ],
+    ids=["full", "gone", "file"],
 )
 def test_the_command_line_says_it_in_one_line(saepipe, monkeypatch, error, said):
     def app(**_: object) -> None:

@@ -18,6 +18,8 @@ from typing import ClassVar, Literal, TypeVar
 from pipeline.config.checks import require_fraction, require_not_negative, require_positive
 from pipeline.errors import ConfigError, NoSuchArchitectureError
 
+InputNorm = Literal["none", "layer_norm", "constant_norm"]
+"""What an SAE does to each row before it is encoded, and undoes behind it."""
 L0 = 32
 """Active latents of a row, where no one asks for another number."""
 

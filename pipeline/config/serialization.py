@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 FLAT: Mapping[str, object] = {"flat": True}
 """Metadata of a field that is a mapping, and stands in JSON key by key beside the other fields."""
+UNLESS_DEFAULT: Mapping[str, object] = {"unless default": True}
+"""Metadata of a field that stands in JSON only where it is not as by default: versions that do not
+know it open all that is."""
 
 SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -42,6 +45,8 @@ def to_json(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         found: dict[str, object] = {}
         for f in fields(value):
+            if "unless default" in f.metadata and getattr(value, f.name) == f.default:
+                continue
             item = to_json(getattr(value, f.name))
             found |= cast("dict[str, object]", item) if "flat" in f.metadata else {f.name: item}
         return found

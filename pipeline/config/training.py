@@ -126,8 +126,8 @@ class TrainConfig(LoopConfig):
     site: str | None = None
     """None means the store's only site."""
     arch: ArchConfig = field(default_factory=TopKConfig)
-    expansion: int = 4
-    """`d_sae / d_in`."""
+    expansion: float | int = 4
+    """`d_sae / d_in`, which need not be whole."""
 
     batch_size: Count | None = None
     """Rows per step; None means 1024, and in short runs fewer, for the sake of steps."""
@@ -180,6 +180,12 @@ class TrainConfig(LoopConfig):
         for name in ("hold", "dead_window", "revive_after", "resample_every", "resample_window"):
             if (duration := getattr(self, name)) is not None:
                 parse_duration(duration)
+        if self.expansion == int(self.expansion):  # 8.0 and 8 are one config
+            object.__setattr__(self, "expansion", int(self.expansion))
+
+    def d_sae(self, d_in: int) -> int:
+        """Latents of an SAE of a site of this width."""
+        return max(1, round(self.expansion * d_in))
 
 
 @settings

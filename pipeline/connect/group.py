@@ -181,8 +181,10 @@ class ConnectorGroup(MemberGroup[ConnectorMember]):
         if measured is not None:
             with self.failing(member):
                 written = [self._report(measured, lr=lr, beta=coefficient, sparse=sparse)]
-        if member.step % config.checkpoint_every == 0 or member.done:
+        if member.step % config.checkpoint_every == 0:
             self.save()
+        elif member.done:
+            self.check()
         return written
 
     def keep(self, kept: Sequence[int]) -> None:

@@ -97,6 +97,11 @@ def blank_connector_run(store: ActStore, config: ConnectConfig) -> ConnectorRun:
     source, target = (SAERun.open(path.resolve()) for path in config.ends)
     for run in (source, target):
         site, d_in = run.provenance.site, run.provenance.d_in
+        if run.input_norm != "none":
+            raise ConfigError(
+                f"{run.path} normalises each row ({run.input_norm}), so that what its latents "
+                "write depends on it: connectors lie between SAEs that take rows as they are"
+            )
         if site not in store.sites:
             raise ConfigError(
                 f"{run.path} is about {site}, and {store.path} holds {', '.join(store.sites)}: "

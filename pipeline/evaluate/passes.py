@@ -156,7 +156,7 @@ def spliced(
         rows = chosen[part]
         x = flat[rows].float()
         z = coder.encode(x)
-        x_hat = coder.decode(z)
+        x_hat = coder.decode(z, of=x)
         if see is not None:
             see(rows, x, z, x_hat)
         out[rows] = x_hat.to(out.dtype)

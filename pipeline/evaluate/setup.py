@@ -21,6 +21,7 @@ from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.runs.advice import wanted_l0
 from pipeline.runs.default_text import DefaultTexts, EvalText
 from pipeline.runs.folder import Provenance
+from pipeline.runs.imported import Imported, imported, origin_of, site_named
 from pipeline.runs.replaced import moving_told
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import Coder
@@ -152,7 +153,7 @@ def load_sae(path: Path, *, device: torch.device) -> LoadedSAE:
     tuned = FinetunedRun.open(path) if is_finetuned(path) else None
     run = tuned.run if tuned else SAERun.open(path)
     where = tuned.report if tuned else run.provenance
-    folded = is_folded(path)
+    folded, foreign = is_folded(path), imported(path)
     its_own = tuned is None or where.model == tuned.report.trained_on_model
     return LoadedSAE(
         path=path,
@@ -161,14 +162,18 @@ def load_sae(path: Path, *, device: torch.device) -> LoadedSAE:
         arch=run.config.arch.kind,
         model=run.provenance.model if its_own else where.model,
         revision=where.revision,
-        site=Site.parse(where.site),
+        site=site_named(where.site, path),
         provenance=run.provenance,
         left_out=ExcludedRows.of(run.config),
-        l0_trained=None if tuned or folded else l0_of(run),
-        notes=tuned.report.origin
-        if tuned
-        else (f"folded from a fine-tuning, which {FOLDED} names",) * folded,
+        l0_trained=None if tuned or folded or foreign else l0_of(run),
+        notes=tuned.report.origin if tuned else _origin(folded=folded, foreign=foreign),
     )
+
+
+def _origin(*, folded: bool, foreign: Imported | None) -> tuple[str, ...]:
+    """What whoever uses an SAE must know that no training of ours made."""
+    told = (f"folded from a fine-tuning, which {FOLDED} names",) * folded
+    return told if foreign is None else (*told, origin_of(foreign), *foreign.notes)
 
 
 def l0_of(run: SAERun) -> float | None:

@@ -99,7 +99,8 @@ def mean_drops(
     for some, places in zip(tokens.split(n_contexts), at.split(n_contexts), strict=True):
         clean = _logits_at(lm, replay.clean(some), places)
         acts = replay.acts(site).float()
-        z = coder.encode(acts.flatten(0, 1))[:, feature, None]
+        x = acts.flatten(0, 1)
+        z = coder.encode(x)[:, feature, None] * coder.written_scale(x)
         without = acts - (z * coder.W_dec[feature]).view_as(acts)
         edited = replay.edited(site, without.to(replay.acts(site).dtype))
         ablated = _logits_at(lm, edited, places)

@@ -5,7 +5,7 @@ the store: two shards, two blocks of latents, and the entries that are kept, abo
 each of a feature's contexts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int32, Int64, Shaped
+from jaxtyping import Float, Int32, Int64, Shaped
+from torch import Tensor
 
 from actstore.manifest import CONTEXT_TOKENS
 from actstore.reader import ActStore
@@ -34,7 +35,7 @@ from pipeline.runs.folder import Provenance
 from pipeline.runs.replaced import fingerprint_at_hand, is_another, replaced_note
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import Coder
-from pipeline.stores import looked_for
+from pipeline.stores import has_tokens, looked_for
 from pipeline.text.contexts import ReadAhead
 from pipeline.text.token_text import TokenTexts
 from pipeline.training.batches import as_tensor
@@ -90,6 +91,10 @@ def store_of(source: Provenance, run: Path, given: Path | None, *, holding: str)
         ConfigError: that one is not to be found.
     """
     path = source.find(run) if given is None else given
+    if path is None and not source.fingerprint:
+        raise ConfigError(
+            f"{run} was not trained from a store: name one that holds {holding}, with --store"
+        )
     if path is None:
         raise ConfigError(
             f"the store that {run} was trained from is not found: "
@@ -113,6 +118,11 @@ def open_store(config: FeaturesConfig, subject: LoadedSAE) -> ActStore:
         raise ConfigError(
             f"{config.run} is an SAE of {d_in} dimensions, and {site} of {path} has "
             f"{store.width(site)}: name a store of the model it was trained on, with --store"
+        )
+    if not has_tokens(store.spec):
+        raise ConfigError(
+            f"{path} was imported without token ids, and features are shown by the contexts that "
+            "they fire in: import it with --tokens-file, or name a store that has them with --store"
         )
     return store
 
@@ -161,7 +171,7 @@ def _texts(tokenizer: Tokenizer | None) -> TokenTexts:
 def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: Words) -> Facts:
     """All that can be told before the store is read."""
     source, notes = _source(store, subject), list(subject.notes)
-    n_tokens = _n_contexts(config, store) * source.ctx_len
+    n_tokens = n_contexts_of(store, config.tokens) * source.ctx_len
     fingerprint = fingerprint_at_hand(subject.model, subject.revision)
     notes += replaced_note(source, ModelFiles(subject.model, subject.revision or "main"))
     if source.model != subject.model:
@@ -169,7 +179,7 @@ def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: W
             f"activations are those of {source.model or 'an unknown model'}, and the SAE is one "
             f"of {subject.model or 'an unknown model'}"
         )
-    elif not subject.provenance.is_in(store):
+    elif subject.provenance.fingerprint and not subject.provenance.is_in(store):
         notes.append(
             f"{source.path} is not the store that the run was trained from, or has changed since"
         )
@@ -265,36 +275,51 @@ def sample_store(
     on_progress: OnProgress | None = None,
 ) -> Samples:
     """Encode the store's first contexts in fp32, as many as `config.tokens` needs."""
-    ctx_len, device = store.spec.ctx_len, coder.W_dec.device
-    n_contexts = _n_contexts(config, store)
-    per_block = max(1, BLOCK.get(device.type, GPU_BLOCK) // (ctx_len * coder.d_sae))
+    ctx_len = store.spec.ctx_len
+    n_contexts = n_contexts_of(store, config.tokens)
     sampler = Sampler(config, d_sae=coder.d_sae, ctx_len=ctx_len)
-
     tell = counter(on_progress, stage="features", total=n_contexts * ctx_len, unit="tokens")
-
     with (
         ThreadPoolExecutor(1, "saepipe-keep") as keeper,  # one block is kept, the next encoded
-        closing(ReadAhead(_shards(store, site, n_contexts), items=1)) as shards,
+        closing(encoded(store, site, coder, n_contexts=n_contexts)) as blocks,
     ):
         kept = keeper.submit(int)
-        for first, tokens, rows, acts in iter(shards.get, None):
-            for start in range(0, len(tokens), per_block):
-                block = slice(start, start + per_block)
-                x = as_tensor(acts[rows[block].reshape(-1)])  # one token after another
-                z = coder.encode(x.to(device).float()).unflatten(0, (-1, ctx_len))
-                kept.result()
-                tell(sampler.n_tokens)
-                kept = keeper.submit(sampler.add, z, tokens[block], first=first + start)
+        for first, tokens, z in blocks:
+            kept.result()
+            tell(sampler.n_tokens)
+            kept = keeper.submit(sampler.add, z, tokens, first=first)
         kept.result()
     tell(sampler.n_tokens)
     return sampler.result()
 
 
-def _n_contexts(config: FeaturesConfig, store: ActStore) -> int:
-    """Whole contexts, as many as were asked for or there are."""
-    if config.tokens is None:
+Encoded = tuple[int, Int32[np.ndarray, "contexts ctx_len"], Float[Tensor, "contexts ctx_len d_sae"]]
+"""Contexts that follow each other: the number of the first, their tokens and their latents."""
+
+
+def encoded(
+    store: ActStore, site: str, coder: Coder, *, n_contexts: int
+) -> Generator[Encoded, None, None]:
+    """The store's first so many contexts, encoded in fp32, a block of them at a time.
+
+    Close it where it is not read to its end: it reads ahead.
+    """
+    ctx_len, device = store.spec.ctx_len, coder.W_dec.device
+    per_block = max(1, BLOCK.get(device.type, GPU_BLOCK) // (ctx_len * coder.d_sae))
+    with closing(ReadAhead(_shards(store, site, n_contexts), items=1)) as shards:
+        for first, tokens, rows, acts in iter(shards.get, None):
+            for start in range(0, len(tokens), per_block):
+                block = slice(start, start + per_block)
+                x = as_tensor(acts[rows[block].reshape(-1)])  # one token after another
+                z = coder.encode(x.to(device).float()).unflatten(0, (-1, ctx_len))
+                yield first + start, tokens[block], z
+
+
+def n_contexts_of(store: ActStore, tokens: int | None) -> int:
+    """Whole contexts, as many as hold so many tokens, or as there are."""
+    if tokens is None:
         return store.n_contexts
-    return min(store.n_contexts, -(-config.tokens // store.spec.ctx_len))
+    return min(store.n_contexts, -(-tokens // store.spec.ctx_len))
 
 
 def _shards(store: ActStore, site: str, n_contexts: int) -> Iterator[Contexts]:

@@ -76,7 +76,9 @@ class Comparison:
         """What a reader must know."""
         told = list[str]()
         names = {way.name for way in self.ways}
-        if "lora" not in names:
+        if "mlp" not in names:
+            told.append("not all ways were gone yet: the same command goes on")
+        elif "lora" not in names:
             told.append("LoRA is left out: it takes peft: pip install 'saepipe[lora]'")
         ends = {min(self.lrs), max(self.lrs)} if len(self.lrs) > 1 else set[float]()
         if any(way.lr in ends for way in self.ways):

@@ -237,7 +237,7 @@ class Changes:
             for i, chosen in enumerate(kept):
                 c = self.tuned.c.where(chosen, 1.0)
                 d = self.tuned.d.where(chosen, 0.0)
-                x_hat = sae.decode(sae.activation(c * pre + d))
+                x_hat = sae.decode(sae.activation(c * pre + d), of=x)
                 value = (x_hat if left is None else x_hat + left).to(found.dtype)
                 hidden = replay.edited(self._site, value)
                 totals[i] += cross_entropy_sum(self._lm, hidden, tokens, some.counted)

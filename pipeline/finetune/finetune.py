@@ -46,7 +46,7 @@ def finetune(
     that was stopped is gone on with, to the same bits on a CPU. Ctrl-C leaves a checkpoint behind.
 
     Returns:
-        A report of each SAE, in the order that they were named.
+        A report of each SAE, in the order that the model computes their sites.
 
     Raises:
         ConfigError: `out` holds something else, or is worked on by another process, or began with

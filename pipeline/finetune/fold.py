@@ -14,16 +14,15 @@ from pathlib import Path
 
 import torch
 
-from actstore.files import partial_of, remove, sync_folder, write_json
+from actstore.files import write_json
 from pipeline.config.serialization import from_json, located, portable, to_json
-from pipeline.disk import writing
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.finetune.run import FinetunedRun, FinetuneReport
 from pipeline.finetune.sources import Sources
-from pipeline.runs.belongs import BEGUN
-from pipeline.runs.folder import FORMAT, LOCK, Provenance, saepipe_version, training_in
+from pipeline.runs.folder import FORMAT, Provenance, saepipe_version
 from pipeline.runs.kinds import says_kind
 from pipeline.runs.sae_run import SAERun
+from pipeline.runs.whole import is_taken, made_whole
 from pipeline.whereabouts import place_of
 
 FOLDED = "folded.json"
@@ -78,23 +77,9 @@ def fold(run: Path, out: Path) -> FoldReport:
     """
     run, out = run.resolve(), out.resolve()
     tuned = _fine_tuned(run)
-    if (done := _finished(tuned, out)) is not None:
-        return done
-    partial = partial_of(out)
-    with writing(out), training_in(partial):
-        if (done := _finished(tuned, out)) is not None:  # by now, another process may have ended
-            return done
-        if (partial / BEGUN).exists():
-            raise ConfigError(
-                f"{partial} is an unfinished fine-tuning, which goes on into {out}: choose another "
-                "--out"
-            )
-        _clear(partial)
-        try:
-            return _fold(tuned, out, partial)
-        except BaseException:
-            _clear(partial)
-            raise
+    return made_whole(
+        out, there=lambda: _finished(tuned, out), make=lambda partial: _fold(tuned, out, partial)
+    )
 
 
 def is_folded(run: Path) -> bool:
@@ -115,7 +100,7 @@ def _fine_tuned(run: Path) -> FinetunedRun:
 
 def _finished(tuned: FinetunedRun, out: Path) -> FoldReport | None:
     """The report of the same folding if `out` holds it; None if nothing is there."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not is_taken(out):
         return None
     if not is_folded(out):
         raise ConfigError(f"{out} exists and is not a folded SAE: choose another --out")
@@ -141,17 +126,11 @@ def _read(out: Path) -> _Document:
     return located(told, out)
 
 
-def _clear(partial: Path) -> None:
-    """Remove what a kill left, or what cannot be ended; nothing of what has its name already."""
-    for leftover in [*partial.iterdir()] if partial.is_dir() else ():
-        if leftover.name != LOCK:
-            remove(leftover)
-
-
 def _fold(tuned: FinetunedRun, out: Path, partial: Path) -> FoldReport:
     plain, frozen, source = tuned.sae.fold(), tuned.run, _provenance(tuned)
     config = replace(frozen.config, arch=frozen.config.arch.untied, out=partial)
-    run = SAERun(path=partial, config=config, provenance=source).finish(plain)
+    run = replace(frozen, path=partial, config=config, provenance=source, sha256="")
+    run = run.finish(plain)
     report = FoldReport(
         run=tuned.path,
         out=out,
@@ -171,9 +150,6 @@ def _fold(tuned: FinetunedRun, out: Path, partial: Path) -> FoldReport:
         sha256=run.sha256,
     )
     write_json(partial / FOLDED, to_json(portable(document, out)))
-    partial.rename(out)
-    sync_folder(out.parent)
-    remove(out / LOCK)
     return report
 
 

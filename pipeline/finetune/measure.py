@@ -97,7 +97,7 @@ def fidelity(
             x = read(some.tokens.to(lm.device))[site][some.present].float()
             z = coder.encode(x)
             n, n_active = n + len(x), n_active + int((z != 0).sum())
-            error += _sum_of_squares(x - coder.decode(z))
+            error += _sum_of_squares(x - coder.decode(z, of=x))
             square += _sum_of_squares(x)
             total += x.cpu().double().sum(0)
     spread = square - total.square().sum().item() / n

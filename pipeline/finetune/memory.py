@@ -30,6 +30,7 @@ from pipeline.lm.families import MLP, Site
 from pipeline.lm.model import LanguageModel, outline_model
 from pipeline.lm.quantized import QuantizedLinear
 from pipeline.progress import size
+from pipeline.runs.imported import site_named
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
 
@@ -117,7 +118,7 @@ def plan_memory(config: FinetuneConfig, runs: Sequence[SAERun]) -> MemoryPlan:
     """
     name, revision = model_needed(config, runs)
     device = pick_device(config.device)
-    by_site = {Site.parse(config.site or run.provenance.site): run for run in runs}
+    by_site = {site_named(config.site or run.provenance.site, run.path): run for run in runs}
     where, first = ", ".join(map(str, by_site)), min(by_site)
     dtype = pick_dtype(config.precision, device)
     lm = outline_model(name, revision=revision, dtype=dtype, quantize=config.quantize)

@@ -16,6 +16,7 @@ from pipeline.finetune.run import FinetuneReport, finished_report, is_finetuned,
 from pipeline.finetune.sources import Sources
 from pipeline.finetune.unfinished import leave_whole
 from pipeline.lm.families import Site
+from pipeline.runs.imported import site_named
 from pipeline.runs.sae_run import SAERun
 from pipeline.runs.sweep import SWEEP, SweepDocument, members_of
 from pipeline.sae.sae import TunedSAE
@@ -43,23 +44,26 @@ class Made:
 
 
 def parts_of(config: FinetuneConfig) -> tuple[Part, ...]:
-    """The parts of a fine-tuning, paths absolute, in the order that they were named.
+    """The parts of a fine-tuning, paths absolute, in the order that the model computes their sites.
 
     Raises:
         ConfigError: two of them are of one site.
         CheckpointError: a run cannot be used.
     """
-    paths = [path.resolve() for path in (config.run, *config.beside)]
-    out, parts = config.out.resolve(), list[Part]()
-    for i, path in enumerate(paths):
-        run = SAERun.open(path)
-        site = Site.parse(config.site or run.provenance.site)
-        others = (*paths[:i], *paths[i + 1 :])
-        own = replace(config, run=path, beside=others, out=out / str(site) if others else out)
-        if any(site == part.site for part in parts):
+    runs = dict[Site, SAERun]()
+    for path in (config.run, *config.beside):
+        run = SAERun.open(path.resolve())
+        site = site_named(config.site or run.provenance.site, run.path)
+        if site in runs:
             raise ConfigError(
-                f"{path} is of {site}, as another of these runs is: one SAE goes to a site"
+                f"{run.path} is of {site}, as another of these runs is: one SAE goes to a site"
             )
+        runs[site] = run
+    out, parts = config.out.resolve(), list[Part]()
+    for site, run in sorted(runs.items()):
+        others = tuple(runs[other].path for other in sorted(runs) if other != site)
+        place = out / str(site) if others else out
+        own = replace(config, run=run.path, beside=others, out=place)
         parts.append(Part(config=own, run=run, sources=Sources.of(own, run), site=site))
     return tuple(parts)
 

@@ -20,7 +20,8 @@ from typing import Literal
 import torch
 
 from actstore.files import write_file, write_json
-from pipeline.config.serialization import from_json, located, portable, to_json
+from pipeline.config.architectures import InputNorm
+from pipeline.config.serialization import UNLESS_DEFAULT, from_json, located, portable, to_json
 from pipeline.config.stages import FinetuneConfig
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError, NoSuchArchitectureError
@@ -135,6 +136,7 @@ class _Frozen:
     config: TrainConfig
     store: Provenance
     sha256: str
+    input_norm: InputNorm = field(default="none", metadata=UNLESS_DEFAULT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +191,13 @@ class FinetunedRun:
             raise CheckpointError(f"{path / RUN} is damaged: {error}") from error
         sae = told.coder
         source = sae.store.from_here()
-        run = SAERun(path=path, config=sae.config, provenance=source, sha256=sae.sha256)
+        run = SAERun(
+            path=path,
+            config=sae.config,
+            provenance=source,
+            sha256=sae.sha256,
+            input_norm=sae.input_norm,
+        )
         return FinetunedRun(
             path=path,
             config=told.config,
@@ -298,7 +306,9 @@ def write_run(
     lines = ({"step": i, "loss": loss} for i, loss in enumerate(losses, start=1))
     write_file(folder / METRICS, [json.dumps(line).encode() + b"\n" for line in lines])
     write_json(folder / FEATURES, to_json(replace(meaning, sha256=sha256)))
-    frozen = _Frozen(config=run.config, store=run.provenance, sha256=run.sha256)
+    frozen = _Frozen(
+        config=run.config, store=run.provenance, sha256=run.sha256, input_norm=run.input_norm
+    )
     document = _Document(
         config=config,
         coder=frozen,

@@ -19,6 +19,7 @@ from pipeline.lm.hooks import splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.runs.default_text import DefaultTexts, EvalText
+from pipeline.runs.imported import site_named
 from pipeline.runs.replaced import moving_told
 from pipeline.runs.sae_run import SAERun
 from pipeline.text.heldout import load_contexts
@@ -78,7 +79,7 @@ def open_setting(config: FinetuneConfig, runs: Sequence[SAERun]) -> Setting:
     chat = cache(partial(load_chat_template, name, revision=revision))
     task = load_task(config, tokenizer, chat=chat)
     general, words, notes = _general(config, runs[0], tokenizer)
-    sites = tuple(Site.parse(config.site or run.provenance.site) for run in runs)
+    sites = tuple(site_named(config.site or run.provenance.site, run.path) for run in runs)
     return Setting(
         config=config, lm=lm, tokenizer=tokenizer, sites=sites, task=task, general=general,
         general_text=words, notes=(*task.notes, *notes),

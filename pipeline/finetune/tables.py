@@ -20,15 +20,23 @@ _N_TOKENS = 6
 """Tokens that stand for what a feature fires on, and promotes."""
 
 
-def finetune_table(report: FinetuneReport) -> Table:
-    """Before and after: on the text, on its questions, and on another text."""
+def finetune_table(report: FinetuneReport, *others: FinetuneReport) -> Table:
+    """Before and after: on the text, on its questions, and on another text.
+
+    Args:
+        report: Of one site.
+        others: Of the sites that learned with it: their losses are the same.
+    """
 
     def row(words: str, figure: str, spell: Callable[[float], str]) -> list[str]:
         return [words, *(spell(getattr(report, f"{figure}_{state}")) for state in STATES)]
 
     rows = [row("loss on held-out text", "ce", "{:.4f}".format)]
     if report.n_questions is not None:
-        rows.append(row(f"exact answers of {report.n_questions:,}", "exact", percent))
+        n = report.n_questions
+        rows.append(
+            row(f"exact answers of {n:,}", "exact", lambda x: f"{round(x * n):,} ({percent(x)})")
+        )
     if report.general_text:
         rows.append(row("perplexity elsewhere", "ce_general", lambda ce: f"{math.exp(ce):.2f}"))
     sites = ", ".join((report.site, *report.together_with))
@@ -36,22 +44,31 @@ def finetune_table(report: FinetuneReport) -> Table:
         title=f"{report.text}, at {sites} of {report.model}",
         columns=[Column(), *(Column(head=head, align="right") for head in STATES.values())],
         sections=[rows],
-        caption=". ".join(_facts(report)),
+        caption=". ".join([*_of_saes([report, *others]), *_facts(report)]),
         edged=True,
     )
 
 
+def _of_saes(reports: Sequence[FinetuneReport]) -> list[str]:
+    told = list[str]()
+    for report in reports:
+        at = f" at {report.site}" if len(reports) > 1 else ""
+        if report.l0 is not None:
+            ev = report.explained_variance
+            explains = "undefined" if ev is None else f"{ev:.3f}"
+            told.append(f"The SAE{at} as it was: explained variance {explains}, L0 {report.l0:.1f}")
+        n, active = report.n_changed, report.n_learned
+        if n is None or active is None or n == active:
+            continue
+        if n < active:  # as a price makes it
+            told.append(f"{n:,} of {active:,} active features changed{at}")
+        else:  # weight decay moves those that are never active
+            told.append(f"{n:,} features changed{at}, of which {active:,} were active")
+    return told
+
+
 def _facts(report: FinetuneReport) -> list[str]:
     told = list[str]()
-    if report.l0 is not None:
-        ev = report.explained_variance
-        explains = "undefined" if ev is None else f"{ev:.3f}"
-        told.append(f"The SAE as it was: explained variance {explains}, L0 {report.l0:.1f}")
-    if report.n_changed is not None and report.n_learned is not None:
-        of = f"{report.n_changed:,} of {report.n_learned:,} active features changed"
-        if report.n_changed > report.n_learned:  # weight decay moves those that are never active
-            of = f"{report.n_changed:,} features changed, of which {report.n_learned:,} were active"
-        told.append(of)
     if report.best_epoch is not None:
         told.append(f"Epoch {report.best_epoch} of {len(report.ce_by_epoch)} was the best")
     if report.general_text:

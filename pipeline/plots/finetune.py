@@ -70,7 +70,9 @@ def loss_figure(run: FinetunedRun) -> Figure:
         axes.axhline(loss, color=color, ls=style, lw=1.3, label=f"held out, {name}: {loss:.3f}")
     axes.set_xlabel("step")
     axes.margins(x=0)
-    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.94), **LEGEND)
+    low, high = axes.get_ylim()  # the legend stands above all lines
+    axes.set_ylim(low, high + 0.45 * (high - low))
+    axes.legend(loc="upper right", **LEGEND)
     return figure
 
 

@@ -20,6 +20,8 @@ from pipeline.plots.training import curve_figures
 from pipeline.runs.belongs import is_file_of
 from pipeline.runs.curves import METRICS, read_curves
 from pipeline.runs.folder import RunFolder
+from pipeline.runs.imported import imported, origin_of
+from pipeline.runs.names import public
 
 COLORS = {
     "#ffffff": "card", INK: "ink", GRAY: "muted", GRID: "line", BLUE: "blue", RED: "red",
@@ -131,6 +133,8 @@ def curves_lost(run: RunFolder | FinetunedRun) -> str:
     curves = run.path / METRICS
     if not _there(curves) and is_folded(run.path):
         return "It was folded from a fine-tuning, and has no curves of its own."
+    if not _there(curves) and (told := imported(run.path)) is not None:
+        return f"It was {public(origin_of(told))}, and has no curves."
     if not _there(curves):
         return f"{METRICS} is lost, and with it the curves of this training."
     if not is_file_of(curves, run.curves_sha256):

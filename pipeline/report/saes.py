@@ -22,7 +22,7 @@ from pipeline.report.figures import (
     curves_of,
     drawings,
 )
-from pipeline.report.meaning import TuningView, tuning_view
+from pipeline.report.meaning import TuningView, tuning_tiles, tuning_view
 from pipeline.report.render import Exhibit, Part, Tile
 from pipeline.report.tables import Cell, Group, Row, main_heads, main_rows, metric_groups, number
 from pipeline.runs.folder import Provenance, flat
@@ -80,7 +80,9 @@ class SAEExhibit(Exhibit):
 
     @property
     def tiles(self) -> list[Tile]:
-        """The main numbers of its evaluation."""
+        """The main numbers: of a fine-tuned one what it gained, of others their evaluation."""
+        if self.tuned is not None:
+            return tuning_tiles(self.tuned)
         if (report := self.evaluation) is None:
             return []
         of = f"of {report.d_sae:,}"
@@ -113,8 +115,8 @@ class SAEExhibit(Exhibit):
             "language model": named(source.model, source.revision),
             "site": source.site,
             "text trained on": public(source.text) or "unknown",
-            "features": f"{run.d_sae:,}, {run.config.expansion} x the width {source.d_in:,}",
-            **trained_on(run.config, source),
+            "features": f"{run.d_sae:,}, {run.config.expansion:.4g} x the width {source.d_in:,}",
+            **(trained_on(run.config, source) if source.fingerprint else {}),
             "contexts": f"{source.ctx_len} tokens each",
         }
         if self.tuned:
@@ -213,7 +215,11 @@ def _view(exhibit: SAEExhibit, *, place: int, known: Mapping[Path, str]) -> dict
         "headline": exhibit.headline,
         "facts": exhibit.facts,
         "settings": settings_of(
-            exhibit.run.config, folder=exhibit.path, store=exhibit.provenance, **tuned
+            # of what was imported, the training is not known
+            exhibit.run.config if exhibit.provenance.fingerprint else exhibit.run.config.arch,
+            folder=exhibit.path,
+            store=exhibit.provenance,
+            **tuned,
         ),
         "curves": _curves(exhibit, prefix=f"r{place}-"),
         "curves_lost": curves_lost(exhibit.tuned or exhibit.run),

@@ -68,6 +68,8 @@ class DefaultTexts:
             self._lacking[wanted] = _why_not(wanted, self.column)
         if not (why := self._lacking[wanted]):
             return EvalText(source=wanted, column=self.column)
+        if not trained_on.fingerprint:  # as of what was imported: there is no store
+            raise TextError(f"{why}: name a text with --text")
         try:
             return _rest_of(trained_on, run, why=why)
         except (TextError, StoreError) as error:

@@ -298,7 +298,8 @@ class RunFolder(ABC):
     def write(self) -> None:
         """Write run.json."""
         kept = portable(self, self.path)
-        told = {key: to_json(getattr(kept, name)) for name, key in _keys(type(self)).items()}
+        whole = cast("dict[str, object]", to_json(kept))
+        told = {key: whole[name] for name, key in _keys(type(self)).items() if name in whole}
         head = {"format": FORMAT, "saepipe": saepipe_version(), "kind": self.KIND}
         write_json(self.path / RUN, head | told)
 

@@ -1,7 +1,7 @@
 """The run of a sparse autoencoder: its weights are `sae.safetensors`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -9,6 +9,8 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from pipeline.config.architectures import InputNorm
+from pipeline.config.serialization import UNLESS_DEFAULT
 from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError
 from pipeline.runs.advice import advice_on
@@ -34,6 +36,8 @@ class SAERun(RunFolder):
 
     config: TrainConfig
     """As it ran: the site named, the paths absolute."""
+    input_norm: InputNorm = field(default="none", metadata=UNLESS_DEFAULT)
+    """What the SAE does to each row first: of some that were imported."""
 
     @classmethod
     def as_now(cls, told: Any) -> Any:  # noqa: ANN401 - a parsed run.json
@@ -64,7 +68,7 @@ class SAERun(RunFolder):
     @property
     def d_sae(self) -> int:
         """Number of latents."""
-        return self.config.expansion * self.provenance.d_in
+        return self.config.d_sae(self.provenance.d_in)
 
     @cached_property
     def sae(self) -> SAE:
@@ -92,7 +96,8 @@ class SAERun(RunFolder):
         """What opens sae.safetensors alone."""
         source = self.provenance
         shape = {"d_in": source.d_in, "d_sae": self.d_sae}
-        return metadata_of(tensors, self.config.arch, **shape, site=source.site)
+        where: Any = {"site": source.site, "input_norm": self.input_norm}
+        return metadata_of(tensors, self.config.arch, **shape, **where)
 
     def load_sae(self, device: torch.device) -> SAE:
         """The finished SAE in float32, every byte checked.
@@ -118,4 +123,5 @@ class SAERun(RunFolder):
     def blank_sae(self) -> SAE:
         """An SAE of this run's shape and architecture, its parameters still to be loaded."""
         source = self.provenance
-        return SAE(self.config.arch, d_in=source.d_in, d_sae=self.d_sae, site=source.site)
+        where: Any = {"site": source.site, "input_norm": self.input_norm}
+        return SAE(self.config.arch, d_in=source.d_in, d_sae=self.d_sae, **where)

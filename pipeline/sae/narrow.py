@@ -1,9 +1,9 @@
 """The largest of many products, from a product of numbers cut to bfloat16.
 
-Some CPUs multiply such numbers six times as fast as whole ones. Somewhat more than are wanted are
-looked at closely, by whole numbers; and where another might still be larger, as far as narrow
-products can be off, all of the row. What is picked is what float32 would pick, and so are the
-values.
+Some CPUs multiply such numbers two to six times as fast as whole ones. Somewhat more than are
+wanted are looked at closely, by whole numbers; and where another might still be larger, as far as
+narrow products can be off, all of the row. What is picked is what float32 would pick, and so are
+the values.
 """
 
 import math
@@ -30,9 +30,10 @@ as much as in a whole product, so that of many nothing is gained."""
 
 @cache
 def fast() -> bool:
-    """Whether this CPU has tiles for bfloat16 (AMX), and torch what uses them."""
+    """Whether this CPU multiplies bfloat16 (by AMX or AVX512), and torch has what uses it."""
     able = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
-    return bool(able.get("amx_bf16")) and torch.backends.mkldnn.is_available()
+    multiplies = able.get("amx_bf16") or able.get("avx512_bf16")
+    return bool(multiplies) and torch.backends.mkldnn.is_available()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

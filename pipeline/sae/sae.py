@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast, final
@@ -21,14 +21,17 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config.architectures import ArchConfig
-from pipeline.config.serialization import from_json, to_json
+from pipeline.config.architectures import ArchConfig, InputNorm
+from pipeline.config.serialization import UNLESS_DEFAULT, from_json, to_json
 from pipeline.device import pick_device
 from pipeline.errors import CheckpointError, ConfigError, NoSuchArchitectureError
+from pipeline.formats.foreign_sae import ForeignSAE
+from pipeline.formats.table import ours_of_hub, read_foreign, seems_foreign
 from pipeline.hub.publish import Publication, publish
-from pipeline.hub.repository import MAIN, Address, cached, may_be_on_hub
+from pipeline.hub.repository import MAIN, Address
 from pipeline.sae.architecture import Activation, Architecture, architecture_of
 from pipeline.sae.card import sae_card
+from pipeline.sae.input_norm import normalised, restored, scale_of
 
 BLOCK_ROWS = 1024
 WEIGHTS, ABOUT, RUN = "sae.safetensors", "cfg.json", "run.json"
@@ -47,6 +50,7 @@ class _About:
     d_in: int
     d_sae: int
     site: str = ""
+    input_norm: InputNorm = field(default="none", metadata=UNLESS_DEFAULT)
     sha256: str
     """Of the file; where it stands in the file itself, of the tensors."""
 
@@ -79,7 +83,8 @@ class _About:
                 config, store = raw["config"], raw["store"]
                 raw = {
                     "arch": config["arch"], "d_in": store["d_in"], "site": store["site"],
-                    "d_sae": config["expansion"] * store["d_in"], "sha256": raw["sha256"],
+                    "d_sae": round(config["expansion"] * store["d_in"]), "sha256": raw["sha256"],
+                    "input_norm": raw.get("input_norm", "none"),
                 }  # fmt: skip
             return from_json(_About, raw, where=path.name)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -114,10 +119,19 @@ def metadata_inside(file: Path) -> dict[str, str]:
 
 
 def metadata_of(
-    tensors: Mapping[str, Tensor], arch: ArchConfig, *, d_in: int, d_sae: int, site: str
+    tensors: Mapping[str, Tensor],
+    arch: ArchConfig,
+    *,
+    d_in: int,
+    d_sae: int,
+    site: str,
+    input_norm: InputNorm = "none",
 ) -> dict[str, str]:
     """What goes into a file of these weights, so that it can be opened alone."""
-    about = _About(arch=arch, d_in=d_in, d_sae=d_sae, site=site, sha256=_digest(tensors))
+    sha256 = _digest(tensors)
+    about = _About(
+        arch=arch, d_in=d_in, d_sae=d_sae, site=site, input_norm=input_norm, sha256=sha256
+    )
     return {METADATA: json.dumps(to_json(about))}
 
 
@@ -159,14 +173,16 @@ def filled(sae: "SAE", tensors: Mapping[str, Tensor], *, file: Path, told: Path)
 def described(sae: "SAE", *, sha256: str) -> bytes:
     """The cfg.json of an SAE whose file of weights has this checksum."""
     shape = {"d_in": sae.d_in, "d_sae": sae.d_sae}
-    about = _About(arch=sae.arch, **shape, site=sae.site, sha256=sha256)
+    where: Any = {"site": sae.site, "input_norm": sae.input_norm}
+    about = _About(arch=sae.arch, **shape, **where, sha256=sha256)
     return (json.dumps(to_json(about), indent=2) + "\n").encode()
 
 
 def _facts(it: "SAE | _About") -> dict[str, object]:
     """What an SAE is, by name: settings of its architecture first."""
     settings = cast("dict[str, object]", to_json(it.arch))
-    return {**settings, "d_in": it.d_in, "d_sae": it.d_sae, "site": it.site}
+    norm = {} if it.input_norm == "none" else {"input_norm": it.input_norm}
+    return {**settings, "d_in": it.d_in, "d_sae": it.d_sae, "site": it.site, **norm}
 
 
 def _unlike(now: Mapping[str, object], there: Mapping[str, object]) -> str:
@@ -184,6 +200,8 @@ class Coder(nn.Module, ABC):
     W_dec: nn.Parameter
     b_dec: nn.Parameter
     activation: Activation
+    input_norm: InputNorm
+    """What is done to each row before it is encoded; none, but in some that were imported."""
 
     @property
     def d_in(self) -> int:
@@ -213,13 +231,31 @@ class Coder(nn.Module, ABC):
         """
         return self.activation(self.pre(self._rows(x, "encode", self.d_in)))
 
-    def decode(self, z: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
+    def decode(
+        self, z: Float[Tensor, "*batch d_sae"], *, of: Float[Tensor, "*batch d_in"] | None = None
+    ) -> Float[Tensor, "*batch d_in"]:
         """Reconstruction from latents.
 
+        Args:
+            z: Latents.
+            of: The rows they are of, which an SAE needs that normalises each (`input_norm`).
+
         Raises:
-            ConfigError: rows are not `d_sae` wide.
+            ConfigError: rows are not `d_sae` wide, or those that are needed are not given.
         """
-        return F.linear(self._rows(z, "decode", self.d_sae), self.W_dec.T, self.b_dec)
+        x_hat = F.linear(self._rows(z, "decode", self.d_sae), self.W_dec.T, self.b_dec)
+        if self.input_norm == "none":
+            return x_hat
+        if of is None:
+            raise ConfigError(
+                f"this SAE normalises each row ({self.input_norm}): give decode the rows that were "
+                "encoded, decode(z, of=x), or call it, sae(x)"
+            )
+        return restored(self.input_norm, x_hat, of)
+
+    def written_scale(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"]:
+        """A latent writes `W_dec[i]` times its activation and this: 1 but for `input_norm`."""
+        return scale_of(self.input_norm, x)
 
     def _rows(self, x: Any, verb: str, width: int) -> Tensor:  # noqa: ANN401 - what people give
         """What was given as rows, sure to be of this width."""
@@ -235,7 +271,7 @@ class Coder(nn.Module, ABC):
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Reconstruction of each row."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), of=x)
 
 
 @final
@@ -257,6 +293,7 @@ class SAE(Coder):
         seed: Of the dictionary's random directions.
         rms: Root mean square of the activations, the unit of JumpReLU's thresholds.
         site: Where in a model it belongs, if that is known.
+        input_norm: What is done to each row first.
 
     Raises:
         ConfigError: `k` is above `d_sae`, or the like.
@@ -271,6 +308,7 @@ class SAE(Coder):
         seed: int = 0,
         rms: float = 1.0,
         site: str = "",
+        input_norm: InputNorm = "none",
     ) -> None:
         super().__init__()
         architecture = architecture_of(arch, d_in=d_in, d_sae=d_sae, rms=rms)
@@ -278,6 +316,7 @@ class SAE(Coder):
         W_dec = F.normalize(torch.randn(d_sae, d_in, generator=generator), dim=-1)
         self.arch = arch
         self.site = site
+        self.input_norm: InputNorm = input_norm
         self.W_enc = nn.Parameter((W_dec * architecture.encoder_norm).T.contiguous())
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(W_dec * architecture.decoder_norm)
@@ -288,24 +327,23 @@ class SAE(Coder):
     def from_pretrained(
         cls, folder: str | PathLike[str], *, device: str | torch.device = "cpu"
     ) -> "SAE":
-        """The SAE of a training's folder, or of one that `save_pretrained` wrote, in float32.
+        """An SAE in float32: of a training's folder, as it was saved, or of another library.
 
             sae = SAE.from_pretrained("runs/topk")
             sae = SAE.from_pretrained("org/name/folder@revision")
 
         Args:
-            folder: Of the run, or of what was saved; or the file of weights alone; or where that is
-                on the hub, if nothing of that name is here.
+            folder: Of the run, or of what was saved; or the file of weights alone; or of an SAE of
+                SAELens, dictionary_learning, sparsify, Gemma Scope, OpenAI or Llama Scope; or, if
+                nothing of that name is here, where on the hub any of these is.
             device: `cpu`, `cuda`, `mps`, or `auto` for the best that is there.
 
         Raises:
             CheckpointError: there is none, or it is unfinished or damaged.
             HubError: it is looked for on the hub, which has none, or cannot be reached.
-            ConfigError: the device is not there.
+            ConfigError: the device is not there, or files of no library do not say what they are.
         """
-        if not Path(folder).exists() and may_be_on_hub(str(folder)):
-            folder = cached(Address.of(str(folder)), WEIGHTS, ABOUT, RUN)
-        return cls.load(folder, device=device)
+        return cls.load(ours_of_hub(str(folder)) or folder, device=device)
 
     @classmethod
     @torch.inference_mode(mode=False)
@@ -316,7 +354,10 @@ class SAE(Coder):
 
         What it raises is `from_pretrained`'s.
         """
-        path, where = Path(path), pick_device(device)
+        where = pick_device(device)
+        if seems_foreign(str(path)):
+            return cls.of(read_foreign(str(path))[0]).to(where)
+        path = Path(path)
         file = path if path.is_file() else path / WEIGHTS
         folder = file.parent
         described = any((folder / name).exists() for name in (RUN, ABOUT))
@@ -336,15 +377,24 @@ class SAE(Coder):
                 raise ValueError("its checksum is another")  # noqa: TRY301
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{file} is missing or damaged ({error})") from error
-        sae = cls(about.arch, d_in=about.d_in, d_sae=about.d_sae, site=about.site)
+        shape = {"d_in": about.d_in, "d_sae": about.d_sae}
+        sae = cls(about.arch, **shape, site=about.site, input_norm=about.input_norm)
         told = file if alone else _About.beside(folder)
         return filled(sae, tensors, file=file, told=told).to(where, torch.float32)
+
+    @classmethod
+    def of(cls, foreign: ForeignSAE) -> "SAE":
+        """One that another library wrote."""
+        shape = {"d_in": foreign.d_in, "d_sae": foreign.d_sae}
+        sae = cls(foreign.arch, **shape, site=foreign.site, input_norm=foreign.input_norm)
+        sae.load_state_dict(dict(foreign.tensors))
+        return sae
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `sae.safetensors`, and the `cfg.json` that describes it and has its checksum."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in self._saved().items():
+        for name, data in self.as_files().items():
             (folder / name).write_bytes(data)
 
     def push_to_hub(
@@ -371,23 +421,25 @@ class SAE(Coder):
         settings = {"site": self.site or "not said", **_facts(self)}
         told = [(name.replace("_", " "), str(value)) for name, value in settings.items()]
         card = sae_card(str(address), license=license, settings=told)
-        contents = {**self._saved(), "README.md": card.encode()}
+        contents = {**self.as_files(), "README.md": card.encode()}
         what = Publication(
             source=Path(), address=address, kind="model", private=private, contents=contents,
             owns=lambda name: False,
         )  # fmt: skip
         return publish(what).url
 
-    def _saved(self) -> dict[str, bytes]:
-        """The files of `save_pretrained`."""
+    def as_files(self) -> dict[str, bytes]:
+        """What `save_pretrained` writes, by name."""
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.state_dict().items()}
-        shape = {"d_in": self.d_in, "d_sae": self.d_sae}
-        data = save(tensors, metadata_of(tensors, self.arch, **shape, site=self.site))
+        where: Any = {"site": self.site, "input_norm": self.input_norm}
+        data = save(
+            tensors, metadata_of(tensors, self.arch, d_in=self.d_in, d_sae=self.d_sae, **where)
+        )
         return {WEIGHTS: data, ABOUT: described(self, sha256=hashlib.sha256(data).hexdigest())}
 
     def pre(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Pre-activations of each row: what fine-tuning scales and shifts."""
-        return F.linear(x - self.b_dec, self.W_enc.T, self.b_enc)
+        return F.linear(normalised(self.input_norm, x) - self.b_dec, self.W_enc.T, self.b_enc)
 
     def encoder_directions(self) -> Float[Tensor, "d_sae d_in"]:
         """The columns of `W_enc`."""
@@ -435,6 +487,7 @@ class TunedSAE(Coder):
         super().__init__()
         self.sae = sae.requires_grad_(False)
         self.W_dec, self.b_dec, self.activation = sae.W_dec, sae.b_dec, sae.activation
+        self.input_norm = sae.input_norm
         self.c = nn.Parameter(torch.ones_like(sae.b_enc))
         self.d = nn.Parameter(torch.zeros_like(sae.b_enc))
         self.learned: Bool[Tensor, " d_sae"]

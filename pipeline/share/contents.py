@@ -2,7 +2,7 @@
 
     run.json, cfg.json, sae.safetensors     what it is, and its weights
     tuned.safetensors, features.json        of a fine-tuning: scales and biases, what they moved
-    folded.json                             of a folded one: which fine-tuning it is from
+    folded.json, imported.json              of a folded or imported one: where it is from
     metrics.jsonl, eval.json, *.png         curves, the evaluation, figures
     features/                               where they are asked for
     README.md                               the card
@@ -30,19 +30,20 @@ from pipeline.finetune.run import TUNED, FinetunedRun, is_finetuned
 from pipeline.hub.repository import Content
 from pipeline.runs.belongs import RUN
 from pipeline.runs.curves import METRICS
+from pipeline.runs.imported import IMPORTED
 from pipeline.runs.kinds import Lazy, says_kind
 from pipeline.runs.sae_run import CODER, SAERun
 from pipeline.runs.sweep import SWEEP
 from pipeline.sae.sae import ABOUT, described
 from pipeline.share.shown import shown
 
-COPIES: dict[str, Lazy] = {}
+COPIES: Mapping[str, Lazy] = {"saelens": Lazy("pipeline.exchange.exporting:export")}
 """`(run, name, folder)`: writes a run's SAE into a folder, in the way of the tool of that name, or
 says by a ConfigError that it cannot. The name is that of the folder in the repository, too."""
 
 TABLE = "sweep.csv"
 _AS_THEY_ARE = (CODER, TUNED, METRICS, FEATURES)
-_WITHOUT_PATHS = (RUN, FOLDED, EVAL_FILE)
+_WITHOUT_PATHS = (RUN, FOLDED, IMPORTED, EVAL_FILE)
 _CONTENT = {EVAL_FILE: {"worst"}}
 """Keys of what is text of a data set."""
 _OF_FEATURES = tuple(f"{FOLDER}/{name}" for name in (FACTS, *(f"{t}.parquet" for t in TABLES)))
@@ -141,5 +142,6 @@ def copies_of(run: Path) -> tuple[Mapping[str, Content], list[str]]:
                 notes.append(f"without {name}/: {error}")
                 continue
             for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-                found[f"{name}/{file.relative_to(folder).as_posix()}"] = file.read_bytes()
+                data = public_json(file) if file.suffix == ".json" else file.read_bytes()
+                found[f"{name}/{file.relative_to(folder).as_posix()}"] = data
     return found, notes

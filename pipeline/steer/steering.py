@@ -91,12 +91,14 @@ class Steering:
         W_dec, steered = self.sae.W_dec, x
         if any(self.add.values()):
             amounts = torch.tensor(list(self.add.values()), device=W_dec.device)
-            steered = steered + (amounts @ W_dec[list(self.add)]).to(x)
+            written = amounts @ W_dec[list(self.add)] * self.sae.written_scale(x.to(W_dec))
+            steered = steered + written.to(x)
         held = {**self.clamp, **dict.fromkeys(self.ablate, 0.0)}
         if held:
             wanted = torch.tensor(list(held.values()), device=W_dec.device)
             z = self.sae.encode(x.to(W_dec))[..., list(held)]
-            steered = steered + ((wanted - z) @ W_dec[list(held)]).to(x)
+            written = (wanted - z) @ W_dec[list(held)] * self.sae.written_scale(x.to(W_dec))
+            steered = steered + written.to(x)
         return steered
 
     def __repr__(self) -> str:

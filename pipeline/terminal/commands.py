@@ -21,19 +21,21 @@ from pipeline.config.stages import (
 )
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.runs.names import beside, names_of
-from pipeline.runs.sweep import runs_at
 from pipeline.terminal.lines import (
     advice_lines,
     alone_line,
     checkpoints_of_unfinished,
     curve_words,
+    export_line,
     features_line,
     finetune_line,
     fold_line,
     going_on_line,
     harvest_lines,
+    import_line,
     outcome_line,
     plan_line,
+    published_line,
     report_lines,
     steer_line,
     together_line,
@@ -42,6 +44,10 @@ from pipeline.terminal.screen import Screen
 
 if TYPE_CHECKING:
     from pipeline.config.grid import Point
+    from pipeline.exchange.delphi import DelphiExport
+    from pipeline.exchange.exporting import ExportReport
+    from pipeline.exchange.importing import ImportReport
+    from pipeline.exchange.neuronpedia import NeuronpediaExport
     from pipeline.finetune.fold import FoldReport
     from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
@@ -97,7 +103,7 @@ def run_eval(config: EvalConfig, *, screen: Screen) -> tuple[Any, ...]:
     from pipeline.evaluate.report import measured_on, replaces
     from pipeline.runs.kinds import by_kind
 
-    config = replace(config, runs=runs_at(config.runs, note=lambda what: screen.note([what])))
+    config = replace(config, runs=_runs_of(config.runs, screen))
     before = dict(zip(config.runs, map(_evaluated_on, config.runs), strict=True))
     with screen.progress("eval") as show:
         reports = evaluate(config, on_progress=show)
@@ -159,6 +165,7 @@ def run_features(
     """Find what fires and show it, or some of it closely; gives what JSON is to hold."""
     from pipeline.runs.kinds import kind_of
 
+    config = replace(config, run=brought_in([config.run], screen)[0])
     kind = kind_of(config.run)
     if chosen and (wrong := max(chosen)) >= (n := kind.n_features(config.run)):
         raise ConfigError(f"{config.run} has features 0 to {n - 1}, got {wrong}")
@@ -174,7 +181,7 @@ def run_features(
 
 def run_report(config: ReportConfig, *, screen: Screen) -> Path:
     """Write the page, having made what is missing for it."""
-    config = replace(config, runs=runs_at(config.runs, note=lambda what: screen.note([what])))
+    config = replace(config, runs=_runs_of(config.runs, screen))
     with screen.progress("report") as show:
         summary = verbs.report(config, on_progress=show)
     screen.tell(report_lines(summary))
@@ -184,7 +191,7 @@ def run_report(config: ReportConfig, *, screen: Screen) -> Path:
 
 def run_plot(runs: Sequence[Path], *, screen: Screen) -> Sequence[Path]:
     """Draw what there is to draw of runs."""
-    files = verbs.plot(runs)
+    files = verbs.plot(brought_in(runs, screen))
     screen.tell(f"plot      {file}" for file in files if file.suffix == ".png")
     return files
 
@@ -197,12 +204,14 @@ def run_finetune(
     from pipeline.finetune.run import FinetunedRun
     from pipeline.finetune.tables import comparison_table, effects_table, finetune_table
 
+    own, *others = brought_in([config.run, *config.beside], screen)
+    config = replace(config, run=own, beside=tuple(others))
     with screen.progress("finetune") as show:
         told: Any = verbs.finetune(config, on_progress=show)
     reports: Sequence[FinetuneReport] = told if config.beside else [told]
     report = reports[0]
     screen.tell(map(finetune_line, reports))
-    screen.draw(finetune_table(report))
+    screen.draw(finetune_table(*reports))
     for one in reports:
         meaning = FinetunedRun.open(one.out).meaning()
         table = None if meaning is None else effects_table(meaning, one)
@@ -220,6 +229,8 @@ def run_finetune_plan(config: FinetuneConfig, *, screen: Screen) -> None:
     from pipeline.finetune.tables import memory_table
     from pipeline.runs.sae_run import SAERun
 
+    own, *others = brought_in([config.run, *config.beside], screen)
+    config = replace(config, run=own, beside=tuple(others))
     plan = verbs.finetune(config, plan=True)
     screen.draw(memory_table(plan))
     screen.emit(plan)
@@ -236,10 +247,73 @@ def run_fold(run: Path, out: Path, *, screen: Screen) -> "FoldReport":
     return report
 
 
+def run_import(source: str, out: Path, *, screen: Screen, **settings: Any) -> "ImportReport":  # noqa: ANN401
+    """Import, unless that is done already."""
+    from pipeline.exchange.importing import import_sae
+
+    report = import_sae(source, out, **settings)
+    screen.say(import_line(report))
+    screen.note(report.notes)
+    return report
+
+
+PUBLISHED = {
+    "neuronpedia": ("export_neuronpedia", ("creator", "release", "model_id", "source_set")),
+    "delphi": ("export_delphi", ("store", "tokens")),
+}
+"""Where features go to, the verb that writes them, and what it may be told."""
+
+
+def run_export(
+    run: Path, to: str, out: Path, *, told: Mapping[str, object], screen: Screen
+) -> "ExportReport | NeuronpediaExport | DelphiExport":
+    """Export, unless that is done already."""
+    from pipeline.exchange import verbs as exchange
+    from pipeline.exchange.exporting import TARGETS, export
+
+    if to not in (*TARGETS, *PUBLISHED):
+        raise ConfigError(f"--to must be one of {', '.join((*TARGETS, *PUBLISHED))}, got {to!r}")
+    verb, known = PUBLISHED.get(to, ("", ()))
+    if strange := [name for name in told if name not in known]:
+        others = [name for name, (_, its) in PUBLISHED.items() if strange[0] in its]
+        option = f"--{strange[0].replace('_', '-')}"
+        raise ConfigError(f"{option} is of --to {others[0]}, and --to is {to}: leave it out")
+    run = brought_in([run], screen)[0]
+    if verb:
+        with screen.progress("export") as show:
+            made = getattr(exchange, verb)(run, out=out, on_progress=show, **told)
+        screen.say(published_line(made, to))
+        screen.note(getattr(made, "notes", ()))
+        return made
+    report = export(run, to, out)
+    screen.say(export_line(report))
+    screen.note(report.notes)
+    return report
+
+
+def brought_in(paths: Sequence[Path], screen: Screen) -> list[Path]:
+    """These runs; an SAE of another library is imported first, which is said."""
+    from pipeline.exchange.importing import brought_in as bring
+
+    return bring(paths, say=lambda report: screen.say(import_line(report)))
+
+
+def _runs_of(paths: Sequence[Path], screen: Screen) -> tuple[Path, ...]:
+    """As `brought_in`, a sweep's folder being its runs."""
+    from pipeline.exchange.importing import runs_of
+
+    return runs_of(
+        paths,
+        say=lambda report: screen.say(import_line(report)),
+        note=lambda what: screen.note([what]),
+    )
+
+
 def run_steer(config: SteerConfig, *, screen: Screen) -> "SteerReport":
     """Steer, and show the texts side by side."""
     from pipeline.terminal.steer import steer_tables
 
+    config = replace(config, runs=tuple(brought_in(config.runs, screen)))
     with screen.progress("steer") as show:
         report = verbs.steer(config, on_progress=show)
     screen.say(steer_line(report))

@@ -14,6 +14,10 @@ from pipeline.tables import many
 from pipeline.terminal.store_facts import fidelity_of
 
 if TYPE_CHECKING:  # they bring torch
+    from pipeline.exchange.delphi import DelphiExport
+    from pipeline.exchange.exporting import ExportReport
+    from pipeline.exchange.importing import ImportReport
+    from pipeline.exchange.neuronpedia import NeuronpediaExport
     from pipeline.features.files import FeatureSet
     from pipeline.finetune.fold import FoldReport
     from pipeline.finetune.run import FinetuneReport
@@ -147,6 +151,26 @@ def fold_line(report: "FoldReport") -> str:
     """What it is now, and where."""
     reused = "complete, reused" if report.reused else f"{report.d_sae:,} scales and biases"
     return f"fold      {reused}: {report.out} ({report.arch} at {report.site})"
+
+
+def import_line(report: "ImportReport") -> str:
+    """What it is, whose it was, and where it is now."""
+    reused = "complete, reused" if report.reused else f"{report.source} of {report.library}"
+    at = f" at {report.site}" if report.site else ""
+    width = f"{report.d_in} -> {report.d_sae:,}"
+    return f"import    {reused}: {from_here(report.out)} ({report.arch}{at}, {width})"
+
+
+def export_line(report: "ExportReport") -> str:
+    """For whom, which files, and where."""
+    reused = "complete, reused" if report.reused else f"for {report.to}"
+    return f"export    {reused}: {from_here(report.out)} ({', '.join(report.files)})"
+
+
+def published_line(report: "NeuronpediaExport | DelphiExport", to: str) -> str:
+    """For whom, how much, and where."""
+    reused = "complete, reused" if report.reused else f"for {to}"
+    return f"export    {reused}: {from_here(report.folder)} ({size(report.n_bytes)})"
 
 
 def steer_line(report: "SteerReport") -> str:

@@ -5,6 +5,7 @@ import re
 from dataclasses import fields
 
 from pipeline.config.architectures import ARCHS
+from pipeline.config.rows import ImportConfig
 from pipeline.config.stages import (
     EvalConfig,
     FeaturesConfig,
@@ -20,19 +21,16 @@ from pipeline.text.token_text import visible
 
 _CONFIGS = (
     HarvestConfig, TrainConfig, ConnectConfig, EvalConfig, FeaturesConfig, FinetuneConfig,
-    ReportConfig, SteerConfig, MnistConfig, *ARCHS.values(),
+    ReportConfig, SteerConfig, MnistConfig, ImportConfig, *ARCHS.values(),
 )  # fmt: skip
+_OTHERS = {*FLAGS, "site", "column", "log", "config", "to", "license", "revision"}
+"""Options that are no field of a config, or are called otherwise than it."""
 _SETTING = re.compile(r"`([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)?)(=[^`]*)?`")
 
 
 def as_typed(message: str) -> str:
     """A message with each setting as its option; other words in backquotes stay."""
-    known = {f.name for config in _CONFIGS for f in fields(config)} | {
-        *FLAGS,
-        "site",
-        "log",
-        "config",
-    }
+    known = {f.name for config in _CONFIGS for f in fields(config)} | _OTHERS
 
     def option(found: re.Match[str]) -> str:
         name, value = found[1], found[2] or ""

@@ -96,7 +96,8 @@ def _lines(facts: Mapping[str, Any]) -> dict[str, str]:
     text, column = source.pop("text", "unknown"), source.pop("text_column", None)
     rows = f"{facts['n_rows']:,}"
     if "n_rows_safe" in facts:
-        state = "not finished: go on with the same saepipe harvest that began it"
+        began = "store import" if "imported_from" in source else "harvest"
+        state = f"not finished: go on with the same saepipe {began} that began it"
         rows = f"{facts['n_rows_safe']:,} safe on disk of {rows} wanted"
     else:
         state = f"complete, generation {facts['generation']}"

@@ -73,8 +73,8 @@ def text_of(record: object, column: Column, *, where: str) -> str:
     if isinstance(record, str) and column.spell is None:
         return _encodable(record, where=where)
     if not isinstance(record, Mapping):
-        kind = type(record).__name__
-        raise TextError(f"{where} is neither a record nor a string but a {kind}")
+        expected = "neither a record nor a string" if column.spell is None else "not a record"
+        raise TextError(f"{where} is {expected} but a {type(record).__name__}")
     fields = cast("Mapping[str, object]", record)
     values = [fields[name] for name in text_columns(fields, column, where=where)]
     return _encodable("".join(_text(value, column, where=where) for value in values), where=where)

@@ -20,6 +20,7 @@ from actstore.batches import Batches
 from actstore.reader import ActStore
 from pipeline.config.training import Normalize, TrainConfig
 from pipeline.errors import ConfigError
+from pipeline.stores import has_tokens
 from pipeline.training.batches import as_tensor
 
 POSITION, TOKEN = "position", "token_id"
@@ -83,12 +84,14 @@ class _Rule:
         norm = None if self.limit is None else torch.linalg.vector_norm(x, dim=-1)
         return _kept(batch, self.excluded, norm, self.limit)
 
-    def apply(self, batch: Mapping[str, Tensor]) -> Float32[Tensor, "b d"]:
-        """The rows that are left, scaled."""
+    def apply(self, batch: Mapping[str, Tensor], *, own: bool) -> Float32[Tensor, "b d"]:
+        """The rows that are left, scaled; in the memory of the batch where that is its `own`."""
         x, kept = batch[self.feed.site], self.kept(batch)
         if kept is not None:
             x = x[kept]
-        return x / self.scale if self.feed.normalize == "rms" else x
+        if self.feed.normalize != "rms":
+            return x
+        return x.div_(self.scale) if own or kept is not None else x / self.scale
 
 
 class Feeder:
@@ -113,6 +116,11 @@ class Feeder:
         self._device = device
         for feed in self.feeds:
             _require_meaning(feed, ctx_len=store.spec.ctx_len)
+            if feed.exclude_tokens and not has_tokens(store.spec):
+                raise ConfigError(
+                    f"exclude_tokens leaves nothing out: {store.path} was imported without token "
+                    "ids; import it with --tokens-file"
+                )
         excluding = dict.fromkeys(feed.site for feed in self.feeds if feed.excludes)
         samples = {site: self._look(site) for site in excluding}
         self._rules = {feed: self._rule(feed, samples.get(feed.site, {})) for feed in self.feeds}
@@ -130,9 +138,11 @@ class Feeder:
     def fed(self, batch: Mapping[str, Tensor]) -> dict[Feed, Float32[Tensor, "b d"]]:
         """The rows of a batch for each feed; not to be written to, as some share memory.
 
-        What a tensor has fewer rows than the batch was dropped; it may be all of them.
+        What a tensor has fewer rows than the batch was dropped; it may be all of them. The batch
+        is used up: the rows of a site that one feed takes are scaled in place.
         """
-        return {feed: rule.apply(batch) for feed, rule in self._rules.items()}
+        alone = len(self.sites) == len(self.feeds)
+        return {feed: rule.apply(batch, own=alone) for feed, rule in self._rules.items()}
 
     def kept(self, feed: Feed, batch: Mapping[str, Tensor]) -> Bool[Tensor, " b"] | None:
         """Which rows of a batch a feed leaves; None means all."""
@@ -166,7 +176,7 @@ class Feeder:
         for block in sample_rows(
             self.store, sites=(feed.site,), metadata=feed.metadata, n_rows=n_rows, seed=seed
         ):
-            yield rule.apply(_moved(block, self._device))
+            yield rule.apply(_moved(block, self._device), own=False)
 
     def _look(self, site: str) -> dict[str, Tensor]:
         """Norms and metadata of sampled rows: of this site alone, whatever others are fed."""

@@ -153,8 +153,10 @@ class Group(MemberGroup[SAEMember]):
             self._resample()
             if reports:
                 written = self._report(x, parts, used)
-        if self.step % self._config.checkpoint_every == 0 or self.done:
+        if self.step % self._config.checkpoint_every == 0:
             self.save()
+        elif self.done:
+            self.check()
         return written
 
     def keep(self, kept: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from actstore.batches import Batches
 from actstore.reader import ActStore
 from pipeline.config.training import LoopConfig
 from pipeline.device import pick_device
-from pipeline.errors import DataError
+from pipeline.errors import CheckpointError, DataError
 from pipeline.runs.curves import StepReport, last_report
 from pipeline.runs.kinds import AnyGroup, Source
 from pipeline.training.batches import device_batches
@@ -119,12 +119,21 @@ def advance_all(
 
 
 def end(group: AnyGroup, curves: type[StepReport], on_end: OnEnd) -> None:
-    """Part with members that diverged, and finish the others when they are done."""
+    """Part with members that diverged, and finish the others when they are done.
+
+    Raises:
+        CheckpointError: the disk is full or fails; what was learned is kept in a checkpoint, if
+            there is room for one.
+    """
     for member, error in group.part_with_failures():
         member.fail(error)
         on_end(member.path, error)
     if group.members and group.done:
-        group.finish()
+        try:
+            group.finish()
+        except CheckpointError:
+            group.save()
+            raise
         for member in group.members:
             report = last_report(member.path, curves, n_steps=member.n_steps, reused=False)
             on_end(member.path, report)

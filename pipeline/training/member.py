@@ -177,6 +177,12 @@ class MemberGroup(ABC, Generic[MemberT]):
                 with self.failing(member):
                     self.save_member(m)
 
+    def check(self) -> None:
+        """Note which members diverged."""
+        for member in self.members:
+            with self.failing(member):
+                member.require_finite()
+
     def part_with_failures(self) -> list[tuple[MemberT, DataError]]:
         """Let go of the members that diverged, and say why; the others go on without them."""
         gone = self._failures

@@ -176,6 +176,8 @@ def test_without_peft_lora_is_left_out_and_that_is_said(tuned, monkeypatch):
     assert comparison.notes[1].startswith("some did best at the lowest or highest learning rate")
     alone = replace(comparison, lrs=(*comparison.lrs, 1e-9, 1e9))
     assert alone.notes == comparison.notes[:1]
+    begun = replace(alone, ways=alone.ways[:3])
+    assert begun.notes == ("not all ways were gone yet: the same command goes on",)
 
 
 @pytest.mark.parametrize("arch", ["relu", "topk", "batchtopk"])

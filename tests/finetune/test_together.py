@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
+from itertools import permutations
 
 import pytest
 import saepipe as sp
@@ -28,8 +29,8 @@ from tests.helpers.refusals import refused
 from tests.helpers.tiny import make_sae, save_sae
 from tests.helpers.tunings import finetune
 
-SITES = ("mlp_out.1", "attn_out.1", "resid_post.2")
-"""Two of one layer, and one above."""
+SITES = ("attn_out.1", "mlp_out.1", "resid_post.2")
+"""Two of one layer, and one above; named in another order."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def runs(tmp_path_factory, tiny_model):
 @pytest.fixture
 def together(tmp_path, runs, text):
     return partial(
-        make_config, run=runs[0], beside=tuple(runs[1:]), out=tmp_path / "tuned", text=text
+        make_config, run=runs[1], beside=(runs[2], runs[0]), out=tmp_path / "tuned", text=text
     )
 
 
@@ -52,17 +53,18 @@ def together(tmp_path, runs, text):
 def learned(tmp_path_factory, runs, text):
     """A whole one, which nobody changes."""
     out = tmp_path_factory.mktemp("learned") / "tuned"
-    config = make_config(run=runs[0], beside=tuple(runs[1:]), out=out, text=text)
+    config = make_config(run=runs[1], beside=(runs[2], runs[0]), out=out, text=text)
     return config, finetune_together(config)
 
 
-def test_of_each_there_is_a_run_that_stands_alone(learned):
+def test_of_each_there_is_a_run_that_stands_alone(learned, runs):
     config, reports = learned
     assert [report.site for report in reports] == [*SITES]
     for report, site in zip(reports, SITES, strict=True):
         run = FinetunedRun.open(config.out / site)
         assert run.report == report
         assert {*report.together_with} == {*SITES} - {site}
+        assert [*run.config.beside] == [path for path in runs if path.name != site]
         assert run.sae.learned.any()
         assert torch.equal(run.sae.learned, (run.sae.c != 1) | (run.sae.d != 0))
         assert run.losses() == FinetunedRun.open(config.out / SITES[0]).losses()
@@ -122,10 +124,12 @@ def test_what_is_kept_of_the_gain_is_measured_beside_the_others(learned):
 
 def test_the_same_command_reuses_them_and_others_are_refused(learned, runs):
     config, _ = learned
-    assert [one.reused for one in finetune_together(config)] == [True] * 3
-    told = "exists and is not a fine-tuning of mlp_out.1, attn_out.1: choose another --out"
+    for first, *others in permutations(runs):
+        again = make_config(**{**vars(config), "run": first, "beside": tuple(others)})
+        assert [one.reused for one in finetune_together(again)] == [True] * 3
+    told = "exists and is not a fine-tuning of attn_out.1, mlp_out.1: choose another --out"
     with refused(ConfigError, told):
-        finetune_together(make_config(**{**vars(config), "beside": (runs[1],)}))
+        finetune_together(make_config(**{**vars(config), "beside": (runs[0],)}))
     with refused(ConfigError, "holds a fine-tuning of another configuration"):
         finetune_together(make_config(**{**vars(config), "lr": 0.01}))
     with refused(ConfigError, "exists and is not a fine-tuning: choose another --out"):
@@ -134,14 +138,14 @@ def test_the_same_command_reuses_them_and_others_are_refused(learned, runs):
     assert [one.reused for one in finetune_together(config)] == [True] * 3
 
 
-def test_one_that_was_stopped_goes_on_to_the_same_bits(together, learned):
+def test_one_that_was_stopped_goes_on_to_the_same_bits_in_any_order(together, learned, runs):
     def stop(progress):
         if progress.stage == "finetune" and progress.done == 7:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         finetune_together(together(), on_progress=stop)
-    finetune_together(together())
+    finetune_together(together(run=runs[0], beside=tuple(runs[1:])))
     for site in SITES:
         ours, theirs = (FinetunedRun.open(c.out / site).sae for c in (together(), learned[0]))
         for name in ("c", "d", "learned"):
@@ -175,13 +179,13 @@ def test_one_that_was_stopped_needs_the_same_saes(together, runs, tiny_model, tm
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune_together(together(beside=(second,)), on_progress=stop)
-    with refused(ConfigError, r"of another configuration \(run: .* there, .* now; beside"):
-        finetune_together(together(run=second, beside=(runs[0],)))
+        finetune_together(together(run=runs[0], beside=(second,)), on_progress=stop)
+    with refused(ConfigError, r"of another configuration \(beside: .* there, .* now"):
+        finetune_together(together(run=runs[0], beside=(second, runs[2])))
     shutil.rmtree(second)
     save_sae(second, make_sae(seed=7), model=tiny_model, site=SITES[1])
     with refused(ConfigError, "second was trained again since"):
-        finetune_together(together(beside=(second,)))
+        finetune_together(together(run=runs[0], beside=(second,)))
 
 
 def test_a_plan_counts_all_of_them(together, runs):
@@ -197,7 +201,7 @@ def test_whoever_uses_one_alone_is_told(learned):
     config, _ = learned
     run = config.out / SITES[0]
     (report,) = evaluate(EvalConfig(runs=(run,), text=config.text, tokens=100, device="cpu"))
-    assert any("learned together with features of attn_out.1 and" in one for one in report.notes)
+    assert any("learned together with features of mlp_out.1 and" in one for one in report.notes)
 
 
 def test_their_figures_are_drawn_again_from_the_folder_of_all(learned):
@@ -209,8 +213,8 @@ def test_what_they_gain_is_told_beside_the_others(learned):
     config, (first, *_) = learned
     run = FinetunedRun.open(config.out / SITES[0])
     table = effects_table(run.meaning(), first)
-    assert table.title == "features of mlp_out.1 by the effect of their change"
-    assert "that they add to those at attn_out.1 and resid_post.2, on" in table.caption
+    assert table.title == "features of attn_out.1 by the effect of their change"
+    assert "that they add to those at mlp_out.1 and resid_post.2, on" in table.caption
     told = gain_words(run.meaning().effects, replace(first, together_with=()))
     assert "that they add" not in told
     empty = replace(run.meaning(), by_effect=())
@@ -240,11 +244,11 @@ def test_python_gives_a_report_of_each(together, runs, text):
 
 
 def test_what_cannot_go_together_is_one_line(together, runs, tmp_path):
-    copy = shutil.copytree(runs[0], tmp_path / "copy")
+    copy = shutil.copytree(runs[1], tmp_path / "copy")
     with refused(ConfigError, "copy is of mlp_out.1, as another of these runs is"):
         finetune_together(together(beside=(copy,)))
     with refused(ConfigError, "mlp_out.1 is of mlp_out.1, as another of these runs is"):
-        finetune_together(together(beside=(runs[0],)))
+        finetune_together(together(beside=(runs[1],)))
     with refused(ConfigError, "--compare is of one site"):
         together(compare=True)
     with refused(ConfigError, "one SAE goes to mlp_out.0, and 3 are named"):

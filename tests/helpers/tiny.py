@@ -106,7 +106,7 @@ def save_sae(
         arch=arch or ReluConfig(l1=1e-3),
         batch_size=1024,
         lr=1e-4,
-        expansion=coder.d_sae // coder.d_in,
+        expansion=coder.d_sae / coder.d_in,
     )
     provenance = make_provenance(
         path=config.store,
@@ -117,5 +117,6 @@ def save_sae(
         d_in=coder.d_in,
         **read,
     )
-    SAERun(path=path, config=config, provenance=provenance).finish(coder)
+    norm = coder.input_norm
+    SAERun(path=path, config=config, provenance=provenance, input_norm=norm).finish(coder)
     return path

@@ -89,8 +89,10 @@ class MeanGroup(MemberGroup[Member[MeanRun]]):
         self.grad.copy_(2 * error.mean(0))
         member.adam.step(lr)
         member.count(loss)
-        if member.step % member.run.config.checkpoint_every == 0 or member.done:
+        if member.step % member.run.config.checkpoint_every == 0:
             self.save()
+        elif member.done:
+            self.check()
         if not reports:
             return []
         report = StepReport(

@@ -201,7 +201,7 @@ def unfinish(out: Path, *, up_to: int) -> None:
     (out / "run.json").write_text(json.dumps(document | {"sha256": ""}))
     (weights,) = out.glob("*.safetensors")
     weights.unlink()
-    for folder in (out / "checkpoints").iterdir():
+    for folder in (out / "checkpoints").glob("step-*"):
         if int(folder.name.split("-")[1]) > up_to:
             shutil.rmtree(folder)
 

@@ -114,6 +114,12 @@ def test_what_a_template_cannot_spell_is_one_line(source, told):
     assert "\n" not in str(error.value)
 
 
+def test_special_tokens_are_those_that_have_a_text(folder):
+    told = {"pad_token": None, "unk_token": {"lstrip": False}, "cls_token": {"content": "[C]"}}
+    template = load_chat_template(folder(chat_template=PLAIN, **told))
+    assert template.named == NAMED | {"cls_token": "[C]"}
+
+
 def test_a_template_that_is_no_text_is_one_line(folder, tmp_path):
     name = folder()
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")

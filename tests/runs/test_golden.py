@@ -14,7 +14,7 @@ from safetensors.torch import load
 
 from actstore.reader import ActStore
 from pipeline.connect.run import ConnectorRun
-from pipeline.errors import CheckpointError
+from pipeline.errors import ConfigError
 from pipeline.runs.curves import read_curves
 from pipeline.runs.kinds import KINDS, says_kind
 from pipeline.runs.sae_run import SAERun
@@ -48,7 +48,7 @@ def test_an_sae_encodes_and_reconstructs_as_it_did(read):
     assert torch.equal(SAE.from_pretrained(read).encode(x), z)
     assert torch.equal(SAE.load(read / "sae.safetensors").encode(x), z)
     (read / "run.json").unlink()
-    with pytest.raises(CheckpointError, match="no run.json beside it and does not say what it is"):
+    with pytest.raises(ConfigError, match="sae.safetensors does not say what its activation is"):
         SAE.load(read / "sae.safetensors")
 
 

@@ -38,7 +38,7 @@ def test_it_is_trained_alone_in_a_sweep_and_after_a_stop(store, tmp_path, monkey
     monkeypatch.setitem(KINDS, "mean", "tests.helpers.toy_kind:MEANS")
     settings = {
         "store": str(store.path), "batch_size": 64, "tokens": 2560, "lr": [0.2, 0.0002],
-        "log_every": 1, "device": "cpu",
+        "log_every": 1, "device": "cpu", "checkpoint_every": 40,
     }  # fmt: skip
     swift, slow = expand(settings, out=tmp_path / "grid", kind=MeanConfig)
     whole = train(replace(swift.config, out=tmp_path / "whole"))

@@ -108,7 +108,8 @@ def test_the_file_of_weights_alone_is_an_sae(config, tmp_path):
     data[-1] ^= 1
     for damaged in (data, data[:100], b"", b"PK"):
         alone.write_bytes(damaged)
-        with refused(CheckpointError, r"away\.safetensors is missing or damaged \(.+\)$"):
+        told = r"(is missing or damaged \(.+\)|cannot be read as weights: .+)$"
+        with refused(CheckpointError, rf"away\.safetensors {told}"):
             SAE.load(alone)
 
 
@@ -185,13 +186,13 @@ def test_where_it_lies_and_who_computes_may_change(config):
 @pytest.mark.parametrize(
     ("files", "which", "seems"),
     [
-        (["ae.pt"], "ae.pt", "a file of PyTorch"),
+        (["a.pt"], "a.pt", "a file of PyTorch"),
+        (["ae.pt"], "ae.pt", "an SAE of dictionary_learning: type saepipe import "),
         (["x.NPZ"], "x.NPZ", "a file of numpy"),
         (["notes"], "notes", "a file"),
         (["run.json", "sae.safetensors"], "sae.safetensors", "a file of the run "),
         (["ae.pt", "config.json"], ".", "an SAE of dictionary_learning"),
         (["cfg.json", "sae_weights.safetensors"], ".", "an SAE of SAELens"),
-        (["sweep.json", "k=8/run.json"], ".", "a sweep, whose runs are the folders in it"),
         (["data.zarr/zarr.json"], ".", "an activation store"),
     ],
 )
@@ -201,13 +202,25 @@ def test_what_is_no_run_is_called_what_it_seems_to_be(tmp_path, files, which, se
         (tmp_path / name).write_bytes(b"PK")
     path = tmp_path / which
     with refused(
-        CheckpointError, f"^{path} is not a run: it has no run.json, and seems to be {seems}"
+        CheckpointError, f"^{path} is not a run(: it has no run.json)?, and seems to be {seems}"
     ):
         SAERun.open(path)
     with refused(
         CheckpointError, "it has no run.json; a run is a folder that saepipe train makes$"
     ):
         SAERun.open(tmp_path / "absent")
+
+
+def test_a_sweep_is_no_run_and_says_which_are(tmp_path):
+    (tmp_path / "sweep.json").write_bytes(b"{}")
+    told = f"^{tmp_path} is a sweep, not a run: name one of its runs"
+    with refused(CheckpointError, f"{told}$"):
+        SAERun.open(tmp_path)
+    for name in ("k=8", "k=16"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_bytes(b"{}")
+    with refused(CheckpointError, f"{told}, as {tmp_path / 'k=16'}$"):
+        SAERun.open(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a/thesis.txt", "a"])

@@ -159,6 +159,13 @@ def test_what_is_no_conversation_is_one_line(tmp_path, told, found):
         list(questions(str(path), chat=spelled))
 
 
+def test_a_plain_string_among_conversations_is_one_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": TALKS[0]}) + '\n"hello"\n')
+    with pytest.raises(TextError, match="line 2 is not a record but a str"):
+        list(questions(str(path), chat=spelled))
+
+
 def test_what_else_a_message_holds_may_be_anything(tmp_path):
     talk = [{**message, "when": datetime(2026, 1, 1, tzinfo=UTC)} for message in TALKS[0]]
     path = tmp_path / "a.parquet"

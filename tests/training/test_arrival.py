@@ -180,7 +180,8 @@ def test_directions_start_half_towards_rows_seen_from_their_mean():
 def test_a_price_that_is_told_stays_and_thresholds_are_as_they_were_learned(wide, tmp_path):
     arch = {"kind": "jumprelu", "coefficient": 0.02}
     settings = OPEN | {"lr": 0.01, "normalize": "none"}
-    train(config_of(wide, tmp_path / "r", steps=64, arch=arch, log_every=1, **settings))
+    settings |= {"log_every": 1, "checkpoint_every": 64}
+    train(config_of(wide, tmp_path / "r", steps=64, arch=arch, **settings))
     run, curves = SAERun.open(tmp_path / "r"), lines_of(tmp_path / "r")
     rows = column(ActStore.open(wide), "mlp_out.0").astype(np.float64)
     price = 0.02 * np.square(rows).sum(-1).mean()

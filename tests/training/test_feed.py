@@ -153,6 +153,19 @@ def test_a_batch_of_excluded_rows_is_fed_as_no_rows(store):
     assert 0 in sizes and sum(sizes) == N_ROWS // 8
 
 
+def test_the_only_feed_of_a_site_scales_the_batch_itself(store):
+    alone, other, plain = Feed(site=A, normalize="rms"), Feed(site=B), Feed(site=A)
+    for feeds, own in (([alone], True), ([alone, other], True), ([alone, plain], False)):
+        feeder = feeder_of(store, *feeds)
+        batch = batch_of(store, feeder)
+        rows = batch[A].clone()
+        fed = feeder.fed(batch)
+        assert torch.equal(fed[alone], rows / feeder.scale(alone))
+        assert (fed[alone].data_ptr() == batch[A].data_ptr()) is own
+        if not own:
+            assert torch.equal(fed[plain], rows)
+
+
 def test_what_a_member_is_fed_does_not_depend_on_the_others(store):
     feed = Feed(site=B, normalize="rms", exclude_norms=1.1, exclude_positions=(2,))
     others = (Feed(site=A, exclude_norms=1.3, exclude_tokens=(1, 2)), Feed(site=B))

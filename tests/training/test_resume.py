@@ -64,7 +64,7 @@ CASES: dict[str, dict[str, object]] = {
         "resample_window": "2 steps",
     },
 }  # fmt: skip
-STEPS = 34
+STEPS = 35
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,9 @@ SPARSE = {"relu", "relu-april", "topk", "matryoshka"}
     ],
 )
 def test_stacked_members_are_those_trained_alone_to_rounding(store, tmp_path, kind, sparse):
-    settings = settings_for(store, steps=STEPS, stack="on", sparse=sparse, **STACKS[kind])
+    settings = settings_for(
+        store, steps=STEPS, stack="on", sparse=sparse, checkpoint_every=STEPS, **STACKS[kind]
+    )
     out = tmp_path / "sweep"
     train_settings(settings, out)
     for name, run in alone(settings, out, tmp_path).items():

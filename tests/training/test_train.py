@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from actstore.reader import ActStore
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.harvest.harvest import harvest
 from pipeline.plots.training import save_curves
 from pipeline.runs.curves import METRICS, TrainReport
 from pipeline.runs.sae_run import SAERun
 from pipeline.terminal.lines import curve_words
+from pipeline.training.group import Group
 from pipeline.training.train import train
 from tests.helpers.harvests import harvest_config
 from tests.helpers.refusals import refused
@@ -245,6 +246,35 @@ def test_a_disk_that_fails_is_one_line(store, tmp_path, monkeypatch, code, advic
     monkeypatch.undo()
     assert train(config_for(store, tmp_path / "a")).step == 30
     assert steps_kept(tmp_path / "a") == [10, 20, 30]
+
+
+def test_a_disk_that_fails_at_the_end_leaves_a_checkpoint_to_go_on_from(
+    store, tmp_path, monkeypatch
+):
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    settings = {"checkpoint_every": 1000}
+    train(config_for(store, tmp_path / "whole", **settings))
+    assert steps_kept(tmp_path / "whole") == []
+    monkeypatch.setattr("pipeline.runs.folder.save_tensors", full)
+    with pytest.raises(CheckpointError, match="make room, then the same command goes on"):
+        train(config_for(store, tmp_path / "a", **settings))
+    monkeypatch.undo()
+    assert steps_kept(tmp_path / "a") == [30]
+    assert train(config_for(store, tmp_path / "a", **settings)).step == 30
+    weights = [(tmp_path / name / "sae.safetensors").read_bytes() for name in ("whole", "a")]
+    assert weights[0] == weights[1]
+
+
+def test_one_that_diverges_at_its_last_step_is_not_finished_though_nothing_reports_it(
+    store, tmp_path, monkeypatch
+):
+    """As where exclusions leave nothing of the last batch."""
+    monkeypatch.setattr(Group, "_report", lambda *_: [])
+    with pytest.raises(DataError, match="training diverged: the loss is .* at step 2 of"):
+        train(config_for(store, tmp_path / "a", lr=1e30, steps=2, checkpoint_every=100))
+    assert not SAERun.read(tmp_path / "a").finished
 
 
 def test_steps_cover_the_rows_asked_for(store):

@@ -1,0 +1,295 @@
+"""The verbs of `import saepipe` for what other tools made, and for what they take.
+
+`import` is a word of Python's: an SAE comes by `import_sae`, activations by `import_store`.
+"""
+
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config.keywords import config_of, takes, told_in_settings
+from pipeline.config.rows import ExportConfig, ExportFormat, ImportConfig
+from pipeline.limits import limits_told
+from pipeline.progress import OnProgress
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.exchange.delphi import DelphiExport
+    from pipeline.exchange.exporting import ExportReport
+    from pipeline.exchange.neuronpedia import NeuronpediaExport
+    from pipeline.exchange.rows.export import ExportSummary
+    from pipeline.exchange.rows.importing import ImportSummary
+    from pipeline.exchange.saebench import SAEBenchSAE
+    from pipeline.runs.sae_run import SAERun
+
+AnyPath = str | PathLike[str]
+
+
+@told_in_settings
+@limits_told()
+def import_sae(
+    source: AnyPath,
+    *,
+    out: AnyPath,
+    site: str | None = None,
+    model: str | None = None,
+    arch: str | None = None,
+    k: int | None = None,
+    centred: bool = True,
+) -> "SAERun":
+    """Make a run of an SAE of another library, which every verb takes.
+
+        run = sp.import_sae("google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71",
+                            out="runs/gemma")
+
+    It is read as its library computes it: SAELens, dictionary_learning, sparsify, Gemma Scope,
+    OpenAI and Llama Scope, or a plain file of matrices. For its tensors alone see
+    `SAE.from_pretrained`.
+
+    Args:
+        source: A folder, a file, or `org/repo[/folder][@revision]` of the hub.
+        out: Folder of the run; what is there already, from the same files, is reused.
+        site: Where it belongs, as `mlp_out.3`; None is what its files say.
+        model: In which model; None is what its files say.
+        arch: Its architecture, of files of no library.
+        k: Active latents of a row, of such files.
+        centred: Whether `b_dec` is taken from the input, of such files.
+
+    Raises:
+        CheckpointError: there is no SAE, or one that cannot be had here, or it is damaged; or the
+            disk fails.
+        ConfigError: a setting is none, or `out` holds something else.
+    """
+    from pipeline.exchange.importing import import_sae as run
+    from pipeline.runs.sae_run import SAERun
+
+    told = {"site": site, "model": model, "arch": arch}
+    return SAERun.open(run(fspath(source), Path(out), **told, k=k, centred=centred).out)
+
+
+@told_in_settings
+@limits_told()
+def export(run: AnyPath, *, to: str, out: AnyPath) -> "ExportReport":
+    """Write the SAE of a run as another library opens it.
+
+        sp.export("runs/topk", to="saelens", out="for-saelens")
+
+    What was fine-tuned is folded first. `batchtopk` becomes `jumprelu` where the other side knows
+    no threshold for all latents.
+
+    Args:
+        run: Of an SAE, trained, imported or fine-tuned.
+        to: `saelens`, `dictionary-learning`, `sparsify`, or `safetensors`: a plain file.
+        out: The folder to make; what is there already is reused where it is the same.
+
+    Returns:
+        The files, and what whoever opens them must know.
+
+    Raises:
+        ConfigError: the other side has nothing like it, or `out` holds something else.
+        CheckpointError: the run cannot be used; or the disk fails.
+    """
+    from pipeline.exchange.exporting import export as write
+
+    return write(Path(run), to, Path(out))
+
+
+@takes(ImportConfig)
+@limits_told()
+def import_store(
+    source: AnyPath | ImportConfig,
+    *,
+    on_progress: OnProgress | None = None,
+    **settings: object,
+) -> "ImportSummary":
+    """Make a store of activations that others kept; what was stopped goes on.
+
+        sp.import_store("acts.npy", sites=["mlp_out.3"], out="acts.actstore")
+
+    Args:
+        source: SAELens' cached activations, saev's shards, or rows in .npy, safetensors, Parquet,
+            Arrow or raw files; a file, or a folder of them.
+        on_progress: Told the rows done.
+        settings: Those below.
+
+    Returns:
+        What it did, which every verb takes as the path of its store.
+
+    Raises:
+        ConfigError: it is not said which rows of what these are, or what is said cannot be.
+        DataError: a file is damaged, changes meanwhile, or holds rows that are not finite.
+        StoreError: another store is there, another writer is at work, or the disk fails; the same
+            call goes on.
+    """
+    from pipeline.exchange.rows.importing import import_rows
+
+    given = source if isinstance(source, ImportConfig) else {"source": source}
+    made = config_of(ImportConfig, given, settings, verb="import_store")
+    return import_rows(made, on_progress=on_progress)
+
+
+@told_in_settings
+@limits_told()
+def export_store(
+    store: AnyPath,
+    site: str,
+    *,
+    to: ExportFormat,
+    out: AnyPath,
+    on_progress: OnProgress | None = None,
+) -> "ExportSummary":
+    """Write the rows of a site for others, in the order of their texts, with their token ids.
+
+        sp.export_store("acts.actstore", "mlp_out.3", to="safetensors", out="acts.safetensors")
+
+    Args:
+        store: From `harvest` or `import_store`.
+        site: Which of its sites.
+        to: npy, safetensors, parquet, or arrow, which is SAELens' cache of activations.
+        out: The file; of arrow the folder.
+        on_progress: Told the rows done.
+
+    Raises:
+        ConfigError: the site is not there, `out` is taken or has another ending than its format,
+            or the disk has no room.
+        StoreError: the store is missing, unfinished or damaged.
+    """
+    from pipeline.exchange.rows.export import export_rows
+
+    config = ExportConfig(store=Path(store), site=site, to=to, out=Path(out))
+    return export_rows(config, on_progress=on_progress)
+
+
+@told_in_settings
+@limits_told()
+def export_neuronpedia(
+    run: AnyPath,
+    *,
+    out: AnyPath,
+    model_id: str | None = None,
+    source_set: str | None = None,
+    description: str | None = None,
+    release: str | None = None,
+    creator: str = "",
+    url: str = "",
+    weights: str = "",
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> "NeuronpediaExport":
+    """Write the features that were found for a run as Neuronpedia imports them.
+
+        sp.features("runs/topk")
+        sp.export_neuronpedia("runs/topk", out="neuronpedia", creator="Ada")
+
+    Args:
+        run: Of an SAE, plain or fine-tuned.
+        out: The folder that gets MODEL/SOURCE; several layers and SAEs can share it.
+        model_id: What Neuronpedia calls the model; None takes the last part of its name.
+        source_set: What the SAEs of all layers are called together; None says where they are, of
+            which architecture and width: `mlp-out-topk-512`.
+        description: Of that set, in words.
+        release: The name of a paper or project whose sets these are; None leaves it out.
+        creator: Who made them.
+        url: Of the release.
+        weights: Where the SAE is on the hub: `org/repo`, or `org/repo/folder`.
+        device: That computes logits.
+        on_progress: Told the features done.
+
+    Raises:
+        CheckpointError: the run, or its features, are missing or damaged; or the disk fails.
+        ConfigError: a name is none that Neuronpedia takes, or the folder holds something else.
+    """
+    from pipeline.exchange.neuronpedia import export_neuronpedia as export
+
+    return export(
+        Path(run),
+        Path(out),
+        model_id=model_id,
+        source_set=source_set,
+        description=description,
+        release=release,
+        creator=creator,
+        url=url,
+        weights=weights,
+        device=device,
+        on_progress=on_progress,
+    )
+
+
+@told_in_settings
+@limits_told()
+def export_delphi(
+    run: AnyPath,
+    *,
+    out: AnyPath,
+    store: AnyPath | None = None,
+    tokens: int | None = None,
+    n_splits: int = 5,
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> "DelphiExport":
+    """Write what a run's latents are on the contexts of a store, as delphi's cache.
+
+        sp.export_delphi("runs/topk", out="latents")
+
+    Args:
+        run: Of an SAE, plain or fine-tuned.
+        out: The folder that gets MODULE; SAEs of several modules can share it.
+        store: None means the one it was trained from.
+        tokens: To read, in whole contexts from the store's first; None means all.
+        n_splits: Files, each of a range of latents. delphi loads them one by one.
+        device: That computes.
+        on_progress: Told the tokens done.
+
+    Raises:
+        CheckpointError: the run cannot be used, or the disk fails.
+        ConfigError: the store does not fit, or the folder holds something else, or an activation
+            is more than float16 holds.
+        StoreError: the store cannot be read.
+    """
+    from pipeline.exchange.delphi import export_delphi as export
+
+    return export(
+        Path(run),
+        Path(out),
+        store=None if store is None else Path(store),
+        tokens=tokens,
+        n_splits=n_splits,
+        device=device,
+        on_progress=on_progress,
+    )
+
+
+@told_in_settings
+@limits_told()
+def saebench(
+    run: AnyPath,
+    *,
+    model_name: str | None = None,
+    device: str = "auto",
+    dtype: "torch.dtype | None" = None,
+) -> "SAEBenchSAE":
+    """An SAE as a custom one of SAEBench, for its evaluations.
+
+        from sae_bench.evals.core.main import multiple_evals
+
+        multiple_evals([("topk", sp.saebench("runs/topk"))], ...)
+
+    Args:
+        run: Of an SAE; a fine-tuned one is folded.
+        model_name: What TransformerLens calls the model; None takes the name that the run has.
+        device: `cpu`, `cuda`, `mps`, or `auto` for the best that is there.
+        dtype: That it computes in; None is float32.
+
+    Raises:
+        CheckpointError: the run is missing, unfinished or damaged.
+        ConfigError: it says no model and none is named, or the device is not there.
+    """
+    import torch
+
+    from pipeline.exchange.saebench import to_saebench
+
+    return to_saebench(
+        Path(run), model_name=model_name, device=device, dtype=dtype or torch.float32
+    )

@@ -1,0 +1,1 @@
+"""SAEs as other libraries write them: read, recognised and written; tensors and settings alone."""
