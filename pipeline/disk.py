@@ -19,8 +19,7 @@ def disk_words(error: OSError) -> str:
     """Which path, what was wrong with it, and of a full disk how to go on."""
     what = error.strerror or str(error)
     if error.errno == errno.ENOTDIR and error.filename:
-        there = nearest_there(Path(error.filename))
-        return f"{there} is a file where a folder is needed: name another path"
+        return _not_a_folder(Path(error.filename))
     where = f"{error.filename}: " if error.filename else ""
     if error.errno not in FULL:
         return f"{where}{what}"
@@ -51,11 +50,17 @@ def writing(path: Path) -> Generator[None, None, None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENOTDIR:
+            raise CheckpointError(_not_a_folder(Path(error.filename or path))) from error
         raise CheckpointError(
             f"cannot write to {error.filename or path} ({error.strerror or error}): "
             f"{'make room' if error.errno in FULL else 'see to that'}, "
             "then the same command goes on; what was written before is whole and kept"
         ) from error
+
+
+def _not_a_folder(path: Path) -> str:
+    return f"{nearest_there(path)} is a file where a folder is needed: name another path"
 
 
 def nearest_there(path: Path) -> Path:

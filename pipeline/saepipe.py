@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from pipeline.connect.run import ConnectorRun as ConnectorRun
     from pipeline.errors import PipelineError as PipelineError
     from pipeline.evaluate.report import EvalReport as EvalReport
+    from pipeline.exchange.delphi import export_delphi as export_delphi
     from pipeline.exchange.exporting import ExportReport as ExportReport
+    from pipeline.exchange.neuronpedia import export_neuronpedia as export_neuronpedia
+    from pipeline.exchange.saebench import saebench as saebench
     from pipeline.exchange.verbs import (
         export as export,
-        export_delphi as export_delphi,
-        export_neuronpedia as export_neuronpedia,
         export_store as export_store,
         import_sae as import_sae,
         import_store as import_store,
-        saebench as saebench,
     )
     from pipeline.features.files import FeatureSet as FeatureSet
     from pipeline.finetune.run import (
@@ -78,9 +78,9 @@ NAMES = {
     "runs": "pipeline.verbs",
     "import_store": "pipeline.exchange.verbs",
     "export_store": "pipeline.exchange.verbs",
-    "export_neuronpedia": "pipeline.exchange.verbs",
-    "export_delphi": "pipeline.exchange.verbs",
-    "saebench": "pipeline.exchange.verbs",
+    "export_neuronpedia": "pipeline.exchange.neuronpedia",
+    "export_delphi": "pipeline.exchange.delphi",
+    "saebench": "pipeline.exchange.saebench",
     "push": "pipeline.share.verbs",
     "pull": "pipeline.share.verbs",
     "import_sae": "pipeline.exchange.verbs",

@@ -7,7 +7,7 @@ import pytest
 
 import cli
 from actstore.files import write_file
-from pipeline.disk import full_disk_told, why_unwritable
+from pipeline.disk import full_disk_told, why_unwritable, writing
 from pipeline.errors import CheckpointError
 from tests.helpers.crashing import files_up_to
 from tests.helpers.refusals import refused
@@ -25,6 +25,13 @@ def test_a_file_that_did_not_fit_is_named_with_its_size(tmp_path):
     ):
         write_file(tmp_path / "a", [b"0" * 2000, b"1" * 1000])
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_file_in_the_place_of_a_folder_is_not_for_the_same_command_to_mend(tmp_path):
+    (tmp_path / "file").touch()
+    told = f"^{tmp_path / 'file'} is a file where a folder is needed: name another path$"
+    with refused(CheckpointError, told), writing(tmp_path / "file" / "x"):
+        (tmp_path / "file" / "x").write_text("")
 
 
 def test_what_else_a_system_says_is_not_taken_for_a_full_disk():

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import pairwise
+from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,12 +29,14 @@ from torch import Tensor
 
 from actstore.files import write_json
 from actstore.reader import ActStore
+from pipeline.config.keywords import told_in_settings
 from pipeline.config.stages import FeaturesConfig
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, ModelError
 from pipeline.evaluate.setup import load_sae
 from pipeline.exchange.whole import whole_folder
 from pipeline.features.collect import encoded, n_contexts_of, open_store
+from pipeline.limits import limits_told
 from pipeline.lm.families import Shape, Site
 from pipeline.lm.hub import ModelFiles
 from pipeline.progress import OnProgress, counter
@@ -58,17 +61,21 @@ class DelphiExport:
     """The same was there already."""
 
 
+@told_in_settings
+@limits_told()
 def export_delphi(
-    run: Path,
-    out: Path,
+    run: str | PathLike[str],
     *,
-    store: Path | None = None,
+    out: str | PathLike[str],
+    store: str | PathLike[str] | None = None,
     tokens: int | None = None,
     n_splits: int = 5,
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> DelphiExport:
-    """Write what a run's latents are on the contexts of a store, for delphi.
+    """Write what a run's latents are on the contexts of a store, as delphi's cache.
+
+        sp.export_delphi("runs/topk", out="latents")
 
     Args:
         run: Of an SAE, plain or fine-tuned.
@@ -85,9 +92,11 @@ def export_delphi(
             is more than float16 holds.
         StoreError: the store cannot be read.
     """
-    run, out = run.resolve(), out.resolve()
+    run, out = Path(run).resolve(), Path(out).resolve()
     subject = load_sae(run, device=pick_device(device))
-    config = FeaturesConfig(run=run, store=store and store.resolve(), tokens=tokens)
+    config = FeaturesConfig(
+        run=run, store=None if store is None else Path(store).resolve(), tokens=tokens
+    )
     acts, site, d_sae = open_store(config, subject), str(subject.site), subject.coder.d_sae
     if not 1 <= n_splits <= d_sae:
         raise ConfigError(f"n_splits must be 1 to {d_sae}, as many as there are latents")

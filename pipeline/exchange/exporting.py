@@ -4,7 +4,6 @@ What was fine-tuned is folded first; what activations are scaled by is part of t
 The folder is written under a temporary name and renamed: it is whole or absent.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,13 +11,12 @@ import torch
 
 from actstore.files import write_file
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.exchange.whole import whole_folder
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.formats.table import FORMATS, PLAIN
 from pipeline.formats.writing import Exported, Leaving
-from pipeline.runs.folder import LOCK
 from pipeline.runs.kinds import says_kind
 from pipeline.runs.sae_run import SAERun
-from pipeline.runs.whole import is_taken, made_whole
 from pipeline.sae.sae import SAE
 
 TARGETS = (*(each.name for each in FORMATS.values() if each.writes), PLAIN.name)
@@ -68,12 +66,10 @@ def export(run: Path, to: str, out: Path) -> ExportReport:
         notes=written.notes,
     )
 
-    def make(partial: Path) -> ExportReport:
+    with whole_folder(out, option="--out") as folder:
         for name, data in written.files.items():
-            write_file(partial / name, [data])
-        return report
-
-    return made_whole(out, there=lambda: _same(report, written.files), make=make)
+            write_file(folder.partial / name, [data])
+    return replace(report, reused=folder.reused)
 
 
 def _plain(path: Path) -> tuple[SAE, SAERun]:
@@ -102,14 +98,3 @@ def _written(sae: SAE, run: SAERun, to: str) -> Exported:
         input_norm=sae.input_norm,
     )
     return FORMATS[to].write(leaving)
-
-
-def _same(report: ExportReport, files: Mapping[str, bytes]) -> ExportReport | None:
-    """The report, if its folder holds just these files; None if nothing is there."""
-    out = report.out
-    if not is_taken(out):
-        return None
-    there = {path.name for path in out.iterdir()} - {LOCK} if out.is_dir() else set[str]()
-    if there != {*files} or any((out / name).read_bytes() != data for name, data in files.items()):
-        raise ConfigError(f"{out} exists and holds something else: choose another --out")
-    return replace(report, reused=True)

@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.config.keywords import told_in_settings
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError, ModelError
 from pipeline.evaluate.setup import LoadedSAE, load_sae
@@ -38,6 +40,7 @@ from pipeline.exchange.whole import whole_folder
 from pipeline.features.feature import BEFORE, Examples, Feature, rounded
 from pipeline.features.files import FeatureSet
 from pipeline.formats.sites import hook_of
+from pipeline.limits import limits_told
 from pipeline.lm.families import Shape
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.logits import Path as LogitPath, load_path
@@ -94,10 +97,12 @@ class _Logits:
     values: Float32[Tensor, "n bins"]
 
 
+@told_in_settings
+@limits_told()
 def export_neuronpedia(
-    run: Path,
-    out: Path,
+    run: str | PathLike[str],
     *,
+    out: str | PathLike[str],
     model_id: str | None = None,
     source_set: str | None = None,
     description: str | None = None,
@@ -108,7 +113,10 @@ def export_neuronpedia(
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> NeuronpediaExport:
-    """Write the features that `saepipe features` found for a run, for Neuronpedia.
+    """Write the features that were found for a run as Neuronpedia imports them.
+
+        sp.features("runs/topk")
+        sp.export_neuronpedia("runs/topk", out="neuronpedia", creator="Ada")
 
     Args:
         run: Of an SAE, plain or fine-tuned.
@@ -128,7 +136,7 @@ def export_neuronpedia(
         CheckpointError: the run, or its features, are missing or damaged; or the disk fails.
         ConfigError: a name is none that Neuronpedia takes, or the folder holds something else.
     """
-    run, out = run.resolve(), out.resolve()
+    run, out = Path(run).resolve(), Path(out).resolve()
     found = FeatureSet.open(run)
     found.check()
     subject = load_sae(run, device=pick_device(device))

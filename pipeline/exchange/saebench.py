@@ -1,4 +1,4 @@
-"""to_saebench(run): an SAE as SAEBench takes a custom one.
+"""saebench(run): an SAE as SAEBench takes a custom one.
 
 SAEBench (Karvonen et al. 2025, arXiv 2503.09532) asks a custom SAE for `encode`, `decode`,
 `forward`, the four matrices, `device`, `dtype`, and a `cfg` that says where in which model it is
@@ -7,6 +7,7 @@ so that nothing of it need be installed here.
 """
 
 from dataclasses import asdict, dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -14,10 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pipeline.config.keywords import told_in_settings
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError
 from pipeline.evaluate.setup import LoadedSAE, load_sae
 from pipeline.formats.sites import hook_of
+from pipeline.limits import limits_told
 from pipeline.sae.sae import SAE, TunedSAE
 
 
@@ -99,25 +102,32 @@ class SAEBenchSAE(nn.Module):
         return self
 
 
-def to_saebench(
-    run: Path,
+@told_in_settings
+@limits_told()
+def saebench(
+    run: str | PathLike[str],
     *,
     model_name: str | None = None,
     device: str = "auto",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> SAEBenchSAE:
-    """A run as a custom SAE of SAEBench.
+    """An SAE as a custom one of SAEBench, for its evaluations.
+
+        from sae_bench.evals.core.main import multiple_evals
+
+        multiple_evals([("topk", sp.saebench("runs/topk"))], ...)
 
     Args:
         run: Of an SAE; a fine-tuned one is folded.
         model_name: What TransformerLens calls the model; None takes the name that the run has.
         device: `cpu`, `cuda`, `mps`, or `auto` for the best that is there.
-        dtype: That it computes in.
+        dtype: That it computes in; None is float32.
 
     Raises:
         CheckpointError: the run is missing, unfinished or damaged.
         ConfigError: it says no model and none is named, or the device is not there.
     """
+    run, dtype = Path(run), dtype or torch.float32
     subject = load_sae(run, device=pick_device(device))
     model = model_name or subject.model
     if not model:

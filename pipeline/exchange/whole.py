@@ -9,6 +9,8 @@ from actstore.files import in_turn, make_folder, partial_of, remove, sync_folder
 from pipeline.disk import writing
 from pipeline.errors import ConfigError
 
+_TAKEN = "{out} exists and holds something else: choose another {option}"
+
 
 class Folder:
     """What is being written, until it has its name."""
@@ -33,7 +35,7 @@ def whole_folder(out: Path, *, option: str) -> Generator[Folder, None, None]:
         CheckpointError: the disk is full or fails.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise ConfigError(f"{out} is there and is no folder: choose another {option}")
+        raise ConfigError(_TAKEN.format(out=out, option=option))
     folder = Folder(out)
     with writing(out):
         make_folder(out.parent)
@@ -51,10 +53,7 @@ def _put(folder: Folder, option: str) -> None:
     out = folder.out
     if out.exists() and any(out.iterdir()):
         if not _equal(folder.partial, out):
-            raise ConfigError(
-                f"{out} holds something else, which is not written over: remove it, or choose "
-                f"another {option}"
-            )
+            raise ConfigError(_TAKEN.format(out=out, option=option))
         folder.reused = True
         return
     if out.exists():

@@ -112,8 +112,8 @@ def read(files: Files, asked: Asked) -> ForeignSAE:
     tensors, around = unwrapped(read_tensors(path))
     trainer, buffer = _settings(files)
     kind, guessed = str(trainer.get("dict_class") or _class_of(tensors)), ()
-    if asked.arch and not trainer.get("dict_class"):
-        kind = next((name for name, arch in CLASSES.items() if arch.kind == asked.arch), kind)
+    if asked.arch:
+        kind = _class_asked(asked.arch, kind, said=bool(trainer.get("dict_class")), path=path)
     elif kind == "BatchTopKSAE" and not trainer:
         guessed = (
             "nothing beside it says whether its threshold is used: it is taken for a BatchTopKSAE, "
@@ -121,7 +121,7 @@ def read(files: Files, asked: Asked) -> ForeignSAE:
         )
     one_of(CLASSES, kind, source=path)
     weights = Weights(source=path, **_weights(tensors, kind, path))
-    arch, notes = _arch(kind, tensors, trainer, weights, path)
+    arch, notes = _arch(kind, asked, tensors, trainer, weights, path)
     if kind in ("AutoEncoderNew", "JumpReluAutoEncoder"):
         weights.centre()
     if kind == "AutoEncoder":
@@ -146,6 +146,24 @@ def read(files: Files, asked: Asked) -> ForeignSAE:
         ctx_len=length if type(length) is int and length > 0 else None,
         notes=notes,
     )
+
+
+_ALIKE = {"AutoEncoderTopK", "BatchTopKSAE"}
+"""Classes of the same tensors."""
+
+
+def _class_asked(arch: str, own: str, *, said: bool, path: object) -> str:
+    """The class of an architecture that was named.
+
+    Raises:
+        ConfigError: the file is of another, or there is none.
+    """
+    kind = next((name for name, its in CLASSES.items() if its.kind == arch), "")
+    if own and kind != own and (said or not {kind, own} <= _ALIKE):
+        raise ConfigError(f"{path} is of the class {own}, and --arch {arch} is none: leave it out")
+    if not kind:
+        raise ConfigError(f"{path}: dictionary_learning has nothing like the architecture {arch}")
+    return kind
 
 
 def _settings(files: Files) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -187,14 +205,22 @@ def _weights(tensors: Mapping[str, Any], kind: str, path: object) -> dict[str, A
 
 def _arch(
     kind: str,
+    asked: Asked,
     tensors: Mapping[str, Any],
     trainer: Mapping[str, Any],
     weights: Weights,
     path: object,
 ) -> tuple[ArchConfig, tuple[str, ...]]:
     if kind not in ("AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE"):
+        if asked.k is not None:
+            raise ConfigError(f"{path} is of the class {kind}, which has no k: leave out --k")
         return CLASSES[kind](), ()
     kept = tensors.get("k", trainer.get("k"))
+    if kept is None and asked.k is None:
+        raise ConfigError(f"{path} does not say how many latents of a row are kept: name --k")
+    if kept is not None and asked.k is not None:
+        raise ConfigError(f"{path} says its k: leave out --k")
+    kept = asked.k if kept is None else kept
     said = trainer.get("k", kept)
     if isinstance(kept, Tensor) and kept.numel() == 1 and said is not kept and kept.item() != said:
         raise CheckpointError(f"{path} has k = {kept.item()}, and its {SETTINGS} says {said}")

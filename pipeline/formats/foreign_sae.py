@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.architectures import (
+    ARCHS,
     ArchConfig,
     BatchTopKConfig,
     GatedConfig,
@@ -35,6 +36,18 @@ class Asked:
     k: int | None = None
     centred: bool = True
     """Whether `b_dec` is taken from the input, of files that do not say."""
+
+    def __post_init__(self) -> None:
+        if self.arch and self.arch not in ARCHS:
+            raise ConfigError(f"arch must be one of {', '.join(ARCHS)}, got {self.arch!r}")
+        if self.k is not None and self.k < 1:
+            raise ConfigError(f"k must be at least 1, got {self.k}")
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """What was said, and the option that says it."""
+        said = {"arch": bool(self.arch), "k": self.k is not None, "centred": not self.centred}
+        return {n: "uncentred" if n == "centred" else n for n, it in said.items() if it}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,6 +140,19 @@ class Weights:
             raise CheckpointError(
                 f"{self.source}: {name} is {list(given.shape)}, and {list(shape)} fits its matrices"
             )
+
+    def require_widths(self, said: Mapping[str, object], settings: object) -> None:
+        """Hold `d_in` and `d_sae` of settings, where they say them, to the matrices.
+
+        Raises:
+            CheckpointError: they are others.
+        """
+        for name, n in zip(("d_sae", "d_in"), self.W_dec.shape, strict=True):
+            if said.get(name) not in (None, n):
+                raise CheckpointError(
+                    f"{settings} says {name} {said[name]}, and the matrices of {self.source} have "
+                    f"{n}: put the file back that belongs to them"
+                )
 
     def shift_input(self, shift: Tensor) -> None:
         """Add to all pre-activations what `shift` is to the encoder."""

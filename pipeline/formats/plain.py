@@ -38,6 +38,7 @@ _B_ENC = ("b_enc", "encoder.bias", "encoder_bias", "latent_bias", "b_E")
 _THRESHOLD = ("threshold", "thresholds", "theta", "activation.threshold", "jumprelu_threshold")
 _ENCODERS, _DECODERS = ("enc", "w_e"), ("dec", "w_d")
 _MATRIX = 2
+KEEP_K = tuple(kind.kind for kind in (TopKConfig, BatchTopKConfig, MatryoshkaConfig))
 
 
 def read(files: Files, asked: Asked) -> ForeignSAE:
@@ -133,6 +134,11 @@ def _arch(
     asked: Asked, tensors: Mapping[str, Tensor], weights: Weights, path: object
 ) -> ArchConfig:
     k = tensors.get("k") if asked.k is None else asked.k
+    known = weights.threshold is not None or bool(weights.gates)
+    if asked.k is not None and (asked.arch not in KEEP_K if asked.arch else known):
+        raise ConfigError(
+            f"{path}: k is of {', '.join(KEEP_K)}: name one of these with --arch, or leave out --k"
+        )
     if not asked.arch:
         if weights.threshold is not None and not weights.gates:
             return JumpReluConfig()
@@ -144,10 +150,8 @@ def _arch(
                 "jumprelu or another"
             )
         return topk_like(TopKConfig, k, source=path)
-    if asked.arch not in ARCHS:
-        raise ConfigError(f"arch must be one of {', '.join(ARCHS)}, got {asked.arch!r}")
     kind = ARCHS[asked.arch]
-    if kind in (TopKConfig, BatchTopKConfig, MatryoshkaConfig):
+    if asked.arch in KEEP_K:
         if k is None:
             raise ConfigError(f"{path} does not say how many latents of a row are kept: name --k")
         return topk_like(kind, k, source=path)

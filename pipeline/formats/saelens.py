@@ -61,6 +61,7 @@ NORMS: dict[str, InputNorm] = {
 }
 FIRST_K = 100
 """Where `topk` does not say it."""
+NO_K = f"its settings do not say k: it is taken for {FIRST_K}, as SAELens takes it"
 UNSCALED = (
     "it was trained on activations scaled to a mean norm (normalize_activations is "
     "expected_average_only_in), and no activation_scaler.json says by how much: its weights are "
@@ -87,6 +88,7 @@ def read(files: Files, asked: Asked) -> ForeignSAE:
         threshold=_threshold(tensors, kind, path),
         gates={name: tensors[name] for name in GATES if name in tensors} if kind == "gated" else {},
     )
+    weights.require_widths(cfg, files.path(SETTINGS))
     notes = _scale(weights, tensors, cfg, files)
     if not cfg["apply_b_dec_to_input"]:
         weights.centre()
@@ -197,16 +199,17 @@ def _scale(
 def _arch(
     kind: str, cfg: Mapping[str, Any], weights: Weights, path: object
 ) -> tuple[ArchConfig, tuple[str, ...]]:
-    k = cfg.get("k", FIRST_K)
     if kind == "standard":
         return relu_like(weights.norms()), ()
+    k, said = cfg.get("k", FIRST_K), () if "k" in cfg else (NO_K,)
     if kind == "matryoshka_batchtopk":
         widths: object = cfg.get("matryoshka_widths")
         ends = [int(w) for w in widths] if isinstance(widths, list) else []
         groups = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-        return matryoshka_like(k, groups, d_sae=len(weights.W_dec), source=path)
+        arch, notes = matryoshka_like(k, groups, d_sae=len(weights.W_dec), source=path)
+        return arch, (*said, *notes)
     if kind in ("topk", "batchtopk"):
-        return topk_like(KINDS[kind], k, source=path), ()
+        return topk_like(KINDS[kind], k, source=path), said
     return KINDS[kind](), ()
 
 

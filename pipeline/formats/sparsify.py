@@ -17,6 +17,7 @@ from pipeline.formats.writing import Exported, Leaving, tensor_bytes
 SETTINGS, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
 FIRST_K = 32
 """Where its settings do not say it."""
+NO_K = f"its settings do not say k: it is taken for {FIRST_K}, as sparsify takes it"
 
 
 def read(files: Files, asked: Asked) -> ForeignSAE:
@@ -38,11 +39,8 @@ def read(files: Files, asked: Asked) -> ForeignSAE:
         raise CheckpointError(f"{path} lacks {lacking[0]}: it holds {have}")
     given: dict[str, Any] = {ours: tensors[theirs] for theirs, ours in names.items()}
     weights = Weights(source=path, **(given | {"W_enc": given["W_enc"].T}))
-    d_in = cfg.get("d_in", weights.W_dec.shape[1])
-    if d_in != weights.W_dec.shape[1]:
-        raise CheckpointError(
-            f"{files.path(SETTINGS)} says d_in {d_in}, and {path.name} has {weights.W_dec.shape[1]}"
-        )
+    said = {"d_in": cfg.get("d_in"), "d_sae": cfg.get("num_latents") or None}
+    weights.require_widths(said, files.path(SETTINGS))
     hook, run = str(cfg.get("site") or ""), _run(files)
     length = run.get("ctx_len")
     return told(
@@ -52,6 +50,7 @@ def read(files: Files, asked: Asked) -> ForeignSAE:
         model=str(cfg.get("model") or run.get("model") or ""),
         text=str(run.get("dataset") or ""),
         ctx_len=length if type(length) is int and length > 0 else None,
+        notes=() if "k" in cfg else (NO_K,),
     )
 
 

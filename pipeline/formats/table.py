@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.formats.files import Files, HubFiles, LocalFiles, files_of, is_hub_id
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class Format:
     """`module:function` that tells from a file's tensors, where its name does not."""
     reads: str = ""
     """`module:function`; empty where it is not read."""
+    asks: frozenset[str] = frozenset()
+    """Settings of `Asked` that its files may leave open."""
     writes: str = ""
 
     def fits(self, names: Set[str]) -> bool:
@@ -85,6 +87,7 @@ FORMATS = {
             files=_sets(("ae.pt",)),
             told_by="dictionary_learning:is_of",
             reads="dictionary_learning:read",
+            asks=frozenset({"arch", "k"}),
             writes="dictionary_learning:write",
         ),
         Format(
@@ -102,7 +105,12 @@ FORMATS = {
             reads="gemma_scope:read",
         ),
         Format(name="openai", words="OpenAI", told_by="openai:is_of", reads="openai:read"),
-        Format(name="safetensors", words="no library", reads="plain:read"),
+        Format(
+            name="safetensors",
+            words="no library",
+            reads="plain:read",
+            asks=frozenset({"arch", "k", "centred"}),
+        ),
     )
 }
 """In the order in which they are tried."""
@@ -148,9 +156,16 @@ def read_foreign(source: str, asked: "Asked | None" = None) -> "tuple[ForeignSAE
                 raise CheckpointError(
                     f"{source} is no SAE that is known: it holds {files.listed}"
                     + (": name one file of it" if several else "")
+                    + (": name one of its folders" if files.folders and not several else "")
                 )
             files.only = several[0]
         found = _by_tensors(files)
+    for name, option in asked.options.items():
+        if name not in found.asks:
+            raise ConfigError(
+                f"{source} is an SAE of {found.words}, whose files say what it is: leave out "
+                f"--{option}"
+            )
     return found.read(files, asked), found, files
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pipeline.errors import ConfigError, HubError
-from pipeline.hub.explained import explained, transfer_explained
+from pipeline.hub.explained import explained, network_error, transfer_explained
 
 Kind = Literal["model", "dataset"]
 Content = Path | bytes
@@ -226,6 +226,30 @@ def fetch(
         finally:
             pool.shutdown(cancel_futures=True)
     shutil.rmtree(folder / ARRIVING, ignore_errors=True)
+
+
+def names_of(address: Address) -> frozenset[str]:
+    """Paths of all files of a repository; of those in the cache, where the hub is out of reach.
+
+    Raises:
+        HubError: there is no such repository, or it cannot be reached, and nothing of it is here.
+    """
+    from huggingface_hub import HfApi, constants, errors, snapshot_download
+
+    where: dict[str, Any] = {"revision": address.revision, "repo_type": address.kind or "model"}
+    with explained(address.what, raises=HubError):
+        if not constants.HF_HUB_OFFLINE:
+            try:
+                told: Any = HfApi().repo_info(address.repo, timeout=_TIMEOUT, **where)
+                return frozenset(one.rfilename for one in told.siblings or ())
+            except errors.HfHubHTTPError:
+                raise
+            except (network_error(), ConnectionError, TimeoutError):
+                pass
+        folder = Path(snapshot_download(address.repo, local_files_only=True, **where))
+    return frozenset(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
 
 
 def cached(address: Address, name: str, *others: str) -> Path:

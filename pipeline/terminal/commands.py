@@ -268,7 +268,7 @@ def run_export(
     run: Path, to: str, out: Path, *, told: Mapping[str, object], screen: Screen
 ) -> "ExportReport | NeuronpediaExport | DelphiExport":
     """Export, unless that is done already."""
-    from pipeline.exchange import verbs as exchange
+    from pipeline import saepipe
     from pipeline.exchange.exporting import TARGETS, export
 
     if to not in (*TARGETS, *PUBLISHED):
@@ -281,7 +281,7 @@ def run_export(
     run = brought_in([run], screen)[0]
     if verb:
         with screen.progress("export") as show:
-            made = getattr(exchange, verb)(run, out=out, on_progress=show, **told)
+            made = getattr(saepipe, verb)(run, out=out, on_progress=show, **told)
         screen.say(published_line(made, to))
         screen.note(getattr(made, "notes", ()))
         return made

@@ -40,7 +40,7 @@ def latents(world, run) -> np.ndarray:
 
 @pytest.mark.parametrize("n_splits", [1, 5, 64])
 def test_every_active_latent_is_there_once(world, run, tmp_path, latents, n_splits):
-    told = export_delphi(run, tmp_path, n_splits=n_splits, device="cpu")
+    told = export_delphi(run, out=tmp_path, n_splits=n_splits, device="cpu")
     assert told.folder == tmp_path / "layers.1.mlp" and told.n_files == n_splits
     ends = torch.linspace(0, 64, n_splits + 1).long().tolist()
     names = [f"{a}_{b - 1}.safetensors" for a, b in pairwise(ends)]
@@ -62,16 +62,16 @@ def test_every_active_latent_is_there_once(world, run, tmp_path, latents, n_spli
 
 
 def test_blocks_of_any_size_give_the_same_bytes(run, tmp_path, monkeypatch):
-    one = export_delphi(run, tmp_path / "a")
+    one = export_delphi(run, out=tmp_path / "a")
     monkeypatch.setitem(collect.BLOCK, "cpu", 3 * 12 * 64)
-    other = export_delphi(run, tmp_path / "b")
+    other = export_delphi(run, out=tmp_path / "b")
     for path in one.folder.iterdir():
         assert path.read_bytes() == (other.folder / path.name).read_bytes()
-    assert export_delphi(run, tmp_path / "a").reused
+    assert export_delphi(run, out=tmp_path / "a").reused
 
 
 def test_the_first_contexts_alone_are_read_where_fewer_tokens_are_wanted(run, tmp_path, latents):
-    told = export_delphi(run, tmp_path, tokens=25)  # in whole contexts: 36
+    told = export_delphi(run, out=tmp_path, tokens=25)  # in whole contexts: 36
     assert told.n_tokens == 36
     expected = np.where(latents[:3] > 1e-5, latents[:3], 0).astype(np.float16)
     np.testing.assert_array_equal(dense(told.folder, (3, 12, 64)), expected)
@@ -79,7 +79,7 @@ def test_the_first_contexts_alone_are_read_where_fewer_tokens_are_wanted(run, tm
 
 def test_a_site_at_the_input_of_a_module_is_called_by_its_own_name(world, tmp_path):
     run = world.run("act", site="mlp_act.1")
-    assert export_delphi(run, tmp_path).module == "mlp_act.1"
+    assert export_delphi(run, out=tmp_path).module == "mlp_act.1"
 
 
 def test_what_float16_does_not_hold_is_refused_and_leaves_nothing(world, tmp_path):
@@ -88,11 +88,11 @@ def test_what_float16_does_not_hold_is_refused_and_leaves_nothing(world, tmp_pat
         coder.W_enc.mul_(1e5)
     run = world.run("large", coder=coder)
     with refused(ConfigError, "float16, at most 65504"):
-        export_delphi(run, tmp_path)
+        export_delphi(run, out=tmp_path)
     assert not [*tmp_path.rglob("*.safetensors")] and not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("n_splits", [0, 65])
 def test_there_are_at_most_as_many_files_as_latents(run, tmp_path, n_splits):
     with refused(ConfigError, "n_splits must be 1 to 64"):
-        export_delphi(run, tmp_path, n_splits=n_splits)
+        export_delphi(run, out=tmp_path, n_splits=n_splits)

@@ -95,7 +95,7 @@ def all_rows(folder: Path, table: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def exported(run, tmp_path_factory):
     return export_neuronpedia(
-        run, tmp_path_factory.mktemp("np"), release="tiny", creator="Someone", device="cpu",
+        run, out=tmp_path_factory.mktemp("np"), release="tiny", creator="Someone", device="cpu",
         url="https://example.org", weights="org/repo/some/folder",
     )  # fmt: skip
 
@@ -174,7 +174,7 @@ def test_counts_of_a_sample_are_scaled_to_all_tokens(world, tmp_path, latents):
     run = world.run("sampled")
     collect_features(config_of(run, n_values=5))
     n_active = (latents.reshape(-1, 64) > 0).sum(0)
-    for row in all_rows(export_neuronpedia(run, tmp_path).folder, "features"):
+    for row in all_rows(export_neuronpedia(run, out=tmp_path).folder, "features"):
         total = sum(row["freq_hist_data_bar_heights"])
         assert total == pytest.approx(n_active[int(row["index"])], rel=1e-5)
 
@@ -271,7 +271,7 @@ def test_of_attention_the_share_of_each_head_is_told(tmp_path):
     store = make_store_of(model, tmp_path / "a.actstore", sites=("attn_z.1",))
     run = World(folder=tmp_path, model=model, store=store).run(site="attn_z.1")
     collect_features(config_of(run))
-    rows = all_rows(export_neuronpedia(run, tmp_path / "out").folder, "features")
+    rows = all_rows(export_neuronpedia(run, out=tmp_path / "out").folder, "features")
     W_dec = load_sae(run, device=torch.device("cpu")).coder.W_dec.detach().numpy()
     norms = np.linalg.norm(W_dec.reshape(64, 2, 8), axis=2)
     shares = [row["decoder_weights_dist"] for row in rows]
@@ -281,7 +281,7 @@ def test_of_attention_the_share_of_each_head_is_told(tmp_path):
 def test_a_site_without_a_way_to_the_logits_has_no_histogram_and_a_note(world, tmp_path):
     run = world.run("pre", site="mlp_pre.1")
     collect_features(config_of(run))
-    told = export_neuronpedia(run, tmp_path)
+    told = export_neuronpedia(run, out=tmp_path)
     assert any("no histograms of logits" in note for note in told.notes)
     for row in all_rows(told.folder, "features"):
         assert row["logits_hist_data_bar_heights"] == row["pos_str"] == []
@@ -293,7 +293,7 @@ def test_where_nothing_is_active_no_file_of_activations_is_written(world, tmp_pa
         coder.b_enc.fill_(-1e4)
     run = world.run("dead", coder=coder)
     collect_features(config_of(run))
-    told = export_neuronpedia(run, tmp_path)
+    told = export_neuronpedia(run, out=tmp_path)
     assert (told.n_alive, told.n_activations) == (0, 0)
     assert not (told.folder / "activations").exists()  # the importer cannot read an empty one
     assert len(all_rows(told.folder, "features")) == 64
@@ -302,7 +302,7 @@ def test_where_nothing_is_active_no_file_of_activations_is_written(world, tmp_pa
 def test_there_are_never_more_files_than_the_importer_lists(run, exported, tmp_path, monkeypatch):
     monkeypatch.setattr(neuronpedia, "FEATURES_PER_FILE", 1)
     monkeypatch.setattr(neuronpedia, "MAX_FILES", 7)
-    told = export_neuronpedia(run, tmp_path)
+    told = export_neuronpedia(run, out=tmp_path)
     files = batches(told.folder, "features")
     assert [path.name for path in files] == [f"batch-{i}.jsonl.gz" for i in range(7)]
     rows, at_once = (all_rows(each.folder, "features") for each in (told, exported))
@@ -334,7 +334,7 @@ def test_any_text_is_json_that_a_database_takes(text):
 def test_hostile_tokens_come_through(run, tmp_path, monkeypatch):
     names = [text.encode("utf-8", "surrogatepass") for text in HOSTILE]
     monkeypatch.setattr(FeatureSet, "texts", TokenTexts(lambda token: names[token % len(names)]))
-    rows = all_rows(export_neuronpedia(run, tmp_path).folder, "activations")
+    rows = all_rows(export_neuronpedia(run, out=tmp_path).folder, "activations")
     assert any("\N{SYMBOL FOR NULL}" in token for row in rows for token in row["tokens"])
     assert any("\\u0000" in row["tokens"] for row in rows)
 
@@ -342,7 +342,7 @@ def test_hostile_tokens_come_through(run, tmp_path, monkeypatch):
 def test_the_marked_token_is_never_empty(run, tmp_path, monkeypatch):
     halves = TokenTexts(lambda token: (b"\xc3", b"\xa9")[token % 2])
     monkeypatch.setattr(FeatureSet, "texts", halves)
-    for row in all_rows(export_neuronpedia(run, tmp_path).folder, "activations"):
+    for row in all_rows(export_neuronpedia(run, out=tmp_path).folder, "activations"):
         assert row["tokens"][row["qualifyingTokenIndex"]]
 
 
@@ -356,13 +356,16 @@ def test_what_is_written_names_no_place_of_this_machine(exported, world):
 
 
 def test_the_same_again_is_reused_and_other_content_is_refused(run, tmp_path):
-    first = export_neuronpedia(run, tmp_path)
+    first = export_neuronpedia(run, out=tmp_path)
     before = {p: p.read_bytes() for p in first.folder.rglob("*") if p.is_file()}
-    again = export_neuronpedia(run, tmp_path)
+    again = export_neuronpedia(run, out=tmp_path)
     assert (first.reused, again.reused) == (False, True)
     assert {p: p.read_bytes() for p in first.folder.rglob("*") if p.is_file()} == before
-    with refused(ConfigError, f"{first.folder} holds something else.* source_set or --out"):
-        export_neuronpedia(run, tmp_path, creator="Another")
+    with refused(
+        ConfigError,
+        f"{first.folder} exists and holds something else: choose another source_set or `out`",
+    ):
+        export_neuronpedia(run, out=tmp_path, creator="Another")
     assert {p: p.read_bytes() for p in first.folder.rglob("*") if p.is_file()} == before
     assert [p.name for p in first.folder.parent.iterdir()] == [first.source]  # nothing is left over
 
@@ -372,12 +375,12 @@ def test_what_is_stopped_leaves_nothing(run, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_neuronpedia(run, tmp_path, on_progress=stop)
+        export_neuronpedia(run, out=tmp_path, on_progress=stop)
     assert [*(tmp_path / "model").iterdir()] == []
     leftover = tmp_path / "model" / "1-mlp-out-relu-64.partial"
     leftover.mkdir()
     (leftover / "source.jsonl").write_text("of a killed one")
-    assert not export_neuronpedia(run, tmp_path).reused
+    assert not export_neuronpedia(run, out=tmp_path).reused
 
 
 @pytest.mark.parametrize(
@@ -390,24 +393,24 @@ def test_what_is_stopped_leaves_nothing(run, tmp_path):
 )  # fmt: skip
 def test_a_name_that_neuronpedia_does_not_take_is_refused(run, tmp_path, setting, value):
     if value == "":
-        assert export_neuronpedia(run, tmp_path, **{setting: value}).model == "model"
+        assert export_neuronpedia(run, out=tmp_path, **{setting: value}).model == "model"
         return
     with refused(ConfigError, re.escape(repr(value))):
-        export_neuronpedia(run, tmp_path, **{setting: value})
+        export_neuronpedia(run, out=tmp_path, **{setting: value})
     assert not [*tmp_path.rglob("*.jsonl*")]
 
 
 def test_without_features_the_command_that_finds_them_is_told(world, tmp_path):
     bare = world.run("bare")
     with refused(CheckpointError, f"saepipe features {bare}"):
-        export_neuronpedia(bare, tmp_path)
+        export_neuronpedia(bare, out=tmp_path)
 
 
 def test_without_the_model_a_note_says_what_is_lacking(world, run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     moved = world.model.rename(world.model.with_name("elsewhere"))
     try:
-        told = export_neuronpedia(copy, tmp_path / "out")
+        told = export_neuronpedia(copy, out=tmp_path / "out")
     finally:
         moved.rename(world.model)
     assert any("no histograms of logits" in note for note in told.notes)

@@ -18,7 +18,7 @@ from pipeline.config.architectures import (
 )
 from pipeline.config.stages import FinetuneConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.exchange.verbs import saebench
+from pipeline.exchange.saebench import saebench
 from pipeline.finetune.run import FinetunedRun
 from pipeline.runs.sae_run import SAERun
 from tests.helpers.refusals import refused

@@ -78,6 +78,8 @@ def test_only_what_is_needed_is_fetched_and_is_there_without_the_hub(hub, tmp_pa
     code = f"import saepipe as sp; print(sp.SAE.from_pretrained({source!r}))"
     offline = run(hub, code, cwd=tmp_path, HF_HUB_OFFLINE="1")
     assert f"d_sae={F}, site=mlp_out.1" in offline.stdout, offline.stderr
+    away = run(hub, code, cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert f"d_sae={F}, site=mlp_out.1" in away.stdout, away.stderr
     again = saepipe(hub, "export", "org/saes/a/b", "--to", "saelens", "--out", "x", cwd=tmp_path)
     assert "import    org/saes/a/b of SAELens: runs/saes-a-b" in again.stdout.replace("org-", "")
     assert {*hub.fetched} == {"a/b/cfg.json", "a/b/sae_weights.safetensors"}

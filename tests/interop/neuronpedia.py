@@ -53,7 +53,7 @@ def demo(work: Path) -> Path:
     sp.harvest(sites=["mlp_out.2"], tokens="50k", out=work / "a.actstore")
     sp.train(work / "a.actstore", arch="topk", k=16, expansion=2, out=work / "topk")
     sp.features(work / "topk")
-    told = export_neuronpedia(work / "topk", work / "out", release="demo", creator="Someone")
+    told = export_neuronpedia(work / "topk", out=work / "out", release="demo", creator="Someone")
     print(told.folder.name, told.n_features, "features", told.n_activations, "activations")
     return told.folder
 

@@ -25,7 +25,7 @@ def main() -> None:
     from sae_bench.sae_bench_utils.general_utils import load_and_format_sae
     from sae_lens.training.activations_store import ActivationsStore
 
-    from pipeline.exchange.verbs import saebench
+    from pipeline.exchange.saebench import saebench
     from tests.bench.peer_eval_saelens import make_model
 
     tokens, batch = np.load(tokens_at), 8
