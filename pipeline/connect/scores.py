@@ -32,8 +32,8 @@ from pipeline.evaluate.intervals import percentiles
 from pipeline.evaluate.metrics import Totals, ratio, recovered
 from pipeline.evaluate.report import QUANTILES
 from pipeline.evaluate.sums import exact, zeros
-from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel
+from pipeline.lm.sites import Site
 from pipeline.sae.kernels import kernels_for
 
 _CONSTANT = 1e-12

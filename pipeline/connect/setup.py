@@ -14,8 +14,8 @@ from pipeline.connect.start import baseline_connectors, fit_layer, read_layer
 from pipeline.connect.train import PairFeeder
 from pipeline.evaluate.ablations import OnTokens, find_site_means
 from pipeline.evaluate.setup import EvalSite, ExcludedRows, LoadedSAE
-from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel
+from pipeline.lm.sites import Site
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
 

@@ -29,9 +29,9 @@ from pipeline.evaluate.sums import (
     zeros,
 )
 from pipeline.lm.cross_entropy import slices
-from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.replay import Replay
+from pipeline.lm.sites import Site
 from pipeline.sae.sae import Coder
 
 Edited = dict[Hashable, Tensor]

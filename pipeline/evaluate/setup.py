@@ -15,8 +15,8 @@ from pipeline.device import pick_dtype, pick_precision
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.finetune.fold import FOLDED, is_folded
 from pipeline.finetune.run import FinetunedRun, is_finetuned
-from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel, load_model
+from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.runs.advice import wanted_l0
 from pipeline.runs.default_text import DefaultTexts, EvalText

@@ -37,8 +37,9 @@ from pipeline.evaluate.setup import load_sae
 from pipeline.exchange.whole import whole_folder
 from pipeline.features.collect import encoded, n_contexts_of, open_store
 from pipeline.limits import limits_told
-from pipeline.lm.families import Shape, Site
+from pipeline.lm.families import Shape
 from pipeline.lm.hub import ModelFiles
+from pipeline.lm.sites import Site
 from pipeline.progress import OnProgress, counter
 
 FAINTEST = 1e-5

@@ -19,7 +19,7 @@ from pipeline.config.training import TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.formats.foreign_sae import Asked, ForeignSAE
 from pipeline.formats.table import TENSORS, read_foreign, seems_foreign
-from pipeline.lm.families import Site
+from pipeline.lm.sites import Site
 from pipeline.runs.belongs import RUN, checksum_of
 from pipeline.runs.folder import Provenance, saepipe_version
 from pipeline.runs.imported import IMPORTED, Imported, imported

@@ -19,9 +19,9 @@ from pipeline.device import pick_device, pick_dtype
 from pipeline.evaluate.setup import load_sae
 from pipeline.features.feature import TokenEffect
 from pipeline.features.files import FeatureSet
-from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.replay import Replay
+from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.sae.sae import Coder
 from pipeline.text.token_text import TokenTexts

@@ -28,10 +28,10 @@ from pipeline.finetune.learn import Learner, learn, trained_of
 from pipeline.finetune.measure import Edits, Measured
 from pipeline.finetune.run import FinetunedRun
 from pipeline.finetune.setting import Setting, open_setting
-from pipeline.lm.families import MLP, Site
 from pipeline.lm.hooks import in_float, reading
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.quantized import plain_weights
+from pipeline.lm.sites import MLP, Site
 from pipeline.progress import OnProgress, counter
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE, Coder, TunedSAE

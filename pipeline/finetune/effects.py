@@ -21,10 +21,10 @@ from torch import Tensor
 from pipeline.finetune.measure import finite
 from pipeline.finetune.task import Rows
 from pipeline.lm.cross_entropy import backward_cross_entropy, cross_entropy_sum
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import in_float, splice
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.replay import Replay
+from pipeline.lm.sites import Site
 from pipeline.sae.sae import TunedSAE
 
 MAX_TOKENS = 2**13

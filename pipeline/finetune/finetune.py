@@ -22,9 +22,9 @@ from pipeline.finetune.parts import Made, Part, finished, parts_of, save
 from pipeline.finetune.run import FinetuneReport
 from pipeline.finetune.setting import Setting, open_setting
 from pipeline.finetune.unfinished import kept_in, unfinished
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import in_float
 from pipeline.lm.model import LanguageModel
+from pipeline.lm.sites import Site
 from pipeline.progress import OnProgress, Progress
 from pipeline.runs.folder import training_in
 from pipeline.runs.replaced import has_weights_of, replaced_note

@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pipeline.finetune.task import Rows
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import reading
 from pipeline.lm.model import LanguageModel
+from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import Tokenizer
 from pipeline.sae.sae import TunedSAE
 from pipeline.text.token_text import TokenTexts

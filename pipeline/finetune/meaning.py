@@ -17,9 +17,9 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.finetune.effects import Changes, Effects, find_effects, n_passes
 from pipeline.finetune.firing import Example, FiredOn, n_batches, read_firing
 from pipeline.finetune.task import Task
-from pipeline.lm.families import Site
 from pipeline.lm.logits import attribute, load_path
 from pipeline.lm.model import LanguageModel
+from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import Tokenizer
 from pipeline.progress import OnProgress, counter
 from pipeline.sae.sae import TunedSAE

@@ -10,9 +10,9 @@ from torch import Tensor
 from pipeline.errors import DataError
 from pipeline.finetune.task import Rows, Task
 from pipeline.lm.cross_entropy import cross_entropy_sum, predictions, slices
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import Edit, reading, splice
 from pipeline.lm.model import LanguageModel
+from pipeline.lm.sites import Site
 from pipeline.sae.sae import Coder
 
 Edits = Mapping[Site, Edit]

@@ -26,9 +26,9 @@ from pipeline.device import bytes_free, bytes_resident, pick_device, pick_dtype,
 from pipeline.errors import ConfigError
 from pipeline.finetune.rehearsal import rehearse
 from pipeline.finetune.sources import model_needed
-from pipeline.lm.families import MLP, Site
 from pipeline.lm.model import LanguageModel, outline_model
 from pipeline.lm.quantized import QuantizedLinear
+from pipeline.lm.sites import MLP, Site
 from pipeline.progress import size
 from pipeline.runs.imported import site_named
 from pipeline.runs.sae_run import SAERun

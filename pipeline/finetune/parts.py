@@ -15,7 +15,7 @@ from pipeline.finetune.meaning import Meaning
 from pipeline.finetune.run import FinetuneReport, finished_report, is_finetuned, write_run
 from pipeline.finetune.sources import Sources
 from pipeline.finetune.unfinished import leave_whole
-from pipeline.lm.families import Site
+from pipeline.lm.sites import Site
 from pipeline.runs.imported import site_named
 from pipeline.runs.sae_run import SAERun
 from pipeline.runs.sweep import SWEEP, SweepDocument, members_of

@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.lm.checkpointing import checkpointed
 from pipeline.lm.cross_entropy import backward_cross_entropy
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import in_float, splice
 from pipeline.lm.model import LanguageModel
+from pipeline.lm.sites import Site
 from pipeline.sae.sae import TunedSAE
 
 ENOUGH = 2048

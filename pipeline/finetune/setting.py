@@ -14,9 +14,9 @@ from pipeline.finetune.sources import model_needed
 from pipeline.finetune.task import Rows, Task, load_task
 from pipeline.lm.chat import load_chat_template
 from pipeline.lm.checkpointing import checkpointed
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import splice
 from pipeline.lm.model import LanguageModel, load_model
+from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.runs.default_text import DefaultTexts, EvalText
 from pipeline.runs.imported import site_named

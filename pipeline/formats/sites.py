@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable
 
-from pipeline.lm.families import FAMILIES, KINDS
+from pipeline.lm.families import FAMILIES
+from pipeline.lm.sites import KINDS
 
 HOOKS = {
     "resid_pre": "hook_resid_pre",

@@ -18,9 +18,9 @@ from actstore.layout import row_permutation
 from actstore.writer import Shard
 from pipeline.device import DTYPES, pick_device
 from pipeline.harvest.plan import HarvestPlan
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import reading
 from pipeline.lm.model import load_for_sites
+from pipeline.lm.sites import Site
 from pipeline.text.contexts import Contexts, ContextStream
 
 log = logging.getLogger(__name__)

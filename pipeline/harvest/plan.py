@@ -26,8 +26,9 @@ from pipeline.config.stages import UNSAID, HarvestConfig
 from pipeline.disk import nearest_there, why_unwritable
 from pipeline.errors import ConfigError
 from pipeline.fingerprints import NOW, scheme_of
-from pipeline.lm.families import Shape, Site
+from pipeline.lm.families import Shape
 from pipeline.lm.hub import ModelFiles
+from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.progress import size
 from pipeline.stores import known_folders

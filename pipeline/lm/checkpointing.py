@@ -7,8 +7,8 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import HookedModel
+from pipeline.lm.sites import Site
 
 
 @contextmanager

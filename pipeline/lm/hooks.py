@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pipeline.lm.families import Shape, Site
+from pipeline.lm.families import Shape
+from pipeline.lm.sites import Site
 
 Edit = Callable[[Tensor], Tensor]
 """From the activations `[batch, position, width]` at a site to what takes their place."""

@@ -22,8 +22,9 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.lm.families import Shape, Site
+from pipeline.lm.families import Shape
 from pipeline.lm.hub import ModelFiles
+from pipeline.lm.sites import Site
 from pipeline.lm.weights import Weights
 
 IGNORED = (

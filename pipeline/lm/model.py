@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from pipeline.config.stages import Precision, Quantize, Where
 from pipeline.device import pick_device, pick_dtype
 from pipeline.errors import ConfigError
-from pipeline.lm.families import Shape, Site
+from pipeline.lm.families import Shape
 from pipeline.lm.hooks import Edit, HookedModel, capture, in_float, splice
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.positions import Positions
 from pipeline.lm.quantized import QuantizedLinear
+from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.lm.weights import HEADS, Weights
 

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pipeline.lm.families import BRANCHES, MLP, Branch, Site
 from pipeline.lm.hooks import HookedModel, capture
+from pipeline.lm.sites import BRANCHES, MLP, Branch, Site
 
 
 class _Given(nn.Module):

@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 
 from pipeline.evaluate.metrics import FREQUENT, RARE
 from pipeline.evaluate.report import EvalReport
-from pipeline.lm.families import Site
+from pipeline.lm.sites import Site
 from pipeline.plots.style import (
     AMBER,
     BLUE,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.config.serialization import from_json
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.lm.families import Site
+from pipeline.lm.sites import Site
 
 IMPORTED = "imported.json"
 

@@ -54,13 +54,7 @@ def pull(
 ) -> Float[Tensor, " n"]:
     """`r[row_j] . W[col_j]` at each pair."""
     pattern = _sparse(crow, col, r.new_zeros(len(col)), n_columns=len(W))
-    dots = [
-        torch.sparse.sampled_addmm(
-            pattern, r[:, part].contiguous(), W[:, part].contiguous().T, beta=0.0
-        ).values()
-        for part in _parts(W, n_pairs=len(col))
-    ]
-    return sum(dots[1:], dots[0])
+    return torch.sparse.sampled_addmm(pattern, r, W.T, beta=0.0).values()
 
 
 def outer(
@@ -99,9 +93,9 @@ def _sums(
 def _parts(table: Float[Tensor, "n_table d"], *, n_pairs: int) -> list[slice]:
     """Columns of which so few are gathered at a time that a copy of them stays in the cache."""
     n_rows, width = table.shape
-    if n_pairs < REUSED * n_rows or table.nbytes <= 2 * CACHE:
+    w = CACHE // (n_rows * table.element_size())
+    if n_pairs < REUSED * n_rows or table.nbytes <= 2 * CACHE or w < LEAST_WIDTH:
         return [slice(0, width)]
-    w = max(LEAST_WIDTH, CACHE // (n_rows * table.element_size()))
     return [slice(start, min(start + w, width)) for start in range(0, width, w)]
 
 

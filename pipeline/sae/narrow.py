@@ -23,8 +23,8 @@ ROUNDING = 2.0**-24
 """The same, of float32."""
 MORE = 0.5
 """So many more of a row than are kept are looked at closely."""
-FEW = 1 / 64
-"""Share of the latents that is kept at most: pairs that are computed alone cost some fourteen times
+FEW = 1 / 32
+"""Share of the latents that is kept at most: pairs that are computed alone cost some five times
 as much as in a whole product, so that of many nothing is gained."""
 
 

@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
-GROUP = 8
+GROUP = 4
 """Values of a group in the search for a row's largest."""
+ENOUGH = 2
+"""Groups for each of the largest, below which they are not looked for by way of groups."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,13 +105,29 @@ def largest_of_rows(x: Float[Tensor, "rows F"], k: int) -> Int64[Tensor, "rows k
     """
     n_rows, F = x.shape
     G = F // GROUP
-    if F % GROUP or 4 * k > G:
-        return x.topk(k, sorted=False).indices
+    if F % GROUP or ENOUGH * k > G:
+        return _top(x, k)
     groups = largest_of_rows(x.view(n_rows, GROUP, G).amax(1), k)
     inside = torch.arange(0, F, G, device=x.device)
     candidates = (groups[:, None] + inside[:, None]).view(n_rows, GROUP * k)
-    best = x.gather(1, candidates).topk(k, sorted=False).indices
-    return candidates.gather(1, best)
+    return candidates.gather(1, _top(x.gather(1, candidates), k))
+
+
+INTEGERS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+
+
+def _top(x: Float[Tensor, "rows n"], k: int) -> Int64[Tensor, "rows k"]:
+    """Where the `k` largest of each row are; what is not a number is the largest.
+
+    A CPU finds them among whole numbers in two thirds of the time. The bits of a float are such
+    numbers, in its order where it is not negative, and in the opposite one where it is.
+    """
+    dtype = INTEGERS.get(x.dtype)
+    if x.device.type == "cpu" and dtype is not None:
+        bits = torch.nan_to_num(x, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).view(dtype)
+        last = torch.iinfo(dtype).bits - 1
+        x = (bits >> last).bitwise_and_(torch.iinfo(dtype).max).bitwise_xor_(bits)
+    return x.topk(k, sorted=False).indices
 
 
 def batch_top_k(

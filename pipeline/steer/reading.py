@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.errors import DataError
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import capture
 from pipeline.lm.model import LanguageModel
+from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import Tokenizer
 from pipeline.sae.sae import Coder
 from pipeline.steer.report import Continuation, Effect

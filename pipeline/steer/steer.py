@@ -22,8 +22,8 @@ from pipeline.disk import require_run_writable
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.setup import LoadedSAE, load_sae
 from pipeline.features.files import FeatureSet, has_features
-from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel, load_model
+from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, counter
 from pipeline.runs.kinds import says_kind

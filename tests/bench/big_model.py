@@ -23,8 +23,9 @@ from store_cells import forget
 
 from pipeline.config.stages import HarvestConfig
 from pipeline.harvest.harvest import harvest
-from pipeline.lm.families import Shape, Site
+from pipeline.lm.families import Shape
 from pipeline.lm.hub import builtin_model_path
+from pipeline.lm.sites import Site
 
 SITE = "mlp_out.1"
 CONFIG = {

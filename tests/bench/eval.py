@@ -50,10 +50,10 @@ from pipeline.config.training import TrainConfig
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.report import QUANTILES, EvalReport
 from pipeline.lm.cross_entropy import cross_entropy_sum
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import reading
 from pipeline.lm.hub import builtin_model_path
 from pipeline.lm.model import LanguageModel, load_model
+from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.runs.folder import Provenance
 from pipeline.runs.sae_run import SAERun

@@ -25,8 +25,8 @@ from pipeline.connect.run import ConnectorRun
 from pipeline.connect.scores import layer_weights
 from pipeline.connect.setup import fit_baselines, load_connectors
 from pipeline.errors import CheckpointError, ConfigError, DataError
-from pipeline.lm.families import Site
 from pipeline.lm.model import load_model
+from pipeline.lm.sites import Site
 from pipeline.sae.sae import SAE
 from tests.helpers.evaluations import N_CONTEXTS
 from tests.helpers.featured import make_store_of

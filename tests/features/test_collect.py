@@ -19,8 +19,8 @@ from pipeline.evaluate.geometry import dead_cosine, encoder_decoder_cosine, near
 from pipeline.features.collect import collect_features, sample_store
 from pipeline.features.feature import AFTER, BEFORE, feature_document
 from pipeline.features.files import FeatureSet, has_features, ordered
-from pipeline.lm.families import Site
 from pipeline.lm.logits import attribute, load_path
+from pipeline.lm.sites import Site
 from pipeline.report.feature_data import shown_features
 from pipeline.runs.sae_run import SAERun
 from pipeline.terminal.commands import run_features

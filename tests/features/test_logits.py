@@ -14,10 +14,10 @@ import pipeline.lm.logits
 from pipeline.errors import ConfigError
 from pipeline.evaluate.geometry import nearest
 from pipeline.features.ablation import ablation_effects, mean_drops
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import capture, splice
 from pipeline.lm.logits import attribute, load_path
 from pipeline.lm.model import load_model
+from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.lm.weights import Weights
 from pipeline.text.token_text import TokenTexts

@@ -22,9 +22,9 @@ from pipeline.finetune.measure import mean_cross_entropy
 from pipeline.finetune.run import FinetunedRun
 from pipeline.finetune.task import Rows
 from pipeline.lm import cross_entropy
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import in_float, splice
 from pipeline.lm.hub import ModelFiles
+from pipeline.lm.sites import Site
 from pipeline.plots.finetune import save_finetune_figures
 from pipeline.report.figures import curves_lost, curves_of
 from pipeline.runs.checkpoints import checkpoints_of

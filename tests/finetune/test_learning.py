@@ -19,8 +19,8 @@ from pipeline.finetune.measure import exact_match, mean_cross_entropy
 from pipeline.finetune.run import FinetunedRun
 from pipeline.finetune.task import Rows, load_task
 from pipeline.lm.chat import load_chat_template
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import in_float, splice
+from pipeline.lm.sites import Site
 from pipeline.sae.sae import TunedSAE
 from tests.helpers.refusals import refused
 from tests.helpers.tiny import CTX_LEN, EOS, make_sae

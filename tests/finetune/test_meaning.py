@@ -18,7 +18,7 @@ from pipeline.finetune.meaning import _extremes, find_meaning, read_meaning
 from pipeline.finetune.run import FinetunedRun
 from pipeline.finetune.setting import open_setting
 from pipeline.finetune.task import Rows
-from pipeline.lm.families import Site
+from pipeline.lm.sites import Site
 from pipeline.sae.sae import TunedSAE
 from pipeline.text.token_text import TokenTexts
 from tests.helpers.refusals import refused

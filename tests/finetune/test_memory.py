@@ -23,10 +23,10 @@ from pipeline.finetune.setting import open_setting
 from pipeline.lm import quantized
 from pipeline.lm.checkpointing import checkpointed
 from pipeline.lm.cross_entropy import backward_cross_entropy
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import in_float, splice
 from pipeline.lm.model import load_model, outline_model
 from pipeline.lm.quantized import QuantizedLinear, plain_weights
+from pipeline.lm.sites import Site
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
 from tests.helpers.models import EACH_FAMILY, MAKERS, save_random

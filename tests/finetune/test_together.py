@@ -20,8 +20,8 @@ from pipeline.finetune.run import FinetunedRun
 from pipeline.finetune.setting import open_setting
 from pipeline.finetune.tables import effects_table, gain_words
 from pipeline.finetune.task import load_task
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import in_float
+from pipeline.lm.sites import Site
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
 from tests.finetune.conftest import make_config

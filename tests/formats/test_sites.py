@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.formats.sites import HOOKS, hook_of, model_of, site_in, site_of
-from pipeline.lm.families import KINDS
+from pipeline.lm.sites import KINDS
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ from pipeline.evaluate.evaluate import evaluate
 from pipeline.finetune.memory import plan_memory
 from pipeline.harvest.forward import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS
 from pipeline.harvest.harvest import harvest
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import reading
 from pipeline.lm.model import load_for_sites
+from pipeline.lm.sites import Site
 from pipeline.progress import Progress
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.kernels import kernels_for

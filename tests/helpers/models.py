@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import HookedModel
+from pipeline.lm.sites import Site
 from tests.helpers.slow import cases
 
 CPU, FP32 = torch.device("cpu"), torch.float32

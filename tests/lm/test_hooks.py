@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.lm.families import ATTENTION, FAMILIES, KINDS, MLP, Shape, Site, SiteKind
+from pipeline.lm.families import FAMILIES, Shape
 from pipeline.lm.hooks import capture, reading, splice
 from pipeline.lm.model import LanguageModel, load_for_sites, load_model
 from pipeline.lm.replay import Replay
+from pipeline.lm.sites import ATTENTION, KINDS, MLP, Site, SiteKind
 from tests.helpers.models import (
     CPU,
     FP32,
@@ -151,7 +152,8 @@ def with_kind(monkeypatch, kind: SiteKind, *, before: str) -> None:
     """One more entry of KINDS, at its place in the order of computing."""
     kinds = list(KINDS.values())
     kinds.insert(list(KINDS).index(before), kind)
-    monkeypatch.setattr("pipeline.lm.families.KINDS", {k.name: k for k in kinds})
+    for module in ("sites", "families"):
+        monkeypatch.setattr(f"pipeline.lm.{module}.KINDS", {k.name: k for k in kinds})
 
 
 NEW_KINDS = {

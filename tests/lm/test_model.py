@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.lm.families import Site
 from pipeline.lm.model import LanguageModel
+from pipeline.lm.sites import Site
 from pipeline.sae.sae import TunedSAE
 from tests.helpers.models import TOKENS, hooks_on, reference
 from tests.helpers.refusals import refused

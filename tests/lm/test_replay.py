@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import capture, splice
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.replay import Replay
+from pipeline.lm.sites import Site
 from tests.helpers.models import CPU, FP32, TOKENS, hooks_on, sites_of
 
 OTHER_TOKENS = TOKENS[:1].flip(1)

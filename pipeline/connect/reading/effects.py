@@ -22,9 +22,9 @@ from torch import Tensor
 
 from pipeline.connect.connector import Connector, SAEPair
 from pipeline.connect.reading.values import Effect, Equation
-from pipeline.lm.families import Site
 from pipeline.lm.hooks import reading, splice
 from pipeline.lm.model import LanguageModel
+from pipeline.lm.sites import Site
 
 _CELLS = 2**24
 """Latents in memory at once: 64 MiB."""

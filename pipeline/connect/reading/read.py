@@ -28,9 +28,9 @@ from pipeline.disk import require_run_writable, why_unwritable
 from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.features.collect import collect_features, of_replaced_model, store_of
 from pipeline.features.files import FeatureSet
-from pipeline.lm.families import Site
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.model import load_for_sites
+from pipeline.lm.sites import Site
 from pipeline.plots.style import save_all
 from pipeline.progress import OnProgress, Progress, counter
 from pipeline.runs.replaced import fingerprint_at_hand, is_another, replaced_note

@@ -16,8 +16,9 @@ from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.exchange.rows.formats import RawFile, open_rows
 from pipeline.exchange.rows.values import FLOATS, INTEGERS, Opened, Values, keeps_bits
 from pipeline.formats.sites import site_of
-from pipeline.lm.families import Shape, Site
+from pipeline.lm.families import Shape
 from pipeline.lm.hub import ModelFiles
+from pipeline.lm.sites import Site
 from pipeline.progress import size
 from pipeline.stores import NO_TOKENS, TOKENS
 from pipeline.tables import many

@@ -1,0 +1,135 @@
+"""Sites: the kinds there are, in the order in which a layer computes them.
+
+All about a kind of site is its entry of `KINDS`. A kind says in which *part* of a layer it lies
+(`mlp`, `attention_out`); how a model calls that part is in `pipeline.lm.families`.
+
+A layer adds to its residual stream what two branches make of it, each through a norm of its own:
+
+    resid_pre ─┬─ norm ─ attention ── attn_z ─ W_O ─ attn_out ─┐
+               ├───────────────────────────────────────────────+── resid_mid
+               ├─ norm ─ W_in ─ mlp_pre ─ f ─ mlp_act ─ W_out ─ mlp_out ─┐
+               └─────────────────────────────────────────────────────────+── resid_post
+
+In a parallel layer (Pythia's) both read `resid_pre`, and there is no `resid_mid`; in others the MLP
+reads `resid_mid`. Torch-free, so that a plan can be made before anything heavy is imported.
+"""
+
+from dataclasses import dataclass
+from functools import total_ordering
+from typing import Literal
+
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A way that leaves the residual stream of a layer, and whose result is added to it."""
+
+    norm: str
+    """The part it reads the stream through."""
+    module: str
+    """The part that does the rest."""
+    output: str
+    """The kind of site that holds what it adds."""
+    gives_pair: bool = False
+    """The module gives its result and something more, as attention does its weights."""
+
+
+ATTENTION = Branch(norm="attention_norm", module="attention", output="attn_out", gives_pair=True)
+MLP = Branch(norm="mlp_norm", module="mlp", output="mlp_out")
+BRANCHES = (ATTENTION, MLP)
+"""In the order in which a layer computes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteKind:
+    """All that is to be known of a kind of site."""
+
+    name: str
+    part: str = ""
+    """The module that has the site at one of its sides; empty for the layer itself."""
+    side: Literal["in", "out"]
+    """Whether it is the first input of that module or its output."""
+    shared: bool = False
+    """The layer reads this input once more by another way, so that an edit must be in place."""
+    width: Literal["d_model", "d_mlp", "d_attn"] = "d_model"
+    """Which of a model's widths it has, a field of `Shape`."""
+    needs: tuple[str, ...] = ()
+    """Parts that run between the kind before and this one, where a family has them."""
+
+    added: tuple[Branch, ...] = ()
+    """On the residual stream: the branches of its layer that were added before it."""
+    branch: Branch | None = None
+    """The branch it lies on; None on the stream."""
+    through: str | None = None
+    """On a branch: the part, linear, that makes of it what is added; None if it is that itself."""
+    nonlinear: bool = False
+    """On a branch: what follows is not linear, so there is no direct way to the logits."""
+    beside: tuple[str, ...] = ()
+    """Parts that read the branch's norm beside the way to this site, where a family has them."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+KINDS: dict[str, SiteKind] = {
+    kind.name: kind
+    for kind in (
+        SiteKind(name="resid_pre", side="in"),
+        SiteKind(
+            name="attn_z", part="attention_out", side="in", width="d_attn", branch=ATTENTION,
+            through="attention_out", needs=("attention_norm", "attention"),
+        ),
+        SiteKind(name="attn_out", part="attention_out", side="out", branch=ATTENTION),
+        SiteKind(name="resid_mid", part="mlp_norm", side="in", shared=True, added=(ATTENTION,)),
+        SiteKind(
+            name="mlp_pre", part="mlp_in", side="out", width="d_mlp", branch=MLP,
+            nonlinear=True, needs=("mlp_norm", "mlp_in"), beside=("mlp_gated",),
+        ),
+        SiteKind(
+            name="mlp_act", part="mlp_out", side="in", width="d_mlp", branch=MLP,
+            through="mlp_out", needs=("mlp_gated",),
+        ),
+        SiteKind(name="mlp_out", part="mlp", side="out", branch=MLP, needs=("mlp_out",)),
+        SiteKind(name="resid_post", side="out", added=BRANCHES),
+    )
+}  # fmt: skip
+"""In the order in which one layer computes them."""
+
+
+@total_ordering
+@dataclass(frozen=True)
+class Site:
+    """One place where activations are read or replaced, written `kind.layer`: `mlp_out.3`.
+
+    Sites sort in the order in which a forward pass computes them.
+    """
+
+    layer: int
+    kind: SiteKind
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        """Read `mlp_out.3`."""
+        kind, _, layer = text.partition(".")
+        is_number = layer.isascii() and layer.isdecimal() and layer == str(int(layer))
+        if kind not in KINDS or not is_number:
+            raise ConfigError(
+                f"bad site {text!r}: expected KIND.LAYER, as in mlp_out.1, with KIND one of "
+                f"{', '.join(KINDS)}"
+            )
+        return cls(int(layer), KINDS[kind])
+
+    def at(self, layer: int) -> "Site":
+        """The same kind of site in another layer."""
+        return Site(layer, self.kind)
+
+    def __str__(self) -> str:
+        return f"{self.kind}.{self.layer}"
+
+    def __lt__(self, other: "Site") -> bool:
+        return self._order < other._order
+
+    @property
+    def _order(self) -> tuple[int, int]:
+        return self.layer, list(KINDS).index(self.kind.name)
