@@ -86,6 +86,7 @@ def main() -> None:
     clock = Clock()
     for name, (where, function) in PARTS.items():
         setattr(where, function, clock.timed(name, getattr(where, function)))
+    narrow.largest_of_rows = select.largest_of_rows  # imported by its name
     told = {f: parts_of(clock, f, args) for f in args.f}
     print(f"\n{args.arch}, width {args.width}, {args.batch} rows a step, ms (share of `product`)\n")
     print(f"| part | {' | '.join(f'F {f:,}' for f in told)} |\n|---|{'---|' * len(told)}")
