@@ -33,7 +33,7 @@ from pipeline.evaluate.metrics import Totals, ratio, recovered
 from pipeline.evaluate.report import QUANTILES
 from pipeline.evaluate.sums import exact, zeros
 from pipeline.lm.model import LanguageModel
-from pipeline.lm.sites import Site
+from pipeline.lm.sites import MLP, Site
 from pipeline.sae.kernels import kernels_for
 
 _CONSTANT = 1e-12
@@ -207,9 +207,10 @@ def layer_weights(
     """
     reads = "resid_pre" if lm.shape.parallel else "resid_mid"
     kinds = source.kind.name, target.kind.name
-    if source.layer != target.layer or kinds != (reads, "mlp_out"):
+    has_mlp = MLP.module in lm.shape.family.parts
+    if source.layer != target.layer or kinds != (reads, "mlp_out") or not has_mlp:
         return None
-    mlp = lm.body.get_submodule(lm.shape.family.module_path(target))
+    mlp = lm.body.get_submodule(lm.shape.mlp_path(target.layer, name=lm.name))
     matrices = [weight for weight in mlp.parameters() if weight.dim() > 1]
     return LayerWeights(
         n=sum(weight.numel() for weight in matrices),

@@ -31,7 +31,7 @@ from pipeline.finetune.setting import Setting, open_setting
 from pipeline.lm.hooks import in_float, reading
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.quantized import plain_weights
-from pipeline.lm.sites import MLP, Site
+from pipeline.lm.sites import Site
 from pipeline.progress import OnProgress, counter
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE, Coder, TunedSAE
@@ -248,7 +248,7 @@ def _bias(lm: LanguageModel, site: Site) -> Started:
 
 def _mlp(lm: LanguageModel, site: Site) -> nn.Module:
     """The MLP of the site's layer."""
-    return lm.body.get_submodule(lm.shape.family.path(site.layer, MLP.module))
+    return lm.body.get_submodule(lm.shape.mlp_path(site.layer, name=lm.name))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from pipeline.finetune.rehearsal import rehearse
 from pipeline.finetune.sources import model_needed
 from pipeline.lm.model import LanguageModel, outline_model
 from pipeline.lm.quantized import QuantizedLinear
-from pipeline.lm.sites import MLP, Site
+from pipeline.lm.sites import Site
 from pipeline.progress import size
 from pipeline.runs.imported import site_named
 from pipeline.runs.sae_run import SAERun
@@ -124,7 +124,8 @@ def plan_memory(config: FinetuneConfig, runs: Sequence[SAERun]) -> MemoryPlan:
     lm = outline_model(name, revision=revision, dtype=dtype, quantize=config.quantize)
     for site, run in by_site.items():
         lm.require_fits(site, d_in=run.provenance.d_in, ctx_len=config.ctx_len, run=run.path)
-    weights, largest, mlp = _bytes(lm.module), _largest(lm.module), _numbers_of_mlp(lm, first)
+    weights, largest = _bytes(lm.module), _largest(lm.module)
+    mlp = _numbers_of_mlp(lm, first) if config.compare else 0
     made: dict[Site, TunedSAE] = {}
 
     def make() -> Mapping[Site, TunedSAE]:
@@ -182,7 +183,7 @@ def _largest(module: nn.Module) -> int:
 
 
 def _numbers_of_mlp(lm: LanguageModel, site: Site) -> int:
-    mlp = lm.body.get_submodule(lm.shape.family.path(site.layer, MLP.module))
+    mlp = lm.body.get_submodule(lm.shape.mlp_path(site.layer, name=lm.name))
     quantized = (part.shape for part in mlp.modules() if isinstance(part, QuantizedLinear))
     return sum(shape.numel() for shape in (*(p.shape for p in mlp.parameters()), *quantized))
 

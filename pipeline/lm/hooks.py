@@ -4,9 +4,9 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from pipeline.lm.families import Shape
 from pipeline.lm.sites import Site
@@ -35,26 +35,52 @@ class _Stopped(Exception):  # noqa: N818 - a signal, not an error
     """Leaves a forward pass once nothing after it is wanted."""
 
 
-def _hook(model: HookedModel, site: Site, seen: Seen) -> RemovableHandle:
-    """Call `seen` with the tensor at this site; what it returns, if anything, replaces it."""
+def _hook(model: HookedModel, site: Site, seen: Seen) -> Callable[[], None]:
+    """Call `seen` with the tensor at this site; what it returns, if anything, replaces it.
+
+    Returns:
+        What undoes it.
+    """
     model.shape.check(site, name=model.name)
-    module = model.body.get_submodule(model.shape.family.module_path(site))
+    family = model.shape.family
+    module = model.body.get_submodule(family.module_path(site))
+    written_to = family.adds_into_mlp and site.kind.name == "mlp_out"
+    lead: list[torch.Size] = []  # batch and position, for where tokens come in one row
+
+    def at_layer(_: object, args: tuple[Any, ...]) -> None:
+        lead[:] = [args[0].shape[:2]]
+
+    def shown(x: Tensor) -> Tensor | None:
+        if x.ndim == 2:
+            new = seen(x.unflatten(0, lead[0]))
+            return None if new is None else new.flatten(0, 1)
+        return seen(x.clone() if written_to else x)
 
     def at_input(_: object, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        new = seen(args[0])
+        new = shown(args[0])
         if new is None:
             return None
         return (args[0].copy_(new) if site.kind.shared else new, *args[1:])
 
     def at_output(_: object, __: object, out: Tensor | tuple[Any, ...]) -> object:
         if isinstance(out, tuple):
-            new = seen(out[0])
+            new = shown(out[0])
             return None if new is None else (new, *out[1:])
-        return seen(out)
+        return shown(out)
 
     if site.kind.side == "in":
-        return module.register_forward_pre_hook(at_input)
-    return module.register_forward_hook(at_output)
+        handles = [module.register_forward_pre_hook(at_input)]
+    else:
+        handles = [module.register_forward_hook(at_output)]
+    if family.flat_mlp:
+        layer = model.body.get_submodule(family.path(site.layer, ""))
+        handles.append(layer.register_forward_pre_hook(at_layer))
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return undo
 
 
 @contextmanager
@@ -74,7 +100,7 @@ def capture(model: HookedModel, sites: Sequence[Site]) -> Generator[dict[Site, T
 
     with ExitStack() as stack:  # a failure half way through still removes what was added
         for site in sites:
-            stack.callback(_hook(model, site, keeper(site)).remove)
+            stack.callback(_hook(model, site, keeper(site)))
         yield acts
 
 
@@ -83,7 +109,7 @@ def splice(model: HookedModel, edits: Mapping[Site, Edit]) -> Generator[None, No
     """Within the block, the activations at each site are replaced by `edits[site](them)`."""
     with ExitStack() as stack:
         for site, edit in edits.items():
-            stack.callback(_hook(model, site, edit).remove)
+            stack.callback(_hook(model, site, edit))
         yield
 
 
@@ -110,7 +136,7 @@ def reading(
         raise _Stopped
 
     with capture(model, sites) as acts, ExitStack() as stack:
-        stack.callback(_hook(model, max(sites), stop).remove)
+        stack.callback(_hook(model, max(sites), stop))
 
         def read(tokens: Tensor) -> dict[Site, Tensor]:
             with suppress(_Stopped):

@@ -3,15 +3,17 @@
 A feature that is active by `z` adds `z W_dec[f]` at its site, and what is written to the residual
 stream stays in it up to the end: `(z / s) W_U (g * C W_dec[f])` is what reaches the logits, where
 `C` subtracts the mean over coordinates (where the final norm is a LayerNorm; an RMSNorm has none),
-`g` is the final norm's weight, `s` the root mean square that it divides by, and `W_U` the
-unembedding. For `mlp_act` and `attn_z` the way there goes through the MLP's or the
-attention's output matrix first.
+`g` is what the final norm multiplies by (its weight, or one more), `s` the root mean square that it
+divides by, and `W_U` the unembedding, times the number that a model multiplies its logits by, if it
+does. For `mlp_act` and `attn_z` the way there goes through the MLP's or the attention's output
+matrix first.
 
 Reported is `W_U (g * C W_dec[f])`, the change of each logit for an activation of 1 where `s` is 1.
 Left out are the division by `s`, which depends on the token and scales all of a token's logits
-alike; every bias, which the feature does not change; and whatever the layers after the site make of
-the feature (Elhage et al. 2021, "A mathematical framework for transformer circuits": the direct
-path; nostalgebraist 2020, "the logit lens").
+alike; every bias, which the feature does not change; the cap that some models (Gemma 2) put on
+their logits, which keeps their order; and whatever the layers after the site make of the feature
+(Elhage et al. 2021, "A mathematical framework for transformer circuits": the direct path;
+nostalgebraist 2020, "the logit lens").
 """
 
 from collections.abc import Sequence
@@ -28,8 +30,8 @@ from pipeline.lm.sites import Site
 from pipeline.lm.weights import Weights
 
 IGNORED = (
-    "logits by the direct path alone: the final norm's division, biases, and what later layers "
-    "make of a feature are ignored"
+    "logits by the direct path alone: the final norm's division, biases, a cap of logits, and what "
+    "later layers make of a feature are ignored"
 )
 N_TOKENS = 10
 _CELLS = 2**24
@@ -63,23 +65,20 @@ def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: to
     files = ModelFiles(model, revision)
     shape = Shape.of(files.config, name=model)
     shape.check(site, name=model)
-    if site.kind.nonlinear:
-        raise ConfigError(f"{site} has no linear way to the logits: a nonlinearity comes after it")
     family = shape.family
+    if why_not := family.linear_from(site.kind):
+        raise ConfigError(f"{site} has no linear way to the logits: {why_not}")
     norm = f"{family.prefix}.{family.final_norm}.weight"
-    tied = files.config.get("tie_word_embeddings", family.ties)
-    head = f"{family.prefix}.{family.embeddings[0]}.weight" if tied else "lm_head.weight"
+    head = f"{family.prefix}.{family.embeddings[0]}.weight" if shape.tied else "lm_head.weight"
     part = site.kind.through
     out = part and f"{family.prefix}.{family.path(site.layer, part)}.weight"
     wanted = [norm, head, *([out] if out else [])]
-    loaded = Weights.locate(files).load(
-        wanted, prefix=family.prefix, device=device, dtype=torch.float32
-    )
+    loaded = Weights.locate(files).load(wanted, family=family, device=device, dtype=torch.float32)
     matrix = loaded[out] if out else None
     return Path(
         out=matrix.T if matrix is not None and family.transposed else matrix,
         centered=family.centered,
-        scale=loaded[norm],
+        scale=(loaded[norm] + family.unit_offset) * shape.logit_scale,
         unembedding=loaded[head][:n_vocab],
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
@@ -11,16 +12,17 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from pipeline.config.stages import Precision, Quantize, Where
 from pipeline.device import pick_device, pick_dtype
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.lm.families import Shape
 from pipeline.lm.hooks import Edit, HookedModel, capture, in_float, splice
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.positions import Positions
 from pipeline.lm.quantized import QuantizedLinear
-from pipeline.lm.sites import Site
+from pipeline.lm.sites import ATTENTION, Site
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.lm.weights import HEADS, Weights
 
@@ -57,7 +59,8 @@ class LanguageModel(HookedModel):
     """
 
     def __init__(self, module: Any, *, files: ModelFiles, shape: Shape) -> None:  # noqa: ANN401
-        super().__init__(module.base_model, shape=shape, name=files.name)
+        body = module.get_submodule(shape.family.prefix)
+        super().__init__(body, shape=shape, name=files.name)
         self.module = module
         self.files = files
         self._positions = Positions()
@@ -116,7 +119,12 @@ class LanguageModel(HookedModel):
 
     def logits(self, hidden: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows n_vocab"]:
         """Next-token logits of these rows; slice the rows to bound the memory."""
-        return self.module.get_output_embeddings()(hidden)
+        head, keys = self.module.get_output_embeddings(), self.shape.family.keys
+        logits = head(hidden.to(head.weight.dtype))  # Mamba's stream is float32 in any precision
+        if keys.logit_scale is not None:
+            logits = logits * self.shape.logit_scale
+        cap = None if keys.logit_cap is None else getattr(self.module.config, keys.logit_cap)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def to_tokens(self, text: Text) -> Int64[Tensor, "batch position"]:
         """Token ids on the model's device, as harvesting has them but without an end of text.
@@ -373,8 +381,8 @@ def _id_lists(ids: object) -> list[np.ndarray]:
 class _NoAttention(nn.Module):
     """Stands where an attention would run whose result nobody reads."""
 
-    def forward(self, hidden: Tensor, **_: object) -> tuple[Tensor, None]:
-        return hidden.new_zeros(()), None
+    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> tuple[Tensor, None]:
+        return hidden_states.new_zeros(()), None
 
 
 def load_model(
@@ -418,12 +426,25 @@ def outline_model(
 def _quantize_layers(model: LanguageModel, quantize: Quantize) -> None:
     """Put quantised modules, still empty, in the place of the matrices of the layers.
 
-    What comes before and after the layers is read by its rows or decides every logit: it stays.
+    What comes before and after the layers is read by its rows or decides every logit: it stays, and
+    so do experts, which are no matrices of their own.
     """
+    if ATTENTION.module not in model.shape.family.parts:
+        raise ConfigError(
+            f"{model.name} is a {model.shape.family.model_class}, which reads its matrices past "
+            "their modules, so that they cannot be quantised: leave out --quantize"
+        )
     layers = model.body.get_submodule(model.shape.family.layers)
-    matrices = [name for name, p in layers.named_parameters() if p.ndim == 2]
-    for path in (name.removesuffix(".weight") for name in matrices):
+    matrices = [path for path, part in layers.named_modules() if isinstance(part, _matrices())]
+    for path in matrices:
         layers.set_submodule(path, QuantizedLinear(layers.get_submodule(path), quantize))
+
+
+def _matrices() -> tuple[type[nn.Module], ...]:
+    """Modules that are a matrix and nothing more, in all families."""
+    from transformers.pytorch_utils import Conv1D
+
+    return nn.Linear, Conv1D
 
 
 def load_for_sites(
@@ -442,14 +463,18 @@ def load_for_sites(
     shape = Shape.of(files.config, name=name)
     for site in sites:
         shape.check(site, name=name)
-    last, family = max(sites), shape.family
+    last = max(sites)
     model = _empty(files, n_layers=last.layer + 1)
+    shape, family = model.shape, model.shape.family
     if shape.skips_attention(sites):
-        for part, stand_in in (("attention_norm", nn.Identity()), ("attention", _NoAttention())):
+        stand_ins: dict[str, nn.Module] = {"attention": _NoAttention()}
+        if family.reads_norm(ATTENTION) == (ATTENTION,):
+            stand_ins["attention_norm"] = nn.Identity()
+        for part, stand_in in stand_ins.items():
             model.body.set_submodule(family.path(last.layer, part), stand_in)
-    prefix = f"{model.module.base_model_prefix}."
-    runs = tuple(f"{prefix}{path}." for path in shape.modules_for(sites))
-    reached = f"{prefix}{family.module_path(last)}." if last.kind.side == "in" else "nothing"
+    runs = tuple(f"{family.prefix}.{path}." for path in shape.modules_for(sites))
+    site_at = f"{family.prefix}.{family.module_path(last)}."
+    reached = site_at if last.kind.side == "in" else "nothing"
     names = [
         key
         for key, _ in model.module.named_parameters()
@@ -459,28 +484,50 @@ def load_for_sites(
 
 
 def _empty(files: ModelFiles, *, n_layers: int | None = None) -> LanguageModel:
-    """The model's modules without any memory for parameters."""
+    """The model's modules, whole or only the first layers, without any memory for parameters."""
     import transformers
 
     shape = Shape.of(files.config, name=files.name)
-    config = getattr(transformers, shape.family.config_class).from_dict(files.config)
-    # Before the meta device is set: torch 2.8 cannot import what the class needs while it is.
-    model_class = getattr(transformers, shape.family.model_class)
+    family = shape.family
+    said = files.config if family.inside is None else files.config[family.inside]
+    config = getattr(transformers, family.config_class).from_dict(said)
+    model_class = getattr(transformers, family.model_class)
     if n_layers is not None:
-        config.num_hidden_layers = n_layers
-    with torch.device("meta"):
+        config.num_hidden_layers = n_layers  # in every family, whatever its own word is
+        if isinstance(vars(config).get("layer_types"), list):
+            config.layer_types = config.layer_types[:n_layers]
+    with _no_weights():
         module = model_class(config)
-    for path, part in list(module.named_modules()):  # rotary tables are computed, never saved
-        if any(b.is_meta for b in part.buffers(recurse=False)):
-            module.set_submodule(path, type(part)(config=config))
+    parts = family.parts_in(path for path, _ in module.named_modules())
+    if parts != family.parts:
+        shape = replace(shape, family=replace(family, parts=parts))
     return LanguageModel(module.eval().requires_grad_(False), files=files, shape=shape)
+
+
+@contextmanager
+def _no_weights() -> Generator[None]:
+    """Within the block, parameters of new modules are on torch's meta device.
+
+    Buffers are not: tables of rotary embeddings, say, are computed and in no checkpoint.
+    """
+
+    def to_meta(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None:
+            return None
+        return nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+    hook = register_module_parameter_registration_hook(to_meta)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _fill(
     model: LanguageModel, names: Sequence[str], *, device: torch.device, dtype: torch.dtype
 ) -> LanguageModel:
     """Read these parameters from the checkpoint straight to the device."""
-    module, prefix = model.module, model.module.base_model_prefix
+    module, family = model.module, model.shape.family
     weights = Weights.locate(model.files)
     tied = module.config.tie_word_embeddings and not set(HEADS).isdisjoint(names)
     wanted = [name for name in names if not (tied and name in HEADS)]
@@ -489,8 +536,15 @@ def _fill(
         for path, part in module.named_modules()
         if isinstance(part, QuantizedLinear)
     }
+    shapes = {name: p.shape for name, p in module.named_parameters(remove_duplicate=False)}
+    shapes |= {name: part.shape for name, part in quantized.items()}
     tensors: dict[str, Tensor] = {}
-    for name, tensor in weights.read(wanted, prefix=prefix, device=device, dtype=dtype):
+    for name, tensor in weights.read(wanted, family=family, device=device, dtype=dtype):
+        if tensor.shape != shapes[name]:
+            raise ModelError(
+                f"{name} is {list(tensor.shape)} in the checkpoint of {model.name}, and "
+                f"{list(shapes[name])} by its config.json: they are not of one model"
+            )
         if name in quantized:
             quantized[name].hold(tensor)
         else:

@@ -11,7 +11,9 @@ A layer adds to its residual stream what two branches make of it, each through a
                └─────────────────────────────────────────────────────────+── resid_post
 
 In a parallel layer (Pythia's) both read `resid_pre`, and there is no `resid_mid`; in others the MLP
-reads `resid_mid`. Torch-free, so that a plan can be made before anything heavy is imported.
+reads `resid_mid`. `attn_out` and `mlp_out` are what is added, so that the sum holds in every model:
+where a branch ends in a norm (Gemma 2, OLMo 2), they are behind it. The names and what they mean
+are TransformerLens'. Torch-free, so that a plan can be made before anything heavy is imported.
 """
 
 from dataclasses import dataclass
@@ -29,14 +31,16 @@ class Branch:
     """The part it reads the stream through."""
     module: str
     """The part that does the rest."""
+    post_norm: str
+    """The part that comes after it, where a family has one."""
     output: str
     """The kind of site that holds what it adds."""
-    gives_pair: bool = False
-    """The module gives its result and something more, as attention does its weights."""
 
 
-ATTENTION = Branch(norm="attention_norm", module="attention", output="attn_out", gives_pair=True)
-MLP = Branch(norm="mlp_norm", module="mlp", output="mlp_out")
+ATTENTION = Branch(
+    norm="attention_norm", module="attention", post_norm="attention_post_norm", output="attn_out"
+)
+MLP = Branch(norm="mlp_norm", module="mlp", post_norm="mlp_post_norm", output="mlp_out")
 BRANCHES = (ATTENTION, MLP)
 """In the order in which a layer computes them."""
 
@@ -48,6 +52,10 @@ class SiteKind:
     name: str
     part: str = ""
     """The module that has the site at one of its sides; empty for the layer itself."""
+    instead: str = ""
+    """A part that has it in the place of `part`, where a family has such a part."""
+    fallback: str = ""
+    """The part that has it where a family has no `part`."""
     side: Literal["in", "out"]
     """Whether it is the first input of that module or its output."""
     shared: bool = False
@@ -80,17 +88,26 @@ KINDS: dict[str, SiteKind] = {
             name="attn_z", part="attention_out", side="in", width="d_attn", branch=ATTENTION,
             through="attention_out", needs=("attention_norm", "attention"),
         ),
-        SiteKind(name="attn_out", part="attention_out", side="out", branch=ATTENTION),
-        SiteKind(name="resid_mid", part="mlp_norm", side="in", shared=True, added=(ATTENTION,)),
+        SiteKind(
+            name="attn_out", part="attention_out", instead="attention_post_norm", side="out",
+            branch=ATTENTION, needs=("attention_post_norm",),
+        ),
+        SiteKind(
+            name="resid_mid", part="mlp_norm", fallback="mlp", side="in", shared=True,
+            added=(ATTENTION,),
+        ),
         SiteKind(
             name="mlp_pre", part="mlp_in", side="out", width="d_mlp", branch=MLP,
             nonlinear=True, needs=("mlp_norm", "mlp_in"), beside=("mlp_gated",),
         ),
         SiteKind(
             name="mlp_act", part="mlp_out", side="in", width="d_mlp", branch=MLP,
-            through="mlp_out", needs=("mlp_gated",),
+            through="mlp_out", needs=("mlp",),
         ),
-        SiteKind(name="mlp_out", part="mlp", side="out", branch=MLP, needs=("mlp_out",)),
+        SiteKind(
+            name="mlp_out", part="mlp", instead="mlp_post_norm", fallback="mlp_out", side="out",
+            branch=MLP, needs=("mlp", "mlp_out", "mlp_post_norm"),
+        ),
         SiteKind(name="resid_post", side="out", added=BRANCHES),
     )
 }  # fmt: skip
