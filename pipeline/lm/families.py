@@ -67,6 +67,8 @@ class Family:
     """The norms multiply by one more than their weight."""
     parallel: bool = False
     """Attention and MLP read the same input and are added together, as in Pythia."""
+    norms_first: bool = False
+    """Both norms run before either branch, in a parallel layer."""
     norms_stream: bool = False
     """Norms are of the stream itself, each after a branch was added: later branches read them."""
     flat_mlp: bool = False
@@ -167,9 +169,10 @@ def _falcon(family: Family, config: Mapping[str, Any]) -> Family:
     if not new and not config.get("parallel_attn", True):
         return family
     n_norms = config.get("num_ln_in_parallel_attn") or (2 if new else 1)
-    norms = ("ln_attn", "ln_mlp") if new and n_norms == 2 else ("input_layernorm",) * 2
+    two = new and n_norms == 2
+    norms = ("ln_attn", "ln_mlp") if two else ("input_layernorm",) * 2
     parts = family.parts | {"attention_norm": norms[0], "mlp_norm": norms[1]}
-    return replace(family, parallel=True, adds_into_mlp=True, parts=parts)
+    return replace(family, parallel=True, norms_first=two, adds_into_mlp=True, parts=parts)
 
 
 _TIED = {"tie_word_embeddings": True}
@@ -522,8 +525,8 @@ class Shape:
         """Path, inside the base model, of the module that is a layer's MLP and nothing more."""
         if MLP.module not in self.family.parts:
             raise ConfigError(
-                f"{name} is a {self.family.model_class}, whose layers have no module that is their MLP "
-                "alone: leave out --compare"
+                f"{name} is a {self.family.model_class}, whose layers have no module that is the "
+                "MLP: leave out --compare"
             )
         return self.family.path(layer, MLP.module)
 
@@ -557,4 +560,6 @@ class Shape:
             for part in kind.needs
             if part in family.parts
         ]
+        if family.norms_first and last.kind.branch is ATTENTION:
+            needed.append(MLP.norm)
         return (*before, *(family.path(last.layer, part) for part in needed))

@@ -88,7 +88,9 @@ MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
     "smollm3": lambda: make("SmolLM3", **_SIZES, **_FEWER_KEYS, no_rope_layer_interval=2),
     "starcoder2": lambda: make("Starcoder2", **_SIZES, **_FEWER_KEYS, sliding_window=4),
     "stablelm": lambda: make("StableLm", **_SIZES, **_FEWER_KEYS, qk_layernorm=True),
-    "stablelm-parallel": lambda: make("StableLm", **_SIZES, use_parallel_residual=True),
+    "stablelm-parallel": lambda: make(
+        "StableLm", **_SIZES, num_key_value_heads=4, use_parallel_residual=True
+    ),
     "cohere": lambda: make("Cohere", **_SIZES, **_FEWER_KEYS, logit_scale=0.3),
     "phi": lambda: make("Phi", **_SIZES, **_FEWER_KEYS),
     "phi3": lambda: make("Phi3", **_SIZES, **_FEWER_KEYS, sliding_window=4),

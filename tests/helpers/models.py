@@ -38,8 +38,10 @@ def llama(*, tied: bool = True) -> transformers.PreTrainedModel:
     return transformers.LlamaForCausalLM(config)
 
 
-def qwen2() -> transformers.PreTrainedModel:
-    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**_SIZES, num_key_value_heads=2))
+def helium() -> transformers.PreTrainedModel:
+    """Of a family that saepipe does not know by name."""
+    config = transformers.HeliumConfig(**_SIZES, num_key_value_heads=2, head_dim=8)
+    return transformers.HeliumForCausalLM(config)
 
 
 MAKERS = {"pythia": neox, "neox-serial": lambda: neox(parallel=False), "gpt2": gpt2, "llama": llama}

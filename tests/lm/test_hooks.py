@@ -14,8 +14,8 @@ from tests.helpers.models import (
     CPU,
     FP32,
     TOKENS,
+    helium,
     hooks_on,
-    qwen2,
     reference,
     save_random,
     sites_of,
@@ -121,12 +121,12 @@ def test_sites_sort_in_the_order_of_the_forward_pass():
 
 @torch.no_grad()
 def test_a_family_is_one_entry(tmp_path, monkeypatch):
-    """Qwen 2 is a Llama whose attention has biases."""
-    path = save_random(qwen2(), tmp_path / "model")
-    with pytest.raises(ModelError, match="'qwen2' model; saepipe knows gpt_neox, gpt2, llama"):
+    """Helium is a Llama that turns its queries and keys in other pairs."""
+    path = save_random(helium(), tmp_path / "model")
+    with pytest.raises(ModelError, match="'helium' model; saepipe knows gpt_neox, gpt2, llama"):
         load_model(str(path), device=CPU, dtype=FP32)
-    names = {"config_class": "Qwen2Config", "model_class": "Qwen2ForCausalLM"}
-    monkeypatch.setitem(FAMILIES, "qwen2", replace(FAMILIES["llama"], **names))
+    names = {"config_class": "HeliumConfig", "model_class": "HeliumForCausalLM"}
+    monkeypatch.setitem(FAMILIES, "helium", replace(FAMILIES["llama"], **names))
     whole = load_model(str(path), device=CPU, dtype=FP32)
     replay = Replay(whole, sites_of(whole))
     states = reference(path).model(TOKENS, output_hidden_states=True).hidden_states
