@@ -516,7 +516,7 @@ def _no_weights() -> Generator[None]:
             return None
         return nn.Parameter(parameter.to("meta"), requires_grad=False)
 
-    hook = register_module_parameter_registration_hook(to_meta)
+    hook = register_module_parameter_registration_hook(to_meta)  # pyright: ignore[reportArgumentType]
     try:
         yield
     finally:

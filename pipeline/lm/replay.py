@@ -9,7 +9,7 @@ result equals that of a whole pass with the value spliced in.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from typing import Any, final
+from typing import Any, Self, final
 
 import torch
 from jaxtyping import Float, Int
@@ -22,9 +22,14 @@ from pipeline.lm.sites import BRANCHES, MLP, Branch, Site
 class _StandIn(nn.Module):
     """Has the other attributes of what it stands for: models ask layers for their kind."""
 
-    def __init__(self, module: nn.Module | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._stands_for = [module]  # in a list: it is no part of this module
+        self._stands_for: list[nn.Module] = []  # a list: it is no part of this module
+
+    def instead_of(self, module: nn.Module) -> Self:
+        """Itself, in the place of this one."""
+        self._stands_for[:] = [module]
+        return self
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         try:
@@ -36,8 +41,8 @@ class _StandIn(nn.Module):
 class _Given(_StandIn):
     """Stands where a module would run whose result is known, or read by nobody."""
 
-    def __init__(self, result: object = None, *, instead_of: nn.Module | None = None) -> None:
-        super().__init__(instead_of)
+    def __init__(self, result: object = None) -> None:
+        super().__init__()
         self._result = result
 
     def forward(self, *_: object, **__: object) -> object:
@@ -48,7 +53,7 @@ class _Fed(_StandIn):
     """A module that is given a value whatever it is called with."""
 
     def __init__(self, module: nn.Module, value: Tensor) -> None:
-        super().__init__(module)
+        super().__init__()
         self._module, self._value = module, value
 
     def forward(self, _: object, *rest: object, **options: object) -> object:
@@ -114,9 +119,9 @@ class Replay:
         first = site.layer + ends_layer
         above = [*layers[first:]]
         if above:
-            above[0] = _Fed(above[0], start)
+            above[0] = _Fed(above[0], start).instead_of(above[0])
         passed = self._whole(family.path(0, ""), start)
-        below = [_Given(passed, instead_of=layer) for layer in layers[:first]]
+        below = [_Given(passed).instead_of(layer) for layer in layers[:first]]
         with ExitStack() as stack:
             if not ends_layer:
                 for path, stand_in in self._known(site, value).items():
@@ -210,5 +215,8 @@ def _replace(root: nn.Module, path: str, stand_in: nn.Module, stack: ExitStack) 
     """Put a module in another's place until the stack is closed."""
     parent, _, name = path.rpartition(".")
     owner = root.get_submodule(parent)
-    stack.callback(setattr, owner, name, getattr(owner, name))
-    setattr(owner, name, stand_in)
+    module = getattr(owner, name)
+    stack.callback(setattr, owner, name, module)
+    setattr(
+        owner, name, stand_in.instead_of(module) if isinstance(stand_in, _StandIn) else stand_in
+    )

@@ -87,7 +87,7 @@ MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
     "olmo3": lambda: make("Olmo3", **_SIZES, **_FEWER_KEYS, **_BOTH_KINDS),
     "smollm3": lambda: make("SmolLM3", **_SIZES, **_FEWER_KEYS, no_rope_layer_interval=2),
     "starcoder2": lambda: make("Starcoder2", **_SIZES, **_FEWER_KEYS, sliding_window=4),
-    "stablelm": lambda: make("StableLm", **_SIZES, **_FEWER_KEYS, qk_layernorm=True),
+    "stablelm": lambda: make("StableLm", **_SIZES, **_FEWER_KEYS, use_qkv_bias=True),
     "stablelm-parallel": lambda: make(
         "StableLm", **_SIZES, num_key_value_heads=4, use_parallel_residual=True
     ),
