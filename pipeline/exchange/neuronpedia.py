@@ -225,8 +225,10 @@ def _n_heads(subject: LoadedSAE, shape: Shape) -> int | None:
     """How many heads share the site; None where none do."""
     if subject.site.kind.name != "attn_z":
         return None
-    config = ModelFiles(subject.model, subject.revision or "main").config
-    n_heads: int = config[shape.family.keys.n_heads]
+    family, config = shape.family, ModelFiles(subject.model, subject.revision or "main").config
+    key = family.keys.n_heads
+    assert key is not None, "a model without heads has no attn_z"
+    n_heads: int = family.said_in(config, name=subject.model)[key]
     return n_heads
 
 
