@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pipeline.lm.weights
+from pipeline.connect.scores import layer_weights
 from pipeline.errors import ConfigError, ModelError
 from pipeline.lm.families import FAMILIES, Shape
 from pipeline.lm.hooks import capture, reading, splice
 from pipeline.lm.hub import read_object
 from pipeline.lm.logits import Path as LogitPath, load_path
 from pipeline.lm.model import LanguageModel, load_for_sites, load_model, outline_model
+from pipeline.lm.quantized import QuantizedLinear
 from pipeline.lm.replay import Replay
 from pipeline.lm.sites import KINDS, Site
 from tests.helpers.families import MAKERS, N_LAYERS
@@ -27,6 +29,7 @@ from tests.helpers.refusals import refused
 
 TOKENS = torch.arange(24).reshape(2, 12) % 60 + 1
 BF16 = torch.bfloat16
+OLDER = transformers.__version__.startswith("4.")
 TABLE = Path(__file__).parents[2] / "docs" / "how-to" / "text-and-models.md"
 
 # Where transformers has each kind of site, in a layer: what goes into or comes out of a module.
@@ -65,7 +68,7 @@ def without(table: dict[str, tuple[str, str]], *kinds: str) -> dict[str, tuple[s
 
 
 _EXPERTS = without(_LLAMA, "mlp_pre", "mlp_act")
-_MIXTRAL = "mlp" if int(transformers.__version__.split(".")[0]) >= 5 else "block_sparse_moe"
+_EXPERTS_AT = "block_sparse_moe" if OLDER else "mlp"
 PLACES = {
     "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "gemma": _LLAMA, "smollm3": _LLAMA,
     "stablelm": _LLAMA, "gemma2": _GEMMA2, "gemma3": _GEMMA2, "gemma3-of-images": _GEMMA2,
@@ -78,7 +81,7 @@ PLACES = {
     "opt": _OPT, "opt-350m": _OPT | {"resid_mid": ("self_attn_layer_norm", "in")},
     "falcon": _FALCON, "falcon-two-norms": _FALCON,
     "falcon-in-turn": _FALCON | {"resid_mid": ("post_attention_layernorm", "in")},
-    "mixtral": _EXPERTS | {"mlp_out": (_MIXTRAL, "out")}, "qwen2_moe": _EXPERTS,
+    "mixtral": _EXPERTS | {"mlp_out": (_EXPERTS_AT, "out")}, "qwen2_moe": _EXPERTS,
     "qwen3_moe": _EXPERTS, "mamba": {},
 }  # fmt: skip
 EXPERTS = {"mixtral", "qwen2_moe", "qwen3_moe"}
@@ -188,7 +191,10 @@ def test_streams_and_logits_are_those_of_transformers_bit_for_bit(known, dtype):
     *streams, logits = known.streams(dtype)
     with capture(lm, [*sites, Site.parse(f"resid_post.{N_LAYERS - 1}")]) as acts:
         hidden = lm.hidden(TOKENS)
-    near = 1e-6 if known.name == "mamba" and dtype is FP32 else 0  # its scan: in the last bit
+    # Mamba's scan differs in the last bit, by where its numbers lie in memory, and transformers 4
+    # rounds GPT-J's table of positions.
+    loose = known.name == "mamba" or (known.name == "gptj" and OLDER)
+    near = {FP32: 1e-6, BF16: 0.05}[dtype] if loose else 0
     for x, (site, got) in zip(streams, acts.items(), strict=True):
         torch.testing.assert_close(got, x, rtol=0, atol=near, msg=str(site))
     got = lm.logits(hidden)
@@ -355,7 +361,7 @@ def test_a_direct_path_is_the_change_of_logits_but_for_the_scale_of_the_norm(kno
     """In the last layer, along a direction that leaves what the norm divides by as it is."""
     lm = load_model(known.folder, device=CPU, dtype=torch.float64)
     last = Site.parse(f"resid_post.{N_LAYERS - 1}")
-    if known.name in EXPERTS and _MIXTRAL == "mlp":  # their kernel takes no float64
+    if known.name in EXPERTS and not OLDER:  # their kernel takes no float64
         lm.module.set_experts_implementation("eager")
     cap = getattr(lm.module.config, "final_logit_softcapping", None)
     for kind in lm.shape.kinds():
@@ -595,7 +601,7 @@ def test_a_checkpoint_that_lacks_an_expert_is_one_line(tmp_path):
     names = [f"model.layers.1.block_sparse_moe.experts.3.w{i}.weight" for i in (1, 2, 3)]
     weights = {key: x for key, x in (weights | expert).items() if key not in names}
     save_file(weights, tmp_path / "model.safetensors")
-    if _MIXTRAL != "mlp":  # transformers 4 holds them apart, too
+    if OLDER:  # transformers 4 holds them apart, too
         return
     told = r"experts\.\w+ is \[3, .*\] in the checkpoint of .*, and \[4, .*\] by its config.json"
     with refused(ModelError, told):
@@ -612,6 +618,27 @@ def test_a_kind_that_has_no_module_is_refused_and_others_are_named():
         shape = Shape.of(MAKERS[name]().config.to_dict(), name="m")
         with refused(ConfigError, f"site {kind}.1 does not exist: m is a .*, in which {words}"):
             shape.check(Site.parse(f"{kind}.1"), name="m")
+
+
+@torch.no_grad()
+def test_layers_run_in_few_bits(known):
+    if known.name == "mamba":
+        with refused(ConfigError, "which reads its matrices past .*: leave out --quantize"):
+            load_model(known.folder, device=CPU, dtype=FP32, quantize="8bit")
+        return
+    few = load_model(known.folder, device=CPU, dtype=FP32, quantize="8bit")
+    assert any(isinstance(part, QuantizedLinear) for part in few.module.modules())
+    near, exact = few.hidden(TOKENS), known.lm.hidden(TOKENS)
+    assert not torch.equal(near, exact)
+    assert (near - exact).norm() < 0.2 * exact.norm()
+
+
+def test_an_mlp_that_is_no_module_is_compared_with_nothing(tmp_path):
+    lm = load_model(str(save_random(MAKERS["opt"](), tmp_path)), device=CPU, dtype=FP32)
+    with refused(ConfigError, "m is a OPTForCausalLM, whose layers have no module that is the MLP"):
+        lm.shape.mlp_path(1, name="m")
+    sites = Site.parse("resid_mid.1"), Site.parse("mlp_out.1")
+    assert layer_weights(lm, *sites, tau=0.1) is None
 
 
 def test_the_table_of_the_docs_says_what_each_family_has():
