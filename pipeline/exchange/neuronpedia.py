@@ -223,12 +223,11 @@ def _shape(subject: LoadedSAE) -> tuple[Shape | None, str]:
 
 def _n_heads(subject: LoadedSAE, shape: Shape) -> int | None:
     """How many heads share the site; None where none do."""
-    if subject.site.kind.name != "attn_z":
+    key = shape.family.keys.n_heads
+    if subject.site.kind.name != "attn_z" or key is None:
         return None
-    family, config = shape.family, ModelFiles(subject.model, subject.revision or "main").config
-    key = family.keys.n_heads
-    assert key is not None, "a model without heads has no attn_z"
-    n_heads: int = family.said_in(config, name=subject.model)[key]
+    config = ModelFiles(subject.model, subject.revision or "main").config
+    n_heads: int = shape.family.said_in(config, name=subject.model)[key]
     return n_heads
 
 

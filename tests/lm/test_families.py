@@ -201,6 +201,18 @@ def test_streams_and_logits_are_those_of_transformers_bit_for_bit(known, dtype):
     torch.testing.assert_close(got, logits.to(got.dtype), rtol=near, atol=near)
 
 
+@torch.no_grad()
+def test_a_part_of_the_model_has_the_bits_of_the_whole_in_bf16(known):
+    lm = load_model(known.folder, device=CPU, dtype=BF16)
+    sites = [site for site in sites_of(lm) if site.layer == 1]
+    with capture(lm, sites) as full:
+        lm.hidden(TOKENS)
+    for site in sites:
+        part = load_for_sites(known.folder, [site], device=CPU, dtype=BF16)
+        with reading(part, [site]) as read:
+            assert torch.equal(read(TOKENS)[site], full[site]), site
+
+
 @contextmanager
 def reads() -> Generator[tuple[set[str], set[str]]]:
     """Names of the tensors that are read within the block, and of the files they are in."""
