@@ -54,7 +54,8 @@ def _hook(model: HookedModel, site: Site, seen: Seen) -> Callable[[], None]:
         if x.ndim == 2:
             new = seen(x.unflatten(0, lead[0]))
             return None if new is None else new.flatten(0, 1)
-        return seen(x.clone() if written_to else x)
+        new = seen(x.clone() if written_to else x)
+        return new.clone() if written_to and new is not None else new
 
     def at_input(_: object, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         new = shown(args[0])

@@ -347,10 +347,11 @@ class LanguageModel(HookedModel):
     def __repr__(self) -> str:
         shape, weight = self.shape, self.body.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
         kinds = ", ".join(map(str, shape.kinds()))
+        bound = shape.n_positions if shape.family.keys.n_positions else "any number of"
         return (
             f"LanguageModel({self.name!r}: {shape.family.model_class}, {shape.n_layers} layers, "
             f"d_model {shape.d_model}, d_mlp {shape.d_mlp}, {self.n_vocab} tokens, "
-            f"{shape.n_positions} positions; {weight.dtype} on {weight.device}; "
+            f"{bound} positions; {weight.dtype} on {weight.device}; "
             f"sites {kinds}, each with .0 to .{shape.n_layers - 1})"
         )
 

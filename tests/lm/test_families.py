@@ -316,10 +316,12 @@ def test_replay_gives_the_bits_of_a_whole_pass_with_the_value_spliced_in(known, 
     for site in sites_of(lm):
         acts = replay.acts(site).clone()
         for value in (acts, torch.randn_like(acts)):
-            with splice(lm, {site: lambda _, value=value: value.clone()}):
+            before = value.clone()
+            with splice(lm, {site: lambda _, value=value: value}):
                 whole = lm.hidden(TOKENS)
-            assert torch.equal(replay.edited(site, value.clone()), whole), site
+            assert torch.equal(replay.edited(site, value), whole), site
             assert torch.equal(whole, clean) == (value is acts), site
+            assert torch.equal(value, before), site
         assert torch.equal(replay.acts(site), acts), site
 
 
@@ -635,6 +637,7 @@ def test_a_kind_that_has_no_module_is_refused_and_others_are_named():
 @torch.no_grad()
 def test_layers_run_in_few_bits(known):
     if known.name == "mamba":
+        assert "64 tokens, any number of positions; " in repr(known.lm)
         with refused(ConfigError, "which reads its matrices past .*: leave out --quantize"):
             load_model(known.folder, device=CPU, dtype=FP32, quantize="8bit")
         return
