@@ -28,7 +28,7 @@ from pipeline.features.samples import Sampler, Samples
 from pipeline.features.save import save
 from pipeline.finetune.run import FinetunedRun, is_finetuned
 from pipeline.lm.hub import ModelFiles
-from pipeline.lm.logits import IGNORED, Ranked, attribute, load_path
+from pipeline.lm.logits import IGNORED, Ranked, attribute, has_path, load_path
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, counter
 from pipeline.runs.folder import Provenance
@@ -200,7 +200,8 @@ def _facts(config: FeaturesConfig, subject: LoadedSAE, store: ActStore, words: W
         n_tokens=n_tokens,
         ctx_len=source.ctx_len,
         has_texts=not words.missing,
-        attributed=words.head is not None and not subject.site.kind.nonlinear,
+        attributed=words.head is not None
+        and has_path(subject.model, subject.site, revision=subject.revision or "main"),
         notes=tuple(notes),
     )
 

@@ -194,7 +194,7 @@ def _promoted(
 ) -> dict[str, dict[int, tuple[Promoted, ...]]]:
     """Direct logit attribution of some features, by both ends; empty where there is no path."""
     found: dict[str, dict[int, tuple[Promoted, ...]]] = {"promoted": {}, "suppressed": {}}
-    if site.kind.nonlinear or not chosen:
+    if lm.shape.family.no_path_from(site.kind) or not chosen:
         return found
     path = load_path(
         lm.name, site, revision=lm.files.revision, n_vocab=tokenizer.n_vocab, device=lm.device

@@ -122,6 +122,11 @@ def plan_memory(config: FinetuneConfig, runs: Sequence[SAERun]) -> MemoryPlan:
     where, first = ", ".join(map(str, by_site)), min(by_site)
     dtype = pick_dtype(config.precision, device)
     lm = outline_model(name, revision=revision, dtype=dtype, quantize=config.quantize)
+    if lm.shape.family.experts:
+        raise ConfigError(
+            f"{lm.name} is a {lm.shape.family.model_class}: what a step takes depends on which "
+            "experts tokens are given to, and cannot be planned; choose a model without"
+        )
     for site, run in by_site.items():
         lm.require_fits(site, d_in=run.provenance.d_in, ctx_len=config.ctx_len, run=run.path)
     weights, largest = _bytes(lm.module), _largest(lm.module)

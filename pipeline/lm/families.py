@@ -128,7 +128,7 @@ class Family:
         norm = self.parts.get(branch.norm)
         return tuple(one for one in BRANCHES if self.parts.get(one.norm) == norm)
 
-    def linear_from(self, kind: SiteKind) -> str:
+    def no_path_from(self, kind: SiteKind) -> str:
         """Why there is no linear way from a kind of site to the final norm; empty if there is."""
         if kind.nonlinear:
             return "a nonlinearity comes after it"

@@ -60,13 +60,19 @@ class Path:
         return (written * self.scale) @ self.unembedding.T
 
 
+def has_path(model: str, site: Site, *, revision: str) -> bool:
+    """Whether there is a linear way from a site to the logits; config.json tells."""
+    shape = Shape.of(ModelFiles(model, revision).config, name=model)
+    return not shape.family.no_path_from(site.kind)
+
+
 def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: torch.device) -> Path:
     """The way from a site to the logits of the first `n_vocab` tokens, its weights alone read."""
     files = ModelFiles(model, revision)
     shape = Shape.of(files.config, name=model)
     shape.check(site, name=model)
     family = shape.family
-    if why_not := family.linear_from(site.kind):
+    if why_not := family.no_path_from(site.kind):
         raise ConfigError(f"{site} has no linear way to the logits: {why_not}")
     norm = f"{family.prefix}.{family.final_norm}.weight"
     head = f"{family.prefix}.{family.embeddings[0]}.weight" if shape.tied else "lm_head.weight"

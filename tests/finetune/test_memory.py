@@ -29,6 +29,7 @@ from pipeline.lm.quantized import QuantizedLinear, plain_weights
 from pipeline.lm.sites import Site
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import TunedSAE
+from tests.helpers.families import MAKERS as FAMILY_MAKERS
 from tests.helpers.models import EACH_FAMILY, MAKERS, save_random
 from tests.helpers.refusals import refused
 from tests.helpers.tiny import CTX_LEN, N_LAYERS, WIDTH, make_model, make_sae, save_sae
@@ -357,6 +358,21 @@ def test_every_family_can_be_planned(family, tmp_path):
     light = sp.finetune(path, plan=True, quantize="4bit", checkpointing=True, **given)
     assert light.of("weights") < plain.of("weights")
     assert 0 < light.of("kept") < plain.of("kept")
+
+
+@pytest.mark.parametrize("family", ["gemma3", "falcon", "opt-350m", "mixtral"])
+def test_families_of_other_layers_are_planned_and_experts_refused(family, tmp_path):
+    model, arch = save_random(FAMILY_MAKERS[family](), tmp_path / "model"), TopKConfig(k=4)
+    path = save_sae(
+        tmp_path / "sae", make_sae(d_in=32, arch=arch), model=model, site="mlp_out.1", arch=arch
+    )
+    given = {"out": tmp_path / "out", "ctx_len": 8, "device": "cpu", "batch_size": 2}
+    if family == "mixtral":
+        with refused(ConfigError, "is a MixtralForCausalLM: .* choose a model without"):
+            sp.finetune(path, plan=True, **given)
+    else:
+        light = sp.finetune(path, plan=True, checkpointing=True, **given)
+        assert 0 < light.of("kept") < sp.finetune(path, plan=True, **given).of("kept")
 
 
 def test_a_setting_is_opened_as_it_was_planned(config):

@@ -277,6 +277,17 @@ def test_a_part_of_the_model_reads_what_runs_before_the_site_and_has_its_bits(kn
         with reading(lm, [site]) as read:
             whole = started(lm.body, lambda: read(TOKENS))
         assert files == {weight_map[key] for key in keys}
+        if known.name not in EXPERTS and known.name != "gemma3-of-images":  # others' names differ
+            assert keys == {f"{lm.shape.family.prefix}.{name}" for name in real}, site
+        elif site.layer > 0:  # whose layers are all of experts
+            its = [key for key in keys if re.search(rf"layers\.{site.layer}\..*\.experts\.", key)]
+            whole_layer = site.kind.name in ("mlp_out", "resid_post")
+            assert bool(its) == (whole_layer and known.name in EXPERTS), site
+            assert not any(
+                f"layers.{later}." in key
+                for key in keys
+                for later in range(site.layer + 1, N_LAYERS)
+            )
         owners = {name.rpartition(".")[0] for name in real}
         skipped = {name for name in whole if name not in ran}
         assert bool(skipped) == (lm.shape.parallel and site.kind.name.startswith("mlp"))
@@ -591,6 +602,7 @@ def test_published_sizes_are_read_without_weights(name, tmp_path):
         parameters.pop("lm_head.weight", None)
     assert sum(p.numel() for p in parameters.values()) == n_parameters
     assert all(p.is_meta for p in parameters.values())
+    assert lm.shape.tied == lm.module.config.tie_word_embeddings
     said = config.get("text_config", config)
     d_model = said.get("hidden_size", said.get("n_embd"))
     widths = {"d_model": d_model, "d_attn": d_attn, "d_mlp": d_mlp}
