@@ -96,8 +96,8 @@ def test_facts_say_where_features_are_from(world, run, features):
     assert facts.n_tokens == store.n_rows
     assert facts.has_texts and facts.attributed
     assert facts.notes == (
-        "logits by the direct path alone: the final norm's division, biases, and what later "
-        "layers make of a feature are ignored",
+        "logits by the direct path alone: the final norm's division, biases, a cap of logits, and "
+        "what later layers make of a feature are ignored",
     )
 
 
