@@ -15,7 +15,7 @@ from torch import nn
 import pipeline.lm.weights
 from pipeline.connect.scores import layer_weights
 from pipeline.errors import ConfigError, ModelError
-from pipeline.lm.families import FAMILIES, Shape
+from pipeline.lm.families import FAMILIES, Family, Shape
 from pipeline.lm.hooks import capture, reading, splice
 from pipeline.lm.hub import read_object
 from pipeline.lm.logits import Path as LogitPath, load_path
@@ -679,3 +679,10 @@ def test_the_table_of_the_docs_says_what_each_family_has():
         told = set(re.findall(r"`(\w+)`", said[config.model_type]))
         depends = config.model_type in ("stablelm", "falcon")  # on a setting
         assert lacking <= told if depends else lacking == told, name
+
+
+def test_the_entry_that_the_docs_show_is_that_of_the_table():
+    text = (TABLE.parents[1] / "contributing.md").read_text()
+    shown = re.search(r'```python\n"olmo2": (Family\(.*?\n\)),\n```', text, re.DOTALL)
+    assert shown is not None
+    assert eval(shown[1], {"Family": Family}) == FAMILIES["olmo2"]  # noqa: S307 - our own page
