@@ -225,7 +225,9 @@ def _points(
             f"{verb} makes one run, and these settings {len(points)}, since some are lists: "
             "sweep makes them all"
         )
-    return points
+    from pipeline.exchange.importing import ends_brought_in
+
+    return ends_brought_in(points)
 
 
 def train_points(

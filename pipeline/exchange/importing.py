@@ -14,12 +14,14 @@ from pathlib import Path
 import torch
 
 from actstore.files import write_json
+from pipeline.config.grid import Point
 from pipeline.config.serialization import to_json
-from pipeline.config.training import TrainConfig
+from pipeline.config.training import ConnectConfig, TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.formats.foreign_sae import Asked, ForeignSAE
 from pipeline.formats.table import TENSORS, read_foreign, seems_foreign
 from pipeline.lm.sites import Site
+from pipeline.lm.widths import held_to_model
 from pipeline.runs.belongs import RUN, checksum_of
 from pipeline.runs.folder import Provenance, saepipe_version
 from pipeline.runs.imported import IMPORTED, Imported, imported
@@ -81,13 +83,16 @@ def import_sae(
 
     Raises:
         CheckpointError: there is no SAE, or one that we cannot have, or it is damaged.
-        ConfigError: a setting is none, or `out` holds something else.
+        ConfigError: a setting is none, or the model has no such site, or one of another width, or
+            `out` holds something else.
+        ModelError: the name of the model is none.
     """
     if site:
         Site.parse(site)
     out = out.resolve()
     foreign, library, checksum = _read(source, Asked(arch=arch or "", k=k, centred=centred))
     foreign = replace(foreign, site=site or foreign.site, model=model or foreign.model)
+    not_held = _held_to_model(foreign, source, told=model is not None)
     given = {"site": site, "model": model, "arch": arch, "k": k}
     given["centred"] = None if centred else False
     asked = [f"{name}={value}" for name, value in given.items() if value is not None]
@@ -110,7 +115,7 @@ def import_sae(
         d_sae=foreign.d_sae,
         site=foreign.site,
         model=foreign.model,
-        notes=foreign.notes + _open_questions(foreign),
+        notes=foreign.notes + _open_questions(foreign) + not_held,
     )
 
     def make(partial: Path) -> ImportReport:
@@ -145,6 +150,17 @@ def _open_questions(foreign: ForeignSAE) -> tuple[str, ...]:
     if not foreign.model:
         found.append("it does not say in which model it belongs: name it with `model`")
     return tuple(found)
+
+
+def _held_to_model(foreign: ForeignSAE, source: str, *, told: bool) -> tuple[str, ...]:
+    """Hold its width to that of its site; a note where its model is not at hand."""
+    if not (foreign.site and foreign.model):
+        return ()
+    why_not = held_to_model(
+        foreign.model, {Site.parse(foreign.site): foreign.d_in}, revision="main", told=told,
+        what=f"rows that the SAE {source} reads are",
+    )  # fmt: skip
+    return (f"it was not held to its model: {why_not}",) if why_not else ()
 
 
 def _run(foreign: ForeignSAE, partial: Path) -> SAERun:
@@ -231,6 +247,26 @@ def runs_of(
 ) -> tuple[Path, ...]:
     """As `brought_in`, and a sweep's folder being its runs: see `runs_at`."""
     return runs_at(brought_in(runs_at(paths, note=note), say=say), note=note)
+
+
+def ends_brought_in(
+    points: Sequence[Point], *, say: Callable[[ImportReport], None] | None = None
+) -> tuple[Point, ...]:
+    """Trainings, those of connectors between runs: an end that is a source is imported first.
+
+    Raises:
+        CheckpointError: a source cannot be had.
+        ConfigError: a source does not say what it is, or its folder holds something else.
+    """
+
+    def ready(point: Point) -> Point:
+        config = point.config
+        if not isinstance(config, ConnectConfig):
+            return point
+        first, second = brought_in(config.ends, say=say)
+        return replace(point, config=replace(config, ends=(first, second)))
+
+    return tuple(map(ready, points))
 
 
 def _log(report: ImportReport) -> None:

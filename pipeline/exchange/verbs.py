@@ -54,7 +54,9 @@ def import_sae(
     Raises:
         CheckpointError: there is no SAE, or one that cannot be had here, or it is damaged; or the
             disk fails.
-        ConfigError: a setting is none, or `out` holds something else.
+        ConfigError: a setting is none, or the model has no such site, or one of another width, or
+            `out` holds something else.
+        ModelError: the name of the model is none.
     """
     from pipeline.exchange.importing import import_sae as run
     from pipeline.runs.sae_run import SAERun
@@ -112,7 +114,8 @@ def import_store(
         What it did, which every verb takes as the path of its store.
 
     Raises:
-        ConfigError: it is not said which rows of what these are, or what is said cannot be.
+        ConfigError: it is not said which rows of what these are, or what is said cannot be, or the
+            disk has no room.
         DataError: a file is damaged, changes meanwhile, or holds rows that are not finite.
         StoreError: another store is there, another writer is at work, or the disk fails; the same
             call goes on.

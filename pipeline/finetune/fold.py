@@ -19,6 +19,7 @@ from pipeline.config.serialization import from_json, located, portable, to_json
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.finetune.run import FinetunedRun, FinetuneReport
 from pipeline.finetune.sources import Sources
+from pipeline.formats.table import seems_foreign
 from pipeline.runs.folder import FORMAT, Provenance, saepipe_version
 from pipeline.runs.kinds import says_kind
 from pipeline.runs.sae_run import SAERun
@@ -75,8 +76,7 @@ def fold(run: Path, out: Path) -> FoldReport:
         ConfigError: `out` holds something else, or is worked on by another process.
         CheckpointError: `run` is no fine-tuning, or is damaged; or the disk fails.
     """
-    run, out = run.resolve(), out.resolve()
-    tuned = _fine_tuned(run)
+    tuned, out = _fine_tuned(run), out.resolve()
     return made_whole(
         out, there=lambda: _finished(tuned, out), make=lambda partial: _fold(tuned, out, partial)
     )
@@ -88,8 +88,15 @@ def is_folded(run: Path) -> bool:
 
 
 def _fine_tuned(run: Path) -> FinetunedRun:
+    foreign = seems_foreign(str(run))
+    if foreign and not run.exists():
+        raise CheckpointError(
+            f"{run} is not on this disk: if it is a fine-tuning on the hub, type saepipe pull "
+            f"{run} --out RUN, and name that"
+        )
+    run = run.resolve()
     kind = says_kind(run)
-    if kind == SAERun.KIND:
+    if foreign or kind == SAERun.KIND:
         raise CheckpointError(
             f"{run} is a plain SAE, which has nothing to fold: name a run of saepipe finetune"
         )

@@ -74,10 +74,11 @@ def run_train(
     points: "Sequence[Point]", *, resume: bool, screen: Screen, log: Sequence[str] = ()
 ) -> "list[StepReport]":
     """Train what is not complete already."""
+    from pipeline.exchange.importing import ends_brought_in
     from pipeline.training.sweep import complete, named_as_there
     from pipeline.training.trackers import Loggers
 
-    points = named_as_there(points)
+    points = ends_brought_in(named_as_there(points), say=_imported_told(screen))
     folders = [point.config.out for point in points]
     began = checkpoints_of_unfinished(folders)
 
@@ -295,7 +296,11 @@ def brought_in(paths: Sequence[Path], screen: Screen) -> list[Path]:
     """These runs; an SAE of another library is imported first, which is said."""
     from pipeline.exchange.importing import brought_in as bring
 
-    return bring(paths, say=lambda report: screen.say(import_line(report)))
+    return bring(paths, say=_imported_told(screen))
+
+
+def _imported_told(screen: Screen) -> "Callable[[ImportReport], None]":
+    return lambda report: screen.say(import_line(report))
 
 
 def _runs_of(paths: Sequence[Path], screen: Screen) -> tuple[Path, ...]:
@@ -304,7 +309,7 @@ def _runs_of(paths: Sequence[Path], screen: Screen) -> tuple[Path, ...]:
 
     return runs_of(
         paths,
-        say=lambda report: screen.say(import_line(report)),
+        say=_imported_told(screen),
         note=lambda what: screen.note([what]),
     )
 

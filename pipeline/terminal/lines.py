@@ -92,7 +92,7 @@ def features_line(found: "FeatureSet") -> str:
     n_alive = int((found.n_active > 0).sum())
     return (
         f"features  {what}: {n_alive:,} active on {found.facts.n_tokens:,} tokens of "
-        f"{found.facts.text}, in {found.run / 'features'}"
+        f"{found.facts.text or 'a text'}, in {found.run / 'features'}"
     )
 
 

@@ -9,11 +9,16 @@ import pytest
 import saepipe as sp
 import torch
 
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.config.grid import expand
+from pipeline.config.training import ConnectConfig
+from pipeline.connect.run import ConnectorRun
+from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.exchange.importing import brought_in, import_sae, runs_of
 from pipeline.runs.imported import imported
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import SAE
+from pipeline.terminal.commands import run_train
+from pipeline.terminal.screen import Screen
 from tests.helpers.foreign import saelens, write_safetensors
 from tests.helpers.refusals import refused
 from tests.helpers.tiny import CTX_LEN, WIDTH, make_model, make_sae, make_text
@@ -52,9 +57,9 @@ def folder_of(path: Path, *, model: object = None, norm: str = "none", **cfg) ->
     )  # fmt: skip
 
 
-def test_it_is_a_run_of_any_width_that_opens_as_it_was(tmp_path):
+def test_it_is_a_run_of_any_width_that_opens_as_it_was(tmp_path, world):
     source = folder_of(tmp_path / "theirs")
-    run = sp.import_sae(source, out=tmp_path / "run", model="builtin")
+    run = sp.import_sae(source, out=tmp_path / "run", model=str(world[0]))
     assert (run.d_sae, run.provenance.d_in, run.config.expansion) == (
         LATENTS,
         WIDTH,
@@ -173,6 +178,48 @@ def test_what_is_not_said_is_asked_for_by_its_option(tmp_path, world):
     assert report.model == str(model)
 
 
+@pytest.mark.parametrize(
+    ("cfg", "asked", "said"),
+    [
+        ({}, {"model": "builtin"}, "are 16 wide, and mlp_out.1 of builtin is 160: name the"),
+        ({"model": "builtin"}, {}, "are 16 wide, and mlp_out.1 of builtin is 160"),
+        ({}, {"site": "mlp_act.1"}, "are 16 wide, and mlp_act.1 of .* is 48"),
+        ({}, {"site": "mlp_out.7"}, "site mlp_out.7 does not exist"),
+        ({"hook_name": "blocks.0.hook_resid_mid"}, {}, "site resid_mid.0 does not exist"),
+    ],
+)
+def test_what_cannot_be_of_its_site_is_refused_before_it_is_a_run(
+    tmp_path, world, cfg, asked, said
+):
+    source = folder_of(tmp_path / "theirs", **{"model": world[0]} | cfg)
+    with refused(ConfigError, said):
+        import_sae(str(source), tmp_path / "run", **asked)
+    assert {path.name for path in tmp_path.iterdir()} == {"theirs"}
+
+
+def test_a_model_that_cannot_be_asked_holds_nobody_up(tmp_path):
+    def notes(**cfg):
+        source = folder_of(tmp_path / f"theirs-{cfg['model'].replace('/', '-')}", **cfg)
+        told = import_sae(str(source), tmp_path / f"run-of-{source.name}").notes
+        return " ".join(note for note in told if "not held to its model" in note)
+
+    assert "neither a folder" in notes(model="my-own-othello")
+    assert "not held to its model" in notes(model="EleutherAI/pythia-70m")
+    (tmp_path / "gemma").mkdir()
+    (tmp_path / "gemma" / "config.json").write_text('{"model_type": "gemma2"}')
+    assert "'gemma2' model" in notes(model=str(tmp_path / "gemma"))
+
+
+@pytest.mark.parametrize("name", ["./absent", "not-a-model", "empty"])
+def test_a_model_that_is_named_and_is_none_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    source = folder_of(tmp_path / "theirs")
+    with refused(ModelError, f"{name}.*(is neither a folder|has no config.json)"):
+        import_sae(str(source), tmp_path / "run", model=name)
+    assert not Path("run").exists()
+
+
 def test_a_source_in_the_place_of_a_run_is_imported_first_and_once(
     tmp_path, world, monkeypatch, caplog
 ):
@@ -190,6 +237,40 @@ def test_a_source_in_the_place_of_a_run_is_imported_first_and_once(
     assert runs_of([report.run]) == (report.run,)
     with refused(CheckpointError, "seems to be an SAE of SAELens: type saepipe import"):
         SAERun.open(source)
+
+
+def test_a_source_can_be_an_end_of_a_connector(tmp_path, world, monkeypatch, capsys):
+    model, text = world
+    monkeypatch.chdir(tmp_path)
+    sp.harvest(
+        model=str(model), text=text, sites=["mlp_out.0", "mlp_out.1"], tokens=240,
+        ctx_len=CTX_LEN, out="a.actstore", device="cpu",
+    )  # fmt: skip
+    sources = [
+        folder_of(Path(f"layer{i}"), model=model, hook_name=f"blocks.{i}.hook_mlp_out")
+        for i in (0, 1)
+    ]
+    made = sp.connect(
+        "a.actstore", ends=sources, out="c", batch_size=24, start="random", device="cpu"
+    )
+    assert [end.run.name for end in made.ends] == ["layer0", "layer1"]
+    assert made.source.sha256 == SAERun.open(Path("runs/layer0")).sha256
+    from_shell = expand(
+        {"store": "a.actstore", "ends": [*map(str, sources)], "batch_size": 24, "device": "cpu"},
+        out=Path("d"), kind=ConnectConfig,
+    )  # fmt: skip
+    run_train(from_shell, resume=True, screen=Screen())
+    assert capsys.readouterr().out.count("import    complete, reused: runs/layer") == 2
+    assert ConnectorRun.open(Path("d")).ends == made.ends
+
+
+def test_there_is_nothing_to_fold_in_a_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with refused(CheckpointError, "is a plain SAE, which has nothing to fold"):
+        sp.fold(folder_of(Path("theirs")), out="plain")
+    with refused(CheckpointError, "type saepipe pull org/tuned --out RUN, and name that"):
+        sp.fold("org/tuned", out="plain")
+    assert [*Path().iterdir()] == [Path("theirs")]
 
 
 def test_a_mistyped_run_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):

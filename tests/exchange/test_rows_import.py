@@ -15,12 +15,14 @@ from actstore.moments import as_float
 from actstore.reader import ActStore, peek
 from actstore.verify import verify
 from pipeline.config.rows import ImportConfig
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.exchange.rows import values
 from pipeline.exchange.rows.formats import natural
 from pipeline.exchange.rows.importing import import_rows
+from pipeline.exchange.rows.plan import ImportPlan
 from pipeline.exchange.rows.values import as_stored
 from tests.helpers.crashing import files_up_to, tree_of
+from tests.helpers.refusals import refused
 from tests.helpers.rows import (
     CTX_LEN,
     N_CONTEXTS,
@@ -492,6 +494,17 @@ REFUSED = {
     "layer": (
         lambda f: npy(f, made_rows()), {"model": "builtin", "sites": "mlp_out.99"}, "has layers 0"
     ),
+    "ids beside": (
+        lambda f: npy(f, made_tokens(), "b.npy").parent if npy(f, made_rows()) else f, {},
+        "name .*a.npy, with --tokens-file .*b.npy",
+    ),
+    "wider beside": (
+        lambda f: npy(f, made_rows()[:, 1:], "b.npy").parent if npy(f, made_rows()) else f, {},
+        "import one kind of rows at a time",
+    ),
+    "no model": (
+        lambda f: npy(f, made_rows()), {"model": "./absent"}, "'./absent' is neither a folder"
+    ),
     "name": (lambda f: npy(f, made_rows()), {"out": "a"}, "type --out .*a.actstore"),
 }  # fmt: skip
 
@@ -502,11 +515,54 @@ def test_what_cannot_be_is_one_line_before_anything_is_written(what, tmp_path, m
     make, settings, said = REFUSED[what]
     source, out = make(tmp_path / "source"), tmp_path / settings.get("out", "a.actstore")
     config = {"sites": SITE} | settings | {"out": out}
-    with pytest.raises((ConfigError, DataError, StoreError), match=said) as error:
+    with pytest.raises((ConfigError, DataError, ModelError, StoreError), match=said) as error:
         import_rows(ImportConfig(source=source, **config))
     assert "\n" not in str(error.value)
     assert not out.exists()
     assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize(
+    ("codec", "dtype"), [("raw", "fp32"), ("lz4", "bf16"), ("zstd", "fp32"), ("bitround:2", "bf16")]
+)
+def test_a_plan_tells_within_a_tenth_what_its_rows_take(codec, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(values, "BLOCK_BYTES", 2**18)
+    rows = np.random.default_rng(0).standard_normal((4096, 64)).astype(np.float32)
+    rows[:, ::3] = 0  # as of a site that is often silent, which compresses well
+    source, told = npy(tmp_path / "x", rows), []
+    config = ImportConfig(
+        source=source, out=tmp_path / "a.actstore", sites=SITE, codec=codec, dtype=dtype
+    )
+    import_rows(config, on_plan=told.append)
+    written = sum(
+        file.stat().st_size
+        for file in (config.out / "data.zarr" / SITE).rglob("*")
+        if file.is_file()
+    )
+    assert told[0].bytes_on_disk == pytest.approx(written, rel=0.1)
+
+
+def test_what_the_disk_has_no_room_for_is_refused_before_a_row_is_written(tmp_path, monkeypatch):
+    rows = np.zeros((4096, 64), np.float32)  # as they are they do not fit, compressed they do
+    rows[:, 0] = 1
+    config = {"source": npy(tmp_path / "x", rows), "sites": SITE, "shard_rows": 2048}
+    monkeypatch.setattr(ImportPlan, "bytes_free", rows.nbytes // 2)
+    fits = ImportConfig(out=tmp_path / "fits.actstore", **config)
+    assert import_rows(fits).n_rows == 4096
+    wide = ImportConfig(out=tmp_path / "a.actstore", codec="raw", **config)
+    with refused(ConfigError, r"needs about 1\.05MB, 524kB more than the 524kB that its disk has"):
+        import_rows(wide)
+    assert not wide.out.exists()
+
+    def stop(progress):
+        if progress.done > 2048:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ImportPlan, "bytes_free", rows.nbytes)
+    with pytest.raises(KeyboardInterrupt):
+        import_rows(wide, on_progress=stop)
+    monkeypatch.setattr(ImportPlan, "bytes_free", rows.nbytes // 2)  # for the rows still to come
+    assert not import_rows(wide).reused
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pipeline.features.feature import BEFORE, TokenEffect, TokenValues
 from pipeline.features.files import FeatureSet, ordered
 from pipeline.terminal import screen
 from pipeline.terminal.features import feature_tables, features_table, histogram
+from pipeline.terminal.lines import features_line
 from pipeline.text.token_text import TokenTexts
 from tests.helpers.featured import config_of, make_world
 
@@ -49,6 +51,11 @@ def test_a_table_names_each_feature_by_what_it_fires_on(features):
         assert f"{100 * feature.frequency:.3g} %" in line
         assert f"{feature.max:.3g}" in line
         assert features.texts.alone(int(feature.top.tokens[0, BEFORE])) in line.split()
+
+
+def test_rows_whose_text_nobody_named_are_of_a_text(features):
+    nameless = replace(features, facts=replace(features.facts, text=""))
+    assert "tokens of a text, in " in features_line(nameless)
 
 
 def test_a_page_tells_all_of_a_feature(features):

@@ -67,7 +67,8 @@ def import_rows(
     """Have a store hold the rows of a source, in its order of contexts.
 
     Raises:
-        ConfigError: it is not said which rows of what these are, or what is said cannot be.
+        ConfigError: it is not said which rows of what these are, or what is said cannot be, or the
+            disk has no room.
         DataError: a file is damaged, changes meanwhile, or holds rows that are not finite.
         StoreError: another store is there, another writer is at work, or the disk fails or fills.
             What was committed stays; the same call goes on.
@@ -80,8 +81,10 @@ def import_rows(
         ActWriter.create_or_resume(config.out, plan.spec, n_rows=plan.n_rows) as writer,
     ):
         before = writer.n_rows_committed
-        if on_plan is not None and before < plan.n_rows:
-            on_plan(plan)
+        if before < plan.n_rows:
+            plan.require_room(n_rows_there=before)
+            if on_plan is not None:
+                on_plan(plan)
         for index in range(writer.next_shard, writer.n_shards):
 
             def told(done: int, writer: ActWriter = writer) -> None:

@@ -1,6 +1,7 @@
 """What an import is going to do: which columns are of which sites, and as what they are kept.
 
-Only headers are read, and a sample of the bytes that tells a source from another. Torch-free.
+Read are headers, a sample of the bytes that tells a source from another, and the first rows, which
+tell how all compress. Torch-free.
 """
 
 import shutil
@@ -9,16 +10,26 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
+from actstore.codec import encode, kept_bits, rounded
 from actstore.manifest import StoreSpec
 from pipeline.config.rows import NAMES, ImportConfig
 from pipeline.disk import nearest_there, why_unwritable
-from pipeline.errors import ConfigError, DataError, ModelError
+from pipeline.errors import ConfigError, DataError
 from pipeline.exchange.rows.formats import RawFile, open_rows
-from pipeline.exchange.rows.values import FLOATS, INTEGERS, Opened, Values, keeps_bits
+from pipeline.exchange.rows.values import (
+    FLOATS,
+    INTEGERS,
+    Opened,
+    Values,
+    as_stored,
+    blocks,
+    keeps_bits,
+)
 from pipeline.formats.sites import site_of
-from pipeline.lm.families import Shape
-from pipeline.lm.hub import ModelFiles
 from pipeline.lm.sites import Site
+from pipeline.lm.widths import held_to_model
 from pipeline.progress import size
 from pipeline.stores import NO_TOKENS, TOKENS
 from pipeline.tables import many
@@ -50,9 +61,37 @@ class ImportPlan:
         return self.n_rows * width * self.spec.storage.itemsize
 
     @cached_property
+    def bytes_on_disk(self) -> int:
+        """Of the rows as they will be kept: an estimate, by how the first ones compress."""
+        spec, taken, left = self.spec, 0, 0
+        kept = kept_bits(spec.codec)
+        row_bytes = sum(v.itemsize * int(v.width or 1) for v in self.sites.values())
+        first = next(blocks(0, self.n_rows, row_bytes=row_bytes))
+        for values in self.sites.values():
+            rows = np.ascontiguousarray(as_stored(values.read(*first), spec.dtype))
+            payload, _ = encode(rows if kept is None else rounded(rows, keep=kept), spec.codec)
+            taken, left = taken + rows.nbytes, left + len(payload)
+        return round(self.n_bytes * left / taken)
+
+    @cached_property
     def bytes_free(self) -> int:
         """On the disk where the store will be."""
         return shutil.disk_usage(nearest_there(self.config.out)).free
+
+    def require_room(self, *, n_rows_there: int) -> None:
+        """Refuse what the disk has no room for, but for the rows that are there already.
+
+        Raises:
+            ConfigError: it has not.
+        """
+        needed = self.bytes_on_disk * (1 - n_rows_there / self.n_rows)
+        if needed > self.bytes_free:
+            raise ConfigError(
+                f"{self.config.out} needs about {size(needed)}, "
+                f"{size(needed - self.bytes_free)} more than the {size(self.bytes_free)} that its "
+                "disk has free: make room, choose another --out, or keep less with --dtype bf16 or "
+                "--codec bitround:N"
+            )
 
     @property
     def format(self) -> str:
@@ -274,22 +313,16 @@ def _held_to_model(config: ImportConfig, sites: Mapping[str, Values]) -> tuple[s
     """Hold sites and widths to the model that was named; a note where it is not at hand."""
     if not config.model:
         return ()
-    try:
-        files = ModelFiles(config.model, config.revision)
-        shape = Shape.of(files.config, name=config.model)
-    except ModelError as error:
-        return (f"the rows were not held to the model: {error}",)
-    for name, values in sites.items():
-        if not site_of(name):
-            continue
-        site = Site.parse(site_of(name))
-        shape.check(site, name=config.model)
-        if shape.width(site) != values.width:
-            raise ConfigError(
-                f"rows of {config.source} are {values.width} wide, and {name} of {config.model} "
-                f"is {shape.width(site)}: name the --model or --site that they are of"
-            )
-    return ()
+    widths = {
+        Site.parse(known): int(values.width or 1)
+        for name, values in sites.items()
+        if (known := site_of(name))
+    }
+    why_not = held_to_model(
+        config.model, widths, revision=config.revision, told=True,
+        what=f"rows of {config.source} are",
+    )  # fmt: skip
+    return (f"the rows were not held to the model: {why_not}",) if why_not else ()
 
 
 def plan_words(plan: ImportPlan) -> str:
@@ -297,6 +330,6 @@ def plan_words(plan: ImportPlan) -> str:
     short = {long: name for name, long in NAMES.items()}[plan.spec.dtype]
     return (
         f"{', '.join(plan.sites)} from {plan.config.source} ({plan.format}): {plan.n_rows:,} rows "
-        f"a site, {size(plan.opened[0].n_bytes)} to read, {size(plan.n_bytes)} of {short} before "
-        f"compression, {size(plan.bytes_free)} free"
+        f"a site, {size(plan.opened[0].n_bytes)} to read, about {size(plan.bytes_on_disk)} of "
+        f"{short} to write, {size(plan.bytes_free)} free"
     )

@@ -67,9 +67,13 @@ class Joined(Values):
         first = parts[0]
         for part in parts[1:]:
             if part.kind != first.kind:
+                ids, rows = sorted((first, part), key=lambda values: values.width is not None)
+                way_out = "import one kind of rows at a time"
+                if rows.width is not None and ids.width is None:
+                    way_out = f"name {rows.words}, with --tokens-file {ids.words} if it is of these"
                 raise DataError(
                     f"{part.words} has {shape_words(part)}, and {first.words} has "
-                    f"{shape_words(first)}: import one kind of rows at a time"
+                    f"{shape_words(first)}: {way_out}"
                 )
         return Joined(
             words=name if len(parts) > 1 else first.words,
