@@ -81,6 +81,17 @@ def transfer_explained(what: str, *, raises: type[PipelineError]) -> Generator[N
             raise raises(f"a file of {what} did not arrive whole: {again}") from error
 
 
+def is_out_of_reach(error: PipelineError) -> bool:
+    """Whether a line of `explained` is about the way to the hub, not about what it answered."""
+    from huggingface_hub import errors
+
+    cause = error.__cause__
+    if isinstance(cause, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+        return True
+    lost = (network_error(), ConnectionError, TimeoutError)
+    return isinstance(cause, lost) and not isinstance(cause, errors.HfHubHTTPError)
+
+
 def network_error() -> type[Exception]:
     """The base of what the hub's HTTP library raises: httpx, or requests before the hub's 1.0."""
     from huggingface_hub import errors

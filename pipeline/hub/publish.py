@@ -7,7 +7,7 @@ from typing import Any, Literal
 from warnings import catch_warnings
 
 from pipeline.errors import ConfigError, HubError
-from pipeline.hub.explained import explained, transfer_explained
+from pipeline.hub.explained import explained, is_out_of_reach, transfer_explained
 from pipeline.hub.repository import (
     MAIN,
     Address,
@@ -103,12 +103,19 @@ def publish(
 
     Raises:
         ConfigError: nobody is logged in, or the repository is public and shall be private.
-        HubError: the hub cannot be reached or refuses it; the same command goes on.
+        HubError: the hub cannot be reached, which `dry_run` does without, or refuses it; the same
+            command goes on.
     """
     what = replace(what, address=replace(what.address, kind=what.kind))
     if not dry_run:
         _require_token()
-    there, has_branch = _there(what.address)
+    try:
+        there, has_branch = _there(what.address)
+    except HubError as error:
+        if not (dry_run and is_out_of_reach(error)):
+            raise
+        there, has_branch = None, False
+        what = replace(what, notes=(*what.notes, NOT_SEEN))
     if there is not None and what.private and not there.private:
         raise ConfigError(
             f"{what.address.what} is there and public: make it private on the hub, or leave out "
@@ -123,6 +130,11 @@ def publish(
         _make(what, repository=there is None)
     commit = _send(what, plan, there if has_branch else None, on_progress)
     return replace(plan, commit=commit, url=_url(what.address))
+
+
+NOT_SEEN = (
+    "the hub could not be reached: what it has already is not known, and all files are told as new"
+)
 
 
 def _require_token() -> None:

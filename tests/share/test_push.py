@@ -137,6 +137,23 @@ def test_a_dry_run_says_all_and_sends_nothing(hub, evaluated, monkeypatch, succe
     assert not hub.repositories and not hub.sent()
 
 
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_dry_run_needs_no_network(hub, evaluated, monkeypatch, succeeds, offline):
+    if offline:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    else:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    out, _ = succeeds("push", evaluated, "org/name", "--license", "mit", "--dry-run")
+    assert "sae.safetensors" in out and "library_name: saepipe" in out
+    assert out.count("note: the hub could not be reached: what it has already is not known") == 1
+
+
+def test_a_dry_run_tells_what_the_hub_refuses(hub, evaluated, failing):
+    failing("/api/models/org/name", 403)
+    with refused(HubError, "the hub answered 403"):
+        push(evaluated, dry_run=True)
+
+
 def test_it_goes_into_a_folder_and_onto_a_branch_that_need_not_be_there(hub, evaluated):
     hub.put(NAME, {"README.md": b"all of ours"})
     push(evaluated, "org/name/layer 1".replace(" ", "-"), revision="second")
