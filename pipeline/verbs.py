@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.connect.run import ConnectorRun
     from pipeline.evaluate.report import EvalReport
     from pipeline.finetune.memory import MemoryPlan
+    from pipeline.finetune.plan import OnPlan
     from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
     from pipeline.report.page import ReportSummary
@@ -433,17 +434,29 @@ def finetune(
         from pipeline.runs.sae_run import SAERun
 
         return plan_memory(made, [SAERun.open(run) for run in (made.run, *made.beside)])
+    reports = learn_features(made, on_progress=on_progress)
+    return reports if listed or made.beside else reports[0]
+
+
+@limits_told()
+def learn_features(
+    config: FinetuneConfig,
+    *,
+    on_plan: "OnPlan | None" = None,
+    on_progress: OnProgress | None = None,
+) -> "tuple[FinetuneReport, ...]":
+    """Fine-tune, compare if that is asked for, and draw; `on_plan` is told what is to be done."""
     from pipeline.finetune.finetune import finetune as learn
     from pipeline.plots.finetune import save_finetune_figures
 
-    reports = learn(made, on_progress=on_progress)
-    if made.compare:
+    reports = learn(config, on_plan=on_plan, on_progress=on_progress)
+    if config.compare:
         from pipeline.finetune.compare import compare
 
-        compare(made.out, made.compare_lrs, on_progress=on_progress)
+        compare(config.out, config.compare_lrs, on_progress=on_progress)
     for report in reports:
         save_finetune_figures(report.out)
-    return reports if listed or made.beside else reports[0]
+    return reports
 
 
 @told_in_settings

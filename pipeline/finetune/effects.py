@@ -91,13 +91,17 @@ class Effects:
         return next((p.n for p in self.curve if (self.share(p) or 0) >= SHARE), None)
 
 
-def n_passes(changes: "Changes") -> int:
-    """Of `find_effects`, at most."""
-    n = int(changes.changed.sum())
-    grid = _grid(n)
-    widest = max(b - a for a, b in pairwise([0, *grid, n]))
-    variants = 2 + min(N_EXACT, n) + len(grid) + N_SECTIONS * _n_rounds(widest)
-    return changes.n_batches * (N_POINTS + variants)
+def n_passes(n_changed: int, rows: Rows, *, batch_size: int) -> int:
+    """Of `find_effects` of so many changes on held-out rows, at most."""
+    grid = _grid(n_changed)
+    widest = max(b - a for a, b in pairwise([0, *grid, n_changed]))
+    variants = 2 + min(N_EXACT, n_changed) + len(grid) + N_SECTIONS * _n_rounds(widest)
+    return -(-len(_some(rows)) // batch_size) * (N_POINTS + variants)
+
+
+def _some(rows: Rows) -> Rows:
+    """The first, which effects are measured on."""
+    return rows.part(slice(0, max(1, MAX_TOKENS // rows.tokens.shape[1])))
 
 
 def find_effects(
@@ -201,15 +205,10 @@ class Changes:
         self, lm: LanguageModel, site: Site, tuned: TunedSAE, rows: Rows, *, keep_error: bool,
         batch_size: int,
     ) -> None:  # fmt: skip
-        self.rows = rows.part(slice(0, max(1, MAX_TOKENS // rows.tokens.shape[1])))
+        self.rows = _some(rows)
         self.tuned = tuned
         self._lm, self._site = lm, site
         self._keep_error, self._batch_size = keep_error, batch_size
-
-    @property
-    def n_batches(self) -> int:
-        """Batches of the rows."""
-        return -(-len(self.rows) // self._batch_size)
 
     @property
     def changed(self) -> Bool[Tensor, " d_sae"]:

@@ -4,6 +4,7 @@ Each SAE is spliced into the model at its site, every weight of all is frozen, a
 and one bias `d` per latent are learned: `z = f(c * pre + d)`.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.finetune.learn import Course, Learner, learn, trained_of
 from pipeline.finetune.meaning import find_meaning
 from pipeline.finetune.measure import Measured, fidelity
 from pipeline.finetune.parts import Made, Part, finished, parts_of, save
+from pipeline.finetune.plan import OnPlan, make_plan
 from pipeline.finetune.run import FinetuneReport
 from pipeline.finetune.setting import Setting, open_setting
 from pipeline.finetune.unfinished import kept_in, unfinished
@@ -38,7 +40,10 @@ ENDS_SHARE = 20
 @torch.inference_mode(mode=False)
 @torch.enable_grad()
 def finetune(
-    config: FinetuneConfig, *, on_progress: OnProgress | None = None
+    config: FinetuneConfig,
+    *,
+    on_plan: OnPlan | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[FinetuneReport, ...]:
     """Learn `c` and `d`, and write them with their analysis into `config.out`.
 
@@ -69,13 +74,14 @@ def finetune(
             return done
         runs = [part.run for part in parts]
         with unfinished(config, runs, parts[0].sources) as folder:
-            return _finetune(config, parts, folder, on_progress)
+            return _finetune(config, parts, folder, on_plan, on_progress)
 
 
 def _finetune(
     config: FinetuneConfig,
     parts: Sequence[Part],
     folder: Path,
+    on_plan: OnPlan | None,
     on_progress: OnProgress | None,
 ) -> tuple[FinetuneReport, ...]:
     setting = open_setting(config, [part.run for part in parts])
@@ -94,7 +100,12 @@ def _finetune(
         site: in_float(coder.with_error if config.keep_error else coder)
         for site, coder in tuned.items()
     }
-    base, spliced = setting.measure({}), setting.measure(through)
+    base, began = setting.measure({}), time.perf_counter()
+    spliced = setting.measure(through)
+    if on_plan is not None:
+        n_latents = [coder.sae.d_sae for coder in tuned.values()]
+        seconds = time.perf_counter() - began
+        on_plan(make_plan(setting, config, n_latents, seconds=seconds))
     trained = {site: trained_of(coder, config) for site, coder in tuned.items()}
     learner = _learner(config, trained)
     with setting.learning(through):

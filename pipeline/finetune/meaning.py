@@ -132,7 +132,9 @@ def find_meaning(
     changes = Changes(
         lm, site, tuned, task.heldout, keep_error=config.keep_error, batch_size=config.batch_size
     )
-    of_effects, of_firing = n_passes(changes), n_batches(task.train, batch_size=config.batch_size)
+    n_changed, size = int(changes.changed.sum()), config.batch_size
+    of_effects = n_passes(n_changed, task.heldout, batch_size=size)
+    of_firing = n_batches(task.train, batch_size=size)
     total, done = of_effects + of_firing, 0
     tell = counter(on_progress, stage="meaning", total=total, unit="passes")
 

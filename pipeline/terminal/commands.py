@@ -29,6 +29,7 @@ from pipeline.terminal.lines import (
     export_line,
     features_line,
     finetune_line,
+    finetune_plan_line,
     fold_line,
     going_on_line,
     harvest_lines,
@@ -208,8 +209,9 @@ def run_finetune(
     own, *others = brought_in([config.run, *config.beside], screen)
     config = replace(config, run=own, beside=tuple(others))
     with screen.progress("finetune") as show:
-        told: Any = verbs.finetune(config, on_progress=show)
-    reports: Sequence[FinetuneReport] = told if config.beside else [told]
+        reports = verbs.learn_features(
+            config, on_plan=lambda plan: screen.say(finetune_plan_line(plan)), on_progress=show
+        )
     report = reports[0]
     screen.tell(map(finetune_line, reports))
     screen.draw(finetune_table(*reports))
@@ -222,7 +224,7 @@ def run_finetune(
     if config.compare and (comparison := read_comparison(report.out)) is not None:
         screen.draw(comparison_table(comparison))
         screen.note(comparison.notes)
-    return told
+    return reports if config.beside else report
 
 
 def run_finetune_plan(config: FinetuneConfig, *, screen: Screen) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # they bring torch
     from pipeline.exchange.neuronpedia import NeuronpediaExport
     from pipeline.features.files import FeatureSet
     from pipeline.finetune.fold import FoldReport
+    from pipeline.finetune.plan import FinetunePlan
     from pipeline.finetune.run import FinetuneReport
     from pipeline.harvest.harvest import HarvestSummary
     from pipeline.harvest.plan import HarvestPlan
@@ -139,6 +140,15 @@ def together_line(kind: "RunKind", n_runs: int, figures: Sequence[Path], folder:
 def alone_line(run: Path) -> str:
     """Where the report and the figures of one evaluation are."""
     return f"eval      report and figures: {run}"
+
+
+def finetune_plan_line(plan: "FinetunePlan") -> str:
+    """What a fine-tuning is going to do, and how long it will take."""
+    return (
+        f"finetune  {plan.n_steps:,} steps of {many(plan.batch_size, 'context')}, then at most "
+        f"{plan.n_passes:,} passes to see which changes matter and what they do, about "
+        f"{duration(plan.seconds)}"
+    )
 
 
 def finetune_line(report: "FinetuneReport") -> str:

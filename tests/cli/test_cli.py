@@ -118,6 +118,7 @@ def test_all_commands_in_a_row(succeeds, fails, harvested, tmp_path, looked):
         "--out", tuned, "--config", settings(tmp_path, ctx_len=CTX_LEN, heldout_contexts=4),
     )  # fmt: skip
     assert "SAE spliced in" in out
+    assert out.startswith("finetune  2 steps of 2 contexts, then at most ")
     figures = {path.name for path in tmp_path.glob("*/*.png")}
     assert figures == {
         "dead_cosine.png", "density.png", "effects.png", "encoder_decoder.png", "loss.png",

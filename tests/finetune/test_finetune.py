@@ -19,7 +19,9 @@ from pipeline.evaluate.evaluate import evaluate
 from pipeline.finetune import finetune as finetune_module, learn
 from pipeline.finetune.meaning import Meaning
 from pipeline.finetune.measure import mean_cross_entropy
+from pipeline.finetune.plan import FinetunePlan, make_plan
 from pipeline.finetune.run import FinetunedRun
+from pipeline.finetune.setting import open_setting
 from pipeline.finetune.task import Rows
 from pipeline.lm import cross_entropy
 from pipeline.lm.hooks import in_float, splice
@@ -97,6 +99,38 @@ def test_nothing_is_kept_for_a_gradient_below_the_site(lm, contexts):
     for hook in hooks:
         hook.remove()
     assert seen == {0: False, 1: True, 2: True}
+
+
+def test_what_is_going_to_be_done_is_told_before_the_first_step(config):
+    told = []
+    run = finetune(config(lr=0.2), on_plan=told.append, on_progress=told.append)
+    plan, *after = told[[isinstance(one, FinetunePlan) for one in told].index(True) :]
+    assert after[0].stage == "finetune"
+    assert not any(isinstance(one, FinetunePlan) for one in after)
+    assert plan.n_steps == run.n_steps == 15
+    meaning = next(one.total for one in after if one.stage == "meaning")
+    assert meaning <= plan.n_passes
+    everything = FinetunedRun.open(run.out).sae.d_sae
+    if run.n_changed == everything:
+        assert meaning == plan.n_passes
+    assert plan.seconds > 0
+    again = []
+    finetune(config(lr=0.2), on_plan=again.append)
+    assert not again  # it was there
+
+
+def test_a_plan_counts_in_passes_of_the_model_as_it_was_measured(config, run):
+    setting = open_setting(config(), [SAERun.open(run)])
+    one = make_plan(setting, config(), [8], seconds=1.0)
+    two = make_plan(setting, config(), [8, 8], seconds=2.0)
+    size, task = config().batch_size, setting.task
+    measured = -(-len(task.heldout) // size)
+    if setting.general is not None:
+        measured += -(-len(setting.general) // size)
+    passes = 3 * one.n_steps + config().epochs * -(-len(task.choosing) // size) + measured
+    assert one.seconds == pytest.approx((passes + one.n_passes) / measured)
+    assert two.n_passes == 2 * one.n_passes
+    assert two.seconds == pytest.approx(2 * (passes + two.n_passes) / measured)
 
 
 def test_the_losses_before_are_those_of_the_plain_and_of_the_spliced_model(config, contexts, lm):

@@ -139,7 +139,7 @@ def test_the_fewest_features_for_the_share_have_a_neighbour_that_is_too_few(
     drawn = np.sort(rng.random(changes.tuned.d_sae + 1))[::-1].tolist()
 
     def losses(kept, *, on_pass):
-        for _ in range(len(kept) * changes.n_batches):
+        for _ in range(len(kept) * -(-len(changes.rows) // 4)):
             on_pass()
         return [drawn[int(mask.sum())] for mask in kept]
 
@@ -148,7 +148,8 @@ def test_the_fewest_features_for_the_share_have_a_neighbour_that_is_too_few(
     n = found.n_changed
     reached = [drawn[0] - drawn[k] >= 0.9 * (drawn[0] - drawn[n]) for k in range(n + 1)]
     assert found.n_for_share == reached.index(True)
-    assert n_calls <= n_passes(changes)
+    n_changed = int(changes.changed.sum())
+    assert n_calls <= n_passes(n_changed, changes.rows, batch_size=4)
     assert {0, 1, 2, 4, 8, 16, n} <= {point.n for point in found.curve}
 
 

@@ -9,6 +9,7 @@ from pipeline.finetune.effects import Effect, Effects, Kept
 from pipeline.finetune.finetune import finetune as finetune_all
 from pipeline.finetune.firing import Example, FiredOn
 from pipeline.finetune.meaning import Meaning, Moved, Promoted
+from pipeline.finetune.plan import OnPlan
 from pipeline.finetune.run import FinetunedRun, FinetuneReport, write_run
 from pipeline.finetune.sources import Sources
 from pipeline.progress import OnProgress
@@ -46,9 +47,14 @@ def make_meaning(*, texts: tuple[str, ...] = ("a", " b")) -> Meaning:
     )  # fmt: skip
 
 
-def finetune(config: FinetuneConfig, *, on_progress: OnProgress | None = None) -> FinetuneReport:
+def finetune(
+    config: FinetuneConfig,
+    *,
+    on_plan: OnPlan | None = None,
+    on_progress: OnProgress | None = None,
+) -> FinetuneReport:
     """What a fine-tuning through one SAE came to."""
-    (report,) = finetune_all(config, on_progress=on_progress)
+    (report,) = finetune_all(config, on_plan=on_plan, on_progress=on_progress)
     return report
 
 
