@@ -84,9 +84,15 @@ def _first(tensors: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor | No
     return next((tensors[name] for name in names if name in tensors), None)
 
 
+_LISTED = 8
+"""Matrices that a message names; no SAE has more."""
+
+
 def _both(matrices: Mapping[str, Tensor], path: object) -> tuple[Tensor, Tensor]:
     """The encoder and the decoder; a single matrix is both."""
-    listed = ", ".join(f"{name} {list(t.shape)}" for name, t in matrices.items()) or "none"
+    named = [f"{name} {list(t.shape)}" for name, t in matrices.items()]
+    more = f" and {len(named) - _LISTED} more: it may be a model" if len(named) > _LISTED else ""
+    listed = (", ".join(named[:_LISTED]) or "none") + more
     if len(matrices) == 1:
         (only,) = matrices.values()
         return only, only.T

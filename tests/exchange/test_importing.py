@@ -264,6 +264,19 @@ def test_a_source_can_be_an_end_of_a_connector(tmp_path, world, monkeypatch, cap
     assert ConnectorRun.open(Path("d")).ends == made.ends
 
 
+def test_an_end_that_does_not_say_its_site_is_asked_for_it(tmp_path, world, monkeypatch):
+    model, text = world
+    monkeypatch.chdir(tmp_path)
+    sp.harvest(
+        model=str(model), text=text, sites=["mlp_out.0"], tokens=240, ctx_len=CTX_LEN,
+        out="a.actstore", device="cpu",
+    )  # fmt: skip
+    known = folder_of(Path("known"), model=model, hook_name="blocks.0.hook_mlp_out")
+    nowhere = folder_of(Path("nowhere"), model=model, hook_name="blocks.1.hook_mlp_in")
+    with refused(ConfigError, r"nowhere does not say at which site .*--site KIND.LAYER"):
+        sp.connect("a.actstore", ends=[known, nowhere], out="c", device="cpu")
+
+
 def test_there_is_nothing_to_fold_in_a_source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with refused(CheckpointError, "is a plain SAE, which has nothing to fold"):
@@ -279,6 +292,13 @@ def test_a_mistyped_run_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     Path("runs").mkdir()
     with refused(CheckpointError, "runs/tpok is not a run"):
         sp.evaluate("runs/tpok")
+
+
+def test_a_model_is_not_told_matrix_by_matrix(tmp_path):
+    many = {f"layers.{i}.weight": np.zeros((4, 4), np.float32) for i in range(40)}
+    write_safetensors(tmp_path / "model.safetensors", many)
+    with refused(CheckpointError, "and 32 more: it may be a model"):
+        import_sae(str(tmp_path / "model.safetensors"), tmp_path / "run")
 
 
 def test_an_imported_json_that_is_damaged_is_one_line(tmp_path):

@@ -285,7 +285,7 @@ def test_what_the_hub_refuses_is_one_line_without_the_token(
 def test_a_hub_that_is_not_there_is_one_line(hub, evaluated, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with refused(HubError, "the hub could not be reached for model org/name"):
-        push(evaluated)
+        push(evaluated, on_plan=lambda plan: pytest.fail("it was planned"))
 
 
 def test_who_may_not_see_a_gated_repository_is_told_so(hub, evaluated):
