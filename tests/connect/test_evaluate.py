@@ -314,7 +314,8 @@ def test_the_weights_of_an_mlp_are_counted_between_its_input_and_its_output_alon
     others = ("resid_pre.0", SITES[1]), ("resid_post.1", SITES[1]), (SITES[0], "resid_post.1")
     for source, target in others:
         assert layer_weights(lm, Site.parse(source), Site.parse(target), tau=0.1) is None
-    lm.shape = replace(lm.shape, parallel=False)  # there the MLP reads what attention has added to
+    # There the MLP reads what attention has added to.
+    lm.shape = replace(lm.shape, family=replace(lm.shape.family, parallel=False))
     assert layer_weights(lm, *map(Site.parse, SITES), tau=0.1) is None
     assert layer_weights(lm, *map(Site.parse, ("resid_mid.1", "mlp_out.1")), tau=0.1) is not None
 

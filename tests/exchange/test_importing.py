@@ -206,8 +206,8 @@ def test_a_model_that_cannot_be_asked_holds_nobody_up(tmp_path):
     assert "neither a folder" in notes(model="my-own-othello")
     assert "not held to its model" in notes(model="EleutherAI/pythia-70m")
     (tmp_path / "gemma").mkdir()
-    (tmp_path / "gemma" / "config.json").write_text('{"model_type": "gemma2"}')
-    assert "'gemma2' model" in notes(model=str(tmp_path / "gemma"))
+    (tmp_path / "gemma" / "config.json").write_text('{"model_type": "helium"}')
+    assert "'helium' model" in notes(model=str(tmp_path / "gemma"))
 
 
 @pytest.mark.parametrize("name", ["./absent", "not-a-model", "empty"])
