@@ -14,7 +14,7 @@ from pipeline.connect.connector import Connector, End, Ends, SAEPair
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runs.belongs import RUN
 from pipeline.runs.folder import Provenance, RunFolder
-from pipeline.runs.imported import site_named
+from pipeline.runs.imported import require_site
 from pipeline.runs.sae_run import SAERun
 from pipeline.sae.sae import metadata_inside
 
@@ -98,7 +98,7 @@ def blank_connector_run(store: ActStore, config: ConnectConfig) -> ConnectorRun:
     layer = config.layer and config.layer.resolve()
     source, target = (SAERun.open(path.resolve()) for path in config.ends)
     for run in (source, target):
-        site, d_in = str(site_named(run.provenance.site, run.path)), run.provenance.d_in
+        site, d_in = require_site(run.provenance.site, run.path), run.provenance.d_in
         if run.input_norm != "none":
             raise ConfigError(
                 f"{run.path} normalises each row ({run.input_norm}), so that what its latents "

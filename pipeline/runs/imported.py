@@ -55,13 +55,22 @@ def origin_of(told: Imported) -> str:
 
 
 def site_named(name: str, run: Path) -> Site:
-    """The site of a run, by its name.
+    """The site of a run in a language model, by its name.
+
+    Raises:
+        ConfigError: there is none, or it is none of a model.
+    """
+    return Site.parse(require_site(name, run))
+
+
+def require_site(name: str, run: Path) -> str:
+    """The name of a run's site, whatever its store calls it.
 
     Raises:
         ConfigError: there is none, as of an SAE that was imported and did not say it.
     """
     if name:
-        return Site.parse(name)
+        return name
     told = imported(run)
     hook = f" (it was at {told.hook!r})" if told and told.hook else ""
     source = told.source if told else "SOURCE"
