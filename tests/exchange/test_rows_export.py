@@ -1,6 +1,7 @@
 """A site of a store in formats of others: read by their libraries, and back to the bit."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,28 @@ def test_what_cannot_be_written_is_refused(change, said, make_store, tmp_path, m
     config = {"store": make_store(), "site": SITE, "to": "npy", "out": "a.npy"} | change
     with pytest.raises(ConfigError, match=said):
         export_rows(ExportConfig(**config))
+
+
+@pytest.mark.parametrize("to", TO)
+def test_of_two_at_one_place_the_second_is_refused(to, make_store, tmp_path):
+    config = ExportConfig(store=make_store(), site=SITE, to=to, out=tmp_path / TO[to])
+    refusals = list[str]()
+
+    def meanwhile(_progress):
+        with pytest.raises(ConfigError) as error:
+            export_rows(config)
+        refusals.append(str(error.value))
+
+    done = export_rows(config, on_progress=meanwhile)
+    assert refusals
+    assert all(f"is being written by process {os.getpid()}" in said for said in refusals)
+    assert sum(file.stat().st_size for file in done.files) == done.n_bytes
+    assert (
+        ActStore.open(
+            import_rows(ImportConfig(source=done.path, out=tmp_path / "b.actstore", sites=SITE))
+        ).n_rows
+        == 200
+    )
 
 
 def test_a_disk_without_room_is_told_before(make_store, tmp_path, monkeypatch):

@@ -7,14 +7,14 @@ import os
 import shutil
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped
 
-from actstore.files import make_folder, partial_of, remove, sync_folder
+from actstore.files import locked, make_folder, partial_of, remove, sync_folder
 from actstore.manifest import CONTEXT_TOKENS
 from actstore.reader import ActStore
 from pipeline.config.rows import ExportConfig
@@ -67,11 +67,14 @@ def export_rows(config: ExportConfig, *, on_progress: OnProgress | None = None) 
             f"{config.store} has no site {config.site!r}; it has {', '.join(store.sites)}"
         )
     content, notes = _content(config, store)
-    files = _require_place(config, content)
+    _require_place(config, content)
     tell = counter(on_progress, stage="export", total=content.n_rows, unit="rows")
     partial, done = partial_of(config.out), 0
-    with _disk_told(config.out), _gone_on_failure([partial, *map(partial_of, files)]):
-        make_folder(config.out.parent)
+    with ExitStack() as held:
+        held.enter_context(_disk_told(config.out))
+        held.enter_context(_alone(config.out))
+        files = _require_place(config, content)  # by now, another process may have ended
+        held.enter_context(_gone_on_failure([partial, *map(partial_of, files)]))
         remove(partial)
         with WRITERS[config.to](partial, content) as write:
             for rows, tokens, documents in contexts_of(store, config.site):
@@ -166,6 +169,28 @@ def _require_place(config: ExportConfig, content: Content) -> tuple[Path, ...]:
 def tokens_beside(out: Path) -> Path:
     """Where the token ids of a `.npy` of rows are."""
     return out.with_suffix(".tokens.npy")
+
+
+@contextmanager
+def _alone(out: Path) -> Generator[None]:
+    """Hold the place of `out`: two that wrote there at once would write into one file.
+
+    Raises:
+        ConfigError: another process is writing there.
+    """
+
+    def held(holder: str) -> ConfigError:
+        return ConfigError(
+            f"{out} is being written by {holder}: wait for it, or choose another --out"
+        )
+
+    make_folder(out.parent)
+    lock = out.with_name(f".{out.name}.lock")
+    with locked(lock, held):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 @contextmanager
