@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any, cast
 
 import numpy as np
@@ -70,7 +71,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     except (
         OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, RuntimeError,
         MemoryError, RecursionError, IndexError, NotImplementedError, OverflowError,
-        pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError,
+        pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, TokenError,
     ) as error:  # fmt: skip
         why = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):

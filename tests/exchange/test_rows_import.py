@@ -397,6 +397,25 @@ def cut_dataset(folder, n):
     return path
 
 
+def torn_header(folder, was, now):
+    path = npy(folder, np.zeros(4, np.float32))
+    path.write_bytes(path.read_bytes().replace(was, now))
+    return path
+
+
+def stream(folder):
+    held = parquet.read_table(table(folder, made_rows(), made_tokens()))
+    with pa.ipc.new_stream(folder / "a.arrow", held.schema) as writer:
+        writer.write_table(held)
+    return folder / "a.arrow"
+
+
+def misnamed(path):
+    """A column's name is no UTF-8."""
+    path.write_bytes(path.read_bytes().replace(b"token_id", b"\xff\xfetoken"))
+    return path
+
+
 def saev(folder, change):
     acts = np.zeros((3, 1, 2, 4), np.float32)
     path = save_saev(folder, acts, per_shard=4)
@@ -414,6 +433,7 @@ REFUSED = {
     "pickle": (lambda f: npy(f, np.array([Evil()], object)), {}, "holds objects of Python"),
     "text": (lambda f: npy(f, np.array(["a"])), {}, "is of str32"),
     "no npy": (lambda f: cut(npy(f, made_rows()), N_ROWS * WIDTH * 4 + 120), {}, "a.npy cannot be"),
+    "torn npy": (lambda f: torn_header(f, b"'shape': (4,)", b"'shape': (4, "), {}, "a.npy cannot"),
     "cut npy": (lambda f: cut(npy(f, made_rows()), 1), {}, "it is cut short"),
     "absurd": (lambda f: header_of(f, (2**40, 2**40)), {}, "which no disk holds"),
     "large": (lambda f: header_of(f, (2**30, 16)), {}, "it is cut short"),
@@ -454,6 +474,10 @@ REFUSED = {
     "ragged": (ragged, {}, "lists of 15 and of 16"),
     "nulls": (with_nulls, {}, "places without a value"),
     "cut parquet": (lambda f: cut(table(f, made_rows(), made_tokens()), 9), {}, "a.parquet cannot"),
+    "name of parquet": (
+        lambda f: misnamed(table(f, made_rows(), made_tokens())), {}, "a.parquet cannot be read"
+    ),
+    "name of arrow": (lambda f: misnamed(stream(f)), {}, "a.arrow cannot be read"),
     "cut arrow": (lambda f: cut_dataset(f, 1000), {}, "ends otherwise"),
     "cut arrow between": (lambda f: cut_dataset(f, 8), {}, "ends otherwise"),
     "no arrow": (lambda f: npy(f, made_rows()).rename(f / "a.arrow"), {}, "ends otherwise"),

@@ -32,7 +32,7 @@ def told(path: Path) -> Generator[None]:
     """What pyarrow says of a damaged file, as one line."""
     try:
         yield
-    except (OSError, pa.ArrowException, EOFError) as error:
+    except (OSError, pa.ArrowException, EOFError, UnicodeDecodeError) as error:
         raise unreadable(path, error) from error
 
 
@@ -151,21 +151,20 @@ def open_arrow(path: Path) -> dict[str, Values]:
         batches = [batch for batch in batches if batch.num_rows]
         for batch in batches:
             batch.validate(full=True)
+        columns = [(entry.name, entry.type) for batch in batches[:1] for entry in batch.schema]
     if not batches:
         raise DataError(f"{path} holds no rows")
     n_entries, found = sum(batch.num_rows for batch in batches), dict[str, Values]()
-    for entry in batches[0].schema:
-        kind, words = _number_of(entry.type), f"{entry.name} of {path}"
+    for name, its_type in columns:
+        kind, words = _number_of(its_type), f"{name} of {path}"
         if kind is None:
             continue
-        told_of = _described(
-            batches[0].column(entry.name).slice(0, 1), kind, n_entries, words=words
-        )
+        told_of = _described(batches[0].column(name).slice(0, 1), kind, n_entries, words=words)
         per_entry = told_of["ctx_len"] or 1
         starts = np.cumsum([0, *(batch.num_rows * per_entry for batch in batches)]).tolist()
-        found[entry.name] = ArrowColumn(
+        found[name] = ArrowColumn(
             words=words, path=path, per_entry=per_entry, batches=batches, starts=starts,
-            name=entry.name, **told_of,
+            name=name, **told_of,
         )  # fmt: skip
     return found
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,9 @@ def open_npy(path: Path, *, bits: bool) -> dict[str, Values]:
             header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             dims, fortran, dtype = header(file)
             offset = file.tell()
-        except (ValueError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
+        except (
+            ValueError, EOFError, SyntaxError, TokenError, RecursionError, MemoryError
+        ) as error:  # fmt: skip
             raise unreadable(path, error) from error
     if dtype.hasobject:
         raise DataError(
