@@ -42,12 +42,13 @@ def explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
         raise raises(f"the hub has no {what} (or it is private: hf auth login)") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise raises(out_of_reach) from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        advice = _ADVICE.get(status, "try again later")
-        raise raises(f"the hub answered {status} for {what}: {advice}") from error
-    except (network_error(), ConnectionError, TimeoutError) as error:
-        raise raises(out_of_reach) from error
+    except (network_error(), errors.HfHubHTTPError, ConnectionError, TimeoutError) as error:
+        # Where files are kept, an answer may come without the hub's own class around it.
+        response = getattr(error, "response", None)
+        if response is None:
+            raise raises(out_of_reach) from error
+        advice = _ADVICE.get(response.status_code, "try again later")
+        raise raises(f"the hub answered {response.status_code} for {what}: {advice}") from error
 
 
 @contextmanager
