@@ -9,6 +9,7 @@ import math
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass, replace
 from difflib import SequenceMatcher, get_close_matches
 from importlib.resources.abc import Traversable
@@ -157,7 +158,8 @@ def _read_path(value: object, where: str) -> Path:
 
 def _read_scalar(hint: type, value: object, where: str) -> object:
     if hint is float and type(value) is int:
-        value = float(value)
+        with suppress(OverflowError):  # which is told as any other that is no number
+            value = float(value)
     if type(value) is not hint or (isinstance(value, float) and not math.isfinite(value)):
         raise ConfigError(f"{where} must be {SCALARS[hint]}, got {value!r}")
     if hint is int and not -(2**63) <= cast("int", value) < 2**63:

@@ -33,6 +33,7 @@ from pipeline.formats.foreign_sae import (
     Asked,
     ForeignSAE,
     Weights,
+    length_of,
     matryoshka_like,
     one_of,
     told,
@@ -137,13 +138,12 @@ def read(files: Files, asked: Asked) -> ForeignSAE:
         notes += ("the mean that its activations were given without is part of its b_dec",)
     hook = str(trainer.get("submodule_name") or "")
     notes += guessed
-    length = buffer.get("ctx_len")
     return told(
         weights.made(arch),
         site=site_of(hook) or site_in(files.parts),
         hook=hook,
         model=str(trainer.get("lm_name") or ""),
-        ctx_len=length if type(length) is int and length > 0 else None,
+        ctx_len=length_of(buffer.get("ctx_len")),
         notes=notes,
     )
 
@@ -223,7 +223,7 @@ def _arch(
     kept = asked.k if kept is None else kept
     said = trainer.get("k", kept)
     if isinstance(kept, Tensor) and kept.numel() == 1 and said is not kept and kept.item() != said:
-        raise CheckpointError(f"{path} has k = {kept.item()}, and its {SETTINGS} says {said}")
+        raise CheckpointError(f"{path} has k = {kept.item()}, and its {SETTINGS} says {said!r}")
     if kind == "MatryoshkaBatchTopKSAE":
         sizes: Any = tensors.get("group_sizes")
         groups = [int(n) for n in sizes.flatten().tolist()] if isinstance(sizes, Tensor) else []

@@ -150,8 +150,8 @@ class Weights:
         for name, n in zip(("d_sae", "d_in"), self.W_dec.shape, strict=True):
             if said.get(name) not in (None, n):
                 raise CheckpointError(
-                    f"{settings} says {name} {said[name]}, and the matrices of {self.source} have "
-                    f"{n}: put the file back that belongs to them"
+                    f"{settings} says {name} {said[name]!r}, and the matrices of {self.source} "
+                    f"have {n}: put the file back that belongs to them"
                 )
 
     def shift_input(self, shift: Tensor) -> None:
@@ -233,6 +233,11 @@ def told(sae: ForeignSAE, *, notes: tuple[str, ...] = (), **about: Any) -> Forei
     """The same, with what is known about it."""
     known = {name: value for name, value in about.items() if value}
     return replace(sae, notes=(*sae.notes, *notes), **known)
+
+
+def length_of(said: object) -> int | None:
+    """The length of contexts that settings say; None where that can be none."""
+    return said if type(said) is int and 0 < said < 2**63 else None
 
 
 def relu_like(norms: Tensor) -> ArchConfig:

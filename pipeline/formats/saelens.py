@@ -32,6 +32,7 @@ from pipeline.formats.foreign_sae import (
     Asked,
     ForeignSAE,
     Weights,
+    length_of,
     matryoshka_like,
     one_of,
     relu_like,
@@ -103,14 +104,13 @@ def read(files: Files, asked: Asked) -> ForeignSAE:
         hook += f" of head {metadata['hook_head_index']}"
     if metadata.get("prepend_bos"):
         notes += ("its contexts began with a BOS token (prepend_bos), which ours do not",)
-    length = metadata.get("context_size")
     return told(
         weights.made(arch),
         site=site_of(hook),
         hook=hook,
         model=model_of(str(metadata.get("model_name") or "")),
         text=str(metadata.get("dataset_path") or ""),
-        ctx_len=length if type(length) is int and length > 0 else None,
+        ctx_len=length_of(metadata.get("context_size")),
         input_norm=NORMS[cfg["normalize_activations"]],
         notes=(*notes, *said),
     )
@@ -204,7 +204,9 @@ def _arch(
     k, said = cfg.get("k", FIRST_K), () if "k" in cfg else (NO_K,)
     if kind == "matryoshka_batchtopk":
         widths: object = cfg.get("matryoshka_widths")
-        ends = [int(w) for w in widths] if isinstance(widths, list) else []
+        ends = widths if isinstance(widths, list) else []
+        if not all(type(end) is int for end in ends):
+            raise CheckpointError(f"the settings of {path}: matryoshka_widths are no whole numbers")
         groups = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         arch, notes = matryoshka_like(k, groups, d_sae=len(weights.W_dec), source=path)
         return arch, (*said, *notes)

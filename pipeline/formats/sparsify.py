@@ -9,7 +9,15 @@ import torch
 from pipeline.config.architectures import TopKConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.formats.files import Files, LocalFiles
-from pipeline.formats.foreign_sae import Asked, ForeignSAE, Weights, one_of, told, topk_like
+from pipeline.formats.foreign_sae import (
+    Asked,
+    ForeignSAE,
+    Weights,
+    length_of,
+    one_of,
+    told,
+    topk_like,
+)
 from pipeline.formats.sites import site_in, site_of
 from pipeline.formats.tensor_files import read_settings, read_tensors
 from pipeline.formats.writing import Exported, Leaving, tensor_bytes
@@ -42,14 +50,13 @@ def read(files: Files, asked: Asked) -> ForeignSAE:
     said = {"d_in": cfg.get("d_in"), "d_sae": cfg.get("num_latents") or None}
     weights.require_widths(said, files.path(SETTINGS))
     hook, run = str(cfg.get("site") or ""), _run(files)
-    length = run.get("ctx_len")
     return told(
         weights.made(topk_like(TopKConfig, cfg.get("k", FIRST_K), source=path)),
         site=site_of(hook) or site_in(files.parts),
         hook=hook or files.parts[-1],
         model=str(cfg.get("model") or run.get("model") or ""),
         text=str(run.get("dataset") or ""),
-        ctx_len=length if type(length) is int and length > 0 else None,
+        ctx_len=length_of(run.get("ctx_len")),
         notes=() if "k" in cfg else (NO_K,),
     )
 

@@ -96,7 +96,7 @@ class _About:
             raise error.of(folder) from error
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is not of the run of an SAE: {error}") from error
-        except (OSError, ValueError, ConfigError) as error:
+        except (OSError, ValueError, RecursionError, ConfigError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
@@ -162,12 +162,16 @@ def filled(sae: "SAE", tensors: Mapping[str, Tensor], *, file: Path, told: Path)
     )
     unlike = _unlike(_facts(sae), _facts(own)) if own is not None else ""
     if unlike := unlike or _unlike(wanted, shapes):
-        raise CheckpointError(
-            f"{told} does not fit {file.name} ({unlike}): put a copy back, or train again into "
-            "another --out"
-        )
+        raise _unfit(told, file, unlike)
     sae.load_state_dict(dict(tensors))
     return sae
+
+
+def _unfit(told: Path, file: Path, unlike: str) -> CheckpointError:
+    return CheckpointError(
+        f"{told} does not fit {file.name} ({unlike}): put a copy back, or train again into "
+        "another --out"
+    )
 
 
 def described(sae: "SAE", *, sha256: str) -> bytes:
@@ -377,9 +381,12 @@ class SAE(Coder):
                 raise ValueError("its checksum is another")  # noqa: TRY301
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{file} is missing or damaged ({error})") from error
-        shape = {"d_in": about.d_in, "d_sae": about.d_sae}
-        sae = cls(about.arch, **shape, site=about.site, input_norm=about.input_norm)
         told = file if alone else _About.beside(folder)
+        shape = {"d_in": about.d_in, "d_sae": about.d_sae}
+        held = zip(("d_sae", "d_in"), tensors.get("W_dec", torch.empty(0)).shape, strict=False)
+        if unlike := _unlike(shape, dict(held)):
+            raise _unfit(told, file, unlike)  # before memory is taken for what is told
+        sae = cls(about.arch, **shape, site=about.site, input_norm=about.input_norm)
         return filled(sae, tensors, file=file, told=told).to(where, torch.float32)
 
     @classmethod

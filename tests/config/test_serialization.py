@@ -84,6 +84,7 @@ def test_what_is_written_reads_back_equal(settings: dict[str, Any]):
         ({"batch_size": 1.5}, "config.batch_size must be a whole number, got 1.5"),
         ({"lr": True}, "config.lr must be a number, got True"),
         ({"lr": float("nan")}, "config.lr must be a number, got nan"),
+        ({"lr": 10**400}, "config.lr must be a number, got 1000"),
         ({"lr": -1.0}, "lr must be positive, got -1.0"),
         ({"seed": False}, "config.seed must be a whole number, got False"),
         ({"device": "gpu"}, "config.device must be one of auto, cpu, cuda, mps, got 'gpu'"),

@@ -102,7 +102,7 @@ def test_k_counts_where_files_do_not_say_it(tmp_path, write):
 @pytest.mark.parametrize(("name", "n"), [("d_in", D), ("d_sae", F)])
 @pytest.mark.parametrize("said", [7, "abc", float("nan")])
 def test_settings_of_other_widths_than_the_matrices_are_refused(tmp_path, name, n, said):
-    with refused(CheckpointError, f"says {name} {said}, and the matrices of .* have {n}: put"):
+    with refused(CheckpointError, f"says {name} {said!r}, and the matrices of .* have {n}: put"):
         read_foreign(str(saelens(tmp_path, **{name: said})))
 
 

@@ -28,6 +28,7 @@ from tests.helpers.foreign import (
     write_safetensors,
 )
 from tests.helpers.refusals import refused
+from tests.helpers.tiny import WIDTH, make_sae
 
 RELU = Asked(arch="relu")
 
@@ -90,6 +91,15 @@ def test_a_bomb_is_not_unpacked(tmp_path, suffix):
 def test_an_array_must_be_as_large_as_it_says(tmp_path, shape):
     path = npz(tmp_path / "a.npz", W_enc=header(shape) + bytes(16))
     with refused(CheckpointError, r"a\.npz (claims|cannot be read)"):
+        read_foreign(str(path), RELU)
+
+
+def test_a_header_that_ends_in_the_middle(tmp_path):
+    whole = header((4,))
+    path = npz(
+        tmp_path / "a.npz", W_enc=whole.replace(b"'shape': (4,)", b"'shape': (4, ") + bytes(16)
+    )
+    with refused(CheckpointError, r"a\.npz cannot be read as weights"):
         read_foreign(str(path), RELU)
 
 
@@ -184,6 +194,9 @@ def test_settings_that_are_none(tmp_path, content):
         ({"kind": "topk", "k": 0}, "k must be"), ({"kind": "topk", "k": 10**6}, "above its 20"),
         ({"kind": "topk", "k": "many"}, "k must be a number"),
         ({"kind": "topk", "k": 1.5}, "whole"),
+        ({"kind": "matryoshka_batchtopk", "matryoshka_widths": [None]}, "no whole numbers"),
+        ({"kind": "matryoshka_batchtopk", "matryoshka_widths": [1e400]}, "no whole numbers"),
+        ({"d_in": "a\nb"}, r"says d_in 'a\\nb'"),
         ({"kind": "transcoder"}, "writes to another place than it reads"),
         ({"kind": "jumprelu_skip_transcoder"}, "writes to another place"),
         ({"kind": "matching_pursuit"}, "picked one after another"),
@@ -193,8 +206,35 @@ def test_settings_that_are_none(tmp_path, content):
     ],
 )  # fmt: skip
 def test_kinds_that_cannot_be_had(tmp_path, told, why):
+    tensors = {**matrices(), "topk_threshold": np.full((), 0.1, np.float32)}
     with refused(CheckpointError, why):
-        read_foreign(str(saelens(tmp_path, **told)))
+        read_foreign(str(saelens(tmp_path, tensors, **told)))
+
+
+def test_a_length_that_no_run_could_keep_is_not_taken(tmp_path):
+    metadata = {"sae_lens_version": "6.1.0", "context_size": 2**63}
+    assert read_foreign(str(saelens(tmp_path, metadata=metadata)))[0].ctx_len is None
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda text: "[" * 100_000, "cfg.json is damaged"),
+        (lambda text: text.replace('"d_in": ', '"d_in": -'), f"d_in: -{WIDTH}, {WIDTH} there"),
+        (
+            lambda text: text.replace('"d_in": ', '"d_in": 9999999999'),
+            f"d_in: 9+{WIDTH}, {WIDTH} there",
+        ),
+    ],
+    ids=["deep", "negative", "absurd"],
+)
+def test_settings_of_ours_that_are_none(tmp_path, change, why):
+    make_sae().save_pretrained(tmp_path)
+    cfg = tmp_path / "cfg.json"
+    assert change(cfg.read_text()) != cfg.read_text()
+    cfg.write_text(change(cfg.read_text()))
+    with refused(CheckpointError, why):
+        SAE.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
