@@ -126,7 +126,17 @@ def first(out: object) -> torch.Tensor:
     return out[0] if isinstance(out, tuple) else out  # pyright: ignore[reportReturnType]
 
 
-@pytest.fixture(scope="module", params=list(MAKERS))
+LIKE_OTHERS = {
+    "gemma", "olmo3", "smollm3", "starcoder2", "stablelm", "stablelm-parallel", "cohere", "phi",
+    "gpt_neo", "gpt_bigcode",
+}  # fmt: skip
+"""What is special about each is special about one of the others, too: with the slow tests."""
+EACH = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in LIKE_OTHERS else []) for name in MAKERS
+]
+
+
+@pytest.fixture(scope="module", params=EACH)
 def known(request, tmp_path_factory) -> Known:
     return Known(request.param, tmp_path_factory.mktemp("family") / "model")
 
