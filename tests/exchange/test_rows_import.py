@@ -412,7 +412,7 @@ def stream(folder):
 
 def misnamed(path):
     """A column's name is no UTF-8."""
-    path.write_bytes(path.read_bytes().replace(b"token_id", b"\xff\xfetoken"))
+    path.write_bytes(path.read_bytes().replace(b"token_id", b"\xff\xfeken_id"))
     return path
 
 
