@@ -79,7 +79,7 @@ class Entry:
             told: dict[str, Any] = json.loads(line)
             crc = told.pop("crc32c")
             return Entry(**told) if crc == checksum(canonical_json(told)) else None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             return None
 
 

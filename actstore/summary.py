@@ -134,7 +134,7 @@ def _read_json(path: Path, *, node: str = "node") -> dict[str, Any]:
         document = json.loads(path.read_bytes())
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is damaged: it is not JSON") from error
     if not isinstance(document, dict):
         raise StoreError(f"{path} is damaged: it is not a Zarr {node}")

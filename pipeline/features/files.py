@@ -330,7 +330,7 @@ def _read_facts(run: Path) -> Facts:
         raise CheckpointError(
             f"{run} has no features yet: find them with saepipe features {run}"
         ) from None
-    except (OSError, ValueError, ConfigError) as error:
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
         raise _damaged(run, FACTS, error) from error
 
 

@@ -150,7 +150,7 @@ def read_comparison(path: Path) -> Comparison | None:
         told = from_json(Comparison, json.loads(file.read_bytes()), where=COMPARED)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, ConfigError) as error:
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
         raise CheckpointError(f"{file} is damaged ({error}): delete it to compare again") from error
     return told if told.sha256 == FinetunedRun.open(path).sha256 else None
 

@@ -126,7 +126,7 @@ def _finished(tuned: FinetunedRun, out: Path) -> FoldReport | None:
 def _read(out: Path) -> _Document:
     try:
         told = from_json(_Document, json.loads((out / FOLDED).read_bytes()), where=FOLDED)
-    except (OSError, ValueError, ConfigError) as error:
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
         raise CheckpointError(
             f"{out / FOLDED} is damaged ({error}): put a copy back, or choose another --out"
         ) from error

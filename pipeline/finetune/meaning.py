@@ -227,7 +227,7 @@ def read_meaning(run: Path, *, sha256: str) -> Meaning | None:
         told = from_json(Meaning, json.loads(file.read_bytes()), where=FEATURES)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, ConfigError) as error:
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
         raise CheckpointError(
             f"{file} is damaged ({error}): put a copy back, or delete it to do without"
         ) from error

@@ -187,7 +187,7 @@ class FinetunedRun:
             raise CheckpointError(not_a_run(path, made_by="saepipe finetune")) from error
         except NoSuchArchitectureError as error:
             raise error.of(path) from error
-        except (OSError, ValueError, ConfigError) as error:
+        except (OSError, ValueError, RecursionError, ConfigError) as error:
             raise CheckpointError(f"{path / RUN} is damaged: {error}") from error
         sae = told.coder
         source = sae.store.from_here()

@@ -87,7 +87,7 @@ def _enter(folder: Path, config: FinetuneConfig, runs: Sequence[SAERun], sources
 def _read(file: Path) -> _Begun:
     try:
         return from_json(_Begun, as_it_was(json.loads(file.read_bytes())), where=BEGUN)
-    except (OSError, ValueError, ConfigError) as error:
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
         raise CheckpointError(
             f"{file} is damaged ({error}): delete {file.parent} to fine-tune from the start"
         ) from error

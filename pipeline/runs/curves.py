@@ -123,7 +123,7 @@ def _require_whole(path: Path, n_bytes: int) -> None:
             raise ValueError(f"{len(kept)} of its first {n_bytes} bytes are left")  # noqa: TRY301
         if len(kept) > sum(len(line) + 1 for line, _ in _lines(kept)):
             raise ValueError("a line has no end")  # noqa: TRY301
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}): put a copy back, or delete {path.parent / FOLDER} to "
             "train from the start, or choose another --out"
@@ -152,7 +152,7 @@ def read_curves(path: Path) -> Iterator[dict[str, float]]:
     try:
         for _, told in _lines(path.read_bytes()):
             yield {key: value for key, value in told.items() if value is not None}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read the curves in {path}: {error}") from error
 
 

@@ -279,7 +279,7 @@ class RunFolder(ABC):
             raise CheckpointError(not_a_run(path, made_by=cls.MADE_BY)) from error
         except NoSuchArchitectureError as error:
             raise error.of(path) from error
-        except (OSError, ValueError, ConfigError) as error:
+        except (OSError, ValueError, RecursionError, ConfigError) as error:
             raise CheckpointError(
                 f"{path / RUN} is damaged: {error}; put a copy back, or train into another --out"
             ) from error

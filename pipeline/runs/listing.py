@@ -134,7 +134,7 @@ def _last_line(curves: Path) -> dict[str, Any]:
             file.seek(-min(_TAIL, curves.stat().st_size), os.SEEK_END)
             *lines, _ = file.read().split(b"\n")
         line = json.loads(lines[-1])
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, RecursionError, IndexError):
         return {}
     return line if isinstance(line, dict) else {}
 
@@ -150,6 +150,6 @@ def _head(report: Path) -> dict[str, Any]:
                     break
                 if line.startswith('"'):
                     found |= json.loads("{" + line.rstrip().rstrip(",") + "}")
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found

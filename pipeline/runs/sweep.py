@@ -43,7 +43,7 @@ def members_of(path: Path) -> tuple[str, ...]:
     """
     try:
         document = from_json(SweepDocument, json.loads((path / SWEEP).read_bytes()), where=SWEEP)
-    except (OSError, ValueError, ConfigError) as error:
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
         raise CheckpointError(f"{path / SWEEP} is damaged: {error}") from error
     if document.format != FORMAT:
         raise CheckpointError(

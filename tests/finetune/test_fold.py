@@ -303,18 +303,20 @@ def test_what_cannot_be_folded_is_refused_in_one_line(done, tmp_path):
 @pytest.mark.parametrize("name", ["run.json", "sae.safetensors", "tuned.safetensors"])
 def test_a_damaged_fine_tuning_is_one_line(done, tmp_path, name):
     copied = shutil.copytree(done.path, tmp_path / "tuned")
-    (copied / name).write_bytes((copied / name).read_bytes()[:-40])
-    with refused(CheckpointError, "damaged|is not a run"):
-        fold(copied, tmp_path / "plain")
+    for data in ((copied / name).read_bytes()[:-40], b"[" * 100_000):
+        (copied / name).write_bytes(data)
+        with refused(CheckpointError, "damaged|is not a run"):
+            fold(copied, tmp_path / "plain")
     assert {path.name for path in tmp_path.iterdir()} == {"tuned"}
 
 
 @pytest.mark.parametrize("name", ["run.json", "sae.safetensors", "folded.json"])
 def test_a_damaged_folded_one_is_not_reused(done, tmp_path, name):
     out = fold(done.path, tmp_path / "plain").out
-    (out / name).write_bytes((out / name).read_bytes()[:-40])
-    with refused(CheckpointError, "damaged"):
-        fold(done.path, out)
+    for data in ((out / name).read_bytes()[:-40], b"[" * 100_000):
+        (out / name).write_bytes(data)
+        with refused(CheckpointError, "damaged"):
+            fold(done.path, out)
 
 
 def test_every_command_takes_it(succeeds, fails, tmp_path):

@@ -89,6 +89,17 @@ def test_what_does_not_fit_together_on_the_hub_is_refused(hub, pushed, tmp_path,
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.parametrize("name", ["run.json", "sweep.json", "metrics.jsonl"])
+def test_what_is_nested_without_end_on_the_hub_is_one_line(hub, pushed, tmp_path, name):
+    files = {**hub.files(NAME), name: b"[" * 100_000 + b"\n"}
+    if name == "sweep.json":
+        del files["run.json"]
+    hub.put(NAME, files)
+    with refused(CheckpointError, f"{name}( is damaged|: maximum)"):
+        sp.pull("org/name", out=tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
 def test_what_changes_on_its_way_is_refused(hub, pushed, tmp_path, monkeypatch):
     """The hub says one checksum and gives other bytes."""
     from pipeline.hub import repository
