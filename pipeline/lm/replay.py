@@ -9,7 +9,7 @@ result equals that of a whole pass with the value spliced in.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from typing import Any, Self, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int
@@ -26,7 +26,7 @@ class _StandIn(nn.Module):
         super().__init__()
         self._stands_for: list[nn.Module] = []  # a list: it is no part of this module
 
-    def instead_of(self, module: nn.Module) -> Self:
+    def instead_of(self, module: nn.Module) -> nn.Module:
         """Itself, in the place of this one."""
         self._stands_for[:] = [module]
         return self
