@@ -117,7 +117,7 @@ class LanguageModel(HookedModel):
         """What identifies the weights; see `ModelFiles.fingerprint`."""
         return self.files.fingerprint()
 
-    def logits(self, hidden: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows n_vocab"]:
+    def logits(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows n_vocab"]:
         """Next-token logits of these rows; slice the rows to bound the memory."""
         head, keys = self.module.get_output_embeddings(), self.shape.family.keys
         logits = head(hidden.to(head.weight.dtype))  # Mamba's stream is float32 in any precision
