@@ -45,7 +45,7 @@ LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 HOMES = {
     "zarr": ("actstore/",),
     "numcodecs": ("actstore/",),
-    "transformers": ("pipeline/lm/model.py", "pipeline/lm/chat.py"),
+    "transformers": ("pipeline/lm/model.py", "pipeline/lm/other.py", "pipeline/lm/chat.py"),
     "matplotlib": (
         "pipeline/plots/",
         "pipeline/report/experiment.py",

@@ -32,6 +32,8 @@ class HarvestConfig:
     model: str = "builtin"
     """Hub id, local folder, or `builtin` for the embedded model."""
     revision: str = "main"
+    trust_remote_code: bool = False
+    """Run the code that a model brings; without it such a model is refused."""
     text: str = "builtin"
     text_column: str = "text"
     special_tokens: SpecialTokens = "literal"
@@ -74,6 +76,8 @@ class EvalConfig:
     """Folder of several runs' table; None means the one that they have in common."""
     model: str | None = None
     """Another model than the one the store was harvested from; None means that one."""
+    trust_remote_code: bool = False
+    """Run the code that a model brings; without it such a model is refused."""
     text: str | None = None
     """None means held-out text: the embedded one for the embedded text, WikiText-103 otherwise;
     where that cannot be had, what lies in the store's own text behind what the store holds."""
@@ -166,6 +170,8 @@ class FinetuneConfig:
     text_column: str = "text"
     model: str | None = None
     """Another model to transplant the SAE into; None means its own."""
+    trust_remote_code: bool = False
+    """Run the code that a model brings; without it such a model is refused."""
     site: str | None = None
     """Another site to transplant the SAE to; None means its own."""
     train: Trained = "both"
@@ -268,6 +274,8 @@ class SteerConfig:
     """Positions that are steered: all, those of the prompt, or those of new tokens."""
     model: str | None = None
     """Another model than the one the SAE was trained on; None means that one."""
+    trust_remote_code: bool = False
+    """Run the code that a model brings; without it such a model is refused."""
     batch_size: int = 32
     """Texts a pass."""
     device: Device = "auto"

@@ -69,7 +69,7 @@ from pipeline.evaluate.sums import (
 from pipeline.lm.cross_entropy import slices
 from pipeline.lm.hooks import reading
 from pipeline.lm.model import LanguageModel
-from pipeline.lm.replay import Replay
+from pipeline.lm.passes import passes_of
 from pipeline.progress import OnProgress, counter
 from pipeline.runs.default_text import DefaultTexts
 from pipeline.runs.names import beside
@@ -178,7 +178,7 @@ class Splices:
         self.sums = ContextSums()
         """`nll_PASS`, and of each map `kl_MAP` and `error_MAP`; `spread`, `n_predictions`."""
         self._lm, self._loaded = lm, loaded
-        self._replay = Replay(lm, tuple(dict.fromkeys(loaded.sites)))
+        self._replay = passes_of(lm, dict.fromkeys(loaded.sites))
         self._numbers = range(len(maps))
         self._alive = exact(outputs.alive.to(lm.device).float())
         self._mean = outputs.mean.to(self._alive.device)

@@ -33,7 +33,7 @@ from pipeline.evaluate.metrics import Totals, ratio, recovered
 from pipeline.evaluate.report import QUANTILES
 from pipeline.evaluate.sums import exact, zeros
 from pipeline.lm.model import LanguageModel
-from pipeline.lm.sites import MLP, Site
+from pipeline.lm.sites import MLP, LayerSite, Site
 from pipeline.sae.kernels import kernels_for
 
 _CONSTANT = 1e-12
@@ -205,6 +205,8 @@ def layer_weights(
     An MLP reads the residual stream after the attention; in a parallel layer (Pythia) it reads what
     the attention reads, the layer's own input.
     """
+    if not (isinstance(source, LayerSite) and isinstance(target, LayerSite)):
+        return None
     reads = "resid_pre" if lm.shape.parallel else "resid_mid"
     kinds = source.kind.name, target.kind.name
     has_mlp = MLP.module in lm.shape.family.parts

@@ -30,7 +30,7 @@ from pipeline.evaluate.sums import (
 )
 from pipeline.lm.cross_entropy import slices
 from pipeline.lm.model import LanguageModel
-from pipeline.lm.replay import Replay
+from pipeline.lm.passes import Passes, passes_of
 from pipeline.lm.sites import Site
 from pipeline.sae.sae import Coder
 
@@ -62,7 +62,7 @@ class SplicePass:
         self._coder, self._ground = coder, ground
         self._sums = ContextSums()
 
-    def edited(self, replay: Replay, kept: Bool[Tensor, "contexts ctx_len"]) -> Edited:
+    def edited(self, replay: Passes, kept: Bool[Tensor, "contexts ctx_len"]) -> Edited:
         """The edited passes of a batch; what the coder makes of its own site is summed."""
         acts = {site: replay.acts(site) for site in self.sites}
         table = zeros(len(_OF_ROWS), kept.numel(), device=kept.device)
@@ -109,7 +109,7 @@ class AblationPass:
         self._ground = ground
         self._sums = ContextSums()
 
-    def edited(self, replay: Replay, kept: Bool[Tensor, "contexts ctx_len"]) -> Edited:
+    def edited(self, replay: Passes, kept: Bool[Tensor, "contexts ctx_len"]) -> Edited:
         """The edited passes of a batch."""
         acts = replay.acts(self.place.site)
         constants = {"zero": acts.new_zeros(()), "mean": self._ground.mean.to(acts)}
@@ -172,7 +172,7 @@ def measure(
     on_tokens: OnTokens,
 ) -> None:
     """Sum what each view asks for, over all batches."""
-    replay = Replay(lm, dict.fromkeys(site for view in views for site in view.sites))
+    replay = passes_of(lm, dict.fromkeys(site for view in views for site in view.sites))
     n_tokens = 0
     for tokens in batches:
         _measure_batch(lm, replay, tokens, views, grounds)
@@ -182,7 +182,7 @@ def measure(
 
 def _measure_batch(
     lm: LanguageModel,
-    replay: Replay,
+    replay: Passes,
     tokens: Int[Tensor, "contexts ctx_len"],
     views: Sequence[View],
     grounds: Mapping[EvalSite, SiteMean],

@@ -205,12 +205,15 @@ def load_eval_context(
     """The language model, sure to fit its subjects, and the text."""
     dtype = pick_dtype(config.precision, device)
     with moving_told(subjects[0].path, named=config.model):
-        lm = load_model(setting.model, revision=setting.revision, device=device, dtype=dtype)
+        lm = load_model(
+            setting.model, revision=setting.revision, device=device, dtype=dtype,
+            trust_remote_code=config.trust_remote_code,
+        )  # fmt: skip
     for subject in subjects:
         site = subject.site
         lm.require_fits(site, d_in=subject.coder.d_in, ctx_len=setting.ctx_len, run=subject.path)
         for layer in config.layers:
-            lm.shape.check(site.at(layer), name=lm.name)
+            lm.module_of(site.at(layer))
     tokenizer = load_tokenizer(
         setting.model, revision=setting.revision, special_tokens=setting.special_tokens
     )

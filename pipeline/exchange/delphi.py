@@ -39,7 +39,7 @@ from pipeline.features.collect import encoded, n_contexts_of, open_store
 from pipeline.limits import limits_told
 from pipeline.lm.families import Shape
 from pipeline.lm.hub import ModelFiles
-from pipeline.lm.sites import Site
+from pipeline.lm.sites import LayerSite, ModuleSite, Site
 from pipeline.progress import OnProgress, counter
 
 FAINTEST = 1e-5
@@ -228,7 +228,9 @@ def _module_name(site: Site, *, model: str, revision: str) -> str:
 
     Where it is the input of one, or the model's config.json is not to be had, the site itself.
     """
-    if site.kind.side == "out":
+    if isinstance(site, ModuleSite):
+        return str(site).partition(".")[2]
+    if isinstance(site, LayerSite) and site.side == "out":
         try:
             shape = Shape.of(ModelFiles(model, revision or "main").config, name=model)
         except (ModelError, ConfigError):

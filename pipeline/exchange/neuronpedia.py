@@ -39,11 +39,11 @@ from pipeline.exchange.json_lines import clean, write_lines
 from pipeline.exchange.whole import whole_folder
 from pipeline.features.feature import BEFORE, Examples, Feature, rounded
 from pipeline.features.files import FeatureSet
-from pipeline.formats.sites import hook_of
 from pipeline.limits import limits_told
 from pipeline.lm.families import Shape
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.logits import Path as LogitPath, load_path
+from pipeline.lm.names import hook_of
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.progress import OnProgress, counter
 from pipeline.text.token_text import TokenTexts
@@ -140,7 +140,7 @@ def export_neuronpedia(
     found = FeatureSet.open(run)
     found.check()
     subject = load_sae(run, device=pick_device(device))
-    facts, site = found.facts, subject.site
+    facts, site = found.facts, subject.site.of_layer("--to neuronpedia")
     own_set = re.sub(r"[^A-Za-z0-9]+", "-", f"{site.kind.name}-{subject.arch}-{len(found)}")
     set_name = _named(source_set or own_set, what="source_set")
     ids = _Ids(
@@ -224,7 +224,7 @@ def _shape(subject: LoadedSAE) -> tuple[Shape | None, str]:
 def _n_heads(subject: LoadedSAE, shape: Shape) -> int | None:
     """How many heads share the site; None where none do."""
     key = shape.family.keys.n_heads
-    if subject.site.kind.name != "attn_z" or key is None:
+    if not str(subject.site).startswith("attn_z.") or key is None:
         return None
     config = ModelFiles(subject.model, subject.revision or "main").config
     n_heads: int = shape.family.said_in(config, name=subject.model)[key]

@@ -19,8 +19,8 @@ from pipeline.config.keywords import told_in_settings
 from pipeline.device import pick_device
 from pipeline.errors import ConfigError
 from pipeline.evaluate.setup import LoadedSAE, load_sae
-from pipeline.formats.sites import hook_of
 from pipeline.limits import limits_told
+from pipeline.lm.names import hook_of
 from pipeline.sae.sae import SAE, TunedSAE
 
 
@@ -137,7 +137,7 @@ def saebench(
         model_name=model,
         d_in=subject.coder.d_in,
         d_sae=subject.coder.d_sae,
-        hook_layer=subject.site.layer,
+        hook_layer=subject.site.of_layer("sp.saebench").layer,
         hook_name=hook_of(str(subject.site)),
         architecture=subject.arch,
         context_size=source.ctx_len,

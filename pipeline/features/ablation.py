@@ -20,7 +20,7 @@ from pipeline.evaluate.setup import load_sae
 from pipeline.features.feature import TokenEffect
 from pipeline.features.files import FeatureSet
 from pipeline.lm.model import LanguageModel, load_model
-from pipeline.lm.replay import Replay
+from pipeline.lm.passes import passes_of
 from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.sae.sae import Coder
@@ -94,7 +94,7 @@ def mean_drops(
     """Logits of the model minus those without the feature, at one position of each context."""
     at = torch.tensor(positions.tolist(), device=lm.device)
     n_contexts = max(1, _CELLS // (tokens.shape[1] * coder.d_sae))
-    replay = Replay(lm, [site])
+    replay = passes_of(lm, [site])
     total = torch.zeros(lm.n_vocab, dtype=torch.float64)
     for some, places in zip(tokens.split(n_contexts), at.split(n_contexts), strict=True):
         clean = _logits_at(lm, replay.clean(some), places)

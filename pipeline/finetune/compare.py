@@ -195,7 +195,7 @@ def _all_means(setting: Setting, run: FinetunedRun) -> Iterator[_Means]:
         start=scaled(lambda: random_features(setting, frozen), keep=True),
     )  # fmt: skip
     yield _Means(name="bias", words="a bias vector at the site", start=lambda: _bias(lm, site))
-    words = f"all weights of the MLP of layer {site.layer}"
+    words = f"all weights of the MLP of layer {site.of_layer('--compare').layer}"
     yield _Means(name="mlp", words=words, start=lambda: _weights(lm, site))
     if find_spec("peft"):
         n = sum(x.numel() for x in trained_of(plain, run.config).values())
@@ -248,7 +248,8 @@ def _bias(lm: LanguageModel, site: Site) -> Started:
 
 def _mlp(lm: LanguageModel, site: Site) -> nn.Module:
     """The MLP of the site's layer."""
-    return lm.body.get_submodule(lm.shape.mlp_path(site.layer, name=lm.name))
+    layer = site.of_layer("--compare").layer
+    return lm.body.get_submodule(lm.shape.mlp_path(layer, name=lm.name))
 
 
 @contextmanager

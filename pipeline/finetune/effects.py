@@ -23,7 +23,7 @@ from pipeline.finetune.task import Rows
 from pipeline.lm.cross_entropy import backward_cross_entropy, cross_entropy_sum
 from pipeline.lm.hooks import in_float, splice
 from pipeline.lm.model import LanguageModel
-from pipeline.lm.replay import Replay
+from pipeline.lm.passes import passes_of
 from pipeline.lm.sites import Site
 from pipeline.sae.sae import TunedSAE
 
@@ -224,7 +224,7 @@ class Changes:
         Raises:
             DataError: a loss is not finite.
         """
-        sae, replay = self.tuned.sae, Replay(self._lm, [self._site])
+        sae, replay = self.tuned.sae, passes_of(self._lm, [self._site])
         totals = [0.0 for _ in kept]
         for some in self.rows.split(self._batch_size):
             tokens = some.tokens.to(self._lm.device)

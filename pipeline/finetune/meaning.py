@@ -17,7 +17,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.finetune.effects import Changes, Effects, find_effects, n_passes
 from pipeline.finetune.firing import Example, FiredOn, n_batches, read_firing
 from pipeline.finetune.task import Task
-from pipeline.lm.logits import attribute, load_path
+from pipeline.lm.logits import attribute, has_path, load_path
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import Tokenizer
@@ -196,7 +196,7 @@ def _promoted(
 ) -> dict[str, dict[int, tuple[Promoted, ...]]]:
     """Direct logit attribution of some features, by both ends; empty where there is no path."""
     found: dict[str, dict[int, tuple[Promoted, ...]]] = {"promoted": {}, "suppressed": {}}
-    if lm.shape.family.no_path_from(site.kind) or not chosen:
+    if not has_path(lm.name, site, revision=lm.files.revision) or not chosen:
         return found
     path = load_path(
         lm.name, site, revision=lm.files.revision, n_vocab=tokenizer.n_vocab, device=lm.device

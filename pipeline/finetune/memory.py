@@ -28,7 +28,7 @@ from pipeline.finetune.rehearsal import rehearse
 from pipeline.finetune.sources import model_needed
 from pipeline.lm.model import LanguageModel, outline_model
 from pipeline.lm.quantized import QuantizedLinear
-from pipeline.lm.sites import Site
+from pipeline.lm.sites import LayerSite, Site
 from pipeline.progress import size
 from pipeline.runs.imported import site_named
 from pipeline.runs.sae_run import SAERun
@@ -121,7 +121,10 @@ def plan_memory(config: FinetuneConfig, runs: Sequence[SAERun]) -> MemoryPlan:
     by_site = {site_named(config.site or run.provenance.site, run.path): run for run in runs}
     where, first = ", ".join(map(str, by_site)), min(by_site)
     dtype = pick_dtype(config.precision, device)
-    lm = outline_model(name, revision=revision, dtype=dtype, quantize=config.quantize)
+    lm = outline_model(
+        name, revision=revision, dtype=dtype, quantize=config.quantize,
+        trust_remote_code=config.trust_remote_code,
+    )  # fmt: skip
     if lm.shape.family.experts:
         raise ConfigError(
             f"{lm.name} is a {lm.shape.family.model_class}: what a step takes depends on which "
@@ -130,7 +133,6 @@ def plan_memory(config: FinetuneConfig, runs: Sequence[SAERun]) -> MemoryPlan:
     for site, run in by_site.items():
         lm.require_fits(site, d_in=run.provenance.d_in, ctx_len=config.ctx_len, run=run.path)
     weights, largest = _bytes(lm.module), _largest(lm.module)
-    mlp = _numbers_of_mlp(lm, first) if config.compare else 0
     made: dict[Site, TunedSAE] = {}
 
     def make() -> Mapping[Site, TunedSAE]:
@@ -162,8 +164,10 @@ def plan_memory(config: FinetuneConfig, runs: Sequence[SAERun]) -> MemoryPlan:
         MemoryPart(name="passing", words="at most at once on top of that", n_bytes=passing),
     ]  # fmt: skip
     if config.compare:
+        site = first.of_layer("--compare")
+        mlp = _numbers_of_mlp(lm, site)
         n_bytes = 6 * dtype.itemsize * mlp  # itself, before, start, gradient and two moments
-        words = f"the MLP of layer {first.layer}, learned as a whole"
+        words = f"the MLP of layer {site.layer}, learned as a whole"
         parts.append(MemoryPart(name="compared", words=words, n_bytes=n_bytes))
     free, held = bytes_free(device), 0
     if device.type == "cpu":
@@ -187,7 +191,7 @@ def _largest(module: nn.Module) -> int:
     return max(p.numel() for p in module.parameters())
 
 
-def _numbers_of_mlp(lm: LanguageModel, site: Site) -> int:
+def _numbers_of_mlp(lm: LanguageModel, site: LayerSite) -> int:
     mlp = lm.body.get_submodule(lm.shape.mlp_path(site.layer, name=lm.name))
     quantized = (part.shape for part in mlp.modules() if isinstance(part, QuantizedLinear))
     return sum(shape.numel() for shape in (*(p.shape for p in mlp.parameters()), *quantized))

@@ -72,7 +72,7 @@ def open_setting(config: FinetuneConfig, runs: Sequence[SAERun]) -> Setting:
     with moving_told(runs[0].path, named=config.model):
         lm = load_model(
             name, revision=revision, device=device, dtype=pick_dtype(config.precision, device),
-            quantize=config.quantize,
+            quantize=config.quantize, trust_remote_code=config.trust_remote_code,
         )  # fmt: skip
     read_as = runs[0].provenance.special_tokens
     tokenizer = load_tokenizer(name, revision=revision, special_tokens=read_as)

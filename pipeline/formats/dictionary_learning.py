@@ -39,9 +39,9 @@ from pipeline.formats.foreign_sae import (
     told,
     topk_like,
 )
-from pipeline.formats.sites import site_in, site_of
 from pipeline.formats.tensor_files import read_settings, read_tensors
 from pipeline.formats.writing import Exported, Leaving, pickle_bytes
+from pipeline.lm.paths import site_in, site_of
 
 WEIGHTS, SETTINGS = "ae.pt", "config.json"
 CLASSES: dict[str, type[ArchConfig]] = {

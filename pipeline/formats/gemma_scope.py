@@ -13,8 +13,8 @@ from pipeline.config.architectures import JumpReluConfig
 from pipeline.errors import CheckpointError
 from pipeline.formats.files import Files
 from pipeline.formats.foreign_sae import Asked, ForeignSAE, Weights, one_of, told
-from pipeline.formats.sites import site_of
 from pipeline.formats.tensor_files import read_settings, read_tensors
+from pipeline.lm.paths import site_of
 
 WEIGHTS = ("params.npz", "params.safetensors")
 SETTINGS = "config.json"

@@ -27,8 +27,8 @@ from pipeline.formats.foreign_sae import (
     told,
     topk_like,
 )
-from pipeline.formats.sites import site_of
 from pipeline.formats.tensor_files import read_settings, read_tensors
+from pipeline.lm.paths import site_of
 
 PUBLISHED = ("hyperparams.json", "checkpoints/final.safetensors")
 WRITTEN = ("config.json", "sae_weights.safetensors")

@@ -30,8 +30,8 @@ from pipeline.formats.foreign_sae import (
     told,
     topk_like,
 )
-from pipeline.formats.sites import site_in
 from pipeline.formats.tensor_files import read_tensors
+from pipeline.lm.paths import site_in
 
 _B_DEC = ("b_dec", "decoder.bias", "decoder_bias", "pre_bias", "b_pre", "bias", "b_D")
 _B_ENC = ("b_enc", "encoder.bias", "encoder_bias", "latent_bias", "b_E")

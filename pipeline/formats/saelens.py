@@ -39,9 +39,10 @@ from pipeline.formats.foreign_sae import (
     told,
     topk_like,
 )
-from pipeline.formats.sites import hook_of, model_of, site_of
 from pipeline.formats.tensor_files import read_settings, read_tensors
 from pipeline.formats.writing import Exported, Leaving, tensor_bytes
+from pipeline.lm.names import hook_of
+from pipeline.lm.paths import site_of
 
 SETTINGS, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 VERSION = "6.54.12"
@@ -260,3 +261,13 @@ def write(sae: Leaving) -> Exported:
         WEIGHTS: tensor_bytes(tensors),
     }
     return Exported(files=files, notes=tuple(notes))
+
+
+def model_of(name: str) -> str:
+    """The id on the hub of a model that TransformerLens calls `name`, where it is another."""
+    known = {"gpt2-small": "gpt2", "gpt2": "gpt2"}
+    if name in known or "/" in name:
+        return known.get(name, name)
+    owners = {"pythia": "EleutherAI", "gemma": "google", "Qwen": "Qwen", "Llama": "meta-llama"}
+    owner = owners.get(name.partition("-")[0].partition("2")[0], "")
+    return f"{owner}/{name}" if owner else name

@@ -18,9 +18,9 @@ from pipeline.formats.foreign_sae import (
     told,
     topk_like,
 )
-from pipeline.formats.sites import site_in, site_of
 from pipeline.formats.tensor_files import read_settings, read_tensors
 from pipeline.formats.writing import Exported, Leaving, tensor_bytes
+from pipeline.lm.paths import site_in, site_of
 
 SETTINGS, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
 FIRST_K = 32

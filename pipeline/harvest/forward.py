@@ -41,6 +41,7 @@ def forward_of(plan: HarvestPlan) -> Generator["Forward"]:
         revision=config.revision,
         device=device,
         dtype=DTYPES[str(plan.spec.source["model_precision"])],
+        trust_remote_code=config.trust_remote_code,
     )
     with torch.inference_mode(), reading(model, plan.sites) as read:
         tokens = CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS

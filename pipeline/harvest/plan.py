@@ -26,7 +26,7 @@ from pipeline.config.stages import UNSAID, HarvestConfig
 from pipeline.disk import nearest_there, why_unwritable
 from pipeline.errors import ConfigError
 from pipeline.fingerprints import NOW, scheme_of
-from pipeline.lm.families import Shape
+from pipeline.lm.asked import sites_asked
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import load_tokenizer
@@ -131,14 +131,11 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
     if not config.sites:
         raise ConfigError("no site to harvest: name one, as in --site mlp_out.1")
     files = ModelFiles(config.model, config.revision)
-    shape = Shape.of(files.config, name=config.model)
-    sites = tuple(Site.parse(site) for site in config.sites)
-    for site in sites:
-        shape.check(site, name=config.model)
-    if config.ctx_len > shape.n_positions:
+    asked = sites_asked(config.sites, files, trust_remote_code=config.trust_remote_code)
+    if config.ctx_len > asked.n_positions:
         raise ConfigError(
             f"contexts of {config.ctx_len} tokens do not fit into {config.model}, which takes "
-            f"{shape.n_positions} at most: type --ctx-len {shape.n_positions} or less"
+            f"{asked.n_positions} at most: type --ctx-len {asked.n_positions} or less"
         )
     tokenizer = load_tokenizer(config.model, revision=config.revision)
     text = open_text(config.text, column=config.text_column)
@@ -157,8 +154,10 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
         "special_tokens": config.special_tokens,
         "documents": config.documents,
     }
+    if config.trust_remote_code:
+        source["trust_remote_code"] = True
     spec = StoreSpec.of(
-        widths={str(site): shape.width(site) for site in sites},
+        widths={str(site): width for site, width in asked.widths.items()},
         ctx_len=config.ctx_len,
         dtype=DTYPES[config.dtype],
         codec=config.codec,
@@ -166,7 +165,8 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
         seed=config.seed,
         source=source,
     )
-    notes = () if tokenizer.eos_id is not None or config.documents == "separate" else (_NO_END,)
+    no_end = tokenizer.eos_id is None and config.documents == "joined"
+    notes = (*asked.notes, *((_NO_END,) * no_end))
     named = {"model_fingerprint": files, "text_fingerprint": text}
     if there is None:
         return replace(_from_nothing(config, spec, named), notes=notes)

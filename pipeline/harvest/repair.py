@@ -128,6 +128,7 @@ def _plan(job: Repair, *, device: Device, batch_size: int | None) -> HarvestPlan
         out=job.path,
         model=source["model"],
         revision=source["revision"],
+        trust_remote_code=source.get("trust_remote_code", False),
         text=source["text"],
         text_column=source["text_column"],
         special_tokens=source["special_tokens"],

@@ -18,10 +18,11 @@ def checkpointed(model: HookedModel, *, above: Site) -> Generator[None]:
     The gradient is the same, on a CPU to the bit. The layer of the site itself keeps what it
     computes: an edit is made once.
     """
+    first = above.of_layer("--checkpointing").layer
     layers = model.body.get_submodule(model.shape.family.layers)
     assert isinstance(layers, nn.ModuleList)
     with ExitStack() as stack:
-        for layer in layers[above.layer + 1 :]:
+        for layer in layers[first + 1 :]:
             run = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
             stack.callback(delattr, layer, "forward")  # the class has its own
             layer.forward = run

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.lm.sites import ATTENTION, BRANCHES, KINDS, MLP, Branch, Site, SiteKind
+from pipeline.lm.sites import ATTENTION, BRANCHES, KINDS, MLP, Branch, LayerSite, SiteKind
 
 _NO_BOUND = 2**31 - 1
 """Positions of a model that counts none."""
@@ -119,7 +119,7 @@ class Family:
                 return part
         return kind.part
 
-    def module_path(self, site: Site) -> str:
+    def module_path(self, site: LayerSite) -> str:
         """Path, inside the base model, of the module that has the site at its input or output."""
         return self.path(site.layer, self.part(site.kind))
 
@@ -498,7 +498,7 @@ class Shape:
         """Attention and MLP read the same input and are added together, as in Pythia."""
         return self.family.parallel
 
-    def width(self, site: Site) -> int:
+    def width(self, site: LayerSite) -> int:
         """Width of the activations at this site."""
         return getattr(self, site.kind.width)
 
@@ -506,7 +506,7 @@ class Shape:
         """The kinds of site that the layers of this model have."""
         return [kind for kind in KINDS.values() if self._why_not(kind) is None]
 
-    def check(self, site: Site, *, name: str) -> None:
+    def check(self, site: LayerSite, *, name: str) -> None:
         """Refuse a site that this model does not have."""
         if site.layer >= self.n_layers:
             raise ConfigError(
@@ -538,13 +538,13 @@ class Shape:
             return f"is a {self.family.model_class}, in which no part is called {kind.part}"
         return None
 
-    def skips_attention(self, sites: Sequence[Site]) -> bool:
+    def skips_attention(self, sites: Sequence[LayerSite]) -> bool:
         """Whether the last layer's attention can stay out: a parallel MLP does not read it."""
         last = max(sites)
         attended = any(s.layer == last.layer and s.kind.branch is ATTENTION for s in sites)
         return self.parallel and last.kind.branch is MLP and not attended
 
-    def modules_for(self, sites: Sequence[Site]) -> tuple[str, ...]:
+    def modules_for(self, sites: Sequence[LayerSite]) -> tuple[str, ...]:
         """Paths of the modules of the base model that must run to reach all of these sites."""
         last, family, skips = max(sites), self.family, self.skips_attention(sites)
         before = (
@@ -556,7 +556,7 @@ class Shape:
         needed = [
             part
             for kind in KINDS.values()
-            if Site(last.layer, kind) <= last and not (skips and kind.branch is ATTENTION)
+            if LayerSite(last.layer, kind) <= last and not (skips and kind.branch is ATTENTION)
             for part in kind.needs
             if part in family.parts
         ]

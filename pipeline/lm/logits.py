@@ -26,7 +26,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.lm.families import Shape
 from pipeline.lm.hub import ModelFiles
-from pipeline.lm.sites import Site
+from pipeline.lm.sites import LayerSite, Site
 from pipeline.lm.weights import Weights
 
 IGNORED = (
@@ -62,6 +62,8 @@ class Path:
 
 def has_path(model: str, site: Site, *, revision: str) -> bool:
     """Whether there is a linear way from a site to the logits; config.json tells."""
+    if not isinstance(site, LayerSite):
+        return False
     shape = Shape.of(ModelFiles(model, revision).config, name=model)
     return not shape.family.no_path_from(site.kind)
 
@@ -69,6 +71,7 @@ def has_path(model: str, site: Site, *, revision: str) -> bool:
 def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: torch.device) -> Path:
     """The way from a site to the logits of the first `n_vocab` tokens, its weights alone read."""
     files = ModelFiles(model, revision)
+    site = site.of_layer("the direct way to the logits")
     shape = Shape.of(files.config, name=model)
     shape.check(site, name=model)
     family = shape.family

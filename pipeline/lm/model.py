@@ -17,12 +17,14 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from pipeline.config.stages import Precision, Quantize, Where
 from pipeline.device import pick_device, pick_dtype
 from pipeline.errors import ConfigError, ModelError
+from pipeline.lm.asked import by_transformers, positions_in, shape_of
 from pipeline.lm.families import Shape
 from pipeline.lm.hooks import Edit, HookedModel, capture, in_float, splice
 from pipeline.lm.hub import ModelFiles
+from pipeline.lm.other import load_whole, outline_of, require_plain_head
 from pipeline.lm.positions import Positions
 from pipeline.lm.quantized import QuantizedLinear
-from pipeline.lm.sites import ATTENTION, Site
+from pipeline.lm.sites import ATTENTION, LayerSite, Site
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.lm.weights import HEADS, Weights
 
@@ -58,9 +60,10 @@ class LanguageModel(HookedModel):
         print(model.generate("def f(x):", max_new_tokens=20))
     """
 
-    def __init__(self, module: Any, *, files: ModelFiles, shape: Shape) -> None:  # noqa: ANN401
-        body = module.get_submodule(shape.family.prefix)
-        super().__init__(body, shape=shape, name=files.name)
+    def __init__(self, module: Any, *, files: ModelFiles, shape: Shape | None) -> None:  # noqa: ANN401
+        prefix: str = module.base_model_prefix if shape is None else shape.family.prefix
+        body = module.get_submodule(prefix)
+        super().__init__(body, shape=shape, name=files.name, prefix=prefix)
         self.module = module
         self.files = files
         self._positions = Positions()
@@ -73,6 +76,7 @@ class LanguageModel(HookedModel):
         revision: str = "main",
         device: str | torch.device = "auto",
         precision: Precision = "auto",
+        trust_remote_code: bool = False,
     ) -> "LanguageModel":
         """A whole model, in evaluation mode, every weight frozen.
 
@@ -81,14 +85,18 @@ class LanguageModel(HookedModel):
             revision: Of a model of the hub.
             device: auto is cuda, then mps, then cpu, by what is there.
             precision: Of weights and arithmetic; auto is fp32, but bf16 on a GPU that has it.
+            trust_remote_code: Run the code that a model brings, if it brings any.
 
         Raises:
-            ModelError: not found, not reached, damaged, or of an unknown family.
+            ModelError: not found, not reached, damaged, or no causal language model.
             ConfigError: the device is not there.
         """
         where = pick_device(device)
         dtype = pick_dtype(precision, where)
-        return load_model(fspath(name), revision=revision, device=where, dtype=dtype)
+        return load_model(
+            fspath(name), revision=revision, device=where, dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
 
     @property
     def device(self) -> torch.device:
@@ -109,18 +117,17 @@ class LanguageModel(HookedModel):
         """
         return load_tokenizer(self.name, revision=self.files.revision)
 
-    def width(self, site: Site) -> int:
-        """Width of the activations at this site."""
-        return self.shape.width(site)
-
     def fingerprint(self) -> str:
         """What identifies the weights; see `ModelFiles.fingerprint`."""
         return self.files.fingerprint()
 
     def logits(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows n_vocab"]:
         """Next-token logits of these rows; slice the rows to bound the memory."""
-        head, keys = self.module.get_output_embeddings(), self.shape.family.keys
+        head = self.module.get_output_embeddings()
         logits = head(hidden.to(head.weight.dtype))  # Mamba's stream is float32 in any precision
+        if self.family is None:
+            return logits  # `load_model` saw that no more is done to them
+        keys = self.family.keys
         if keys.logit_scale is not None:
             logits = logits * self.shape.logit_scale
         cap = None if keys.logit_cap is None else getattr(self.module.config, keys.logit_cap)
@@ -177,7 +184,7 @@ class LanguageModel(HookedModel):
             ConfigError: the model has no such site, or the text is none it can read.
         """
         names = [sites] if isinstance(sites, str) else sites
-        tokens, read = self.to_tokens(text), [Site.parse(str(site)) for site in names]
+        tokens, read = self.to_tokens(text), [self.site(site) for site in names]
         with capture(self, read) as acts:
             logits = self.logits(self.hidden(tokens).flatten(0, 1))
         return logits.unflatten(0, tokens.shape), {str(site): acts[site] for site in read}
@@ -219,7 +226,7 @@ class LanguageModel(HookedModel):
             raise ConfigError(
                 f"spliced takes what goes in at each site, as {{'mlp_out.2': sae}}, got {edits!r}"
             )
-        parsed = {Site.parse(str(name)): edit for name, edit in edits.items()}
+        parsed = {self.site(name): edit for name, edit in edits.items()}
         with splice(self, {site: checked(site, edit) for site, edit in parsed.items()}):
             yield self
 
@@ -252,9 +259,8 @@ class LanguageModel(HookedModel):
                 "steered takes a Steering for each site, as {'mlp_out.2': saepipe.Steering(sae, "
                 f"add={{123: 8.0}})}}, got {edits!r}"
             )
-        parsed = {Site.parse(str(name)): edit for name, edit in edits.items()}
+        parsed = {self.site(name): edit for name, edit in edits.items()}
         for site, edit in parsed.items():
-            self.shape.check(site, name=self.name)
             if not isinstance(edit, SteersAt):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise ConfigError(
                     f"{site} takes a saepipe.Steering, got {type(edit).__name__}: an SAE is put in "
@@ -323,7 +329,6 @@ class LanguageModel(HookedModel):
 
     def require_fits(self, site: Site, *, d_in: int, ctx_len: int, run: Path) -> None:
         """Refuse an SAE that cannot be spliced in, by its site, its width or its context."""
-        self.shape.check(site, name=self.name)
         if self.width(site) != d_in:
             raise ConfigError(
                 f"{run} is an SAE of {d_in} dimensions, but {site} of {self.name} has "
@@ -331,11 +336,18 @@ class LanguageModel(HookedModel):
             )
         self._require_positions(ctx_len)
 
+    @property
+    def n_positions(self) -> int:
+        """Tokens that fit into a context."""
+        if self._shape is not None:
+            return self._shape.n_positions
+        return positions_in(self.files.config)
+
     def _require_positions(self, n: int) -> None:
-        if n > self.shape.n_positions:
+        if n > self.n_positions:
             raise ConfigError(
                 f"contexts of {n} tokens do not fit into {self.name}, which takes "
-                f"{self.shape.n_positions}"
+                f"{self.n_positions}"
             )
 
     @property
@@ -345,7 +357,12 @@ class LanguageModel(HookedModel):
         return () if told is None else tuple(told) if isinstance(told, list) else (told,)
 
     def __repr__(self) -> str:
-        shape, weight = self.shape, self.body.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
+        shape, weight = self._shape, self.body.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
+        if shape is None:
+            return (
+                f"LanguageModel({self.name!r}: {type(self.module).__name__}, {self.n_vocab} "
+                f"tokens; {weight.dtype} on {weight.device}; sites are its modules)"
+            )
         kinds = ", ".join(map(str, shape.kinds()))
         bound = shape.n_positions if shape.family.keys.n_positions else "any number of"
         return (
@@ -393,14 +410,22 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype,
     quantize: Quantize | None = None,
+    trust_remote_code: bool = False,
 ) -> LanguageModel:
     """A whole model, in evaluation mode, every weight frozen, those of its layers quantised or not.
 
     Raises:
-        ModelError: it is not found, not reached, damaged, or of an unknown family.
-        ConfigError: what quantises is not installed.
+        ModelError: it is not found, not reached, damaged, or no causal language model.
+        ConfigError: what quantises is not installed, or cannot quantise it.
     """
-    model = _empty(ModelFiles(name, revision))
+    files = ModelFiles(name, revision)
+    if by_transformers(files):
+        _require_unquantized(files, quantize)
+        module = load_whole(files, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        if shape_of(files) is None:
+            require_plain_head(module, name=name)
+        return LanguageModel(module, files=files, shape=shape_of(files))
+    model = _empty(files)
     names = [key for key, _ in model.module.named_parameters(remove_duplicate=False)]
     if quantize is not None:
         _quantize_layers(model, quantize)
@@ -408,20 +433,40 @@ def load_model(
 
 
 def outline_model(
-    name: str, *, revision: str = "main", dtype: torch.dtype, quantize: Quantize | None = None
+    name: str,
+    *,
+    revision: str = "main",
+    dtype: torch.dtype,
+    quantize: Quantize | None = None,
+    trust_remote_code: bool = False,
 ) -> LanguageModel:
     """What `load_model` gives, with tensors that hold no memory: no weights are read.
 
     Raises:
-        ModelError: config.json is not found, not reached, or of an unknown family.
-        ConfigError: what quantises is not installed.
+        ModelError: config.json is not found, not reached, or of no causal language model.
+        ConfigError: what quantises is not installed, or cannot quantise it.
     """
-    model = _empty(ModelFiles(name, revision))
+    files = ModelFiles(name, revision)
+    if by_transformers(files):
+        _require_unquantized(files, quantize)
+        module = outline_of(files, trust_remote_code=trust_remote_code)
+        module = module.eval().requires_grad_(False)
+        model = LanguageModel(module, files=files, shape=shape_of(files))
+    else:
+        model = _empty(files)
     for p in model.module.parameters():
         p.data = p.data.to(dtype)
     if quantize is not None:
         _quantize_layers(model, quantize)
     return model
+
+
+def _require_unquantized(files: ModelFiles, quantize: Quantize | None) -> None:
+    if quantize is not None:
+        raise ConfigError(
+            f"--quantize {quantize} takes the layers of a model of a family that saepipe knows, "
+            f"its weights as they were trained: leave it out for {files.name}"
+        )
 
 
 def _quantize_layers(model: LanguageModel, quantize: Quantize) -> None:
@@ -455,25 +500,31 @@ def load_for_sites(
     revision: str = "main",
     device: torch.device,
     dtype: torch.dtype,
+    trust_remote_code: bool = False,
 ) -> LanguageModel:
     """A model with only the weights that run before the last of these sites.
 
-    What stays out holds no memory: it is on torch's meta device, and guarded against running.
+    What stays out holds no memory: it is on torch's meta device, and guarded against running. For
+    modules by their paths, and for what transformers alone can load, the model is whole.
     """
     files = ModelFiles(name, revision)
+    known = [site for site in sites if isinstance(site, LayerSite)]
+    if by_transformers(files) or len(known) < len(sites):
+        module = load_whole(files, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        return LanguageModel(module, files=files, shape=shape_of(files))
     shape = Shape.of(files.config, name=name)
-    for site in sites:
+    for site in known:
         shape.check(site, name=name)
-    last = max(sites)
+    last = max(known)
     model = _empty(files, n_layers=last.layer + 1)
     shape, family = model.shape, model.shape.family
-    if shape.skips_attention(sites):
+    if shape.skips_attention(known):
         stand_ins: dict[str, nn.Module] = {"attention": _NoAttention()}
         if family.reads_norm(ATTENTION) == (ATTENTION,):
             stand_ins["attention_norm"] = nn.Identity()
         for part, stand_in in stand_ins.items():
             model.body.set_submodule(family.path(last.layer, part), stand_in)
-    runs = tuple(f"{family.prefix}.{path}." for path in shape.modules_for(sites))
+    runs = tuple(f"{family.prefix}.{path}." for path in shape.modules_for(known))
     site_at = f"{family.prefix}.{family.module_path(last)}."
     reached = site_at if last.kind.side == "in" else "nothing"
     names = [

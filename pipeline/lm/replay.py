@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipeline.lm.hooks import HookedModel, capture
-from pipeline.lm.sites import BRANCHES, MLP, Branch, Site
+from pipeline.lm.sites import BRANCHES, KINDS, MLP, Branch, LayerSite
 
 
 class _StandIn(nn.Module):
@@ -72,9 +72,9 @@ class Replay:
         sites: where edits may be made.
     """
 
-    def __init__(self, lm: HookedModel, sites: Iterable[Site]) -> None:
+    def __init__(self, lm: HookedModel, sites: Iterable[LayerSite]) -> None:
         self._lm = lm
-        self._recorded: dict[Site, None] = {}
+        self._recorded: dict[LayerSite, None] = {}
         for site in sites:
             lm.shape.check(site, name=lm.name)
             self._recorded[site] = None
@@ -82,7 +82,7 @@ class Replay:
                 self._recorded[_beside(site, "resid_pre")] = None
             for branch in self._unreached(site):
                 self._recorded[_beside(site, branch.output)] = None
-        self._acts: dict[Site, Tensor] = {}
+        self._acts: dict[LayerSite, Tensor] = {}
         self._tokens: Tensor | None = None
         self._gives_more: dict[str, bool] = {}
         """Whether a module gives a tuple, whose first is its result; by its path."""
@@ -101,13 +101,13 @@ class Replay:
         self._acts = acts
         return hidden
 
-    def acts(self, site: Site) -> Float[Tensor, "contexts ctx_len width"]:
+    def acts(self, site: LayerSite) -> Float[Tensor, "contexts ctx_len width"]:
         """What the clean pass had at one of the sites; not to be written to."""
         return self._acts[site]
 
     @torch.no_grad()
     def edited(
-        self, site: Site, value: Float[Tensor, "contexts ctx_len width"]
+        self, site: LayerSite, value: Float[Tensor, "contexts ctx_len width"]
     ) -> Float[Tensor, "contexts ctx_len d_model"]:
         """Last hidden states with `value` at the site; only what it reaches is computed."""
         assert self._tokens is not None
@@ -150,7 +150,7 @@ class Replay:
         """All that the module at a path gives, with this as its result."""
         return (result, None) if self._gives_more.get(path, False) else result
 
-    def _unreached(self, site: Site) -> tuple[Branch, ...]:
+    def _unreached(self, site: LayerSite) -> tuple[Branch, ...]:
         """The other branches of a branch's layer, as far as they do not read what it adds."""
         own = site.kind.branch
         if own is None:
@@ -158,7 +158,7 @@ class Replay:
         reached = () if self._lm.shape.parallel else (MLP,)  # reads what the attention adds
         return tuple(branch for branch in BRANCHES if branch is not own and branch not in reached)
 
-    def _known(self, site: Site, value: Tensor) -> dict[str, nn.Module]:
+    def _known(self, site: LayerSite, value: Tensor) -> dict[str, nn.Module]:
         """Stand-ins for modules of the site's layer, by their paths."""
         kind, family = site.kind, self._lm.shape.family
         known: dict[str, nn.Module] = {}
@@ -207,8 +207,8 @@ class Replay:
         return known
 
 
-def _beside(site: Site, kind: str) -> Site:
-    return Site.parse(f"{kind}.{site.layer}")
+def _beside(site: LayerSite, kind: str) -> LayerSite:
+    return LayerSite(site.layer, KINDS[kind])
 
 
 def _replace(root: nn.Module, path: str, stand_in: nn.Module, stack: ExitStack) -> None:

@@ -1,4 +1,4 @@
-"""Sites: the kinds there are, in the order in which a layer computes them.
+"""Sites: the kinds there are, in the order in which a layer computes them, and modules by path.
 
 All about a kind of site is its entry of `KINDS`. A kind says in which *part* of a layer it lies
 (`mlp`, `attention_out`); how a model calls that part is in `pipeline.lm.families`.
@@ -16,11 +16,16 @@ where a branch ends in a norm (Gemma 2, OLMo 2), they are behind it. The names a
 are TransformerLens'. Torch-free, so that a plan can be made before anything heavy is imported.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import total_ordering
-from typing import Literal
+from typing import Any, Literal, final
 
 from pipeline.errors import ConfigError
+from pipeline.lm.names import kind_and_layer, path_and_side
+
+Side = Literal["in", "out"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,7 @@ class SiteKind:
     """A part that has it in the place of `part`, where a family has such a part."""
     fallback: str = ""
     """The part that has it where a family has no `part`."""
-    side: Literal["in", "out"]
+    side: Side
     """Whether it is the first input of that module or its output."""
     shared: bool = False
     """The layer reads this input once more by another way, so that an edit must be in place."""
@@ -115,38 +120,136 @@ KINDS: dict[str, SiteKind] = {
 
 
 @total_ordering
-@dataclass(frozen=True)
-class Site:
-    """One place where activations are read or replaced, written `kind.layer`: `mlp_out.3`.
+class Site(ABC):
+    """One place where activations are read or replaced: a kind of site in a layer, or a module.
 
-    Sites sort in the order in which a forward pass computes them.
+    Sites of layers sort in the order in which a forward pass computes them. The order of modules is
+    the model's own, and nothing here knows it: they come last, by their names.
     """
+
+    @staticmethod
+    def parse(text: str) -> "Site":
+        """Read `mlp_out.3`, what another tool calls it, or the path of a module.
+
+        Raises:
+            ConfigError: it is none of these.
+        """
+        kind, _, layer = text.partition(".")
+        if kind in KINDS and layer.isascii() and layer.isdecimal() and layer == str(int(layer)):
+            return LayerSite(int(layer), KINDS[kind])
+        if (told := kind_and_layer(text)) is not None and told[0] in KINDS:
+            return LayerSite(told[1], KINDS[told[0]])
+        module = path_and_side(text)
+        if module is None or get_close_matches(kind, KINDS, n=1):  # a kind that was misspelt
+            raise ConfigError(
+                f"bad site {text!r}: expected KIND.LAYER, as in mlp_out.1, with KIND one of "
+                f"{', '.join(KINDS)}; or the path of a module, as saepipe sites MODEL lists them"
+            )
+        return ModuleSite(module[0], "in" if module[1] == "in" else "out")
+
+    @property
+    @abstractmethod
+    def side(self) -> Side:
+        """Whether it is the first input of its module or its output."""
+
+    @property
+    @abstractmethod
+    def shared(self) -> bool:
+        """What reads it reads it once more by another way, so that an edit must be in place."""
+
+    @abstractmethod
+    def at(self, layer: int) -> "LayerSite":
+        """The same kind of site in another layer.
+
+        Raises:
+            ConfigError: it is of no kind.
+        """
+
+    def of_layer(self, asked: str) -> "LayerSite":
+        """The site, if it is one of a layer, for what is of layers alone.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if isinstance(self, LayerSite):
+            return self
+        raise ConfigError(
+            f"{asked} is for sites of layers, as mlp_out.3, and {self} is a module by its path: "
+            "leave it out, or name such a site"
+        )
+
+    @property
+    @abstractmethod
+    def order(self) -> tuple[Any, ...]:
+        """What sites sort by."""
+
+    def __lt__(self, other: "Site") -> bool:
+        return self.order < other.order
+
+
+@final
+@dataclass(frozen=True)
+class LayerSite(Site):
+    """A kind of site in a layer, written `kind.layer`: `mlp_out.3`."""
 
     layer: int
     kind: SiteKind
 
-    @classmethod
-    def parse(cls, text: str) -> "Site":
-        """Read `mlp_out.3`."""
-        kind, _, layer = text.partition(".")
-        is_number = layer.isascii() and layer.isdecimal() and layer == str(int(layer))
-        if kind not in KINDS or not is_number:
-            raise ConfigError(
-                f"bad site {text!r}: expected KIND.LAYER, as in mlp_out.1, with KIND one of "
-                f"{', '.join(KINDS)}"
-            )
-        return cls(int(layer), KINDS[kind])
+    @property
+    def side(self) -> Side:
+        """Whether it is the first input of its module or its output."""
+        return self.kind.side
 
-    def at(self, layer: int) -> "Site":
+    @property
+    def shared(self) -> bool:
+        """What reads it reads it once more by another way, so that an edit must be in place."""
+        return self.kind.shared
+
+    def at(self, layer: int) -> "LayerSite":
         """The same kind of site in another layer."""
-        return Site(layer, self.kind)
+        return LayerSite(layer, self.kind)
 
     def __str__(self) -> str:
         return f"{self.kind}.{self.layer}"
 
-    def __lt__(self, other: "Site") -> bool:
-        return self._order < other._order
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """What sites sort by."""
+        return 0, self.layer, list(KINDS).index(self.kind.name)
+
+
+@final
+@dataclass(frozen=True)
+class ModuleSite(Site):
+    """The output of a module, or its first input, by the path that the model itself has for it.
+
+    Written as the path, as a store can call it: `model.layers.3.mlp`, `model.layers.3.mlp.input`.
+    """
+
+    path: str
+    side: Side = "out"  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @property
-    def _order(self) -> tuple[int, int]:
-        return self.layer, list(KINDS).index(self.kind.name)
+    def shared(self) -> bool:
+        """Others that read the same tensor are not known, so that they keep what they read."""
+        return False
+
+    def at(self, layer: int) -> LayerSite:
+        """Refused: which module of another layer it would be is not known."""
+        raise ConfigError(
+            f"{self} is a module, which has no kind to be found at in layer {layer}: leave out "
+            "--layers"
+        )
+
+    def __str__(self) -> str:
+        own_name_says_side = self.path.endswith((".input", ".output"))
+        return self.path + (".input" if self.side == "in" else ".output" * own_name_says_side)
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """What sites sort by: layers as numbers."""
+        parts = [
+            (part.isdecimal(), int(part) if part.isdecimal() else part)
+            for part in self.path.split(".")
+        ]
+        return 1, parts, self.side

@@ -209,7 +209,7 @@ def inserted_figure(report: EvalReport) -> Figure:
 
     Where the loss falls, what it falls by is the outlined end of the bar.
     """
-    sites = [Site.parse(one.site) for one in report.inserted]
+    sites = [Site.parse(one.site).of_layer("--layers") for one in report.inserted]
     added = np.array([one.added for one in report.inserted])
     figure = make_figure(width=max(5.0, 1.6 + 0.42 * len(sites)), height=3.6)
     title = f"The SAE of {report.site}, spliced in at each layer"

@@ -207,7 +207,10 @@ def _model(
     revision = (first.revision if name == first.model else "") or "main"
     dtype = pick_dtype(config.precision, device)
     with moving_told(first.path, named=config.model):
-        lm = load_model(name, revision=revision, device=device, dtype=dtype)
+        lm = load_model(
+            name, revision=revision, device=device, dtype=dtype,
+            trust_remote_code=config.trust_remote_code,
+        )  # fmt: skip
     for subject in subjects:
         lm.require_fits(subject.site, d_in=subject.coder.d_in, ctx_len=1, run=subject.path)
     read_as = first.provenance.special_tokens
@@ -218,7 +221,7 @@ def _token_ids(
     prompts: Sequence[str], tokenizer: Tokenizer, lm: LanguageModel, config: SteerConfig
 ) -> list[list[int]]:
     """Of each prompt, sure to leave room for what is new."""
-    found, most = tokenizer.encode(prompts, end=False), lm.shape.n_positions
+    found, most = tokenizer.encode(prompts, end=False), lm.n_positions
     for number, ids in enumerate(found, start=1):
         if not ids:
             raise ConfigError(f"prompt {number} has no token: give it some text")

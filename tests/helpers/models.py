@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from pipeline.lm.hooks import HookedModel
-from pipeline.lm.sites import Site
+from pipeline.lm.sites import LayerSite, Site
 from tests.helpers.slow import cases
 
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -65,7 +65,9 @@ def reference(folder: Path) -> transformers.PreTrainedModel:
 def sites_of(model: HookedModel) -> list[Site]:
     """All there are."""
     return [
-        Site(layer, kind) for layer in range(model.shape.n_layers) for kind in model.shape.kinds()
+        LayerSite(layer, kind)
+        for layer in range(model.shape.n_layers)
+        for kind in model.shape.kinds()
     ]
 
 

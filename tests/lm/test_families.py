@@ -22,7 +22,7 @@ from pipeline.lm.logits import Path as LogitPath, load_path
 from pipeline.lm.model import LanguageModel, load_for_sites, load_model, outline_model
 from pipeline.lm.quantized import QuantizedLinear
 from pipeline.lm.replay import Replay
-from pipeline.lm.sites import KINDS, Site
+from pipeline.lm.sites import KINDS, LayerSite, Site
 from tests.helpers.families import MAKERS, N_LAYERS
 from tests.helpers.models import CPU, FP32, save_random, sites_of
 from tests.helpers.refusals import refused
@@ -400,7 +400,7 @@ def test_a_direct_path_is_the_change_of_logits_but_for_the_scale_of_the_norm(kno
         lm.module.set_experts_implementation("eager")
     cap = getattr(lm.module.config, "final_logit_softcapping", None)
     for kind in lm.shape.kinds():
-        site = Site(N_LAYERS - 1, kind)
+        site = LayerSite(N_LAYERS - 1, kind)
         behind_norm = known.name in POST_NORM and kind.through is not None
         if kind.nonlinear or behind_norm or known.name == "opt-350m":
             after = "a nonlinearity" if kind.nonlinear else "a norm"
@@ -617,7 +617,7 @@ def test_published_sizes_are_read_without_weights(name, tmp_path):
     d_model = said.get("hidden_size", said.get("n_embd"))
     widths = {"d_model": d_model, "d_attn": d_attn, "d_mlp": d_mlp}
     for kind in lm.shape.kinds():
-        site = Site(lm.shape.n_layers - 1, kind)
+        site = LayerSite(lm.shape.n_layers - 1, kind)
         assert lm.width(site) == widths[kind.width]
         module = lm.body.get_submodule(lm.shape.family.module_path(site))
         if isinstance(module, nn.Linear):

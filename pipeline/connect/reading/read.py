@@ -30,7 +30,7 @@ from pipeline.features.collect import collect_features, of_replaced_model, store
 from pipeline.features.files import FeatureSet
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.model import load_for_sites
-from pipeline.lm.sites import Site
+from pipeline.lm.sites import LayerSite, Site
 from pipeline.plots.style import save_all
 from pipeline.progress import OnProgress, Progress, counter
 from pipeline.runs.replaced import fingerprint_at_hand, is_another, replaced_note
@@ -291,7 +291,8 @@ def open_context(
         ConfigError: it does not fit the SAEs, or does not compute one site from the other.
     """
     first, second = map(Site.parse, pair.sites)
-    if not first < second:
+    ordered = isinstance(first, LayerSite) and isinstance(second, LayerSite)
+    if ordered and not first < second:
         raise ConfigError(f"{second} does not depend on {first}, which does not come before it")
     source = run.provenance
     if not source.model:

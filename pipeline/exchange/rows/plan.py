@@ -27,7 +27,7 @@ from pipeline.exchange.rows.values import (
     blocks,
     keeps_bits,
 )
-from pipeline.formats.sites import site_of
+from pipeline.lm.paths import site_of
 from pipeline.lm.sites import Site
 from pipeline.lm.widths import held_to_model
 from pipeline.progress import size

@@ -19,7 +19,7 @@ from pipeline.config.rows import ExportFormat
 from pipeline.exchange.rows.columnar import FACTS
 from pipeline.exchange.rows.flat import SAFETENSORS
 from pipeline.exchange.rows.values import storage_of
-from pipeline.formats.sites import hook_of, site_of
+from pipeline.lm.names import hook_of
 
 FILE_BYTES = 2**29
 """Of a file of Arrow, about: as `datasets` cuts them."""
@@ -215,7 +215,7 @@ def write_arrow(path: Path, content: Content) -> Generator[Write]:
     """A folder as `datasets` saves one: the hook's column of contexts, and `token_ids`."""
     from datasets import Array2D, DatasetInfo, Features, Sequence, Value
 
-    hook = hook_of(site_of(content.site)) or content.site
+    hook = hook_of(content.site)
     shape = (content.ctx_len, content.width)
     kinds: dict[str, Any] = {hook: Array2D(shape=shape, dtype=content.dtype)}
     if content.has_tokens:

@@ -1,6 +1,8 @@
 import pytest
 
-from pipeline.formats.sites import HOOKS, hook_of, model_of, site_in, site_of
+from pipeline.formats.saelens import model_of
+from pipeline.lm.names import HOOKS, hook_of
+from pipeline.lm.paths import site_in, site_of
 from pipeline.lm.sites import KINDS
 
 
