@@ -23,7 +23,6 @@ from pipeline.config.command_line import (
 from pipeline.config.serialization import from_json
 from pipeline.config.settings import parse_count as count, plain_number
 from pipeline.config.stages import (
-    Device,
     Documents,
     EvalConfig,
     FeatureOrder,
@@ -45,8 +44,21 @@ from pipeline.disk import disk_words
 from pipeline.errors import PipelineError
 from pipeline.limits import full_memory_told
 from pipeline.mnist.config import MnistConfig
-from pipeline.terminal.arguments import JsonOut, Store as Store, screen_of as _screen
+from pipeline.terminal.arguments import (
+    AnotherModel,
+    ConfigFile,
+    ContextLength,
+    InPrecision,
+    JsonOut,
+    OnDevice,
+    Store as Store,
+    TextColumn,
+    TrustCode,
+    screen_of as _screen,
+)
+from pipeline.terminal.hub_commands import pull, push
 from pipeline.terminal.options import Harmless, as_typed
+from pipeline.terminal.sites import sites
 from pipeline.terminal.store_commands import store_app
 from pipeline.text.token_text import visible
 
@@ -86,17 +98,10 @@ def saepipe(
 
 
 app.add_typer(store_app, name="store")
+app.command()(sites)
 
-ConfigFile = Annotated[Path | None, Option("--config", help="TOML file with further settings.")]
 # Whatever is wrong with a command line: a class of click, or of typer itself since 0.26.
 USAGE_ERROR: Any = typer.BadParameter.__base__
-InPrecision = Annotated[Precision, Option(help="Numbers that the model computes in.")]
-AnotherModel = Annotated[
-    str | None, Option(help="Another model to splice into; default: the run's.")
-]
-OnDevice = Annotated[Device, Option(help="auto takes cuda, else mps, else cpu.")]
-ContextLength = Annotated[int, Option(help="Tokens of a context.")]
-TextColumn = Annotated[str, Option(help="Column that holds the text.")]
 Source = "builtin, NAME:CONFIG@SPLIT of the hub (both optional), or a file or folder."
 
 
@@ -105,10 +110,11 @@ def harvest(
     ctx: typer.Context,
     out: Annotated[Path, Option(help="The store to make, NAME.actstore.")],
     site: Annotated[
-        list[str] | None, Option(help="KIND.LAYER, as mlp_out.1; several with commas.")
+        list[str] | None, Option(help="As saepipe sites lists them; several with commas.")
     ] = None,
     model: Annotated[str, Option(help="Hub id, local folder, or builtin.")] = "builtin",
     revision: Annotated[str, Option(help="Branch, tag or commit.")] = HarvestConfig.revision,
+    trust_remote_code: TrustCode = HarvestConfig.trust_remote_code,
     text: Annotated[str, Option(help=Source)] = HarvestConfig.text,
     text_column: TextColumn = HarvestConfig.text_column,
     special_tokens: Annotated[
@@ -225,6 +231,7 @@ def evaluate(
         Option(help="Folder for what compares several runs; default: beside them."),
     ] = None,
     model: AnotherModel = EvalConfig.model,
+    trust_remote_code: TrustCode = EvalConfig.trust_remote_code,
     batch_size: Annotated[int, Option(help="Contexts a pass.")] = EvalConfig.batch_size,
     device: OnDevice = EvalConfig.device,
     precision: InPrecision = EvalConfig.precision,
@@ -310,6 +317,7 @@ def finetune(
     text: Annotated[str, Option(help=Source)] = FinetuneConfig.text,
     text_column: TextColumn = FinetuneConfig.text_column,
     model: AnotherModel = FinetuneConfig.model,
+    trust_remote_code: TrustCode = FinetuneConfig.trust_remote_code,
     train: Annotated[Trained, Option(help="What is learned of a feature.")] = FinetuneConfig.train,
     loss_on: Annotated[LossOn, Option(help="Tokens that count.")] = FinetuneConfig.loss_on,
     keep_error: Annotated[
@@ -434,6 +442,7 @@ def steer(
     seed: Annotated[int, Option(help="Random seed of samples.")] = SteerConfig.seed,
     where: Annotated[Where, Option(help="Tokens to steer at.")] = SteerConfig.where,
     model: AnotherModel = SteerConfig.model,
+    trust_remote_code: TrustCode = SteerConfig.trust_remote_code,
     device: OnDevice = SteerConfig.device,
     precision: InPrecision = SteerConfig.precision,
     config: ConfigFile = None,
@@ -483,41 +492,8 @@ def demo(
     screen.emit(run_demo(out, screen=screen))
 
 
-@app.command()
-def push(
-    source: Annotated[Path, Argument(help="Folder of an SAE's run, or of a sweep; or a store.")],
-    repo: Annotated[str, Argument(help="ORG/NAME of the hub, or ORG/NAME/FOLDER.")],
-    license: Annotated[str, Option(help="As the hub names it: mit, apache-2.0, cc-by-4.0.")],
-    private: Annotated[bool, Option("--private", help="A new repository is private.")] = False,
-    revision: Annotated[str, Option(help="The branch.")] = "main",
-    features: Annotated[bool, Option("--features", help="And what features fire on.")] = False,
-    fold: Annotated[bool, Option("--fold", help="A fine-tuning as a plain SAE.")] = False,
-    dry_run: Annotated[bool, Option("--dry-run", help="Only show files and card.")] = False,
-    json: JsonOut = None,
-) -> None:
-    """Put a run, a sweep or a store on the Hugging Face Hub, with a card made from it."""
-    from pipeline.terminal.hub import run_push
-
-    screen = _screen(json)
-    screen.emit(
-        run_push(
-            source, repo, license=license, private=private, revision=revision, features=features,
-            fold=fold, dry_run=dry_run, screen=screen,
-        )
-    )  # fmt: skip
-
-
-@app.command()
-def pull(
-    repo: Annotated[str, Argument(help="ORG/NAME/FOLDER@REVISION of the hub.")],
-    out: Annotated[Path, Option(help="Folder of the run, or NAME.actstore.")],
-    json: JsonOut = None,
-) -> None:
-    """Bring a run, a sweep or a store from the Hugging Face Hub, every byte checked."""
-    from pipeline.terminal.hub import run_pull
-
-    screen = _screen(json)
-    screen.emit(run_pull(repo, out, screen=screen))
+app.command()(push)
+app.command()(pull)
 
 
 @app.command()

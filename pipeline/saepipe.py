@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from pipeline.harvest.harvest import HarvestSummary as HarvestSummary
     from pipeline.hub.publish import PushReport as PushReport
+    from pipeline.lm.listing import ListedSite as ListedSite, sites as sites
     from pipeline.lm.model import LanguageModel as LanguageModel
     from pipeline.progress import Progress as Progress
     from pipeline.report.page import ReportSummary as ReportSummary
@@ -90,6 +91,8 @@ NAMES = {
     "SAERun": "pipeline.runs.sae_run",
     "ConnectorRun": "pipeline.connect.run",
     "FinetunedRun": "pipeline.finetune.run",
+    "sites": "pipeline.lm.listing",
+    "ListedSite": "pipeline.lm.listing",
     "LanguageModel": "pipeline.lm.model",
     "Steering": "pipeline.steer.steering",
     "HarvestSummary": "pipeline.harvest.harvest",

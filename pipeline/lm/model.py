@@ -25,11 +25,9 @@ from pipeline.lm.other import load_whole, outline_of, require_plain_head
 from pipeline.lm.positions import Positions
 from pipeline.lm.quantized import QuantizedLinear
 from pipeline.lm.sites import ATTENTION, LayerSite, Site
+from pipeline.lm.token_ids import Text, id_lists, is_texts
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.lm.weights import HEADS, Weights
-
-Text = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | np.ndarray | Tensor
-"""One text or several of equally many tokens; as text, or as token ids."""
 
 
 @runtime_checkable
@@ -145,10 +143,10 @@ class LanguageModel(HookedModel):
         """
         if isinstance(text, str):
             ids: Sequence[Any] = self.tokenizer.encode([text], end=False)
-        elif _is_texts(text):
+        elif is_texts(text):
             ids = self.tokenizer.encode([str(one) for one in text], end=False)
         else:
-            ids = _id_lists(text)
+            ids = id_lists(text)
         lengths = sorted({len(one) for one in ids})
         if not any(lengths):
             raise ConfigError("there is no token to run the model on: give it some text")
@@ -371,29 +369,6 @@ class LanguageModel(HookedModel):
             f"{bound} positions; {weight.dtype} on {weight.device}; "
             f"sites {kinds}, each with .0 to .{shape.n_layers - 1})"
         )
-
-
-def _is_texts(text: Text) -> bool:
-    return isinstance(text, list | tuple) and bool(text) and all(isinstance(t, str) for t in text)
-
-
-def _id_lists(ids: object) -> list[np.ndarray]:
-    """Token ids of each text."""
-    if isinstance(ids, Tensor):
-        ids = ids.cpu().numpy()
-    try:
-        if not isinstance(ids, list | tuple | np.ndarray):
-            raise TypeError  # noqa: TRY301 - as the arrays do
-        several = len(ids) > 0 and np.ndim(ids[0]) > 0
-        found = [np.asarray(one) for one in (ids if several else [ids])]
-    except (TypeError, ValueError):
-        found = [np.zeros(())]
-    if any(one.ndim != 1 or (one.size and one.dtype.kind not in "iu") for one in found):
-        raise ConfigError(
-            "the model runs on text, or on token ids as [position] or [batch, position], got "
-            f"{type(ids).__name__} of something else"
-        )
-    return found
 
 
 class _NoAttention(nn.Module):
