@@ -71,7 +71,8 @@ def has_path(model: str, site: Site, *, revision: str) -> bool:
 def load_path(model: str, site: Site, *, revision: str, n_vocab: int, device: torch.device) -> Path:
     """The way from a site to the logits of the first `n_vocab` tokens, its weights alone read."""
     files = ModelFiles(model, revision)
-    site = site.of_layer("the direct way to the logits")
+    if not isinstance(site, LayerSite):
+        raise ConfigError(f"{site} is a module, whose way to the logits is not known")
     shape = Shape.of(files.config, name=model)
     shape.check(site, name=model)
     family = shape.family

@@ -3,9 +3,10 @@
 Widths are of one pass over a few tokens, in which nothing need hold memory.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -73,10 +74,30 @@ def passing(body: nn.Module, *, prefix: str) -> dict[ModuleSite, int | str]:
             hook = module.register_forward_pre_hook(partial(at_input, before), with_kwargs=True)
             stack.callback(hook.remove)
             stack.callback(module.register_forward_hook(partial(at_output, after)).remove)
-        tokens = torch.zeros(TOKENS, dtype=torch.long, device=next(body.parameters()).device)
-        body(input_ids=tokens, use_cache=False)
+        device = next(body.parameters()).device
+        if device.type == "meta":
+            stack.enter_context(_without_memory())
+        body(input_ids=torch.zeros(TOKENS, dtype=torch.long, device=device), use_cache=False)
     often = {site: f"its module's {n} calls in one pass" for site, n in calls.items() if n > 1}
     return found | often
+
+
+@contextmanager
+def _without_memory() -> Generator[None]:
+    """Within the block, a model is run by the shapes of its tensors.
+
+    Code that asks for values can tell; what torch logs where it asks all the same is not for users.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def _width(value: object) -> int | str:
@@ -86,7 +107,7 @@ def _width(value: object) -> int | str:
         sizes = ", ".join(
             {TOKENS[0]: "batch", TOKENS[1]: "position"}.get(n, str(n)) for n in value.shape
         )
-        return f"[{sizes}] of {str(value.dtype).removeprefix('torch.')}"
+        return f"[{sizes}]" + ("" if value.is_floating_point() else " of whole numbers")
     return value.shape[2]
 
 

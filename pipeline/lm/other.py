@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.weights import Weights
 
@@ -37,8 +37,8 @@ def outline_of(files: ModelFiles, *, trust_remote_code: bool) -> Any:  # noqa: A
         )
         with torch.device("meta"):
             module = transformers.AutoModelForCausalLM.from_config(
-                config, trust_remote_code=trust_remote_code
-            )
+                config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code
+            )  # products of experts are of these numbers alone, where there is no memory
     return _checked(module, files)
 
 
@@ -89,7 +89,7 @@ def require_plain_head(module: Any, *, name: str) -> None:  # noqa: ANN401
     """Hold a model's logits to its unembedding of its last hidden states.
 
     Raises:
-        ModelError: it does more than that.
+        ConfigError: it does more than that.
     """
     body, head = module.base_model, module.get_output_embeddings()
     tokens = torch.arange(8, device=body.get_input_embeddings().weight.device)[None]
@@ -98,7 +98,7 @@ def require_plain_head(module: Any, *, name: str) -> None:  # noqa: ANN401
     ours = None if head is None else head(hidden).float()
     close = _CLOSE.get(hidden.dtype, _CLOSE_16) * told.abs().max()
     if ours is None or ours.shape != told.shape or (ours - told).abs().max() > close:
-        raise ModelError(
+        raise ConfigError(
             f"{name} does more to its last hidden states than its unembedding, and saepipe does "
             "not know what: it can be harvested and trained on, but no logits are computed"
         )
