@@ -88,7 +88,7 @@ def import_sae(
         ModelError: the name of the model is none.
     """
     if site:
-        Site.parse(site)
+        site = str(Site.parse(site))
     out = out.resolve()
     foreign, library, checksum = _read(source, Asked(arch=arch or "", k=k, centred=centred))
     foreign = replace(foreign, site=site or foreign.site, model=model or foreign.model)
@@ -157,7 +157,7 @@ def _held_to_model(foreign: ForeignSAE, source: str, *, told: bool) -> tuple[str
     if not (foreign.site and foreign.model):
         return ()
     why_not = held_to_model(
-        foreign.model, {Site.parse(foreign.site): foreign.d_in}, revision="main", told=told,
+        foreign.model, {foreign.site: foreign.d_in}, revision="main", told=told,
         what=f"rows that the SAE {source} reads are",
     )  # fmt: skip
     return (f"it was not held to its model: {why_not}",) if why_not else ()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.lm.families import FAMILIES, Shape
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.paths import canonical
@@ -105,7 +105,7 @@ def sites_asked(
 
     Raises:
         ConfigError: the model has no such site, or one is named twice.
-        ModelError: it cannot be found, or is no causal language model.
+        ModelError: it cannot be found, is no causal language model, or its layers are not known.
     """
     shape, parsed = shape_of(files), [Site.parse(name) for name in names]
     prefix = "" if shape is None else shape.family.prefix
@@ -124,15 +124,19 @@ def sites_asked(
             shape.check(site, name=files.name)
             found[site] = shape.width(site)
         else:
-            raise _no_kinds(site, files)
+            raise _no_kinds(site, files, trust_remote_code=trust_remote_code)
         if str(site) != name:
             notes.append(f"{name} is {site} of {files.name}")
     n_positions = positions_in(files.config) if shape is None else shape.n_positions
     return AskedSites(widths=found, n_positions=n_positions, notes=tuple(notes))
 
 
-def _no_kinds(site: Site, files: ModelFiles) -> ConfigError:
-    return ConfigError(
+def _no_kinds(site: Site, files: ModelFiles, *, trust_remote_code: bool) -> ModelError:
+    """Why a model of no family of ours has no site of a layer; raised if it is none at all."""
+    from pipeline.lm.other import require_causal
+
+    require_causal(files, trust_remote_code=trust_remote_code)
+    return ModelError(
         f"{files.name} is a {files.config.get('model_type')!r} model, whose layers saepipe does "
         f"not know, so that {site} says nothing: name a module, one of saepipe sites {files.name}"
     )

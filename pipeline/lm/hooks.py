@@ -77,6 +77,7 @@ class HookedModel:
         if isinstance(site, LayerSite):
             self.shape.check(site, name=self.name)
             return site, self.shape.width(site)
+        assert isinstance(site, ModuleSite)
         if site not in self._widths:
             module_at(self.body, site, prefix=self.prefix, name=self.name)
             measured = passing(self.body, prefix=self.prefix)

@@ -58,7 +58,7 @@ def load_whole(
         files.need(file)
     placed: dict[str, Any] = {"device_map": {"": device}} if _quantized(files) else {}
     with _told(files):
-        module, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        both: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
@@ -68,6 +68,7 @@ def load_whole(
             output_loading_info=True,
             **placed,
         )
+    module, loaded = both
     if wrong := sorted(loaded["mismatched_keys"]):
         name, there, wanted = wrong[0]
         raise ModelError(

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipeline.lm.hooks import HookedModel, capture
-from pipeline.lm.sites import BRANCHES, KINDS, MLP, Branch, LayerSite
+from pipeline.lm.sites import BRANCHES, KINDS, MLP, Branch, LayerSite, Site
 
 
 class _StandIn(nn.Module):
@@ -82,7 +82,7 @@ class Replay:
                 self._recorded[_beside(site, "resid_pre")] = None
             for branch in self._unreached(site):
                 self._recorded[_beside(site, branch.output)] = None
-        self._acts: dict[LayerSite, Tensor] = {}
+        self._acts: dict[Site, Tensor] = {}
         self._tokens: Tensor | None = None
         self._gives_more: dict[str, bool] = {}
         """Whether a module gives a tuple, whose first is its result; by its path."""

@@ -1,23 +1,25 @@
-"""Whether what others made can be of a site of a model, by its config.json alone. Torch-free."""
+"""Whether what others made can be of a site of a model, by its config.json alone.
+
+Torch-free where sites are of layers.
+"""
 
 from collections.abc import Mapping
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.lm.families import Shape
+from pipeline.lm.asked import sites_asked
 from pipeline.lm.hub import ModelFiles
-from pipeline.lm.sites import Site
 
 
 def held_to_model(
-    model: str, widths: Mapping[Site, int], *, revision: str, told: bool, what: str
+    model: str, widths: Mapping[str, int], *, revision: str, told: bool, what: str
 ) -> str:
     """Hold widths to those of a model's sites; why that cannot be done, empty where it was.
 
-    A model of the hub that is out of reach, or of a family that is not known, cannot be asked.
+    A model of the hub that is out of reach, or that brings code of its own, cannot be asked.
 
     Args:
         model: As it is named.
-        widths: Of the rows that are to be of each site.
+        widths: Of the rows that are to be of each site, by its name.
         revision: Of the model.
         told: Somebody has named the model now, and can name another: what is no model is refused.
         what: What messages say is so wide: `rows of acts.npy are`.
@@ -28,17 +30,16 @@ def held_to_model(
     """
     files = ModelFiles(model, revision)
     try:
-        shape = Shape.of(files.config, name=model)
+        asked = sites_asked([*widths], files)
     except ModelError as error:
         if told and _is_none(files):
             raise
         return str(error)
-    for site, width in widths.items():
-        shape.check(site, name=model)
-        if shape.width(site) != width:
+    for width, (site, its) in zip(widths.values(), asked.widths.items(), strict=True):
+        if its != width:
             raise ConfigError(
-                f"{what} {width} wide, and {site} of {model} is {shape.width(site)}: name the "
-                "--model or --site that they are of"
+                f"{what} {width} wide, and {site} of {model} is {its}: name the --model or --site "
+                "that they are of"
             )
     return ""
 

@@ -1,6 +1,7 @@
 """A model of no family that saepipe knows, from the text to its features, by a module's path."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def text(tmp_path_factory) -> str:
     return make_text(tmp_path_factory.mktemp("text") / "text.txt", n_contexts=60)
 
 
-def settings(model: Path, text: str, out: Path, *, sites: list[str]) -> dict:
+def settings(model: Path, text: str, out: Path, *, sites: list[str]) -> dict[str, Any]:
     return {
         "model": str(model), "text": text, "sites": sites, "out": out, "tokens": 480,
         "ctx_len": CTX_LEN, "dtype": "fp32", "device": "cpu",

@@ -28,7 +28,6 @@ from pipeline.exchange.rows.values import (
     keeps_bits,
 )
 from pipeline.lm.paths import site_of
-from pipeline.lm.sites import Site
 from pipeline.lm.widths import held_to_model
 from pipeline.progress import size
 from pipeline.stores import NO_TOKENS, TOKENS
@@ -314,9 +313,7 @@ def _held_to_model(config: ImportConfig, sites: Mapping[str, Values]) -> tuple[s
     if not config.model:
         return ()
     widths = {
-        Site.parse(known): int(values.width or 1)
-        for name, values in sites.items()
-        if (known := site_of(name))
+        known: int(values.width or 1) for name, values in sites.items() if (known := site_of(name))
     }
     why_not = held_to_model(
         config.model, widths, revision=config.revision, told=True,
