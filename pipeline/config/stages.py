@@ -59,6 +59,8 @@ class HarvestConfig:
     """Of the order of rows inside a shard."""
     shard_rows: Count | None = None
     """Rows per shard; None means about 64 MiB of the widest site."""
+    check_model: bool = True
+    """Hold a few tokens to what transformers computes, before the first row of a site."""
 
     def __post_init__(self) -> None:
         require_positive(self, "tokens", "ctx_len", "batch_size", "shard_rows")

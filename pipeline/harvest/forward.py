@@ -5,7 +5,7 @@ Rows are cast and put in the store's order on the device, and copied to the host
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -18,9 +18,11 @@ from actstore.layout import row_permutation
 from actstore.writer import Shard
 from pipeline.device import DTYPES, pick_device
 from pipeline.harvest.plan import HarvestPlan
+from pipeline.lm.asked import by_transformers
+from pipeline.lm.check import check, why_unchecked
 from pipeline.lm.hooks import reading
-from pipeline.lm.model import load_for_sites
-from pipeline.lm.sites import Site
+from pipeline.lm.model import LanguageModel, load_for_sites
+from pipeline.lm.sites import LayerSite, Site
 from pipeline.text.contexts import Contexts, ContextStream
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,11 @@ Acts = dict[Site, Tensor]
 
 @contextmanager
 def forward_of(plan: HarvestPlan) -> Generator["Forward"]:
-    """Load what a plan needs of its model, and run it up to the last of its sites."""
+    """Load what a plan needs of its model, and run it up to the last of its sites.
+
+    Raises:
+        ModelError: the model cannot be loaded, or computes something else than transformers' own.
+    """
     config, device = plan.config, pick_device(plan.config.device)
     model = load_for_sites(
         config.model,
@@ -43,10 +49,22 @@ def forward_of(plan: HarvestPlan) -> Generator["Forward"]:
         dtype=DTYPES[str(plan.spec.source["model_precision"])],
         trust_remote_code=config.trust_remote_code,
     )
+    if config.check_model and plan.state in ("new", "add"):
+        _hold_to_transformers(model, plan.sites)
     with torch.inference_mode(), reading(model, plan.sites) as read:
         tokens = CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
         batch_size = config.batch_size or max(1, tokens // config.ctx_len)
         yield Forward(read, batch_size=batch_size, device=device)
+
+
+def _hold_to_transformers(model: LanguageModel, sites: Sequence[Site]) -> None:
+    ours = [site for site in sites if isinstance(site, LayerSite)]
+    if by_transformers(model.files) or len(ours) < len(sites):
+        return  # it is transformers' own
+    if why_not := why_unchecked(model):
+        log.warning("%s was not held to what transformers computes: %s", model.name, why_not)
+    else:
+        check(model, ours)
 
 
 class Forward:

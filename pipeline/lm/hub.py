@@ -70,6 +70,12 @@ class ModelFiles:
             return path if path.is_file() else None
         return self._download(filename)
 
+    def is_here(self, filename: str) -> bool:
+        """Whether a file need not be downloaded."""
+        if self.folder is not None:
+            return (self.folder / filename).is_file()
+        return (self.need("config.json").parent / filename).is_file()
+
     def need(self, filename: str) -> Path:
         """The local path of a file that every model has."""
         path = self.find(filename)

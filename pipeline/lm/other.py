@@ -85,6 +85,29 @@ def load_whole(
     return module if placed else module.to(device)
 
 
+def load_first_layers(
+    files: ModelFiles, n_layers: int, *, device: torch.device, dtype: torch.dtype
+) -> Any:  # noqa: ANN401
+    """As `load_whole`, without the layers after the first ones: what follows them is another's.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    import transformers
+
+    folder = str(files.need("config.json").parent)
+    with _told(files):
+        config = transformers.AutoConfig.from_pretrained(folder)
+        text = config.get_text_config()
+        text.num_hidden_layers = n_layers
+        if isinstance(vars(text).get("layer_types"), list):
+            text.layer_types = text.layer_types[:n_layers]
+        module: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    return module.eval().requires_grad_(False).to(device)
+
+
 @torch.no_grad()
 def require_plain_head(module: Any, *, name: str) -> None:  # noqa: ANN401
     """Hold a model's logits to its unembedding of its last hidden states.
