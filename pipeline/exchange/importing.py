@@ -18,6 +18,7 @@ from pipeline.config.grid import Point
 from pipeline.config.serialization import to_json
 from pipeline.config.training import ConnectConfig, TrainConfig
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.formats.files import named
 from pipeline.formats.foreign_sae import Asked, ForeignSAE
 from pipeline.formats.table import TENSORS, read_foreign, seems_foreign
 from pipeline.lm.sites import Site
@@ -246,6 +247,8 @@ def runs_of(
     note: Callable[[str], None] = log.warning,
 ) -> tuple[Path, ...]:
     """As `brought_in`, and a sweep's folder being its runs: see `runs_at`."""
+    for path in paths:
+        named(path)
     return runs_at(brought_in(runs_at(paths, note=note), say=say), note=note)
 
 

@@ -3,7 +3,7 @@
 `import` is a word of Python's: an SAE comes by `import_sae`, activations by `import_store`.
 """
 
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,10 +59,11 @@ def import_sae(
         ModelError: the name of the model is none.
     """
     from pipeline.exchange.importing import import_sae as run
+    from pipeline.formats.files import named
     from pipeline.runs.sae_run import SAERun
 
     told = {"site": site, "model": model, "arch": arch}
-    return SAERun.open(run(fspath(source), Path(out), **told, k=k, centred=centred).out)
+    return SAERun.open(run(named(source), Path(out), **told, k=k, centred=centred).out)
 
 
 @told_in_settings

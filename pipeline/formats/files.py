@@ -1,15 +1,20 @@
 """The files of an SAE: of a folder, beside a file, or of a repository of the hub, as needed."""
 
+import errno
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from os import PathLike, fspath
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import CheckpointError, HubError
 from pipeline.hub.repository import Address, cached, may_be_on_hub, names_of
 
+PLACES = "name a folder, a file, or org/repo[/folder][@revision] of the hub"
 _LISTED = 8
+_SHOWN = 40
+"""Characters of a name that is too long."""
 _BELOW = ("checkpoints",)
 """Folders inside of one whose files count as its own."""
 
@@ -151,6 +156,28 @@ class HubFiles(Files):
         return self
 
 
+def named(source: object) -> str:
+    """A source as it was given, sure to be a name that a file or a folder can have.
+
+    Raises:
+        CheckpointError: it is no text or path, or the system can look for nothing of that name.
+    """
+    given = fspath(source) if isinstance(source, PathLike) else source
+    if not isinstance(given, str):
+        raise CheckpointError(f"an SAE is named by a text or a path, got {source!r}: {PLACES}")
+    try:
+        Path(given).expanduser().lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            short = f"{given[:_SHOWN]}..."
+            raise CheckpointError(
+                f"nothing can be at {short!r}, a name of {len(given):,} characters: {PLACES}"
+            ) from error
+    except (ValueError, RuntimeError) as error:  # a null byte; a ~user whom nobody knows
+        raise CheckpointError(f"nothing can be at {given!r} ({error}): {PLACES}") from error
+    return given
+
+
 def is_hub_id(source: str) -> bool:
     """Whether a source that is not on this disk can be one of the hub.
 
@@ -172,8 +199,5 @@ def files_of(source: str) -> Files:
     if path.is_file():
         return LocalFiles(source=source, folder=path.parent, only=path.name)
     if not is_hub_id(source):
-        raise CheckpointError(
-            f"nothing is at {source!r}: name a folder, a file, or org/repo[/folder][@revision] of "
-            "the hub"
-        )
+        raise CheckpointError(f"nothing is at {source!r}: {PLACES}")
     return HubFiles(source=source, address=Address.of(source)).settled()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.formats.files import Files, HubFiles, LocalFiles, files_of, is_hub_id
+from pipeline.formats.files import Files, HubFiles, LocalFiles, files_of, is_hub_id, named
 
 if TYPE_CHECKING:
     from pipeline.formats.foreign_sae import Asked, ForeignSAE
@@ -211,8 +211,12 @@ def _is_ours(files: Files) -> bool:
 
 
 def seems_foreign(source: str) -> bool:
-    """Whether a source is not one of ours: of another library's files, or on the hub."""
-    path = Path(source).expanduser()
+    """Whether a source is not one of ours: of another library's files, or on the hub.
+
+    Raises:
+        CheckpointError: nothing can have this name.
+    """
+    path = Path(named(source)).expanduser()
     if not path.exists():
         return is_hub_id(source)
     folder, only = (path, "") if path.is_dir() else (path.parent, path.name)

@@ -25,6 +25,7 @@ from pipeline.config.architectures import ArchConfig, InputNorm
 from pipeline.config.serialization import UNLESS_DEFAULT, from_json, to_json
 from pipeline.device import pick_device
 from pipeline.errors import CheckpointError, ConfigError, NoSuchArchitectureError
+from pipeline.formats.files import named
 from pipeline.formats.foreign_sae import ForeignSAE
 from pipeline.formats.table import ours_of_hub, read_foreign, seems_foreign
 from pipeline.hub.publish import Publication, publish
@@ -347,7 +348,7 @@ class SAE(Coder):
             HubError: it is looked for on the hub, which has none, or cannot be reached.
             ConfigError: the device is not there, or files of no library do not say what they are.
         """
-        return cls.load(ours_of_hub(str(folder)) or folder, device=device)
+        return cls.load(ours_of_hub(named(folder)) or folder, device=device)
 
     @classmethod
     @torch.inference_mode(mode=False)
@@ -359,9 +360,9 @@ class SAE(Coder):
         What it raises is `from_pretrained`'s.
         """
         where = pick_device(device)
-        if seems_foreign(str(path)):
-            return cls.of(read_foreign(str(path))[0]).to(where)
-        path = Path(path)
+        if seems_foreign(source := named(path)):
+            return cls.of(read_foreign(source)[0]).to(where)
+        path = Path(source)
         file = path if path.is_file() else path / WEIGHTS
         folder = file.parent
         described = any((folder / name).exists() for name in (RUN, ABOUT))

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import saepipe as sp
 import torch
 
 from pipeline.config.architectures import TopKConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.formats.foreign_sae import Asked
 from pipeline.formats.table import read_foreign
+from pipeline.sae.sae import SAE
 from tests.helpers.foreign import (
     D,
     F,
@@ -140,3 +142,29 @@ def test_a_folder_of_several_names_them_and_an_empty_name_is_none(tmp_path, monk
         read_foreign(str(tmp_path / "all"))
     with refused(CheckpointError, "^nothing is at ''"):
         read_foreign("")
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("x" * 300, r"^nothing can be at 'x{40}\.\.\.', a name of 300 characters: name a folder"),
+        (Path("a/" * 3000), "^nothing can be at 'a/a/.*, a name of 5,999 characters"),
+        ("a\0b", r"^nothing can be at 'a\\x00b' \(embedded null"),
+        ("~nobody-of-this-name/run", "^nothing can be at '~nobody-of-this-name/run'"),
+        (None, "^an SAE is named by a text or a path, got None: name a folder"),
+        (3, "^an SAE is named by a text or a path, got 3"),
+        (b"run", "^an SAE is named by a text or a path, got b'run'"),
+    ],
+)
+def test_what_is_no_name_is_one_line(tmp_path, source, why):
+    for opens in (SAE.from_pretrained, SAE.load):
+        with refused(CheckpointError, why):
+            opens(source)
+    with refused(CheckpointError, why):
+        sp.import_sae(source, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_too_long_a_name_is_one_line():
+    with refused(CheckpointError, "a name of 300 characters"):
+        sp.evaluate("x" * 300)
