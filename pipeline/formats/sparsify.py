@@ -85,7 +85,7 @@ def write(sae: Leaving) -> Exported:
     arch = sae.arch
     if not isinstance(arch, TopKConfig):
         raise ConfigError(
-            f"sparsify has topk alone, and this SAE is a {arch.kind} one: type --to saelens, or "
+            f"sparsify has topk alone, and this SAE is a {sae.kind} one: type --to saelens, or "
             "--to dictionary-learning"
         )
     F, d = sae.W_dec.shape

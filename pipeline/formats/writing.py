@@ -27,6 +27,9 @@ class Leaving:
     """A plain SAE, its scaling and all that was learned since in its weights, in float32."""
 
     arch: ArchConfig
+    """What computes the same with an encoder of its own."""
+    kind: str
+    """The architecture that it was trained as."""
     W_enc: Tensor
     b_enc: Tensor
     W_dec: Tensor
@@ -74,6 +77,7 @@ class Leaving:
             )
         return Leaving(
             arch=arch.untied,
+            kind=arch.kind,
             W_enc=kept["W_enc"],
             b_enc=b_enc,
             W_dec=kept["W_dec"],
