@@ -51,6 +51,7 @@ from pipeline.terminal.arguments import (
     InPrecision,
     JsonOut,
     OnDevice,
+    SpelledChats,
     Store as Store,
     TextColumn,
     TrustCode,
@@ -117,6 +118,7 @@ def harvest(
     trust_remote_code: TrustCode = HarvestConfig.trust_remote_code,
     text: Annotated[str, Option(help=Source)] = HarvestConfig.text,
     text_column: TextColumn = HarvestConfig.text_column,
+    chat_template: SpelledChats = HarvestConfig.chat_template,
     special_tokens: Annotated[
         SpecialTokens,
         Option(help="Special tokens spelt in the text: as characters or tokens."),
@@ -221,6 +223,7 @@ def evaluate(
     runs: Annotated[list[Path], Argument(help="Folders of runs, or of a sweep.")],
     text: Annotated[str | None, Option(help=f"Default: held out. Else {Source}")] = EvalConfig.text,
     text_column: TextColumn = EvalConfig.text_column,
+    chat_template: SpelledChats = EvalConfig.chat_template,
     tokens: Annotated[str, Option(help="Tokens of text to evaluate on.")] = "100k",
     layers: Annotated[str | None, Option(help="Also splice each into these: 0-5, or 1,3.")] = None,
     n_worst: Annotated[

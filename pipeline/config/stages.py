@@ -20,7 +20,7 @@ Trained = Literal["both", "scale", "bias"]
 LossOn = Literal["all", "completion"]
 Goal = Literal["start", "zero"]
 Quantize = Literal["8bit", "4bit"]
-UNSAID: dict[str, Any] = {"special_tokens": "parse", "documents": "joined"}
+UNSAID: dict[str, Any] = {"special_tokens": "parse", "documents": "joined", "chat_template": "none"}
 """How stores read their text that do not say it."""
 
 
@@ -36,6 +36,8 @@ class HarvestConfig:
     """Run the code that a model brings; without it such a model is refused."""
     text: str = "builtin"
     text_column: str = "text"
+    chat_template: bool = False
+    """Take the column's values as conversations, spelled by the model's chat template."""
     special_tokens: SpecialTokens = "literal"
     """Where the text spells one: literal takes it as text, parse as the token."""
     documents: Documents = "joined"
@@ -67,6 +69,11 @@ class HarvestConfig:
         require_seed(self, "seed")
         if len(set(self.sites)) < len(self.sites):
             raise ConfigError(f"a site is named twice in {', '.join(self.sites)}")
+        if self.chat_template and self.special_tokens == "parse":
+            raise ConfigError(
+                "`chat_template` parses special tokens, those of the template among them: leave "
+                "out `special_tokens`"
+            )
 
 
 @settings
@@ -82,8 +89,11 @@ class EvalConfig:
     """Run the code that a model brings; without it such a model is refused."""
     text: str | None = None
     """None means held-out text: the embedded one for the embedded text, WikiText-103 otherwise;
-    where that cannot be had, what lies in the store's own text behind what the store holds."""
+    where that cannot be had, or the store is of conversations, what lies in the store's own text
+    behind what the store holds."""
     text_column: str = "text"
+    chat_template: bool = False
+    """Take the column's values as conversations, spelled by the model's chat template."""
     tokens: Count = 100_000
     as_trained: bool = False
     """Leave as they are, and do not count, the rows that training left out."""
@@ -106,6 +116,11 @@ class EvalConfig:
         require_not_negative(self, "n_worst", "n_bootstrap")
         if any(layer < 0 for layer in self.layers):
             raise ConfigError(f"layers start at 0, got {min(self.layers)}")
+        if self.chat_template and self.text is None:
+            raise ConfigError(
+                "`chat_template` says how a text is read, and none is named: add --text, or leave "
+                "it out, since conversations of a store's own are spelled without it"
+            )
 
 
 FeatureOrder = Literal["frequency", "max", "index", "random"]

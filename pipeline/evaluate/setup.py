@@ -15,6 +15,7 @@ from pipeline.device import pick_dtype, pick_precision
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.finetune.fold import FOLDED, is_folded
 from pipeline.finetune.run import FinetunedRun, is_finetuned
+from pipeline.lm.chat import load_chat_template
 from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
@@ -137,7 +138,9 @@ class EvalSetting:
                 "with --model"
             )
         own = model == subject.model
-        read = EvalText(source=config.text or "", column=config.text_column)
+        read = EvalText(
+            source=config.text or "", column=config.text_column, chat=config.chat_template
+        )
         return cls(
             model=model,
             revision=(subject.revision if own else "") or "main",
@@ -217,12 +220,16 @@ def load_eval_context(
     tokenizer = load_tokenizer(
         setting.model, revision=setting.revision, special_tokens=setting.special_tokens
     )
+    chat = None
+    if setting.read.chat:
+        chat = load_chat_template(setting.model, revision=setting.revision)
     contexts = load_contexts(
         setting.read.source,
         tokenizer,
         ctx_len=setting.ctx_len,
         n=-(-config.tokens // setting.ctx_len),
         column=setting.read.column,
+        chat=chat,
         documents=setting.documents,
         start=setting.read.start,
     )

@@ -1,18 +1,18 @@
 """What a fine-tuning works in: the model, the site, and rows of text."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 
 from pipeline.config.stages import FinetuneConfig
 from pipeline.device import pick_device, pick_dtype
-from pipeline.errors import TextError
+from pipeline.errors import ModelError, TextError
 from pipeline.finetune.measure import Edits, Measured, measure
 from pipeline.finetune.memory import plan_memory
 from pipeline.finetune.sources import model_needed
 from pipeline.finetune.task import Rows, Task, load_task
-from pipeline.lm.chat import load_chat_template
+from pipeline.lm.chat import ChatTemplate, load_chat_template
 from pipeline.lm.checkpointing import checkpointed
 from pipeline.lm.hooks import splice
 from pipeline.lm.model import LanguageModel, load_model
@@ -78,7 +78,7 @@ def open_setting(config: FinetuneConfig, runs: Sequence[SAERun]) -> Setting:
     tokenizer = load_tokenizer(name, revision=revision, special_tokens=read_as)
     chat = cache(partial(load_chat_template, name, revision=revision))
     task = load_task(config, tokenizer, chat=chat)
-    general, words, notes = _general(config, runs[0], tokenizer)
+    general, words, notes = _general(config, runs[0], tokenizer, chat=chat)
     sites = tuple(site_named(config.site or run.provenance.site, run.path) for run in runs)
     return Setting(
         config=config, lm=lm, tokenizer=tokenizer, sites=sites, task=task, general=general,
@@ -87,7 +87,7 @@ def open_setting(config: FinetuneConfig, runs: Sequence[SAERun]) -> Setting:
 
 
 def _general(
-    config: FinetuneConfig, run: SAERun, tokenizer: Tokenizer
+    config: FinetuneConfig, run: SAERun, tokenizer: Tokenizer, *, chat: Callable[[], ChatTemplate]
 ) -> tuple[Rows | None, str, tuple[str, ...]]:
     """Contexts of the text that tells what is forgotten, its name, and why there is none."""
     try:
@@ -97,9 +97,9 @@ def _general(
             text = DefaultTexts("text").of(run.provenance, config.run)
         tokens = load_contexts(
             text.source, tokenizer, ctx_len=config.ctx_len, n=config.heldout_contexts,
-            column=text.column, start=text.start,
+            column=text.column, chat=chat() if text.chat else None, start=text.start,
         )  # fmt: skip
-    except TextError:
+    except (TextError, ModelError):  # of conversations, where the model has no template
         if config.general_text is not None:
             raise
         note = (

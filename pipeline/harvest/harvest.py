@@ -18,10 +18,10 @@ from actstore.removal import remove_rowless
 from actstore.writer import ActWriter
 from pipeline.config.stages import HarvestConfig
 from pipeline.harvest.plan import HarvestPlan, link, make_plan, rows_asked
+from pipeline.lm.chat import load_chat_template
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.progress import OnProgress, Progress, size
-from pipeline.text.contexts import ContextStream, Cursor
-from pipeline.text.open import open_text
+from pipeline.text.contexts import ContextStream, Cursor, open_contexts
 
 if TYPE_CHECKING:
     from pipeline.harvest.forward import FilledShard, Forward
@@ -201,10 +201,13 @@ def context_stream(config: HarvestConfig, *, start: Cursor) -> ContextStream:
     tokenizer = load_tokenizer(
         config.model, revision=config.revision, special_tokens=config.special_tokens
     )
-    text = open_text(config.text, column=config.text_column)
-    return ContextStream(
-        text, tokenizer, ctx_len=config.ctx_len, documents=config.documents, start=start
-    )
+    chat = None
+    if config.chat_template:
+        chat = load_chat_template(config.model, revision=config.revision)
+    return open_contexts(
+        config.text, tokenizer, column=config.text_column, chat=chat, ctx_len=config.ctx_len,
+        documents=config.documents, start=start,
+    )  # fmt: skip
 
 
 def _writer_of(plan: HarvestPlan, *, own_process: bool) -> AbstractContextManager[ActWriter]:

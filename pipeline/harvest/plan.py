@@ -27,11 +27,13 @@ from pipeline.disk import nearest_there, why_unwritable
 from pipeline.errors import ConfigError
 from pipeline.fingerprints import NOW, scheme_of
 from pipeline.lm.asked import sites_asked
+from pipeline.lm.chat import load_chat_template
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.sites import Site
 from pipeline.lm.tokenizer import load_tokenizer
 from pipeline.progress import size
 from pipeline.stores import known_folders
+from pipeline.text.columns import Column
 from pipeline.text.open import open_text
 from pipeline.text.source import TextSource
 
@@ -138,7 +140,10 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
             f"{asked.n_positions} at most: type --ctx-len {asked.n_positions} or less"
         )
     tokenizer = load_tokenizer(config.model, revision=config.revision)
-    text = open_text(config.text, column=config.text_column)
+    chat = None
+    if config.chat_template:
+        chat = load_chat_template(config.model, revision=config.revision)
+    text = open_text(config.text, column=Column(config.text_column, chat and chat.text))
     there, precision = _store_at(config.out), config.precision
     if precision == "auto" and there is not None:
         precision = there.spec.source.get("model_precision", precision)
@@ -156,6 +161,8 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
     }
     if config.trust_remote_code:
         source["trust_remote_code"] = True
+    if chat is not None:
+        source["chat_template"] = chat.fingerprint
     spec = StoreSpec.of(
         widths={str(site): width for site, width in asked.widths.items()},
         ctx_len=config.ctx_len,
@@ -165,7 +172,7 @@ def make_plan(config: HarvestConfig) -> HarvestPlan:
         seed=config.seed,
         source=source,
     )
-    no_end = tokenizer.eos_id is None and config.documents == "joined"
+    no_end = tokenizer.eos_id is None and config.documents == "joined" and chat is None
     notes = (*asked.notes, *((_NO_END,) * no_end))
     named = {"model_fingerprint": files, "text_fingerprint": text}
     if there is None:
@@ -344,13 +351,13 @@ def _stores_near(out: Path) -> list[tuple[Path, Manifest]]:
 
 def _holds(there: Manifest, wanted: StoreSpec, n_rows: int) -> bool:
     spec = there.spec
-    source = UNSAID | dict(spec.source)
+    source, asked = (UNSAID | dict(one.source) for one in (spec, wanted))
     return (
         there.state == "complete"
         and (there.n_rows >= n_rows or there.source_exhausted)
         and set(spec.sites) >= set(wanted.sites)
         and (spec.ctx_len, spec.dtype, spec.seed) == (wanted.ctx_len, wanted.dtype, wanted.seed)
         and kept_bits(spec.codec) == kept_bits(wanted.codec)  # exact codecs all give the same
-        and all(source.get(key) == wanted.source[key] for key in _SOURCE)
-        and wanted.source["model_precision"] in ("auto", source.get("model_precision"))
+        and all(source.get(key) == asked[key] for key in _SOURCE)
+        and asked["model_precision"] in ("auto", source.get("model_precision"))
     )

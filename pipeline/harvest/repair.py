@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.harvest.forward import forward_of, harvest_shard
 from pipeline.harvest.harvest import context_stream
 from pipeline.harvest.plan import DTYPES, HarvestPlan
+from pipeline.lm.chat import ChatTemplate, load_chat_template
 from pipeline.lm.hub import ModelFiles
 from pipeline.lm.tokenizer import Tokenizer, load_tokenizer
 from pipeline.progress import OnProgress, Progress
@@ -94,7 +95,10 @@ def _lost_shards(
     config, ctx_len = plan.config, plan.spec.ctx_len
     tokenizer = load_tokenizer(config.model, revision=config.revision)
     text = open_text(config.text, column=config.text_column)
-    _require_same(job, tokenizer=tokenizer, text=text)
+    chat = None
+    if config.chat_template:
+        chat = load_chat_template(config.model, revision=config.revision)
+    _require_same(job, tokenizer=tokenizer, text=text, chat=chat)
     with forward_of(plan) as forward:
         for index, start in cursors.items():
             n_rows = job.rows_in(index)
@@ -131,6 +135,7 @@ def _plan(job: Repair, *, device: Device, batch_size: int | None) -> HarvestPlan
         trust_remote_code=source.get("trust_remote_code", False),
         text=source["text"],
         text_column=source["text_column"],
+        chat_template=source["chat_template"] != UNSAID["chat_template"],
         special_tokens=source["special_tokens"],
         documents=source["documents"],
         sites=tuple(site.name for site in spec.sites),
@@ -148,7 +153,9 @@ def _plan(job: Repair, *, device: Device, batch_size: int | None) -> HarvestPlan
     return HarvestPlan(config=config, spec=spec, state="complete", n_rows=n_rows, rows_to_write=0)
 
 
-def _require_same(job: Repair, *, tokenizer: Tokenizer, text: TextSource) -> None:
+def _require_same(
+    job: Repair, *, tokenizer: Tokenizer, text: TextSource, chat: ChatTemplate | None
+) -> None:
     """Hold model, tokenizer and text to what the store was harvested from."""
     source = job.spec.source
     files = ModelFiles(str(source["model"]), str(source["revision"]))
@@ -161,6 +168,8 @@ def _require_same(job: Repair, *, tokenizer: Tokenizer, text: TextSource) -> Non
             f"text {text.name}", text.fingerprint_like(str(source["text_fingerprint"]))
         ),
     }  # fmt: skip
+    if chat is not None:
+        now["chat_template"] = (f"chat template of {files.name}", chat.fingerprint)
     for key, (name, fingerprint) in now.items():
         if source[key] != fingerprint:
             raise ConfigError(

@@ -1,5 +1,7 @@
 """Conversations as a model reads them: spelled by the chat template that comes with it."""
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,9 +9,22 @@ from typing import Any
 
 from pipeline.errors import ModelError, TextError
 from pipeline.lm.hub import ModelFiles, read_object
-from pipeline.lm.tokenizer import Spans
+from pipeline.lm.tokenizer import Spans, Tokenizer
 
 _MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+_CLOCK = "strftime_now"
+_ONE_DAY = {
+    "%d": "26", "%-d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024", "%y": "24",
+    "%a": "Fri", "%A": "Friday", "%H": "00", "%M": "00", "%S": "00",
+}  # fmt: skip
+"""The day that Llama's templates name where there is no clock, as `strftime` spells it."""
+_STOPPED = (
+    f"{{% macro {_CLOCK}(format) %}}{{{{ format"
+    + "".join(f" | replace('{code}', '{word}')" for code, word in _ONE_DAY.items())
+    + " }}{% endmacro %}"
+)
+"""In front of a template, hides the clock that it would read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +32,8 @@ class ChatTemplate:
     """What makes a text of messages, each with a `role` and a `content`.
 
     A template is Jinja of whoever published the model: it runs in a sandbox that reaches nothing
-    beside what it is given (transformers' own).
+    beside what it is given (transformers' own). One that tells the date is always told the same, so
+    that a conversation has the same tokens tomorrow.
     """
 
     model: str
@@ -25,6 +41,20 @@ class ChatTemplate:
     """In Jinja."""
     named: Mapping[str, str] = field(default_factory=dict[str, str])
     """Special tokens by the names that templates know, as `eos_token`."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells apart templates that may spell a conversation differently."""
+        told = json.dumps([self.source, dict(sorted(self.named.items()))])
+        return f"sha256:{hashlib.sha256(told.encode()).hexdigest()}"
+
+    def text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The text of a conversation.
+
+        Raises:
+            TextError: the template does not take these messages.
+        """
+        return self._text(messages)
 
     def spelled(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, Spans]:
         """The text of a conversation, and where in it the assistant speaks.
@@ -65,14 +95,34 @@ class ChatTemplate:
 
         conversation = [dict(message) for message in messages]
         given: dict[str, Any] = {**self.named, **options}
+        source = _STOPPED + self.source if _CLOCK in self.source else self.source
         try:
-            return render_jinja_template([conversation], chat_template=self.source, **given)
+            return render_jinja_template([conversation], chat_template=source, **given)
         except Exception as error:  # it is a stranger's program
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise TextError(
                 f"the chat template of {self.model} does not take a conversation of "
                 f"{', '.join(message['role'] for message in messages) or 'no messages'}: {reason}"
             ) from error
+
+
+@dataclass(frozen=True)
+class ChatEncoder:
+    """Tokens of conversations that a template has spelled, as transformers has them.
+
+    Special tokens are those that are spelled, and none is added. A conversation is one document,
+    though each of its messages may end with the model's end of text.
+    """
+
+    tokenizer: Tokenizer
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each conversation."""
+        return self.tokenizer.encode_spelled(texts)
+
+    def parts(self, document: list[int]) -> list[list[int]]:
+        """The conversation itself."""
+        return [document]
 
 
 def load_chat_template(name: str, *, revision: str = "main") -> ChatTemplate:
@@ -95,7 +145,7 @@ def load_chat_template(name: str, *, revision: str = "main") -> ChatTemplate:
     if not isinstance(source, str) or not source.strip():
         raise ModelError(
             f"{name} has no chat template, and the text holds conversations: take a model that "
-            "was made to chat, or a text with questions and answers"
+            "was made to chat, or a text without conversations"
         )
     spelled = {
         key: value.get("content") if isinstance(value, dict) else value

@@ -69,6 +69,11 @@ class Tokenizer:
             return ids
         return [d if d[-1:] == [self.eos_id] else [*d, self.eos_id] for d in ids]
 
+    def encode_spelled(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that spell all of their special tokens."""
+        encoded = self._parsing.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [one.ids for one in encoded]
+
     def encode_answers(
         self, texts: Sequence[str], answers: Sequence[Spans], *, parse: bool = False
     ) -> list[tuple[list[int], list[bool]]]:

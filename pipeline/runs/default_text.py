@@ -1,8 +1,9 @@
 """The text of an evaluation that names none: held out, wherever the run's own text comes from.
 
 It is the held-out part that belongs to an embedded text, and WikiText-103 otherwise. Where that
-cannot be had, as without a network, it is what lies behind the contexts that the store was made
-from, in the text that it was made from: no training on the store has seen it.
+cannot be had, as without a network, or where the store is of conversations, it is what lies behind
+the contexts that the store was made from, in the text that it was made from: no training on the
+store has seen it.
 """
 
 from contextlib import suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 from actstore.errors import StoreError
 from actstore.ledger import read_journal
 from actstore.reader import ActStore
+from pipeline.config.stages import UNSAID
 from pipeline.errors import TextError
 from pipeline.runs.folder import Provenance
 from pipeline.stores import looked_for
@@ -27,6 +29,8 @@ class EvalText:
 
     source: str
     column: str = "text"
+    chat: bool = False
+    """Whether the column holds conversations, which the model's chat template spells."""
     start: Cursor | None = None
     note: str = ""
     """Why another was to be expected; empty where none was."""
@@ -63,6 +67,9 @@ class DefaultTexts:
         Raises:
             TextError: neither the default nor the rest of the run's own text can be had.
         """
+        if trained_on.chat_template != UNSAID["chat_template"]:
+            why = "the store is of conversations, and of those no others are known"
+            return self._rest(trained_on, run, why=why)
         wanted = heldout_text(trained_on.text)
         if wanted not in self._lacking:
             self._lacking[wanted] = _why_not(wanted, self.column)
@@ -70,12 +77,19 @@ class DefaultTexts:
             return EvalText(source=wanted, column=self.column)
         if not trained_on.fingerprint:  # as of what was imported: there is no store
             raise TextError(f"{why}: name a text with --text")
+        return self._rest(trained_on, run, why=why)
+
+    @staticmethod
+    def _rest(trained_on: Provenance, run: Path, *, why: str) -> EvalText:
         try:
             return _rest_of(trained_on, run, why=why)
         except (TextError, StoreError) as error:
+            chats = trained_on.chat_template != UNSAID["chat_template"]
             raise TextError(
                 f"{why}; nor can the rest of the text that {trained_on.path.name} was made from "
                 f"be used ({error}): name a text with --text"
+                + ", and --chat-template if it is of conversations"
+                * chats
             ) from error
 
 
@@ -105,6 +119,7 @@ def _rest_of(trained_on: Provenance, run: Path, *, why: str) -> EvalText:
     return EvalText(
         source=text,
         column=column,
+        chat="chat_template" in store.spec.source,
         start=Cursor.from_json(journal[-1].cursor),
         note=f"evaluated on what lies in {text} behind what the store holds (name another text "
         f"with `text`): {why}",

@@ -67,6 +67,8 @@ class Provenance:
     dtype: str
     special_tokens: SpecialTokens = UNSAID["special_tokens"]
     documents: Documents = UNSAID["documents"]
+    chat_template: str = UNSAID["chat_template"]
+    """Fingerprint of what spelled the conversations of its text, if it is of such."""
     text_fingerprint: str = ""
     model_at: Path | None = None
     """Where the model was when this was told, if it is one in files and was there."""
@@ -96,6 +98,7 @@ class Provenance:
             dtype=spec.dtype,
             special_tokens=source["special_tokens"],
             documents=source["documents"],
+            chat_template=source["chat_template"],
         )
 
     def from_here(self) -> "Provenance":

@@ -23,6 +23,9 @@ AnotherModel = Annotated[
 OnDevice = Annotated[Device, Option(help="auto takes cuda, else mps, else cpu.")]
 ContextLength = Annotated[int, Option(help="Tokens of a context.")]
 TextColumn = Annotated[str, Option(help="Column that holds the text.")]
+SpelledChats = Annotated[
+    bool, Option("--chat-template", help="The column holds conversations: spell them so.")
+]
 TrustCode = Annotated[
     bool, Option("--trust-remote-code", help="Run the code that the model brings.")
 ]

@@ -23,6 +23,10 @@ QUESTIONS = (
 CONVERSATIONS = ("messages", "conversations", "conversation")
 """Columns that hold conversations."""
 
+_READ_CONVERSATIONS = (
+    "conversations are read with --chat-template by saepipe harvest and eval, and saepipe finetune "
+    "learns with --loss-on completion"
+)
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -36,6 +40,14 @@ class Column:
     name: str = "text"
     spell: Callable[[Conversation], str] | None = None
     """Makes a text of a conversation; None where there is to be none."""
+
+    def require_records(self, name: str, *, what: str) -> None:
+        """Refuse a text of this name, in which there are no conversations to spell."""
+        if self.spell is not None:
+            raise TextError(
+                f"{name} is {what}, which holds no conversations: give a text of records, with "
+                "their column as --text-column NAME, or leave out --chat-template"
+            )
 
 
 class NoSuchColumnError(TextError):
@@ -55,17 +67,18 @@ def text_columns(columns: Iterable[str], column: Column, *, where: str) -> tuple
         if set(pair) <= set(there):
             return pair
     listed = ", ".join(repr(name) for name in there) or "none"
+    wanted = "text" if column.spell is None else "conversations"
     raise NoSuchColumnError(
         f"{where} has no column {column.name!r}; its columns are {listed}: "
-        f"name the one with text, as --text-column NAME{_of_answers(there)}",
+        f"name the one with {wanted}, as --text-column NAME{_of_answers(there, column)}",
         columns=there,
     )
 
 
-def _of_answers(columns: Sequence[str]) -> str:
-    if not {*CONVERSATIONS} & {*columns}:
+def _of_answers(columns: Sequence[str], column: Column) -> str:
+    if column.spell is not None or not {*CONVERSATIONS} & {*columns}:
         return ""
-    return "; of conversations, saepipe finetune learns with --loss-on completion"
+    return f"; {_READ_CONVERSATIONS}"
 
 
 def text_of(record: object, column: Column, *, where: str) -> str:
@@ -87,9 +100,14 @@ def _text(value: object, column: Column, *, where: str) -> str:
         if not isinstance(value, list):
             kind = type(value).__name__
             raise TextError(f"{where} holds a {kind} where a conversation is expected")
-        return column.spell(_conversation(cast("list[object]", value), where=where))
+        messages = _conversation(cast("list[object]", value), where=where)
+        try:
+            return column.spell(messages)
+        except TextError as error:
+            raise TextError(f"{where}: {error}") from error
     if not isinstance(value, str):
-        raise TextError(f"{where} holds a {type(value).__name__} where text is expected")
+        told = f": {_READ_CONVERSATIONS}" if isinstance(value, list) else ""
+        raise TextError(f"{where} holds a {type(value).__name__} where text is expected{told}")
     return value
 
 

@@ -18,6 +18,10 @@ from jaxtyping import Int32, Int64
 
 from pipeline.config.stages import Documents
 from pipeline.errors import TextError
+from pipeline.lm.chat import ChatEncoder, ChatTemplate
+from pipeline.lm.tokenizer import Tokenizer
+from pipeline.text.columns import Column
+from pipeline.text.open import open_text
 from pipeline.text.source import TextSource
 
 GROUP_CHARACTERS = 1 << 18
@@ -130,6 +134,28 @@ class ContextStream:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def open_contexts(
+    source: str,
+    tokenizer: Tokenizer,
+    *,
+    column: str,
+    chat: ChatTemplate | None,
+    ctx_len: int,
+    documents: Documents,
+    start: Cursor | None,
+    seed: int = 0,
+) -> ContextStream:
+    """The contexts of the text of this name; with a template its documents are conversations."""
+    of = Column(column, None if chat is None else chat.text)
+    return ContextStream(
+        open_text(source, column=of, seed=seed),
+        tokenizer if chat is None else ChatEncoder(tokenizer),
+        ctx_len=ctx_len,
+        documents=documents,
+        start=start,
+    )
 
 
 def _tokenised(

@@ -37,6 +37,8 @@ class FileText(TextSource):
         self._root = path
         self._column = column
         self._paths = _usable_files(path)
+        for plain in (one for one in self._paths if FORMATS[_suffix(one)] is _PLAIN):
+            column.require_records(str(plain), what="plain text")
 
     def fingerprint(self) -> str:
         """SHA-256 over name, size and content of every file, as `pipeline.fingerprints` says."""

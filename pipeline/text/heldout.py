@@ -8,9 +8,10 @@ from torch import Tensor
 
 from pipeline.config.stages import Documents
 from pipeline.errors import TextError
+from pipeline.lm.chat import ChatTemplate
 from pipeline.lm.tokenizer import Tokenizer
-from pipeline.text.contexts import Contexts, ContextStream, Cursor
-from pipeline.text.open import heldout_of, open_text
+from pipeline.text.contexts import Contexts, Cursor, open_contexts
+from pipeline.text.open import heldout_of
 
 WIKITEXT = "Salesforce/wikitext:wikitext-103-raw-v1@test"
 _HELDOUT_SHARE = 5
@@ -41,14 +42,15 @@ def load_contexts(
     ctx_len: int,
     n: int,
     column: str = "text",
+    chat: ChatTemplate | None = None,
     documents: Documents = "joined",
     start: Cursor | None = None,
     seed: int = 0,
 ) -> Int32[Tensor, "contexts ctx_len"]:
     """The first `n` contexts of a text, from `start` on; fewer where it ends before."""
     taken = _take(
-        source, tokenizer, ctx_len=ctx_len, n=n, column=column, documents=documents, start=start,
-        seed=seed,
+        source, tokenizer, ctx_len=ctx_len, n=n, column=column, chat=chat, documents=documents,
+        start=start, seed=seed,
     )  # fmt: skip
     return torch.from_numpy(taken.tokens)
 
@@ -60,14 +62,15 @@ def _take(
     ctx_len: int,
     n: int,
     column: str,
+    chat: ChatTemplate | None = None,
     documents: Documents = "joined",
     start: Cursor | None = None,
     seed: int = 0,
 ) -> Contexts:
-    text = open_text(source, column=column, seed=seed)
-    with ContextStream(
-        text, tokenizer, ctx_len=ctx_len, documents=documents, start=start
-    ) as stream:
+    with open_contexts(
+        source, tokenizer, column=column, chat=chat, ctx_len=ctx_len, documents=documents,
+        start=start, seed=seed,
+    ) as stream:  # fmt: skip
         taken = stream.take(n)
     if not len(taken.tokens) and documents == "separate":
         raise TextError(

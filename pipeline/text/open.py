@@ -47,6 +47,7 @@ def open_text(source: str, *, column: str | Column = "text", seed: int = 0) -> T
                 f"there is no text {source!r}: the embedded ones are {' and '.join(EMBEDDED)}, "
                 "each also with @heldout"
             )
+        of.require_records(source, what="plain text")
         half: Part = "heldout" if at else "train"
         if name == "builtin:arithmetic":
             return Arithmetic(half, column=of.name, seed=seed)
