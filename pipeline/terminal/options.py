@@ -36,7 +36,7 @@ def as_typed(message: str) -> str:
         name, value = found[1], found[2] or ""
         if name.removeprefix("arch.") not in known:
             return found[0]
-        if "." in name or (value and name not in FLAGS):
+        if "." in name or (value not in ("", "=True") and name not in FLAGS):
             return f"--set {name}{value}"
         return f"--{name.replace('_', '-')}"
 

@@ -25,7 +25,7 @@ from pipeline.connect.run import ConnectorRun
 from pipeline.connect.scores import layer_weights
 from pipeline.connect.setup import fit_baselines, load_connectors
 from pipeline.errors import CheckpointError, ConfigError, DataError
-from pipeline.lm.model import load_model
+from pipeline.lm.model import LanguageModel, load_model
 from pipeline.lm.sites import Site
 from pipeline.sae.sae import SAE
 from tests.helpers.evaluations import N_CONTEXTS
@@ -315,7 +315,8 @@ def test_the_weights_of_an_mlp_are_counted_between_its_input_and_its_output_alon
     for source, target in others:
         assert layer_weights(lm, Site.parse(source), Site.parse(target), tau=0.1) is None
     # There the MLP reads what attention has added to.
-    lm.shape = replace(lm.shape, family=replace(lm.shape.family, parallel=False))
+    in_turn = replace(lm.shape, family=replace(lm.shape.family, parallel=False))
+    lm = LanguageModel(lm.module, files=lm.files, shape=in_turn)
     assert layer_weights(lm, *map(Site.parse, SITES), tau=0.1) is None
     assert layer_weights(lm, *map(Site.parse, ("resid_mid.1", "mlp_out.1")), tau=0.1) is not None
 

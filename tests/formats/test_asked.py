@@ -155,6 +155,7 @@ def test_a_folder_of_several_names_them_and_an_empty_name_is_none(tmp_path, monk
         (3, "^an SAE is named by a text or a path, got 3"),
         (b"run", "^an SAE is named by a text or a path, got b'run'"),
     ],
+    ids=["long", "long path", "null", "nobody", "None", "number", "bytes"],
 )
 def test_what_is_no_name_is_one_line(tmp_path, source, why):
     for opens in (SAE.from_pretrained, SAE.load):

@@ -572,6 +572,7 @@ def harvest_cell(bench: Bench, model: str, ctx_len: int, n_tokens: int) -> Told:
         config = HarvestConfig(
             out=out, model=str(folder), text=text, sites=(str(site),), tokens=n_tokens,
             ctx_len=ctx_len, device=device.type, precision=precision,
+            check_model=False,  # transformers does not draw its weights
         )  # fmt: skip
         with Busy(device) as busy:
             summary = harvest(config)

@@ -31,9 +31,11 @@ def test_options_are_settings_to_python_and_back(typed, called):
 
 
 def test_words_of_others_in_backquotes_stay():
-    assert (
-        as_typed("pass `trust_remote_code=True` to `f`") == "pass `trust_remote_code=True` to `f`"
-    )
+    assert as_typed("pass `use_fast=True` to `f`") == "pass `use_fast=True` to `f`"
+
+
+def test_what_is_to_be_on_is_a_flag():
+    assert as_typed("give `trust_remote_code=True`") == "give --trust-remote-code"
 
 
 def messages(tree: ast.AST):
