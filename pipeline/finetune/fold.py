@@ -87,6 +87,16 @@ def is_folded(run: Path) -> bool:
     return (run / FOLDED).exists()
 
 
+def require_folding(run: Path) -> None:
+    """Hold what a folder says of its folding, if it was folded, to what that must be.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if is_folded(run):
+        _read(run)
+
+
 def _fine_tuned(run: Path) -> FinetunedRun:
     foreign = seems_foreign(str(run))
     if foreign and not run.exists():

@@ -39,7 +39,7 @@ def members_of(path: Path) -> tuple[str, ...]:
     """The names of the folders of a sweep's runs.
 
     Raises:
-        CheckpointError: its sweep.json is damaged, or of another version.
+        CheckpointError: its sweep.json is damaged, names no run, or is of another version.
     """
     try:
         document = from_json(SweepDocument, json.loads((path / SWEEP).read_bytes()), where=SWEEP)
@@ -49,6 +49,8 @@ def members_of(path: Path) -> tuple[str, ...]:
         raise CheckpointError(
             f"{path} is a sweep of format {document.format}, this saepipe reads {FORMAT}"
         )
+    if not document.members:
+        raise CheckpointError(f"{path / SWEEP} is damaged: it names no run")
     return document.members
 
 

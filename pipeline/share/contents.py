@@ -22,15 +22,15 @@ import torch
 
 from actstore.files import readable_json
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.evaluate.report import EVAL_FILE
+from pipeline.evaluate.report import EVAL_FILE, load_report
 from pipeline.features.files import FACTS, FOLDER, TABLES, FeatureSet, has_features
-from pipeline.finetune.fold import FOLDED
+from pipeline.finetune.fold import FOLDED, require_folding
 from pipeline.finetune.meaning import FEATURES
 from pipeline.finetune.run import TUNED, FinetunedRun, is_finetuned
 from pipeline.hub.repository import Content
 from pipeline.runs.belongs import RUN
 from pipeline.runs.curves import METRICS
-from pipeline.runs.imported import IMPORTED
+from pipeline.runs.imported import IMPORTED, imported
 from pipeline.runs.kinds import Lazy, says_kind
 from pipeline.runs.sae_run import CODER, SAERun
 from pipeline.runs.sweep import SWEEP
@@ -92,23 +92,27 @@ def contents_of(run: Path, *, features: bool = False) -> dict[str, Content]:
     found |= {name: run / name for name in _AS_THEY_ARE if (run / name).exists()}
     found |= {file.name: file for file in sorted(run.glob("*.png"))}
     if features:
-        FeatureSet.open(run)
+        require_features(run)
         found[f"{FOLDER}/{FACTS}"] = public_json(run / FOLDER / FACTS)
         found |= {name: run / name for name in _OF_FEATURES if not name.endswith(FACTS)}
     return found
 
 
 def require_whole(run: Path) -> Any:  # noqa: ANN401 - SAERun, or FinetunedRun
-    """The run in a folder, every byte of its weights and curves checked.
+    """The run in a folder, its weights, its curves and what is told of it read and checked.
 
     Raises:
         CheckpointError: it is unfinished or damaged, or not of an SAE.
     """
     cpu = torch.device("cpu")
+    load_report(run)
+    imported(run)
+    require_folding(run)
     if is_finetuned(run):
         tuned = FinetunedRun.open(run)
         tuned.load_sae(cpu)
         tuned.losses()
+        tuned.meaning()
         return tuned
     if (kind := says_kind(run)) == "connector":
         raise CheckpointError(f"{run} is a {kind} run: only SAEs go to the hub, and come from it")
@@ -117,6 +121,15 @@ def require_whole(run: Path) -> Any:  # noqa: ANN401 - SAERun, or FinetunedRun
     if (run / METRICS).exists():
         _ = sae.curves
     return sae
+
+
+def require_features(run: Path) -> None:
+    """Read all of the features that were found for a run.
+
+    Raises:
+        CheckpointError: they are damaged, or of other weights.
+    """
+    FeatureSet.open(run).check()
 
 
 def public_json(file: Path, *, content: set[str] | None = None) -> bytes:

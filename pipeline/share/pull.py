@@ -4,6 +4,7 @@ Files arrive in `OUT.partial`, where a pull that was stopped goes on; once all a
 what run.json or the store say that they are, the folder gets its name.
 """
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,12 +15,13 @@ from actstore.summary import GROUP
 from actstore.verify import verify
 from pipeline.disk import nearest_there, writing
 from pipeline.errors import CheckpointError, ConfigError, HubError
+from pipeline.features.files import FACTS, FOLDER
 from pipeline.hub.repository import Address, Snapshot, fetch, look
 from pipeline.progress import OnProgress, counter, size
 from pipeline.runs.belongs import BEGUN, RUN
 from pipeline.runs.folder import LOCK, training_in
 from pipeline.runs.sweep import SWEEP, members_of
-from pipeline.share.contents import is_of_run, is_of_sweep, require_whole
+from pipeline.share.contents import is_of_run, is_of_sweep, require_features, require_whole
 
 ROOT = f"{GROUP}/zarr.json"
 
@@ -79,7 +81,7 @@ def pull(
             there, files, partial,
             on_bytes=counter(on_progress, stage="pull", total=total, unit="B"),
         )  # fmt: skip
-        _require_whole(partial, what, on_progress)
+        _require_whole(partial, what, there.address, on_progress)
         if out.exists():
             out.rmdir()
         partial.rename(out)
@@ -145,7 +147,9 @@ def _clear(partial: Path, files: list[str]) -> None:
             remove(path)
 
 
-def _require_whole(folder: Path, what: str, on_progress: OnProgress | None) -> None:
+def _require_whole(
+    folder: Path, what: str, address: Address, on_progress: OnProgress | None
+) -> None:
     if what == "store":
 
         def tell(done: int, total: int) -> None:
@@ -157,8 +161,29 @@ def _require_whole(folder: Path, what: str, on_progress: OnProgress | None) -> N
                 f"the store is damaged on the hub, too ({first.what}): push it again"
             )
         return
-    names = members_of(folder) if what == "sweep" else ["."]
-    for name in names:
-        if "/" in name or name == "..":
-            raise CheckpointError(f"the sweep on the hub names a run {name!r}, which is refused")
-        require_whole(folder / name)
+    try:
+        for name in members_of(folder) if what == "sweep" else ["."]:
+            _require_run_whole(folder, name)
+    except CheckpointError as error:
+        raise CheckpointError(_of_hub(str(error), folder, address)) from error
+
+
+def _require_run_whole(folder: Path, name: str) -> None:
+    if "/" in name or name == "..":
+        raise CheckpointError(f"{folder} names a run {name!r}, which is refused")
+    require_whole(folder / name)
+    if (folder / name / FOLDER / FACTS).exists():
+        require_features(folder / name)
+
+
+_ADVICE = re.compile(r"[;:] (?:put|make|find|finish|train|import|name|wait) .*")
+"""What a line about a run of one's own ends with; nothing of it can be done to one on the hub."""
+
+
+def _of_hub(told: str, folder: Path, address: Address) -> str:
+    """A line about what has arrived in a folder, as one about where it is from."""
+    found = _ADVICE.sub("", told).replace(f"{folder}/", "").replace(str(folder), "it")
+    return (
+        f"{address} is damaged on the hub ({found}): whoever pushed it must push it again, or name "
+        "an earlier state: ORG/NAME@REVISION"
+    )

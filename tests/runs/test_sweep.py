@@ -61,3 +61,9 @@ def test_a_sweep_of_which_nothing_is_done_and_a_damaged_one_are_one_line(sweep):
     (sweep / "sweep.json").write_text("[")
     with refused(CheckpointError, "sweep.json is damaged"):
         runs_at([sweep])
+
+
+def test_a_sweep_of_no_run_is_one_line(tmp_path):
+    (tmp_path / "sweep.json").write_text("{}")
+    with refused(CheckpointError, "sweep.json is damaged: it names no run"):
+        runs_at([tmp_path])

@@ -89,6 +89,32 @@ def test_what_does_not_fit_together_on_the_hub_is_refused(hub, pushed, tmp_path,
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        ("run.json", b"{", "run.json is damaged: "),
+        ("eval.json", b"{", "eval.json is not a report that this version can read"),
+        ("eval.json", b"{}", "eval.json is not a report that this version can read"),
+        ("eval.json", b"[1]", "eval.json is not a report that this version can read"),
+        ("imported.json", b"{}", "imported.json is damaged "),
+        ("folded.json", b"{}", "folded.json is damaged "),
+        ("features/features.json", b"{}", "features/features.json is missing or damaged "),
+        ("sweep.json", b"{}", "sweep.json is damaged: it names no run"),
+        ("sweep.json", b'{"members": ["k=1"]}', "k=1 is not a run"),
+    ],
+)
+def test_what_is_damaged_beside_the_weights_is_refused_by_its_place_on_the_hub(
+    hub, pushed, tmp_path, name, data, why
+):
+    files = {**hub.files(NAME), name: data}
+    if name == "sweep.json":
+        del files["run.json"]
+    hub.put(NAME, files)
+    with refused(CheckpointError, rf"^org/name is damaged on the hub \({why}"):
+        sp.pull("org/name", out=tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
 @pytest.mark.parametrize("name", ["run.json", "sweep.json", "metrics.jsonl"])
 def test_what_is_nested_without_end_on_the_hub_is_one_line(hub, pushed, tmp_path, name):
     files = {**hub.files(NAME), name: b"[" * 100_000 + b"\n"}
@@ -280,3 +306,12 @@ def test_a_pulled_run_finds_its_pulled_store(hub, tmp_path):
 def test_training_reads_stores_from_disk_and_says_how_to_get_one_there(tmp_path, fails):
     said = fails("train", "hf://datasets/org/acts", "--out", tmp_path / "run")
     assert "saepipe pull datasets/org/acts --out" in said
+
+
+def test_what_is_damaged_on_the_hub_is_told_without_places_of_this_machine(hub, pushed, tmp_path):
+    hub.put(NAME, {**hub.files(NAME), "sae.safetensors": b"\0" * 99})
+    with pytest.raises(CheckpointError) as caught:
+        sp.pull("org/name@main", out=tmp_path / "back")
+    told = str(caught.value)
+    assert str(tmp_path) not in told and ".partial" not in told
+    assert "another --out" not in told and "push it again" in told

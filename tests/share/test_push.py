@@ -313,3 +313,14 @@ def test_a_repository_is_typed_as_it_is_told(typed, address):
 
 def test_repositories_of_a_test_start_empty():
     assert Repository().at("main") is None
+
+
+@pytest.mark.parametrize("name", ["eval.json", "imported.json", "folded.json"])
+@pytest.mark.parametrize("data", [b"{", b"[1]", b"[" * 100_000])
+def test_what_is_damaged_beside_the_weights_is_not_sent(hub, evaluated, tmp_path, name, data):
+    run = tmp_path / "run"
+    shutil.copytree(evaluated, run)
+    (run / name).write_bytes(data)
+    with refused(CheckpointError, f"{name} is (damaged|not a report)"):
+        sp.push(run, "org/name", license="mit")
+    assert not any(asked.startswith("POST") for asked in hub.asked)
