@@ -143,6 +143,8 @@ def size_of(path: Path) -> int | None:
 LOCK = "LOCK"
 PATIENCE = 60.0
 """Seconds that one waits for a turn: who has it may have been stopped."""
+UNTOLD = 0.2
+"""Seconds of them that nobody would notice, and hears nothing of."""
 UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system says that has no locks."""
 
@@ -175,19 +177,27 @@ def locked(file: Path, held: Callable[[str], Exception]) -> Generator[None]:
     """
     fd = _locked_fd(file, held)
     try:
-        who = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-        with suppress(OSError):  # on a full disk nobody learns who holds it: it is held
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, who.encode(), 0)
+        _say_holder(fd)
         yield
     finally:
         os.close(fd)
 
 
+def _say_holder(fd: int) -> None:
+    who = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+    with suppress(OSError):  # on a full disk nobody learns who holds it: it is held
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, who.encode(), 0)
+
+
 @contextmanager
 def in_turn(file: Path) -> Generator[None]:
-    """Wait for the lock that `file` is, and hold it; it is gone afterwards."""
-    with _in_turn(file):
+    """Wait for the lock that `file` is, and hold it; it is gone afterwards.
+
+    A wait that one would notice is told in a warning: for which process, and up to when.
+    """
+    with _in_turn(file) as fd:
+        _say_holder(fd)
         try:
             yield
         finally:
@@ -218,16 +228,23 @@ def _locked_fd(file: Path, held: Callable[[str], Exception] | None) -> int:
 
 
 def _lock(file: Path, fd: int, held: Callable[[str], Exception] | None) -> None:
-    end = time.monotonic() + PATIENCE
+    start, told = time.monotonic(), False
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if held is not None:
                 raise held(_holder(fd)) from None
-            if time.monotonic() > end:
-                said = f"another process has been writing it for {PATIENCE:.0f} s"
+            waited = time.monotonic() - start
+            if waited > PATIENCE:
+                said = f"{_holder(fd)} has been writing it for {PATIENCE:.0f} s"
                 raise OSError(errno.EBUSY, said, str(file)) from None
+            if waited > UNTOLD and not told:
+                told = True
+                log.warning(
+                    "waiting for %s, which holds %s, for %.0f s at most",
+                    _holder(fd), file, PATIENCE,
+                )  # fmt: skip
             time.sleep(0.005)
         except OSError as error:
             if error.errno not in UNLOCKABLE:
@@ -250,5 +267,5 @@ def _holder(fd: int) -> str:
     try:
         told = json.loads(os.pread(fd, 1024, 0))
         return f"process {told['pid']} on {told['host']}"
-    except (ValueError, KeyError):  # it has the lock, and has not said so yet
+    except (ValueError, KeyError, TypeError):  # it has not said so, or fills this very file
         return "another process"

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from time import sleep
 
@@ -92,6 +93,35 @@ def test_turns_are_taken_and_leave_nothing(tmp_path):
 def test_nobody_waits_for_ever_for_who_was_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr("actstore.files.PATIENCE", 0.02)
     file = tmp_path / "a"
-    with locked(partial_of(file), held), pytest.raises(OSError, match="another process has been"):
+    with locked(partial_of(file), held), pytest.raises(OSError, match=r"on .* has been"):
         write_file(file, [b"mine"])
     assert not file.exists()
+
+
+def test_a_wait_that_is_noticed_says_at_once_for_whom(tmp_path, caplog):
+    lock, order = tmp_path / ".out.lock", []
+
+    def second() -> None:
+        with in_turn(lock):
+            order.append("second")
+
+    with ThreadPoolExecutor(1) as pool:
+        with in_turn(lock):
+            waiting = pool.submit(second)
+            sleep(1)
+            assert [r.getMessage() for r in caplog.records] == [
+                f"waiting for process {os.getpid()} on {socket.gethostname()}, which holds {lock}, "
+                "for 60 s at most"
+            ]
+            order.append("first")
+        waiting.result()
+    assert order == ["first", "second"] and [*tmp_path.iterdir()] == []
+
+
+def test_who_fills_a_file_is_not_taken_from_what_is_in_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("actstore.files.PATIENCE", 0.02)
+    file = tmp_path / "a"
+    with locked(partial_of(file), held):
+        partial_of(file).write_bytes(b"[1]")
+        with pytest.raises(OSError, match="another process has been"):
+            write_file(file, [b"mine"])
