@@ -135,7 +135,8 @@ def harvest(
     precision: InPrecision = HarvestConfig.precision,
     dtype: Annotated[StoreDtype, Option(help="Numbers that are stored.")] = HarvestConfig.dtype,
     check_model: Annotated[
-        bool, Option("--check-model/--no-check-model", help="Hold a few tokens to transformers first.")
+        bool,
+        Option("--check-model/--no-check-model", help="Hold a few tokens to transformers first."),
     ] = HarvestConfig.check_model,
     codec: Annotated[str, Option(help="lz4, zstd, raw or bitround:N.")] = HarvestConfig.codec,
     config: ConfigFile = None,
