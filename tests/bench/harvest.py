@@ -2,13 +2,16 @@
 
     python tests/bench/harvest.py                             # in one process, interleaved
     python tests/bench/harvest.py --saelens ENV/bin/python    # whole processes, against SAELens
+    python tests/bench/harvest.py --family qwen3 --module model.layers.1.mlp
 
-The model has the shape of Pythia-70m and random weights; the site is mlp_out.1. Every round runs
+The model has the shape of Pythia-70m and random weights; the site is mlp_out.1. With --family it is
+of another family and about that shape, and the site is a module by its path. Every round runs
 every cell once, in turn, so that what disturbs the machine disturbs all alike; ratios are taken
 round by round, and their median printed with the lowest and highest.
 
     full    the whole model with its head, in fp32, a hook on the site (as transformers users do)
     bare    embedding, layer 0, MLP of layer 1, by hand: nothing is kept
+    stopped the whole model, in fp32, whose hook on the module ends the pass: nothing is kept
     harvest `pipeline.harvest.harvest`, the store included: encoded, checksummed, synced to disk
 """
 
@@ -20,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -35,15 +39,21 @@ from tests.bench.common import Cell, in_turn, ratios, spread, wall
 CTX_LEN, SITE = 128, "mlp_out.1"
 
 
-def make_model(folder: Path) -> None:
+# In the words of all families: each takes those that it knows.
+SHAPE = {
+    "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048,
+    "num_key_value_heads": 8, "head_dim": 64, "d_model": 512, "num_layers": 6, "ffn_dim": 2048,
+    "attention_heads": 8, "rotary_pct": 0.25,
+}  # fmt: skip
+
+
+def make_model(folder: Path, family: str) -> None:
     """Pythia-70m's shape with random weights, and the embedded tokenizer (ids fit)."""
     torch.manual_seed(0)
-    config = transformers.GPTNeoXConfig(
-        vocab_size=50304, hidden_size=512, num_hidden_layers=6, num_attention_heads=8,
-        intermediate_size=2048, max_position_embeddings=2048, rotary_pct=0.25,
-        tie_word_embeddings=False,
-    )  # fmt: skip
-    transformers.GPTNeoXForCausalLM(config).save_pretrained(folder)
+    config = transformers.AutoConfig.for_model(
+        family, vocab_size=50304, max_position_embeddings=2048, tie_word_embeddings=False, **SHAPE
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(builtin_model_path() / name, folder / name)
 
@@ -68,11 +78,27 @@ def rate(forward: Callable[[torch.Tensor], object], tokens: list[torch.Tensor]) 
     return run
 
 
-def full(model: torch.nn.Module, batch: torch.Tensor) -> None:
+def full(model: torch.nn.Module, path: str, batch: torch.Tensor) -> None:
     """The whole model with a hook on the site."""
-    mlp, kept = model.gpt_neox.layers[1].mlp, list[torch.Tensor]()
-    handle = mlp.register_forward_hook(lambda _m, _a, out: kept.append(out))
+    kept = list[object]()
+    handle = model.get_submodule(path).register_forward_hook(lambda _m, _a, out: kept.append(out))
     model(batch, use_cache=False)
+    handle.remove()
+
+
+class _Stopped(Exception):  # noqa: N818 - it is no error
+    pass
+
+
+def stopped(model: torch.nn.Module, path: str, batch: torch.Tensor) -> None:
+    """The whole model, until a module of it has run."""
+
+    def stop(*_: object) -> None:
+        raise _Stopped
+
+    handle = model.get_submodule(path).register_forward_hook(stop)
+    with suppress(_Stopped):
+        model(batch, use_cache=False)
     handle.remove()
 
 
@@ -86,14 +112,16 @@ def bare(model: torch.nn.Module, batch: torch.Tensor) -> None:
     layer.mlp(layer.post_attention_layernorm(x))
 
 
-def stored(model: Path, work: Path, n_tokens: int, precision: Precision, device: str) -> Cell:
+def stored(
+    model: Path, work: Path, n_tokens: int, precision: Precision, device: str, site: str = SITE
+) -> Cell:
     """Tokens a second of a harvest, from its first token to its last byte."""
 
     def run() -> float:
         out = work / f"{precision}.actstore"
         shutil.rmtree(out, ignore_errors=True)
         config = HarvestConfig(
-            out=out, model=str(model), sites=(SITE,), tokens=n_tokens, ctx_len=CTX_LEN,
+            out=out, model=str(model), sites=(site,), tokens=n_tokens, ctx_len=CTX_LEN,
             precision=precision, device=device,  # pyright: ignore[reportArgumentType]
         )  # fmt: skip
         return harvest(config).tokens_per_s
@@ -119,13 +147,28 @@ def in_one_process(args: argparse.Namespace, work: Path, model: Path) -> None:
     }
     few = [b.to(device) for b in batches(args.tokens // 8, 8)]
     many = [b.to(device) for b in batches(args.tokens, 8)]
-    cells = {"full fp32": rate(partial(full, whole["fp32"]), few)}
+    cells = {"full fp32": rate(partial(full, whole["fp32"], "gpt_neox.layers.1.mlp"), few)}
     for name in whole:
         cells[f"bare {name}"] = rate(partial(bare, whole[name]), many)
         cells[f"harvest {name}"] = stored(model, work, args.tokens, name, args.device)  # pyright: ignore[reportArgumentType]
     pairs = [(f"harvest {name}", f"bare {name}") for name in whole]
     pairs += [(name, "full fp32") for name in ("bare fp32", "harvest fp32", "harvest bf16")]
     report(cells, args.rounds, pairs)
+
+
+def at_module(args: argparse.Namespace, work: Path, model: Path) -> None:
+    """Full, stopped and harvest of a family at a module, in float32."""
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    whole, device = loaded.eval().to(args.device), torch.device(args.device)
+    few = [b.to(device) for b in batches(args.tokens // 8, 8)]
+    many = [b.to(device) for b in batches(args.tokens, 8)]
+    cells = {
+        "full fp32": rate(partial(full, whole, args.module), few),
+        "stopped fp32": rate(partial(stopped, whole, args.module), many),
+        "harvest fp32": stored(model, work, args.tokens, "fp32", args.device, args.module),
+    }
+    pairs = [("stopped fp32", "full fp32"), ("harvest fp32", "full fp32")]
+    report(cells, args.rounds, [*pairs, ("stopped fp32", "harvest fp32")])
 
 
 def as_processes(args: argparse.Namespace, work: Path, model: Path) -> None:
@@ -169,12 +212,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=65_536 * 3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--saelens", help="Python of an environment that has sae-lens.")
+    parser.add_argument("--family", default="gpt_neox", help="A model type of transformers.")
+    parser.add_argument("--module", help="The site, by its path in the model.")
     args = parser.parse_args()
     print(json.dumps({**vars(args), "torch": torch.__version__}))
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        make_model(model)
-        (as_processes if args.saelens else in_one_process)(args, Path(folder), model)
+        make_model(model, args.family)
+        own = at_module if args.module else in_one_process
+        (as_processes if args.saelens else own)(args, Path(folder), model)
 
 
 if __name__ == "__main__":
