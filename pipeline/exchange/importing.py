@@ -205,9 +205,12 @@ def _finished(report: ImportReport, told: Imported) -> ImportReport | None:
     if there is None:
         raise ConfigError(f"{out} exists and is no imported SAE: choose another --out")
     if (there.checksum, there.asked) != (told.checksum, told.asked):
-        what = "other files" if there.checksum != told.checksum else "other settings"
+        what = f"other settings ({', '.join(there.asked) or 'none'} there)"
+        if there.checksum != told.checksum:
+            what = "other files"
         raise ConfigError(
-            f"{out} was imported from {there.source}, with {what}: choose another --out"
+            f"{out} was imported from {there.source}, with {what}: choose another --out, and name "
+            "that from then on"
         )
     run = SAERun.open(out)
     if run.sha256 != there.sha256:
@@ -274,7 +277,13 @@ def ends_brought_in(
 
 def _log(report: ImportReport) -> None:
     if not report.reused:
-        log.warning("imported %s into %s", report.source, report.out)
+        log.warning("imported %s into %s: %s", report.source, report.out, stays(report))
+
+
+def stays(report: ImportReport) -> str:
+    """What becomes of a run that a command made of a source, even if it then refuses the rest."""
+    out = RUNS / report.out.name
+    return f"{out} stays for whatever takes {report.source} next; remove it with rm -r {out}"
 
 
 _COMMON = (

@@ -76,5 +76,5 @@ def require_site(name: str, run: Path) -> str:
     source = told.source if told else "SOURCE"
     raise ConfigError(
         f"{run} does not say at which site it belongs{hook}: say it with saepipe import {source} "
-        "--site KIND.LAYER --out RUN"
+        "--site KIND.LAYER --out OTHER, and name OTHER in its place"
     )

@@ -302,7 +302,14 @@ def brought_in(paths: Sequence[Path], screen: Screen) -> list[Path]:
 
 
 def _imported_told(screen: Screen) -> "Callable[[ImportReport], None]":
-    return lambda report: screen.say(import_line(report))
+    from pipeline.exchange.importing import stays
+
+    def told(report: "ImportReport") -> None:
+        screen.say(import_line(report))
+        if not report.reused:
+            screen.note([stays(report)])
+
+    return told
 
 
 def _runs_of(paths: Sequence[Path], screen: Screen) -> tuple[Path, ...]:

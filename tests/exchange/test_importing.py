@@ -12,7 +12,7 @@ import torch
 from pipeline.config.grid import expand
 from pipeline.config.training import ConnectConfig
 from pipeline.connect.run import ConnectorRun
-from pipeline.errors import CheckpointError, ConfigError, ModelError
+from pipeline.errors import CheckpointError, ConfigError, ModelError, TextError
 from pipeline.exchange.importing import brought_in, import_sae, runs_of
 from pipeline.runs.imported import imported
 from pipeline.runs.sae_run import SAERun
@@ -84,7 +84,7 @@ def test_the_same_is_reused_and_another_is_not_overwritten(tmp_path):
     written = (out / "run.json").stat().st_mtime_ns
     assert import_sae(str(source), out).reused
     assert (out / "run.json").stat().st_mtime_ns == written
-    with refused(ConfigError, "with other settings: choose another --out"):
+    with refused(ConfigError, r"with other settings \(.* there\): choose another --out"):
         import_sae(str(source), out, site="mlp_out.0")
     cfg = json.loads((source / "cfg.json").read_text())
     (source / "cfg.json").write_text(json.dumps(cfg | {"k": 3}))
@@ -237,6 +237,37 @@ def test_a_source_in_the_place_of_a_run_is_imported_first_and_once(
     assert runs_of([report.run]) == (report.run,)
     with refused(CheckpointError, "seems to be an SAE of SAELens: type saepipe import"):
         SAERun.open(source)
+
+
+def test_what_a_refused_command_imported_is_said_to_stay(
+    tmp_path, world, monkeypatch, saepipe, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        folder_of(tmp_path / "of" / name, model=world[0])
+    code, out, err = saepipe("eval", "of/one", "--text", "absent.txt")
+    stays = "runs/of-{0} stays for whatever takes of/{0} next; remove it with rm -r runs/of-{0}"
+    assert code == 1 and stays.format("one") in " ".join((out + err).split())
+    with caplog.at_level(logging.WARNING), refused(TextError, "absent.txt"):
+        sp.evaluate("of/two", text="absent.txt")
+    assert any(stays.format("two") in line for line in caplog.messages)
+    assert {path.name for path in Path("runs").iterdir()} == {"of-one", "of-two"}
+    code, out, err = saepipe("eval", "of/one", "--text", "absent.txt")
+    assert "stays" not in out + err
+
+
+def test_saying_the_site_as_it_is_advised_leads_to_a_run_that_is_taken(tmp_path, world, succeeds):
+    model, text = world
+    nowhere = folder_of(tmp_path / "theirs", model=model, hook_name="blocks.1.hook_mlp_in")
+    run = sp.import_sae(nowhere, out=tmp_path / "run")
+    with pytest.raises(ConfigError) as caught:
+        sp.evaluate(run, text=text, device="cpu")
+    advice = str(caught.value).partition("say it with saepipe ")[2].partition(", and name")[0]
+    typed = advice.replace("KIND.LAYER", "mlp_out.1").replace("OTHER", str(tmp_path / "other"))
+    succeeds(*typed.split())
+    assert sp.evaluate(tmp_path / "other", text=text, tokens=120, device="cpu").site == "mlp_out.1"
+    with refused(ConfigError, r"other settings \(none there\): choose .*, and name that"):
+        import_sae(str(nowhere), tmp_path / "run", site="mlp_out.1")
 
 
 def test_a_source_can_be_an_end_of_a_connector(tmp_path, world, monkeypatch, capsys):
