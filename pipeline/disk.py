@@ -4,12 +4,14 @@ And whether a folder can be written to, for who would otherwise learn it after t
 """
 
 import errno
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.progress import size
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a system says that has no room for a file."""
@@ -84,6 +86,20 @@ def why_unwritable(folder: Path) -> str:
             raise CheckpointError(told) from error
         return error.strerror or str(error)
     return ""
+
+
+def require_room(out: Path, n_bytes: int) -> None:
+    """Refuse, before any work, what the disk of `out` has no room for.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    free = shutil.disk_usage(nearest_there(out)).free
+    if n_bytes > free:
+        raise ConfigError(
+            f"{out} needs {size(n_bytes)}, {size(n_bytes - free)} more than the {size(free)} that "
+            "its disk has free: make room, or choose another --out"
+        )
 
 
 def require_run_writable(run: Path, *, what: str) -> None:

@@ -5,7 +5,6 @@ what run.json or the store say that they are, the folder gets its name.
 """
 
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +12,11 @@ from pathlib import Path
 from actstore.files import make_folder, partial_of, remove, sync_folder
 from actstore.summary import GROUP
 from actstore.verify import verify
-from pipeline.disk import nearest_there, writing
+from pipeline.disk import require_room, writing
 from pipeline.errors import CheckpointError, ConfigError, HubError
 from pipeline.features.files import FACTS, FOLDER
 from pipeline.hub.repository import Address, Snapshot, fetch, look
-from pipeline.progress import OnProgress, counter, size
+from pipeline.progress import OnProgress, counter
 from pipeline.runs.belongs import BEGUN, RUN
 from pipeline.runs.folder import LOCK, training_in
 from pipeline.runs.sweep import SWEEP, members_of
@@ -75,7 +74,7 @@ def pull(
         if _is_there(out, there, files):  # by now, another process may have ended
             return replace(report, reused=True)
         _require_ours(partial, out)
-        _require_room(partial, there, files)
+        require_room(out, sum(there.files[n].n_bytes for n in files if not (partial / n).exists()))
         _clear(partial, files)
         fetch(
             there, files, partial,
@@ -125,16 +124,6 @@ def _require_ours(partial: Path, out: Path) -> None:
         raise ConfigError(
             f"{partial} is an unfinished fine-tuning, which goes on into {out}: choose another "
             "--out"
-        )
-
-
-def _require_room(partial: Path, there: Snapshot, files: list[str]) -> None:
-    missing = sum(there.files[name].n_bytes for name in files if not (partial / name).exists())
-    free = shutil.disk_usage(nearest_there(partial)).free
-    if missing > free:
-        raise ConfigError(
-            f"{there.address} needs {size(missing)} more and the disk of {partial.parent} has "
-            f"{size(free)} free: make room, or choose another --out"
         )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -171,7 +172,7 @@ def test_of_two_at_one_place_the_second_is_refused(to, make_store, tmp_path):
 
 
 def test_a_disk_without_room_is_told_before(make_store, tmp_path, monkeypatch):
-    monkeypatch.setattr(export.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 99}))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=99))
     config = ExportConfig(store=make_store(), site=SITE, to="npy", out=tmp_path / "a.npy")
     with pytest.raises(ConfigError, match="more than the 99B"):
         export_rows(config)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -315,3 +316,12 @@ def test_what_is_damaged_on_the_hub_is_told_without_places_of_this_machine(hub, 
     told = str(caught.value)
     assert str(tmp_path) not in told and ".partial" not in told
     assert "another --out" not in told and "push it again" in told
+
+
+def test_a_disk_without_room_is_told_before_anything_is_fetched(hub, pushed, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=99))
+    hub.asked.clear()
+    with refused(ConfigError, "back needs .* more than the 99B that its disk has free: make room"):
+        sp.pull("org/name", out=tmp_path / "back")
+    assert not any("/resolve/" in one for one in hub.asked)
+    assert [*tmp_path.glob("back*")] == []

@@ -4,7 +4,6 @@ A shard is in memory at a time. What is written has its name once it is whole, a
 """
 
 import os
-import shutil
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,11 +17,11 @@ from actstore.files import locked, make_folder, partial_of, remove, sync_folder
 from actstore.manifest import CONTEXT_TOKENS
 from actstore.reader import ActStore
 from pipeline.config.rows import ExportConfig
-from pipeline.disk import nearest_there
+from pipeline.disk import require_room
 from pipeline.errors import ConfigError
 from pipeline.exchange.rows.values import BLOCK_BYTES, as_stored
 from pipeline.exchange.rows.writers import SUFFIX, WRITERS, Content
-from pipeline.progress import OnProgress, counter, size
+from pipeline.progress import OnProgress, counter
 from pipeline.stores import has_tokens
 
 Part = tuple[
@@ -157,12 +156,7 @@ def _require_place(config: ExportConfig, content: Content) -> tuple[Path, ...]:
     for file in files:
         if file.exists():
             raise ConfigError(f"{file} is there already: remove it, or choose another --out")
-    needed, free = content.n_bytes, shutil.disk_usage(nearest_there(out)).free
-    if needed > free:
-        raise ConfigError(
-            f"{out} needs about {size(needed)}, {size(needed - free)} more than the {size(free)} "
-            "that its disk has free: choose another --out"
-        )
+    require_room(out, content.n_bytes)
     return files
 
 
