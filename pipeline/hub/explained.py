@@ -21,14 +21,19 @@ _ADVICE = {
 
 
 @contextmanager
-def explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
-    """Turn what the hub's client raises into a line about `what`: `model org/name`, say."""
+def explained(
+    what: str, *, raises: type[PipelineError], only_there: bool = False
+) -> Generator[None]:
+    """Turn what the hub's client raises into a line about `what`: `model org/name`, say.
+
+    Args:
+        what: For people.
+        raises: The line's class.
+        only_there: Nothing here can stand for the hub: it is pushed to, or pulled from.
+    """
     from huggingface_hub import errors
 
-    out_of_reach = (
-        f"the hub could not be reached for {what}, and it is not in the local cache: check the "
-        "network, or give a local path"
-    )
+    out_of_reach = _out_of_reach(what, only_there=only_there)
     try:
         yield
     except errors.GatedRepoError as error:
@@ -51,13 +56,31 @@ def explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
         raise raises(f"the hub answered {response.status_code} for {what}: {advice}") from error
 
 
+def _out_of_reach(what: str, *, only_there: bool) -> str:
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    asked = ", as HF_HUB_OFFLINE is set" if offline else ""
+    first = "unset HF_HUB_OFFLINE" if offline else "check the network"
+    if only_there:
+        return (
+            f"the hub could not be reached for {what}{asked}: {first}, then give the command again"
+        )
+    return (
+        f"the hub could not be reached for {what}{asked}, and it is not in the local cache: "
+        f"{first}, or give a local path"
+    )
+
+
 @contextmanager
-def transfer_explained(what: str, *, raises: type[PipelineError]) -> Generator[None]:
+def transfer_explained(
+    what: str, *, raises: type[PipelineError], only_there: bool = False
+) -> Generator[None]:
     """The same of files that are sent or fetched: what is lost on the way is told, too."""
     from huggingface_hub import errors
 
     again = "give the command again, which goes on with what did not arrive"
-    with explained(what, raises=raises):
+    with explained(what, raises=raises, only_there=only_there):
         try:
             yield
         except RuntimeError as error:  # of a thread, which says of which file alone

@@ -204,7 +204,7 @@ def _make(what: Publication, *, repository: bool) -> None:
     from huggingface_hub import HfApi
 
     api, address = HfApi(), what.address
-    with explained(address.what, raises=HubError):
+    with explained(address.what, raises=HubError, only_there=True):
         if repository:
             api.create_repo(
                 address.repo, repo_type=what.kind, private=what.private or None, exist_ok=True
@@ -236,7 +236,7 @@ def _send(
         with (
             quiet(),
             catch_warnings(action="ignore"),  # of its client: Parquet, and its own calls
-            transfer_explained(address.what, raises=HubError),
+            transfer_explained(address.what, raises=HubError, only_there=True),
         ):
             for part in _parts(step, n_bytes=_PART_BYTES, n_files=_PART_FILES):
                 added = [

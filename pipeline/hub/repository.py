@@ -136,7 +136,7 @@ def look(address: Address) -> Snapshot:
     for kind in kinds:
         there = replace(address, kind=kind)
         try:
-            with explained(there.what, raises=HubError):
+            with explained(there.what, raises=HubError, only_there=True):
                 info = HfApi().repo_info(
                     address.repo, revision=address.revision, repo_type=kind, timeout=_TIMEOUT
                 )
@@ -287,7 +287,7 @@ def _fetch_one(snapshot: Snapshot, folder: Path, name: str) -> str:
     if remote.is_(file):
         return name
     way = folder / ARRIVING
-    with transfer_explained(f"{address.what}: {name}", raises=HubError):
+    with transfer_explained(f"{address.what}: {name}", raises=HubError, only_there=True):
         arrived = hf_hub_download(
             address.repo,
             address.folder + name,

@@ -187,9 +187,25 @@ def test_no_message_has_the_token(hub, pushed, tmp_path, failing, caplog, saepip
 
 def test_a_hub_out_of_reach_is_one_line(pushed, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with refused(HubError, "the hub could not be reached for"):
+    again = "check the network, then give the command again$"
+    with refused(HubError, f"^the hub could not be reached for model org/name: {again}"):
         sp.pull("org/name", out=tmp_path / "back")
+    with refused(HubError, f"^the hub could not be reached for model org/name: {again}"):
+        sp.push(pushed, "org/name", license="mit")
     assert sp.SAE.load(pushed)
+
+
+def test_who_asked_for_no_network_is_told_what_keeps_the_hub_away(pushed, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    why = "^the hub could not be reached for (model|repository) org/name, as HF_HUB_OFFLINE is set"
+    for asks in (
+        lambda: sp.pull("org/name", out=tmp_path / "back"),
+        lambda: sp.push(pushed, "org/name", license="mit"),
+    ):
+        with refused(HubError, f"{why}: unset HF_HUB_OFFLINE, then give the command again$"):
+            asks()
+    with refused(HubError, f"{why}, and it is not in .*: unset HF_HUB_OFFLINE, or give a local"):
+        sp.SAE.from_pretrained("org/name")
 
 
 def test_a_fine_tuning_goes_and_comes_as_it_is_or_folded(hub, evaluated, tmp_path):
