@@ -1,12 +1,14 @@
 """Conversations are spelled as transformers spells them, and the assistant's tokens are known."""
 
 import json
+from datetime import datetime
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.errors import ModelError, TextError
-from pipeline.lm.chat import ChatTemplate, load_chat_template
+from pipeline.lm.chat import ChatEncoder, ChatTemplate, load_chat_template
 from pipeline.lm.tokenizer import load_tokenizer
 from tests.helpers.tiny import EOS, make_tokenizer
 
@@ -125,3 +127,31 @@ def test_a_template_that_is_no_text_is_one_line(folder, tmp_path):
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(ModelError, match="chat_template.jinja is not UTF-8 text"):
         load_chat_template(name)
+
+
+@pytest.mark.parametrize("bos", ["", EOS], ids=["without", "with"])
+def test_tokens_have_the_separators_that_are_spelled_and_no_other(folder, tmp_path, bos):
+    fast = make_tokenizer()
+    mark = fast.token_to_id(EOS)
+    fast.post_processor = TemplateProcessing(single=f"{EOS} $A {EOS}", special_tokens=[(EOS, mark)])
+    name = folder(chat_template=PLAIN, bos_token=bos)
+    fast.save(str(tmp_path / "tokenizer.json"))
+    theirs = PreTrainedTokenizerFast(tokenizer_file=f"{name}/tokenizer.json", eos_token=EOS)
+    expected = theirs.apply_chat_template(
+        TALK, chat_template=PLAIN, tokenize=True, return_dict=True, bos_token=bos
+    )["input_ids"]
+    encoder = ChatEncoder(load_tokenizer(name))
+    (ids,) = encoder.encode([load_chat_template(name).text(TALK)])
+    assert ids == expected
+    assert ids.count(mark) == len(TALK) + bool(bos)
+    assert encoder.parts(ids) == [ids]
+
+
+@pytest.mark.parametrize("code", ["%d %b %Y", "%Y-%m-%d", "%d %B %Y", "%A, %H:%M:%S", "%-d.%y"])
+def test_a_template_that_tells_the_date_tells_the_same_every_day(code):
+    source = (
+        "{% if strftime_now is defined %}{% set today = strftime_now('" + code + "') %}{% endif %}"
+        "{{ today }}"
+    )
+    spelled = ChatTemplate(model="a/b", source=source).text(TALK)
+    assert spelled == datetime(2024, 7, 26).strftime(code)
