@@ -201,7 +201,8 @@ def test_special_tokens_of_a_template_are_always_parsed(config):
         replace(config, special_tokens="parse")
 
 
-def test_an_evaluation_reads_what_lies_behind_the_store_as_conversations(config):
+def test_an_evaluation_reads_what_lies_behind_the_store_as_conversations(config, monkeypatch):
+    monkeypatch.setattr("pipeline.runs.default_text.heldout_text", lambda _: "builtin@heldout")
     harvest(config)
     store = ActStore.open(config.out)
     text = DefaultTexts("text").of(Provenance.of(store, site="mlp_out.1"), config.out)
