@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -52,7 +53,7 @@ def told(folder: Path, **config: object) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(given | config))
 
 
-def write_talks(path: Path, talks: list, *, name: str = "messages") -> str:
+def write_talks(path: Path, talks: list[Any], *, name: str = "messages") -> str:
     path.write_text("".join(json.dumps({"id": i, name: t}) + "\n" for i, t in enumerate(talks)))
     return str(path)
 
