@@ -45,7 +45,7 @@ def difference(folder: Path, kind: str, *, layer: int = 1, dtype: torch.dtype = 
     return check(load_for_sites(str(folder), sites, device=CPU, dtype=dtype), sites)
 
 
-@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.parametrize("dtype", [FP32, pytest.param(BF16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize(
     "name",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MAKERS],
